@@ -1,0 +1,1 @@
+"""GPT-Neo on Mesh-TensorFlow."""

@@ -1,0 +1,92 @@
+"""Spellings of the 2021 program: aliases, expansions, and strings that stand for structures."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from gpt_neo.errors import ConfigError
+
+ATTENTION_TYPES = ("global", "local", "linear", "none")
+# Precision was spelled in several ways; "bf16" in early files.
+PRECISION_ALIASES = {"fp32": "float32", "bf16": "bfloat16"}
+# The shipped key was never read by the legacy program, the second one was.
+ACTIVATION_KEYS = ("activation_function", "activation_fn")
+
+
+def expand_attention_types(value: Any, n_layer: int, where: str) -> tuple:
+    """Expand `[[["global", "local"], 12]]` into one name per layer.
+
+    Raises:
+      ConfigError: a name is unknown, the nesting is off, or the count differs from n_layer.
+    """
+    if isinstance(value, str):
+        value = [[[value], n_layer]]
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: attention_types is {value!r}; expected [[[name, ...], repeats], ...]")
+    names: list = []
+    for entry in value:
+        if isinstance(entry, str):
+            names.append(entry)
+            continue
+        pattern = isinstance(entry, list) and len(entry) == 2
+        if not (pattern and isinstance(entry[0], list) and type(entry[1]) in (int, str)):
+            raise ConfigError(f"{where}: attention_types entry {entry!r}; expected [[name, ...], repeats]")
+        block, repeats = entry
+        if repeats == "all":
+            repeats = n_layer // max(1, len(block))
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ConfigError(f"{where}: attention_types repeats {repeats!r}; expected a whole number of at least 1")
+        names.extend(list(block) * repeats)
+    for name in names:
+        if name not in ATTENTION_TYPES:
+            raise ConfigError(f"{where}: attention_types has {name!r}; allowed: {', '.join(ATTENTION_TYPES)}")
+    if len(names) != n_layer:
+        raise ConfigError(f"{where}: attention_types names {len(names)} layers, n_layer is {n_layer}")
+    return tuple(names)
+
+
+def parse_pairs(value: Any, name: str, where: str, sizes: bool) -> tuple:
+    """Parse `"x:4,y:2"` or `"batch:x;embd:y"` (or a list of pairs) into a tuple of pairs.
+
+    Args:
+      sizes: the second half of each pair is a positive whole number (mesh_shape).
+
+    Raises:
+      ConfigError: a pair is malformed or a name stands twice.
+    """
+    if value in (None, "", []):
+        return ()
+    if isinstance(value, str):
+        items = [part.split(":") for part in re.split(r"[,;]", value.strip()) if part.strip()]
+    elif isinstance(value, list):
+        items = [list(part) if isinstance(part, (list, tuple)) else [part] for part in value]
+    else:
+        raise ConfigError(f"{where}: {name} is {value!r}; expected a string such as 'x:4,y:2'")
+    pairs = []
+    for item in items:
+        if len(item) != 2 or not all(str(half).strip() for half in item):
+            raise ConfigError(f"{where}: {name} has {':'.join(map(str, item))!r}; expected name:value")
+        left, right = (str(half).strip() for half in item)
+        if sizes and (not right.isdigit() or int(right) < 1):
+            raise ConfigError(f"{where}: {name} gives {left!r} the size {right!r}; expected a positive whole number")
+        pairs.append((left, int(right) if sizes else right))
+    names = [left for left, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{where}: {name} names a dimension twice: {value!r}")
+    return tuple(pairs)
+
+
+def resolve_activation(raw: dict, where: str) -> Any:
+    """Return the activation under either legacy key.
+
+    Raises:
+      ConfigError: both keys are set and disagree.
+    """
+    given = [(k, raw[k]) for k in ACTIVATION_KEYS if raw.get(k) is not None]
+    if len(given) == 2 and given[0][1] != given[1][1]:
+        raise ConfigError(
+            f"{where}: activation_function is {given[0][1]!r} and activation_fn is {given[1][1]!r}; "
+            "set one of them, or both alike"
+        )
+    return given[0][1] if given else None

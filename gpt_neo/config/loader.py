@@ -1,0 +1,250 @@
+"""From a config file or name to a validated `RunConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import typing
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from gpt_neo.config import legacy
+from gpt_neo.config.schema import (
+    REQUIRED,
+    SECTIONS,
+    DatasetConfig,
+    DatasetRef,
+    MeshConfig,
+    ModelConfig,
+    RunConfig,
+)
+from gpt_neo.errors import ConfigError
+
+CONFIG_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "configs")
+DATATYPES = ("chunks", "documents_fixed", "documents_random")
+
+
+def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: str = CONFIG_DIR) -> RunConfig:
+    """Load a model config by name or path, from any working directory.
+
+    Args:
+      name_or_path: `gpt3_2-7B`, `gpt3_2-7B.json`, or a path.
+      overrides: `key=value` strings, the value in JSON or bare text.
+      config_dir: where names and dataset ids are looked up.
+
+    Raises:
+      ConfigError: the file is missing or broken, or a key is unknown, of the wrong type, out of range or
+        contradicts another.
+    """
+    path = find_config(name_or_path, config_dir)
+    raw = read_json(path)
+    raw.update(parse_override(text) for text in overrides)
+    reject_unknown(raw, known_keys() | {"activation_fn"}, path)
+    sections = build_sections(raw, path)
+    check_combinations(sections, path)
+    datasets = load_datasets(sections["training"].datasets, path, config_dir)
+    return RunConfig(source=path, name=os.path.splitext(os.path.basename(path))[0], datasets=datasets, **sections)
+
+
+def find_config(name_or_path: str, config_dir: str) -> str:
+    """Return the path of a config given by name or path."""
+    names = [name_or_path, name_or_path + ".json"]
+    candidates = names + [os.path.join(config_dir, name) for name in names]
+    for candidate in candidates:
+        if os.path.isfile(candidate):
+            return candidate
+    known = sorted(f[:-5] for f in os.listdir(config_dir) if f.endswith(".json")) if os.path.isdir(config_dir) else []
+    raise ConfigError(f"no config {name_or_path!r}: not a file, and not one of {', '.join(known)} in {config_dir}")
+
+
+def read_json(path: str) -> dict:
+    """Read a JSON object, naming file and line of a mistake."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            raw = json.load(handle, object_pairs_hook=lambda pairs: reject_repeats(pairs, path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return raw
+
+
+def reject_repeats(pairs: list, path: str) -> dict:
+    """Build a dictionary, refusing a key given twice (JSON would silently keep the last)."""
+    result: dict = {}
+    for name, value in pairs:
+        if name in result:
+            raise ConfigError(f"{path}: key {name!r} stands twice")
+        result[name] = value
+    return result
+
+
+def parse_override(text: str) -> tuple:
+    """Split `key=value`; the value is JSON where it parses as such, else text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"--set {text!r}: expected key=value")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def known_keys() -> set:
+    """Every key that a model config may hold."""
+    return {field.name for section in SECTIONS.values() for field in dataclasses.fields(section)}
+
+
+def reject_unknown(raw: dict, known: set, path: str) -> None:
+    """Raise for the first key that is not known, with the nearest known one."""
+    for name in raw:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+            raise ConfigError(f"{path}: unknown key {name!r}; nearest known key: {near[0]!r}")
+
+
+def build_sections(raw: dict, path: str) -> dict:
+    """Turn the flat legacy keys into the section dataclasses."""
+    raw = dict(raw)
+    activation = legacy.resolve_activation(raw, path)
+    raw.pop("activation_fn", None)
+    if activation is not None:
+        raw["activation_function"] = activation
+    if raw.get("precision") is not None:
+        raw["precision"] = legacy.PRECISION_ALIASES.get(raw["precision"], raw["precision"])
+    n_layer = coerce(raw.get("n_layer"), int, "n_layer", path) if raw.get("n_layer") is not None else None
+    if n_layer is not None:
+        raw["attention_types"] = legacy.expand_attention_types(raw.get("attention_types") or "global", n_layer, path)
+    raw["mesh_shape"] = legacy.parse_pairs(raw.get("mesh_shape"), "mesh_shape", path, sizes=True)
+    raw["layout"] = legacy.parse_pairs(raw.get("layout"), "layout", path, sizes=False)
+    raw["datasets"] = parse_datasets(raw.get("datasets"), path)
+    return {name: build_dataclass(section, raw, path) for name, section in SECTIONS.items()}
+
+
+def build_dataclass(cls: Any, raw: dict, path: str) -> Any:
+    """Fill a dataclass from raw JSON values; null and absent keys take the default."""
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for field in dataclasses.fields(cls):
+        value = raw.get(field.name)
+        if value is None:
+            if field.default is REQUIRED:
+                raise ConfigError(f"{path}: key {field.name!r} is required ({field.metadata['doc']})")
+            values[field.name] = field.default
+            continue
+        values[field.name] = check_range(coerce(value, hints[field.name], field.name, path), field, path)
+    return cls(**values)
+
+
+def coerce(value: Any, hint: Any, name: str, path: str) -> Any:
+    """Convert a JSON value to the declared type; numbers may be strings, as in released files."""
+    hint = next((arg for arg in typing.get_args(hint) if arg is not type(None)), hint)
+    try:
+        if hint is bool and isinstance(value, (bool, str)):
+            return {"true": True, "false": False}[str(value).lower()]
+        if hint is int and not isinstance(value, bool) and float(value) == int(float(value)):
+            return int(value) if isinstance(value, int) else int(float(value))
+        if hint is float and not isinstance(value, bool):
+            number = float(value)
+            if number == number and abs(number) != float("inf"):
+                return number
+        if hint is str and isinstance(value, str):
+            return value
+        if hint is tuple and isinstance(value, (list, tuple)):
+            return tuple(value)
+        if hint is dict and isinstance(value, dict):
+            return value
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    wanted = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a string",
+              tuple: "a list", dict: "an object"}[hint]
+    raise ConfigError(f"{path}: key {name!r} is {value!r}; expected {wanted}")
+
+
+def check_range(value: Any, field: dataclasses.Field, path: str) -> Any:
+    """Return the value if it obeys the rules of its key."""
+    rules = field.metadata
+    if rules["choices"] and value not in rules["choices"]:
+        raise ConfigError(f"{path}: key {field.name!r} is {value!r}; allowed: {', '.join(rules['choices'])}")
+    low, high = rules["low"], rules["high"]
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ConfigError(f"{path}: key {field.name!r} is {value!r}; expected {bounds}")
+    return value
+
+
+def parse_datasets(value: Any, path: str) -> tuple:
+    """Parse dataset ids and `[id, stitch, datatype, weight]` entries."""
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: key 'datasets' is {value!r}; expected a list of ids or 4-tuples")
+    return tuple(parse_dataset_entry(entry, path) for entry in value)
+
+
+def parse_dataset_entry(entry: Any, path: str) -> DatasetRef:
+    """Parse one entry of `datasets`."""
+    if isinstance(entry, str):
+        return DatasetRef(entry)
+    if not (isinstance(entry, list) and len(entry) == 4 and isinstance(entry[0], str)):
+        raise ConfigError(f"{path}: datasets entry {entry!r}; expected an id or [id, stitch, datatype, weight]")
+    name, stitch, datatype, weight = entry
+    if datatype is not None and datatype not in DATATYPES:
+        raise ConfigError(f"{path}: datasets entry {name!r} has datatype {datatype!r}; allowed: {', '.join(DATATYPES)}")
+    weight = 1.0 if weight is None else coerce(weight, float, f"weight of dataset {name}", path)
+    if weight <= 0:
+        raise ConfigError(f"{path}: datasets entry {name!r} has weight {weight}; expected more than 0")
+    stitch = None if stitch is None else coerce(stitch, int, f"stitch of dataset {name}", path)
+    if stitch is not None and stitch < 1:
+        raise ConfigError(f"{path}: datasets entry {name!r} has stitch {stitch}; expected at least 1")
+    return DatasetRef(name, stitch, datatype, weight)
+
+
+def load_datasets(refs: Sequence[DatasetRef], path: str, config_dir: str) -> tuple:
+    """Load the dataset config of every entry; looked for beside the model config too."""
+    return tuple((ref, load_dataset(ref.name, path, config_dir)) for ref in refs)
+
+
+def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
+    """Load one dataset config by id or path."""
+    folders = ["", os.path.join(os.path.dirname(os.path.abspath(path)), "dataset_configs"),
+               os.path.join(config_dir, "dataset_configs")]
+    for folder in folders:
+        for file_name in (name, name + ".json"):
+            candidate = os.path.join(folder, file_name)
+            if os.path.isfile(candidate):
+                raw = read_json(candidate)
+                reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, candidate)
+                return build_dataclass(DatasetConfig, raw, candidate)
+    raise ConfigError(f"{path}: dataset {name!r} has no file; looked for {name}.json in {', '.join(folders[1:])}")
+
+
+def check_combinations(sections: dict, path: str) -> None:
+    """Refuse keys that contradict each other."""
+    model: ModelConfig = sections["model"]
+    mesh: MeshConfig = sections["mesh"]
+    if model.n_embd % model.n_head:
+        raise ConfigError(f"{path}: n_embd ({model.n_embd}) is not divisible by n_head ({model.n_head})")
+    if model.scalenorm and model.rezero:
+        raise ConfigError(f"{path}: scalenorm and rezero exclude each other; set one")
+    if model.axial_pos_emb and model.rotary_emb:
+        raise ConfigError(f"{path}: axial_pos_emb and rotary_emb exclude each other; set one")
+    if model.axial_pos_emb is not None:
+        check_axial(model.axial_pos_emb, model.n_ctx, path)
+    names = {name for name, _ in mesh.mesh_shape}
+    for tensor_dim, mesh_dim in mesh.layout:
+        if names and mesh_dim not in names:
+            raise ConfigError(
+                f"{path}: layout puts {tensor_dim!r} on {mesh_dim!r}, mesh_shape has {', '.join(sorted(names))}"
+            )
+
+
+def check_axial(factors: Optional[tuple], n_ctx: int, path: str) -> None:
+    """The two table sizes have to multiply to n_ctx."""
+    valid = factors is not None and len(factors) == 2 and all(isinstance(f, int) and f > 0 for f in factors)
+    if not valid or factors is None or factors[0] * factors[1] != n_ctx:
+        raise ConfigError(f"{path}: axial_pos_emb is {factors}; expected two whole numbers whose product is {n_ctx}")

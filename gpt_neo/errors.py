@@ -1,0 +1,21 @@
+"""Errors that a user can act on: what was given, what is allowed, where."""
+
+
+class GptNeoError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it without a stack trace."""
+
+
+class ConfigError(GptNeoError):
+    """A configuration file, key or flag is wrong."""
+
+
+class DataError(GptNeoError):
+    """Training data or a tokenizer is missing, damaged or does not fit the model."""
+
+
+class CheckpointError(GptNeoError):
+    """A checkpoint is missing, damaged or of another shape."""
+
+
+class DeviceError(GptNeoError):
+    """The mesh cannot be laid over the visible devices."""

@@ -1,0 +1,128 @@
+"""Every shipped config and legacy spelling parses; every mistake gets one clear line."""
+
+import dataclasses
+import glob
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gpt_neo.config import load_config
+from gpt_neo.config.loader import CONFIG_DIR
+from gpt_neo.errors import ConfigError
+
+SHIPPED = sorted(glob.glob(os.path.join(CONFIG_DIR, "*.json")))
+TINY = {
+    "n_head": 2, "n_embd": 8, "n_layer": 2, "n_vocab": 16, "n_ctx": 8, "lr": 1e-3,
+    "train_batch_size": 2, "train_steps": 3,
+}  # fmt: skip
+
+
+def write(folder, changes=None, text=None):
+    path = folder / "model.json"
+    path.write_text(text if text is not None else json.dumps({**TINY, **(changes or {})}))
+    return str(path)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=os.path.basename)
+def test_shipped_configs_parse(path):
+    run = load_config(path)
+    assert len(run.model.attention_types) == run.model.n_layer
+    assert run.datasets[0][1].eos_id == run.model.eos_id == 50256
+
+
+@pytest.mark.parametrize(
+    "name, layers, heads, width",
+    [("gpt3_125M", 12, 12, 768), ("gpt3_1-3B", 24, 16, 2048), ("gpt3_2-7B.json", 32, 20, 2560)],
+)
+def test_released_hyper_parameters_by_name_from_any_folder(name, layers, heads, width, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = load_config(name).model
+    assert (model.n_layer, model.n_head, model.n_embd, model.n_ctx) == (layers, heads, width, 2048)
+    assert model.attention_types[:4] == ("global", "local", "global", "local")
+
+
+def test_xl_is_an_alias():
+    xl, named = load_config("gpt3_XL"), load_config("gpt3_1-3B")
+    assert dataclasses.replace(xl, source=named.source, name=named.name) == named
+
+
+def test_legacy_spellings(tmp_path):
+    changes = {
+        "ada_epsilon1": "1e-30", "n_layer": "2", "weight_decay": None, "mesh_shape": "x:4,y:2",
+        "layout": "batch:x;embd:y", "activation_fn": "relu", "scale_by_depth": "true", "lr": "6e-4",
+        "attention_types": [[["global", "local"], 1]], "precision": "bf16",
+    }  # fmt: skip
+    run = load_config(write(tmp_path, changes))
+    assert run.optimizer.ada_epsilon1 == 1e-30 and run.optimizer.weight_decay == 0.0
+    assert run.mesh.mesh_shape == (("x", 4), ("y", 2)) and run.mesh.layout == (("batch", "x"), ("embd", "y"))
+    assert run.model.activation_function == "relu" and run.model.scale_by_depth is True
+    assert run.model.attention_types == ("global", "local") and run.model.precision == "bfloat16"
+    assert run.optimizer.lr == 6e-4 and run.tokens_per_step == 16
+
+
+def test_datasets_beside_the_model_config(tmp_path):
+    (tmp_path / "dataset_configs").mkdir()
+    (tmp_path / "dataset_configs" / "mine.json").write_text('{"path": "a_*.tfrecords", "n_vocab": "16"}')
+    run = load_config(write(tmp_path, {"datasets": ["mine", ["mine", 3, "documents_random", "0.5"]]}))
+    assert [ref.weight for ref, _ in run.datasets] == [1.0, 0.5]
+    assert run.datasets[1][0].stitch == 3 and run.datasets[0][1].n_vocab == 16
+
+
+def test_overrides(tmp_path):
+    run = load_config(write(tmp_path), ["train_steps=7", "lr_decay=linear", "attention_types=local"])
+    assert run.training.train_steps == 7 and run.optimizer.lr_decay == "linear"
+    assert run.model.attention_types == ("local", "local")
+
+
+MISTAKES = [
+    ({"n_heads": 2}, "unknown key 'n_heads'; nearest known key: 'n_head'"),
+    ({"n_head": None}, "key 'n_head' is required"),
+    ({"n_head": "two"}, "key 'n_head' is 'two'; expected a whole number"),
+    ({"n_head": True}, "key 'n_head' is True; expected a whole number"),
+    ({"n_ctx": 0}, "key 'n_ctx' is 0; expected at least 1"),
+    ({"lr": "NaN"}, "key 'lr' is 'NaN'; expected a finite number"),
+    ({"attn_dropout": 1.5}, "between 0.0 and 1.0"),
+    ({"rezero": 2}, "key 'rezero' is 2; expected true or false"),
+    ({"opt_name": "sgd"}, "allowed: adam, adafactor"),
+    ({"n_head": 3}, "n_embd (8) is not divisible by n_head (3)"),
+    ({"attention_types": [[["global"], 3]]}, "attention_types names 3 layers, n_layer is 2"),
+    ({"attention_types": [[["flash"], 2]]}, "attention_types has 'flash'; allowed: global, local"),
+    ({"activation_fn": "relu", "activation_function": "gelu"}, "set one of them, or both alike"),
+    ({"mesh_shape": "x:two"}, "mesh_shape gives 'x' the size 'two'"),
+    ({"mesh_shape": "x:2", "layout": "batch:y"}, "layout puts 'batch' on 'y', mesh_shape has x"),
+    ({"scalenorm": True, "rezero": True}, "scalenorm and rezero exclude each other"),
+    ({"axial_pos_emb": [3, 3]}, "whose product is 8"),
+    ({"datasets": ["absent"]}, "dataset 'absent' has no file"),
+    ({"datasets": [["pile", None, "books", 1]]}, "allowed: chunks, documents_fixed"),
+]
+
+
+@pytest.mark.parametrize("changes, message", MISTAKES, ids=[m[:40] for _, m in MISTAKES])
+def test_mistakes_name_file_key_and_remedy(changes, message, tmp_path):
+    path = write(tmp_path, changes)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert message in str(caught.value) and str(caught.value).startswith(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.json:2: not valid JSON"):
+        load_config(write(tmp_path, text='{"n_head": 2,\n oops}'))
+    with pytest.raises(ConfigError, match="key 'n_head' stands twice"):
+        load_config(write(tmp_path, text='{"n_head": 2, "n_head": 4}'))
+    with pytest.raises(ConfigError, match="not one of gpt3_1-3B"):
+        load_config("gpt3_999B")
+    with pytest.raises(ConfigError, match="expected key=value"):
+        load_config(write(tmp_path), ["train_steps"])
+
+
+def test_config_is_frozen_and_light(tmp_path):
+    run = load_config(write(tmp_path))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.model.n_head = 4
+    code = "import sys, gpt_neo.config; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
