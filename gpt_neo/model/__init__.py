@@ -1,0 +1,1 @@
+"""The network as Mesh-TensorFlow graphs."""

@@ -1,0 +1,37 @@
+"""Activations by their config names."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from gpt_neo.errors import ConfigError
+from gpt_neo.mtf_compat import mtf
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "gelu": mtf.gelu,  # the tanh approximation, as every released checkpoint was trained
+    "relu": mtf.relu,
+    "sigmoid": mtf.sigmoid,
+    "tanh": mtf.tanh,
+    "selu": mtf.selu,
+    "elu": mtf.elu,
+    "swish": mtf.swish,
+    "silu": mtf.swish,
+    "softplus": mtf.softplus,
+    "leaky_relu": mtf.leaky_relu,
+    "abs": mtf.abs,
+    "id": mtf.identity,
+    "sin": mtf.sin,
+    "cos": mtf.cos,
+    "sign": mtf.sign,
+}
+
+
+def get_activation(name: str) -> Callable[[Any], Any]:
+    """Return the activation of that name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation_function is {name!r}; allowed: {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]

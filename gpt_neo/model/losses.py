@@ -1,0 +1,22 @@
+"""Training losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt_neo.mtf_compat import mtf, tf
+
+
+def cross_entropy_per_token(logits: Any, labels: Any, vocab: Any, z_loss: float) -> Any:
+    """Cross entropy plus z_loss * log^2 Z, the latter keeping the logits near normalised.
+
+    Args:
+      logits: float32 [..., vocab].
+      labels: int32 [...].
+
+    Returns:
+      float32 [...], nats per token.
+    """
+    log_z = mtf.reduce_logsumexp(logits, vocab)
+    target = mtf.reduce_sum(logits * mtf.one_hot(labels, vocab, dtype=tf.float32), reduced_dim=vocab)
+    return log_z - target + z_loss * mtf.square(log_z)

@@ -1,0 +1,32 @@
+"""The one place that touches version-dependent TensorFlow and Mesh-TensorFlow API.
+
+Import `mtf` and `tf` (the v1 graph API) from here: Mesh-TensorFlow 0.1.21 cannot be imported on
+TensorFlow 2.15 without the repair below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+from tensorflow.python.framework import ops as _ops
+
+if not hasattr(_ops, "register_tensor_conversion_function"):
+    # The private name is gone from TensorFlow 2.15; the public function is the same one.
+    _ops.register_tensor_conversion_function = tf.register_tensor_conversion_function
+
+import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
+
+__all__ = ["lower_locally", "mtf", "tf"]
+
+
+def lower_locally(graph: Any, mesh: Any) -> Any:
+    """Lower a Mesh-TF graph for one local device, keeping one copy of each weight.
+
+    Stacking of small variables is off: a stacked slice would be a second copy beside its masters.
+
+    Returns:
+      mtf.Lowering, whose TensorFlow variables are the masters themselves.
+    """
+    mesh_impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape=[], layout={}, devices=[""])
+    return mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)

@@ -1,0 +1,36 @@
+"""Learning-rate schedules: pure functions of the step, for numbers and for tensors alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpt_neo.config.schema import OptimizerConfig
+
+FLOOR = 0.1  # both decays end at a tenth of the peak
+
+
+def learning_rate(step: float, config: OptimizerConfig, train_steps: int) -> float:
+    """The rate before the update of `step` (from 0): decay to a tenth, times step / warmup_steps in warm-up."""
+    progress = min(step / decay_steps(config, train_steps), 1.0)
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_decay == "cosine" else 1 - progress
+    rate = config.lr * (FLOOR + (1 - FLOOR) * shape)
+    return rate * step / config.warmup_steps if step < config.warmup_steps else rate
+
+
+def learning_rate_tensor(step: Any, config: OptimizerConfig, train_steps: int) -> Any:
+    """`learning_rate` as a TensorFlow graph. step: scalar; returns a float32 scalar."""
+    from gpt_neo.mtf_compat import tf  # here, so that the numbers need no TensorFlow
+
+    step = tf.cast(step, tf.float32)
+    progress = tf.minimum(step / float(decay_steps(config, train_steps)), 1.0)
+    shape = 0.5 * (1 + tf.cos(math.pi * progress)) if config.lr_decay == "cosine" else 1 - progress
+    rate = config.lr * (FLOOR + (1 - FLOOR) * shape)
+    if config.warmup_steps:
+        rate *= tf.minimum(step / float(config.warmup_steps), 1.0)
+    return rate
+
+
+def decay_steps(config: OptimizerConfig, train_steps: int) -> int:
+    """Steps over which the decay runs."""
+    return max(1, config.lr_decay_end or train_steps)
