@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.model.vocab_ops import log_z_and_target
+from gpt_neo.mtf_compat import mtf
 
 
 def cross_entropy_per_token(logits: Any, labels: Any, vocab: Any, z_loss: float) -> Any:
@@ -17,6 +18,5 @@ def cross_entropy_per_token(logits: Any, labels: Any, vocab: Any, z_loss: float)
     Returns:
       float32 [...], nats per token.
     """
-    log_z = mtf.reduce_logsumexp(logits, vocab)
-    target = mtf.reduce_sum(logits * mtf.one_hot(labels, vocab, dtype=tf.float32), reduced_dim=vocab)
+    log_z, target = log_z_and_target(logits, labels, vocab)
     return log_z - target + z_loss * mtf.square(log_z)

@@ -12,6 +12,7 @@ from gpt_neo.model.attention.softmax import global_attention, local_attention
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.mlp import mlp
 from gpt_neo.model.norms import layer_norm
+from gpt_neo.model.vocab_ops import embed
 from gpt_neo.mtf_compat import mtf, tf
 
 # Keys of the legacy program that this network does not build; a run that sets one is refused, never ignored.
@@ -51,7 +52,7 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, is_training: bool)
     with tf.variable_scope("gpt2"):
         wte = variables.normal(mesh, "wte", mtf.Shape([dims.vocab, dims.embd]), 0.02, config)
         wpe = variables.normal(mesh, "wpe", mtf.Shape([dims.embed_sequence, dims.embd]), 0.01, config)
-        x = mtf.gather(wte, tokens, dims.vocab) + position_rows(wpe, dims)
+        x = embed(wte, tokens, dims.vocab) + position_rows(wpe, dims)
         if config.embed_dropout > 0 and is_training:
             x = mtf.dropout(x, is_training, rate=config.embed_dropout)
         for layer, kind in enumerate(config.attention_types):
