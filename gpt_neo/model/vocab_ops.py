@@ -119,7 +119,8 @@ class LogZAndTargetOperation(mtf.Operation):
         """Gradients with respect to logits and labels."""
         grads = [mtf.zeros_like(out) if g is None else g for g, out in zip(grad_ys, self.outputs)]
         logits, labels = self.inputs
-        return [LogZGradOperation(logits, labels, self.outputs[0], *grads, self.vocab).outputs[0], None]
+        d_log_z, d_target = grads
+        return [LogZGradOperation(logits, labels, self.outputs[0], d_log_z, d_target, self.vocab).outputs[0], None]
 
     def lower(self, lowering: Any) -> None:
         """Reduce within each shard, then over the shards."""

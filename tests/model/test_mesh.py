@@ -1,0 +1,83 @@
+"""One device equals a mesh of several local CPU devices, in loss and in every gradient."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+LAYOUTS = [
+    ([2], "batch"), ([2], "heads"), ([2], "embd"), ([2], "vocab"), ([4], "batch"), ([4], "heads"),
+    ([4], "embd"), ([2, 2], "batch,heads"), ([2, 2], "batch,vocab"), ([2, 2], "embd,vocab"),
+]  # fmt: skip
+
+# The devices have to be set up before TensorFlow starts, so this part has a process of its own.
+SCRIPT = """
+import json, sys
+import numpy as np
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.dims import make_dims
+from gpt_neo.model.losses import cross_entropy_per_token
+from gpt_neo.model.transformer import transformer
+from gpt_neo.mtf_compat import mtf, tf
+
+config = ModelConfig(n_head=4, n_embd=16, n_layer=2, n_vocab=32, n_ctx=24,
+                     attention_types=("global", "local"), local_attention_radius=8)
+tokens = np.random.RandomState(0).randint(0, 32, (4, 25)).astype(np.int32)
+weights = {}
+
+def run(sizes, names):
+    axes = ["m%d" % i for i in range(len(sizes))]
+    count = int(np.prod(sizes)) if sizes else 1
+    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={"CPU": 4})) as session:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        dims = make_dims(config, 4)
+        inputs = mtf.import_tf_tensor(mesh, tf.constant(tokens[:, :-1]), dims.tokens)
+        labels = mtf.import_tf_tensor(mesh, tf.constant(tokens[:, 1:]), dims.tokens)
+        logits = transformer(inputs, dims, config, is_training=True)
+        loss = mtf.reduce_mean(cross_entropy_per_token(logits, labels, dims.vocab, 1e-4))
+        variables = graph.trainable_variables
+        grads = mtf.gradients([loss], [v.outputs[0] for v in variables])
+        shape = ",".join("%s:%d" % pair for pair in zip(axes, sizes))
+        layout = ",".join("%s:%s" % pair for pair in zip(names, axes))
+        impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape, layout, ["/cpu:%d" % i for i in range(count)])
+        lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
+        fetches = [lowering.export_to_tf_tensor(t) for t in [loss] + list(grads)]
+        session.run(tf.global_variables_initializer())
+        for variable in tf.global_variables():
+            name = variable.op.name
+            if name not in weights:
+                weights[name] = np.random.RandomState(len(weights)).normal(0, 0.3, variable.shape.as_list())
+            variable.load(weights[name], session)
+        session.run(lowering.copy_masters_to_slices())
+        return session.run(fetches)
+
+alone = run([], [])
+errors = {}
+for sizes, names in json.loads(sys.argv[1]):
+    spread = run(sizes, names.split(","))
+    scale = max(np.abs(g).max() for g in alone[1:])
+    errors["%s over %s" % (names, sizes)] = [float(abs(spread[0] - alone[0]))] + [
+        float(np.abs(a - b).max() / scale) for a, b in zip(alone[1:], spread[1:])]
+print(json.dumps({"loss": float(alone[0]), "scale": float(scale), "errors": errors}))
+"""
+
+
+@pytest.fixture(scope="module")
+def report():
+    env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(LAYOUTS)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("sizes, names", LAYOUTS, ids=[f"{n}-{s}" for s, n in LAYOUTS])
+def test_loss_and_gradients_equal_one_device(report, sizes, names):
+    assert np.isfinite(report["loss"]) and report["scale"] > 1e-3
+    errors = report["errors"][f"{names} over {sizes}"]
+    assert max(errors) < 1e-4, errors
