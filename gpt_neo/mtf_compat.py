@@ -6,9 +6,10 @@ TensorFlow 2.15 without the repair below.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import tensorflow.compat.v1 as tf
+from tensorflow import function as _function
 from tensorflow.python.framework import ops as _ops
 
 if not hasattr(_ops, "register_tensor_conversion_function"):
@@ -17,7 +18,12 @@ if not hasattr(_ops, "register_tensor_conversion_function"):
 
 import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 
-__all__ = ["lower_locally", "mtf", "tf"]
+__all__ = ["compiled", "lower_locally", "mtf", "tf"]
+
+
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of TensorFlow tensors so that XLA compiles it to one pass, on whatever device runs it."""
+    return _function(kernel, jit_compile=True, autograph=False)
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:

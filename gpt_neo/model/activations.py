@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from gpt_neo.errors import ConfigError
+from gpt_neo.model.fused_ops import gelu
 from gpt_neo.mtf_compat import mtf
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "gelu": mtf.gelu,  # the tanh approximation, as every released checkpoint was trained
+    "gelu": gelu,  # the tanh approximation, as every released checkpoint was trained
     "relu": mtf.relu,
     "sigmoid": mtf.sigmoid,
     "tanh": mtf.tanh,

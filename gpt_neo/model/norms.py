@@ -6,6 +6,7 @@ from typing import Any
 
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model import variables
+from gpt_neo.model.fused_ops import normalize
 from gpt_neo.mtf_compat import mtf, tf
 
 EPSILON = 1e-5
@@ -24,8 +25,4 @@ def layer_norm(x: Any, name: str, embd: Any, config: ModelConfig) -> Any:
     with tf.variable_scope(name):
         scale = variables.constant(x.mesh, "g", mtf.Shape([embd]), 1.0, config)
         shift = variables.constant(x.mesh, "b", mtf.Shape([embd]), 0.0, config)
-    wide = mtf.cast(x, tf.float32)
-    centred = wide - mtf.reduce_mean(wide, reduced_dim=embd)
-    variance = mtf.reduce_mean(mtf.square(centred), reduced_dim=embd)
-    normed = mtf.cast(centred * mtf.rsqrt(variance + EPSILON), x.dtype)
-    return normed * scale + shift
+    return normalize(x, embd, EPSILON) * scale + shift

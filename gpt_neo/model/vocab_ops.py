@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import compiled, mtf, tf
 
 
 def embed(table: Any, ids: Any, vocab: Any) -> Any:
@@ -128,10 +128,7 @@ class LogZAndTargetOperation(mtf.Operation):
         axis, depth, offset = shard_offset(mesh_impl, self.vocab)
         axes = [] if axis is None else [axis]
         logits, labels = (lowering.tensors[x] for x in self.inputs)
-        largest = mesh_impl.allreduce(mesh_impl.slicewise(lambda x: tf.reduce_max(x, -1), logits), axes, "MAX")
-
-        def partial_sum(x: Any, peak: Any) -> Any:
-            return tf.reduce_sum(tf.exp(x - peak[..., tf.newaxis]), -1)
+        largest = mesh_impl.allreduce(mesh_impl.slicewise(largest_logit, logits), axes, "MAX")
 
         def pick(x: Any, ids: Any, first: Any) -> Any:
             local = ids - first
@@ -158,16 +155,30 @@ class LogZGradOperation(mtf.Operation):
     def lower(self, lowering: Any) -> None:
         """Shards are independent: log Z is known already."""
         mesh_impl = lowering.mesh_impl(self)
-        _, depth, offset = shard_offset(mesh_impl, self.vocab)
-
-        def grad(x: Any, ids: Any, log_z: Any, d_log_z: Any, d_target: Any, first: Any) -> Any:
-            flat = tf.reshape(tf.exp(x - log_z[..., tf.newaxis]) * d_log_z[..., tf.newaxis], [-1, depth])
-            local = tf.reshape(ids - first, [-1])
-            held = tf.logical_and(local >= 0, local < depth)
-            rows = tf.range(tf.size(local), dtype=local.dtype)
-            places = tf.stack([rows, tf.where(held, local, tf.zeros_like(local))], axis=1)
-            amounts = tf.reshape(d_target, [-1]) * tf.cast(held, x.dtype)
-            return tf.reshape(tf.tensor_scatter_nd_add(flat, places, amounts), x.shape)
-
-        out = mesh_impl.slicewise(grad, *[lowering.tensors[x] for x in self.inputs], offset)
+        axis, _, offset = shard_offset(mesh_impl, self.vocab)
+        tensors = [lowering.tensors[x] for x in self.inputs]
+        if axis is None:
+            out = mesh_impl.slicewise(log_z_grad, *tensors)
+        else:
+            out = mesh_impl.slicewise(log_z_grad, *tensors, offset)
         lowering.set_tensor_lowering(self.outputs[0], out)
+
+
+@compiled
+def largest_logit(logits: Any) -> Any:
+    """[..., vocab] -> [...]."""
+    return tf.reduce_max(logits, -1)
+
+
+@compiled
+def partial_sum(logits: Any, peak: Any) -> Any:
+    """Sum of exp(logit - peak): [..., vocab], [...] -> [...]."""
+    return tf.reduce_sum(tf.exp(logits - peak[..., tf.newaxis]), -1)
+
+
+@compiled
+def log_z_grad(logits: Any, labels: Any, log_z: Any, d_log_z: Any, d_target: Any, first: Any = 0) -> Any:
+    """Gradient with respect to a shard of the logits whose first column is `first`: [..., vocab]."""
+    columns = tf.range(logits.shape[-1]) + first
+    softmax = tf.exp(logits - log_z[..., tf.newaxis]) * d_log_z[..., tf.newaxis]
+    return softmax + tf.where_v2(tf.equal(labels[..., tf.newaxis], columns), d_target[..., tf.newaxis], 0.0)

@@ -30,20 +30,51 @@ def adam_updates(variables: Sequence[Any], grads: Sequence[Any], rate: Any, conf
       grads: one tensor per variable, its shape.
       rate: float32 mtf scalar.
     """
-    updates = []
-    for variable, grad in zip(variables, grads):
-        value = variable.outputs[0]
-        grad = mtf.cast(grad, tf.float32)
-        m = slot(variable, "adam_m")
-        v = slot(variable, "adam_v")
+    return [AdamOperation(variable, grad, rate, config) for variable, grad in zip(variables, grads)]
+
+
+class AdamOperation(mtf.Operation):
+    """The update of one variable and its two slots, in place where TensorFlow has a kernel."""
+
+    def __init__(self, variable: Any, grad: Any, rate: Any, config: OptimizerConfig) -> None:
+        # Operations are lowered in the order they are made, so the slots come first.
+        self.variables = [variable, slot(variable, "adam_m").operation, slot(variable, "adam_v").operation]
+        super().__init__([grad, rate], name="adam")
+        self.config = config
+        decays = not any(part in variable.name for part in NO_DECAY)
+        self.decay = config.weight_decay if decays else 0.0
+        self._outputs: list = []
+
+    def lower(self, lowering: Any) -> None:
+        """Slices are independent of one another."""
+        grads, rates = (lowering.tensors[x].to_laid_out_tensor().all_slices for x in self.inputs)
+        stored = [lowering.variables[v].laid_out_tensor.all_slices for v in self.variables]
+        updates = []
+        for value, m, v, grad, rate in zip(*stored, grads, rates):
+            with tf.device(value.device):
+                in_place = value.dtype.base_dtype == tf.float32 and hasattr(value, "handle")
+                update = self.update_in_place if in_place else self.update_by_assigning
+                updates.append(update(value, m, v, tf.cast(grad, tf.float32), rate))
+        lowering.operations[self] = tf.group(updates)
+
+    def update_in_place(self, value: Any, m: Any, v: Any, grad: Any, rate: Any) -> Any:
+        """TensorFlow's Adam kernel; powers of beta of 0 switch its bias correction off."""
+        before = [tf.assign(value, value * (1.0 - rate * self.decay))] if self.decay else []
+        with tf.control_dependencies(before):
+            return tf.raw_ops.ResourceApplyAdam(
+                var=value.handle, m=m.handle, v=v.handle, grad=grad, lr=rate, beta1_power=0.0, beta2_power=0.0,
+                beta1=self.config.beta1, beta2=self.config.beta2, epsilon=self.config.epsilon,
+            )  # fmt: skip
+
+    def update_by_assigning(self, value: Any, m: Any, v: Any, grad: Any, rate: Any) -> Any:
+        """The same in plain arithmetic, for weights of another type than the slots."""
+        config = self.config
         new_m = config.beta1 * m + (1 - config.beta1) * grad
-        new_v = config.beta2 * v + (1 - config.beta2) * mtf.square(grad)
-        step = new_m / (mtf.sqrt(new_v) + config.epsilon)
-        if config.weight_decay and not any(part in variable.name for part in NO_DECAY):
-            step += config.weight_decay * mtf.cast(value, tf.float32)
-        updates.append(mtf.assign_sub(variable, mtf.cast(rate * step, value.dtype)))
-        updates += [mtf.assign(m.operation, new_m), mtf.assign(v.operation, new_v)]
-    return updates
+        new_v = config.beta2 * v + (1 - config.beta2) * tf.square(grad)
+        step = new_m / (tf.sqrt(new_v) + config.epsilon)
+        wide = tf.cast(value, tf.float32)
+        fresh = tf.cast(wide - rate * (step + self.decay * wide), value.dtype)
+        return tf.group([tf.assign(old, new) for old, new in ((value, fresh), (m, new_m), (v, new_v))])
 
 
 def slot(variable: Any, name: str) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 LAYOUTS = [
     ([2], "batch"), ([2], "heads"), ([2], "embd"), ([2], "vocab"), ([4], "batch"), ([4], "heads"),
-    ([4], "embd"), ([2, 2], "batch,heads"), ([2, 2], "batch,vocab"), ([2, 2], "embd,vocab"),
+    ([4], "embd"), ([2], "memory_length"), ([2, 2], "batch,heads"), ([2, 2], "batch,vocab"), ([2, 2], "embd,vocab"),
 ]  # fmt: skip
 
 # The devices have to be set up before TensorFlow starts, so this part has a process of its own.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from gpt_neo.model.fused_ops import masked_softmax
 from gpt_neo.mtf_compat import mtf, tf
-
-MASKED = -1e10
 
 
 def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, dropout_rate: float, is_training: bool) -> Any:
@@ -15,15 +14,17 @@ def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, dropout_rate: floa
     Args:
       q: [batch, ..., sequence, heads, features_per_head].
       k, v: the same with `memory` in place of `sequence`.
-      allowed: boolean, broadcastable to the scores: which keys a query may see.
+      allowed: boolean [some dimensions of q, memory]: which keys a query may see.
 
     Returns:
       a tensor of the shape of q.
     """
-    scores_shape = mtf.Shape([d for d in q.shape.dims if d.name != "features_per_head"] + [memory])
-    scores = mtf.einsum([mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)], output_shape=scores_shape)
-    scores += (1.0 - mtf.cast(allowed, tf.float32)) * MASKED
-    weights = mtf.cast(mtf.softmax(scores, memory), v.dtype)
+    rows = [d for d in q.shape.dims if d in allowed.shape.dims]
+    outer = [d for d in q.shape.dims if d not in rows and d.name != "features_per_head"]
+    # The mask's dimensions come last, so that one compiled pass can apply it.
+    shape = mtf.Shape(outer + rows + [memory])
+    scores = mtf.einsum([mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)], output_shape=shape)
+    weights = mtf.cast(masked_softmax(scores, allowed, memory), v.dtype)
     if dropout_rate > 0 and is_training:
         weights = mtf.dropout(weights, is_training, rate=dropout_rate)
     return mtf.einsum([weights, v], output_shape=q.shape)
@@ -57,8 +58,10 @@ def local_attention(
         return mtf.replace_dimensions(padded, mtf.Dimension(sequence.name, count * radius), [blocks, block])
 
     def with_previous(x: Any) -> Any:
-        x = mtf.rename_dimension(cut(x), block.name, memory.name)
-        return mtf.concat([mtf.shift(x, 1, blocks, wrap=False), x], memory.name)
+        # Joined under a name that no layout splits, which a concatenation could not follow.
+        x = mtf.rename_dimension(cut(x), block.name, "local_memory")
+        x = mtf.concat([mtf.shift(x, 1, blocks, wrap=False), x], "local_memory")
+        return mtf.rename_dimension(x, "local_memory", memory.name)
 
     allowed = causal_window(q.mesh, block, memory, offset=radius, radius=radius)
     # The first block has none before it: its left half is padding.
