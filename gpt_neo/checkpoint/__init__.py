@@ -1,0 +1,1 @@
+"""Carrying weights in and out."""

@@ -1,0 +1,43 @@
+"""The flags of main.py: those of the 2021 program, and their successors."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = "Train, evaluate and sample GPT-Neo models. Without a job flag it trains."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of main.py."""
+    p = argparse.ArgumentParser(prog="main.py", description=DESCRIPTION)
+    p.add_argument("--model", required=True, metavar="CONFIG", help="name in configs/, or path, of a model config")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
+    jobs = p.add_argument_group("jobs")
+    jobs.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
+    jobs.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
+    jobs.add_argument("--plan", action="store_true", help="parameters, memory, steps per epoch, layout; builds nothing")
+    jobs.add_argument("--check_dataset", action="store_true", help="decode samples of the dataset and check its ids")
+    jobs.add_argument("--export", metavar="FOLDER", nargs="?", const="export", help="write a SavedModel")
+    jobs.add_argument("--auto_layout", action="store_true", help="search a layout for mesh_shape, print it")
+    jobs.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="search mesh shape and layout")
+    train = p.add_argument_group("training")
+    train.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
+    train.add_argument("--new", action="store_true", help="delete the checkpoints of model_path first (asks)")
+    train.add_argument("--yes", action="store_true", help="answer yes to --new")
+    train.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
+    devices = p.add_argument_group("devices")
+    devices.add_argument("--tpu", metavar="NAME", help="TPU name, colab, or local")
+    devices.add_argument("--tpu_zone", metavar="ZONE", help="zone of the TPU")
+    devices.add_argument("--tpu_project", metavar="PROJECT", help="project of the TPU")
+    devices.add_argument("--gpu_ids", nargs="+", default=[], metavar="ID", help="devices such as 0 1, or cpu:0 cpu:1")
+    sample = p.add_argument_group("sampling")
+    sample.add_argument("--prompt", metavar="FILE|-|TEXT", help="a file, - for standard input, or the text itself")
+    sample.add_argument("--interactive", action="store_true", help="ask for prompts until an empty one")
+    sample.add_argument("--num_samples", type=int, default=1, metavar="N", help="samples per prompt")
+    sample.add_argument("--max_tokens", type=int, metavar="N", help="most new tokens per sample (default: to n_ctx)")
+    sample.add_argument("--temperature", type=float, default=0.9, help="0 takes the likeliest token (default: 0.9)")
+    sample.add_argument("--top_k", type=int, default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all")
+    sample.add_argument("--top_p", type=float, default=1.0, metavar="P", help="keep the likeliest of total mass P")
+    sample.add_argument("--seed", type=int, help="seed of the draws (default: a new one each time, printed)")
+    return p

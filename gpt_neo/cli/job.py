@@ -1,0 +1,86 @@
+"""What the jobs of main.py share: the config, the folder, the opening lines."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import os
+
+from gpt_neo.config import load_config
+from gpt_neo.config.estimate import Memory, count_parameters
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A parsed command line and its run."""
+
+    args: argparse.Namespace
+    run: RunConfig
+    folder: str
+
+
+def load_job(args: argparse.Namespace) -> Job:
+    """Load the config and settle where checkpoints live.
+
+    Raises:
+      ConfigError: the config or a flag is wrong.
+    """
+    if args.steps_per_checkpoint < 1:
+        raise ConfigError(f"--steps_per_checkpoint is {args.steps_per_checkpoint}; expected at least 1")
+    run = load_config(args.model, args.set)
+    return Job(args, run, model_folder(run))
+
+
+def model_folder(run: RunConfig) -> str:
+    """`model_path`, else the config's own folder if it holds checkpoints (a release), else runs/<name>."""
+    if run.training.model_path:
+        path = run.training.model_path
+        return path if path.startswith("gs://") else os.path.abspath(path)
+    beside = os.path.dirname(os.path.abspath(run.source))
+    if glob.glob(os.path.join(glob.escape(beside), "model.ckpt-*.index")):
+        return beside
+    return os.path.abspath(os.path.join("runs", run.name))
+
+
+def size_text(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def count_text(count: float) -> str:
+    """A large count for people: 125.2 M."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= limit:
+            return f"{count / limit:.2f} {unit}"
+    return f"{count:.0f}"
+
+
+def time_text(seconds: float) -> str:
+    """A duration for people."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def model_text(run: RunConfig) -> str:
+    """One line on the model."""
+    model = run.model
+    kinds = ", ".join(f"{model.attention_types.count(k)} {k}" for k in dict.fromkeys(model.attention_types))
+    return (f"model     {run.name}: {count_parameters(model):,} parameters, {model.n_layer} layers ({kinds}), "
+            f"n_embd {model.n_embd}, n_ctx {model.n_ctx}, {model.precision}")  # fmt: skip
+
+
+def memory_text(memory: Memory) -> str:
+    """One line on memory."""
+    parts = dataclasses.asdict(memory)
+    shown = ", ".join(f"{name} {size_text(value)}" for name, value in parts.items() if value)
+    return f"memory    about {size_text(memory.total)} on one device ({shown})"

@@ -1,0 +1,46 @@
+"""The dispatch behind main.py."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from gpt_neo.cli.args import build_parser
+from gpt_neo.cli.job import load_job
+from gpt_neo.errors import ConfigError
+
+JOBS = ("predict", "eval", "plan", "check_dataset", "export", "auto_layout", "auto_layout_and_mesh_shape")
+
+
+def main(argv: Optional[list] = None) -> int:
+    """Parse, load the config, call. TensorFlow is imported only by the jobs that need it."""
+    args = build_parser().parse_args(argv)
+    asked = [job for job in JOBS if getattr(args, job)]
+    if len(asked) > 1:
+        raise ConfigError(f"--{asked[0]} and --{asked[1]} are two jobs; give one")
+    job = load_job(args)
+    if args.plan:
+        from gpt_neo.cli.plan import show_plan
+
+        return show_plan(job)
+    from gpt_neo.cli.quiet import silence
+
+    silence(args.verbose)
+    if args.check_dataset:
+        from gpt_neo.cli.check_dataset import check_dataset
+
+        return check_dataset(job)
+    if args.predict:
+        from gpt_neo.cli.predict import predict
+
+        return predict(job)
+    if args.export:
+        from gpt_neo.cli.export import export
+
+        return export(job)
+    if args.auto_layout or args.auto_layout_and_mesh_shape:
+        from gpt_neo.cli.auto_layout import auto_layout
+
+        return auto_layout(job)
+    from gpt_neo.cli import train
+
+    return train.evaluate(job) if args.eval else train.train(job)

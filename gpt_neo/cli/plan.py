@@ -1,0 +1,71 @@
+"""`--plan`: what a run will cost. Builds nothing and imports no TensorFlow."""
+
+from __future__ import annotations
+
+import glob
+import os
+
+from gpt_neo.cli.job import Job, memory_text, model_text
+from gpt_neo.config.estimate import microbatches, training_memory
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.dataprep.records import count_from_name, count_records
+
+
+def show_plan(job: Job) -> int:
+    """Print parameters, memory, tokens per step, steps per epoch and whether the layout divides."""
+    run = job.run
+    batch, sizes = run.training.train_batch_size, dict(run.mesh.mesh_shape)
+    replicas = 1
+    for name, mesh_dim in run.mesh.layout:
+        replicas *= sizes.get(mesh_dim, 1) if name == "batch" else 1
+    print(model_text(run))
+    print(memory_text(training_memory(run)))
+    splits = microbatches(run.mesh, run.model.n_ctx, batch // replicas or 1)
+    print(f"step      {run.tokens_per_step:,} tokens: {batch} sequences of {run.model.n_ctx}, in {splits} "
+          f"microbatch(es) per replica; {run.training.train_steps:,} steps, "
+          f"{run.training.train_steps * run.tokens_per_step:,} tokens in all")  # fmt: skip
+    print(f"epoch     {epoch_text(run)}")
+    for line in layout_lines(run):
+        print(f"layout    {line}")
+    print(f"folder    {job.folder}")
+    return 0
+
+
+def epoch_text(run: RunConfig) -> str:
+    """Steps per epoch, where the records can be counted without a download."""
+    parts = []
+    for ref, dataset in run.datasets:
+        paths = glob.glob(dataset.path)
+        if not paths:
+            parts.append(f"{ref.name}: no local records match {dataset.path}, so the steps per epoch are unknown")
+            continue
+        named = [count_from_name(path) for path in paths]
+        count = sum(count_records(p) if n is None and os.path.isfile(p) else n or 0 for p, n in zip(paths, named))
+        steps = count / run.training.train_batch_size
+        parts.append(f"{ref.name}: {count:,} records, {steps:,.1f} steps per epoch, "
+                     f"{run.training.train_steps / steps if steps else 0:.2f} epochs")  # fmt: skip
+    return "; ".join(parts) or "no dataset"
+
+
+def layout_lines(run: RunConfig) -> list[str]:
+    """One line per rule of the layout."""
+    model, sizes = run.model, dict(run.mesh.mesh_shape)
+    if not run.mesh.mesh_shape:
+        return ["none given: one device, or the batch over all of them"]
+    known = {
+        "batch": run.training.train_batch_size, "sequence": model.n_ctx, "memory_length": model.n_ctx,
+        "embed_sequence": model.n_ctx, "embd": model.n_embd, "heads": model.n_head, "vocab": model.n_vocab,
+        "intermediate_expanded": 4 * model.n_embd, "features_per_head": model.n_embd // model.n_head,
+    }  # fmt: skip
+    lines = [f"mesh {', '.join(f'{n}:{s}' for n, s in run.mesh.mesh_shape)}"]
+    for name, mesh_dim in run.mesh.layout:
+        parts, size = sizes[mesh_dim], known.get(name)
+        if size is None:
+            lines.append(f"{name} over {mesh_dim}: the model has no such dimension, the rule does nothing")
+        elif size % parts:
+            lower, upper = size // parts * parts, -(-size // parts) * parts
+            near = f"{lower} or {upper}" if lower else str(upper)
+            lines.append(f"{name} over {mesh_dim}: {size} does NOT divide by {parts}; nearest {near}")
+        else:
+            lines.append(f"{name} over {mesh_dim}: {size} / {parts} = {size // parts}")
+    return lines

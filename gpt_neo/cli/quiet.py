@@ -1,0 +1,44 @@
+"""Keeping TensorFlow's own chatter off the terminal. Called before TensorFlow is imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import warnings
+
+# Lines that native code writes past every log level: they say nothing to a user.
+NOISE = (b"Compiled cluster using XLA", b"All log messages before absl::InitializeLog", b"device_compiler.h",
+         b"gpu_timer", b"cuda_")  # fmt: skip
+
+
+def silence(verbose: bool) -> None:
+    """Hide start-up notes, deprecation warnings and INFO lines unless `verbose`."""
+    if verbose:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    filter_native_stderr()
+
+
+def filter_native_stderr() -> None:
+    """Pass what native code writes to file descriptor 2 through, except for NOISE.
+
+    Python's own stderr keeps the terminal, so progress lines and errors are not delayed.
+    """
+    terminal = os.dup(2)
+    sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, 2)
+    os.close(write_end)
+
+    def forward() -> None:
+        with os.fdopen(read_end, "rb") as pipe:
+            for line in pipe:
+                if not any(part in line for part in NOISE):
+                    os.write(terminal, line)
+
+    threading.Thread(target=forward, daemon=True).start()

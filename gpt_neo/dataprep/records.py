@@ -1,0 +1,199 @@
+"""The TFRecord schema: one `tf.train.Example` with one int64 list `text`, uncompressed.
+
+Written and read without TensorFlow, which takes seconds to import; tests hold both against TensorFlow's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from gpt_neo.errors import DataError
+
+FEATURE = "text"
+MASK_DELTA = 0xA282EAD8
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC-32C, rotated and shifted as the TFRecord format has it."""
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & 0xFFFFFFFF
+
+
+def pack_varints(values: np.ndarray) -> bytes:
+    """Protobuf varints of non-negative numbers below 2**28, vectorised."""
+    values = np.asarray(values, np.uint32)
+    lengths = 1 + (values >= 1 << 7) + (values >= 1 << 14) + (values >= 1 << 21)
+    columns = np.stack([(values >> shift) & 0x7F for shift in (0, 7, 14, 21)], axis=1).astype(np.uint8)
+    place = np.arange(4)
+    columns |= np.where(place < lengths[:, None] - 1, 0x80, 0).astype(np.uint8)
+    return columns[place < lengths[:, None]].tobytes()
+
+
+def unpack_varints(data: bytes) -> np.ndarray:
+    """int64 [tokens] of packed varints."""
+    raw = np.frombuffer(data, np.uint8)
+    last = raw < 0x80
+    if len(raw) and not last[-1]:
+        raise ValueError("a number breaks off")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+    shifts = 7 * (np.arange(len(raw)) - np.repeat(starts, ends - starts + 1))
+    if len(shifts) and shifts.max() > 63:
+        raise ValueError("a number is longer than 10 bytes")
+    parts = (raw & 0x7F).astype(np.int64) << shifts
+    return np.add.reduceat(parts, starts) if len(ends) else np.zeros(0, np.int64)
+
+
+def field(number: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return bytes([number << 3 | 2]) + pack_varints(np.array([len(payload)])) + payload
+
+
+def encode_example(tokens: Sequence[int]) -> bytes:
+    """Serialise one record."""
+    value = field(3, field(1, pack_varints(np.asarray(tokens))))
+    return field(1, field(1, field(1, FEATURE.encode()) + field(2, value)))
+
+
+def frame(data: bytes) -> bytes:
+    """Length and checksums around a record."""
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
+
+
+def parse_example(data: bytes) -> np.ndarray:
+    """int64 [tokens] of a serialised record.
+
+    Raises:
+      ValueError: it is no Example with an int64 list `text`.
+    """
+    features = dict(parse_fields(data)).get(1, b"")
+    for _, entry in parse_fields(features):
+        parts = dict(parse_fields(entry))
+        if parts.get(1) == FEATURE.encode():
+            values = dict(parse_fields(parts.get(2, b""))).get(3)
+            if values is None:
+                raise ValueError(f"feature {FEATURE!r} is no int64 list")
+            # An old writer may have left the list unpacked: every value then has a tag of its own.
+            if values[:1] == b"\x08":
+                return unpack_varints(values)[1::2]
+            return unpack_varints(dict(parse_fields(values)).get(1, b""))
+    raise ValueError(f"no feature {FEATURE!r}")
+
+
+def parse_fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (field number, payload) of length-delimited fields."""
+    at = 0
+    while at < len(data):
+        tag = data[at]
+        if tag & 7 != 2:
+            raise ValueError(f"unexpected wire type {tag & 7}")
+        at += 1
+        size = shift = 0
+        while True:
+            if at >= len(data):
+                raise ValueError("a field breaks off")
+            size |= (data[at] & 0x7F) << shift
+            shift += 7
+            at += 1
+            if data[at - 1] < 0x80:
+                break
+        if at + size > len(data):
+            raise ValueError("a field breaks off")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def read_records(path: str) -> Iterator[np.ndarray]:
+    """Yield the records of a file, int64 [tokens] each.
+
+    Raises:
+      DataError: a record is cut off, damaged or of another schema; names file and byte offset.
+    """
+    for offset, data in read_frames(path):
+        try:
+            yield parse_example(data)
+        except ValueError as error:
+            raise DataError(f"{path}: record at byte {offset}: {error}") from error
+
+
+def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, serialised record), both checksums verified."""
+    try:
+        handle = open(path, "rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    with handle:
+        offset = 0
+        while True:
+            head = handle.read(12)
+            if not head:
+                return
+            if len(head) < 12:
+                raise DataError(f"{path}: record at byte {offset} is cut off")
+            if struct.unpack("<I", head[8:])[0] != masked_crc(head[:8]):
+                raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong")
+            size = struct.unpack("<Q", head[:8])[0]
+            body = handle.read(size + 4)
+            if len(body) < size + 4:
+                raise DataError(f"{path}: record at byte {offset} is cut off")
+            if struct.unpack("<I", body[size:])[0] != masked_crc(body[:size]):
+                raise DataError(f"{path}: record at byte {offset} is damaged: its checksum is wrong")
+            yield offset, body[:size]
+            offset += 16 + size
+
+
+def count_from_name(path: str) -> Optional[int]:
+    """The record count in `<name>_<shard>_<records>.tfrecords`, or None."""
+    match = re.search(r"_(\d+)\.tfrecords?$", path)
+    return int(match.group(1)) if match else None
+
+
+def count_records(path: str) -> int:
+    """The number of records of a local file, from the lengths alone; a record that is cut off does not count."""
+    count, offset, size = 0, 0, os.path.getsize(path)
+    with open(path, "rb") as handle:
+        while True:
+            head = handle.read(8)
+            if len(head) < 8:
+                return count
+            offset += 16 + struct.unpack("<Q", head)[0]
+            if offset > size:
+                return count
+            count += 1
+            handle.seek(offset)
+
+
+class RecordWriter:
+    """Writes `<name>_<shard>_<records>.tfrecords`, under a temporary name until the count is known."""
+
+    def __init__(self, folder: str, name: str, shard: int) -> None:
+        self.folder, self.name, self.shard = folder, name, shard
+        self.count = 0
+        self.temporary = os.path.join(folder, f".{name}_{shard}.writing")
+        self.handle: Any = open(self.temporary, "wb")
+
+    def write(self, tokens: Sequence[int]) -> None:
+        """Append one record."""
+        self.handle.write(frame(encode_example(tokens)))
+        self.count += 1
+
+    def close(self) -> Optional[str]:
+        """Give the file its name; an empty one is removed. Returns its path."""
+        self.handle.flush()
+        os.fsync(self.handle.fileno())
+        self.handle.close()
+        if not self.count:
+            os.remove(self.temporary)
+            return None
+        path = os.path.join(self.folder, f"{self.name}_{self.shard}_{self.count}.tfrecords")
+        os.replace(self.temporary, path)
+        return path

@@ -1,0 +1,190 @@
+"""TPUEstimator, with a TPU and without, and the two jobs it does here: training and evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, Callable, Optional
+
+import numpy as np
+
+from gpt_neo.checkpoint.io import latest_checkpoint, step_of
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.errors import CheckpointError, ConfigError, DataError, DeviceError
+from gpt_neo.inputs import preflight
+from gpt_neo.inputs.train_input import (
+    evaluation_batches,
+    evaluation_records,
+    only_dataset,
+    training_batches,
+    training_records,
+)
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.hooks import Progress
+from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
+from gpt_neo.runtime.model_fn import model_fn, summarize
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuOptions:
+    """Which TPU: its name (`colab` and `local` are found by themselves), zone and project."""
+
+    name: str
+    zone: Optional[str] = None
+    project: Optional[str] = None
+
+
+def resolve_tpu(options: TpuOptions) -> Any:
+    """Find the TPU.
+
+    Raises:
+      DeviceError: it cannot be reached.
+    """
+    name: Optional[str] = options.name
+    if name == "colab":
+        address = os.environ.get("COLAB_TPU_ADDR")
+        if not address:
+            raise DeviceError("--tpu colab: COLAB_TPU_ADDR is not set; choose a TPU under Runtime, Change runtime type")
+        name = f"grpc://{address}"
+    try:
+        return tf.distribute.cluster_resolver.TPUClusterResolver(name, zone=options.zone, project=options.project)
+    except Exception as error:  # the resolver raises whatever its HTTP client does
+        raise DeviceError(f"--tpu {options.name}: cannot be reached: {str(error).splitlines()[0]}") from error
+
+
+def make_estimator(
+    run: RunConfig, folder: str, plan: MeshPlan, steps_per_checkpoint: int = 5000, tpu: Optional[TpuOptions] = None,
+    report: Callable[[Progress], None] = lambda progress: None, byte_lengths: Optional[np.ndarray] = None,
+) -> Any:  # fmt: skip
+    """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`."""
+    tpu_config = tf.estimator.tpu.TPUConfig(
+        iterations_per_loop=run.training.iterations,
+        num_cores_per_replica=1,
+        per_host_input_for_training=tf.estimator.tpu.InputPipelineConfig.BROADCAST,
+    )
+    config = tf.estimator.tpu.RunConfig(
+        cluster=resolve_tpu(tpu) if tpu else None,
+        model_dir=folder,
+        tf_random_seed=run.training.seed or 1,
+        session_config=None if tpu else session_config(plan),
+        save_checkpoints_steps=None,  # the model function has a saver that knows of slices
+        save_checkpoints_secs=None,
+        save_summary_steps=100,
+        log_step_count_steps=None,
+        tpu_config=tpu_config,
+    )
+    params = {
+        "run": run, "plan": plan, "folder": folder, "steps_per_checkpoint": steps_per_checkpoint, "report": report,
+        "use_tpu": tpu is not None, "byte_lengths": byte_lengths,
+    }  # fmt: skip
+    return tf.estimator.tpu.TPUEstimator(
+        use_tpu=tpu is not None, model_fn=model_fn, config=config, params=params,
+        train_batch_size=run.training.train_batch_size, eval_batch_size=eval_batch_size(run),
+    )  # fmt: skip
+
+
+def eval_batch_size(run: RunConfig) -> int:
+    """Sequences per evaluation batch."""
+    return run.training.eval_batch_size or run.training.train_batch_size
+
+
+def prepare_folder(folder: str) -> None:
+    """Make the folder of checkpoints, and write to it once.
+
+    Raises:
+      CheckpointError: it cannot be written.
+    """
+    probe = os.path.join(folder, ".writable")
+    try:
+        tf.io.gfile.makedirs(folder)
+        with tf.io.gfile.GFile(probe, "w") as handle:
+            handle.write("")
+        tf.io.gfile.remove(probe)
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "message", None) or str(error)
+        raise CheckpointError(f"model_path {folder!r} cannot be written: {reason}") from error
+
+
+def current_step(folder: str) -> int:
+    """Step of the newest checkpoint, 0 without one."""
+    path = latest_checkpoint(folder)
+    return step_of(path) if path else 0
+
+
+def train(estimator: Any, run: RunConfig, plan: MeshPlan, folder: str) -> int:
+    """Train to `train_steps`, from the newest checkpoint on. Returns the step reached.
+
+    Raises:
+      GptNeoError: anything that is the user's to mend, found before the graph is built where it can be.
+    """
+    check_layout(run, plan, run.training.train_batch_size)
+    name, dataset = only_dataset(run)
+    paths, _ = training_records(run)
+    preflight.check_tokenizer(run, dataset, name)
+    preflight.check_records(paths, run.model.n_ctx, run.model.n_vocab)
+    prepare_folder(folder)
+    start = current_step(folder)
+    if start >= run.training.train_steps:
+        return start
+
+    def input_fn(params: dict) -> Any:
+        batches = training_batches(run, params["batch_size"], start)
+        return batches.map(lambda tokens: {"tokens": tokens})
+
+    with reading(run, paths):
+        estimator.train(input_fn, max_steps=run.training.train_steps)
+    return run.training.train_steps
+
+
+def evaluate(estimator: Any, run: RunConfig, folder: str, limit: Optional[int] = None) -> dict:
+    """Token-weighted loss, perplexity and bits per byte of the held-out records.
+
+    Args:
+      limit: batches; all records when None.
+
+    Raises:
+      CheckpointError: there is nothing to evaluate.
+    """
+    if latest_checkpoint(folder) is None:
+        raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
+    paths, counts = evaluation_records(run)
+    size = eval_batch_size(run)
+    batches = -(-sum(counts) // size)
+    steps = batches if limit is None else min(batches, limit)
+    with reading(run, paths):
+        metrics = estimator.evaluate(lambda params: evaluation_batches(run, params["batch_size"], steps), steps=steps)
+    return summarize(metrics)
+
+
+def byte_lengths(run: RunConfig) -> Optional[np.ndarray]:
+    """float32 [n_vocab]: bytes of text that each id stands for; None without a tokenizer."""
+    _, dataset = only_dataset(run)
+    if not dataset.tokenizer_path:
+        return None
+    tokenizer = preflight.dataset_tokenizer(dataset)
+    lengths = np.zeros(run.model.n_vocab, np.float32)
+    for i in range(min(tokenizer.n_vocab, run.model.n_vocab)):
+        lengths[i] = len(tokenizer.bytes_of(i)) if tokenizer.byte_level else len(tokenizer.decode_bytes([i]))
+    return lengths
+
+
+class reading:  # noqa: N801  (used as a statement)
+    """Context in which TensorFlow's errors about records become a DataError with file and record."""
+
+    def __init__(self, run: RunConfig, paths: list[str]) -> None:
+        self.run, self.paths = run, paths
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Look for the damage when TensorFlow met some."""
+        if isinstance(error, (tf.errors.DataLossError, tf.errors.InvalidArgumentError)):
+            preflight.find_damage(self.paths, self.run.model.n_ctx, self.run.model.n_vocab)
+            if isinstance(error, tf.errors.DataLossError):
+                raise DataError(f"a record is damaged: {error.message}") from error
+        if isinstance(error, tf.errors.ResourceExhaustedError):
+            raise ConfigError(
+                "out of memory: lower train_batch_size, or tokens_per_mb_per_replica, or set recompute_grad "
+                f"({error.message.splitlines()[0]})"
+            ) from error

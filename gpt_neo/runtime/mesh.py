@@ -1,0 +1,178 @@
+"""Laying a model over the devices that are there. `mesh_shape` and `layout` are hints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from gpt_neo.config.schema import MeshConfig, ModelConfig, RunConfig
+from gpt_neo.errors import ConfigError, DeviceError
+from gpt_neo.mtf_compat import lower_locally, mtf, tf
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshPlan:
+    """How a graph is lowered.
+
+    devices: TensorFlow device names; one empty name is "wherever TensorFlow likes".
+    mesh_shape, layout: pairs, empty on one device.
+    note: what was done differently from the config, for the person to read.
+    """
+
+    devices: tuple = ("",)
+    mesh_shape: tuple = ()
+    layout: tuple = ()
+    note: Optional[str] = None
+
+    @property
+    def size(self) -> int:
+        """Number of devices."""
+        return len(self.devices)
+
+    def replicas(self, dimension: str = "batch") -> int:
+        """Parts that a tensor dimension is split into."""
+        sizes = dict(self.mesh_shape)
+        return math.prod(sizes[mesh_dim] for name, mesh_dim in self.layout if name == dimension)
+
+
+def parse_devices(words: Sequence[str]) -> tuple:
+    """TensorFlow device names of `--gpu_ids`: `0 1`, `device:GPU:0 device:GPU:1`, or `cpu:0 cpu:1`.
+
+    Raises:
+      DeviceError: a word is none of these.
+    """
+    names = []
+    for word in [part for text in words for part in text.replace(",", " ").split()]:
+        kind, _, index = word.lower().replace("device:", "").rpartition(":")
+        if not index.isdigit() or kind.strip("/") not in ("", "gpu", "cpu"):
+            raise DeviceError(f"--gpu_ids has {word!r}; expected numbers, device:GPU:<n> or cpu:<n>")
+        names.append(f"/device:{(kind.strip('/') or 'gpu').upper()}:{index}")
+    return tuple(names)
+
+
+def plan_mesh(config: MeshConfig, devices: Sequence[str] = ()) -> MeshPlan:
+    """Fit the hints of a config to local devices.
+
+    Raises:
+      DeviceError: several devices, and not as many as mesh_shape multiplies to.
+    """
+    wanted = math.prod(size for _, size in config.mesh_shape)
+    text = ",".join(f"{name}:{size}" for name, size in config.mesh_shape)
+    if len(devices) <= 1:
+        note = f"mesh_shape {text} asks for {wanted} devices; running on one" if wanted > 1 else None
+        return MeshPlan(devices=tuple(devices) or ("",), note=note)
+    if not config.mesh_shape:
+        return MeshPlan(tuple(devices), (("x", len(devices)),), (("batch", "x"),), "layout batch:x, as none was given")
+    if wanted != len(devices):
+        raise DeviceError(
+            f"mesh_shape {text} multiplies to {wanted} devices, --gpu_ids names {len(devices)}: "
+            f"give as many, or set --set mesh_shape=x:{len(devices)}"
+        )
+    return MeshPlan(tuple(devices), config.mesh_shape, config.layout)
+
+
+def check_visible(devices: Sequence[str]) -> None:
+    """Compare GPU names with what TensorFlow sees; CPU devices are made as asked for.
+
+    Raises:
+      DeviceError: a GPU is not there.
+    """
+    visible = [device.name.replace("/physical_device", "/device") for device in tf.config.list_physical_devices("GPU")]
+    for name in devices:
+        if "GPU" in name and name not in visible:
+            raise DeviceError(f"--gpu_ids names {name}; TensorFlow sees {', '.join(visible) or 'no GPU'}")
+
+
+def layout_table(model: ModelConfig, batch_size: int, mesh_shape: Sequence, layout: Sequence) -> list[tuple]:
+    """(tensor dimension, its size, mesh dimension, its size, divides) for every rule of a layout."""
+    sizes = {
+        "batch": batch_size, "sequence": model.n_ctx, "memory_length": model.n_ctx, "embed_sequence": model.n_ctx,
+        "embd": model.n_embd, "heads": model.n_head, "vocab": model.n_vocab,
+        "intermediate_expanded": 4 * model.n_embd, "features_per_head": model.n_embd // model.n_head,
+    }  # fmt: skip
+    mesh = dict(mesh_shape)
+    rows = []
+    for name, mesh_dim in layout:
+        size, parts = sizes.get(name), mesh.get(mesh_dim, 1)
+        rows.append((name, size, mesh_dim, parts, size is None or size % parts == 0))
+    return rows
+
+
+def check_layout(run: RunConfig, plan: MeshPlan, batch_size: int) -> None:
+    """Every split dimension has to divide.
+
+    Raises:
+      ConfigError: names dimension, both sizes and the nearest valid ones.
+    """
+    for name, size, mesh_dim, parts, divides in layout_table(run.model, batch_size, plan.mesh_shape, plan.layout):
+        if not divides:
+            near = sorted({max(parts, size // parts * parts), -(-size // parts) * parts})
+            raise ConfigError(
+                f"layout {name}:{mesh_dim} splits {name} of {size} into {parts} parts; it has to divide "
+                f"(nearest: {' or '.join(map(str, near))})"
+            )
+
+
+class LocalPlacement:
+    """Lowers graphs onto local devices as planned."""
+
+    def __init__(self, plan: MeshPlan) -> None:
+        self.plan = plan
+        self.replicas = plan.replicas()
+
+    def make_mesh(self, graph: Any) -> Any:
+        """The mesh of a new mtf.Graph."""
+        return mtf.Mesh(graph, "mesh")
+
+    def lower(self, graph: Any, mesh: Any) -> Any:
+        """mtf.Lowering of a finished graph."""
+        plan = self.plan
+        if plan.size == 1:
+            return lower_locally(graph, mesh)
+        shape, rules = mesh_strings(plan.mesh_shape, plan.layout)
+        impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape, rules, list(plan.devices))
+        return mtf.Lowering(graph, {mesh: impl}, autostack=False)
+
+
+class TpuPlacement:
+    """Lowers graphs onto the cores of a TPU, from the context that TPUEstimator hands to the model function."""
+
+    def __init__(self, config: MeshConfig, context: Any) -> None:
+        self.config, self.context = config, context
+        plan = MeshPlan(("",), config.mesh_shape, config.layout)
+        self.replicas = plan.replicas()
+        cores = math.prod(size for _, size in config.mesh_shape)
+        if cores != context.num_replicas * context.num_of_cores_per_replica:
+            raise DeviceError(
+                f"mesh_shape multiplies to {cores} cores, the TPU has "
+                f"{context.num_replicas * context.num_of_cores_per_replica}: set --set mesh_shape=..."
+            )
+
+    def make_mesh(self, graph: Any) -> Any:
+        """The mesh of a new mtf.Graph; masters are spread over the hosts by size."""
+        hosts = [self.context.tpu_host_placement_function(host_id=i) for i in range(self.context.num_hosts)]
+        placer = mtf.utils.BalancedVariablePlacer(hosts, [300_000_000] * len(hosts))
+        return mtf.Mesh(graph, "mesh", placer)
+
+    def lower(self, graph: Any, mesh: Any) -> Any:
+        """mtf.Lowering of a finished graph."""
+        shape, rules = mesh_strings(self.config.mesh_shape, self.config.layout)
+        devices = [""] * shape.size
+        impl = mtf.simd_mesh_impl.SimdMeshImpl(shape, rules, devices, self.context.device_assignment)
+        return mtf.Lowering(graph, {mesh: impl})
+
+
+def mesh_strings(mesh_shape: Sequence, layout: Sequence) -> tuple:
+    """Mesh-TF's shape and layout rules from pairs."""
+    shape = mtf.convert_to_shape(",".join(f"{n}:{s}" for n, s in mesh_shape))
+    return shape, mtf.convert_to_layout_rules(",".join(f"{n}:{m}" for n, m in layout))
+
+
+def session_config(plan: MeshPlan) -> Any:
+    """Session options: as many CPU devices as the plan names, GPU memory as it is needed."""
+    cpus = max([1] + [int(name.rsplit(":", 1)[-1]) + 1 for name in plan.devices if "CPU" in name])
+    config = tf.ConfigProto(allow_soft_placement=True, device_count={"CPU": cpus})
+    config.gpu_options.allow_growth = True
+    return config

