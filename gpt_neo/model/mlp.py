@@ -7,6 +7,7 @@ from typing import Any
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model import variables
 from gpt_neo.model.activations import get_activation
+from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
 from gpt_neo.mtf_compat import mtf, tf
 
@@ -18,7 +19,7 @@ def linear(x: Any, name: str, source: Any, target: Any, std: float, config: Mode
     with tf.variable_scope(f"conv1d_main/{name}"):
         kernel = variables.normal(x.mesh, "kernel", mtf.Shape([source, target]), std, config)
         bias = variables.constant(x.mesh, "bias", mtf.Shape([target]), 0.0, config)
-    return mtf.einsum([x, kernel], reduced_dims=[source]) + bias
+    return contract(x, kernel, [source]) + bias
 
 
 def mlp(x: Any, dims: Dims, config: ModelConfig, is_training: bool) -> Any:

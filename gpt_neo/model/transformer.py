@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model import variables
 from gpt_neo.model.attention.projections import project_output, project_qkv
 from gpt_neo.model.attention.softmax import global_attention, local_attention
+from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.mlp import mlp
 from gpt_neo.model.norms import layer_norm
 from gpt_neo.model.vocab_ops import embed
 from gpt_neo.mtf_compat import mtf, tf
+
+Attention = Callable[[Any, Any, Any, str], Any]
 
 # Keys of the legacy program that this network does not build; a run that sets one is refused, never ignored.
 NOT_BUILT = (
@@ -48,18 +51,34 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, is_training: bool)
       float32 logits [batch, sequence, vocab].
     """
     check_supported(config)
-    mesh = tokens.mesh
+
+    def attention(q: Any, k: Any, v: Any, kind: str) -> Any:
+        rate = config.attn_dropout
+        if kind == "local":
+            return local_attention(q, k, v, dims.sequence, config.local_attention_radius, rate, is_training)
+        return global_attention(q, k, v, dims.sequence, rate, is_training)
+
     with tf.variable_scope("gpt2"):
-        wte = variables.normal(mesh, "wte", mtf.Shape([dims.vocab, dims.embd]), 0.02, config)
-        wpe = variables.normal(mesh, "wpe", mtf.Shape([dims.embed_sequence, dims.embd]), 0.01, config)
+        wte, wpe = tables(tokens.mesh, dims, config)
         x = embed(wte, tokens, dims.vocab) + position_rows(wpe, dims)
         if config.embed_dropout > 0 and is_training:
             x = mtf.dropout(x, is_training, rate=config.embed_dropout)
         for layer, kind in enumerate(config.attention_types):
-            x = recomputed_block(x, f"h{layer}", kind, dims, config, is_training)
-        x = layer_norm(x, "ln_f", dims.embd, config)
-        logits = mtf.einsum([x, wte], output_shape=dims.tokens + [dims.vocab])
-    return mtf.cast(logits, tf.float32)
+            x = recomputed_block(x, f"h{layer}", kind, dims, config, is_training, attention)
+        return head(x, wte, dims, config)
+
+
+def tables(mesh: Any, dims: Dims, config: ModelConfig) -> tuple:
+    """The embedding [vocab, embd] and position [embed_sequence, embd] tables."""
+    wte = variables.normal(mesh, "wte", mtf.Shape([dims.vocab, dims.embd]), 0.02, config)
+    wpe = variables.normal(mesh, "wpe", mtf.Shape([dims.embed_sequence, dims.embd]), 0.01, config)
+    return wte, wpe
+
+
+def head(x: Any, wte: Any, dims: Dims, config: ModelConfig) -> Any:
+    """Final norm and tied head: [..., embd] -> float32 [..., vocab]."""
+    x = layer_norm(x, "ln_f", dims.embd, config)
+    return mtf.cast(contract(x, wte, [dims.embd]), tf.float32)
 
 
 def position_rows(wpe: Any, dims: Dims) -> Any:
@@ -70,26 +89,30 @@ def position_rows(wpe: Any, dims: Dims) -> Any:
     return mtf.rename_dimension(rows, dims.embed_sequence.name, dims.sequence.name)
 
 
-def recomputed_block(x: Any, name: str, kind: str, dims: Dims, config: ModelConfig, is_training: bool) -> Any:
+def recomputed_block(
+    x: Any, name: str, kind: str, dims: Dims, config: ModelConfig, is_training: bool, attention: Attention
+) -> Any:
     """A block, run again in the backward pass when `recompute_grad` asks for it."""
 
     def run(inputs: Any) -> Any:
         with tf.variable_scope(name):
-            return block(inputs, kind, dims, config, is_training)
+            return block(inputs, kind, dims, config, is_training, attention)
 
     return mtf.recompute_grad(run, [x]) if config.recompute_grad and is_training else run(x)
 
 
-def block(x: Any, kind: str, dims: Dims, config: ModelConfig, is_training: bool) -> Any:
-    """Pre-norm block: x += attention(norm_1(x)); x += mlp(norm_2(x)). x: [batch, sequence, embd]."""
+def block(
+    x: Any, kind: str, dims: Dims, config: ModelConfig, is_training: bool, attention: Attention
+) -> Any:
+    """Pre-norm block: x += attention(norm_1(x)); x += mlp(norm_2(x)).
+
+    Args:
+      x: [batch, sequence, embd].
+      attention: from q, k, v [batch, sequence, heads, features_per_head] and the layer's kind to the shape of q.
+    """
     normed = layer_norm(x, "norm_1", dims.embd, config)
     with tf.variable_scope("attn"):
-        q, k, v = project_qkv(normed, dims, config)
-        rate = config.attn_dropout
-        if kind == "local":
-            out = local_attention(q, k, v, dims.sequence, config.local_attention_radius, rate, is_training)
-        else:
-            out = global_attention(q, k, v, dims.sequence, rate, is_training)
+        out = attention(*project_qkv(normed, dims, config), kind)
         out = project_output(out, dims, config)
     if config.res_dropout > 0 and is_training:
         out = mtf.dropout(out, is_training, rate=config.res_dropout)

@@ -74,8 +74,9 @@ def make_estimator(
         tpu_config=tpu_config,
     )
     params = {
-        "run": run, "plan": plan, "folder": folder, "steps_per_checkpoint": steps_per_checkpoint, "report": report,
-        "use_tpu": tpu is not None, "byte_lengths": byte_lengths,
+        "run": run, "plan": plan, "folder": folder, "steps_per_checkpoint": steps_per_checkpoint,
+        # a plain function: the Estimator makes a deep copy of its params, a bound method's object with it
+        "report": lambda progress: report(progress), "use_tpu": tpu is not None, "byte_lengths": byte_lengths,
     }  # fmt: skip
     return tf.estimator.tpu.TPUEstimator(
         use_tpu=tpu is not None, model_fn=model_fn, config=config, params=params,

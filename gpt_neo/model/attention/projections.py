@@ -6,6 +6,7 @@ from typing import Any
 
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model import variables
+from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
 from gpt_neo.mtf_compat import mtf
 
@@ -19,7 +20,7 @@ def project(x: Any, name: str, std: float, dims: Dims, config: ModelConfig) -> A
     merged = mtf.Dimension(dims.heads.name, dims.heads.size * dims.features.size)
     weight = variables.normal(x.mesh, name, mtf.Shape([dims.embd, merged]), std, config)
     weight = mtf.replace_dimensions(weight, merged, [dims.heads, dims.features])
-    return mtf.einsum([x, weight], reduced_dims=[dims.embd])
+    return contract(x, weight, [dims.embd])
 
 
 def project_qkv(x: Any, dims: Dims, config: ModelConfig) -> tuple:
@@ -40,6 +41,6 @@ def project_output(x: Any, dims: Dims, config: ModelConfig) -> Any:
     std = merged.size**-0.5
     weight = variables.normal(x.mesh, "o", mtf.Shape([merged, dims.embd]), std, config)
     weight = mtf.replace_dimensions(weight, merged, [dims.heads, dims.features])
-    out = mtf.einsum([x, weight], reduced_dims=[dims.heads, dims.features])
+    out = contract(x, weight, [dims.heads, dims.features])
     bias = variables.constant(x.mesh, "compute_output_bias/o_b", mtf.Shape([dims.embd]), 0.0, config)
     return out + bias

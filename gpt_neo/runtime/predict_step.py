@@ -1,0 +1,190 @@
+"""Sampling: a model loaded once, its graphs built once, for any number of prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from gpt_neo.checkpoint.io import check_shapes
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import DataError
+from gpt_neo.model.attention.cached import CACHES
+from gpt_neo.model.decode import decode
+from gpt_neo.model.dims import make_dims
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
+from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
+
+PREFILL = 64  # tokens of a prompt read at once
+ROOM = 4  # a prompt that fills the context is cut so that a quarter of it stays for new tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """A new token: of which prompt, which of its samples, and whether it is the last."""
+
+    prompt: int
+    sample: int
+    token: int
+    last: bool
+
+
+@dataclasses.dataclass
+class Row:
+    """A sample on its way."""
+
+    prompt: int
+    sample: int
+    tokens: list
+    left: int
+    generator: Any
+
+
+def fit_prompt(prompt: Sequence[int], n_ctx: int, max_tokens: Optional[int]) -> tuple[list, int, int]:
+    """Cut a prompt on the left so that new tokens have room.
+
+    Returns:
+      (the prompt, tokens cut off, new tokens that fit)
+    """
+    if max_tokens is None:
+        wanted = max(1, n_ctx // ROOM if len(prompt) >= n_ctx else n_ctx - len(prompt))
+    else:
+        wanted = min(max_tokens, n_ctx - 1)
+    kept = list(prompt[-(n_ctx - wanted) :])
+    return kept, len(prompt) - len(kept), min(wanted, n_ctx - len(kept))
+
+
+class Sampler:
+    """A model ready to sample `batch_size` rows at once.
+
+    Raises:
+      CheckpointError: the checkpoint is missing, or does not fit the config.
+    """
+
+    def __init__(
+        self, config: ModelConfig, checkpoint: str, batch_size: int = 1, plan: Optional[MeshPlan] = None
+    ) -> None:
+        self.config, self.batch_size = config, batch_size
+        self.chunk = min(PREFILL, config.n_ctx)
+        placement = LocalPlacement(plan or MeshPlan())
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            self.slot = tf.placeholder(tf.int32, [])
+            self.start = tf.placeholder(tf.int32, [batch_size])
+            self.fed = {size: tf.placeholder(tf.int32, [batch_size, size]) for size in (self.chunk, 1)}
+            self.logits: dict[int, Any] = {}
+            copies = []
+            with tf.variable_scope("", reuse=tf.AUTO_REUSE):
+                for size, tokens in self.fed.items():
+                    self.logits[size], lowering = self.build(tokens, placement)
+                    copies.append(lowering.copy_masters_to_slices())
+            self.session = tf.Session(config=session_config(placement.plan))
+            load_weights(self.session, checkpoint)
+            self.session.run(tf.variables_initializer(tf.get_collection(CACHES)))
+            self.session.run(copies)
+            self.graph.finalize()
+
+    def build(self, tokens: Any, placement: LocalPlacement) -> tuple:
+        """Lower one step for `tokens` [batch, chunk]: logits [batch, vocab] of the last one, and the lowering."""
+        graph = mtf.Graph()
+        mesh = placement.make_mesh(graph)
+        dims = make_dims(self.config, self.batch_size, int(tokens.shape[1]))
+        fed = mtf.import_tf_tensor(mesh, tokens, dims.tokens)
+        slot = mtf.import_tf_tensor(mesh, self.slot, mtf.Shape([]))
+        start = mtf.import_tf_tensor(mesh, self.start, mtf.Shape([dims.batch]))
+        logits = decode(fed, slot, start, dims, self.config, self.config.n_ctx + self.chunk, last_only=True)
+        lowering = placement.lower(graph, mesh)
+        return lowering.export_to_tf_tensor(logits)[:, 0], lowering
+
+    def run(self, tokens: np.ndarray, slot: int, start: np.ndarray) -> np.ndarray:
+        """Feed tokens [batch, chunk or 1] into slot, slot + 1, ...; float32 logits [batch, vocab] of the last."""
+        size = tokens.shape[1]
+        return self.session.run(
+            self.logits[size], {self.fed[size]: tokens, self.slot: slot, self.start: start}
+        )
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, int, np.ndarray]:
+        """Read the prompts, aligned on the right.
+
+        Returns:
+          (logits [batch, vocab], next slot, start [batch])
+        """
+        longest = max(len(prompt) for prompt in prompts)
+        length = -(-longest // self.chunk) * self.chunk
+        tokens = np.zeros([self.batch_size, length], np.int32)
+        start = np.full([self.batch_size], length - 1, np.int32)
+        for row, prompt in enumerate(prompts):
+            start[row] = length - len(prompt)
+            tokens[row, start[row] :] = prompt
+        logits = np.zeros(0)
+        for at in range(0, length, self.chunk):
+            logits = self.run(tokens[:, at : at + self.chunk], at, start)
+        return logits, length, start
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], options: SampleOptions, num_samples: int = 1
+    ) -> Iterator[Token]:
+        """Yield the tokens of every sample as they are made, `batch_size` rows at a time.
+
+        A prompt longer than the context allows is cut on the left (see `fit_prompt`).
+
+        Raises:
+          DataError: a prompt is empty, or has an id outside the vocabulary.
+        """
+        rows = []
+        for number, prompt in enumerate(prompts):
+            check_prompt(prompt, number, self.config.n_vocab)
+            kept, _, room = fit_prompt(prompt, self.config.n_ctx, options.max_tokens)
+            rows += [
+                Row(number, sample, kept, room, row_generator(options.seed, number, sample))
+                for sample in range(num_samples)
+            ]
+        for first in range(0, len(rows), self.batch_size):
+            yield from self.generate_batch(rows[first : first + self.batch_size], options)
+
+    def generate_batch(self, rows: list[Row], options: SampleOptions) -> Iterator[Token]:
+        """Sample the rows together until each has ended."""
+        logits, slot, start = self.prefill([row.tokens for row in rows])
+        alive = dict(enumerate(rows))
+        following = np.zeros([self.batch_size, 1], np.int32)
+        while True:
+            for index, row in list(alive.items()):
+                token = draw(logits[index], options, row.generator)
+                row.left -= 1
+                last = row.left <= 0 or token == options.eos_id
+                following[index, 0] = token
+                yield Token(row.prompt, row.sample, token, last)
+                if last:
+                    del alive[index]
+            if not alive:
+                return
+            logits = self.run(following, slot, start)
+            slot += 1
+
+
+def check_prompt(prompt: Sequence[int], number: int, n_vocab: int) -> None:
+    """Refuse an empty prompt and ids that the model does not have."""
+    if not len(prompt):
+        raise DataError(f"prompt {number} is empty; give it at least one token (such as the end-of-text id)")
+    if max(prompt) >= n_vocab or min(prompt) < 0:
+        raise DataError(f"prompt {number} has token id {max(prompt)}; the model's n_vocab is {n_vocab}")
+
+
+def load_weights(session: Any, checkpoint: str) -> None:
+    """Load the graph's weights, cast where the checkpoint holds another float type.
+
+    Raises:
+      CheckpointError: a variable is missing or of another shape; nothing is loaded then.
+    """
+    wanted = {v.op.name: v for v in tf.global_variables()}
+    reader = check_shapes(checkpoint, {name: v.shape.as_list() for name, v in wanted.items()})
+    types = reader.get_variable_to_dtype_map()
+    if all(types[name] == v.dtype.base_dtype for name, v in wanted.items()):
+        tf.train.Saver(list(wanted.values())).restore(session, checkpoint)
+        return
+    for name, variable in wanted.items():
+        value = reader.get_tensor(name).astype(variable.dtype.base_dtype.as_numpy_dtype)
+        session.run(variable.initializer, {variable.initializer.inputs[1]: value})

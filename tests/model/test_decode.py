@@ -1,0 +1,112 @@
+"""Decoding with caches equals the uncached network."""
+
+import os
+
+import numpy as np
+import pytest
+
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.dims import make_dims
+from gpt_neo.model.transformer import transformer
+from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.runtime.predict_step import Sampler
+from gpt_neo.sampling.filters import SampleOptions
+
+VOCAB = 48
+
+
+def make_config(n_ctx, radius, kinds=("global", "local")):
+    return ModelConfig(n_head=2, n_embd=16, n_layer=len(kinds), n_vocab=VOCAB, n_ctx=n_ctx, attention_types=kinds,
+                       local_attention_radius=radius)  # fmt: skip
+
+
+def save_random(config, folder, seed=0):
+    """A checkpoint of random weights, large enough that attention matters."""
+    path = os.path.join(folder, "model.ckpt-0")
+    with tf.Graph().as_default(), tf.Session() as session:
+        tokens = tf.zeros([1, config.n_ctx], tf.int32)
+        forward(tokens, config)
+        session.run(tf.global_variables_initializer())
+        rng = np.random.RandomState(seed)
+        for v in tf.global_variables():
+            session.run(v.initializer, {v.initializer.inputs[1]: rng.normal(0, 0.5, v.shape.as_list())})
+        tf.train.Saver().save(session, path, write_meta_graph=False)
+    return path
+
+
+def forward(tokens, config):
+    graph = mtf.Graph()
+    mesh = mtf.Mesh(graph, "mesh")
+    dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
+    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, is_training=False)
+    return lower_locally(graph, mesh).export_to_tf_tensor(logits)
+
+
+def uncached(config, checkpoint, tokens):
+    """Logits [batch, sequence, vocab]."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        logits = forward(tf.constant(tokens), config)
+        tf.train.Saver().restore(session, checkpoint)
+        return session.run(logits)
+
+
+@pytest.mark.parametrize(
+    "n_ctx, radius, prompt, total",
+    [(513, 256, 255, 258), (520, 256, 510, 516), (40, 8, 1, 40), (40, 7, 9, 30), (40, 3, 33, 40), (100, 70, 65, 99)],
+)
+def test_every_step_equals_uncached(tmp_path, n_ctx, radius, prompt, total):
+    config = make_config(n_ctx, radius, ("global", "local", "local"))
+    checkpoint = save_random(config, str(tmp_path))
+    tokens = np.random.RandomState(1).randint(0, VOCAB, [2, total]).astype(np.int32)
+    expected = uncached(config, checkpoint, tokens)
+    sampler = Sampler(config, checkpoint, batch_size=2)
+    logits, slot, start = sampler.prefill([row[:prompt] for row in tokens])
+    np.testing.assert_allclose(logits, expected[:, prompt - 1], atol=1e-4, rtol=1e-4)
+    for at in range(prompt, total):
+        logits = sampler.run(tokens[:, at : at + 1], slot, start)
+        slot += 1
+        np.testing.assert_allclose(logits, expected[:, at], atol=1e-4, rtol=1e-4)
+
+
+def test_ragged_batch_equals_rows_alone(tmp_path):
+    config = make_config(90, 8)
+    checkpoint = save_random(config, str(tmp_path))
+    rng = np.random.RandomState(2)
+    prompts = [rng.randint(0, VOCAB, n).tolist() for n in (1, 70, 13)]
+    together, alone = Sampler(config, checkpoint, batch_size=3), Sampler(config, checkpoint, batch_size=1)
+    options = SampleOptions(max_tokens=15, temperature=0.8, top_k=20, seed=5)
+    batch = {i: [] for i in range(3)}
+    for token in together.generate(prompts, options):
+        batch[token.prompt].append(token.token)
+    single = {i: [] for i in range(3)}
+    for token in alone.generate(prompts, options):
+        single[token.prompt].append(token.token)
+    assert batch == single
+    assert all(len(row) == 15 for row in batch.values())
+    logits, _, _ = together.prefill(prompts)
+    for row, prompt in zip(logits, prompts):
+        np.testing.assert_allclose(row, alone.prefill([prompt])[0][0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_used_sampler_gives_what_a_fresh_one_does(tmp_path):
+    config = make_config(64, 8)
+    checkpoint = save_random(config, str(tmp_path))
+    options = SampleOptions(max_tokens=20, temperature=0.0)
+    used = Sampler(config, checkpoint)
+    operations = len(used.graph.get_operations())
+    list(used.generate([[5, 6, 7] * 10], options))
+    second = [t.token for t in used.generate([[1, 2]], options)]
+    assert second == [t.token for t in Sampler(config, checkpoint).generate([[1, 2]], options)]
+    assert len(used.graph.get_operations()) == operations and used.graph.finalized
+
+
+def test_the_oracle_decodes_alike_with_and_without_cache():
+    config = ModelConfig(n_head=4, n_embd=64, n_layer=4, n_vocab=512, n_ctx=128, local_attention_radius=32,
+                         attention_types=("global", "local") * 2)  # fmt: skip
+    checkpoint = os.path.join(os.path.dirname(os.path.dirname(__file__)), "oracle", "neo", "model.ckpt-20")
+    prompt = list(range(3, 40))
+    sampler = Sampler(config, checkpoint)
+    got = prompt + [t.token for t in sampler.generate([prompt], SampleOptions(temperature=0.0))]
+    assert len(got) == config.n_ctx
+    expected = uncached(config, checkpoint, np.array([got], np.int32))[0]
+    assert got[len(prompt) :] == np.argmax(expected, -1)[len(prompt) - 1 : -1].tolist()
