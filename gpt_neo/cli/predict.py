@@ -1,0 +1,163 @@
+"""Sampling from the command line: streamed to the terminal and written to predictions_<id>_<step>.txt."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+import time
+from typing import Optional
+
+from gpt_neo.checkpoint.io import latest_checkpoint, step_of
+from gpt_neo.cli.job import Job, memory_text, model_text
+from gpt_neo.cli.train import device_plan, device_text
+from gpt_neo.config.estimate import sampling_memory
+from gpt_neo.errors import CheckpointError, ConfigError, DataError
+from gpt_neo.inputs import preflight
+from gpt_neo.runtime.predict_step import Sampler, fit_prompt
+from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.tokenizer import Tokenizer, load_tokenizer
+
+DEFAULT_PROMPT = (
+    "A team of biologists following reindeer across the far north of Norway reported last week that the animals "
+    "had learned to"
+)
+
+
+class Stream:
+    """Prints tokens as text; characters of several tokens appear once they are whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.ids: list[int] = []
+
+    def add(self, token: int) -> None:
+        """Print what a token adds."""
+        self.ids.append(token)
+        print(self.decoder.decode(self.tokenizer.decode_bytes([token])), end="", flush=True)
+
+    def end(self) -> str:
+        """Print what is left; return the whole text."""
+        print(self.decoder.decode(b"", final=True), flush=True)
+        return self.tokenizer.decode(self.ids)
+
+
+def predict(job: Job) -> int:
+    """Load the newest checkpoint and answer the prompt, or prompts one after another."""
+    args, run = job.args, job.run
+    checkpoint = latest_checkpoint(job.folder)
+    if checkpoint is None:
+        raise CheckpointError(f"no checkpoint in {job.folder!r}: train first, or set model_path")
+    if args.tpu:
+        raise ConfigError("--predict runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
+    if args.num_samples < 1:
+        raise ConfigError(f"--num_samples is {args.num_samples}; expected at least 1")
+    tokenizer, eos = job_tokenizer(job)
+    seed = args.seed if args.seed is not None else int(time.time()) % 100_000
+    options = SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos)
+    prompt = None if args.interactive else read_prompt(args.prompt)
+    batch = min(args.num_samples, run.training.predict_batch_size) if not args.interactive else 1
+    print(model_text(run))
+    print(memory_text(sampling_memory(run.model, batch)))
+    print(device_text(job, device_plan(job)), flush=True)
+    began = time.monotonic()
+    sampler = Sampler(run.model, checkpoint, batch, device_plan(job))
+    print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {seed}", flush=True)
+    path = os.path.join(job.folder, f"predictions_{args.sacred_id or run.name}_{step_of(checkpoint)}.txt")
+    while True:
+        text = read_interactive() if prompt is None else prompt
+        if text is None:
+            return 0
+        answer(sampler, tokenizer, text, options, args.num_samples, path)
+        if prompt is not None:
+            print(f"written to {path}")
+            return 0
+
+
+def job_tokenizer(job: Job) -> tuple[Tokenizer, Optional[int]]:
+    """Tokenizer and end-of-text id of the run; GPT-2's where no dataset names one."""
+    run = job.run
+    if run.datasets:
+        ref, dataset = run.datasets[0]
+        tokenizer = preflight.dataset_tokenizer(dataset)
+        preflight.check_tokenizer(run, dataset, ref.name)
+        return tokenizer, dataset.eos_id
+    tokenizer = load_tokenizer()
+    return tokenizer, tokenizer.eos_id
+
+
+def read_prompt(given: Optional[str]) -> str:
+    """Text of --prompt: a file, standard input, or the argument itself.
+
+    Raises:
+      DataError: the file cannot be read, or there is no text.
+    """
+    if given is None:
+        return DEFAULT_PROMPT
+    if given == "-":
+        text = sys.stdin.read()
+    elif os.path.isfile(given):
+        try:
+            with open(given, encoding="utf-8") as handle:
+                text = handle.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--prompt {given!r}: cannot be read as UTF-8 text: {error}") from error
+    elif given.endswith(".txt"):
+        raise DataError(f"--prompt {given!r}: no such file")
+    else:
+        return given
+    if not text.strip():
+        raise DataError(f"--prompt {given!r}: holds no text")
+    return text.rstrip("\n")
+
+
+def read_interactive() -> Optional[str]:
+    """The next prompt, None at its end."""
+    try:
+        text = input("\nprompt> ")
+    except EOFError:
+        return None
+    return text or None
+
+
+def answer(
+    sampler: Sampler, tokenizer: Tokenizer, text: str, options: SampleOptions, num_samples: int, path: str
+) -> None:
+    """Sample, print and append to the predictions file; rows of a batch are printed one after another."""
+    ids = tokenizer.encode(text)
+    _, cut, room = fit_prompt(ids, sampler.config.n_ctx, options.max_tokens)
+    if cut:
+        print(f"note      the prompt has {len(ids)} tokens; its first {cut} do not fit beside {room} new ones")
+    began, count = time.monotonic(), 0
+    first: Optional[float] = None
+    waiting: dict[int, list] = {i: [] for i in range(num_samples)}
+    ended: set = set()
+    shown, stream = -1, Stream(tokenizer)
+    texts = []
+    for event in sampler.generate([ids], options, num_samples):
+        first = first or time.monotonic() - began
+        count += 1
+        waiting[event.sample].append(event.token)
+        if event.last:
+            ended.add(event.sample)
+        while True:
+            if shown < 0 or (shown in ended and not waiting[shown]):
+                if shown >= 0:
+                    texts.append(stream.end())
+                if shown + 1 >= num_samples:
+                    break
+                shown, stream = shown + 1, Stream(tokenizer)
+                label = f"sample {shown + 1} of {num_samples}" if num_samples > 1 else "sample"
+                print(f"--- {label}\n{text}", end="")
+            for token in waiting[shown]:
+                if token != options.eos_id:
+                    stream.add(token)
+            waiting[shown].clear()
+            if shown not in ended:
+                break
+    seconds = time.monotonic() - began
+    print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
+    with open(path, "a", encoding="utf-8") as handle:
+        for number, sample in enumerate(texts):
+            handle.write(f"=== sample {number + 1}, seed {options.seed}\n{text}{sample}\n")
