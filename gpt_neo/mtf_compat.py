@@ -6,6 +6,7 @@ TensorFlow 2.15 without the repair below.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable
 
 import tensorflow.compat.v1 as tf
@@ -21,9 +22,22 @@ import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 __all__ = ["compiled", "lower_locally", "mtf", "tf"]
 
 
+WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
+
+
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function of TensorFlow tensors so that XLA compiles it to one pass, on whatever device runs it."""
-    return _function(kernel, jit_compile=True, autograph=False)
+    """Decorate a function of TensorFlow tensors so that XLA compiles it to one pass, on whatever device runs it.
+
+    Small tensors, such as those of a decoding step, go through the plain operations.
+    """
+    fused = _function(kernel, jit_compile=True, autograph=False)
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        small = args[0].shape.is_fully_defined() and args[0].shape.num_elements() < WORTH_COMPILING
+        return kernel(*args) if small else fused(*args)
+
+    return call
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:

@@ -30,17 +30,24 @@ def adam_updates(variables: Sequence[Any], grads: Sequence[Any], rate: Any, conf
       grads: one tensor per variable, its shape.
       rate: float32 mtf scalar.
     """
-    return [AdamOperation(variable, grad, rate, config) for variable, grad in zip(variables, grads)]
+    updates: list = []
+    for variable, grad in zip(variables, grads):
+        updates.append(AdamOperation(variable, grad, rate, config, updates[-1] if updates else grads))
+    return updates
 
 
 class AdamOperation(mtf.Operation):
-    """The update of one variable and its two slots, in place where TensorFlow has a kernel."""
+    """The update of one variable and its two slots, in place where TensorFlow has a kernel.
 
-    def __init__(self, variable: Any, grad: Any, rate: Any, config: OptimizerConfig) -> None:
+    It waits for `after`, the update before it or all gradients: no weight changes while a pass still reads it, and the
+    temporary tensors of one update at a time are alive.
+    """
+
+    def __init__(self, variable: Any, grad: Any, rate: Any, config: OptimizerConfig, after: Any) -> None:
         # Operations are lowered in the order they are made, so the slots come first.
         self.variables = [variable, slot(variable, "adam_m").operation, slot(variable, "adam_v").operation]
         super().__init__([grad, rate], name="adam")
-        self.config = config
+        self.config, self.after = config, after
         decays = not any(part in variable.name for part in NO_DECAY)
         self.decay = config.weight_decay if decays else 0.0
         self._outputs: list = []
@@ -49,9 +56,13 @@ class AdamOperation(mtf.Operation):
         """Slices are independent of one another."""
         grads, rates = (lowering.tensors[x].to_laid_out_tensor().all_slices for x in self.inputs)
         stored = [lowering.variables[v].laid_out_tensor.all_slices for v in self.variables]
+        if isinstance(self.after, AdamOperation):
+            waits = [lowering.operations[self.after]]
+        else:
+            waits = [s for g in self.after for s in lowering.tensors[g].to_laid_out_tensor().all_slices]
         updates = []
         for value, m, v, grad, rate in zip(*stored, grads, rates):
-            with tf.device(value.device):
+            with tf.device(value.device), tf.control_dependencies(waits):
                 in_place = value.dtype.base_dtype == tf.float32 and hasattr(value, "handle")
                 update = self.update_in_place if in_place else self.update_by_assigning
                 updates.append(update(value, m, v, tf.cast(grad, tf.float32), rate))
