@@ -1,7 +1,8 @@
 """Real text that every Python installation carries: `python data/make_demo_corpus.py --output_dir demo_run/text`.
 
-Documents: the language reference of `pydoc`, a manual page per module of the standard library (signatures and
-docstrings, as `help()` shows them), and sources. One document of every kind in twenty is held out, chosen by its name.
+Documents: the language reference of `pydoc`; of every module of the standard library its documentation, each class and
+each function as `help()` shows it, and their sources. They are small and in an order that mixes them, so that training,
+which reads records in order, sees many things at once. One module or topic in twenty is held out whole.
 """
 
 import argparse
@@ -19,10 +20,13 @@ from gpt_neo.cli.common import run_command  # noqa: E402
 from gpt_neo.errors import DataError  # noqa: E402
 
 HELD_OUT = 20  # one document in so many
-LEAST = 400  # characters; shorter documents say nothing
-LONGEST_SOURCE = 20_000
+LEAST = 200  # characters; shorter documents say nothing
+LONGEST = 4_000  # characters of a source; longer ones are mostly tables
 LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__", "pydoc_data",
             "encodings", "ensurepip")  # fmt: skip
+
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def topics():
@@ -47,40 +51,57 @@ def sources():
             continue  # a file that is no Python source, or not readable: the corpus does without it
 
 
-def manual_page(module, tree):
-    """Signatures and docstrings of a module, indented as they nest."""
-    lines = [f"Help on module {module}:", ""]
+def signature(node):
+    """A class or function as `help()` heads it."""
+    if isinstance(node, ast.ClassDef):
+        bases = ", ".join(ast.unparse(base) for base in node.bases)
+        return f"class {node.name}({bases})" if bases else f"class {node.name}"
+    return f"{node.name}({ast.unparse(node.args)})"
 
-    def describe(node, depth):
-        text = ast.get_docstring(node)
-        if text:
-            lines.extend(("    " * depth + line).rstrip() for line in text.splitlines())
-            lines.append("")
-        for child in node.body:
-            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(child):
-                if isinstance(child, ast.ClassDef):
-                    bases = ", ".join(ast.unparse(base) for base in child.bases)
-                    head = f"class {child.name}({bases})" if bases else f"class {child.name}"
-                else:
-                    head = f"{child.name}({ast.unparse(child.args)})"
-                lines.append("    " * depth + head)
-                describe(child, depth + 1)
 
-    describe(tree, 0)
-    return "\n".join(lines)
+def described(node, depth=0):
+    """Lines of the docstring of a node and of everything documented inside it, indented as they nest."""
+    text = ast.get_docstring(node)
+    lines = [("    " * depth + line).rstrip() for line in text.splitlines()] + [""] if text else []
+    for child in node.body:
+        if isinstance(child, DEFINITIONS) and ast.get_docstring(child):
+            lines += ["    " * depth + signature(child), *described(child, depth + 1)]
+    return lines
+
+
+def pages(module, source):
+    """Yield (name, text) of the documents of a module."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return  # templates and deliberately broken files
+    about = ast.get_docstring(tree)
+    if about:
+        yield f"{module}/about", f"Help on module {module}:\n\n{about}"
+    lines = source.splitlines()
+    for node in tree.body:
+        if isinstance(node, DEFINITIONS):
+            kind = "class" if isinstance(node, ast.ClassDef) else "function"
+            if ast.get_docstring(node):
+                page = [f"Help on {kind} {node.name} in module {module}:", "", signature(node), *described(node, 1)]
+                yield f"{module}/help/{node.name}/{node.lineno}", "\n".join(page)
+            code = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+            if len(code) <= LONGEST:
+                yield f"{module}/source/{node.name}/{node.lineno}", code
 
 
 def documents():
-    """Yield (name, text) of the whole corpus."""
-    yield from topics()
+    """Yield (topic or module, name, text) of the whole corpus."""
+    for name, text in topics():
+        yield name, name, text
     for module, source in sources():
-        try:
-            page = manual_page(module, ast.parse(source))
-        except (SyntaxError, ValueError):
-            continue  # templates and deliberately broken files
-        yield f"manual/{module}", page
-        if len(source) <= LONGEST_SOURCE:
-            yield f"source/{module}", source
+        for name, text in pages(module, source):
+            yield module, name, text
+
+
+def digest(text):
+    """A number that looks random and is the same everywhere."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def main(argv=None) -> int:
@@ -94,12 +115,10 @@ def main(argv=None) -> int:
         handles = {part: open(os.path.join(folder, f"{part}.jsonl"), "w", encoding="utf-8") for part in counts}
     except OSError as error:
         raise DataError(f"--output_dir {folder!r}: cannot be written: {error.strerror}") from error
-    # In an order that mixes the kinds and is the same everywhere.
-    ordered = sorted(((hashlib.sha256(name.encode()).digest(), name, text) for name, text in documents()))
-    for digest, name, text in ordered:
+    for _, group, name, text in sorted((digest(name), group, name, text) for group, name, text in documents()):
         if len(text) < LEAST:
             continue
-        part = "heldout" if digest[-1] % HELD_OUT == 0 else "train"
+        part = "heldout" if digest(group) % HELD_OUT == 0 else "train"
         handles[part].write(json.dumps({"name": name, "text": text}) + "\n")
         counts[part][0] += 1
         counts[part][1] += len(text.encode("utf-8", errors="replace"))

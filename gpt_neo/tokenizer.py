@@ -62,7 +62,7 @@ class Tokenizer:
         added = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
         return added | {i for i in (self.eos_id, self.padding_id) if i is not None}
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  (a tokenizer lives as long as the program)
+    @functools.cache  # noqa: B019  (a tokenizer lives as long as the program)
     def bytes_of(self, token_id: int) -> bytes:
         """Bytes of one id of a byte-level tokenizer."""
         token = self.backend.id_to_token(token_id)

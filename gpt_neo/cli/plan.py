@@ -7,6 +7,7 @@ import os
 
 from gpt_neo.cli.job import Job, memory_text, model_text
 from gpt_neo.config.estimate import microbatches, training_memory
+from gpt_neo.config.layouts import dimension_sizes
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import count_from_name, count_records
 
@@ -49,14 +50,10 @@ def epoch_text(run: RunConfig) -> str:
 
 def layout_lines(run: RunConfig) -> list[str]:
     """One line per rule of the layout."""
-    model, sizes = run.model, dict(run.mesh.mesh_shape)
+    sizes = dict(run.mesh.mesh_shape)
     if not run.mesh.mesh_shape:
         return ["none given: one device, or the batch over all of them"]
-    known = {
-        "batch": run.training.train_batch_size, "sequence": model.n_ctx, "memory_length": model.n_ctx,
-        "embed_sequence": model.n_ctx, "embd": model.n_embd, "heads": model.n_head, "vocab": model.n_vocab,
-        "intermediate_expanded": 4 * model.n_embd, "features_per_head": model.n_embd // model.n_head,
-    }  # fmt: skip
+    known = dimension_sizes(run)
     lines = [f"mesh {', '.join(f'{n}:{s}' for n, s in run.mesh.mesh_shape)}"]
     for name, mesh_dim in run.mesh.layout:
         parts, size = sizes[mesh_dim], known.get(name)

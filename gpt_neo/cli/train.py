@@ -109,9 +109,9 @@ def evaluate(job: Job, limit: Optional[int] = None) -> int:
     estimator = runtime.make_estimator(run, job.folder, plan, tpu=tpu_options(job), byte_lengths=lengths)
     result = runtime.evaluate(estimator, run, job.folder, limit)
     per_byte = result["bits_per_byte"]
+    per_byte_text = f"{per_byte:.4f} bits/byte" if per_byte else "bits/byte unknown (no tokenizer)"
     print(f"held out  step {result['step']:,}: loss {result['loss']:.4f} nats/token, perplexity "
-          f"{result['perplexity']:.3f}, {f'{per_byte:.4f} bits/byte' if per_byte else 'bits/byte unknown (no tokenizer)'}"
-          f", {result['tokens']:,} tokens")  # fmt: skip
+          f"{result['perplexity']:.3f}, {per_byte_text}, {result['tokens']:,} tokens")  # fmt: skip
     path = os.path.join(job.folder, f"eval_{job.args.sacred_id or run.name}.jsonl")
     with open(path, "a", encoding="utf-8") as handle:
         handle.write(json.dumps(result) + "\n")
@@ -127,7 +127,8 @@ def delete_checkpoints(job: Job) -> None:
     folder = job.folder
     if not os.path.isdir(folder):
         return
-    names = [n for n in os.listdir(folder) if n.startswith(CHECKPOINT_FILES) and os.path.isfile(os.path.join(folder, n))]
+    names = [name for name in os.listdir(folder) if name.startswith(CHECKPOINT_FILES)]
+    names = [name for name in names if os.path.isfile(os.path.join(folder, name))]
     if not names:
         return
     if not job.args.yes:

@@ -125,7 +125,7 @@ class Files:
                 f"--name {options.name}; choose another name or folder, or remove them"
             )
 
-    def write(self, chunks: Iterable[Sequence[int]], count: int = 1) -> None:
+    def write(self, chunks: Iterable[Any], count: int = 1) -> None:
         """Write the chunks that a document filled."""
         for chunk in chunks:
             if self.writer is None:

@@ -25,7 +25,9 @@ def only_dataset(run: RunConfig) -> tuple[str, DatasetConfig]:
         raise ConfigError(f"{run.source}: datasets names {len(run.datasets)} datasets; this version reads exactly one")
     ref, config = run.datasets[0]
     if ref.datatype not in (None, "chunks"):
-        raise ConfigError(f"{run.source}: dataset {ref.name!r} is read as {ref.datatype!r}; this version reads 'chunks'")
+        raise ConfigError(
+            f"{run.source}: dataset {ref.name!r} is read as {ref.datatype!r}; this version reads 'chunks'"
+        )
     if run.training.mlm_training:
         raise ConfigError(f"{run.source}: key 'mlm_training' is true; this version trains causal models")
     return ref.name, config

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from gpt_neo.config.schema import MeshConfig, ModelConfig, RunConfig
+from gpt_neo.config.layouts import dimension_sizes
+from gpt_neo.config.schema import MeshConfig, RunConfig
 from gpt_neo.errors import ConfigError, DeviceError
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 
@@ -85,29 +86,16 @@ def check_visible(devices: Sequence[str]) -> None:
             raise DeviceError(f"--gpu_ids names {name}; TensorFlow sees {', '.join(visible) or 'no GPU'}")
 
 
-def layout_table(model: ModelConfig, batch_size: int, mesh_shape: Sequence, layout: Sequence) -> list[tuple]:
-    """(tensor dimension, its size, mesh dimension, its size, divides) for every rule of a layout."""
-    sizes = {
-        "batch": batch_size, "sequence": model.n_ctx, "memory_length": model.n_ctx, "embed_sequence": model.n_ctx,
-        "embd": model.n_embd, "heads": model.n_head, "vocab": model.n_vocab,
-        "intermediate_expanded": 4 * model.n_embd, "features_per_head": model.n_embd // model.n_head,
-    }  # fmt: skip
-    mesh = dict(mesh_shape)
-    rows = []
-    for name, mesh_dim in layout:
-        size, parts = sizes.get(name), mesh.get(mesh_dim, 1)
-        rows.append((name, size, mesh_dim, parts, size is None or size % parts == 0))
-    return rows
-
-
 def check_layout(run: RunConfig, plan: MeshPlan, batch_size: int) -> None:
     """Every split dimension has to divide.
 
     Raises:
       ConfigError: names dimension, both sizes and the nearest valid ones.
     """
-    for name, size, mesh_dim, parts, divides in layout_table(run.model, batch_size, plan.mesh_shape, plan.layout):
-        if not divides:
+    sizes, mesh = {**dimension_sizes(run), "batch": batch_size}, dict(plan.mesh_shape)
+    for name, mesh_dim in plan.layout:
+        size, parts = sizes.get(name), mesh.get(mesh_dim, 1)
+        if size is not None and size % parts:
             near = sorted({max(parts, size // parts * parts), -(-size // parts) * parts})
             raise ConfigError(
                 f"layout {name}:{mesh_dim} splits {name} of {size} into {parts} parts; it has to divide "

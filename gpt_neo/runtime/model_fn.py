@@ -125,7 +125,7 @@ def summarize(metrics: dict) -> dict:
     perplexity = exp(total nats / tokens); bits per byte = total nats / (ln 2 * bytes of the text scored).
     """
     loss = float(metrics["loss_per_token"])
-    result = {
+    result: dict = {
         "step": int(metrics["global_step"]), "loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf,
         "tokens": int(metrics["tokens"]),
     }  # fmt: skip

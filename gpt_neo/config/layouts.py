@@ -1,0 +1,130 @@
+"""Search for a layout: every assignment of mesh dimensions to tensor dimensions, judged by memory and traffic.
+
+The variables and activations are few and known, so the estimate is a formula and the search is complete; nothing is
+built. Mesh-TF splits a tensor over a mesh dimension when one of its dimensions is laid on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+
+from gpt_neo.config.estimate import microbatches
+from gpt_neo.config.schema import RunConfig
+
+# A core of a TPU v3, the device that the released models were trained on: memory, what of its peak a matrix product
+# of these models reaches, and the links to its neighbours. The ranking needs their proportions, not their exactness.
+DEVICE_BYTES, DEVICE_FLOPS, LINK_BYTES = 16e9, 25e12, 70e9
+CANDIDATES = ("batch", "heads", "intermediate_expanded", "vocab", "embd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A choice. memory: bytes per device; traffic: bytes that a device sends per step; seconds: of a step, roughly."""
+
+    mesh_shape: tuple
+    rules: tuple
+    memory: float
+    traffic: float
+    seconds: float
+
+    @property
+    def rank(self) -> tuple:
+        """Order of preference: those that fit by time, the others by memory."""
+        return (0, self.seconds) if self.memory <= DEVICE_BYTES else (1, self.memory)
+
+
+def dimension_sizes(run: RunConfig) -> dict[str, int]:
+    """Sizes of the dimensions that a layout may name."""
+    model = run.model
+    return {
+        "batch": run.training.train_batch_size, "sequence": model.n_ctx, "memory_length": model.n_ctx,
+        "embed_sequence": model.n_ctx, "embd": model.n_embd, "heads": model.n_head, "vocab": model.n_vocab,
+        "intermediate_expanded": 4 * model.n_embd, "features_per_head": model.n_embd // model.n_head,
+    }  # fmt: skip
+
+
+def variable_sizes(run: RunConfig) -> list[tuple[int, tuple]]:
+    """(elements, dimensions) of the large variables."""
+    model, d = run.model, run.model.n_embd
+    square = d * d * model.n_layer
+    return [
+        (model.n_vocab * d, ("vocab", "embd")), (model.n_ctx * d, ("embed_sequence", "embd")),
+        (4 * square, ("embd", "heads")), (8 * square, ("embd", "intermediate_expanded")),
+    ]  # fmt: skip
+
+
+def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float, float, float]:
+    """Memory, traffic and seconds of a layout, per device and step."""
+    model = run.model
+    parts = {name: mesh[axis] for name, axis in rules}
+    width = 2 if model.precision == "bfloat16" else 4
+
+    def split(*names: str) -> int:
+        return math.prod(parts.get(name, 1) for name in names)
+
+    def ring(size: float, count: int) -> float:
+        return 2 * size * (count - 1) / count  # an all-reduce as reduce-scatter and all-gather
+
+    batch = run.training.train_batch_size // split("batch")
+    step_tokens = batch * model.n_ctx
+    tokens = step_tokens // microbatches(run.mesh, model.n_ctx, max(1, batch))
+    stored = [(size / split(*names)) for size, names in variable_sizes(run)]
+    memory = sum(stored) * (width + 8 + 4)
+    layers = 1 if model.recompute_grad else model.n_layer
+    kept = model.n_layer if model.recompute_grad else 0
+    seen = [min(model.n_ctx, 2 * model.local_attention_radius if k == "local" else model.n_ctx)
+            for k in model.attention_types]  # fmt: skip
+    spans = max(seen) if model.recompute_grad else sum(seen)
+    residual = tokens * model.n_embd * width
+    memory += residual / split("embd") * (6 * layers + kept)
+    memory += residual * 4 / split("heads") * layers
+    memory += residual * 8 / split("intermediate_expanded") * layers
+    memory += tokens * spans * model.n_head * 4 / split("heads") + 2 * tokens * model.n_vocab * 4 / split("vocab")
+    everything = step_tokens * model.n_embd * width
+    traffic = ring(sum(stored) * 4, split("batch"))
+    # Forward and backward of a block: a sum per projection whose contracted dimension is split.
+    traffic += 4 * model.n_layer * (ring(everything, split("heads")) + ring(everything, split("intermediate_expanded")))
+    products = 3 / split("heads") + 4 / split("intermediate_expanded") + 4
+    traffic += 2 * model.n_layer * products * ring(everything, split("embd"))
+    traffic += ring(step_tokens * model.n_vocab * 4 / split("vocab"), split("embd"))
+    traffic += 3 * ring(everything, split("vocab"))
+    work = [(2 * size, (*names, "batch")) for size, names in variable_sizes(run) if "embed_sequence" not in names]
+    passes = 4 if model.recompute_grad else 3
+    flops = passes * run.tokens_per_step * sum(size / split(*names) for size, names in work)
+    return memory, traffic, flops / DEVICE_FLOPS + traffic / LINK_BYTES
+
+
+def search_layout(run: RunConfig, mesh_shape: tuple) -> list[Layout]:
+    """Layouts of a mesh that divide every dimension, the fastest that fit a device first."""
+    mesh, sizes, found = dict(mesh_shape), dimension_sizes(run), []
+    # A tensor dimension goes to one mesh dimension; one mesh dimension takes dimensions that no tensor has both of.
+    for choice in itertools.product((None, *mesh), repeat=len(CANDIDATES)):
+        rules = tuple((name, axis) for name, axis in zip(CANDIDATES, choice) if axis)
+        if all(sizes[name] % mesh[axis] == 0 for name, axis in rules) and not collides(rules):
+            found.append(Layout(mesh_shape, rules, *judge(run, mesh, rules)))
+    return sorted(found, key=lambda layout: layout.rank)
+
+
+def collides(rules: tuple) -> bool:
+    """Whether some tensor would be split twice over one mesh dimension."""
+    tensors = (("batch", "embd"), ("batch", "heads"), ("batch", "intermediate_expanded"), ("batch", "vocab"),
+               ("embd", "heads"), ("embd", "intermediate_expanded"), ("embd", "vocab"))  # fmt: skip
+    axes = dict(rules)
+    return any(a in axes and b in axes and axes[a] == axes[b] for a, b in tensors)
+
+
+def mesh_shapes(devices: int) -> Iterator[tuple]:
+    """Meshes of one and two dimensions over a number of devices."""
+    yield (("all", devices),)
+    for first in range(2, devices):
+        if devices % first == 0:
+            yield (("x", first), ("y", devices // first))
+
+
+def search_mesh_and_layout(run: RunConfig, devices: int) -> list[Layout]:
+    """The best layouts over all meshes of a number of devices."""
+    found = [layout for shape in mesh_shapes(devices) for layout in search_layout(run, shape)]
+    return sorted(found, key=lambda layout: layout.rank)
