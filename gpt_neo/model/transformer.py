@@ -112,7 +112,8 @@ def block(
     """
     normed = layer_norm(x, "norm_1", dims.embd, config)
     with tf.variable_scope("attn"):
-        out = attention(*project_qkv(normed, dims, config), kind)
+        q, k, v = project_qkv(normed, dims, config)
+        out = attention(q, k, v, kind)
         out = project_output(out, dims, config)
     if config.res_dropout > 0 and is_training:
         out = mtf.dropout(out, is_training, rate=config.res_dropout)

@@ -1,0 +1,99 @@
+"""A user's mistake is one clear line and exit status 2."""
+
+import glob
+import os
+import shutil
+
+import pytest
+
+from gpt_neo.dataprep.records import RecordWriter
+from tests.conftest import N_CTX
+
+
+@pytest.fixture(scope="module")
+def places(world, trained, tmp_path_factory):
+    """Broken things to point at."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "broken.json").write_text('{"n_head": 2,,}')
+    (folder / "empty.txt").write_text("\n")
+    (folder / "a_file").write_text("")
+    (folder / "full").mkdir()
+    (folder / "full" / "x").write_text("")
+    cut = folder / "cut"
+    cut.mkdir()
+    source = sorted(glob.glob(os.path.join(world.records, "train_*.tfrecords")))[0]
+    data = open(source, "rb").read()
+    (cut / os.path.basename(source)).write_bytes(data[: len(data) // 2 + 5])
+    short = RecordWriter(str(folder), "short", 0)
+    short.write([5] * (N_CTX - 3))
+    short.close()
+    damaged = folder / "damaged"
+    shutil.copytree(os.path.join(world.folder, "runs", "trained"), damaged)
+    (damaged / "model.ckpt-20.index").write_bytes(b"nothing of the kind")
+    world.dataset_config("absent", path=str(folder / "none_*.tfrecords"))
+    world.dataset_config("cut", path=str(cut / "*.tfrecords"))
+    world.dataset_config("short", path=str(folder / "short_*.tfrecords"), tokenizer_path=None)
+    world.dataset_config("wrong_tokenizer", tokenizer_path="gpt2", n_vocab=50257)
+    world.dataset_config("no_tokenizer", tokenizer_path=str(folder / "nowhere.json"))
+    world.dataset_config("no_eval", eval_path=None)
+    world.dataset_config("untold", tokenizer_path=None)
+    return folder
+
+
+# (config changes, flags, what the line says); {bad} is the folder of broken things, {runs} that of the runs
+BAD = [
+    ("config", None, ["--model", "{bad}/absent.json"], "no config"),
+    ("json", None, ["--model", "{bad}/broken.json"], "broken.json:1: not valid JSON"),
+    ("key", {"n_heads": 2}, [], "unknown key 'n_heads'; nearest known key: 'n_head'"),
+    ("type", {"n_layer": "two"}, [], "key 'n_layer' is 'two'; expected a whole number"),
+    ("set", {}, ["--set", "train_steps"], "expected key=value"),
+    ("dataset", {"datasets": ["nowhere"]}, [], "dataset 'nowhere' has no file"),
+    ("mesh", {"mesh_shape": "x:4"}, ["--gpu_ids", "cpu:0", "cpu:1"], "multiplies to 4 devices, --gpu_ids names 2"),
+    ("device", {}, ["--gpu_ids", "tpu:0"], "--gpu_ids has 'tpu:0'"),
+    ("gpu", {}, ["--gpu_ids", "0"], "TensorFlow sees no GPU"),
+    ("tpu", {}, ["--tpu", "colab"], "COLAB_TPU_ADDR is not set"),
+    ("layout", {"mesh_shape": "x:3"}, ["--gpu_ids", "cpu:0", "cpu:1", "cpu:2"], "splits batch of 4 into 3 parts"),
+    ("records", {"datasets": ["absent"]}, [], "no records match"),
+    ("truncated", {"datasets": ["cut"]}, [], "is cut off"),
+    ("short", {"datasets": ["short"]}, [], f"tokens; n_ctx + 1 = {N_CTX + 1} are needed"),
+    ("id", {"datasets": ["untold"], "n_vocab": 90}, [], "n_vocab is 90"),
+    ("vocabulary", {"n_vocab": 299}, [], "has 300 ids, the model n_vocab 299"),
+    ("tokenizer", {"datasets": ["wrong_tokenizer"], "n_vocab": 50257}, [], "which differs from tokenizer_path gpt2"),
+    ("no tokenizer", {"datasets": ["no_tokenizer"]}, [], "no tokenizer"),
+    ("folder", {"model_path": "{bad}/a_file/run"}, [], "cannot be written"),
+    ("shape", {"model_path": "{runs}/trained", "n_embd": 32, "train_steps": 30}, [], "does not fit the config in"),
+    ("shape predict", {"model_path": "{runs}/trained", "n_embd": 32}, ["--predict"], "does not fit the config in"),
+    ("damaged", {"model_path": "{bad}/damaged"}, ["--predict"], "cannot be read as a checkpoint"),
+    ("nothing to predict", {}, ["--predict"], "no checkpoint in"),
+    ("nothing to evaluate", {}, ["--eval"], "no checkpoint in"),
+    ("nothing to export", {}, ["--export", "{bad}/out"], "no checkpoint in"),
+    ("export", {"model_path": "{runs}/trained"}, ["--export", "{bad}/full"], "is not an empty folder"),
+    ("held out", {"model_path": "{runs}/trained", "datasets": ["no_eval"]}, ["--eval"], "has no 'eval_path'"),
+    ("prompt", {"model_path": "{runs}/trained"}, ["--predict", "--prompt", "{bad}/p.txt"], "no such file"),
+    ("empty", {"model_path": "{runs}/trained"}, ["--predict", "--prompt", "{bad}/empty.txt"], "holds no text"),
+    ("temperature", {"model_path": "{runs}/trained"}, ["--predict", "--temperature", "-1"], "--temperature is -1.0"),
+    ("top_p", {"model_path": "{runs}/trained"}, ["--predict", "--top_p", "2"], "--top_p is 2.0"),
+    ("samples", {"model_path": "{runs}/trained"}, ["--predict", "--num_samples", "0"], "--num_samples is 0"),
+    ("jobs", {}, ["--predict", "--eval"], "are two jobs"),
+    ("checkpoint steps", {}, ["--steps_per_checkpoint", "0"], "--steps_per_checkpoint is 0"),
+    ("optimizer", {"opt_name": "adafactor"}, [], "trains with adam"),
+    ("layouts", {"mesh_shape": "", "layout": ""}, ["--auto_layout"], "a layout needs several devices"),
+    ("not a number", {"lr": 1e30, "gradient_clipping": None, "lr_decay_end": 5}, [], "the loss is"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, changes, flags, message", BAD, ids=[row[0].replace(" ", "-") for row in BAD])
+def test_one_line_and_exit_status_2(world, places, command, capsys, name, changes, flags, message):
+    def fill(value):
+        return value.format(bad=places, runs=os.path.join(world.folder, "runs")) if isinstance(value, str) else value
+
+    argv = [fill(flag) for flag in flags]
+    if changes is not None:
+        config = world.config("bad_" + name.replace(" ", "_"), **{k: fill(v) for k, v in changes.items()})
+        argv = ["--model", config, *argv]
+    assert command(*argv) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    assert message in lines[0]
+    assert "Traceback" not in captured.out

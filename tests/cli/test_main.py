@@ -1,0 +1,195 @@
+"""The jobs of main.py, as a user calls them."""
+
+import glob
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpt_neo.config import load_config
+from gpt_neo.dataprep.records import read_records
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.export import build_logits
+from gpt_neo.runtime.predict_step import load_weights
+from gpt_neo.tokenizer import load_tokenizer
+from tests.conftest import N_CTX, N_VOCAB, ROOT
+
+
+def weights_of(folder, step):
+    reader = tf.train.load_checkpoint(os.path.join(folder, f"model.ckpt-{step}"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def log_of(folder):
+    return [json.loads(line) for line in open(os.path.join(folder, "train_log.jsonl"), encoding="utf-8")]
+
+
+def logits_of(path, tokens):
+    run = load_config(path)
+    with tf.Graph().as_default(), tf.Session() as session:
+        logits = build_logits(tf.constant(tokens, tf.int32), run.model)
+        load_weights(session, os.path.join(run.training.model_path, "model.ckpt-20"))
+        return session.run(logits)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(world, command, capsys):
+    whole = world.config("whole")
+    assert command("--model", whole) == 0
+    assert "steps 0 to 20" in capsys.readouterr().out
+    halves = world.config("halves")
+    assert command("--model", halves, "--set", "train_steps=9") == 0
+    assert command("--model", halves) == 0
+    assert "steps 9 to 20" in capsys.readouterr().out
+    folders = [load_config(path).training.model_path for path in (whole, halves)]
+    once, twice = (weights_of(folder, 20) for folder in folders)
+    assert set(once) == set(twice)
+    for name in once:
+        np.testing.assert_allclose(once[name], twice[name], rtol=1e-5, atol=1e-7, err_msg=name)
+    assert log_of(folders[0])[-1]["loss"] == pytest.approx(log_of(folders[1])[-1]["loss"], abs=1e-5)
+
+
+def test_training_learns_and_ends(trained, command, capsys):
+    run = load_config(trained)
+    rows = log_of(run.training.model_path)
+    assert [row["step"] for row in rows] == [10, 20] and rows[-1]["loss"] < math.log(N_VOCAB) - 0.3
+    assert glob.glob(os.path.join(run.training.model_path, "events.out.tfevents*"))
+    assert command("--model", trained) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_evaluation_against_numpy(trained, world, command, capsys):
+    assert command("--model", trained, "--eval") == 0
+    run = load_config(trained)
+    shown = capsys.readouterr().out
+    result = json.loads(open(os.path.join(run.training.model_path, "eval_trained.jsonl")).readlines()[-1])
+    rows = np.array([r for p in glob.glob(run.datasets[0][1].eval_path) for r in read_records(p)])
+    logits = logits_of(trained, rows[:, :-1]).astype(np.float64)
+    labels = rows[:, 1:]
+    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    losses = log_z - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    tokenizer = load_tokenizer(world.tokenizer)
+    size = sum(len(tokenizer.decode_bytes(row)) for row in labels)
+    assert result["tokens"] == labels.size
+    assert result["loss"] == pytest.approx(losses.mean(), abs=1e-5)
+    assert result["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-5)
+    assert result["bits_per_byte"] == pytest.approx(losses.sum() / math.log(2) / size, rel=1e-5)
+    assert f"{result['bits_per_byte']:.4f} bits/byte" in shown
+
+
+def test_sampling_is_seeded_streamed_and_kept(trained, command, capsys, tmp_path):
+    run = load_config(trained)
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("The assert statement\n")
+    argv = ["--model", trained, "--predict", "--prompt", prompt, "--num_samples", 3, "--max_tokens", 6, "--seed", 5]
+    texts = []
+    for _ in range(2):
+        assert command(*argv) == 0
+        out = capsys.readouterr().out
+        texts.append([part.partition("\n---\n")[0] for part in out.split("--- sample ")[1:]])
+    assert len(texts[0]) == 3 and texts[0] == texts[1]
+    assert all("The assert statement" in text for text in texts[0])
+    path = os.path.join(run.training.model_path, "predictions_trained_20.txt")
+    assert open(path, encoding="utf-8").read().count("=== sample") == 6
+
+
+def test_long_prompts_are_cut_on_the_left_with_a_note(trained, command, capsys):
+    assert command("--model", trained, "--predict", "--prompt", "word " * 200, "--max_tokens", 4, "--seed", 1) == 0
+    assert "its first" in capsys.readouterr().out
+
+
+def test_interactive_answers_until_an_empty_line(trained, command, capsys, monkeypatch):
+    lines = iter(["The if statement", "A class", ""])
+    monkeypatch.setattr("builtins.input", lambda text="": next(lines))
+    assert command("--model", trained, "--predict", "--interactive", "--max_tokens", 3, "--seed", 2) == 0
+    out = capsys.readouterr().out
+    assert out.count("tokens/s, first after") == 2 and out.count("loaded") == 1
+
+
+def test_check_dataset(trained, command, capsys):
+    assert command("--model", trained, "--check_dataset") == 0
+    out = capsys.readouterr().out
+    assert f"lengths   {N_CTX + 1} to {N_CTX + 1} tokens" in out and "--- record 0 of train_0_" in out
+
+
+def test_exported_model_gives_the_same_logits(trained, command, tmp_path):
+    folder = str(tmp_path / "saved")
+    assert command("--model", trained, "--export", folder) == 0
+    tokens = np.random.RandomState(0).randint(0, N_VOCAB, [2, N_CTX]).astype(np.int32)
+    with tf.Graph().as_default(), tf.Session() as session:
+        meta = tf.saved_model.load(session, [tf.saved_model.SERVING], folder)
+        signature = meta.signature_def["serving_default"]
+        got = session.run(signature.outputs["logits"].name, {signature.inputs["tokens"].name: tokens})
+    np.testing.assert_allclose(got, logits_of(trained, tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("name, parameters", [("gpt3_125M", "125,198,592"), ("gpt3_1-3B", "1,315,575,808"),
+                                              ("gpt3_2-7B", "2,651,307,520")])  # fmt: skip
+def test_plan_states_parameters(command, capsys, name, parameters):
+    assert command("--model", name, "--plan") == 0
+    out = capsys.readouterr().out
+    assert f"{parameters} parameters" in out and "memory    about" in out and "tokens: " in out
+
+
+def test_plan_of_records_and_layout(trained, world, command, capsys):
+    assert command("--model", trained, "--plan", "--set", "mesh_shape=x:3", "--set", "layout=batch:x,heads:x") == 0
+    out = capsys.readouterr().out
+    records = sum(len(list(read_records(p))) for p in glob.glob(os.path.join(world.records, "train_*.tfrecords")))
+    assert f"{records:,} records, {records / 4:,.1f} steps per epoch" in out
+    assert "batch over x: 4 does NOT divide by 3; nearest 3 or 6" in out
+
+
+def test_layout_search(command, capsys):
+    assert command("--model", "gpt3_125M", "--auto_layout") == 0
+    assert '"layout": "batch:x"' in capsys.readouterr().out
+    assert command("--model", "gpt3_2-7B", "--auto_layout_and_mesh_shape", "--set", "mesh_shape=x:32") == 0
+    out = capsys.readouterr().out
+    assert 'for the config: "mesh_shape":' in out
+
+
+def test_new_deletes_checkpoints_and_nothing_else(world, command, capsys):
+    path = world.config("anew", train_steps=2)
+    folder = load_config(path).training.model_path
+    assert command("--model", path) == 0
+    keep = os.path.join(folder, "notes.txt")
+    open(keep, "w").write("mine")
+    assert command("--model", path, "--new") == 2
+    assert "add --yes" in capsys.readouterr().err and glob.glob(os.path.join(folder, "model.ckpt-2.index"))
+    assert command("--model", path, "--new", "--yes") == 0
+    assert "steps 0 to 2" in capsys.readouterr().out and os.path.exists(keep)
+
+
+def run_main(*argv, **options):
+    return subprocess.run([sys.executable, os.path.join(ROOT, "main.py"), *map(str, argv)], capture_output=True,
+                          text=True, check=False, **options)  # fmt: skip
+
+
+def test_two_devices_equal_one(world, trained):
+    path = world.config("spread", mesh_shape="x:2")
+    done = run_main("--model", path, "--gpu_ids", "cpu:0", "cpu:1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and "/device:CPU:0, /device:CPU:1" in done.stdout
+    folders = [load_config(p).training.model_path for p in (path, trained)]
+    spread, alone = (weights_of(folder, 20) for folder in folders)
+    assert set(spread) == set(alone)
+    for name in alone:
+        np.testing.assert_allclose(spread[name], alone[name], atol=1e-4, err_msg=name)
+
+
+def test_help_is_instant_and_imports_no_tensorflow():
+    code = """
+import sys
+sys.argv = ["main.py", "--help"]
+try:
+    import gpt_neo.cli.main
+    gpt_neo.cli.main.main()
+except SystemExit:
+    pass
+assert "tensorflow" not in sys.modules and "numpy" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--steps_per_checkpoint" in done.stdout

@@ -1,0 +1,97 @@
+"""A small prepared world that many tests share: texts, tokenizer, records, configs, a trained run."""
+
+import glob
+import json
+import os
+import pydoc_data
+import sys
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "data"))
+
+N_VOCAB, N_CTX = 300, 32
+MODEL = {
+    "n_head": 2, "n_embd": 16, "n_layer": 2, "n_vocab": N_VOCAB, "n_ctx": N_CTX,
+    "attention_types": [[["global", "local"], 1]], "local_attention_radius": 8, "lr": 0.01, "lr_decay_end": 20,
+    "warmup_steps": 2, "beta2": 0.95, "gradient_clipping": 1.0, "weight_decay": 0.1, "train_batch_size": 4,
+    "eval_batch_size": 8, "train_steps": 20, "predict_batch_size": 2, "eos_id": 0, "padding_id": 1, "seed": 3,
+    "shuffle_input_filenames": False, "datasets": ["small"], "mesh_shape": "x:1", "layout": "batch:x",
+}  # fmt: skip
+
+
+class World:
+    """Paths of the prepared files, and a way to write variants of the config."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+        self.tokenizer = os.path.join(self.folder, "tokenizer", "tokenizer.json")
+        self.records = os.path.join(self.folder, "records")
+        self.dataset = os.path.join(self.folder, "dataset_configs", "small.json")
+
+    def config(self, name="model", **changes):
+        """Write a model config beside dataset_configs; return its path."""
+        path = os.path.join(self.folder, f"{name}.json")
+        model = {**MODEL, "model_path": os.path.join(self.folder, "runs", name), **changes}
+        with open(path, "w", encoding="utf-8") as handle:
+            json.dump(model, handle)
+        return path
+
+    def dataset_config(self, name, **changes):
+        """Write a variant of the dataset config; return its id."""
+        with open(self.dataset, encoding="utf-8") as handle:
+            value = {**json.load(handle), **changes}
+        with open(os.path.join(self.folder, "dataset_configs", f"{name}.json"), "w", encoding="utf-8") as handle:
+            json.dump(value, handle)
+        return name
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Texts prepared with the project's own scripts."""
+    import create_tfrecords
+    import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("world")
+    made = World(folder)
+    text = open(os.path.join(os.path.dirname(pydoc_data.__file__), "topics.py"), encoding="utf-8").read()
+    os.makedirs(folder / "texts")
+    for i in range(12):
+        (folder / "texts" / f"part_{i}.txt").write_text(text[i * 1500 : (i + 1) * 1500], encoding="utf-8")
+    (folder / "held.jsonl").write_text(json.dumps({"text": text[40_000:42_000]}) + "\n", encoding="utf-8")
+    assert train_tokenizer.main(["--base_dir", str(folder / "texts"), "--vocab_size", str(N_VOCAB), "--output_dir",
+                                 str(folder / "tokenizer")]) == 0  # fmt: skip
+    common = ["--encoder_path", made.tokenizer, "--chunk_size", str(N_CTX + 1), "--output_dir", made.records,
+              "--processes", "1"]  # fmt: skip
+    create_tfrecords.main(["--input_dir", str(folder / "held.jsonl"), "--name", "held", *common])
+    create_tfrecords.main([
+        "--input_dir", str(folder / "texts"), "--name", "train", "--files_per", "5", *common,
+        "--write_dataset_config", made.dataset, "--eval_path", os.path.join(made.records, "held_*.tfrecords"),
+    ])  # fmt: skip
+    assert len(glob.glob(os.path.join(made.records, "train_*.tfrecords"))) == 3
+    return made
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """main.py in this process: returns the exit status."""
+    from gpt_neo.cli import quiet
+    from gpt_neo.cli.common import run_command
+    from gpt_neo.cli.main import main
+
+    monkeypatch.setattr(quiet, "filter_native_stderr", lambda: None)
+    return lambda *argv: run_command(main, [str(word) for word in argv])
+
+
+@pytest.fixture(scope="session")
+def trained(world):
+    """The config of a run trained to its end at step 20."""
+    from gpt_neo.cli.main import main
+
+    path = world.config("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+        assert main(["--model", path]) == 0
+    return path

@@ -1,0 +1,50 @@
+"""Tokenizers: every text comes back byte for byte, and specials in text are text."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_neo.errors import DataError
+from gpt_neo.tokenizer import load_tokenizer, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return load_tokenizer("gpt2")
+
+
+def test_gpt2_ids(gpt2):
+    assert gpt2.n_vocab == 50257 and gpt2.eos_id == 50256
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert gpt2.decode([15496, 995, 50256]) == "Hello world"
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=60))
+def test_round_trip(gpt2, text):
+    assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_special_strings_in_text_are_text(gpt2):
+    ids = gpt2.encode("a<|endoftext|>b")
+    assert gpt2.eos_id not in ids and gpt2.decode(ids) == "a<|endoftext|>b"
+
+
+def test_ids_outside_the_vocabulary(gpt2):
+    with pytest.raises(DataError, match="id 50257 is outside its 50257 ids"):
+        gpt2.decode([50257])
+
+
+def test_trained_tokenizer(tmp_path):
+    backend = train_tokenizer(["the cat sat on the mat\n" * 20], 270)
+    path = str(tmp_path / "tokenizer.json")
+    backend.save(path)
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.n_vocab, tokenizer.eos_id, tokenizer.padding_id) == (270, 0, 1)
+    text = "the cat \u2603 \U0001f600\n\tx"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.fingerprint == load_tokenizer(path).fingerprint != load_tokenizer("gpt2").fingerprint
+    with pytest.raises(DataError, match="expected at least 258"):
+        train_tokenizer(["x"], 100)
+    with pytest.raises(DataError, match="no tokenizer"):
+        load_tokenizer(str(tmp_path / "absent.json"))
