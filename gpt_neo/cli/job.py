@@ -30,7 +30,9 @@ def load_job(args: argparse.Namespace) -> Job:
     """
     if args.steps_per_checkpoint < 1:
         raise ConfigError(f"--steps_per_checkpoint is {args.steps_per_checkpoint}; expected at least 1")
-    run = load_config(args.model, args.set)
+    # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
+    searched = ["layout="] if args.auto_layout or args.auto_layout_and_mesh_shape else []
+    run = load_config(args.model, [*args.set, *searched])
     return Job(args, run, model_folder(run))
 
 

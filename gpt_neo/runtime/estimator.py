@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_neo.checkpoint.io import latest_checkpoint, step_of
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError, ConfigError, DataError, DeviceError
+from gpt_neo.errors import CheckpointError, ConfigError, DataError, DeviceError, GptNeoError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.train_input import (
     evaluation_batches,
@@ -20,7 +20,7 @@ from gpt_neo.inputs.train_input import (
     training_records,
 )
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.hooks import Progress
+from gpt_neo.runtime.hooks import DIVERGED, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
 from gpt_neo.runtime.model_fn import model_fn, summarize
 
@@ -184,6 +184,8 @@ class reading:  # noqa: N801  (used as a statement)
             preflight.find_damage(self.paths, self.run.model.n_ctx, self.run.model.n_vocab)
             if isinstance(error, tf.errors.DataLossError):
                 raise DataError(f"a record is damaged: {error.message}") from error
+        if isinstance(error, tf.estimator.NanLossDuringTrainingError):
+            raise GptNeoError(DIVERGED.format(loss="nan")) from error
         if isinstance(error, tf.errors.ResourceExhaustedError):
             raise ConfigError(
                 "out of memory: lower train_batch_size, or tokens_per_mb_per_replica, or set recompute_grad "

@@ -12,6 +12,9 @@ from typing import Any, Callable, Optional
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
 
+DIVERGED = ("the loss is {loss}; the checkpoints so far are kept. Lower lr, or raise warmup_steps, or "
+            "set gradient_clipping")  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -56,8 +59,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
         step = int(run_context.session.run(self.fetches["step"]))
         loss, rate = float(values["loss"]), float(values["rate"])
         if not math.isfinite(loss):
-            raise GptNeoError(f"the loss is {loss} at step {step}; the checkpoints so far are kept. Lower lr, or "
-                              "raise warmup_steps, or set gradient_clipping")  # fmt: skip
+            raise GptNeoError(DIVERGED.format(loss=loss))
         self.window = [*self.window[-20:], (step, time.monotonic())]
         (first, start), (last, now) = self.window[0], self.window[-1]
         speed = (last - first) / (now - start) if last > first and now > start else None
