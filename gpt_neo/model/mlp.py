@@ -22,12 +22,9 @@ def linear(x: Any, name: str, source: Any, target: Any, std: float, config: Mode
     return contract(x, kernel, [source]) + bias
 
 
-def mlp(x: Any, dims: Dims, config: ModelConfig, is_training: bool) -> Any:
+def mlp(x: Any, dims: Dims, config: ModelConfig) -> Any:
     """Two linear maps with an activation between. x and the result are [batch, sequence, embd]."""
     depth = config.n_layer**-0.5 if config.scale_by_depth else 1.0
     hidden = linear(x, "c_fc", dims.embd, dims.hidden, 0.02, config)
     hidden = get_activation(config.activation_function)(hidden)
-    out = linear(hidden, "c_proj", dims.hidden, dims.embd, 0.02 * depth, config)
-    if config.res_dropout > 0 and is_training:
-        out = mtf.dropout(out, is_training, rate=config.res_dropout)
-    return out
+    return linear(hidden, "c_proj", dims.hidden, dims.embd, 0.02 * depth, config)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
@@ -38,7 +39,7 @@ def forward(tokens, config):
     graph = mtf.Graph()
     mesh = mtf.Mesh(graph, "mesh")
     dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
-    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, is_training=False)
+    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, Context())
     return lower_locally(graph, mesh).export_to_tf_tensor(logits)
 
 
