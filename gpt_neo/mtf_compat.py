@@ -19,7 +19,7 @@ if not hasattr(_ops, "register_tensor_conversion_function"):
 
 import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 
-__all__ = ["compiled", "lower_locally", "mtf", "tf"]
+__all__ = ["compiled", "lower_locally", "mtf", "row_times_matrix", "tf", "zeros_initializer"]
 
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
@@ -38,6 +38,44 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
         return kernel(*args) if small else fused(*args)
 
     return call
+
+
+def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any = None) -> Any:
+    """Zeros for a new variable.
+
+    Not tf.zeros: the graph optimizer turns that into a constant, which lives beside the variable for the whole session.
+    """
+    return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=True)
+
+
+@functools.partial(_function, jit_compile=True, autograph=False)
+def _compiled_product(row: Any, matrix: Any) -> Any:
+    return tf.linalg.matmul(row, matrix)
+
+
+ROW_PARTS = 8  # more than cores, so that a slow one does not hold up the rest
+
+
+def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
+    """One row times a matrix, as fast as memory is read.
+
+    TensorFlow's own kernels take one core for it, or pay for handing out the work. Slices of whole rows share the
+    matrix's memory, and their products run side by side.
+
+    Args:
+      row: [1, inner].
+      matrix: [inner, columns], or [columns, inner] when `transposed`.
+
+    Returns:
+      [1, columns]
+    """
+    count = int(matrix.shape[0])
+    parts = ROW_PARTS if transposed else 2
+    edges = [count * part // parts for part in range(parts + 1)]
+    slices = [(low, high, tf.slice(matrix, [low, 0], [high - low, -1])) for low, high in zip(edges, edges[1:])]
+    if transposed:
+        return tf.concat([tf.linalg.matmul(row, piece, transpose_b=True) for _, _, piece in slices], 1)
+    return tf.add_n([_compiled_product(row[:, low:high], piece) for low, high, piece in slices])
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:

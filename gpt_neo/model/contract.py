@@ -1,23 +1,24 @@
 """Products with weights, as plain matrix products.
 
-Mesh-TF writes every product as an einsum, whose kernel is half as fast for a single row (a decoding step reads every
-weight once, so nothing else counts there).
+Mesh-TF writes every product as an einsum, whose kernel transposes operands that a matrix product reads as they lie, and
+is half as fast for a single row (a decoding step reads every weight once, so nothing else counts there).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Optional
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import mtf, row_times_matrix, tf
 
 
-def contract(x: Any, weight: Any, reduced: list) -> Any:
-    """Sum over `reduced`: last in x, and first or last in weight.
+def contract(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:
+    """Sum over `reduced`, last in x and first or last in weight, plus a bias.
 
     Args:
       x: [rows..., reduced...].
       weight: [reduced..., columns...] or [columns..., reduced...].
+      bias: [columns...].
 
     Returns:
       [rows..., columns...]
@@ -26,36 +27,113 @@ def contract(x: Any, weight: Any, reduced: list) -> Any:
     rows = [d for d in x.shape.dims if d not in reduced]
     if x.shape.dims != rows + reduced or weight.shape.dims not in (reduced + columns, columns + reduced):
         raise ValueError(f"cannot contract {reduced} of {x.shape} and {weight.shape}")
-    return ContractOperation(x, weight, mtf.Shape(rows + columns), len(reduced)).outputs[0]
+    if bias is not None and bias.shape.dims != columns:
+        raise ValueError(f"the bias {bias.shape} has to have the dimensions {columns}")
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    return ContractOperation(inputs, mtf.Shape(rows + columns), len(reduced)).outputs[0]
 
 
 class ContractOperation(mtf.ops.EinsumOperation):
-    """An einsum, gradients included, that is lowered as one matrix product."""
+    """x W + b or x W^T + b, lowered as one matrix product; so are its gradients."""
 
-    def __init__(self, x: Any, weight: Any, shape: Any, reduced: int) -> None:
-        super().__init__([x, weight], shape, name="contract")
+    def __init__(self, inputs: list, shape: Any, reduced: int) -> None:
+        super().__init__(inputs, shape, name="contract")
         self.reduced = reduced
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
+    def gradient(self, grad_ys: Any) -> list:
+        """dx = dy W^T; dW = x^T dy; db = sum of dy over the rows."""
+        x, weight, *bias = self.inputs
+        rows = x.shape.dims[: -self.reduced]
+        columns = self.outputs[0].shape.dims[len(rows) :]
+        dy = grad_ys[0]
+        grads = [contract(dy, weight, columns), WeightGradOperation(x, dy, weight.shape, len(rows)).outputs[0]]
+        return grads + [BiasGradOperation(dy, b.shape).outputs[0] for b in bias]
+
     def lower(self, lowering: Any) -> None:
         """Shards multiply what they hold; sums over split dimensions are added up across the mesh."""
-        mesh_impl = lowering.mesh_impl(self)
-        x, weight = self.inputs
-        summed = x.shape.dims[-self.reduced :]
-        leading = weight.shape.dims[: self.reduced] == summed
+        summed = self.inputs[0].shape.dims[-self.reduced :]
+        leading = self.inputs[1].shape.dims[: self.reduced] == summed
         reduced = self.reduced
 
-        def product(x: Any, weight: Any) -> Any:
+        def product(x: Any, weight: Any, *bias: Any) -> Any:
             rows, inner = x.shape.as_list()[:-reduced], math.prod(x.shape.as_list()[-reduced:])
             sizes = weight.shape.as_list()
             columns = sizes[reduced:] if leading else sizes[:-reduced]
             flat = tf.reshape(weight, [inner, -1] if leading else [-1, inner])
-            out = tf.linalg.matmul(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
+            flat_x = tf.reshape(x, [-1, inner])
+            if math.prod(rows) == 1:
+                out = row_times_matrix(flat_x, flat, transposed=not leading)
+            else:
+                out = tf.linalg.matmul(flat_x, flat, transpose_b=not leading)
+            for b in bias:
+                out = tf.nn.bias_add(out, tf.reshape(b, [-1]))
             return tf.reshape(out, rows + columns)
 
-        out = mesh_impl.slicewise(product, lowering.tensors[x], lowering.tensors[weight])
-        axes = [mesh_impl.tensor_dimension_to_mesh_axis(d) for d in summed]
-        split = [axis for axis in axes if axis is not None]
-        if split:
-            out = mtf.ops.LazyAllreduceSum(mesh_impl, out, split)
-        lowering.set_tensor_lowering(self.outputs[0], out)
+        lower_sum(self, lowering, product, summed, addend=self.inputs[2] if len(self.inputs) > 2 else None)
+
+
+class WeightGradOperation(mtf.ops.EinsumOperation):
+    """Gradient of a weight: x [rows..., reduced...], dy [rows..., columns...] summed over the rows.
+
+    The result has the shape of the weight, [reduced..., columns...] or [columns..., reduced...].
+    """
+
+    def __init__(self, x: Any, dy: Any, shape: Any, rows: int) -> None:
+        super().__init__([x, dy], shape, name="weight_grad")
+        self.rows = rows
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def lower(self, lowering: Any) -> None:
+        """Shards multiply the rows they hold; what other shards hold is added."""
+        x, dy = self.inputs
+        leading = self.outputs[0].shape.dims[: len(x.shape) - self.rows] == x.shape.dims[self.rows :]
+
+        def product(x: Any, dy: Any) -> Any:
+            first, second = (x, dy) if leading else (dy, x)
+            sizes = first.shape.as_list()[self.rows :] + second.shape.as_list()[self.rows :]
+            count = math.prod(x.shape.as_list()[: self.rows])
+            out = tf.linalg.matmul(tf.reshape(first, [count, -1]), tf.reshape(second, [count, -1]), transpose_a=True)
+            return tf.reshape(out, sizes)
+
+        lower_sum(self, lowering, product, x.shape.dims[: self.rows])
+
+
+class BiasGradOperation(mtf.Operation):
+    """Gradient of a bias: dy [rows..., columns...] summed over the rows to [columns...]."""
+
+    def __init__(self, dy: Any, shape: Any) -> None:
+        super().__init__([dy], name="bias_grad")
+        self._outputs = [mtf.Tensor(self, shape, dy.dtype)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def lower(self, lowering: Any) -> None:
+        """Shards add up the rows they hold; what other shards hold is added."""
+        columns = len(self.outputs[0].shape)
+
+        def row_sum(dy: Any) -> Any:
+            sizes = dy.shape.as_list()[-columns:]
+            return tf.reshape(tf.raw_ops.BiasAddGrad(out_backprop=tf.reshape(dy, [-1, math.prod(sizes)])), sizes)
+
+        lower_sum(self, lowering, row_sum, self.inputs[0].shape.dims[:-columns])
+
+
+def lower_sum(
+    operation: Any, lowering: Any, product: Any, summed: list, addend: Optional[Any] = None
+) -> None:
+    """Lower an operation that sums over the dimensions `summed`, split over the mesh or not.
+
+    Args:
+      product: from the slices of the inputs to the slice of the output.
+      addend: an input that `product` adds to the sum; where shards hold parts of the sum, it is added to their total.
+    """
+    mesh_impl = lowering.mesh_impl(operation)
+    axes = [mesh_impl.tensor_dimension_to_mesh_axis(d) for d in summed]
+    split = [axis for axis in axes if axis is not None]
+    terms = [x for x in operation.inputs if not (split and x is addend)]
+    out = mesh_impl.slicewise(product, *[lowering.tensors[x] for x in terms])
+    if split:
+        out = mtf.ops.LazyAllreduceSum(mesh_impl, out, split)
+    if split and addend is not None:
+        out = mesh_impl.slicewise(tf.add, out.to_laid_out_tensor(), lowering.tensors[addend])
+    lowering.set_tensor_lowering(operation.outputs[0], out)

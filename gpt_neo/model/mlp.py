@@ -19,7 +19,7 @@ def linear(x: Any, name: str, source: Any, target: Any, std: float, config: Mode
     with tf.variable_scope(f"conv1d_main/{name}"):
         kernel = variables.normal(x.mesh, "kernel", mtf.Shape([source, target]), std, config)
         bias = variables.constant(x.mesh, "bias", mtf.Shape([target]), 0.0, config)
-    return contract(x, kernel, [source]) + bias
+    return contract(x, kernel, [source], bias)
 
 
 def mlp(x: Any, dims: Dims, config: ModelConfig) -> Any:

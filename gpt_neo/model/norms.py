@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model import variables
-from gpt_neo.model.fused_ops import normalize
+from gpt_neo.model.layer_norm import scaled_layer_norm
 from gpt_neo.mtf_compat import mtf, tf
 
 EPSILON = 1e-5
@@ -25,4 +25,4 @@ def layer_norm(x: Any, name: str, embd: Any, config: ModelConfig) -> Any:
     with tf.variable_scope(name):
         scale = variables.constant(x.mesh, "g", mtf.Shape([embd]), 1.0, config)
         shift = variables.constant(x.mesh, "b", mtf.Shape([embd]), 0.0, config)
-    return normalize(x, embd, EPSILON) * scale + shift
+    return scaled_layer_norm(x, scale, shift, EPSILON)

@@ -63,6 +63,8 @@ class EmbedOperation(mtf.Operation):
         axis, depth, offset = shard_offset(mesh_impl, self.vocab)
 
         def look_up(table: Any, ids: Any, first: Any) -> Any:
+            # Not on the variable itself: TensorFlow would from then on copy it whole at every other read.
+            table = tf.convert_to_tensor(table)
             if axis is None:
                 return tf.gather(table, ids)
             local = ids - first

@@ -6,17 +6,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import mtf, tf, zeros_initializer
 
 NO_DECAY = ("norm", "bias")  # substrings of full names; ln_f does decay, as in every released checkpoint
 
 
 def clip_by_global_norm(grads: Sequence[Any], limit: float) -> list:
     """Scale gradients by limit / max(norm, limit); the norm is taken over all of them in float32."""
-    squares = [mtf.reduce_sum(mtf.square(mtf.cast(g, tf.float32))) for g in grads]
-    norm = mtf.sqrt(mtf.add_n(squares))
+    norm = mtf.sqrt(mtf.add_n([SquareSumOperation(g).outputs[0] for g in grads]))
     factor = limit / mtf.maximum(norm, limit)
     return [mtf.cast(g, tf.float32) * factor for g in grads]
+
+
+class SquareSumOperation(mtf.Operation):
+    """Sum of squares, float32, without a tensor of squares: that of an embedding table is as large as the table."""
+
+    def __init__(self, x: Any) -> None:
+        super().__init__([x], name="square_sum")
+        self._outputs = [mtf.Tensor(self, mtf.Shape([]), tf.float32)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def lower(self, lowering: Any) -> None:
+        """Shards that hold different parts add up."""
+        mesh_impl = lowering.mesh_impl(self)
+        (x,) = self.inputs
+        total = mesh_impl.slicewise(lambda t: 2 * tf.nn.l2_loss(tf.cast(t, tf.float32)), lowering.tensors[x])
+        axes = [a for a in mesh_impl.tensor_layout(x.shape).tensor_axis_to_mesh_axis if a is not None]
+        if axes:
+            total = mtf.ops.LazyAllreduceSum(mesh_impl, total, axes)
+        lowering.set_tensor_lowering(self.outputs[0], total)
 
 
 def adam_updates(variables: Sequence[Any], grads: Sequence[Any], rate: Any, config: OptimizerConfig) -> list:
@@ -95,6 +113,6 @@ def slot(variable: Any, name: str) -> Any:
         f"{variable.name}/{name}",
         variable.shape,
         dtype=mtf.VariableDType(tf.float32, tf.float32, tf.float32),
-        initializer=tf.zeros_initializer(),
+        initializer=zeros_initializer,
         trainable=False,
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import mtf, tf, zeros_initializer
 
 MASKED = -1e10
 CACHES = "caches"  # collection of the cache variables
+BLOCK = 128  # slots by which the attended part of a global cache grows
 
 
 def cached_attention(q: Any, k: Any, v: Any, slot: Any, start: Any, slots: int, radius: Optional[int]) -> Any:
@@ -66,7 +67,7 @@ def make_caches(like: Any, entries: int, shard: int) -> list:
     batch, _, heads, features = like.shape.as_list()
     shape = [batch, heads, entries, features]
     return [
-        tf.get_variable(f"cache_{name}_{shard}", shape, like.dtype, tf.zeros_initializer(), trainable=False,
+        tf.get_variable(f"cache_{name}_{shard}", shape, like.dtype, zeros_initializer, trainable=False,
                         use_resource=False, collections=[CACHES])
         for name in ("k", "v")
     ]  # fmt: skip
@@ -83,13 +84,17 @@ def write(cache: Any, values: Any, at: Any) -> Any:
 
 
 def global_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: Optional[int]) -> Any:
-    """Write, then attend over every slot up to the query's own."""
-    count = k.shape[2]
+    """Write, then attend over every slot up to the query's own, rounded up to whole blocks.
+
+    Kernels are made anew for every shape that they meet, which costs more than a block of masked entries.
+    """
+    entries = caches[0].shape[2]
+    held = tf.minimum(-(-(slot + k.shape[2]) // BLOCK) * BLOCK, entries)
     keys, values = (
-        tf.slice(write(cache, new, slot), [0, 0, 0, 0], tf.stack([-1, -1, slot + count, -1]))
+        tf.slice(write(cache, new, slot), [0, 0, 0, 0], tf.stack([-1, -1, held, -1]))
         for cache, new in zip(caches, (k, v))
     )
-    return attend_slots(q, keys, values, slot, tf.range(slot + count), start, radius)
+    return attend_slots(q, keys, values, slot, tf.range(held), start, radius)
 
 
 def local_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: Optional[int]) -> Any:

@@ -41,6 +41,5 @@ def project_output(x: Any, dims: Dims, config: ModelConfig) -> Any:
     std = merged.size**-0.5
     weight = variables.normal(x.mesh, "o", mtf.Shape([merged, dims.embd]), std, config)
     weight = mtf.replace_dimensions(weight, merged, [dims.heads, dims.features])
-    out = contract(x, weight, [dims.heads, dims.features])
     bias = variables.constant(x.mesh, "compute_output_bias/o_b", mtf.Shape([dims.embd]), 0.0, config)
-    return out + bias
+    return contract(x, weight, [dims.heads, dims.features], bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from gpt_neo.model.attention.blockwise import blockwise_attention
 from gpt_neo.model.fused_ops import masked_softmax
 from gpt_neo.mtf_compat import mtf, tf
 
@@ -31,7 +32,12 @@ def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, dropout_rate: floa
 
 
 def global_attention(q: Any, k: Any, v: Any, sequence: Any, dropout_rate: float, is_training: bool) -> Any:
-    """Causal attention over the whole sequence. Shapes as `attend`; the mask comes from iota."""
+    """Causal attention over the whole sequence. Shapes as `attend`; the mask comes from iota.
+
+    Dropout acts on the weights, so they have to be there as a tensor; without it they never are.
+    """
+    if not (dropout_rate > 0 and is_training):
+        return blockwise_attention(q, k, v, radius=None)
     memory = mtf.Dimension("memory_length", sequence.size)
     k, v = (mtf.rename_dimension(t, sequence.name, memory.name) for t in (k, v))
     allowed = causal_window(q.mesh, sequence, memory, offset=0, radius=None)
@@ -43,9 +49,11 @@ def local_attention(
 ) -> Any:
     """Causal attention in which query i sees keys j with 0 <= i - j < radius.
 
-    The sequence is cut into blocks of `radius`; each block sees itself and the one before, so the scores take
-    [sequence, 2 * radius] instead of [sequence, sequence].
+    With dropout, which needs the weights as a tensor, the sequence is cut into blocks of `radius`; each block sees
+    itself and the one before, so the scores take [sequence, 2 * radius] instead of [sequence, sequence].
     """
+    if not (dropout_rate > 0 and is_training):
+        return blockwise_attention(q, k, v, radius)
     if sequence.size <= radius:
         return global_attention(q, k, v, sequence, dropout_rate, is_training)
     count = -(-sequence.size // radius)
