@@ -12,7 +12,7 @@ from gpt_neo.mtf_compat import mtf, tf, zeros_initializer
 
 MASKED = -1e10
 CACHES = "caches"  # collection of the cache variables
-BLOCK = 128  # slots by which the attended part of a global cache grows
+BLOCK = 128  # slots by which the part of a global cache that is read grows
 
 
 def cached_attention(q: Any, k: Any, v: Any, slot: Any, start: Any, slots: int, radius: Optional[int]) -> Any:
@@ -48,9 +48,10 @@ class CachedAttentionOperation(mtf.Operation):
 
         def attend(q: Any, k: Any, v: Any, slot: Any, start: Any) -> Any:
             with tf.variable_scope(self.scope, auxiliary_name_scope=False):
-                caches = make_caches(k, self.radius or self.slots, next(shards))
+                caches = make_caches(k, self.radius or -(-self.slots // BLOCK) * BLOCK, next(shards))
             q, k, v = (tf.transpose(x, [0, 2, 1, 3]) for x in (q, k, v))
-            step = global_step if self.radius is None else local_step
+            ring = ring_step if k.shape[2] == 1 else local_step
+            step = global_step if self.radius is None else ring
             out = step(q, k, v, slot, start, caches, self.radius)
             return tf.transpose(out, [0, 2, 1, 3])
 
@@ -83,13 +84,20 @@ def write(cache: Any, values: Any, at: Any) -> Any:
     )  # fmt: skip
 
 
+def ring_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: Optional[int]) -> Any:
+    """Write one token over the one that leaves the window, then attend over the ring as it lies."""
+    assert radius is not None
+    keys, values = (write(cache, new, tf.math.floormod(slot, radius)) for cache, new in zip(caches, (k, v)))
+    held = slot - tf.math.floormod(slot - tf.range(radius), radius)  # negative where nothing is held yet
+    return attend_slots(q, keys, values, slot, held, start, radius)
+
+
 def global_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: Optional[int]) -> Any:
     """Write, then attend over every slot up to the query's own, rounded up to whole blocks.
 
     Kernels are made anew for every shape that they meet, which costs more than a block of masked entries.
     """
-    entries = caches[0].shape[2]
-    held = tf.minimum(-(-(slot + k.shape[2]) // BLOCK) * BLOCK, entries)
+    held = -(-(slot + k.shape[2]) // BLOCK) * BLOCK
     keys, values = (
         tf.slice(write(cache, new, slot), [0, 0, 0, 0], tf.stack([-1, -1, held, -1]))
         for cache, new in zip(caches, (k, v))
@@ -108,11 +116,7 @@ def local_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radi
     newest = slot + count - 1 - tf.math.floormod(slot + count - 1 - entries, radius)
     source = tf.where_v2(newest >= slot, radius + newest - slot, entries)
     with tf.control_dependencies([keys, values]):
-        if count == 1:
-            at = tf.math.floormod(slot, radius)
-            updates = [write(cache, new, at).op for cache, new in zip(caches, (k, v))]
-        else:
-            updates = [tf.assign(c, tf.gather(x, source, axis=2)).op for c, x in zip(caches, (keys, values))]
+        updates = [tf.assign(c, tf.gather(x, source, axis=2)).op for c, x in zip(caches, (keys, values))]
     with tf.control_dependencies(updates):
         return tf.identity(out)
 
