@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import typing
@@ -128,9 +129,15 @@ def build_sections(raw: dict, path: str) -> dict:
     return {name: build_dataclass(section, raw, path) for name, section in SECTIONS.items()}
 
 
+@functools.cache
+def field_types(cls: Any) -> dict:
+    """Declared type of each field of a dataclass."""
+    return typing.get_type_hints(cls)
+
+
 def build_dataclass(cls: Any, raw: dict, path: str) -> Any:
     """Fill a dataclass from raw JSON values; null and absent keys take the default."""
-    hints = typing.get_type_hints(cls)
+    hints = field_types(cls)
     values = {}
     for field in dataclasses.fields(cls):
         value = raw.get(field.name)

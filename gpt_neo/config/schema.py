@@ -171,8 +171,10 @@ class OptimizerConfig:
     lr: float = key(REQUIRED, "Peak learning rate.", low=0.0)
     opt_name: str = key("adam", "Optimizer.", choices=("adam", "adafactor"))
     lr_decay: str = key("cosine", "Shape of the decay to a tenth of lr.", choices=("cosine", "linear"))
-    lr_decay_end: Optional[int] = key(None, "Step at which the decay ends; train_steps when absent.", low=1)
-    warmup_steps: int = key(0, "Steps over which the rate grows from 0.", low=0)
+    lr_decay_end: Optional[int] = key(
+        None, "Step at which the decay ends; train_steps when absent.", low=1, unit="steps"
+    )
+    warmup_steps: int = key(0, "Steps over which the rate grows from 0.", low=0, unit="steps")
     beta1: float = key(0.9, "Decay of the first moment.", low=0.0, high=1.0)
     beta2: float = key(0.999, "Decay of the second moment.", low=0.0, high=1.0)
     epsilon: float = key(1e-8, "Added to the root of the second moment.", low=0.0)
@@ -189,21 +191,23 @@ class MeshConfig:
 
     mesh_shape: tuple = key((), "Mesh dimensions: (name, size) pairs.")
     layout: tuple = key((), "(tensor dimension, mesh dimension) pairs.")
-    tokens_per_mb_per_replica: Optional[int] = key(None, "Tokens per microbatch and replica.", low=1)
+    tokens_per_mb_per_replica: Optional[int] = key(None, "Tokens per microbatch and replica.", low=1, unit="tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """How long, on what and from where a run goes."""
 
-    train_batch_size: int = key(REQUIRED, "Sequences per optimizer step.", low=1)
-    train_steps: int = key(REQUIRED, "Step at which training ends.", low=0)
-    eval_batch_size: Optional[int] = key(None, "Sequences per evaluation batch; train_batch_size if absent.", low=1)
-    predict_batch_size: int = key(1, "Prompts sampled at once.", low=1)
-    eval_steps: int = key(0, "Batches per evaluation; 0 leaves evaluation out.", low=0)
-    predict_steps: int = key(0, "Legacy key: training steps between samples.", low=0)
-    predict_max_steps: Optional[int] = key(None, "Legacy key: most sampling batches.", low=0)
-    iterations: int = key(100, "Steps per call of the training loop.", low=1)
+    train_batch_size: int = key(REQUIRED, "Sequences per optimizer step.", low=1, unit="sequences")
+    train_steps: int = key(REQUIRED, "Step at which training ends.", low=0, unit="steps")
+    eval_batch_size: Optional[int] = key(
+        None, "Sequences per evaluation batch; train_batch_size if absent.", low=1, unit="sequences"
+    )
+    predict_batch_size: int = key(1, "Prompts sampled at once.", low=1, unit="prompts")
+    eval_steps: int = key(0, "Batches per evaluation; 0 leaves evaluation out.", low=0, unit="batches")
+    predict_steps: int = key(0, "Legacy key: training steps between samples.", low=0, unit="steps")
+    predict_max_steps: Optional[int] = key(None, "Legacy key: most sampling batches.", low=0, unit="batches")
+    iterations: int = key(100, "Steps per call of the training loop.", low=1, unit="steps")
     model_path: Optional[str] = key(None, "Folder of checkpoints; that of the config file if absent.")
     datasets: tuple = key((), "Datasets and their weights.")
     input_fn: str = key("sequential_input", "Legacy name of the reader.")

@@ -8,6 +8,7 @@ from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.runtime.predict_step import load_weights
 
 
 def forward(tokens, config):
@@ -41,5 +42,5 @@ def uncached(config, checkpoint, tokens):
     """Logits [batch, sequence, vocab] of whole sequences."""
     with tf.Graph().as_default(), tf.Session() as session:
         logits = forward(tf.constant(tokens), config)
-        tf.train.Saver().restore(session, checkpoint)
+        load_weights(session, checkpoint)
         return session.run(logits)
