@@ -12,6 +12,24 @@ ATTENTION_TYPES = ("global", "local", "linear", "none")
 PRECISION_ALIASES = {"fp32": "float32", "bf16": "bfloat16"}
 # The shipped key was never read by the legacy program, the second one was.
 ACTIVATION_KEYS = ("activation_function", "activation_fn")
+# Keys that the legacy program knew; docs/configs.md tells them from later ones.
+KEYS = frozenset("""
+    n_head n_vocab n_embd n_ctx n_layer embed_dropout attn_dropout res_dropout lr lr_decay lr_decay_end warmup_steps
+    beta1 beta2 epsilon opt_name weight_decay ada_epsilon1 ada_epsilon2 gradient_clipping train_batch_size
+    eval_batch_size predict_batch_size train_steps eval_steps predict_steps predict_max_steps iterations datasets
+    model_path scale_by_depth scale_by_in attention_types local_attention_radius activation_function activation_fn
+    mesh_shape layout recompute_grad tokens_per_mb_per_replica precision model input_fn mlm_training mlm_mask_id
+    mlm_cls_token_id mlm_mask_prob mlm_same_token_prob mlm_random_token_prob mlm_mask_ignore_ids moe_layers moe_params
+    moe_activation axial_pos_emb rotary_emb mlp_glu scalenorm rezero num_mem_kv macaron share_parameters no_weight_tie
+    entmax_loss z_loss padding_id eos_id remove_partial_sequences slow_sampling log_grads eval_tasks
+    shuffle_input_filenames seed no_dataset causal path eval_path tokenizer_path tokenizer_is_pretrained
+    lambada_tokens_path
+""".split())
+# Keys that are read, and stand for another one.
+SPELLINGS = {
+    "activation_fn": "activation_function; two that disagree are refused",
+    "scalenorm": "true is norm_type scalenorm; one that disagrees with norm_type is refused",
+}
 
 
 def expand_attention_types(value: Any, n_layer: int, where: str) -> tuple:
@@ -90,3 +108,14 @@ def resolve_activation(raw: dict, where: str) -> Any:
             "set one of them, or both alike"
         )
     return given[0][1] if given else None
+
+
+def merge_scalenorm(norm_type: Any, where: str) -> str:
+    """Return what the legacy switch `scalenorm` means for norm_type.
+
+    Raises:
+      ConfigError: norm_type is set to something else.
+    """
+    if norm_type not in (None, "scalenorm"):
+        raise ConfigError(f"{where}: scalenorm is set and norm_type is {norm_type!r}; set one of them, or both alike")
+    return "scalenorm"

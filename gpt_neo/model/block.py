@@ -9,7 +9,7 @@ from gpt_neo.model.attention.layers import LAYERS
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.mlp import mlp
-from gpt_neo.model.norms import layer_norm
+from gpt_neo.model.norms import block_norm, rezero
 from gpt_neo.mtf_compat import mtf, tf
 
 
@@ -24,7 +24,8 @@ def block(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context)
     """
 
     def run(inputs: Any) -> Any:
-        with tf.variable_scope(f"h{layer}"):
+        # Shared weights stand in a scope without a name, so that theirs have a double slash: gpt2//attn/q.
+        with tf.variable_scope("" if config.share_parameters else f"h{layer}"):
             out, auxiliary = halves(inputs, layer, dims, config, context)
         return (out,) if auxiliary is None else (out, auxiliary)
 
@@ -36,10 +37,23 @@ def block(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context)
 
 
 def halves(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context) -> tuple[Any, Optional[Any]]:
-    """Pre-norm block: x += attention(norm_1(x)); x += feed_forward(norm_2(x)). Returns (x, auxiliary loss or None)."""
-    x += attention(layer_norm(x, "norm_1", dims.embd, config), layer, dims, config, context)
-    out, auxiliary = feed_forward(layer_norm(x, "norm_2", dims.embd, config), layer, dims, config, context)
-    return x + out, auxiliary
+    """Attention and feed-forward around the stream: (x, auxiliary loss or None).
+
+    Pre-norm, x += attention(norm_1(x)); x += feed_forward(norm_2(x)), with the variations of the config.
+    """
+    half = 0.5 if config.macaron else 1.0
+    if config.macaron:  # on the bare stream, as the legacy program had it
+        with tf.variable_scope("mlp_macaron"):
+            x += half * residual_dropout(mlp(x, dims, config), config, context)
+    reads = config.attention_types[layer] != "none"
+    normed = block_norm(x, "norm_1", dims.embd, config) if reads or config.shared_norm else None
+    # Type none adds the stream to itself, in legacy checkpoints too.
+    attended = attention(normed, layer, dims, config, context) if reads else x
+    stream = x + rezero(attended, "norm_rezero_1", config)
+    if not config.shared_norm:
+        normed = block_norm(x if config.parallel_residual else stream, "norm_2", dims.embd, config)
+    out, auxiliary = feed_forward(normed, layer, dims, config, context)
+    return stream + rezero(out if half == 1.0 else half * out, "norm_rezero_2", config), auxiliary
 
 
 def attention(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:

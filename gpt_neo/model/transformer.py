@@ -12,18 +12,17 @@ from gpt_neo.model.block import block
 from gpt_neo.model.context import Context
 from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
-from gpt_neo.model.norms import layer_norm
+from gpt_neo.model.mlp import linear
+from gpt_neo.model.norms import final_norm
+from gpt_neo.model.positions import position_embedding
 from gpt_neo.model.vocab_ops import embed
 from gpt_neo.mtf_compat import mtf, tf
 
-# Keys of the legacy program that this network does not build; a run that sets one is refused, never ignored.
-NOT_BUILT = (
-    "axial_pos_emb", "rotary_emb", "mlp_glu", "scalenorm", "rezero", "num_mem_kv", "macaron", "share_parameters",
-    "no_weight_tie", "entmax_loss", "moe_layers",
-)  # fmt: skip
+# Keys that this network does not build; a run that sets one is refused, never ignored.
+NOT_BUILT = ("entmax_loss", "moe_layers")
 
 
-def check_supported(config: ModelConfig) -> None:
+def check_supported(config: ModelConfig, context: Context) -> None:
     """Refuse options that the network does not have.
 
     Raises:
@@ -32,11 +31,11 @@ def check_supported(config: ModelConfig) -> None:
     for name in NOT_BUILT:
         if getattr(config, name):
             raise ConfigError(f"key {name!r} is {getattr(config, name)!r}: this version does not build it")
-    if not config.causal:
-        raise ConfigError("key 'causal' is False: this version builds causal models only")
     for kind in config.attention_types:
-        if kind not in LAYERS:
-            raise ConfigError(f"attention_types has {kind!r}: this version builds {' and '.join(LAYERS)}")
+        if kind not in LAYERS and kind != "none":
+            raise ConfigError(f"attention_types has {kind!r}: this version builds {', '.join(LAYERS)} and none")
+    if context.decoding and not config.causal:
+        raise ConfigError("key 'causal' is False: tokens of such a model depend on later ones, it cannot sample")
 
 
 def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) -> Any:
@@ -48,28 +47,27 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
     Returns:
       float32 logits [batch, sequence or 1, vocab].
     """
-    check_supported(config)
+    check_supported(config, context)
     with tf.variable_scope("gpt2"):
         wte = variables.normal(tokens.mesh, "wte", mtf.Shape([dims.vocab, dims.embd]), 0.02, config)
-        x = embed(wte, tokens, dims.vocab) + positions(tokens, dims, config, context)
+        x = embed(wte, tokens, dims.vocab)
+        places = position_embedding(tokens, dims, config, context)
+        x = x if places is None else x + places
         if config.embed_dropout > 0 and context.is_training:
             x = mtf.dropout(x, context.is_training, rate=config.embed_dropout)
         for layer in range(config.n_layer):
             x = block(x, layer, dims, config, context)
         if context.last_only:
             x = mtf.slice(x, dims.sequence.size - 1, 1, dims.sequence.name)
-        x = layer_norm(x, "ln_f", dims.embd, config)
+        return head(x, wte, dims, config)
+
+
+def head(x: Any, wte: Any, dims: Dims, config: ModelConfig) -> Any:
+    """Stream to float32 logits: [..., embd] -> [..., vocab]."""
+    if not config.no_weight_tie:
+        x = final_norm(x, "ln_f", dims.embd, config)
+    if not config.own_head:
         return mtf.cast(contract(x, wte, [dims.embd]), tf.float32)
-
-
-def positions(tokens: Any, dims: Dims, config: ModelConfig, context: Context) -> Any:
-    """Learned positions: [sequence, embd] of whole sequences, [batch, sequence, embd] of new tokens."""
-    wpe = variables.normal(tokens.mesh, "wpe", mtf.Shape([dims.embed_sequence, dims.embd]), 0.01, config)
-    if context.decoding is None:
-        if dims.sequence.size < dims.embed_sequence.size:
-            wpe = mtf.slice(wpe, 0, dims.sequence.size, dims.embed_sequence.name)
-        return mtf.rename_dimension(wpe, dims.embed_sequence.name, dims.sequence.name)
-    slots = mtf.range(tokens.mesh, dims.sequence, tf.int32) + context.decoding.slot
-    numbers = mtf.sub(slots, context.decoding.start, output_shape=dims.tokens)
-    numbers = mtf.maximum(mtf.minimum(numbers, config.n_ctx - 1), 0)  # of padding, or past the end: never read
-    return embed(wpe, numbers, dims.embed_sequence)
+    with tf.variable_scope("wte_final_linear"):
+        bias = config.no_weight_tie or config.head_bias
+        return mtf.cast(linear(x, "linear_out", dims.embd, dims.vocab, 0.02, config, bias=bias), tf.float32)

@@ -1,0 +1,126 @@
+"""docs/configs.md, written from the dataclasses and the rules: `python -m gpt_neo.config.reference docs/configs.md`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from typing import Any, Optional
+
+from gpt_neo.config import legacy
+from gpt_neo.config.rules import RULES
+from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig
+
+HEAD = """# Configuration keys
+
+Written by `python -m gpt_neo.config.reference docs/configs.md` from `gpt_neo/config/`; a test holds it up to date.
+
+A model config is one flat JSON object under `configs/` (or anywhere: `--model` takes a name or a path), a dataset
+config one under `configs/dataset_configs/`. `--set key=value` overrides a key. Absent keys and `null` take the
+default; numbers may be written as strings. An unknown key, a value out of range and a refused combination end with one
+line that names the file, the key and what is allowed. Source `legacy` is the 2021 program, whose files load as they
+are.
+"""
+TITLES = {
+    "model": "Model", "optimizer": "Optimizer", "mesh": "Mesh", "training": "Training and input",
+}  # fmt: skip
+TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", tuple: "list", dict: "object"}
+FAMILIES = """
+## Other models as configs
+
+Each equals the Hugging Face model of its family in logits and in greedy text (`tests/model/test_peers.py`).
+
+- GPT-2 (`gpt2_124M`, `gpt2_355M`, `gpt2_774M`, `gpt2_1558M`): `qkv_bias`, `scale_attention`.
+- GPT-J (`gptj_6B`): `rotary_emb` with `rotary_dim` 64 and `rotary_interleaved`; `parallel_residual` with `shared_norm`;
+  `attn_output_bias` false; `scale_attention`; `untied_head` with `head_bias`.
+- GPT-NeoX (`gptneox_20B`): `rotary_emb` with `rotary_dim` 24, which is rotary_pct times the features of a head;
+  `parallel_residual`; `qkv_bias`; `scale_attention`; `untied_head`.
+
+`n_vocab` of the last two is the size of their padded tables (50400 and 50432), more than their tokenizers have. The
+exact gelu that some GPT-NeoX models have (hidden_act gelu) is `activation_function` gelu_erf.
+
+Variables beside those of the legacy program: `attn/compute_qkv_bias/{q_b,k_b,v_b}` of `qkv_bias`;
+`wte_final_linear/conv1d_main/linear_out/{kernel,bias}` of `untied_head`, as of `no_weight_tie`;
+`attn/attention/{mem_k,mem_v}` of `num_mem_kv`; `mlp/activation/<name>` of activations that learn.
+
+## What legacy options compute
+
+- `scalenorm` takes the mean off, as a layer norm does, and has one scale `g`.
+- `macaron`: the first MLP reads the stream without a norm, and rezero does not scale it.
+- attention type `none` adds the stream to itself, without a norm.
+- `num_mem_kv`: memory is not rotated, no mask hides it, and only global layers have it.
+- `mlp_glu`: c_fc has 8 n_embd columns, the first half is h and the second the gate.
+- `rrelu` has one fixed slope (the legacy program drew one anew for every graph); `proottanh` takes the absolute value
+  of x under its root (it was not a number below 0).
+"""
+
+
+def reference_page() -> str:
+    """The page as Markdown."""
+    parts = [HEAD]
+    for name, section in SECTIONS.items():
+        parts.append(f"\n## {TITLES[name]}\n\n{(section.__doc__ or '').strip()}\n\n{table(section)}")
+    parts.append(f"\n## Dataset\n\n{(DatasetConfig.__doc__ or '').strip()}\n\n{table(DatasetConfig)}")
+    parts.append("\n## Other spellings\n\n| key | stands for |\n|---|---|\n")
+    parts += [f"| `{name}` | {text} |\n" for name, text in legacy.SPELLINGS.items()]
+    parts += [f"| `precision` {short} | {full} |\n" for short, full in legacy.PRECISION_ALIASES.items()]
+    parts.append("\n## Refused combinations\n\n| refused | why |\n|---|---|\n")
+    parts += [f"| {rule.when} | {rule.why} |\n" for rule in RULES]
+    parts.append("| layout names a mesh dimension that mesh_shape lacks | there is nothing to split over |\n")
+    return "".join([*parts, FAMILIES])
+
+
+def table(section: Any) -> str:
+    """One row per key of a dataclass."""
+    hints = typing.get_type_hints(section)
+    rows = ["| key | meaning | unit | type | default | allowed | source |\n|---|---|---|---|---|---|---|\n"]
+    for field in dataclasses.fields(section):
+        rules = field.metadata
+        sources = ["legacy"] if field.name in legacy.KEYS else []
+        sources += [rules["source"]] if rules["source"] else []
+        cells = [f"`{field.name}`", rules["doc"], rules["unit"], type_text(hints[field.name]), default_text(field),
+                 allowed_text(rules), ", ".join(sources) or "this project"]  # fmt: skip
+        rows.append("| " + " | ".join(cells) + " |\n")
+    return "".join(rows)
+
+
+def type_text(hint: Any) -> str:
+    """A declared type in words."""
+    hint = next((arg for arg in typing.get_args(hint) if arg is not type(None)), hint)
+    return TYPES[hint]
+
+
+def default_text(field: dataclasses.Field) -> str:
+    """The default as it would stand in a file."""
+    if field.default is REQUIRED:
+        return "required"
+    if field.default in (None, ()):
+        return "none"
+    return str(field.default).lower() if isinstance(field.default, bool) else str(shown(field.default))
+
+
+def shown(value: Any) -> Any:
+    """A list of one name as the name."""
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+
+def allowed_text(rules: Any) -> str:
+    """Choices or bounds."""
+    if rules["choices"]:
+        return ", ".join(rules["choices"])
+    low, high = rules["low"], rules["high"]
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if low is not None else ""
+
+
+def main(argv: Optional[list] = None) -> int:
+    """Write the page to the path given."""
+    (path,) = argv if argv is not None else sys.argv[1:]
+    with open(path, "w", encoding="utf-8") as handle:
+        handle.write(reference_page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

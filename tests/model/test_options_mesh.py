@@ -1,0 +1,42 @@
+"""Options under a mesh, with recomputation and microbatches: as one device without, in loss and every gradient."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Each holds options that do not stand in each other's way, so that three configs show most of them.
+CONFIGS = {
+    "gptj": {"rotary_emb": True, "rotary_dim": 4, "rotary_interleaved": True, "parallel_residual": True,
+             "shared_norm": True, "attn_output_bias": False, "scale_attention": True, "untied_head": True,
+             "head_bias": True, "recompute_grad": True, "tokens_per_mb_per_replica": 32},
+    "glu": {"axial_pos_emb": [4, 8], "norm_type": "rmsnorm", "mlp_glu": True, "num_mem_kv": 4, "qkv_bias": True,
+            "activation_function": "softmax", "share_parameters": True, "attention_types": ["global", "local"],
+            "recompute_grad": True},
+    "rezero": {"rotary_emb": True, "rezero": True, "macaron": True, "no_weight_tie": True, "causal": False,
+               "activation_function": "aria", "attention_types": ["none", "global"],
+               "tokens_per_mb_per_replica": 64},
+    "scalenorm": {"norm_type": "scalenorm", "no_pos_emb": True, "parallel_residual": True},
+}  # fmt: skip
+LAYOUTS = [([2], "batch"), ([2], "heads"), ([2, 2], "embd,vocab"), ([2], "intermediate_expanded")]
+CASES = [(name, sizes, names) for name in CONFIGS for sizes, names in LAYOUTS]
+CASES += [("glu", [2], "memory_length"), ("gptj", [2, 2], "batch,heads")]
+
+
+@pytest.fixture(scope="module")
+def errors():
+    asked = [[CONFIGS[name], sizes, names.split(",")] for name, sizes, names in CASES]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.model.mesh_worker", json.dumps(asked)], capture_output=True, text=True,
+        check=False, env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{n}-{d}-{s}" for n, s, d in CASES])
+def test_loss_and_gradients_equal_one_plain_device(errors, number):
+    loss, worst, scale = errors[number]
+    assert loss < 1e-5 and worst < 1e-4 and scale > 1e-3, errors[number]
