@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from gpt_neo.config.schema import MeshConfig, ModelConfig, RunConfig
+from gpt_neo.config.schema import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -13,7 +13,20 @@ def count_parameters(model: ModelConfig) -> int:
     V d + T d for the tables, 12 d^2 + 10 d per block (norms 4 d, attention 4 d^2 + d, MLP 8 d^2 + 5 d), 2 d for ln_f.
     """
     d = model.n_embd
-    return (model.n_vocab + model.n_ctx) * d + model.n_layer * (12 * d * d + 10 * d) + 2 * d
+    experts = len(set(model.moe_layers)) * (mixture_parameters(model) - (8 * d * d + 5 * d))
+    return (model.n_vocab + model.n_ctx) * d + model.n_layer * (12 * d * d + 10 * d) + 2 * d + experts
+
+
+def mixture_parameters(model: ModelConfig) -> int:
+    """Parameters of a mixture of E experts of width H in place of an MLP: gates d E, experts 2 E d H."""
+    d, experts = model.n_embd, model.moe_params.moe_num_experts
+    return d * experts + 2 * experts * d * model.moe_params.moe_hidden_size
+
+
+def slot_bytes(optimizer: OptimizerConfig) -> int:
+    """Bytes of optimizer slots per parameter: float32 moments; the factored ones of Adafactor hardly count."""
+    adafactor = 4 if optimizer.beta1 else 0
+    return {"adam": 8, "adamw": 8, "lion": 4, "adafactor": adafactor}[optimizer.opt_name]
 
 
 def microbatches(mesh: MeshConfig, n_ctx: int, batch_per_replica: int) -> int:
@@ -56,7 +69,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
     return Memory(
         weights=parameters * width,
-        slots=parameters * 8,
+        slots=parameters * slot_bytes(run.optimizer),
         gradients=parameters * 4,
         activations=tokens * kept,
         logits=2 * tokens * model.n_vocab * 4,

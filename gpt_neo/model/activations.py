@@ -27,12 +27,15 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def get_activation(name: str) -> Callable[[Any], Any]:
+def get_activation(name: str, key: str = "activation_function") -> Callable[[Any], Any]:
     """Return the activation of that name.
+
+    Args:
+      key: the config key that gave the name.
 
     Raises:
       ConfigError: there is none.
     """
     if name not in ACTIVATIONS:
-        raise ConfigError(f"activation_function is {name!r}; allowed: {', '.join(sorted(ACTIVATIONS))}")
+        raise ConfigError(f"{key} is {name!r}; allowed: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]

@@ -19,7 +19,7 @@ from gpt_neo.mtf_compat import mtf, tf
 # Keys of the legacy program that this network does not build; a run that sets one is refused, never ignored.
 NOT_BUILT = (
     "axial_pos_emb", "rotary_emb", "mlp_glu", "scalenorm", "rezero", "num_mem_kv", "macaron", "share_parameters",
-    "no_weight_tie", "entmax_loss", "moe_layers",
+    "no_weight_tie",
 )  # fmt: skip
 
 

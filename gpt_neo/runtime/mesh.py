@@ -153,7 +153,14 @@ class TpuPlacement:
 
 
 def mesh_strings(mesh_shape: Sequence, layout: Sequence) -> tuple:
-    """Mesh-TF's shape and layout rules from pairs."""
+    """Mesh-TF's shape and layout rules from pairs.
+
+    What experts see of the batch is split as the batch is, unless the experts themselves are on that axis: without
+    the rule every replica would compute the tokens of all.
+    """
+    rules = dict(layout)
+    if "batch" in rules and rules.get("experts") != rules["batch"]:
+        layout = [("expert_batch", rules["batch"]), *layout]
     shape = mtf.convert_to_shape(",".join(f"{n}:{s}" for n, s in mesh_shape))
     return shape, mtf.convert_to_layout_rules(",".join(f"{n}:{m}" for n, m in layout))
 
