@@ -58,7 +58,7 @@ def layout_lines(run: RunConfig) -> list[str]:
     for name, mesh_dim in run.mesh.layout:
         parts, size = sizes[mesh_dim], known.get(name)
         if name == "slots":
-            lines.append(f"optimizer slots over {mesh_dim}: in {parts} parts, where a dimension of the variable divides")
+            lines.append(f"optimizer slots over {mesh_dim}: {parts} parts, where a dimension of the variable divides")
         elif size is None:
             lines.append(f"{name} over {mesh_dim}: the model has no such dimension, the rule does nothing")
         elif size % parts:

@@ -68,7 +68,7 @@ def mixture_of_experts(x: Any, dims: Dims, config: ModelConfig, context: Context
     """
     moe, names = config.moe_params, ExpertDims.of(config.moe_params, dims)
     if not context.is_training:
-        first, second, _ = gating(x, names, dims, config)
+        first, second, _ = gating(x, names, dims, config, None)
         second.gate *= share_of_second(second.gate, moe.moe_second_policy_eval, moe.moe_second_threshold_eval, None)
         return every_expert(x, first, second, names, dims, config), None
     size = group_size(dims.sequence.size, moe.moe_group_size)
@@ -92,8 +92,8 @@ def group_size(length: int, largest: int) -> int:
 
 
 def gating(
-    tokens: Any, names: ExpertDims, dims: Dims, config: ModelConfig, group: Any = None
-) -> tuple[Choice, Choice, Optional[Any]]:
+    tokens: Any, names: ExpertDims, dims: Dims, config: ModelConfig, group: Optional[Any]
+) -> tuple[Choice, Choice, Any]:
     """The two highest gates of each token, normalised to sum to one.
 
     Args:
@@ -112,7 +112,7 @@ def gating(
     first = top_choice(probabilities, names.gates)
     others = probabilities * (1.0 - first.mask)
     second = top_choice(others, names.gates)
-    loss = None
+    loss: Any = None
     if group is not None:
         loss = balance_loss(first.mask, probabilities, group, names.gates)
         if config.moe_params.moe_use_second_place_loss:
@@ -156,7 +156,7 @@ def share_of_second(gate: Any, policy: str, threshold: float, draws: Optional[An
     if policy == "threshold":
         return mtf.cast(mtf.greater(gate, threshold), gate.dtype)
     chance = mtf.minimum(gate / max(threshold, TINY), 1.0)
-    return mtf.stop_gradient(mtf.cast(mtf.less(draws, chance), gate.dtype)) if draws is not None else chance
+    return mtf.cast(mtf.less(draws, chance), gate.dtype) if draws is not None else chance
 
 
 def uniform(mesh: Any, shape: Any) -> Any:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpt_neo.config.schema import MoeConfig, ModelConfig
+from gpt_neo.config.schema import ModelConfig, MoeConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.moe import group_size, mixture_of_experts
