@@ -9,7 +9,7 @@ from typing import Any, Optional
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 
-SLOT_SUFFIXES = ("/adam_m", "/adam_v")
+SLOT_SUFFIXES = ("/adam_m", "/adam_v", "/lion_m", "_slot_v", "_slot_vr", "_slot_vc", "_slot_m")
 
 
 def latest_checkpoint(folder: str) -> Optional[str]:
@@ -66,7 +66,7 @@ def check_shapes(path: str, wanted: Mapping[str, Sequence[int]]) -> Any:
 def hint(name: str) -> str:
     """The config key that most likely explains a mismatch."""
     if name.endswith(SLOT_SUFFIXES):
-        return " (a checkpoint without optimizer slots?)"
+        return " (a checkpoint without slots of this optimizer?)"
     keys = {"wte": "n_vocab, n_embd", "wpe": "n_ctx, n_embd", "c_fc": "n_embd", "attn": "n_embd", "norm": "n_embd"}
     for part, key in keys.items():
         if part in name:

@@ -39,5 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--temperature", type=float, default=0.9, help="0 takes the likeliest token (default: 0.9)")
     sample.add_argument("--top_k", type=int, default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all")
     sample.add_argument("--top_p", type=float, default=1.0, metavar="P", help="keep the likeliest of total mass P")
+    sample.add_argument("--entmax_sampling", action="store_true",
+                        help="draw from entmax in place of softmax: unlikely tokens get the probability 0")  # fmt: skip
     sample.add_argument("--seed", type=int, help="seed of the draws (default: a new one each time, printed)")
     return p

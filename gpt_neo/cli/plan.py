@@ -57,7 +57,9 @@ def layout_lines(run: RunConfig) -> list[str]:
     lines = [f"mesh {', '.join(f'{n}:{s}' for n, s in run.mesh.mesh_shape)}"]
     for name, mesh_dim in run.mesh.layout:
         parts, size = sizes[mesh_dim], known.get(name)
-        if size is None:
+        if name == "slots":
+            lines.append(f"optimizer slots over {mesh_dim}: {parts} parts, where a dimension of the variable divides")
+        elif size is None:
             lines.append(f"{name} over {mesh_dim}: the model has no such dimension, the rule does nothing")
         elif size % parts:
             lower, upper = size // parts * parts, -(-size // parts) * parts

@@ -55,7 +55,8 @@ def predict(job: Job) -> int:
         raise ConfigError(f"--num_samples is {args.num_samples}; expected at least 1")
     tokenizer, eos = job_tokenizer(job)
     seed = args.seed if args.seed is not None else int(time.time()) % 100_000
-    options = SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos)
+    alpha = run.model.entmax_alpha if args.entmax_sampling else None
+    options = SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos, alpha)
     prompt = None if args.interactive else read_prompt(args.prompt)
     batch = min(args.num_samples, run.training.predict_batch_size) if not args.interactive else 1
     print(model_text(run))

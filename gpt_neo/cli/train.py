@@ -108,14 +108,21 @@ def evaluate(job: Job, limit: Optional[int] = None) -> int:
     lengths = runtime.byte_lengths(run)
     estimator = runtime.make_estimator(run, job.folder, plan, tpu=tpu_options(job), byte_lengths=lengths)
     result = runtime.evaluate(estimator, run, job.folder, limit)
-    per_byte = result["bits_per_byte"]
-    per_byte_text = f"{per_byte:.4f} bits/byte" if per_byte else "bits/byte unknown (no tokenizer)"
-    print(f"held out  step {result['step']:,}: loss {result['loss']:.4f} nats/token, perplexity "
-          f"{result['perplexity']:.3f}, {per_byte_text}, {result['tokens']:,} tokens")  # fmt: skip
+    print(f"held out  {result_text(result)}")
     path = os.path.join(job.folder, f"eval_{job.args.sacred_id or run.name}.jsonl")
     with open(path, "a", encoding="utf-8") as handle:
         handle.write(json.dumps(result) + "\n")
     return 0
+
+
+def result_text(result: dict) -> str:
+    """An evaluation for people."""
+    where, count = f"step {result['step']:,}: loss {result['loss']:.4f}", f"{result['tokens']:,} tokens"
+    if result["perplexity"] is None:
+        return f"{where} (entmax, which has no perplexity), {count}"
+    per_byte = result["bits_per_byte"]
+    per_byte_text = f"{per_byte:.4f} bits/byte" if per_byte else "bits/byte unknown (no tokenizer)"
+    return f"{where} nats/token, perplexity {result['perplexity']:.3f}, {per_byte_text}, {count}"
 
 
 def delete_checkpoints(job: Job) -> None:

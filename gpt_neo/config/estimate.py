@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from gpt_neo.config.schema import ACTIVATION_VARIABLES, MeshConfig, ModelConfig, RunConfig
+from gpt_neo.config.schema import ACTIVATION_VARIABLES, MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -48,8 +48,9 @@ def attention_parameters(model: ModelConfig, kind: str) -> int:
 
 
 def feed_forward_parameters(model: ModelConfig, moe: bool = False) -> int:
-    """MLP of one layer: two matrices with biases, 8 d^2 + 5 d, or 12 d^2 + 9 d when gated."""
-    del moe  # experts are counted where they are built
+    """MLP of one layer: two matrices with biases, 8 d^2 + 5 d, or 12 d^2 + 9 d when gated; or experts in its place."""
+    if moe:
+        return mixture_parameters(model)
     d = model.n_embd
     width = 8 * d if model.mlp_glu else 4 * d
     return d * width + width + 4 * d * d + d + len(ACTIVATION_VARIABLES.get(model.activation_function, ()))
@@ -84,6 +85,18 @@ def head_parameters(model: ModelConfig) -> int:
     final = 0 if model.no_weight_tie else model.n_embd * (1 if model.norm_type == "rmsnorm" else 2)
     bias = model.n_vocab if model.no_weight_tie or model.head_bias else 0
     return final + model.n_vocab * model.n_embd * model.own_head + bias
+
+
+def mixture_parameters(model: ModelConfig) -> int:
+    """Parameters of a mixture of E experts of width H in place of an MLP: gates d E, experts 2 E d H."""
+    d, experts = model.n_embd, model.moe_params.moe_num_experts
+    return d * experts + 2 * experts * d * model.moe_params.moe_hidden_size
+
+
+def slot_bytes(optimizer: OptimizerConfig) -> int:
+    """Bytes of optimizer slots per parameter: float32 moments; the factored ones of Adafactor hardly count."""
+    adafactor = 4 if optimizer.beta1 else 0
+    return {"adam": 8, "adamw": 8, "lion": 4, "adafactor": adafactor}[optimizer.opt_name]
 
 
 def microbatches(mesh: MeshConfig, n_ctx: int, batch_per_replica: int) -> int:
@@ -127,7 +140,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
     return Memory(
         weights=parameters * width,
-        slots=parameters * 8,
+        slots=parameters * slot_bytes(run.optimizer),
         gradients=parameters * 4,
         activations=tokens * kept,
         logits=2 * tokens * model.n_vocab * 4,

@@ -38,12 +38,13 @@ class Layout:
 
 def dimension_sizes(run: RunConfig) -> dict[str, int]:
     """Sizes of the dimensions that a layout may name."""
-    model = run.model
+    model, moe = run.model, run.model.moe_params
+    experts = {"experts": moe.moe_num_experts, "expert_hidden": moe.moe_hidden_size} if model.moe_layers else {}
     return {
         "batch": run.training.train_batch_size, "sequence": model.n_ctx,
         "memory_length": model.n_ctx + model.num_mem_kv, "embed_sequence": model.n_ctx, "embd": model.n_embd,
         "heads": model.n_head, "vocab": model.n_vocab, "intermediate_expanded": 4 * model.n_embd,
-        "features_per_head": model.features_per_head,
+        "features_per_head": model.features_per_head, **experts,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import difflib
 import functools
 import json
 import os
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from gpt_neo.config.schema import (
     DatasetConfig,
     DatasetRef,
     MeshConfig,
+    ModelConfig,
     RunConfig,
 )
 from gpt_neo.errors import ConfigError
@@ -120,12 +122,16 @@ def build_sections(raw: dict, path: str) -> dict:
         raw["norm_type"] = legacy.merge_scalenorm(raw.get("norm_type"), path)
     if raw.get("precision") is not None:
         raw["precision"] = legacy.PRECISION_ALIASES.get(raw["precision"], raw["precision"])
+    if isinstance(raw.get("opt_name"), str):
+        raw["opt_name"] = raw["opt_name"].lower()  # the legacy program took any case
     n_layer = coerce(raw.get("n_layer"), int, "n_layer", path) if raw.get("n_layer") is not None else None
     if n_layer is not None:
         raw["attention_types"] = legacy.expand_attention_types(raw.get("attention_types") or "global", n_layer, path)
     raw["mesh_shape"] = legacy.parse_pairs(raw.get("mesh_shape"), "mesh_shape", path, sizes=True)
     raw["layout"] = legacy.parse_pairs(raw.get("layout"), "layout", path, sizes=False)
     raw["datasets"] = parse_datasets(raw.get("datasets"), path)
+    if raw.get("weight_decay_rules") is not None:
+        raw["weight_decay_rules"] = parse_decay_rules(raw["weight_decay_rules"], path)
     return {name: build_dataclass(section, raw, path) for name, section in SECTIONS.items()}
 
 
@@ -153,9 +159,13 @@ def build_dataclass(cls: Any, raw: dict, path: str) -> Any:
 def coerce(value: Any, hint: Any, name: str, path: str) -> Any:
     """Convert a JSON value to the declared type; numbers may be strings, as in released files."""
     hint = next((arg for arg in typing.get_args(hint) if arg is not type(None)), hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        inside = f"{path}: {name}"
+        reject_unknown(value, {field.name for field in dataclasses.fields(hint)}, inside)
+        return build_dataclass(hint, value, inside)
     try:
-        if hint is bool and isinstance(value, (bool, str)):
-            return {"true": True, "false": False}[str(value).lower()]
+        if hint is bool and (isinstance(value, (bool, str)) or value in (0, 1)):
+            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
         if hint is int and not isinstance(value, bool) and float(value) == int(float(value)):
             return int(value) if isinstance(value, int) else int(float(value))
         if hint is float and not isinstance(value, bool):
@@ -171,7 +181,7 @@ def coerce(value: Any, hint: Any, name: str, path: str) -> Any:
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
     wanted = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a string",
-              tuple: "a list", dict: "an object"}[hint]
+              tuple: "a list"}.get(hint, "an object")
     raise ConfigError(f"{path}: key {name!r} is {value!r}; expected {wanted}")
 
 
@@ -185,6 +195,27 @@ def check_range(value: Any, field: dataclasses.Field, path: str) -> Any:
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ConfigError(f"{path}: key {field.name!r} is {value!r}; expected {bounds}")
     return value
+
+
+def parse_decay_rules(value: Any, path: str) -> tuple:
+    """Parse `[[regular expression, decay], ...]`."""
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: key 'weight_decay_rules' is {value!r}; expected a list of [pattern, decay] pairs")
+    rules = []
+    for entry in value:
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise ConfigError(f"{path}: weight_decay_rules entry {entry!r}; expected [pattern, decay]")
+        pattern, decay = entry[0], coerce(entry[1], float, f"decay of {entry[0]}", path)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"{path}: weight_decay_rules has {pattern!r}, not a regular expression: {error}"
+            ) from error
+        if decay < 0:
+            raise ConfigError(f"{path}: weight_decay_rules gives {pattern!r} the decay {decay}; expected at least 0")
+        rules.append((pattern, decay))
+    return tuple(rules)
 
 
 def parse_datasets(value: Any, path: str) -> tuple:
@@ -237,6 +268,10 @@ def check_combinations(sections: dict, path: str) -> None:
     """Refuse keys that contradict each other."""
     check_rules(sections, path)
     mesh: MeshConfig = sections["mesh"]
+    model: ModelConfig = sections["model"]
+    for layer in model.moe_layers:
+        if type(layer) is not int or not 0 <= layer < model.n_layer:
+            raise ConfigError(f"{path}: moe_layers has {layer!r}; expected layer numbers from 0 to {model.n_layer - 1}")
     names = {name for name, _ in mesh.mesh_shape}
     for tensor_dim, mesh_dim in mesh.layout:
         if names and mesh_dim not in names:

@@ -60,6 +60,10 @@ def reference_page() -> str:
     parts = [HEAD]
     for name, section in SECTIONS.items():
         parts.append(f"\n## {TITLES[name]}\n\n{(section.__doc__ or '').strip()}\n\n{table(section)}")
+        parts += [
+            f"\n### {field.name}\n\n{(type(field.default).__doc__ or '').strip()}\n\n{table(type(field.default))}"
+            for field in dataclasses.fields(section) if dataclasses.is_dataclass(field.default)
+        ]  # fmt: skip
     parts.append(f"\n## Dataset\n\n{(DatasetConfig.__doc__ or '').strip()}\n\n{table(DatasetConfig)}")
     parts.append("\n## Other spellings\n\n| key | stands for |\n|---|---|\n")
     parts += [f"| `{name}` | {text} |\n" for name, text in legacy.SPELLINGS.items()]
@@ -87,7 +91,7 @@ def table(section: Any) -> str:
 def type_text(hint: Any) -> str:
     """A declared type in words."""
     hint = next((arg for arg in typing.get_args(hint) if arg is not type(None)), hint)
-    return TYPES[hint]
+    return "object" if dataclasses.is_dataclass(hint) else TYPES[hint]
 
 
 def default_text(field: dataclasses.Field) -> str:
@@ -96,6 +100,8 @@ def default_text(field: dataclasses.Field) -> str:
         return "required"
     if field.default in (None, ()):
         return "none"
+    if dataclasses.is_dataclass(field.default):
+        return "its own keys' defaults"
     return str(field.default).lower() if isinstance(field.default, bool) else str(shown(field.default))
 
 

@@ -69,6 +69,30 @@ class DatasetConfig:
     lambada_tokens_path: Optional[str] = key(None, "Glob of LAMBADA records.")
 
 
+SECOND_POLICIES = ("all", "none", "threshold", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeConfig:
+    """The object `moe_params`: mixture-of-experts layers, under the legacy names."""
+
+    moe_num_experts: int = key(16, "Experts per layer.", low=2)
+    moe_hidden_size: int = key(4096, "Width inside an expert.", low=1)
+    moe_loss_coef: float = key(1e-2, "Weight of the load-balancing loss.", low=0.0)
+    moe_group_size: int = key(1024, "Most tokens that are routed together; a sequence is cut evenly.", low=1)
+    moe_capacity_factor_train: float = key(1.25, "Places per expert in training, times tokens / experts.", low=0.0)
+    moe_capacity_factor_eval: float = key(2.0, "Legacy key: evaluation and decoding drop no token at all.", low=0.0)
+    moe_min_expert_capacity: int = key(1, "Fewest places per expert and group.", low=1)
+    moe_gating: str = key("top_2", "How experts are chosen.", choices=("top_2",))
+    moe_use_second_place_loss: bool = key(False, "Balance the second choices as well, with half the weight.")
+    moe_second_policy_train: str = key("random", "Which second choices count in training.", choices=SECOND_POLICIES)
+    moe_second_policy_eval: str = key(
+        "random", "The same in evaluation and decoding, where random means its expectation.", choices=SECOND_POLICIES
+    )
+    moe_second_threshold_train: float = key(0.2, "Gate value from which a second choice surely counts.", low=0.0)
+    moe_second_threshold_eval: float = key(0.2, "The same in evaluation and decoding.", low=0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything the graph of the network depends on."""
@@ -134,8 +158,9 @@ class ModelConfig:
     untied_head: bool = key(False, "A head of its own after the final norm.", source="GPT-J, GPT-NeoX")
     head_bias: bool = key(False, "Bias on the head of untied_head.", source="GPT-J")
     entmax_loss: bool = key(False, "Entmax loss instead of cross entropy.")
+    entmax_alpha: float = key(1.3, "Alpha of entmax in loss and sampling; 2 is sparsemax.", low=1.01, high=2.0)
     moe_layers: tuple = key((), "Layers that hold a mixture of experts.")
-    moe_params: Optional[dict] = key(None, "Options of the mixture of experts.")
+    moe_params: MoeConfig = key(MoeConfig(), "Options of the mixture of experts.")
     moe_activation: str = key("relu", "Activation inside experts.")
     model: str = key("GPT", "Model family of the legacy program.", choices=("GPT", "GPT2"))
 
@@ -169,7 +194,10 @@ class OptimizerConfig:
     """The optimizer and its schedule."""
 
     lr: float = key(REQUIRED, "Peak learning rate.", low=0.0)
-    opt_name: str = key("adam", "Optimizer.", choices=("adam", "adafactor"))
+    opt_name: str = key(
+        "adam", "Optimizer; adam is the legacy one without bias correction, adamw has it.",
+        choices=("adam", "adamw", "adafactor", "lion"),
+    )  # fmt: skip
     lr_decay: str = key("cosine", "Shape of the decay to a tenth of lr.", choices=("cosine", "linear"))
     lr_decay_end: Optional[int] = key(
         None, "Step at which the decay ends; train_steps when absent.", low=1, unit="steps"
@@ -178,9 +206,15 @@ class OptimizerConfig:
     beta1: float = key(0.9, "Decay of the first moment.", low=0.0, high=1.0)
     beta2: float = key(0.999, "Decay of the second moment.", low=0.0, high=1.0)
     epsilon: float = key(1e-8, "Added to the root of the second moment.", low=0.0)
-    weight_decay: float = key(0.0, "Decoupled weight decay.", low=0.0)
+    weight_decay: float = key(0.0, "Decoupled weight decay of the variables that no rule names.", low=0.0)
+    weight_decay_rules: tuple = key(
+        (("norm|bias", 0.0),), "[regular expression, decay] pairs; the first that matches a variable's name counts."
+    )
     ada_epsilon1: float = key(1e-30, "Adafactor: added to squared gradients.", low=0.0)
     ada_epsilon2: float = key(1e-3, "Adafactor: floor of the parameter scale.", low=0.0)
+    ada_decay_rate: Optional[float] = key(
+        None, "Adafactor: decay of the second moment; 1 - (step + 1)^-0.8 if absent.", low=0.0, high=1.0
+    )
     adafactor_legacy_lr: bool = key(False, "Adafactor takes the raw lr, as the legacy program did.")
     gradient_clipping: Optional[float] = key(None, "Largest global norm of the gradients.", low=0.0)
 

@@ -6,6 +6,7 @@ import math
 from typing import Any, Callable
 
 from gpt_neo.config.schema import ACTIVATION_VARIABLES, ModelConfig
+from gpt_neo.errors import ConfigError
 from gpt_neo.model import variables
 from gpt_neo.model.fused_ops import gelu
 from gpt_neo.mtf_compat import mtf, tf
@@ -150,3 +151,17 @@ def activate(x: Any, width: Any, config: ModelConfig) -> Any:
             for part, value in ACTIVATION_VARIABLES[name].items()
         }
     return LEARNED[name](x, learned)
+
+
+def get_activation(name: str, key: str) -> Callable[[Any], Any]:
+    """The elementwise activation of that name, without learned numbers.
+
+    Args:
+      key: the config key that gave the name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if name not in PLAIN:
+        raise ConfigError(f"{key} is {name!r}; allowed: {', '.join(sorted(PLAIN))}")
+    return PLAIN[name]

@@ -9,6 +9,7 @@ from gpt_neo.model.attention.layers import LAYERS
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.mlp import mlp
+from gpt_neo.model.moe import mixture_of_experts
 from gpt_neo.model.norms import block_norm, rezero
 from gpt_neo.mtf_compat import mtf, tf
 
@@ -67,6 +68,9 @@ def feed_forward(
     x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context
 ) -> tuple[Any, Optional[Any]]:
     """The feed-forward part of that layer: ([batch, sequence, embd], auxiliary loss or None)."""
+    if layer in config.moe_layers:
+        out, auxiliary = mixture_of_experts(x, dims, config, context)
+        return residual_dropout(out, config, context), auxiliary
     with tf.variable_scope("mlp"):
         return residual_dropout(mlp(x, dims, config), config, context), None
 

@@ -18,9 +18,6 @@ from gpt_neo.model.positions import position_embedding
 from gpt_neo.model.vocab_ops import embed
 from gpt_neo.mtf_compat import mtf, tf
 
-# Keys that this network does not build; a run that sets one is refused, never ignored.
-NOT_BUILT = ("entmax_loss", "moe_layers")
-
 
 def check_supported(config: ModelConfig, context: Context) -> None:
     """Refuse options that the network does not have.
@@ -28,9 +25,6 @@ def check_supported(config: ModelConfig, context: Context) -> None:
     Raises:
       ConfigError: names the key and its value.
     """
-    for name in NOT_BUILT:
-        if getattr(config, name):
-            raise ConfigError(f"key {name!r} is {getattr(config, name)!r}: this version does not build it")
     for kind in config.attention_types:
         if kind not in LAYERS and kind != "none":
             raise ConfigError(f"attention_types has {kind!r}: this version builds {', '.join(LAYERS)} and none")

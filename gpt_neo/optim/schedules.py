@@ -12,6 +12,8 @@ FLOOR = 0.1  # both decays end at a tenth of the peak
 
 def learning_rate(step: float, config: OptimizerConfig, train_steps: int) -> float:
     """The rate before the update of `step` (from 0): decay to a tenth, times step / warmup_steps in warm-up."""
+    if is_constant(config):
+        return config.lr
     progress = min(step / decay_steps(config, train_steps), 1.0)
     shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_decay == "cosine" else 1 - progress
     rate = config.lr * (FLOOR + (1 - FLOOR) * shape)
@@ -22,6 +24,8 @@ def learning_rate_tensor(step: Any, config: OptimizerConfig, train_steps: int) -
     """`learning_rate` as a TensorFlow graph. step: scalar; returns a float32 scalar."""
     from gpt_neo.mtf_compat import tf  # here, so that the numbers need no TensorFlow
 
+    if is_constant(config):
+        return tf.constant(config.lr, tf.float32)
     step = tf.cast(step, tf.float32)
     progress = tf.minimum(step / float(decay_steps(config, train_steps)), 1.0)
     shape = 0.5 * (1 + tf.cos(math.pi * progress)) if config.lr_decay == "cosine" else 1 - progress
@@ -29,6 +33,11 @@ def learning_rate_tensor(step: Any, config: OptimizerConfig, train_steps: int) -
     if config.warmup_steps:
         rate *= tf.minimum(step / float(config.warmup_steps), 1.0)
     return rate
+
+
+def is_constant(config: OptimizerConfig) -> bool:
+    """Whether the schedule is left out: the legacy program gave Adafactor the raw rate."""
+    return config.opt_name == "adafactor" and config.adafactor_legacy_lr
 
 
 def decay_steps(config: OptimizerConfig, train_steps: int) -> int:

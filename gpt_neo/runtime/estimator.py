@@ -154,7 +154,7 @@ def evaluate(estimator: Any, run: RunConfig, folder: str, limit: Optional[int] =
     steps = batches if limit is None else min(batches, limit)
     with reading(run, paths):
         metrics = estimator.evaluate(lambda params: evaluation_batches(run, params["batch_size"], steps), steps=steps)
-    return summarize(metrics)
+    return summarize(metrics, in_nats=not run.model.entmax_loss)
 
 
 def byte_lengths(run: RunConfig) -> Optional[np.ndarray]:

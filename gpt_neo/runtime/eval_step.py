@@ -7,13 +7,13 @@ from typing import Any
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
-from gpt_neo.model.losses import cross_entropy_per_token
+from gpt_neo.model.losses import loss_per_token
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf
 
 
 def build_eval_step(batch: Any, run: RunConfig, placement: Any) -> tuple:
-    """Cross entropy of every label, without z-loss.
+    """Loss of every label: cross entropy without z-loss, or the entmax loss.
 
     Args:
       batch: int32 [batch, n_ctx + 1].
@@ -27,6 +27,6 @@ def build_eval_step(batch: Any, run: RunConfig, placement: Any) -> tuple:
     tokens = mtf.import_tf_tensor(mesh, batch[:, :-1], dims.tokens)
     labels = mtf.import_tf_tensor(mesh, batch[:, 1:], dims.tokens)
     logits = transformer(tokens, dims, run.model, Context())
-    losses = cross_entropy_per_token(logits, labels, dims.vocab, z_loss=0.0)
+    losses = loss_per_token(logits, labels, dims.vocab, run.model, z_loss=0.0)
     lowering = placement.lower(graph, mesh)
     return lowering.export_to_tf_tensor(losses), lowering

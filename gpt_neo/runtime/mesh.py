@@ -108,6 +108,7 @@ class LocalPlacement:
 
     def __init__(self, plan: MeshPlan) -> None:
         self.plan = plan
+        self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
         self.replicas = plan.replicas()
 
     def make_mesh(self, graph: Any) -> Any:
@@ -130,6 +131,7 @@ class TpuPlacement:
     def __init__(self, config: MeshConfig, context: Any) -> None:
         self.config, self.context = config, context
         plan = MeshPlan(("",), config.mesh_shape, config.layout)
+        self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
         self.replicas = plan.replicas()
         cores = math.prod(size for _, size in config.mesh_shape)
         if cores != context.num_replicas * context.num_of_cores_per_replica:
@@ -149,11 +151,19 @@ class TpuPlacement:
         shape, rules = mesh_strings(self.config.mesh_shape, self.config.layout)
         devices = [""] * shape.size
         impl = mtf.simd_mesh_impl.SimdMeshImpl(shape, rules, devices, self.context.device_assignment)
-        return mtf.Lowering(graph, {mesh: impl})
+        # Updates go variable by variable; stacking would take the variables from under them.
+        return mtf.Lowering(graph, {mesh: impl}, autostack=False)
 
 
 def mesh_strings(mesh_shape: Sequence, layout: Sequence) -> tuple:
-    """Mesh-TF's shape and layout rules from pairs."""
+    """Mesh-TF's shape and layout rules from pairs.
+
+    What experts see of the batch is split as the batch is, unless the experts themselves are on that axis: without
+    the rule every replica would compute the tokens of all.
+    """
+    rules = dict(layout)
+    if "batch" in rules and rules.get("experts") != rules["batch"]:
+        layout = [("expert_batch", rules["batch"]), *layout]
     shape = mtf.convert_to_shape(",".join(f"{n}:{s}" for n, s in mesh_shape))
     return shape, mtf.convert_to_layout_rules(",".join(f"{n}:{m}" for n, m in layout))
 

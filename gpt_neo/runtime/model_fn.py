@@ -119,18 +119,19 @@ def total(values: Any) -> tuple:
     return tf.identity(kept), update
 
 
-def summarize(metrics: dict) -> dict:
+def summarize(metrics: dict, in_nats: bool = True) -> dict:
     """Loss, perplexity and bits per byte from the streamed means.
 
-    perplexity = exp(total nats / tokens); bits per byte = total nats / (ln 2 * bytes of the text scored).
+    perplexity = exp(total nats / tokens); bits per byte = total nats / (ln 2 * bytes of the text scored). Both are
+    None where the loss is not `in_nats`: entmax gives tokens the probability 0, so they are infinite or undefined.
     """
     loss = float(metrics["loss_per_token"])
+    perplexity = None if not in_nats else math.exp(loss) if loss < 700 else math.inf
     result: dict = {
-        "step": int(metrics["global_step"]), "loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "tokens": int(metrics["tokens"]),
+        "step": int(metrics["global_step"]), "loss": loss, "perplexity": perplexity, "tokens": int(metrics["tokens"]),
     }  # fmt: skip
     per_token = float(metrics["bytes_per_token"])
-    result["bits_per_byte"] = loss / math.log(2) / per_token if per_token else None
+    result["bits_per_byte"] = loss / math.log(2) / per_token if per_token and in_nats else None
     return result
 
 

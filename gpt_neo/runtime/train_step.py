@@ -8,14 +8,14 @@ from typing import Any
 
 from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
-from gpt_neo.model.losses import cross_entropy_per_token
+from gpt_neo.model.losses import loss_per_token
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.optim.adam import adam_updates, clip_by_global_norm
+from gpt_neo.optim.build import optimizer_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
+from gpt_neo.optim.slots import SlotLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,7 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
     Args:
       batch: int32 [batch, n_ctx + 1] TensorFlow tensor; inputs are [:n_ctx], labels [1:].
       placement: LocalPlacement or TpuPlacement.
-
-    Raises:
-      ConfigError: the optimizer is not Adam.
     """
-    if run.optimizer.opt_name != "adam":
-        raise ConfigError(f"key 'opt_name' is {run.optimizer.opt_name!r}: this version trains with adam")
     # Mesh-TF draws the seeds of dropout from Python's generator while it lowers.
     random.seed(run.training.seed or 1)
     step = tf.train.get_or_create_global_step()
@@ -55,11 +50,9 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
     }
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
     loss, grads = loss_and_gradients(graph, features, run, splits)
-    if run.optimizer.gradient_clipping:
-        grads = clip_by_global_norm(grads, run.optimizer.gradient_clipping)
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
-    mtf_rate = mtf.import_tf_tensor(mesh, rate, mtf.Shape([]))
-    updates = adam_updates(graph.trainable_variables, grads, mtf_rate, run.optimizer)
+    slots = SlotLayout(placement.mesh_shape, placement.layout)
+    updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, slots)
     lowering = placement.lower(graph, mesh)
     loss_out = lowering.export_to_tf_tensor(loss)
     # Loss and rate belong to the step before the update.
@@ -77,7 +70,7 @@ def loss_and_gradients(graph: Any, features: dict, run: RunConfig, splits: int) 
         dims = make_dims(run.model, parts["tokens"].shape.dims[0].size)
         context = Context(is_training=True)
         logits = transformer(parts["tokens"], dims, run.model, context)
-        losses = cross_entropy_per_token(logits, parts["labels"], dims.vocab, run.model.z_loss)
+        losses = loss_per_token(logits, parts["labels"], dims.vocab, run.model, run.model.z_loss)
         return {"loss": mtf.add_n([mtf.reduce_mean(losses), *context.auxiliary_losses]) / splits}
 
     if splits > 1:

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p. Pure NumPy."""
+"""From logits to a token: temperature, top-k, softmax or entmax, top-p. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SampleOptions:
     """How tokens are drawn.
 
     max_tokens: most new tokens; None fills the context. temperature 0 takes the likeliest token. top_k 0 and top_p 1
-    keep every token. eos_id: ends a sample; None for never.
+    keep every token. eos_id: ends a sample; None for never. entmax_alpha: draw from entmax; None for softmax.
     """
 
     max_tokens: Optional[int] = None
@@ -24,6 +24,7 @@ class SampleOptions:
     top_p: float = 1.0
     seed: int = 0
     eos_id: Optional[int] = None
+    entmax_alpha: Optional[float] = None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -54,7 +55,7 @@ def probabilities(logits: Any, options: SampleOptions) -> np.ndarray:
     if 0 < options.top_k < len(scaled):
         edge = np.partition(scaled, -options.top_k)[-options.top_k]
         scaled = np.where(scaled >= edge, scaled, -np.inf)
-    result = np.exp(scaled)
+    result = np.exp(scaled) if options.entmax_alpha is None else entmax(scaled, options.entmax_alpha)
     result /= result.sum()
     if options.top_p < 1:
         order = np.argsort(-result, kind="stable")
@@ -63,6 +64,20 @@ def probabilities(logits: Any, options: SampleOptions) -> np.ndarray:
         result = np.where(np.isin(np.arange(len(result)), kept), result, 0.0)
         result /= result.sum()
     return result
+
+
+def entmax(logits: np.ndarray, alpha: float) -> np.ndarray:
+    """float64 [vocab]: [(alpha - 1) z - tau]_+ ^ (1 / (alpha - 1)), 1 < alpha <= 2 (see gpt_neo/model/entmax.py).
+
+    Newton's method approaches the threshold tau from below and stops when rounding no longer lets it rise.
+    """
+    scaled = (alpha - 1.0) * (logits - logits.max())
+    exponent = 1.0 / (alpha - 1.0)
+    tau, before = -1.0, -np.inf
+    while tau > before:
+        above = scaled[scaled > tau] - tau
+        before, tau = tau, tau + ((above**exponent).sum() - 1.0) / (exponent * (above ** (exponent - 1.0)).sum())
+    return np.maximum(scaled - before, 0.0) ** exponent
 
 
 def draw(logits: Any, options: SampleOptions, generator: np.random.Generator) -> int:

@@ -87,7 +87,7 @@ MISTAKES = [
     ({"lr": "NaN"}, "key 'lr' is 'NaN'; expected a finite number"),
     ({"attn_dropout": 1.5}, "between 0.0 and 1.0"),
     ({"rezero": 2}, "key 'rezero' is 2; expected true or false"),
-    ({"opt_name": "sgd"}, "allowed: adam, adafactor"),
+    ({"opt_name": "sgd"}, "allowed: adam, adamw, adafactor, lion"),
     ({"n_head": 3}, "n_embd (8) is not divisible by n_head (3)"),
     ({"attention_types": [[["global"], 3]]}, "attention_types names 3 layers, n_layer is 2"),
     ({"attention_types": [[["flash"], 2]]}, "attention_types has 'flash'; allowed: global, local"),

@@ -1,0 +1,240 @@
+"""Mixture of experts: every token goes to the two feed-forward networks that its gates rate highest.
+
+Routing follows GShard (Lepikhin et al. 2020, section 2.2 and algorithm 1) with the options and variable names of the
+legacy program. In training an expert has a fixed number of places per group of tokens and drops what exceeds it;
+elsewhere nothing is dropped, so that a token's result depends on no other token and decoding gives what reading the
+whole sequence gives.
+
+A layout rule `experts:x` spreads the experts. Beside `batch:x` tokens then travel to their experts and back in two
+all-to-alls; on an axis of its own each device computes the share of its experts and the shares are added up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any, Optional
+
+from gpt_neo.config.schema import ModelConfig, MoeConfig
+from gpt_neo.model import variables
+from gpt_neo.model.activations import get_activation
+from gpt_neo.model.context import Context
+from gpt_neo.model.dims import Dims
+from gpt_neo.mtf_compat import mtf, tf
+
+TINY = 1e-9  # keeps quotients of gates finite
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertDims:
+    """Dimensions of one mixture. The names are public: layout strings use them.
+
+    gates: experts_unsplit, the experts as a token sees them, never split. batch: expert_batch, the batch as an expert
+    sees it; it is split as `batch` is, unless the experts are on that axis of the mesh.
+    """
+
+    gates: Any
+    experts: Any
+    batch: Any
+    hidden: Any
+
+    @classmethod
+    def of(cls, moe: MoeConfig, dims: Dims) -> ExpertDims:
+        """The dimensions for a config and a batch."""
+        return cls(
+            gates=mtf.Dimension("experts_unsplit", moe.moe_num_experts),
+            experts=mtf.Dimension("experts", moe.moe_num_experts),
+            batch=mtf.Dimension("expert_batch", dims.batch.size),
+            hidden=mtf.Dimension("expert_hidden", moe.moe_hidden_size),
+        )
+
+
+@dataclasses.dataclass
+class Choice:
+    """One choice of every token: its gate [tokens], and which expert it is, one-hot [tokens, experts_unsplit]."""
+
+    gate: Any
+    mask: Any
+
+
+def mixture_of_experts(x: Any, dims: Dims, config: ModelConfig, context: Context) -> tuple[Any, Optional[Any]]:
+    """The mixture, in variables `top_2_gating/kernel`, `wi/kernel` and `wo/kernel` of the current scope.
+
+    Args:
+      x: [batch, sequence, embd].
+
+    Returns:
+      ([batch, sequence, embd], float32 scalar load-balancing loss; None unless training)
+    """
+    moe, names = config.moe_params, ExpertDims.of(config.moe_params, dims)
+    if not context.is_training:
+        first, second, _ = gating(x, names, dims, config, None)
+        second.gate *= share_of_second(second.gate, moe.moe_second_policy_eval, moe.moe_second_threshold_eval, None)
+        return every_expert(x, first, second, names, dims, config), None
+    size = group_size(dims.sequence.size, moe.moe_group_size)
+    groups, group = mtf.Dimension("groups", dims.sequence.size // size), mtf.Dimension("group", size)
+    tokens = mtf.reshape(x, mtf.Shape([dims.batch, groups, group, dims.embd]))
+    first, second, loss = gating(tokens, names, dims, config, group)
+    policy, threshold = moe.moe_second_policy_train, moe.moe_second_threshold_train
+    draws = uniform(x.mesh, second.gate.shape) if policy == "random" else None
+    second.mask *= share_of_second(second.gate, policy, threshold, draws)
+    dispatch, combine = assign_places(first, second, group, names, moe)
+    out = chosen_experts(tokens, dispatch, combine, groups, names, dims, config)
+    return mtf.reshape(out, x.shape), loss * moe.moe_loss_coef
+
+
+def group_size(length: int, largest: int) -> int:
+    """The largest divisor of a sequence length that is at most `largest`.
+
+    Groups lie within sequences: routing depends neither on what else is in the batch nor on the mesh.
+    """
+    return max(size for size in range(1, min(length, largest) + 1) if length % size == 0)
+
+
+def gating(
+    tokens: Any, names: ExpertDims, dims: Dims, config: ModelConfig, group: Optional[Any]
+) -> tuple[Choice, Choice, Any]:
+    """The two highest gates of each token, normalised to sum to one.
+
+    Args:
+      tokens: [..., embd].
+      group: the dimension over which the load is to be balanced; without it there is no loss.
+
+    Returns:
+      (first choice, second choice, float32 scalar loss or None)
+    """
+    with tf.variable_scope("top_2_gating"):
+        shape = mtf.Shape([dims.embd, names.gates])
+        kernel = variables.normal(tokens.mesh, "kernel", shape, dims.embd.size**-0.5, config)
+    # in float32 whatever the precision: near ties decide where a token goes
+    wide, shape = mtf.cast(tokens, tf.float32), tokens.shape - dims.embd + names.gates
+    probabilities = mtf.softmax(mtf.einsum([wide, mtf.cast(kernel, tf.float32)], output_shape=shape), names.gates)
+    first = top_choice(probabilities, names.gates)
+    others = probabilities * (1.0 - first.mask)
+    second = top_choice(others, names.gates)
+    loss: Any = None
+    if group is not None:
+        loss = balance_loss(first.mask, probabilities, group, names.gates)
+        if config.moe_params.moe_use_second_place_loss:
+            others /= mtf.reduce_sum(others, reduced_dim=names.gates) + TINY
+            loss += 0.5 * balance_loss(second.mask, others, group, names.gates)
+    total = first.gate + second.gate + TINY
+    first.gate, second.gate = first.gate / total, second.gate / total
+    return first, second, loss
+
+
+def top_choice(gates: Any, experts: Any) -> Choice:
+    """The expert of the highest gate."""
+    value, index = mtf.top_1(gates, experts)
+    return Choice(value, mtf.one_hot(index, experts, dtype=gates.dtype))
+
+
+def balance_loss(mask: Any, gates: Any, group: Any, experts: Any) -> Any:
+    """E times the sum over E experts of (share of the group's tokens) * (mean gate), averaged over the groups.
+
+    It is 1 when both are even, and its gradient moves gates away from crowded experts (Lepikhin et al. 2020,
+    equation 4, and Shazeer et al. 2017, section 4).
+    """
+    share = mtf.reduce_mean(mask, reduced_dim=group)
+    return mtf.reduce_mean(share * mtf.reduce_mean(gates, reduced_dim=group)) * float(experts.size**2)
+
+
+def share_of_second(gate: Any, policy: str, threshold: float, draws: Optional[Any]) -> Any:
+    """How much of a second choice counts, between 0 and 1.
+
+    `random` lets it count with probability min(1, gate / threshold). Without draws it is that probability: the
+    expectation over the draws that training sees, as evaluation has to be repeatable.
+
+    Args:
+      gate: float32 [tokens].
+      draws: float32 [tokens], uniform in [0, 1).
+    """
+    if policy == "all":
+        return mtf.ones_like(gate)
+    if policy == "none":
+        return mtf.zeros_like(gate)
+    if policy == "threshold":
+        return mtf.cast(mtf.greater(gate, threshold), gate.dtype)
+    chance = mtf.minimum(gate / max(threshold, TINY), 1.0)
+    return mtf.cast(mtf.less(draws, chance), gate.dtype) if draws is not None else chance
+
+
+def uniform(mesh: Any, shape: Any) -> Any:
+    """float32 numbers in [0, 1), a function of the seed of the run, the layer and the step.
+
+    They are drawn for the whole shape and then split, so a mesh sees the same ones; a block that is computed again
+    keeps them. The microbatches of a step share them.
+    """
+    seed = [random.getrandbits(31), tf.cast(tf.train.get_or_create_global_step(), tf.int32)]
+    return mtf.import_tf_tensor(mesh, tf.random.stateless_uniform(shape.to_integer_list, seed), shape)
+
+
+def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, moe: MoeConfig) -> tuple[Any, Any]:
+    """Give tokens the places of their experts, first choices before second ones, each in order of the sequence.
+
+    Returns:
+      (dispatch, combine), float32 [batch, groups, group, experts_unsplit, expert_capacity]: 1 and the gate where a
+      token has a place.
+    """
+    wanted = int(group.size * moe.moe_capacity_factor_train / names.gates.size)
+    size = max(min(group.size, wanted), moe.moe_min_expert_capacity)
+    capacity = mtf.Dimension("expert_capacity", size)
+    taken, dispatch, combine = None, [], []
+    for choice in (first, second):
+        place = mtf.cumsum(choice.mask, group, exclusive=True)
+        place = place if taken is None else place + taken
+        mask = choice.mask * mtf.cast(mtf.less(place, float(size)), choice.mask.dtype)
+        if taken is None:
+            taken = mtf.reduce_sum(mask, reduced_dim=group)
+        # the place within its expert; a token without one has an empty mask
+        place = mtf.reduce_sum(place * mask, reduced_dim=names.gates)
+        places = mtf.one_hot(mtf.cast(place, tf.int32), capacity)
+        shape = mask.shape + capacity
+        dispatch.append(mtf.einsum([mask, places], output_shape=shape))
+        combine.append(mtf.einsum([choice.gate, mask, places], output_shape=shape))
+    return mtf.add_n(dispatch), mtf.add_n(combine)
+
+
+def chosen_experts(
+    tokens: Any, dispatch: Any, combine: Any, groups: Any, names: ExpertDims, dims: Dims, config: ModelConfig
+) -> Any:
+    """Send tokens to the places they have, through the experts and back: [batch, groups, group, embd] -> the same."""
+    capacity = dispatch.shape.dims[-1]
+    there = mtf.Shape([names.experts, names.batch, groups, capacity, dims.embd])
+    here = mtf.Shape([names.gates, dims.batch, groups, capacity, dims.embd])
+    # to bring a tensor from `here` to `there` is the all-to-all
+    sent = mtf.reshape(mtf.einsum([tokens, mtf.cast(dispatch, tokens.dtype)], output_shape=here), there)
+    wi, wo = expert_kernels(tokens.mesh, names, dims, config)
+    hidden = mtf.einsum([sent, wi], output_shape=there - dims.embd + names.hidden)
+    hidden = get_activation(config.moe_activation, "moe_activation")(hidden)
+    back = mtf.reshape(mtf.einsum([hidden, wo], output_shape=there), here)
+    return mtf.einsum([back, mtf.cast(combine, tokens.dtype)], output_shape=tokens.shape)
+
+
+def every_expert(
+    x: Any, first: Choice, second: Choice, names: ExpertDims, dims: Dims, config: ModelConfig
+) -> Any:
+    """Weigh what every expert makes of every token by the gates, which are zero but for two: x -> its shape.
+
+    It needs no places, so none can run out.
+    """
+    gates = mtf.cast(first.gate * first.mask + second.gate * second.mask, x.dtype)
+    moved, copies = mtf.Shape([names.batch, dims.sequence, dims.embd]), mtf.Shape([names.experts])
+    gates = mtf.reshape(gates, moved - dims.embd + names.experts)
+    wi, wo = expert_kernels(x.mesh, names, dims, config)
+    # A product for every expert; one over all of them at once would bring the weights into another order first.
+    tokens = mtf.broadcast(mtf.reshape(x, moved), copies + moved)
+    hidden = mtf.einsum([tokens, wi], output_shape=copies + moved - dims.embd + names.hidden)
+    hidden = get_activation(config.moe_activation, "moe_activation")(hidden)
+    hidden = mtf.einsum([hidden, gates], output_shape=hidden.shape)
+    return mtf.reshape(mtf.einsum([hidden, wo], output_shape=moved), x.shape)
+
+
+def expert_kernels(mesh: Any, names: ExpertDims, dims: Dims, config: ModelConfig) -> tuple[Any, Any]:
+    """wi [experts, embd, expert_hidden] and wo [experts, expert_hidden, embd], of standard deviation fan_in^-1/2."""
+    kernels = []
+    for name, source, target in (("wi", dims.embd, names.hidden), ("wo", names.hidden, dims.embd)):
+        with tf.variable_scope(name):
+            shape = mtf.Shape([names.experts, source, target])
+            kernels.append(variables.normal(mesh, "kernel", shape, source.size**-0.5, config))
+    return kernels[0], kernels[1]

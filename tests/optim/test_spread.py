@@ -1,0 +1,162 @@
+"""Training on four devices equals training on one: mixture of experts and split optimizer slots.
+
+Loss and every variable after two steps, and the memory that slots take on each device.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+MOE = {"moe_layers": [0], "moe_params": {"moe_num_experts": 4, "moe_hidden_size": 12, "moe_group_size": 4}}
+# (changes of the config, mesh, layout)
+CASES = {
+    "experts with the batch": (MOE, "x:4", "batch:x,experts:x,slots:x"),
+    "experts beside the batch": ({**MOE, "opt_name": "adafactor"}, "x:2,y:2", "batch:x,experts:y,slots:x"),
+    "recomputed in microbatches": (
+        {**MOE, "opt_name": "lion", "recompute_grad": True, "tokens_per_mb_per_replica": 8}, "x:2,y:2",
+        "batch:x,experts:x,expert_hidden:y,heads:y,vocab:y,slots:x"),
+    "adamw": ({"opt_name": "adamw"}, "x:4", "batch:x,slots:x"),
+    "adafactor": ({"opt_name": "adafactor"}, "x:4", "batch:x,slots:x"),
+    "bfloat16": ({"precision": "bfloat16"}, "x:4", "batch:x,slots:x"),
+}  # fmt: skip
+
+SCRIPT = """
+import json, sys
+import numpy as np
+from gpt_neo.config import load_config
+from gpt_neo.mtf_compat import tf
+from gpt_neo.optim import adafactor
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, plan_mesh, session_config
+from gpt_neo.runtime.train_step import build_train_step
+
+adafactor.FACTORED_FROM = 8  # so that small matrices have rows and columns
+BASE = {"n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2, "train_batch_size": 8,
+        "train_steps": 10, "weight_decay": 0.1, "gradient_clipping": 0.5, "beta2": 0.95, "epsilon": 1e-6, "seed": 1}
+tokens = np.random.RandomState(0).randint(0, 32, (2, 8, 9)).astype(np.int32)
+
+def train(changes, plan, start):
+    with open(sys.argv[1], "w") as handle:
+        json.dump({**BASE, **changes}, handle)
+    run = load_config(sys.argv[1])
+    config = session_config(plan)
+    config.graph_options.rewrite_options.disable_meta_optimizer = True  # it takes longer than the steps
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
+        batch = tf.placeholder(tf.int32, tokens[0].shape)
+        step = build_train_step(batch, run, LocalPlacement(plan))
+        session.run(tf.global_variables_initializer())
+        for variable in tf.global_variables():
+            name = variable.op.name
+            slot = "adam" in name or "_slot_" in name or "lion" in name or name == "global_step"
+            if not slot:
+                if name not in start:
+                    start[name] = np.random.RandomState(len(start)).normal(0, 0.3, variable.shape.as_list())
+                variable.load(start[name], session)
+        session.run(step.lowering.copy_masters_to_slices())
+        losses = [session.run([step.loss, step.train], {batch: rows})[0] for rows in tokens]
+        session.run(step.lowering.copy_slices_to_masters())
+        values = session.run({v.op.name: v for v in tf.global_variables()})
+        sizes = {v.name: [int(np.prod(s.shape.as_list())) for s in laid.laid_out_tensor.all_slices]
+                 for v, laid in step.lowering.variables.items()}
+        counters = {}
+        for name, value in step.lowering.counters:
+            counters[name.split("/")[0]] = counters.get(name.split("/")[0], 0) + value
+        return losses, values, sizes, counters
+
+def distance(a, b):
+    return float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b.astype(np.float64)).max(), 1e-6))
+
+reports, alone = {}, {}
+for case, (changes, mesh, layout) in json.loads(sys.argv[2]).items():
+    key, start = json.dumps(changes), {}
+    if key not in alone:
+        alone[key] = train(changes, MeshPlan(), start), start
+    (losses, values, _, _), start = alone[key]
+    with open(sys.argv[1], "w") as handle:
+        json.dump({**BASE, **changes, "mesh_shape": mesh, "layout": layout}, handle)
+    plan = plan_mesh(load_config(sys.argv[1]).mesh, ["/device:CPU:%d" % i for i in range(4)])
+    spread_losses, spread, sizes, counters = train(changes, plan, start)
+    assert {n: v.shape for n, v in spread.items()} == {n: v.shape for n, v in values.items()}
+    reports[case] = {
+        "loss": [float(abs(a - b)) for a, b in zip(losses, spread_losses)],
+        "moved": float(np.abs(values["gpt2/wte"].astype(np.float64) - start["gpt2/wte"]).max()),
+        "errors": {name: distance(spread[name], values[name]) for name in values},
+        "shapes": {name: list(value.shape) for name, value in spread.items()}, "sizes": sizes, "counters": counters,
+    }
+print(json.dumps(reports))
+"""
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("spread") / "model.json")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, path, json.dumps(CASES)], capture_output=True, text=True, check=False,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_every_variable_equal_one_device(reports, case):
+    report, narrow = reports[case], case == "bfloat16"
+    assert report["moved"] > 5e-3  # far more than a variable may differ
+    assert max(report["loss"]) < (1e-2 if narrow else 1e-5), report["loss"]
+    worst = max(report["errors"], key=report["errors"].get)
+    assert report["errors"][worst] < (1e-2 if narrow else 1e-4), (worst, report["errors"][worst])
+
+
+def test_tokens_travel_to_their_experts(reports):
+    counters = {case: report["counters"].get("alltoall", 0) for case, report in reports.items()}
+    # to the experts and back, forward and backward, and the two of the forward pass again where it is recomputed
+    sent = 4 * places_sent(batch=8)
+    assert counters["experts with the batch"] == sent
+    assert counters["experts beside the batch"] == counters["adamw"] == 0
+    assert counters["recomputed in microbatches"] > 0
+
+
+def places_sent(batch):
+    """Numbers in [experts, batch, groups, expert_capacity, embd]."""
+    return 4 * batch * 2 * int(4 * 1.25 / 4) * 8
+
+
+def legacy_shapes(optimizer_slots):
+    """The checkpoint of a one-layer mixture by the legacy program, d = 8."""
+    d, experts, hidden = 8, 4, 12
+    shapes = {
+        "gpt2/wte": [32, d], "gpt2/wpe": [8, d], "gpt2/ln_f/g": [d], "gpt2/ln_f/b": [d], "gpt2/h0/norm_1/g": [d],
+        "gpt2/h0/norm_1/b": [d], "gpt2/h0/norm_2/g": [d], "gpt2/h0/norm_2/b": [d], "gpt2/h0/attn/q": [d, d],
+        "gpt2/h0/attn/k": [d, d], "gpt2/h0/attn/v": [d, d], "gpt2/h0/attn/o": [d, d],
+        "gpt2/h0/attn/compute_output_bias/o_b": [d], "gpt2/h0/top_2_gating/kernel": [d, experts],
+        "gpt2/h0/wi/kernel": [experts, d, hidden], "gpt2/h0/wo/kernel": [experts, hidden, d],
+    }  # fmt: skip
+    slots = {f"{name}{slot}": shape for name, shape in shapes.items() for slot in optimizer_slots}
+    return {**shapes, **slots, "global_step": []}
+
+
+def test_names_and_shapes_are_the_legacy_ones(reports):
+    assert reports["experts with the batch"]["shapes"] == legacy_shapes(["/adam_m", "/adam_v"])
+    names = set(reports["adafactor"]["shapes"])
+    for name, slots in (("gpt2/wte", ("_slot_vr", "_slot_vc", "_slot_m")), ("gpt2/ln_f/b", ("_slot_v", "_slot_m"))):
+        assert {other for other in names if other.startswith(name + "_")} == {name + slot for slot in slots}
+
+
+@pytest.mark.parametrize("case", ["adamw", "bfloat16", "experts with the batch"])
+def test_each_of_four_devices_holds_a_quarter_of_the_slots(reports, case):
+    sizes = {name: size for name, size in reports[case]["sizes"].items() if "/adam_" in name}
+    assert len(sizes) > 20
+    for name, slices in sizes.items():
+        assert slices == [math.prod(reports[case]["shapes"][name]) // 4] * 4, name
+    weights = sum(math.prod(shape) for name, shape in reports[case]["shapes"].items() if "/adam_" not in name)
+    assert [sum(each) for each in zip(*sizes.values())] == [2 * (weights - 1) // 4] * 4  # global_step has no slots
+
+
+def test_a_slot_is_whole_where_it_has_no_dimension_to_split(reports):
+    sizes = reports["experts beside the batch"]["sizes"]
+    assert sizes["gpt2/wte_slot_m"] == [32 * 8 // 2] * 4
+    rows, columns = sizes["gpt2/wte_slot_vr"], sizes["gpt2/wte_slot_vc"]
+    assert sorted([rows[0], columns[0]]) == [8, 16]  # of the split dimension of 32 a half, of embd all

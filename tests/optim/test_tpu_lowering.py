@@ -1,0 +1,60 @@
+"""The program of a TPU core can be built, with experts and slots split. Nothing runs."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from gpt_neo.config import load_config
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.mesh import TpuPlacement
+from gpt_neo.runtime.train_step import build_train_step
+
+CONFIG = {
+    "n_head": 2, "n_embd": 8, "n_layer": 2, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2, "train_batch_size": 8,
+    "train_steps": 10, "weight_decay": 0.1, "gradient_clipping": 0.5, "mesh_shape": "x:4", "moe_layers": [1],
+    "moe_params": {"moe_num_experts": 4, "moe_hidden_size": 12},
+}  # fmt: skip
+
+
+def slice_shapes(tmp_path, **changes):
+    """Shapes of each core's slices."""
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({**CONFIG, **changes}))
+    run = load_config(str(path))
+    cores = np.array([[[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0], [1, 0, 0, 1]]])
+    topology = tf.tpu.experimental.Topology(mesh_shape=[2, 1, 1, 2], device_coordinates=cores)
+    assignment = tf.tpu.experimental.DeviceAssignment.build(topology, num_replicas=4)
+    context = types.SimpleNamespace(
+        num_replicas=4, num_of_cores_per_replica=1, num_hosts=1, device_assignment=assignment,
+        tpu_host_placement_function=lambda host_id: "/device:CPU:0",
+    )  # fmt: skip
+    steps = []
+
+    def program():
+        step = build_train_step(tf.zeros([8, 9], tf.int32), run, TpuPlacement(run.mesh, context))
+        steps.append(step)
+        with tf.control_dependencies([step.train]):
+            return tf.identity(step.loss)
+
+    with tf.Graph().as_default() as graph:
+        tf.train.get_or_create_global_step()
+        tf.tpu.replicate(program, inputs=[[]] * 4, device_assignment=assignment)
+        kinds = {operation.type for operation in graph.get_operations()}
+    slices = {v.name: laid.laid_out_tensor.slice_shape for v, laid in steps[0].lowering.variables.items()}
+    return slices, kinds
+
+
+@pytest.mark.parametrize("opt_name, suffix", [("adam", "/adam_m"), ("lion", "/lion_m"), ("adafactor", "_slot_m")])
+def test_experts_and_slots_are_split(tmp_path, opt_name, suffix):
+    shapes, kinds = slice_shapes(tmp_path, opt_name=opt_name, layout="batch:x,experts:x,slots:x")
+    assert shapes["gpt2/wte"] == [32, 8] and shapes["gpt2/wte" + suffix] == [8, 8]
+    assert shapes["gpt2/h1/wi/kernel"] == shapes["gpt2/h1/wi/kernel" + suffix] == [1, 8, 12]
+    assert "AllToAll" in kinds and "CrossReplicaSum" in kinds
+
+
+def test_whole_slots_are_updated_in_place(tmp_path):
+    shapes, kinds = slice_shapes(tmp_path, layout="batch:x", moe_layers=[])
+    assert shapes["gpt2/wte"] == shapes["gpt2/wte/adam_m"] == [32, 8]
+    assert "ResourceApplyAdam" in kinds and "AllToAll" not in kinds
