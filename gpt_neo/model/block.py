@@ -25,8 +25,7 @@ def block(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context)
     """
 
     def run(inputs: Any) -> Any:
-        # Shared weights stand in a scope without a name, so that theirs have a double slash: gpt2//attn/q.
-        with tf.variable_scope("" if config.share_parameters else f"h{layer}"):
+        with tf.variable_scope(f"h{layer}"):
             out, auxiliary = halves(inputs, layer, dims, config, context)
         return (out,) if auxiliary is None else (out, auxiliary)
 

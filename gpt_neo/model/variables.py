@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from typing import Any
 
 from gpt_neo.config.schema import ModelConfig
@@ -14,13 +16,30 @@ def variable_dtype(config: ModelConfig) -> Any:
     return mtf.VariableDType(master_dtype=dtype, slice_dtype=dtype, activation_dtype=dtype)
 
 
+def weight_scope(config: ModelConfig) -> Any:
+    """The variable scope of a weight: the current one, or with `share_parameters` that of all blocks.
+
+    The legacy program gave shared blocks an empty name, so that theirs have a double slash: gpt2//attn/q. What a block
+    keeps while it decodes is its own and stays in gpt2/hL.
+    """
+    scope = tf.get_variable_scope()
+    if not config.share_parameters:
+        return contextlib.nullcontext()
+    shared = tf.VariableScope(scope.reuse, name=re.sub(r"^gpt2/h\d+", "gpt2/", scope.name))
+    return tf.variable_scope(shared, auxiliary_name_scope=False)
+
+
+def make(mesh: Any, name: str, shape: Any, initializer: Any, config: ModelConfig) -> Any:
+    """A weight, or the one of that name that is there already."""
+    with weight_scope(config):
+        return mtf.get_variable(mesh, name, shape, dtype=variable_dtype(config), initializer=initializer)
+
+
 def normal(mesh: Any, name: str, shape: Any, std: float, config: ModelConfig) -> Any:
     """A variable drawn from a normal distribution of standard deviation `std`."""
-    initializer = tf.random_normal_initializer(stddev=std)
-    return mtf.get_variable(mesh, name, shape, dtype=variable_dtype(config), initializer=initializer)
+    return make(mesh, name, shape, tf.random_normal_initializer(stddev=std), config)
 
 
 def constant(mesh: Any, name: str, shape: Any, value: float, config: ModelConfig) -> Any:
     """A variable that starts at one value."""
-    initializer = tf.constant_initializer(value)
-    return mtf.get_variable(mesh, name, shape, dtype=variable_dtype(config), initializer=initializer)
+    return make(mesh, name, shape, tf.constant_initializer(value), config)

@@ -81,7 +81,7 @@ def pairs_of(row):
 
 
 @functools.cache
-def covering_rows(tries=40):
+def covering_rows(tries=10):
     """Rows in which every allowed pair of values occurs and no other; greedy, the same each time."""
     pairs, rng, rows = allowed_pairs(), random.Random(0), []
     missing = set(pairs)
@@ -109,6 +109,15 @@ def fill(start, missing, pairs, rng):
             return None
         row[place] = rng.choice([number for number, gain in gains.items() if gain == max(gains.values())])
     return [row[place] for place in range(len(OPTIONS))]
+
+
+def covering_values(rows):
+    """A few of the rows in which every value occurs that occurs in any."""
+    missing, chosen = {value for row in rows for value in enumerate(row)}, []
+    while missing:
+        chosen.append(max(rows, key=lambda row: len(missing & set(enumerate(row)))))
+        missing -= set(enumerate(chosen[-1]))
+    return chosen
 
 
 def label(row):
