@@ -10,10 +10,45 @@ from gpt_neo.config.schema import MeshConfig, ModelConfig, RunConfig
 def count_parameters(model: ModelConfig) -> int:
     """Parameters of a model with a tied head, learned positions and plain blocks.
 
-    V d + T d for the tables, 12 d^2 + 10 d per block (norms 4 d, attention 4 d^2 + d, MLP 8 d^2 + 5 d), 2 d for ln_f.
+    V d + T d for the tables (axial ones are smaller), 8 d^2 + 5 d for the MLP of a block and 2 d for its norm, the
+    attention of each block and 2 d for its norm, 2 d for ln_f.
     """
     d = model.n_embd
-    return (model.n_vocab + model.n_ctx) * d + model.n_layer * (12 * d * d + 10 * d) + 2 * d
+    tables = (model.n_vocab + sum(model.axial_pos_emb or [model.n_ctx])) * d
+    norms = sum(2 * d for kind in model.attention_types if kind != "none")
+    attention = norms + sum(attention_parameters(model, kind) for kind in model.attention_types)
+    return tables + attention + model.n_layer * (8 * d * d + 7 * d) + 2 * d
+
+
+def attention_parameters(model: ModelConfig, kind: str) -> int:
+    """Parameters of the attention of one layer: q, k, v, o and the bias of o; the low-rank gate, the output gate and
+    the norm of a head in gla."""
+    d = model.n_embd
+    if kind == "none":
+        return 0
+    if kind != "gla":
+        return 4 * d * d + d
+    keys, values, rank = model.gla_key_width, model.gla_value_width, model.gla_params.gate_low_rank_dim
+    output_gate = d * values if model.gla_params.use_output_gate else 0
+    return 2 * d * (keys + values) + d * rank + (rank + 1) * keys + output_gate + values // model.gla_heads
+
+
+def attention_span(model: ModelConfig, kind: str) -> int:
+    """Attention weights per token and head that a layer holds at once: linear and gla have chunks of 64 tokens."""
+    spans = {"local": 2 * model.local_attention_radius, "linear": 64, "gla": 64, "none": 0}
+    return min(spans.get(kind, model.n_ctx), model.n_ctx)
+
+
+def cache_bytes(model: ModelConfig, kind: str) -> int:
+    """What a layer keeps per row while it decodes: keys and values, or a float32 state of constant size."""
+    if kind == "none":
+        return 0
+    if kind == "linear":
+        return model.n_embd * (model.n_embd // model.n_head + 1) * 4
+    if kind == "gla":
+        return model.gla_key_width * (model.gla_value_width // model.gla_heads) * 4
+    slots = min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx
+    return slots * 2 * model.n_embd * (2 if model.precision == "bfloat16" else 4)
 
 
 def microbatches(mesh: MeshConfig, n_ctx: int, batch_per_replica: int) -> int:
@@ -51,8 +86,8 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     rows = batch // microbatches(run.mesh, model.n_ctx, batch)
     tokens = rows * model.n_ctx
     # Per token and block: about 16 n_embd-wide tensors, and float32 attention weights over what a query can see.
-    seen = [2 * model.local_attention_radius if kind == "local" else model.n_ctx for kind in model.attention_types]
-    blocks = [16 * model.n_embd * width + min(span, model.n_ctx) * model.n_head * 4 for span in seen]
+    spans = [attention_span(model, kind) for kind in model.attention_types]
+    blocks = [16 * model.n_embd * width + span * model.n_head * 4 for span in spans]
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
     return Memory(
         weights=parameters * width,
@@ -66,7 +101,5 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
 def sampling_memory(model: ModelConfig, batch_size: int) -> Memory:
     """Estimate the memory of sampling: weights and caches."""
     width = 2 if model.precision == "bfloat16" else 4
-    slots = [min(model.local_attention_radius, model.n_ctx) if k == "local" else model.n_ctx
-             for k in model.attention_types]
-    caches = sum(slots) * 2 * model.n_embd * width * batch_size
+    caches = sum(cache_bytes(model, kind) for kind in model.attention_types) * batch_size
     return Memory(count_parameters(model) * width, 0, 0, caches, batch_size * model.n_vocab * 4)

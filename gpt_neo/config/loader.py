@@ -143,6 +143,10 @@ def build_dataclass(cls: Any, raw: dict, path: str) -> Any:
 def coerce(value: Any, hint: Any, name: str, path: str) -> Any:
     """Convert a JSON value to the declared type; numbers may be strings, as in released files."""
     hint = next((arg for arg in typing.get_args(hint) if arg is not type(None)), hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        where = f"{path}: {name}"
+        reject_unknown(value, {field.name for field in dataclasses.fields(hint)}, where)
+        return build_dataclass(hint, value, where)
     try:
         if hint is bool and isinstance(value, (bool, str)):
             return {"true": True, "false": False}[str(value).lower()]
@@ -161,7 +165,7 @@ def coerce(value: Any, hint: Any, name: str, path: str) -> Any:
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
     wanted = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a string",
-              tuple: "a list", dict: "an object"}[hint]
+              tuple: "a list"}.get(hint, "an object")
     raise ConfigError(f"{path}: key {name!r} is {value!r}; expected {wanted}")
 
 
@@ -173,6 +177,7 @@ def check_range(value: Any, field: dataclasses.Field, path: str) -> Any:
     low, high = rules["low"], rules["high"]
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        bounds = f"at most {high}" if low is None else bounds
         raise ConfigError(f"{path}: key {field.name!r} is {value!r}; expected {bounds}")
     return value
 
@@ -235,6 +240,8 @@ def check_combinations(sections: dict, path: str) -> None:
         raise ConfigError(f"{path}: axial_pos_emb and rotary_emb exclude each other; set one")
     if model.axial_pos_emb is not None:
         check_axial(model.axial_pos_emb, model.n_ctx, path)
+    if "gla" in model.attention_types:
+        check_gla(model, path)
     names = {name for name, _ in mesh.mesh_shape}
     for tensor_dim, mesh_dim in mesh.layout:
         if names and mesh_dim not in names:
@@ -248,3 +255,14 @@ def check_axial(factors: Optional[tuple], n_ctx: int, path: str) -> None:
     valid = factors is not None and len(factors) == 2 and all(isinstance(f, int) and f > 0 for f in factors)
     if not valid or factors is None or factors[0] * factors[1] != n_ctx:
         raise ConfigError(f"{path}: axial_pos_emb is {factors}; expected two whole numbers whose product is {n_ctx}")
+
+
+def check_gla(model: ModelConfig, path: str) -> None:
+    """The widths of keys and values have to split over the heads."""
+    for name, width in (("expand_k", model.gla_key_width), ("expand_v", model.gla_value_width)):
+        share = getattr(model.gla_params, name)
+        if width != model.n_embd * share or width % model.gla_heads or not width:
+            raise ConfigError(
+                f"{path}: gla_params: {name} is {share}: {share} of n_embd ({model.n_embd}) has to be a multiple of "
+                f"the {model.gla_heads} heads of gla layers"
+            )

@@ -37,7 +37,10 @@ def block(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context)
 
 def halves(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context) -> tuple[Any, Optional[Any]]:
     """Pre-norm block: x += attention(norm_1(x)); x += feed_forward(norm_2(x)). Returns (x, auxiliary loss or None)."""
-    x += attention(layer_norm(x, "norm_1", dims.embd, config), layer, dims, config, context)
+    if config.attention_types[layer] == "none":
+        x += x  # as the legacy program did, so that its checkpoints compute what they were trained to
+    else:
+        x += attention(layer_norm(x, "norm_1", dims.embd, config), layer, dims, config, context)
     out, auxiliary = feed_forward(layer_norm(x, "norm_2", dims.embd, config), layer, dims, config, context)
     return x + out, auxiliary
 

@@ -18,7 +18,7 @@ from gpt_neo.mtf_compat import mtf, tf
 
 # Keys of the legacy program that this network does not build; a run that sets one is refused, never ignored.
 NOT_BUILT = (
-    "axial_pos_emb", "rotary_emb", "mlp_glu", "scalenorm", "rezero", "num_mem_kv", "macaron", "share_parameters",
+    "rotary_emb", "mlp_glu", "scalenorm", "rezero", "num_mem_kv", "macaron", "share_parameters",
     "no_weight_tie", "entmax_loss", "moe_layers",
 )  # fmt: skip
 
@@ -32,11 +32,11 @@ def check_supported(config: ModelConfig) -> None:
     for name in NOT_BUILT:
         if getattr(config, name):
             raise ConfigError(f"key {name!r} is {getattr(config, name)!r}: this version does not build it")
-    if not config.causal:
-        raise ConfigError("key 'causal' is False: this version builds causal models only")
     for kind in config.attention_types:
-        if kind not in LAYERS:
-            raise ConfigError(f"attention_types has {kind!r}: this version builds {' and '.join(LAYERS)}")
+        if not config.causal and kind in ("global", "local", "gla"):
+            raise ConfigError(f"key 'causal' is False: this version builds that of linear layers only, not of {kind!r}")
+        if kind not in (*LAYERS, "none"):
+            raise ConfigError(f"attention_types has {kind!r}: this version builds {', '.join(LAYERS)}, none")
 
 
 def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) -> Any:
@@ -64,7 +64,7 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
 
 def positions(tokens: Any, dims: Dims, config: ModelConfig, context: Context) -> Any:
     """Learned positions: [sequence, embd] of whole sequences, [batch, sequence, embd] of new tokens."""
-    wpe = variables.normal(tokens.mesh, "wpe", mtf.Shape([dims.embed_sequence, dims.embd]), 0.01, config)
+    wpe = position_table(tokens.mesh, dims, config)
     if context.decoding is None:
         if dims.sequence.size < dims.embed_sequence.size:
             wpe = mtf.slice(wpe, 0, dims.sequence.size, dims.embed_sequence.name)
@@ -73,3 +73,16 @@ def positions(tokens: Any, dims: Dims, config: ModelConfig, context: Context) ->
     numbers = mtf.sub(slots, context.decoding.start, output_shape=dims.tokens)
     numbers = mtf.maximum(mtf.minimum(numbers, config.n_ctx - 1), 0)  # of padding, or past the end: never read
     return embed(wpe, numbers, dims.embed_sequence)
+
+
+def position_table(mesh: Any, dims: Dims, config: ModelConfig) -> Any:
+    """[embed_sequence, embd]: learned, or the mean of two axial tables, row a * A2 + b of rows a and b."""
+    if config.axial_pos_emb is None:
+        return variables.normal(mesh, "wpe", mtf.Shape([dims.embed_sequence, dims.embd]), 0.01, config)
+    axes = [mtf.Dimension(f"axial_dim_{i}", size) for i, size in enumerate(config.axial_pos_emb)]
+    first, second = (
+        variables.normal(mesh, f"axial_wpe_{i + 1}", mtf.Shape([axis, dims.embd]), 0.01, config)
+        for i, axis in enumerate(axes)
+    )
+    mean = mtf.add(first, second, output_shape=mtf.Shape([*axes, dims.embd])) / 2
+    return mtf.reshape(mean, mtf.Shape([dims.embed_sequence, dims.embd]))

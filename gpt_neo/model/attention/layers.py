@@ -6,6 +6,8 @@ from typing import Any, Callable
 
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.attention.cached import cached_attention
+from gpt_neo.model.attention.gla import gla_layer
+from gpt_neo.model.attention.linear import linear_layer
 from gpt_neo.model.attention.projections import project_output, project_qkv
 from gpt_neo.model.attention.softmax import global_attention, local_attention
 from gpt_neo.model.context import Context
@@ -26,8 +28,11 @@ def softmax_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: C
     return project_output(out, dims, config)
 
 
-# From the normed input [batch, sequence, embd] to what is added to the residual stream.
+# From the normed input [batch, sequence, embd] to what is added to the residual stream. "none" has no layer: its block
+# adds the residual stream to itself.
 LAYERS: dict[str, Callable[[Any, str, Dims, ModelConfig, Context], Any]] = {
     "global": softmax_layer,
     "local": softmax_layer,
+    "linear": linear_layer,
+    "gla": gla_layer,
 }
