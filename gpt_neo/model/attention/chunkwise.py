@@ -148,7 +148,7 @@ def decaying_sum(added: Any, total: Optional[Any]) -> Any:
     The gradient is the same sum from the other end, and keeps nothing but S.
     """
     if total is None:
-        return tf.cumsum(added, 2)
+        return doubling(added, None)
 
     @tf.custom_gradient
     def run(added: Any, total: Any) -> tuple:
@@ -166,12 +166,15 @@ def decaying_sum(added: Any, total: Optional[Any]) -> Any:
     return run(added, total)
 
 
-def doubling(added: Any, total: Any) -> Any:
+def doubling(added: Any, total: Optional[Any]) -> Any:
     """`decaying_sum` in log2(n) steps (Hillis and Steele 1986): after each, a state holds twice as many chunks."""
     shift = 1
     while shift < added.shape[2]:
-        added += tf.exp(total)[..., tf.newaxis] * delay(added, shift)
-        total += delay(total, shift)
+        earlier = delay(added, shift)
+        if total is not None:
+            earlier *= tf.exp(total)[..., tf.newaxis]
+            total += delay(total, shift)
+        added += earlier
         shift *= 2
     return added
 
