@@ -39,10 +39,15 @@ def position_parameters(model: ModelConfig) -> int:
 
 
 def attention_parameters(model: ModelConfig, kind: str) -> int:
-    """Attention of one layer: 4 d^2 for q, k, v, o, with d per bias, and 2 d per memory entry of a global layer."""
+    """Attention of one layer: 4 d^2 for q, k, v, o, with d per bias, and 2 d per memory entry of a global layer; in gla
+    the low-rank gate, the output gate and the norm of a head."""
     d = model.n_embd
     if kind == "none":
         return 0
+    if kind == "gla":
+        keys, values, rank = model.gla_key_width, model.gla_value_width, model.gla_params.gate_low_rank_dim
+        output_gate = d * values if model.gla_params.use_output_gate else 0
+        return 2 * d * (keys + values) + d * rank + (rank + 1) * keys + output_gate + values // model.gla_heads
     memory = 2 * model.num_mem_kv * d if kind == "global" else 0
     return 4 * d * d + 3 * d * model.qkv_bias + d * model.attn_output_bias + memory
 
@@ -99,6 +104,24 @@ def slot_bytes(optimizer: OptimizerConfig) -> int:
     return {"adam": 8, "adamw": 8, "lion": 4, "adafactor": adafactor}[optimizer.opt_name]
 
 
+def attention_span(model: ModelConfig, kind: str) -> int:
+    """Attention weights per token and head that a layer holds at once: linear and gla have chunks of 64 tokens."""
+    spans = {"local": 2 * model.local_attention_radius, "linear": 64, "gla": 64, "none": 0}
+    return min(spans.get(kind, model.n_ctx), model.n_ctx)
+
+
+def cache_bytes(model: ModelConfig, kind: str) -> int:
+    """What a layer keeps per row while it decodes: keys and values, or a float32 state of constant size."""
+    if kind == "none":
+        return 0
+    if kind == "linear":
+        return model.n_embd * (model.n_embd // model.n_head + 1) * 4
+    if kind == "gla":
+        return model.gla_key_width * (model.gla_value_width // model.gla_heads) * 4
+    slots = min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx
+    return slots * 2 * model.n_embd * (2 if model.precision == "bfloat16" else 4)
+
+
 def microbatches(mesh: MeshConfig, n_ctx: int, batch_per_replica: int) -> int:
     """Microbatches per step: each holds tokens_per_mb_per_replica // n_ctx sequences (at least 1), lowered to the
     nearest divisor of the batch of a replica."""
@@ -134,9 +157,9 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     rows = batch // microbatches(run.mesh, model.n_ctx, batch)
     tokens = rows * model.n_ctx
     # Per token and block: about 16 n_embd-wide tensors, and float32 attention weights over what a query can see.
-    seen = [2 * model.local_attention_radius if kind == "local" else model.n_ctx for kind in model.attention_types]
     inside = 24 if model.mlp_glu else 16
-    blocks = [inside * model.n_embd * width + min(span, model.n_ctx) * model.n_head * 4 for span in seen]
+    spans = [attention_span(model, kind) for kind in model.attention_types]
+    blocks = [inside * model.n_embd * width + span * model.n_head * 4 for span in spans]
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
     return Memory(
         weights=parameters * width,
@@ -150,7 +173,5 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
 def sampling_memory(model: ModelConfig, batch_size: int) -> Memory:
     """Estimate the memory of sampling: weights and caches."""
     width = 2 if model.precision == "bfloat16" else 4
-    slots = [min(model.local_attention_radius, model.n_ctx) if k == "local" else model.n_ctx
-             for k in model.attention_types if k != "none"]  # fmt: skip
-    caches = sum(slots) * 2 * model.n_embd * width * batch_size
+    caches = sum(cache_bytes(model, kind) for kind in model.attention_types) * batch_size
     return Memory(count_parameters(model) * width, 0, 0, caches, batch_size * model.n_vocab * 4)

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 
-from gpt_neo.config.estimate import microbatches
+from gpt_neo.config.estimate import attention_span, microbatches
 from gpt_neo.config.schema import RunConfig
 
 # A core of a TPU v3, the device that the released models were trained on: memory, what of its peak a matrix product
@@ -40,10 +40,11 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
     """Sizes of the dimensions that a layout may name."""
     model, moe = run.model, run.model.moe_params
     experts = {"experts": moe.moe_num_experts, "expert_hidden": moe.moe_hidden_size} if model.moe_layers else {}
+    heads = math.gcd(model.n_head, model.gla_heads if "gla" in model.attention_types else 0)  # a split divides both
     return {
         "batch": run.training.train_batch_size, "sequence": model.n_ctx,
         "memory_length": model.n_ctx + model.num_mem_kv, "embed_sequence": model.n_ctx, "embd": model.n_embd,
-        "heads": model.n_head, "vocab": model.n_vocab, "intermediate_expanded": 4 * model.n_embd,
+        "heads": heads, "vocab": model.n_vocab, "intermediate_expanded": 4 * model.n_embd,
         "features_per_head": model.features_per_head, **experts,
     }  # fmt: skip
 
@@ -78,8 +79,7 @@ def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float,
     memory = sum(stored) * (width + 8 + 4)
     layers = 1 if model.recompute_grad else model.n_layer
     kept = model.n_layer if model.recompute_grad else 0
-    seen = [min(model.n_ctx, 2 * model.local_attention_radius if k == "local" else model.n_ctx)
-            for k in model.attention_types]  # fmt: skip
+    seen = [attention_span(model, kind) for kind in model.attention_types]
     spans = max(seen) if model.recompute_grad else sum(seen)
     residual = tokens * model.n_embd * width
     memory += residual / split("embd") * (6 * layers + kept)

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt_neo.errors import ConfigError
 
-ATTENTION_TYPES = ("global", "local", "linear", "none")
+ATTENTION_TYPES = ("global", "local", "linear", "gla", "none")
 # Precision was spelled in several ways; "bf16" in early files.
 PRECISION_ALIASES = {"fp32": "float32", "bf16": "bfloat16"}
 # The shipped key was never read by the legacy program, the second one was.

@@ -193,6 +193,7 @@ def check_range(value: Any, field: dataclasses.Field, path: str) -> Any:
     low, high = rules["low"], rules["high"]
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        bounds = f"at most {high}" if low is None else bounds
         raise ConfigError(f"{path}: key {field.name!r} is {value!r}; expected {bounds}")
     return value
 
@@ -272,9 +273,22 @@ def check_combinations(sections: dict, path: str) -> None:
     for layer in model.moe_layers:
         if type(layer) is not int or not 0 <= layer < model.n_layer:
             raise ConfigError(f"{path}: moe_layers has {layer!r}; expected layer numbers from 0 to {model.n_layer - 1}")
+    if "gla" in model.attention_types:
+        check_gla(model, path)
     names = {name for name, _ in mesh.mesh_shape}
     for tensor_dim, mesh_dim in mesh.layout:
         if names and mesh_dim not in names:
             raise ConfigError(
                 f"{path}: layout puts {tensor_dim!r} on {mesh_dim!r}, mesh_shape has {', '.join(sorted(names))}"
+            )
+
+
+def check_gla(model: ModelConfig, path: str) -> None:
+    """The widths of keys and values have to split over the heads."""
+    for name, width in (("expand_k", model.gla_key_width), ("expand_v", model.gla_value_width)):
+        share = getattr(model.gla_params, name)
+        if width != model.n_embd * share or width % model.gla_heads or not width:
+            raise ConfigError(
+                f"{path}: gla_params: {name} is {share}: {share} of n_embd ({model.n_embd}) has to be a multiple of "
+                f"the {model.gla_heads} heads of gla layers"
             )

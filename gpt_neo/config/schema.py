@@ -94,6 +94,20 @@ class MoeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GlaParams:
+    """Options of gated linear attention (`gla_params`), named as in its authors' library fla."""
+
+    num_heads: Optional[int] = key(None, "Heads of gla layers; n_head if absent.", low=1)
+    expand_k: float = key(0.5, "Width of keys over all heads, as a share of n_embd.", low=0.0)
+    expand_v: float = key(1.0, "Width of values over all heads, as a share of n_embd.", low=0.0)
+    gate_low_rank_dim: int = key(16, "Rank of the map from a token to its decay.", low=1)
+    gate_logit_normalizer: float = key(16.0, "Divides the logarithm of the decay; more of it forgets less.", low=1.0)
+    clamp_min: Optional[float] = key(None, "Least logarithm of the decay per token.", high=0.0)
+    use_output_gate: bool = key(True, "Multiply the normed output by swish of a map of the token.")
+    norm_eps: float = key(1e-5, "Added to the mean square inside the norm of a head.", low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything the graph of the network depends on."""
 
@@ -104,6 +118,7 @@ class ModelConfig:
     n_ctx: int = key(REQUIRED, "Length of a sequence.", low=1, unit="tokens")
     attention_types: tuple = key(("global",), "Attention type per layer: [[[name, ...], repeats], ...] or one name.")
     local_attention_radius: int = key(256, "What a local layer sees, itself included.", low=1, unit="tokens")
+    gla_params: GlaParams = key(GlaParams(), "Options of gla layers.", source="Yang et al. 2023")
     embed_dropout: float = key(0.0, "Dropout rate on embeddings.", low=0.0, high=1.0)
     attn_dropout: float = key(0.0, "Dropout rate on attention weights.", low=0.0, high=1.0)
     res_dropout: float = key(0.0, "Dropout rate on residual branches.", low=0.0, high=1.0)
@@ -187,6 +202,21 @@ class ModelConfig:
     def own_head(self) -> bool:
         """Whether logits come from a matrix of their own."""
         return self.no_weight_tie or self.untied_head
+
+    @property
+    def gla_heads(self) -> int:
+        """Heads of a gla layer."""
+        return self.gla_params.num_heads or self.n_head
+
+    @property
+    def gla_key_width(self) -> int:
+        """Features of the keys of a gla layer, over all heads."""
+        return int(self.n_embd * self.gla_params.expand_k)
+
+    @property
+    def gla_value_width(self) -> int:
+        """Features of the values of a gla layer, over all heads."""
+        return int(self.n_embd * self.gla_params.expand_v)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,6 +72,14 @@ def test_datasets_beside_the_model_config(tmp_path):
     assert run.datasets[1][0].stitch == 3 and run.datasets[0][1].n_vocab == 16
 
 
+def test_options_of_gla(tmp_path):
+    model = load_config(write(tmp_path, {"attention_types": "gla", "gla_params": {"num_heads": "4"}})).model
+    assert (model.gla_heads, model.gla_key_width, model.gla_value_width) == (4, 4, 8)
+    assert load_config("gpt3_2-7B_gla").model.attention_types == ("global", "gla") * 16
+    assert load_config("gpt3_1-3B_gla").model.attention_types == ("global", "gla") * 12
+    assert load_config("gpt3_1-3B_local_gla").model.attention_types == ("local", "gla") * 12
+
+
 def test_overrides(tmp_path):
     run = load_config(write(tmp_path), ["train_steps=7", "lr_decay=linear", "attention_types=local"])
     assert run.training.train_steps == 7 and run.optimizer.lr_decay == "linear"
@@ -110,6 +118,11 @@ MISTAKES = [
     ({"head_bias": True}, "head_bias needs untied_head"),
     ({"causal": False, "attention_types": "local"}, "attention_types has 'local' and causal is false"),
     ({"num_mem_kv": 2, "attention_types": "local"}, "num_mem_kv is 2 and attention_types has no 'global' layer"),
+    ({"gla_params": {"expnd_k": 1}}, "gla_params: unknown key 'expnd_k'; nearest known key: 'expand_k'"),
+    ({"gla_params": {"gate_low_rank_dim": 0}}, "gla_params: key 'gate_low_rank_dim' is 0; expected at least 1"),
+    ({"gla_params": {"clamp_min": 0.5}}, "key 'clamp_min' is 0.5; expected at most 0.0"),
+    ({"gla_params": 4}, "key 'gla_params' is 4; expected an object"),
+    ({"gla_params": {"expand_k": 0.3}, "attention_types": "gla"}, "0.3 of n_embd (8) has to be a multiple of the 2"),
     ({"datasets": ["absent"]}, "dataset 'absent' has no file"),
     ({"datasets": [["pile", None, "books", 1]]}, "allowed: chunks, documents_fixed"),
 ]

@@ -18,7 +18,8 @@ BASE = {
 }  # fmt: skip
 
 OPTIONS = {
-    "attention": [{}, {"attention_types": ["global", "local"]}, {"attention_types": ["none", "local"]}],
+    "attention": [{}, {"attention_types": ["global", "local"]}, {"attention_types": ["none", "local"]},
+                  {"attention_types": ["linear", "gla"]}],
     "positions": [{}, {"axial_pos_emb": [4, 8]}, {"rotary_emb": True}, {"no_pos_emb": True},
                   {"rotary_emb": True, "rotary_dim": 4, "rotary_interleaved": True}],
     "norm": [{}, {"norm_type": "rmsnorm"}, {"scalenorm": True}, {"rezero": True}],

@@ -12,6 +12,11 @@ LAYOUTS = [
     ([2], "batch"), ([2], "heads"), ([2], "embd"), ([2], "vocab"), ([4], "batch"), ([4], "heads"),
     ([4], "embd"), ([2], "memory_length"), ([2, 2], "batch,heads"), ([2, 2], "batch,vocab"), ([2, 2], "embd,vocab"),
 ]  # fmt: skip
+# Whatever is split, linear and gla layers have whole sequences and features, gathered where they must be.
+STATEFUL_LAYOUTS = [
+    ([2], "batch"), ([4], "heads"), ([2], "embd"), ([2], "features_per_head"), ([2], "sequence"),
+    ([2, 2], "batch,heads"), ([2, 2], "heads,features_per_head"),
+]  # fmt: skip
 
 # The devices have to be set up before TensorFlow starts, so this part has a process of its own.
 SCRIPT = """
@@ -25,7 +30,7 @@ from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
 
 config = ModelConfig(n_head=4, n_embd=16, n_layer=2, n_vocab=32, n_ctx=24,
-                     attention_types=("global", "local"), local_attention_radius=8)
+                     attention_types=tuple(sys.argv[2].split(",")), local_attention_radius=8)
 tokens = np.random.RandomState(0).randint(0, 32, (4, 25)).astype(np.int32)
 weights = {}
 
@@ -67,14 +72,22 @@ print(json.dumps({"loss": float(alone[0]), "scale": float(scale), "errors": erro
 """
 
 
-@pytest.fixture(scope="module")
-def report():
+def compare(layouts, kinds):
     env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(LAYOUTS)], env=env, capture_output=True, text=True, check=False
-    )
+    argv = [sys.executable, "-c", SCRIPT, json.dumps(layouts), kinds]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def report():
+    return compare(LAYOUTS, "global,local")
+
+
+@pytest.fixture(scope="module")
+def stateful_report():
+    return compare(STATEFUL_LAYOUTS, "linear,gla,none")
 
 
 @pytest.mark.parametrize("sizes, names", LAYOUTS, ids=[f"{n}-{s}" for s, n in LAYOUTS])
@@ -82,3 +95,8 @@ def test_loss_and_gradients_equal_one_device(report, sizes, names):
     assert np.isfinite(report["loss"]) and report["scale"] > 1e-3
     errors = report["errors"][f"{names} over {sizes}"]
     assert max(errors) < 1e-4, errors
+
+
+@pytest.mark.parametrize("sizes, names", STATEFUL_LAYOUTS, ids=[f"{n}-{s}" for s, n in STATEFUL_LAYOUTS])
+def test_linear_and_gla_equal_one_device(stateful_report, sizes, names):
+    test_loss_and_gradients_equal_one_device(stateful_report, sizes, names)

@@ -19,10 +19,10 @@ from gpt_neo.runtime.train_step import build_train_step
 
 ORACLE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "oracle")
 # The legacy program never read the key activation_function: its gelu is what the oracle `mb` holds.
-OVERRIDES = {"neo": [], "mb": ["activation_function=gelu"]}
+OVERRIDES = {"neo": [], "mb": ["activation_function=gelu"], "linear": []}
 
 
-@pytest.fixture(scope="module", params=["neo", "mb"])
+@pytest.fixture(scope="module", params=["neo", "mb", "linear"])
 def oracle(request, tmp_path_factory):
     """Folder, record and config (as the loader sees it) of an oracle."""
     source = os.path.join(ORACLE, request.param)

@@ -29,22 +29,28 @@ def project(x: Any, name: str, std: float, dims: Dims, config: ModelConfig) -> A
     return out
 
 
-def project_qkv(x: Any, dims: Dims, config: ModelConfig, context: Context) -> tuple:
-    """Return q, k, v of [batch, sequence, heads, features_per_head], q and k rotated if positions are rotary.
+def project_qkv(x: Any, dims: Dims, config: ModelConfig) -> tuple:
+    """Return q, k, v of [batch, sequence, heads, features_per_head].
 
-    Keys are rotated before they go into a cache, by their own positions, which never change. Scores are q k alone:
-    the 1/sqrt(features) is in q, either as its initial scale or, with `scale_attention`, as a factor.
+    The initial scale of q holds the 1/sqrt(features) that scores are not divided by without `scale_attention`.
     """
     scale = dims.features.size**-0.5
     kv_std = dims.embd.size**-0.5
     q_std = kv_std if config.scale_attention else kv_std * scale
-    q, k, v = (
+    return tuple(
         project(x, name, std, dims, config) for name, std in (("q", q_std), ("k", kv_std), ("v", kv_std))
     )
+
+
+def rotate_and_scale(q: Any, k: Any, dims: Dims, config: ModelConfig, context: Context) -> tuple:
+    """q and k of softmax attention, rotated if positions are rotary, q times 1/sqrt(features) with `scale_attention`.
+
+    Keys are rotated before they go into a cache, by their own positions, which never change.
+    """
     if config.rotary_emb:
-        numbers = token_numbers(x.mesh, dims, context)
+        numbers = token_numbers(q.mesh, dims, context)
         q, k = rotate(q, numbers, config), rotate(k, numbers, config)
-    return q * scale if config.scale_attention else q, k, v
+    return q * dims.features.size**-0.5 if config.scale_attention else q, k
 
 
 def memory_kv(mesh: Any, dims: Dims, config: ModelConfig) -> tuple:

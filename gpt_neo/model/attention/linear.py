@@ -1,0 +1,71 @@
+"""Linear attention of the legacy program: softmax of queries over features, exponential of keys.
+
+    o_t = softmax(q_t) sum_{u<=t} exp(k_u)^T v_u / (softmax(q_t) . (1e-6 + sum_{u<=t} exp(k_u)))
+
+a mean of the values, weighted by softmax(q_t) . exp(k_u) (after Katharopoulos et al. 2020, "Transformers are RNNs",
+arXiv 2006.16236, section 3, and Shen et al. 2018, "Efficient Attention", arXiv 1812.01243). exp(k) is not bounded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import ConfigError
+from gpt_neo.model.attention.chunkwise import advance
+from gpt_neo.model.attention.projections import project_output, project_qkv
+from gpt_neo.model.attention.stateful import attend, only_real
+from gpt_neo.model.context import Context
+from gpt_neo.model.dims import Dims
+from gpt_neo.mtf_compat import mtf, tf
+
+EPSILON = 1e-6
+
+
+def linear_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Context) -> Any:
+    """Linear attention with the projections of a softmax layer: [batch, sequence, embd] -> the same.
+
+    Raises:
+      ConfigError: decoding with `causal` false, where a new token changes every earlier output.
+    """
+    q, k, v = project_qkv(x, dims, config)
+    if config.causal:
+        size = dims.features.size
+        out = attend(linear_kernel, [q, k, v], v, (size, size + 1), dims, context)
+    elif context.decoding:
+        raise ConfigError("key 'causal' is False: such a model cannot be sampled from, token after token")
+    else:
+        out = bidirectional(q, k, v, dims.sequence)
+    return project_output(out, dims, config)
+
+
+def linear_kernel(q: Any, k: Any, v: Any, real: Optional[Any], state: Optional[Any]) -> tuple:
+    """Causal linear attention, in float32 (see `stateful`).
+
+    The denominator is the sum over values of 1, carried as one more feature; softmax(q) sums to 1, so 1e-6 does too.
+
+    Args:
+      q, k: [batch, sequence, heads, features_in].
+      v: [batch, sequence, heads, features].
+      state: [batch, heads, features_in, features] after earlier tokens.
+    """
+    queries = tf.nn.softmax(tf.cast(q, tf.float32))
+    weights = only_real(tf.exp(tf.cast(k, tf.float32)), real)
+    values = tf.cast(v, tf.float32)
+    values = tf.concat([values, tf.ones_like(values[..., :1])], -1)
+    out, state = advance(queries, weights, values, None, state)
+    return tf.cast(out[..., :-1] / (out[..., -1:] + EPSILON), v.dtype), state
+
+
+def bidirectional(q: Any, k: Any, v: Any, sequence: Any) -> Any:
+    """Every token sees every other: softmax(q) over features times sum_u softmax(k)_u v_u, softmax over the sequence.
+
+    q, k, v and the result are [batch, sequence, heads, features_per_head].
+    """
+    inner = mtf.Dimension("features_per_head_in", q.shape.dims[-1].size)
+    shape = v.shape
+    q, k = (mtf.rename_dimension(mtf.cast(x, tf.float32), shape.dims[-1].name, inner.name) for x in (q, k))
+    q, k = mtf.softmax(q, inner), mtf.softmax(k, sequence)
+    outer = [d for d in shape.dims if d not in (sequence, shape.dims[-1])]
+    means = mtf.einsum([k, mtf.cast(v, tf.float32)], output_shape=mtf.Shape([*outer, inner, shape.dims[-1]]))
+    return mtf.cast(mtf.einsum([q, means], output_shape=shape), v.dtype)
