@@ -12,6 +12,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="main.py", description=DESCRIPTION)
     p.add_argument("--model", required=True, metavar="CONFIG", help="name in configs/, or path, of a model config")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    p.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights in memory (key precision)")
+    p.add_argument("--checkpoint", metavar="WHICH", help="what to read: latest (the default), best, or a step")
     p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
     jobs = p.add_argument_group("jobs")
     jobs.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")

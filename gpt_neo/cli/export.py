@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from gpt_neo.checkpoint.io import latest_checkpoint
-from gpt_neo.cli.job import Job, model_text
-from gpt_neo.errors import CheckpointError
+from gpt_neo.cli.job import Job, job_checkpoint, model_text
 from gpt_neo.runtime.export import export_saved_model
 
 
@@ -15,9 +13,7 @@ def export(job: Job) -> int:
       CheckpointError: there is no checkpoint, or no place to write to.
     """
     run, folder = job.run, job.args.export
-    checkpoint = latest_checkpoint(job.folder)
-    if checkpoint is None:
-        raise CheckpointError(f"no checkpoint in {job.folder!r}: train first, or set model_path")
+    checkpoint = job_checkpoint(job).path
     print(model_text(run))
     batch = run.training.predict_batch_size
     export_saved_model(run.model, checkpoint, folder, batch)

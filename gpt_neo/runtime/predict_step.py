@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from gpt_neo.checkpoint.io import check_shapes
+from gpt_neo.checkpoint.fit import load_variables
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import DataError
 from gpt_neo.model.attention.cached import CACHES
@@ -82,7 +82,7 @@ class Sampler:
                     self.logits[size], lowering = self.build(tokens, placement)
                     copies.append(lowering.copy_masters_to_slices())
             self.session = tf.Session(config=session_config(placement.plan))
-            load_weights(self.session, checkpoint)
+            self.notes = load_weights(self.session, checkpoint)
             self.session.run(tf.variables_initializer(tf.get_collection(CACHES)))
             self.session.run(copies)
             self.graph.finalize()
@@ -173,18 +173,13 @@ def check_prompt(prompt: Sequence[int], number: int, n_vocab: int) -> None:
         raise DataError(f"prompt {number} has token id {max(prompt)}; the model's n_vocab is {n_vocab}")
 
 
-def load_weights(session: Any, checkpoint: str) -> None:
+def load_weights(session: Any, checkpoint: str) -> list[str]:
     """Load the graph's weights, cast where the checkpoint holds another float type.
+
+    Returns:
+      notes on what was done on the way.
 
     Raises:
       CheckpointError: a variable is missing or of another shape; nothing is loaded then.
     """
-    wanted = {v.op.name: v for v in tf.global_variables()}
-    reader = check_shapes(checkpoint, {name: v.shape.as_list() for name, v in wanted.items()})
-    types = reader.get_variable_to_dtype_map()
-    if all(types[name] == v.dtype.base_dtype for name, v in wanted.items()):
-        tf.train.Saver(list(wanted.values())).restore(session, checkpoint)
-        return
-    for name, variable in wanted.items():
-        value = reader.get_tensor(name).astype(variable.dtype.base_dtype.as_numpy_dtype)
-        session.run(variable.initializer, {variable.initializer.inputs[1]: value})
+    return load_variables(session, checkpoint, tf.global_variables())
