@@ -244,6 +244,7 @@ def bytes_field(number: int, payload: bytes) -> bytes:
 def proto_fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of a protobuf message; values are whole numbers or bytes."""
     at = 0
+    value: Any
     while at < len(data):
         tag, at = read_varint(data, at)
         kind = tag & 7

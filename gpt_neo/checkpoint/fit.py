@@ -8,13 +8,14 @@ from typing import Any, Optional
 
 import numpy as np
 
-from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.bundle import ALIGNMENT, Bundle
 from gpt_neo.checkpoint.names import is_slot, step_of
 from gpt_neo.checkpoint.tensors import is_float
 from gpt_neo.errors import CheckpointError
 
 PADDING = 512  # rows; legacy programs and others pad the vocabulary by fewer than that
 STEP = "global_step"
+AT_ONCE = 1 << 30  # bytes of copied tensors per call; mapped ones take no memory of their own
 
 # Config keys behind the sizes of a variable, by the end of its name; the first match counts.
 KEYS: tuple = (
@@ -49,7 +50,7 @@ class Fit:
     def value(self, name: str, dtype: np.dtype) -> np.ndarray:
         """The value of a variable, cast to its type; mapped from the file where nothing has to change."""
         if name in self.zeros:
-            return np.zeros(self.shapes[name], dtype)
+            return aligned_zeros(self.shapes[name], dtype)
         if name not in self.bundle.entries:
             return np.asarray(step_of(self.bundle.path), dtype)
         array = self.bundle.read(name)
@@ -139,9 +140,10 @@ def mismatch_table(path: str, rows: list[tuple]) -> str:
 
 
 def load_variables(session: Any, path: str, variables: Sequence[Any]) -> list[str]:
-    """Load a checkpoint into variables, one tensor at a time.
+    """Load a checkpoint into variables.
 
-    A tensor that lies aligned in a local file, in the type of its variable, is mapped and not copied.
+    TensorFlow takes an aligned array as a variable's memory without a copy. So a tensor that lies aligned in a local
+    file, in the type of its variable, stays mapped from the file, and any other is copied once.
 
     Returns:
       notes on what was done on the way.
@@ -151,7 +153,35 @@ def load_variables(session: Any, path: str, variables: Sequence[Any]) -> list[st
     """
     named = {v.op.name: v for v in variables}
     fit = fit_checkpoint(path, {name: v.shape.as_list() for name, v in named.items()})
+    feeds: dict = {}
+    assigns: list = []
+    held = 0
+    # Few calls: for every new set of operations TensorFlow prunes and keeps a graph of its own.
     for name, variable in named.items():
-        value = fit.value(name, np.dtype(variable.dtype.base_dtype.as_numpy_dtype))
-        session.run(variable.initializer, {variable.initializer.inputs[1]: value})
+        value = aligned(fit.value(name, np.dtype(variable.dtype.base_dtype.as_numpy_dtype)))
+        feeds[variable.initializer.inputs[1]] = value
+        assigns.append(variable.initializer)
+        held += value.nbytes if value.flags.writeable else 0
+        if held > AT_ONCE:
+            session.run(assigns, feeds)
+            feeds, assigns, held = {}, [], 0
+    session.run(assigns, feeds)
     return list(fit.notes)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array itself if it is contiguous and its memory is aligned, else a copy that is."""
+    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = aligned_zeros(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def aligned_zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Zeros whose memory is aligned; large ones take none before they are written."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(tuple(shape), dtype=np.int64)) * dtype.itemsize
+    room = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(tuple(shape))

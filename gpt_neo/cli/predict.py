@@ -60,7 +60,11 @@ def predict(job: Job) -> int:
     print(memory_text(sampling_memory(run.model, batch)))
     print(device_text(job, device_plan(job)), flush=True)
     began = time.monotonic()
-    sampler = Sampler(run.model, checkpoint, batch, device_plan(job))
+    length = None
+    if prompt is not None:
+        kept, _, room = fit_prompt(tokenizer.encode(prompt), run.model.n_ctx, args.max_tokens)
+        length = len(kept) + room
+    sampler = Sampler(run.model, checkpoint, batch, device_plan(job), length)
     print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {seed}", flush=True)
     for note in sampler.notes:
         print(f"note      {note}")

@@ -63,6 +63,8 @@ class EmbedOperation(mtf.Operation):
         axis, depth, offset = shard_offset(mesh_impl, self.vocab)
 
         def look_up(table: Any, ids: Any, first: Any) -> Any:
+            # Read first: a gather from the variable itself puts it into a mode in which every later read copies it.
+            table = tf.convert_to_tensor(table)
             if axis is None:
                 return tf.gather(table, ids)
             local = ids - first
