@@ -181,7 +181,9 @@ def check_prompt(prompt: Sequence[int], number: int, n_vocab: int) -> None:
 def zero_caches(session: Any) -> None:
     """Set the caches to 0, from one array: TensorFlow would make and keep zeros of its own for each."""
     caches = tf.get_collection(CACHES)
-    feeds = {v.initializer.inputs[1]: aligned_zeros(v.shape.as_list(), v.dtype.base_dtype.as_numpy_dtype) for v in caches}
+    feeds = {
+        v.initializer.inputs[1]: aligned_zeros(v.shape.as_list(), v.dtype.base_dtype.as_numpy_dtype) for v in caches
+    }
     session.run([v.initializer for v in caches], feeds)
 
 
