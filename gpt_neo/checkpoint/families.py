@@ -171,9 +171,9 @@ def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
     """Every tensor of a model, in the order of the layers."""
     letters = {"d": model.n_embd, "h": 4 * model.n_embd, "V": model.n_vocab, "T": model.n_ctx}
     rules = [(rule, family.prefix) for rule in family.rules]
-    if getattr(model, "untied_head", False):
+    if model.untied_head:
         rules.append((Rule((f"{HEAD}/kernel",), f"{family.head}.weight", "dV", TURNED), ""))
-        if getattr(model, "head_bias", False):
+        if model.head_bias:
             rules.append((Rule((f"{HEAD}/bias",), f"{family.head}.bias", "V"), ""))
     pairs = []
     for layer in [None, *range(model.n_layer)]:
@@ -225,7 +225,7 @@ def why_not(family: Family, model: ModelConfig) -> list[str]:
     for theirs in set(family.dropouts.values()):
         if len({getattr(model, ours) for ours, name in family.dropouts.items() if name == theirs}) > 1:
             reasons.append(f"two dropout rates differ that {family.name} has as one, {theirs}")
-    if "head_bias" in family.fixed and not getattr(model, "untied_head", False):
+    if "head_bias" in family.fixed and not model.untied_head:
         reasons.append(f"untied_head is False; {family.name} has a head of its own")
     return reasons
 

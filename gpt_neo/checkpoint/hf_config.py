@@ -94,12 +94,12 @@ def their_config(family: Family, model: ModelConfig, dtype: str, bos_id: int) ->
     for ours, name in family.sizes.items():
         theirs[name] = getattr(model, ours)
     theirs[family.activation] = THEIR_ACTIVATIONS[model.activation_function]
-    theirs[family.epsilon] = getattr(model, "norm_epsilon", 1e-5)
+    theirs[family.epsilon] = model.norm_epsilon
     theirs[family.inner] = 4 * model.n_embd
     for ours, name in family.dropouts.items():
         theirs[name] = getattr(model, ours)
     theirs.update(family.required)
-    theirs["tie_word_embeddings"] = not getattr(model, "untied_head", False)
+    theirs["tie_word_embeddings"] = not model.untied_head
     if family is GPT_NEO:
         theirs["attention_types"] = [[[kind], 1] for kind in model.attention_types]
         theirs["attention_layers"] = list(model.attention_types)

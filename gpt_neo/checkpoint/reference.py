@@ -51,11 +51,11 @@ def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray) -> np.nda
     """float32 [sequence, vocab] of int [sequence], from one of our checkpoints."""
     read = reader(bundle)
     spec = Spec(
-        heads=model.n_head, scaled=getattr(model, "scale_attention", False), activation=model.activation_function,
+        heads=model.n_head, scaled=model.scale_attention, activation=model.activation_function,
         windows=tuple(model.local_attention_radius if k == "local" else 0 for k in model.attention_types),
-        epsilon=getattr(model, "norm_epsilon", 1e-5), rotary=getattr(model, "rotary_features", 0) if model.rotary_emb else 0,
-        interleaved=getattr(model, "rotary_interleaved", False), base=getattr(model, "rotary_base", 10000.0),
-        parallel=getattr(model, "parallel_residual", False),
+        epsilon=model.norm_epsilon, rotary=model.rotary_features if model.rotary_emb else 0,
+        interleaved=model.rotary_interleaved, base=model.rotary_base,
+        parallel=model.parallel_residual,
     )  # fmt: skip
 
     def layer(i: int) -> dict:

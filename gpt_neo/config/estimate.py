@@ -4,16 +4,86 @@ from __future__ import annotations
 
 import dataclasses
 
-from gpt_neo.config.schema import MeshConfig, ModelConfig, RunConfig
+from gpt_neo.config.schema import ACTIVATION_VARIABLES, MeshConfig, ModelConfig, RunConfig
 
 
 def count_parameters(model: ModelConfig) -> int:
-    """Parameters of a model with a tied head, learned positions and plain blocks.
+    """Exact number of trainable numbers, from the config alone."""
+    kinds = [(kind, layer in model.moe_layers) for layer, kind in enumerate(model.attention_types)]
+    if model.share_parameters:  # one set of each sort of part
+        attention = sum(attention_parameters(model, kind) for kind in shared_kinds(model))
+        plain = any(not moe for _, moe in kinds) * feed_forward_parameters(model, moe=False)
+        experts = any(moe for _, moe in kinds) * feed_forward_parameters(model, moe=True)
+        named = [norm_names(model, kind) for kind, _ in kinds]
+        norms = len(set().union(*named)) * norm_parameters(model) + rezero_parameters(model)
+        blocks = attention + plain + experts + norms + macaron_parameters(model)
+    else:
+        blocks = sum(
+            attention_parameters(model, kind) + feed_forward_parameters(model, moe) + macaron_parameters(model)
+            + len(norm_names(model, kind)) * norm_parameters(model) + rezero_parameters(model)
+            for kind, moe in kinds
+        )  # fmt: skip
+    return model.n_vocab * model.n_embd + position_parameters(model) + blocks + head_parameters(model)
 
-    V d + T d for the tables, 12 d^2 + 10 d per block (norms 4 d, attention 4 d^2 + d, MLP 8 d^2 + 5 d), 2 d for ln_f.
-    """
+
+def shared_kinds(model: ModelConfig) -> list[str]:
+    """The attention whose parameters a shared block holds: with memory where any layer has it."""
+    kinds = set(model.attention_types) - {"none"}
+    return ["global"] if "global" in kinds else sorted(kinds)[:1]
+
+
+def position_parameters(model: ModelConfig) -> int:
+    """Position tables: T d, (A1 + A2) d for axial ones, none for rotary."""
+    rows = {"learned": model.n_ctx, "axial": sum(model.axial_pos_emb or ()), "rotary": 0, "none": 0}
+    return rows[model.positions] * model.n_embd
+
+
+def attention_parameters(model: ModelConfig, kind: str) -> int:
+    """Attention of one layer: 4 d^2 for q, k, v, o, with d per bias, and 2 d per memory entry of a global layer."""
     d = model.n_embd
-    return (model.n_vocab + model.n_ctx) * d + model.n_layer * (12 * d * d + 10 * d) + 2 * d
+    if kind == "none":
+        return 0
+    memory = 2 * model.num_mem_kv * d if kind == "global" else 0
+    return 4 * d * d + 3 * d * model.qkv_bias + d * model.attn_output_bias + memory
+
+
+def feed_forward_parameters(model: ModelConfig, moe: bool = False) -> int:
+    """MLP of one layer: two matrices with biases, 8 d^2 + 5 d, or 12 d^2 + 9 d when gated."""
+    del moe  # experts are counted where they are built
+    d = model.n_embd
+    width = 8 * d if model.mlp_glu else 4 * d
+    return d * width + width + 4 * d * d + d + len(ACTIVATION_VARIABLES.get(model.activation_function, ()))
+
+
+def macaron_parameters(model: ModelConfig) -> int:
+    """The MLP before attention."""
+    return feed_forward_parameters(model) if model.macaron else 0
+
+
+def norm_names(model: ModelConfig, kind: str) -> set[str]:
+    """Norms of a block: attention of type none reads the bare stream, and a shared norm feeds both halves."""
+    if model.rezero:
+        return set()
+    if model.shared_norm:
+        return {"norm_1"}
+    return {"norm_2"} if kind == "none" else {"norm_1", "norm_2"}
+
+
+def norm_parameters(model: ModelConfig) -> int:
+    """One norm of a block."""
+    return {"layernorm": 2 * model.n_embd, "rmsnorm": model.n_embd, "scalenorm": 1}[model.norm_type]
+
+
+def rezero_parameters(model: ModelConfig) -> int:
+    """Two scales per block."""
+    return 2 if model.rezero else 0
+
+
+def head_parameters(model: ModelConfig) -> int:
+    """Final norm and the head, where it is not the embedding table."""
+    final = 0 if model.no_weight_tie else model.n_embd * (1 if model.norm_type == "rmsnorm" else 2)
+    bias = model.n_vocab if model.no_weight_tie or model.head_bias else 0
+    return final + model.n_vocab * model.n_embd * model.own_head + bias
 
 
 def microbatches(mesh: MeshConfig, n_ctx: int, batch_per_replica: int) -> int:
@@ -52,7 +122,8 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     tokens = rows * model.n_ctx
     # Per token and block: about 16 n_embd-wide tensors, and float32 attention weights over what a query can see.
     seen = [2 * model.local_attention_radius if kind == "local" else model.n_ctx for kind in model.attention_types]
-    blocks = [16 * model.n_embd * width + min(span, model.n_ctx) * model.n_head * 4 for span in seen]
+    inside = 24 if model.mlp_glu else 16
+    blocks = [inside * model.n_embd * width + min(span, model.n_ctx) * model.n_head * 4 for span in seen]
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
     return Memory(
         weights=parameters * width,
@@ -67,6 +138,6 @@ def sampling_memory(model: ModelConfig, batch_size: int) -> Memory:
     """Estimate the memory of sampling: weights and caches."""
     width = 2 if model.precision == "bfloat16" else 4
     slots = [min(model.local_attention_radius, model.n_ctx) if k == "local" else model.n_ctx
-             for k in model.attention_types]
+             for k in model.attention_types if k != "none"]  # fmt: skip
     caches = sum(slots) * 2 * model.n_embd * width * batch_size
     return Memory(count_parameters(model) * width, 0, 0, caches, batch_size * model.n_vocab * 4)

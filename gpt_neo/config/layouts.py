@@ -40,9 +40,10 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
     """Sizes of the dimensions that a layout may name."""
     model = run.model
     return {
-        "batch": run.training.train_batch_size, "sequence": model.n_ctx, "memory_length": model.n_ctx,
-        "embed_sequence": model.n_ctx, "embd": model.n_embd, "heads": model.n_head, "vocab": model.n_vocab,
-        "intermediate_expanded": 4 * model.n_embd, "features_per_head": model.n_embd // model.n_head,
+        "batch": run.training.train_batch_size, "sequence": model.n_ctx,
+        "memory_length": model.n_ctx + model.num_mem_kv, "embed_sequence": model.n_ctx, "embd": model.n_embd,
+        "heads": model.n_head, "vocab": model.n_vocab, "intermediate_expanded": 4 * model.n_embd,
+        "features_per_head": model.features_per_head,
     }  # fmt: skip
 
 
@@ -52,7 +53,8 @@ def variable_sizes(run: RunConfig) -> list[tuple[int, tuple]]:
     square = d * d * model.n_layer
     return [
         (model.n_vocab * d, ("vocab", "embd")), (model.n_ctx * d, ("embed_sequence", "embd")),
-        (4 * square, ("embd", "heads")), (8 * square, ("embd", "intermediate_expanded")),
+        (4 * square, ("embd", "heads")), ((12 if model.mlp_glu else 8) * square, ("embd", "intermediate_expanded")),
+        (model.n_vocab * d * model.own_head, ("vocab", "embd")),
     ]  # fmt: skip
 
 

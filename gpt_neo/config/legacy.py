@@ -12,6 +12,11 @@ ATTENTION_TYPES = ("global", "local", "linear", "none")
 PRECISION_ALIASES = {"fp32": "float32", "bf16": "bfloat16"}
 # The shipped key was never read by the legacy program, the second one was.
 ACTIVATION_KEYS = ("activation_function", "activation_fn")
+# Keys that are read, and stand for another one.
+SPELLINGS = {
+    "activation_fn": "activation_function; two that disagree are refused",
+    "scalenorm": "true is norm_type scalenorm; one that disagrees with norm_type is refused",
+}
 
 
 def expand_attention_types(value: Any, n_layer: int, where: str) -> tuple:
@@ -90,3 +95,14 @@ def resolve_activation(raw: dict, where: str) -> Any:
             "set one of them, or both alike"
         )
     return given[0][1] if given else None
+
+
+def merge_scalenorm(norm_type: Any, where: str) -> str:
+    """Return what the legacy switch `scalenorm` means for norm_type.
+
+    Raises:
+      ConfigError: norm_type is set to something else.
+    """
+    if norm_type not in (None, "scalenorm"):
+        raise ConfigError(f"{where}: scalenorm is set and norm_type is {norm_type!r}; set one of them, or both alike")
+    return "scalenorm"

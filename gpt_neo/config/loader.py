@@ -8,16 +8,16 @@ import json
 import os
 import typing
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 from gpt_neo.config import legacy
+from gpt_neo.config.rules import check_rules
 from gpt_neo.config.schema import (
     REQUIRED,
     SECTIONS,
     DatasetConfig,
     DatasetRef,
     MeshConfig,
-    ModelConfig,
     RunConfig,
 )
 from gpt_neo.errors import ConfigError
@@ -41,7 +41,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: st
     path = find_config(name_or_path, config_dir)
     raw = read_json(path)
     raw.update(parse_override(text) for text in overrides)
-    reject_unknown(raw, known_keys() | {"activation_fn"}, path)
+    reject_unknown(raw, known_keys() | set(legacy.SPELLINGS), path)
     sections = build_sections(raw, path)
     check_combinations(sections, path)
     datasets = load_datasets(sections["training"].datasets, path, config_dir)
@@ -114,6 +114,9 @@ def build_sections(raw: dict, path: str) -> dict:
     raw.pop("activation_fn", None)
     if activation is not None:
         raw["activation_function"] = activation
+    scalenorm = raw.pop("scalenorm", None)
+    if scalenorm is not None and coerce(scalenorm, bool, "scalenorm", path):
+        raw["norm_type"] = legacy.merge_scalenorm(raw.get("norm_type"), path)
     if raw.get("precision") is not None:
         raw["precision"] = legacy.PRECISION_ALIASES.get(raw["precision"], raw["precision"])
     n_layer = coerce(raw.get("n_layer"), int, "n_layer", path) if raw.get("n_layer") is not None else None
@@ -225,26 +228,11 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
 
 def check_combinations(sections: dict, path: str) -> None:
     """Refuse keys that contradict each other."""
-    model: ModelConfig = sections["model"]
+    check_rules(sections, path)
     mesh: MeshConfig = sections["mesh"]
-    if model.n_embd % model.n_head:
-        raise ConfigError(f"{path}: n_embd ({model.n_embd}) is not divisible by n_head ({model.n_head})")
-    if model.scalenorm and model.rezero:
-        raise ConfigError(f"{path}: scalenorm and rezero exclude each other; set one")
-    if model.axial_pos_emb and model.rotary_emb:
-        raise ConfigError(f"{path}: axial_pos_emb and rotary_emb exclude each other; set one")
-    if model.axial_pos_emb is not None:
-        check_axial(model.axial_pos_emb, model.n_ctx, path)
     names = {name for name, _ in mesh.mesh_shape}
     for tensor_dim, mesh_dim in mesh.layout:
         if names and mesh_dim not in names:
             raise ConfigError(
                 f"{path}: layout puts {tensor_dim!r} on {mesh_dim!r}, mesh_shape has {', '.join(sorted(names))}"
             )
-
-
-def check_axial(factors: Optional[tuple], n_ctx: int, path: str) -> None:
-    """The two table sizes have to multiply to n_ctx."""
-    valid = factors is not None and len(factors) == 2 and all(isinstance(f, int) and f > 0 for f in factors)
-    if not valid or factors is None or factors[0] * factors[1] != n_ctx:
-        raise ConfigError(f"{path}: axial_pos_emb is {factors}; expected two whole numbers whose product is {n_ctx}")

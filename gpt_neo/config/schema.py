@@ -9,20 +9,40 @@ import dataclasses
 from typing import Any, Optional
 
 
-def key(default: Any, doc: str, low: Any = None, high: Any = None, choices: Any = None) -> Any:
-    """Declare a configuration key.
+def key(
+    default: Any, doc: str, low: Any = None, high: Any = None, choices: Any = None, unit: str = "", source: str = ""
+) -> Any:
+    """Declare a configuration key; docs/configs.md is written from these.
 
     Args:
       default: value when the file leaves the key out; `dataclasses.MISSING` makes it required.
-      doc: meaning and unit, one sentence.
+      doc: meaning, one sentence.
       low, high: inclusive bounds of a number.
       choices: allowed values of a string.
+      unit: what a number counts.
+      source: paper or program that the key comes from, where that says more than its age.
     """
-    rules = {"doc": doc, "low": low, "high": high, "choices": choices}
+    rules = {"doc": doc, "low": low, "high": high, "choices": choices, "unit": unit, "source": source}
     return dataclasses.field(default=default, metadata=rules)
 
 
 REQUIRED = dataclasses.MISSING
+# Built in model/activations.py, which a test holds against this list. The last one is not of the legacy program.
+ACTIVATIONS = (
+    "gelu", "relu", "sigmoid", "tanh", "selu", "elu", "abs", "sin", "cos", "sign", "silu", "softplus", "lrelu001",
+    "lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2", "tanhshrink", "softsign", "softmax",
+    "logsoftmax", "bipolarsigmoid", "rrelu", "elish", "arcsinh", "aria", "prelu", "parcsinh", "psoftplus",
+    "proottanh", "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "seagull", "snake", "roottanh",
+    "softplusmone", "swish", "leaky_relu", "gelu_erf",
+)  # fmt: skip
+# Numbers that an activation learns per layer: names and initial values, in model/activations.py.
+ACTIVATION_VARIABLES = {
+    "aria": {"a": 0.0, "k": 1.0, "c": 0.0, "q": 1.0, "b": -1.0, "nu": 0.0},
+    "prelu": {"slope": 0.2},
+    "parcsinh": {"scale": 1.0, "stretch": 0.0},
+    "psoftplus": {"scale": 1.0, "stretch": 1.0, "shift": 0.0},
+    "proottanh": {"power": 0.0, "floor": 0.0, "root": 0.0},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,36 +76,92 @@ class ModelConfig:
     n_head: int = key(REQUIRED, "Attention heads per layer.", low=1)
     n_embd: int = key(REQUIRED, "Width of the residual stream.", low=1)
     n_layer: int = key(REQUIRED, "Number of blocks.", low=1)
-    n_vocab: int = key(REQUIRED, "Rows of the embedding table.", low=1)
-    n_ctx: int = key(REQUIRED, "Tokens per sequence.", low=1)
-    attention_types: tuple = key(("global",), "Attention type per layer, expanded to n_layer names.")
-    local_attention_radius: int = key(256, "Tokens a local layer sees, itself included.", low=1)
+    n_vocab: int = key(REQUIRED, "Rows of the embedding table.", low=1, unit="token ids")
+    n_ctx: int = key(REQUIRED, "Length of a sequence.", low=1, unit="tokens")
+    attention_types: tuple = key(("global",), "Attention type per layer: [[[name, ...], repeats], ...] or one name.")
+    local_attention_radius: int = key(256, "What a local layer sees, itself included.", low=1, unit="tokens")
     embed_dropout: float = key(0.0, "Dropout rate on embeddings.", low=0.0, high=1.0)
     attn_dropout: float = key(0.0, "Dropout rate on attention weights.", low=0.0, high=1.0)
     res_dropout: float = key(0.0, "Dropout rate on residual branches.", low=0.0, high=1.0)
-    activation_function: str = key("gelu", "Activation of the MLP (gelu is the tanh approximation).")
+    activation_function: str = key(
+        "gelu", "Activation of the MLP; gelu is the tanh approximation, gelu_erf the exact one.", choices=ACTIVATIONS
+    )
     scale_by_depth: bool = key(False, "Divide the initial std of c_proj by sqrt(n_layer).")
-    scale_by_in: bool = key(False, "Divide the initial std by sqrt(fan_in).")
+    scale_by_in: bool = key(False, "Divide the initial std of the MLP and of a head by sqrt(fan_in).")
     recompute_grad: bool = key(False, "Recompute each block in the backward pass to save memory.")
     precision: str = key("float32", "Type of activations and stored weights.", choices=("float32", "bfloat16"))
     z_loss: float = key(1e-4, "Weight of log^2 Z in the loss.", low=0.0)
-    padding_id: int = key(0, "Padding token.", low=0)
-    eos_id: int = key(1, "End-of-document token.", low=0)
-    causal: bool = key(True, "A token sees only earlier ones.")
-    axial_pos_emb: Optional[tuple] = key(None, "Two factors of n_ctx for axial position tables.")
-    rotary_emb: bool = key(False, "Rotary positions on whole heads instead of learned ones.")
-    mlp_glu: bool = key(False, "Gated MLP.")
-    scalenorm: bool = key(False, "ScaleNorm in place of layer norm inside blocks.")
-    rezero: bool = key(False, "ReZero residuals in place of norms.")
-    num_mem_kv: int = key(0, "Learned keys and values prepended in global layers.", low=0)
-    macaron: bool = key(False, "Half-weighted MLP before and after attention.")
+    padding_id: int = key(0, "Padding token.", low=0, unit="token id")
+    eos_id: int = key(1, "End-of-document token.", low=0, unit="token id")
+    causal: bool = key(True, "A token sees only earlier ones; false makes an encoder, which cannot sample.")
+    axial_pos_emb: Optional[tuple] = key(None, "Two factors of n_ctx: learned positions as the mean of two tables.")
+    rotary_emb: bool = key(False, "Rotary positions in place of learned ones.", source="arXiv 2104.09864")
+    rotary_dim: Optional[int] = key(
+        None, "Leading features of each head that rotate; whole heads when absent.", low=2, unit="features",
+        source="GPT-J, GPT-NeoX",
+    )  # fmt: skip
+    rotary_interleaved: bool = key(False, "Rotate pairs (2i, 2i + 1) instead of halves.", source="GPT-J")
+    rotary_base: float = key(10000.0, "Base of the rotary frequencies.", low=1.0, source="arXiv 2104.09864")
+    no_pos_emb: bool = key(False, "No positions: order comes from the causal mask or the recurrence alone.")
+    norm_type: str = key(
+        "layernorm", "Norm of the blocks; scalenorm is a layer norm with one scale and no shift, and the final norm "
+        "stays a layer norm with it.", choices=("layernorm", "rmsnorm", "scalenorm"), source="arXiv 1910.07467 (RMS)",
+    )  # fmt: skip
+    norm_epsilon: float = key(1e-5, "Added to the variance under the root of a norm.", low=0.0)
+    rezero: bool = key(
+        False, "Residual branches scaled by a learned number that starts at 0, in place of norms in blocks.",
+        source="arXiv 2003.04887",
+    )  # fmt: skip
+    parallel_residual: bool = key(
+        False, "Attention and MLP read the same input: x + attn(norm_1(x)) + mlp(norm_2(x)).",
+        source="GPT-J, GPT-NeoX",
+    )  # fmt: skip
+    shared_norm: bool = key(False, "With parallel_residual: norm_1 feeds the MLP as well.", source="GPT-J")
+    mlp_glu: bool = key(False, "Gated MLP: hidden width 8 n_embd, split into h and gate, h * activation(gate).",
+                        source="arXiv 2002.05202")  # fmt: skip
+    macaron: bool = key(False, "An MLP before attention too, on the bare stream, both MLPs at half weight.",
+                        source="arXiv 1906.02762")  # fmt: skip
+    num_mem_kv: int = key(0, "Learned keys and values that every query of a global layer sees.", low=0,
+                          source="arXiv 1907.01470")  # fmt: skip
+    qkv_bias: bool = key(False, "Biases on queries, keys and values.", source="GPT-2, GPT-NeoX")
+    attn_output_bias: bool = key(True, "Bias on the output of attention; GPT-J has none.")
+    scale_attention: bool = key(
+        False, "Divide attention scores by sqrt(features per head), in place of an initial scale of q that holds it.",
+        source="GPT-2, GPT-J, GPT-NeoX",
+    )  # fmt: skip
     share_parameters: bool = key(False, "All blocks use one set of weights.")
-    no_weight_tie: bool = key(False, "A head of its own instead of the embedding table.")
+    no_weight_tie: bool = key(False, "A head of its own, with bias, and no final norm, as in the legacy program.")
+    untied_head: bool = key(False, "A head of its own after the final norm.", source="GPT-J, GPT-NeoX")
+    head_bias: bool = key(False, "Bias on the head of untied_head.", source="GPT-J")
     entmax_loss: bool = key(False, "Entmax loss instead of cross entropy.")
     moe_layers: tuple = key((), "Layers that hold a mixture of experts.")
     moe_params: Optional[dict] = key(None, "Options of the mixture of experts.")
     moe_activation: str = key("relu", "Activation inside experts.")
     model: str = key("GPT", "Model family of the legacy program.", choices=("GPT", "GPT2"))
+
+    @property
+    def features_per_head(self) -> int:
+        """Width of a head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def positions(self) -> str:
+        """How the network knows order: learned, axial, rotary or none."""
+        if self.rotary_emb:
+            return "rotary"
+        if self.axial_pos_emb is not None:
+            return "axial"
+        return "none" if self.no_pos_emb else "learned"
+
+    @property
+    def rotary_features(self) -> int:
+        """Leading features of each head that rotate."""
+        return self.rotary_dim or self.features_per_head
+
+    @property
+    def own_head(self) -> bool:
+        """Whether logits come from a matrix of their own."""
+        return self.no_weight_tie or self.untied_head
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,89 @@
-"""Activations by their config names."""
+"""Activations by their config names (`config.schema.ACTIVATIONS`)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable
 
-from gpt_neo.errors import ConfigError
+from gpt_neo.config.schema import ACTIVATION_VARIABLES, ModelConfig
+from gpt_neo.model import variables
 from gpt_neo.model.fused_ops import gelu
-from gpt_neo.mtf_compat import mtf
+from gpt_neo.mtf_compat import mtf, tf
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+# The legacy program drew the slope of rrelu anew for every graph; this is the mean of what it drew from.
+RRELU_SCALE = 0.5
+
+
+def sign(x: Any) -> Any:
+    """-1, 0 or 1, with gradient 0; Mesh-TF's own has none, and leaves the weights before it without."""
+    return mtf.slicewise(
+        tf.sign, [x], x.shape, x.dtype, x.shape.dims, grad_function=lambda op, dy: [mtf.zeros_like(dy)]
+    )
+
+
+def gelu_erf(x: Any) -> Any:
+    """x times the normal distribution function at x (Hendrycks and Gimpel 2016, section 2), elementwise."""
+
+    def kernel(x: Any) -> Any:
+        wide = tf.cast(x, tf.float32)
+        return tf.cast(0.5 * wide * (1.0 + tf.math.erf(wide / math.sqrt(2.0))), x.dtype)
+
+    return mtf.slicewise(kernel, [x], x.shape, x.dtype, x.shape.dims)
+
+
+def arcsinh(x: Any) -> Any:
+    """log(x + sqrt(1 + x^2))."""
+    return mtf.log(x + mtf.sqrt(1.0 + mtf.square(x)))
+
+
+def elish(x: Any) -> Any:
+    """x sigmoid(x) above 0, (exp(x) - 1) sigmoid(x) below (Basirat and Roth 2018)."""
+    above = mtf.cast(mtf.greater(x, 0), x.dtype)
+    below = mtf.exp(mtf.minimum(x, 0)) - 1.0  # the exponent of what is not chosen must not overflow
+    return (above * x + (1.0 - above) * below) * mtf.sigmoid(x)
+
+
+def power(x: Any, exponent: Any) -> Any:
+    """x^exponent of positive x; exponent is a number or a tensor."""
+    return mtf.exp(mtf.log(x) * exponent)
+
+
+def odd_waves(x: Any, wave: Callable[[Any], Any], power_of: int) -> Any:
+    """wave(x) - wave(3x)/3^p + wave(5x)/5^p - wave(7x)/7^p: the start of a triangle (p 2) or square (p 1) wave."""
+    return wave(x) - wave(x * 3.0) / 3.0**power_of + wave(x * 5.0) / 5.0**power_of - wave(x * 7.0) / 7.0**power_of
+
+
+def aria(x: Any, v: dict) -> Any:
+    """x (a + k / (c + q exp(b x)^(1/nu))), Richards' curve as a gate (Patel et al. 2018)."""
+    c, nu = mtf.softplus(v["c"]), mtf.softplus(v["nu"]) + 1.0
+    return x * (v["a"] + v["k"] / (c + v["q"] * mtf.exp(v["b"] * x / nu)))
+
+
+def prelu(x: Any, v: dict) -> Any:
+    """x above 0, slope x below."""
+    return mtf.relu(x) - v["slope"] * mtf.relu(-x)
+
+
+def parcsinh(x: Any, v: dict) -> Any:
+    """scale arcsinh(x (softplus(stretch) + 1))."""
+    return v["scale"] * arcsinh(x * (mtf.softplus(v["stretch"]) + 1.0))
+
+
+def psoftplus(x: Any, v: dict) -> Any:
+    """scale softplus(x stretch) + shift."""
+    return v["scale"] * mtf.softplus(x * v["stretch"]) + v["shift"]
+
+
+def proottanh(x: Any, v: dict) -> Any:
+    """(|x|^p + f)^(1/r) tanh(x) with p, f, r = softplus(.) + 2, 1, 3; the legacy program was NaN below 0."""
+    p, f, r = (mtf.softplus(v[name]) + least for name, least in (("power", 2.0), ("floor", 1.0), ("root", 3.0)))
+    tiny = 1e-20  # so that the logarithm at 0 stays finite
+    return power(power(mtf.abs(x) + tiny, p) + f, 1.0 / r) * mtf.tanh(x)
+
+
+PLAIN: dict[str, Callable[[Any], Any]] = {
     "gelu": gelu,  # the tanh approximation, as every released checkpoint was trained
+    "gelu_erf": gelu_erf,
     "relu": mtf.relu,
     "sigmoid": mtf.sigmoid,
     "tanh": mtf.tanh,
@@ -19,20 +93,60 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": mtf.swish,
     "softplus": mtf.softplus,
     "leaky_relu": mtf.leaky_relu,
+    "lrelu001": lambda x: mtf.leaky_relu(x, alpha=0.01),
+    "lrelu020": lambda x: mtf.leaky_relu(x, alpha=0.20),
+    "rrelu": lambda x: (RRELU_SCALE * mtf.abs(x) + x) / (1.0 + RRELU_SCALE),
     "abs": mtf.abs,
-    "id": mtf.identity,
+    "id": lambda x: x,
     "sin": mtf.sin,
     "cos": mtf.cos,
-    "sign": mtf.sign,
+    "sign": sign,
+    "triangle_relax": lambda x: odd_waves(x, mtf.sin, 2),
+    "square_relax": lambda x: odd_waves(x, mtf.cos, 1),
+    "spike": lambda x: 1.0 / (1.0 + mtf.square(x)),
+    "spike2": lambda x: mtf.exp(-mtf.square(x)),
+    "tanhshrink": lambda x: x - mtf.tanh(x),
+    "softsign": lambda x: x / (mtf.abs(x) + 1.0),
+    "bipolarsigmoid": lambda x: mtf.sigmoid(x) * 2.0 - 1.0,
+    "elish": elish,
+    "arcsinh": arcsinh,
+    "maxsig": lambda x: mtf.maximum(x, mtf.sigmoid(x)),
+    "cosid": lambda x: mtf.cos(x) - x,
+    "minsin": lambda x: mtf.minimum(x, mtf.sin(x)),
+    "maxtanh": lambda x: mtf.maximum(x, mtf.tanh(x)),
+    "mish": lambda x: x * mtf.tanh(mtf.softplus(x)),
+    "tanhexp": lambda x: x * mtf.tanh(mtf.exp(x)),
+    "lisht": lambda x: x * mtf.tanh(x),
+    "seagull": lambda x: mtf.log(1.0 + mtf.square(x)),
+    "snake": lambda x: x + mtf.square(mtf.sin(x)),
+    "roottanh": lambda x: power(mtf.square(x) + 1.0, 1.0 / 3.0) * mtf.tanh(x),
+    "softplusmone": lambda x: mtf.softplus(x) - 1.0,
 }
+OVER_WIDTH: dict[str, Callable[[Any, Any], Any]] = {"softmax": mtf.softmax, "logsoftmax": mtf.log_softmax}
+LEARNED: dict[str, Callable[[Any, dict], Any]] = {
+    "aria": aria, "prelu": prelu, "parcsinh": parcsinh, "psoftplus": psoftplus, "proottanh": proottanh,
+}  # fmt: skip
 
 
-def get_activation(name: str) -> Callable[[Any], Any]:
-    """Return the activation of that name.
+def activate(x: Any, width: Any, config: ModelConfig) -> Any:
+    """The activation of the config, elementwise but for softmax and logsoftmax, which go over `width`.
 
-    Raises:
-      ConfigError: there is none.
+    Those with learned numbers keep them as scalars under `activation/` of the current scope.
+
+    Args:
+      x: [..., width].
+
+    Returns:
+      a tensor of the shape of x.
     """
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"activation_function is {name!r}; allowed: {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]
+    name = config.activation_function
+    if name in OVER_WIDTH:
+        return OVER_WIDTH[name](x, width)
+    if name not in LEARNED:
+        return PLAIN[name](x)
+    with tf.variable_scope("activation"):
+        learned = {
+            part: variables.constant(x.mesh, part, mtf.Shape([]), value, config)
+            for part, value in ACTIVATION_VARIABLES[name].items()
+        }
+    return LEARNED[name](x, learned)

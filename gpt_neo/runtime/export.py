@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
+from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
@@ -46,5 +47,5 @@ def build_logits(tokens: Any, config: ModelConfig) -> Any:
     graph = mtf.Graph()
     mesh = placement.make_mesh(graph)
     dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
-    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, is_training=False)
+    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, Context())
     return placement.lower(graph, mesh).export_to_tf_tensor(logits)

@@ -12,8 +12,9 @@ from gpt_neo.checkpoint.fit import aligned_zeros, load_variables
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import DataError
 from gpt_neo.model.attention.cached import CACHES
-from gpt_neo.model.decode import decode
+from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
+from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
@@ -100,7 +101,8 @@ class Sampler:
         fed = mtf.import_tf_tensor(mesh, tokens, dims.tokens)
         slot = mtf.import_tf_tensor(mesh, self.slot, mtf.Shape([]))
         start = mtf.import_tf_tensor(mesh, self.start, mtf.Shape([dims.batch]))
-        logits = decode(fed, slot, start, dims, self.config, self.length + self.chunk, last_only=True)
+        decoding = Decoding(slot, start, slots=self.length + self.chunk)
+        logits = transformer(fed, dims, self.config, Context(decoding=decoding, last_only=True))
         lowering = placement.lower(graph, mesh)
         return lowering.export_to_tf_tensor(logits)[:, 0], lowering
 

@@ -9,6 +9,7 @@ from typing import Any
 from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
+from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.model.transformer import transformer
@@ -74,9 +75,10 @@ def loss_and_gradients(graph: Any, features: dict, run: RunConfig, splits: int) 
 
     def forward(parts: dict) -> dict:
         dims = make_dims(run.model, parts["tokens"].shape.dims[0].size)
-        logits = transformer(parts["tokens"], dims, run.model, is_training=True)
+        context = Context(is_training=True)
+        logits = transformer(parts["tokens"], dims, run.model, context)
         losses = cross_entropy_per_token(logits, parts["labels"], dims.vocab, run.model.z_loss)
-        return {"loss": mtf.reduce_mean(losses) / splits}
+        return {"loss": mtf.add_n([mtf.reduce_mean(losses), *context.auxiliary_losses]) / splits}
 
     if splits > 1:
         batch_dim = features["tokens"].shape.dims[0]

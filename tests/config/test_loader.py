@@ -31,7 +31,7 @@ def test_shipped_configs_parse(path):
     run = load_config(path)
     assert len(run.model.attention_types) == run.model.n_layer
     assert run.datasets[0][1].eos_id == run.model.eos_id
-    assert run.datasets[0][1].n_vocab == run.model.n_vocab
+    assert run.datasets[0][1].n_vocab <= run.model.n_vocab < run.datasets[0][1].n_vocab + 256  # padded tables
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_broken_files(tmp_path):
         load_config(write(tmp_path, text='{"n_head": 2,\n oops}'))
     with pytest.raises(ConfigError, match="key 'n_head' stands twice"):
         load_config(write(tmp_path, text='{"n_head": 2, "n_head": 4}'))
-    with pytest.raises(ConfigError, match="not one of demo, gpt3_1-3B"):
+    with pytest.raises(ConfigError, match="not one of demo, gpt2_124M"):
         load_config("gpt3_999B")
     with pytest.raises(ConfigError, match="expected key=value"):
         load_config(write(tmp_path), ["train_steps"])

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.model.dims import make_dims
-from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions
+from tests.model.tools import save_random, uncached
 
 VOCAB = 48
 
@@ -18,36 +16,6 @@ VOCAB = 48
 def make_config(n_ctx, radius, kinds=("global", "local")):
     return ModelConfig(n_head=2, n_embd=16, n_layer=len(kinds), n_vocab=VOCAB, n_ctx=n_ctx, attention_types=kinds,
                        local_attention_radius=radius)  # fmt: skip
-
-
-def save_random(config, folder, seed=0):
-    """A checkpoint of random weights, large enough that attention matters."""
-    path = os.path.join(folder, "model.ckpt-0")
-    with tf.Graph().as_default(), tf.Session() as session:
-        tokens = tf.zeros([1, config.n_ctx], tf.int32)
-        forward(tokens, config)
-        session.run(tf.global_variables_initializer())
-        rng = np.random.RandomState(seed)
-        for v in tf.global_variables():
-            session.run(v.initializer, {v.initializer.inputs[1]: rng.normal(0, 0.5, v.shape.as_list())})
-        tf.train.Saver().save(session, path, write_meta_graph=False)
-    return path
-
-
-def forward(tokens, config):
-    graph = mtf.Graph()
-    mesh = mtf.Mesh(graph, "mesh")
-    dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
-    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, is_training=False)
-    return lower_locally(graph, mesh).export_to_tf_tensor(logits)
-
-
-def uncached(config, checkpoint, tokens):
-    """Logits [batch, sequence, vocab]."""
-    with tf.Graph().as_default(), tf.Session() as session:
-        logits = forward(tf.constant(tokens), config)
-        tf.train.Saver().restore(session, checkpoint)
-        return session.run(logits)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ SCRIPT = """
 import json, sys
 import numpy as np
 from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.model.transformer import transformer
@@ -37,7 +38,7 @@ def run(sizes, names):
         dims = make_dims(config, 4)
         inputs = mtf.import_tf_tensor(mesh, tf.constant(tokens[:, :-1]), dims.tokens)
         labels = mtf.import_tf_tensor(mesh, tf.constant(tokens[:, 1:]), dims.tokens)
-        logits = transformer(inputs, dims, config, is_training=True)
+        logits = transformer(inputs, dims, config, Context(is_training=True))
         loss = mtf.reduce_mean(cross_entropy_per_token(logits, labels, dims.vocab, 1e-4))
         variables = graph.trainable_variables
         grads = mtf.gradients([loss], [v.outputs[0] for v in variables])

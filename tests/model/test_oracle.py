@@ -9,6 +9,7 @@ import pytest
 
 from gpt_neo.config import load_config
 from gpt_neo.dataprep.records import read_records
+from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.model.transformer import transformer
@@ -44,7 +45,7 @@ def test_logits_of_the_trained_checkpoint(oracle):
         dims = make_dims(run.model, len(expected["inputs"]))
         tokens = mtf.import_tf_tensor(mesh, tf.constant(expected["inputs"]), dims.tokens)
         labels = mtf.import_tf_tensor(mesh, tf.constant(expected["labels"]), dims.tokens)
-        logits = transformer(tokens, dims, run.model, is_training=False)
+        logits = transformer(tokens, dims, run.model, Context())
         loss = cross_entropy_per_token(logits, labels, dims.vocab, run.model.z_loss)
         lowering = placement.lower(graph, mesh)
         fetches = [lowering.export_to_tf_tensor(t) for t in (logits, loss)]

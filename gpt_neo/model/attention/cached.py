@@ -14,7 +14,9 @@ MASKED = -1e10
 CACHES = "caches"  # collection of the cache variables
 
 
-def cached_attention(q: Any, k: Any, v: Any, slot: Any, start: Any, slots: int, radius: Optional[int]) -> Any:
+def cached_attention(
+    q: Any, k: Any, v: Any, slot: Any, start: Any, slots: int, radius: Optional[int], memory: Optional[tuple] = None
+) -> Any:
     """Attend over the cache and the new tokens, and keep the latter.
 
     Args:
@@ -23,18 +25,21 @@ def cached_attention(q: Any, k: Any, v: Any, slot: Any, start: Any, slots: int, 
       start: int32 [batch], the first slot of each row.
       slots: entries of a global cache.
       radius: window of a local layer, None for a global one.
+      memory: keys and values that every query of a global layer sees, each [mem_kv_sequence, heads,
+        features_per_head].
 
     Returns:
       a tensor of the shape of q.
     """
-    return CachedAttentionOperation(q, k, v, slot, start, slots, radius).outputs[0]
+    return CachedAttentionOperation([q, k, v, slot, start, *(memory or ())], slots, radius).outputs[0]
 
 
 class CachedAttentionOperation(mtf.Operation):
     """See `cached_attention`. Caches are variables that each shard updates in place."""
 
-    def __init__(self, q: Any, k: Any, v: Any, slot: Any, start: Any, slots: int, radius: Optional[int]) -> None:
-        super().__init__([q, k, v, slot, start], name="cached_attention")
+    def __init__(self, inputs: list, slots: int, radius: Optional[int]) -> None:
+        super().__init__(inputs, name="cached_attention")
+        q = inputs[0]
         self.scope = tf.get_variable_scope()
         self.slots, self.radius = slots, radius
         self._outputs = [mtf.Tensor(self, q.shape, q.dtype)]
@@ -45,12 +50,14 @@ class CachedAttentionOperation(mtf.Operation):
         mesh_impl = lowering.mesh_impl(self)
         shards = iter(range(mesh_impl.size))
 
-        def attend(q: Any, k: Any, v: Any, slot: Any, start: Any) -> Any:
+        def attend(q: Any, k: Any, v: Any, slot: Any, start: Any, *memory: Any) -> Any:
             with tf.variable_scope(self.scope, auxiliary_name_scope=False):
                 caches = make_caches(k, self.radius or self.slots, next(shards))
             q, k, v = (tf.transpose(x, [0, 2, 1, 3]) for x in (q, k, v))
-            step = global_step if self.radius is None else local_step
-            out = step(q, k, v, slot, start, caches, self.radius)
+            if self.radius is None:
+                out = global_step(q, k, v, slot, start, caches, memory)
+            else:
+                out = local_step(q, k, v, slot, start, caches, self.radius)
             return tf.transpose(out, [0, 2, 1, 3])
 
         out = mesh_impl.slicewise(attend, *[lowering.tensors[x] for x in self.inputs])
@@ -82,24 +89,34 @@ def write(cache: Any, values: Any, at: Any) -> Any:
     )  # fmt: skip
 
 
-def global_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: Optional[int]) -> Any:
-    """Write, then attend over every slot up to the query's own."""
+def global_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, memory: tuple) -> Any:
+    """Write, then attend over the memory and every slot up to the query's own."""
     count = k.shape[2]
     keys, values = (
         tf.slice(write(cache, new, slot), [0, 0, 0, 0], tf.stack([-1, -1, slot + count, -1]))
         for cache, new in zip(caches, (k, v))
     )
-    return attend_slots(q, keys, values, slot, tf.range(slot + count), start, radius)
+    allowed = visible(count, slot, tf.range(slot + count), start, None)
+    if memory:
+        keys, values = (tf.concat([rows_of(more, k), x], 2) for more, x in zip(memory, (keys, values)))
+        always = tf.ones([k.shape[0], 1, count, memory[0].shape[0]], tf.bool)
+        allowed = tf.concat([always, allowed], 3)
+    return attend_slots(q, keys, values, allowed)
 
 
-def local_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: Optional[int]) -> Any:
+def rows_of(memory: Any, like: Any) -> Any:
+    """[memory, heads, features] -> [batch, heads, memory, features], the batch of `like`."""
+    return tf.tile(tf.transpose(memory, [1, 0, 2])[tf.newaxis], [like.shape[0], 1, 1, 1])
+
+
+def local_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: int) -> Any:
     """Attend over the ring and the new tokens, then put the newest `radius` of them into the ring."""
-    assert radius is not None
     count = k.shape[2]
     entries = tf.range(radius)
     held = slot - 1 - tf.math.floormod(slot - 1 - entries, radius)  # negative where nothing is held yet
     keys, values = (tf.concat([cache, new], 2) for cache, new in zip(caches, (k, v)))
-    out = attend_slots(q, keys, values, slot, tf.concat([held, slot + tf.range(count)], 0), start, radius)
+    allowed = visible(count, slot, tf.concat([held, slot + tf.range(count)], 0), start, radius)
+    out = attend_slots(q, keys, values, allowed)
     newest = slot + count - 1 - tf.math.floormod(slot + count - 1 - entries, radius)
     source = tf.where_v2(newest >= slot, radius + newest - slot, entries)
     with tf.control_dependencies([keys, values]):
@@ -112,20 +129,28 @@ def local_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radi
         return tf.identity(out)
 
 
-def attend_slots(q: Any, keys: Any, values: Any, slot: Any, key_slots: Any, start: Any, radius: Optional[int]) -> Any:
-    """Softmax attention, float32, over entries of known slots; scores are not divided by sqrt(features).
+def visible(count: int, slot: Any, key_slots: Any, start: Any, radius: Optional[int]) -> Any:
+    """Which entries the queries of slots slot .. slot + count - 1 may see: boolean [batch, 1, count, entries].
 
     Args:
-      q: [batch, heads, n, features], of slots slot .. slot + n - 1.
-      keys, values: [batch, heads, entries, features].
       key_slots: int32 [entries].
     """
-    distance = (slot + tf.range(q.shape[2]))[:, tf.newaxis] - key_slots
+    distance = (slot + tf.range(count))[:, tf.newaxis] - key_slots
     allowed = distance >= 0
     if radius is not None:
         allowed = tf.logical_and(allowed, distance < radius)
     begun = key_slots >= tf.maximum(start, 0)[:, tf.newaxis]
-    allowed = tf.logical_and(allowed, begun[:, tf.newaxis, tf.newaxis, :])
+    return tf.logical_and(allowed, begun[:, tf.newaxis, tf.newaxis, :])
+
+
+def attend_slots(q: Any, keys: Any, values: Any, allowed: Any) -> Any:
+    """Softmax attention, float32, over entries; scores are not divided by sqrt(features).
+
+    Args:
+      q: [batch, heads, n, features].
+      keys, values: [batch, heads, entries, features].
+      allowed: boolean [batch, 1, n, entries].
+    """
     scores = tf.linalg.matmul(tf.cast(q, tf.float32), tf.cast(keys, tf.float32), transpose_b=True)
     weights = tf.nn.softmax(tf.where_v2(allowed, scores, MASKED))
     out = tf.linalg.matmul(tf.cast(weights, values.dtype), values)

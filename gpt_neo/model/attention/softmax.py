@@ -30,12 +30,38 @@ def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, dropout_rate: floa
     return mtf.einsum([weights, v], output_shape=q.shape)
 
 
-def global_attention(q: Any, k: Any, v: Any, sequence: Any, dropout_rate: float, is_training: bool) -> Any:
-    """Causal attention over the whole sequence. Shapes as `attend`; the mask comes from iota."""
-    memory = mtf.Dimension("memory_length", sequence.size)
-    k, v = (mtf.rename_dimension(t, sequence.name, memory.name) for t in (k, v))
-    allowed = causal_window(q.mesh, sequence, memory, offset=0, radius=None)
+def global_attention(
+    q: Any, k: Any, v: Any, sequence: Any, dropout_rate: float, is_training: bool, causal: bool = True,
+    extra: Optional[tuple] = None,
+) -> Any:  # fmt: skip
+    """Attention over the whole sequence, or all of it that came before. Shapes as `attend`.
+
+    Args:
+      extra: keys and values that every query sees, each [mem_kv_sequence, heads, features_per_head].
+    """
+    count = extra[0].shape.dims[0].size if extra else 0
+    memory = mtf.Dimension("memory_length", count + sequence.size)
+    if extra:
+        k, v = (prepend(more, t, sequence) for more, t in zip(extra, (k, v)))
+        k, v = (mtf.rename_dimension(t, "joined", memory.name) for t in (k, v))
+    else:
+        k, v = (mtf.rename_dimension(t, sequence.name, memory.name) for t in (k, v))
+    if causal:  # what is prepended lies before every query
+        allowed = causal_window(q.mesh, sequence, memory, offset=count, radius=None)
+    else:
+        allowed = mtf.greater_equal(mtf.range(q.mesh, memory, tf.int32), 0)
     return attend(q, k, v, memory, allowed, dropout_rate, is_training)
+
+
+def prepend(extra: Any, x: Any, sequence: Any) -> Any:
+    """[mem_kv_sequence, heads, features], [batch, sequence, heads, features] -> [batch, joined, heads, features].
+
+    Joined under a name that no layout splits, which a concatenation could not follow.
+    """
+    batch = [d for d in x.shape.dims if d not in extra.shape.dims and d != sequence]
+    name = extra.shape.dims[0].name
+    extra = mtf.rename_dimension(mtf.broadcast(extra, mtf.Shape(batch + extra.shape.dims)), name, "joined")
+    return mtf.concat([extra, mtf.rename_dimension(x, sequence.name, "joined")], "joined")
 
 
 def local_attention(

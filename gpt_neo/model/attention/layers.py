@@ -1,0 +1,34 @@
+"""The attention half of a block, by its name in `attention_types`."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.attention.cached import cached_attention
+from gpt_neo.model.attention.projections import memory_kv, project_output, project_qkv
+from gpt_neo.model.attention.softmax import global_attention, local_attention
+from gpt_neo.model.context import Context
+from gpt_neo.model.dims import Dims
+
+
+def softmax_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Context) -> Any:
+    """Global or local softmax attention with its projections: [batch, sequence, embd] -> the same."""
+    q, k, v = project_qkv(x, dims, config, context)
+    radius = config.local_attention_radius if kind == "local" else None
+    memory = memory_kv(x.mesh, dims, config) if kind == "global" and config.num_mem_kv else None
+    if context.decoding:
+        at = context.decoding
+        out = cached_attention(q, k, v, at.slot, at.start, at.slots, radius, memory)
+    elif radius is None:
+        out = global_attention(q, k, v, dims.sequence, config.attn_dropout, context.is_training, config.causal, memory)
+    else:
+        out = local_attention(q, k, v, dims.sequence, radius, config.attn_dropout, context.is_training)
+    return project_output(out, dims, config)
+
+
+# From the normed input [batch, sequence, embd] to what is added to the residual stream.
+LAYERS: dict[str, Callable[[Any, str, Dims, ModelConfig, Context], Any]] = {
+    "global": softmax_layer,
+    "local": softmax_layer,
+}

@@ -1,0 +1,45 @@
+"""Building small networks, and checkpoints of chosen weights, for the tests beside this file."""
+
+import os
+
+import numpy as np
+
+from gpt_neo.model.context import Context
+from gpt_neo.model.dims import make_dims
+from gpt_neo.model.transformer import transformer
+from gpt_neo.mtf_compat import lower_locally, mtf, tf
+
+
+def forward(tokens, config):
+    """Logits [batch, sequence, vocab] of a TensorFlow tensor of tokens [batch, sequence]."""
+    graph = mtf.Graph()
+    mesh = mtf.Mesh(graph, "mesh")
+    dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
+    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, Context())
+    return lower_locally(graph, mesh).export_to_tf_tensor(logits)
+
+
+def save_weights(config, folder, choose):
+    """A checkpoint whose variables are choose(name, shape); returns its path."""
+    path = os.path.join(folder, "model.ckpt-0")
+    with tf.Graph().as_default(), tf.Session() as session:
+        forward(tf.zeros([1, config.n_ctx], tf.int32), config)
+        session.run(tf.global_variables_initializer())
+        for v in tf.global_variables():
+            session.run(v.initializer, {v.initializer.inputs[1]: choose(v.op.name, v.shape.as_list())})
+        tf.train.Saver().save(session, path, write_meta_graph=False)
+    return path
+
+
+def save_random(config, folder, seed=0, scale=0.5):
+    """A checkpoint of random weights, large enough that attention matters."""
+    rng = np.random.RandomState(seed)
+    return save_weights(config, folder, lambda name, shape: rng.normal(0, scale, shape))
+
+
+def uncached(config, checkpoint, tokens):
+    """Logits [batch, sequence, vocab] of whole sequences."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        logits = forward(tf.constant(tokens), config)
+        tf.train.Saver().restore(session, checkpoint)
+        return session.run(logits)
