@@ -97,19 +97,22 @@ def match_names(folder: HfFolder, family: Family, pairs: Sequence[Pair]) -> dict
     Raises:
       CheckpointError: a table of tensors that are missing, unknown, or of another shape.
     """
-    bare = {name: name.removeprefix(family.prefix) for name in folder.names()}
-    known = {short: name for name, short in bare.items()}
+    known = {}
+    for name in folder.names():
+        short = name.removeprefix(family.prefix)
+        # transformers 5 calls every head lm_head inside, and may save it so.
+        known[short.replace("lm_head.", f"{family.head}.") if short.startswith("lm_head.") else short] = name
     result, rows = {}, []
     for pair in pairs:
-        name = known.pop(pair.theirs.removeprefix(family.prefix), None)
-        if name is None:
+        held = known.pop(pair.theirs.removeprefix(family.prefix), None)
+        if held is None:
             rows.append((pair.theirs, str(list(pair.their_shape)), "missing", ""))
-        elif folder.shape(name) != pair.their_shape:
-            rows.append((pair.theirs, str(list(pair.their_shape)), str(list(folder.shape(name))), ""))
-        elif folder.dtype(name) not in FLOATS:
-            rows.append((pair.theirs, "floats", str(folder.dtype(name)), ""))
+        elif folder.shape(held) != pair.their_shape:
+            rows.append((pair.theirs, str(list(pair.their_shape)), str(list(folder.shape(held))), ""))
+        elif folder.dtype(held) not in FLOATS:
+            rows.append((pair.theirs, "floats", str(folder.dtype(held)), ""))
         else:
-            result[pair.theirs] = name
+            result[pair.theirs] = held
     tied = known.get(f"{family.head}.weight")
     if tied and pairs[0].theirs in result:
         # A head that the config says is the embedding table may be stored a second time.

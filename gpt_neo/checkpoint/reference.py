@@ -89,6 +89,7 @@ def their_logits(folder: HfFolder, tokens: np.ndarray, dtype: Optional[np.dtype]
     pick = {"gpt_neo": neo_layer, "gpt2": gpt2_layer, "gptj": gptj_layer, "gpt_neox": neox_layer}[kind]
     tables = {"gpt_neox": ("embed_in", "", "final_layer_norm", "embed_out")}
     wte, wpe, norm, head = tables.get(kind, ("wte", "wpe", "ln_f", "lm_head"))
+    head = head if f"{head}.weight" in folder.places else "lm_head"
     ends = {"wte": lambda: read(f"{base}{wte}.weight"), "wpe": lambda: read(f"{base}{wpe}.weight"),
             "g": lambda: read(f"{base}{norm}.weight"), "b": lambda: read(f"{base}{norm}.bias"),
             "head": lambda: read(f"{head}.weight"), "head_b": lambda: read(f"{head}.bias")}  # fmt: skip

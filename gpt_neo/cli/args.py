@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     jobs.add_argument("--plan", action="store_true", help="parameters, memory, steps per epoch, layout; builds nothing")
     jobs.add_argument("--check_dataset", action="store_true", help="decode samples of the dataset and check its ids")
     jobs.add_argument("--export", metavar="FOLDER", nargs="?", const="export", help="write a SavedModel")
+    jobs.add_argument("--int8", action="store_true", help="with --export: weights as int8, a quarter of the size")
     jobs.add_argument("--auto_layout", action="store_true", help="search a layout for mesh_shape, print it")
     jobs.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="search mesh shape and layout")
     train = p.add_argument_group("training")

@@ -16,7 +16,11 @@ def export(job: Job) -> int:
     checkpoint = job_checkpoint(job).path
     print(model_text(run))
     batch = run.training.predict_batch_size
-    export_saved_model(run.model, checkpoint, folder, batch)
-    print(f"exported  {checkpoint} to {folder}: serving_default, tokens int32 [{batch}, {run.model.n_ctx}] to logits "
-          f"float32 [{batch}, {run.model.n_ctx}, {run.model.n_vocab}]")  # fmt: skip
+    for note in export_saved_model(run.model, checkpoint, folder, batch, job.args.int8):
+        print(f"note      {note}")
+    print(f"exported  {checkpoint} to {folder}{' with int8 weights' if job.args.int8 else ''}")
+    shape = f"[{batch}, {run.model.n_ctx}"
+    print(f"          serving_default: tokens int32 [{batch}, longest], lengths [{batch}], max_tokens, temperature,")
+    print(f"          seed to tokens int32 [{batch}, new], lengths [{batch}]")
+    print(f"          logits: tokens int32 {shape}] to logits float32 {shape}, {run.model.n_vocab}]")
     return 0

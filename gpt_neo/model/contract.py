@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gpt_neo.model.quantized import stored_int8, widened
 from gpt_neo.mtf_compat import mtf, tf
 
 
@@ -49,8 +50,13 @@ class ContractOperation(mtf.ops.EinsumOperation):
             rows, inner = x.shape.as_list()[:-reduced], math.prod(x.shape.as_list()[-reduced:])
             sizes = weight.shape.as_list()
             columns = sizes[reduced:] if leading else sizes[:-reduced]
+            small = stored_int8(weight)
+            if small:
+                weight = widened(small[0], x.dtype, x)
             flat = tf.reshape(weight, [inner, -1] if leading else [-1, inner])
             out = tf.linalg.matmul(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
+            if small:
+                out *= tf.cast(small[1], out.dtype)
             return tf.reshape(out, rows + columns)
 
         out = mesh_impl.slicewise(product, lowering.tensors[x], lowering.tensors[weight])

@@ -96,6 +96,7 @@ def torch_logits(folder: str, tokens: np.ndarray, rounded: Optional[np.dtype]) -
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     with torch.no_grad():
         for parameter in model.parameters() if rounded is not None and rounded.itemsize == 2 else ():

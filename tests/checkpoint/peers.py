@@ -23,6 +23,7 @@ def make_peer(family, seed=0):
             **ids, **long_sizes, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=4 * WIDTH,
             hidden_act="gelu_fast", rope_parameters=rope),
     }[family]()  # fmt: skip
+    torch.set_num_threads(1)  # two processes of many threads each wait for one another
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     rng = torch.Generator().manual_seed(seed)

@@ -16,7 +16,8 @@ F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 
 def test_reads_what_the_legacy_program_wrote():
     bundle, reader = Bundle(ORACLE), tf.train.load_checkpoint(ORACLE)
-    assert bundle.shards == 2 and {n: list(bundle.shape(n)) for n in bundle.names()} == reader.get_variable_to_shape_map()
+    shapes = {name: list(bundle.shape(name)) for name in bundle.names()}
+    assert bundle.shards == 2 and shapes == reader.get_variable_to_shape_map()
     for name in bundle.names():
         np.testing.assert_array_equal(bundle.read(name), reader.get_tensor(name), err_msg=name)
 

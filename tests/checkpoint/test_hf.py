@@ -137,7 +137,8 @@ def test_the_old_form_of_pytorch_model_bin(tmp_path):
         np.testing.assert_array_equal(file.read(name).astype(np.float32), value.float().numpy())
 
 
-def test_slots_step_and_dtype_on_the_way_in(imported, tmp_path, capsys):
+def test_slots_step_and_dtype_on_the_way_in(imported, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
     family, source, run_config, _ = imported
     argv = [source, str(tmp_path / "run"), "--slots", "zero", "--step", "9", "--dtype", "bfloat16", "--set", "lr=0.5"]
     assert run(["import-hf", *argv]) == 0

@@ -121,7 +121,7 @@ def test_exported_model_gives_the_same_logits(trained, command, tmp_path):
     tokens = np.random.RandomState(0).randint(0, N_VOCAB, [2, N_CTX]).astype(np.int32)
     with tf.Graph().as_default(), tf.Session() as session:
         meta = tf.saved_model.load(session, [tf.saved_model.SERVING], folder)
-        signature = meta.signature_def["serving_default"]
+        signature = meta.signature_def["logits"]
         got = session.run(signature.outputs["logits"].name, {signature.inputs["tokens"].name: tokens})
     np.testing.assert_allclose(got, logits_of(trained, tokens), atol=1e-5)
 
