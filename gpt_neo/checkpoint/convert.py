@@ -24,7 +24,7 @@ from gpt_neo.checkpoint.tensors import BFLOAT16, FLOATS, blocks, check_finite
 from gpt_neo.config import load_config
 from gpt_neo.config.schema import ModelConfig, RunConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.tokenizer import load_tokenizer
+from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
 
 DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
 SHARD = 5_000_000_000  # bytes of a weight file at most, unless one tensor is larger
@@ -129,10 +129,13 @@ def match_names(folder: HfFolder, family: Family, pairs: Sequence[Pair]) -> dict
 
 
 def copy_tokenizer(source: str, destination: str) -> None:
-    """Copy the tokenizer files that a folder has."""
+    """Copy the tokenizer files that a folder has; an older one's vocabulary and merges also as tokenizer.json."""
     for name in TOKENIZER_FILES:
         if os.path.isfile(os.path.join(source, name)):
             shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
+    made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not os.path.isfile(made) and all(map(os.path.isfile, parts)):
+        byte_level_bpe(*parts).save(made)
 
 
 def tokenizer_of_folder(folder: str, run: RunConfig) -> Optional[dict]:

@@ -21,6 +21,8 @@ def staged_folder(destination: str) -> Iterator[str]:
     Raises:
       CheckpointError: the destination holds something, or the disk does not take what is written.
     """
+    if "://" in destination:
+        raise CheckpointError(f"{destination}: conversions write to local folders; copy the result from there")
     destination = os.path.abspath(destination)
     if os.path.lexists(destination) and not (os.path.isdir(destination) and not os.listdir(destination)):
         raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")

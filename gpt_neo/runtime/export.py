@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from gpt_neo.checkpoint.staging import staged_folder
@@ -40,7 +42,7 @@ def export_saved_model(
     notes: list[str] = []
     signatures = {}
     serves = config.causal and set(config.attention_types) <= set(KINDS)
-    with staged_folder(folder) as staging, tf.Graph().as_default(), tf.Session() as session:
+    with place(folder) as staging, tf.Graph().as_default(), tf.Session() as session:
         weights = Int8Weights() if int8 else None
         with tf.variable_scope("", reuse=tf.AUTO_REUSE, custom_getter=weights):
             tokens = tf.placeholder(tf.int32, [batch_size, config.n_ctx], name="tokens")
@@ -52,17 +54,33 @@ def export_saved_model(
                 notes.append("no signature for generation: its loop carries the state of causal models with layers of "
                              f"type {', '.join(KINDS)} only; sample this model with main.py")  # fmt: skip
         notes += weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
-        saved = os.path.join(staging, "model")
-        builder = tf.saved_model.Builder(saved)
-        builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING], signatures)
         try:
+            builder = tf.saved_model.Builder(staging)
+            builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING], signatures)
             builder.save()
         except tf.errors.OpError as error:
             raise CheckpointError(f"--export {folder!r}: cannot be written: {error.message}") from error
-        for name in os.listdir(saved):
-            os.rename(os.path.join(saved, name), os.path.join(staging, name))
-        os.rmdir(saved)
     return notes
+
+
+@contextlib.contextmanager
+def place(folder: str) -> Iterator[str]:
+    """Where a SavedModel is written: beside its folder, which it becomes once it is whole; a remote one directly.
+
+    Raises:
+      CheckpointError: the folder is in use, or cannot be written.
+    """
+    if "://" in folder:
+        if tf.io.gfile.exists(folder) and tf.io.gfile.listdir(folder):
+            raise CheckpointError(f"{folder}: exists and is not an empty folder; choose another")
+        yield folder
+        return
+    with staged_folder(folder) as staging:
+        inside = os.path.join(staging, "model")  # TensorFlow's builder wants to make its folder itself
+        yield inside
+        for name in os.listdir(inside):
+            os.rename(os.path.join(inside, name), os.path.join(staging, name))
+        os.rmdir(inside)
 
 
 def serving_signature(config: ModelConfig, batch_size: int) -> Any:
