@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
@@ -102,6 +104,24 @@ def build_logits(tokens: Any, config: ModelConfig) -> Any:
     dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
     logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, Context())
     return placement.lower(graph, mesh).export_to_tf_tensor(logits)
+
+
+def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[float, float]:
+    """Nats per token of records, with the weights as they are and in int8.
+
+    Args:
+      rows: int32 [records, n_ctx + 1].
+    """
+    found = []
+    for weights in (None, Int8Weights()):
+        with tf.Graph().as_default(), tf.Session() as session:
+            with tf.variable_scope("", custom_getter=weights):
+                fed = tf.placeholder(tf.int32, [1, config.n_ctx + 1])
+                logits = build_logits(fed[:, :-1], config)
+            each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=fed[:, 1:], logits=logits)
+            weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
+            found.append(float(np.mean([session.run(each, {fed: row[np.newaxis]}) for row in rows])))
+    return found[0], found[1]
 
 
 def generate(tokens: Any, lengths: Any, max_tokens: Any, temperature: Any, seed: Any, config: ModelConfig) -> tuple:
