@@ -200,7 +200,7 @@ def test_a_kill_at_any_moment(tmp_path):
     source = write_source(tmp_path / "hf")
     before, destination = fingerprint(source), tmp_path / "run"
     moments = 0
-    for count in (1, 2, 3, 4, 6, 20, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 10_000):
+    for count in (1, 2, 4, 20, 31, 33, 34, 35, 10_000):
         done = subprocess.run([sys.executable, "-c", KILLED, source, str(destination), str(count)], capture_output=True,
                               text=True, check=False)  # fmt: skip
         assert fingerprint(source) == before
@@ -210,7 +210,7 @@ def test_a_kill_at_any_moment(tmp_path):
         else:
             assert done.returncode == 0, done.stderr
             break
-    assert moments > 5 and Bundle(str(destination / "model.ckpt-0")).names()
+    assert moments > 4 and Bundle(str(destination / "model.ckpt-0")).names()
     assert sorted(os.listdir(tmp_path)) == ["hf", "run"]  # leftovers of the killed runs are gone
 
 
