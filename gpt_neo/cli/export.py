@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from gpt_neo.checkpoint.io import latest_checkpoint
-from gpt_neo.cli.job import Job, model_text
-from gpt_neo.errors import CheckpointError
-from gpt_neo.runtime.export import export_saved_model
+import itertools
+import math
+
+import numpy as np
+
+from gpt_neo.cli.job import Job, job_checkpoint, model_text
+from gpt_neo.dataprep.records import read_records
+from gpt_neo.inputs.train_input import evaluation_records
+from gpt_neo.runtime.export import export_saved_model, losses
+
+ROWS = 64  # held-out records that are compared
 
 
 def export(job: Job) -> int:
@@ -15,12 +22,30 @@ def export(job: Job) -> int:
       CheckpointError: there is no checkpoint, or no place to write to.
     """
     run, folder = job.run, job.args.export
-    checkpoint = latest_checkpoint(job.folder)
-    if checkpoint is None:
-        raise CheckpointError(f"no checkpoint in {job.folder!r}: train first, or set model_path")
+    checkpoint = job_checkpoint(job).path
     print(model_text(run))
     batch = run.training.predict_batch_size
-    export_saved_model(run.model, checkpoint, folder, batch)
-    print(f"exported  {checkpoint} to {folder}: serving_default, tokens int32 [{batch}, {run.model.n_ctx}] to logits "
-          f"float32 [{batch}, {run.model.n_ctx}, {run.model.n_vocab}]")  # fmt: skip
+    for note in export_saved_model(run.model, checkpoint, folder, batch, job.args.int8):
+        print(f"note      {note}")
+    print(f"exported  {checkpoint} to {folder}{' with int8 weights' if job.args.int8 else ''}")
+    shape = f"[{batch}, {run.model.n_ctx}"
+    print(f"          serving_default: tokens int32 [{batch}, longest], lengths [{batch}], max_tokens, temperature,")
+    print(f"          seed to tokens int32 [{batch}, new], lengths [{batch}]")
+    print(f"          logits: tokens int32 {shape}] to logits float32 {shape}, {run.model.n_vocab}]")
+    if job.args.int8:
+        show_cost(job, checkpoint)
     return 0
+
+
+def show_cost(job: Job, checkpoint: str) -> None:
+    """Say what int8 weights cost in perplexity, on the first held-out records of the run."""
+    run = job.run
+    if not (run.datasets and run.datasets[0][1].eval_path):
+        print("          perplexity not compared: the config names no held-out records (eval_path)")
+        return
+    paths, _ = evaluation_records(run)
+    rows = list(itertools.islice(itertools.chain.from_iterable(map(read_records, paths)), ROWS))
+    rows = [row[: run.model.n_ctx + 1] for row in rows if len(row) > run.model.n_ctx]
+    exact, near = (math.exp(loss) for loss in losses(run.model, checkpoint, np.array(rows, np.int32)))
+    print(f"          perplexity of {len(rows) * run.model.n_ctx:,} held-out tokens: {exact:.4f}, with int8 weights "
+          f"{near:.4f} ({100 * (near / exact - 1):+.3f} %)")  # fmt: skip

@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 import glob
 import os
+from typing import Any
 
 from gpt_neo.config import load_config
 from gpt_neo.config.estimate import Memory, count_parameters
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import CheckpointError, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,19 +33,43 @@ def load_job(args: argparse.Namespace) -> Job:
         raise ConfigError(f"--steps_per_checkpoint is {args.steps_per_checkpoint}; expected at least 1")
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
     searched = ["layout="] if args.auto_layout or args.auto_layout_and_mesh_shape else []
-    run = load_config(args.model, [*args.set, *searched])
-    return Job(args, run, model_folder(run))
+    dtype = [f"precision={args.dtype}"] if args.dtype else []
+    run = load_config(args.model, [*args.set, *dtype, *searched])
+    return Job(args, run, model_folder(run, reads_only=bool(args.predict or args.eval or args.export)))
 
 
-def model_folder(run: RunConfig) -> str:
-    """`model_path`, else the config's own folder if it holds checkpoints (a release), else runs/<name>."""
-    if run.training.model_path:
-        path = run.training.model_path
-        return path if path.startswith("gs://") else os.path.abspath(path)
+def model_folder(run: RunConfig, reads_only: bool = False) -> str:
+    """`model_path`, else the config's own folder if it holds checkpoints (a release), else runs/<name>.
+
+    A release as downloaded names the model_path of the machine that trained it. A job that only reads takes the
+    checkpoints beside the config when model_path has none.
+    """
     beside = os.path.dirname(os.path.abspath(run.source))
-    if glob.glob(os.path.join(glob.escape(beside), "model.ckpt-*.index")):
-        return beside
-    return os.path.abspath(os.path.join("runs", run.name))
+    path = run.training.model_path
+    if path and not (reads_only and has_checkpoints(beside) and not has_checkpoints(path)):
+        return path if path.startswith("gs://") else os.path.abspath(path)
+    return beside if has_checkpoints(beside) else os.path.abspath(os.path.join("runs", run.name))
+
+
+def has_checkpoints(folder: str) -> bool:
+    """Whether a local folder holds checkpoints."""
+    return bool(glob.glob(os.path.join(glob.escape(folder), "model.ckpt-*.index")))
+
+
+def job_checkpoint(job: Job) -> Any:
+    """The checkpoint (`Found`) of --checkpoint, or the newest one.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    from gpt_neo.checkpoint.folder import find_checkpoint  # NumPy: --help does without
+
+    found = find_checkpoint(job.folder, job.args.checkpoint)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {job.folder!r}: train first, or set model_path")
+    for note in found.notes:
+        print(f"note      {note}")
+    return found
 
 
 def size_text(count: float) -> str:

@@ -8,11 +8,11 @@ import sys
 import time
 from typing import Optional
 
-from gpt_neo.checkpoint.io import latest_checkpoint, step_of
-from gpt_neo.cli.job import Job, memory_text, model_text
+from gpt_neo.checkpoint.names import step_of
+from gpt_neo.cli.job import Job, job_checkpoint, memory_text, model_text
 from gpt_neo.cli.train import device_plan, device_text
 from gpt_neo.config.estimate import sampling_memory
-from gpt_neo.errors import CheckpointError, ConfigError, DataError
+from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.runtime.predict_step import Sampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
@@ -46,9 +46,7 @@ class Stream:
 def predict(job: Job) -> int:
     """Load the newest checkpoint and answer the prompt, or prompts one after another."""
     args, run = job.args, job.run
-    checkpoint = latest_checkpoint(job.folder)
-    if checkpoint is None:
-        raise CheckpointError(f"no checkpoint in {job.folder!r}: train first, or set model_path")
+    checkpoint = job_checkpoint(job).path
     if args.tpu:
         raise ConfigError("--predict runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
     if args.num_samples < 1:
@@ -63,8 +61,14 @@ def predict(job: Job) -> int:
     print(memory_text(sampling_memory(run.model, batch)))
     print(device_text(job, device_plan(job)), flush=True)
     began = time.monotonic()
-    sampler = Sampler(run.model, checkpoint, batch, device_plan(job))
+    length = None
+    if prompt is not None:
+        kept, _, room = fit_prompt(tokenizer.encode(prompt), run.model.n_ctx, args.max_tokens)
+        length = len(kept) + room
+    sampler = Sampler(run.model, checkpoint, batch, device_plan(job), length)
     print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {seed}", flush=True)
+    for note in sampler.notes:
+        print(f"note      {note}")
     path = os.path.join(job.folder, f"predictions_{args.sacred_id or run.name}_{step_of(checkpoint)}.txt")
     while True:
         text = read_interactive() if prompt is None else prompt
@@ -84,7 +88,9 @@ def job_tokenizer(job: Job) -> tuple[Tokenizer, Optional[int]]:
         tokenizer = preflight.dataset_tokenizer(dataset)
         preflight.check_tokenizer(run, dataset, ref.name)
         return tokenizer, dataset.eos_id
-    tokenizer = load_tokenizer()
+    beside = os.path.join(job.folder, "tokenizer.json")  # an imported model brings its own
+    own = os.path.isfile(beside)
+    tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id if own else None)
     return tokenizer, tokenizer.eos_id
 
 

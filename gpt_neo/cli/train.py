@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Optional
 
+from gpt_neo.checkpoint.folder import BEST, find_latest
+from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.job import Job, count_text, memory_text, model_text, time_text
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
@@ -73,7 +75,10 @@ def train(job: Job) -> int:
     run, plan = job.run, device_plan(job)
     if job.args.new:
         delete_checkpoints(job)
-    start = runtime.current_step(job.folder)
+    found = find_latest(job.folder)
+    start = step_of(found.path) if found else 0
+    for note in found.notes if found else ():
+        print(f"note      {note}")
     steps = run.training.train_steps
     print(model_text(run))
     print(memory_text(training_memory(run, plan.replicas())))
@@ -107,7 +112,7 @@ def evaluate(job: Job, limit: Optional[int] = None) -> int:
     run, plan = job.run, device_plan(job)
     lengths = runtime.byte_lengths(run)
     estimator = runtime.make_estimator(run, job.folder, plan, tpu=tpu_options(job), byte_lengths=lengths)
-    result = runtime.evaluate(estimator, run, job.folder, limit)
+    result = runtime.evaluate(estimator, run, job.folder, limit, job.args.checkpoint)
     print(f"held out  {result_text(result)}")
     path = os.path.join(job.folder, f"eval_{job.args.sacred_id or run.name}.jsonl")
     with open(path, "a", encoding="utf-8") as handle:
@@ -136,6 +141,8 @@ def delete_checkpoints(job: Job) -> None:
         return
     names = [name for name in os.listdir(folder) if name.startswith(CHECKPOINT_FILES)]
     names = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+    kept = os.path.join(folder, BEST)
+    names += [os.path.join(BEST, name) for name in (os.listdir(kept) if os.path.isdir(kept) else [])]
     if not names:
         return
     if not job.args.yes:

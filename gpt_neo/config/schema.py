@@ -272,6 +272,9 @@ class TrainingConfig:
     predict_steps: int = key(0, "Legacy key: training steps between samples.", low=0, unit="steps")
     predict_max_steps: Optional[int] = key(None, "Legacy key: most sampling batches.", low=0, unit="batches")
     iterations: int = key(100, "Steps per call of the training loop.", low=1, unit="steps")
+    keep_checkpoints: int = key(
+        10, "Newest checkpoints that are kept; the best one is kept besides.", low=1, unit="checkpoints"
+    )
     model_path: Optional[str] = key(None, "Folder of checkpoints; that of the config file if absent.")
     datasets: tuple = key((), "Datasets and their weights.")
     input_fn: str = key("sequential_input", "Legacy name of the reader.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,11 +12,13 @@ class Decoding:
 
     slot: int32 scalar. start: int32 [batch], slot of each row's first token; slots before it are padding.
     slots: entries of the caches of global layers.
+    attend: stands in for `cached_attention`, with caches of its own; None takes those in variables.
     """
 
     slot: Any
     start: Any
     slots: int
+    attend: Optional[Callable[..., Any]] = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Optional
 
+from gpt_neo.model.quantized import stored_int8, widened
 from gpt_neo.mtf_compat import mtf, row_times_matrix, tf
 
 
@@ -60,12 +61,17 @@ class ContractOperation(mtf.ops.EinsumOperation):
             rows, inner = x.shape.as_list()[:-reduced], math.prod(x.shape.as_list()[-reduced:])
             sizes = weight.shape.as_list()
             columns = sizes[reduced:] if leading else sizes[:-reduced]
+            small = stored_int8(weight)
+            if small:
+                weight = widened(small[0], x.dtype, x)
             flat = tf.reshape(weight, [inner, -1] if leading else [-1, inner])
             flat_x = tf.reshape(x, [-1, inner])
             if math.prod(rows) == 1:
                 out = row_times_matrix(flat_x, flat, transposed=not leading)
             else:
                 out = tf.linalg.matmul(flat_x, flat, transpose_b=not leading)
+            if small:
+                out *= tf.cast(small[1], out.dtype)
             for b in bias:
                 out = tf.nn.bias_add(out, tf.reshape(b, [-1]))
             return tf.reshape(out, rows + columns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpt_neo.model.quantized import stored_int8
 from gpt_neo.mtf_compat import compiled, mtf, tf
 
 
@@ -63,8 +64,12 @@ class EmbedOperation(mtf.Operation):
         axis, depth, offset = shard_offset(mesh_impl, self.vocab)
 
         def look_up(table: Any, ids: Any, first: Any) -> Any:
-            # Not on the variable itself: TensorFlow would from then on copy it whole at every other read.
+            # Read first: a gather from the variable itself puts it into a mode in which every later read copies it.
             table = tf.convert_to_tensor(table)
+            small = stored_int8(table)
+            if small:
+                rows = tf.cast(tf.gather(small[0], ids), table.dtype)
+                return rows * tf.cast(tf.gather(small[1], ids), table.dtype)[..., tf.newaxis]
             if axis is None:
                 return tf.gather(table, ids)
             local = ids - first

@@ -8,7 +8,8 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from gpt_neo.checkpoint.io import latest_checkpoint, step_of
+from gpt_neo.checkpoint.folder import find_checkpoint, keep_best, latest_checkpoint, settle_state
+from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, DataError, DeviceError, GptNeoError
 from gpt_neo.inputs import preflight
@@ -127,6 +128,7 @@ def train(estimator: Any, run: RunConfig, plan: MeshPlan, folder: str) -> int:
     start = current_step(folder)
     if start >= run.training.train_steps:
         return start
+    settle_state(folder)
 
     def input_fn(params: dict) -> Any:
         batches = training_batches(run, params["batch_size"], start)
@@ -137,24 +139,33 @@ def train(estimator: Any, run: RunConfig, plan: MeshPlan, folder: str) -> int:
     return run.training.train_steps
 
 
-def evaluate(estimator: Any, run: RunConfig, folder: str, limit: Optional[int] = None) -> dict:
-    """Token-weighted loss, perplexity and bits per byte of the held-out records.
+def evaluate(
+    estimator: Any, run: RunConfig, folder: str, limit: Optional[int] = None, which: Optional[str] = None
+) -> dict:
+    """Token-weighted loss, perplexity and bits per byte of the held-out records. The best checkpoint is kept.
 
     Args:
       limit: batches; all records when None.
+      which: the checkpoint, as `find_checkpoint` takes it.
 
     Raises:
       CheckpointError: there is nothing to evaluate.
     """
-    if latest_checkpoint(folder) is None:
+    found = find_checkpoint(folder, which)
+    if found is None:
         raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
     paths, counts = evaluation_records(run)
     size = eval_batch_size(run)
     batches = -(-sum(counts) // size)
     steps = batches if limit is None else min(batches, limit)
     with reading(run, paths):
-        metrics = estimator.evaluate(lambda params: evaluation_batches(run, params["batch_size"], steps), steps=steps)
-    return summarize(metrics, in_nats=not run.model.entmax_loss)
+        metrics = estimator.evaluate(
+            lambda params: evaluation_batches(run, params["batch_size"], steps), steps=steps,
+            checkpoint_path=found.path,
+        )  # fmt: skip
+    result = summarize(metrics, in_nats=not run.model.entmax_loss)
+    keep_best(folder, found.path, result["loss"])
+    return result
 
 
 def byte_lengths(run: RunConfig) -> Optional[np.ndarray]:

@@ -1,44 +1,99 @@
-"""A trained model as a SavedModel."""
+"""A trained model as a SavedModel: text generation with the loop inside, and logits; weights as they are or in int8."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.model.context import Context
+from gpt_neo.model.attention.carried import CarriedCaches
+from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.runtime.int8 import Int8Weights
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
-from gpt_neo.runtime.predict_step import load_weights
+from gpt_neo.runtime.predict_step import PREFILL, load_weights
+
+KINDS = ("global", "local", "none")  # attention whose decoding state the loop can carry
 
 
-def export_saved_model(config: ModelConfig, checkpoint: str, folder: str, batch_size: int = 1) -> None:
-    """Write a SavedModel whose signature `serving_default` maps tokens to logits.
+def export_saved_model(
+    config: ModelConfig, checkpoint: str, folder: str, batch_size: int = 1, int8: bool = False
+) -> list[str]:
+    """Write a SavedModel with two signatures, for batches of batch_size rows.
 
-    tokens: int32 [batch, sequence] with batch = batch_size and sequence = n_ctx; shorter texts are filled on the
-    right, as no token sees later ones. logits: float32 [batch, sequence, vocab].
+    serving_default: tokens int32 [batch, longest] (shorter prompts filled on the right), lengths int32 [batch],
+    max_tokens int32, temperature float32 (0 takes the likeliest token), seed int32, to tokens int32 [batch, new],
+    filled with eos_id after the end, and lengths int32 [batch] of the new tokens.
+    logits: tokens int32 [batch, n_ctx], shorter texts filled on the right, as no token sees later ones, to logits
+    float32 [batch, n_ctx, vocab].
+
+    Returns:
+      notes for the person.
 
     Raises:
       CheckpointError: the folder is in use, cannot be written, or the checkpoint does not fit.
     """
-    if tf.io.gfile.exists(folder) and (not tf.io.gfile.isdir(folder) or tf.io.gfile.listdir(folder)):
-        raise CheckpointError(f"--export {folder!r}: exists and is not an empty folder; choose another")
-    with tf.Graph().as_default(), tf.Session() as session:
-        tokens = tf.placeholder(tf.int32, [batch_size, config.n_ctx], name="tokens")
-        logits = build_logits(tokens, config)
-        load_weights(session, checkpoint)
-        signature = tf.saved_model.predict_signature_def({"tokens": tokens}, {"logits": logits})
-        builder = tf.saved_model.Builder(folder)
-        builder.add_meta_graph_and_variables(
-            session, [tf.saved_model.SERVING], {tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: signature}
-        )
+    notes: list[str] = []
+    signatures = {}
+    serves = config.causal and set(config.attention_types) <= set(KINDS)
+    with place(folder) as staging, tf.Graph().as_default(), tf.Session() as session:
+        weights = Int8Weights() if int8 else None
+        with tf.variable_scope("", reuse=tf.AUTO_REUSE, custom_getter=weights):
+            tokens = tf.placeholder(tf.int32, [batch_size, config.n_ctx], name="tokens")
+            logits = build_logits(tokens, config)
+            signatures["logits"] = tf.saved_model.predict_signature_def({"tokens": tokens}, {"logits": logits})
+            if serves:
+                signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = serving_signature(config, batch_size)
+            else:
+                notes.append("no signature for generation: its loop carries the state of causal models with layers of "
+                             f"type {', '.join(KINDS)} only; sample this model with main.py")  # fmt: skip
+        notes += weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
         try:
+            builder = tf.saved_model.Builder(staging)
+            builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING], signatures)
             builder.save()
-        except (OSError, tf.errors.OpError) as error:
-            raise CheckpointError(f"--export {os.path.abspath(folder)!r}: cannot be written: {error}") from error
+        except tf.errors.OpError as error:
+            raise CheckpointError(f"--export {folder!r}: cannot be written: {error.message}") from error
+    return notes
+
+
+@contextlib.contextmanager
+def place(folder: str) -> Iterator[str]:
+    """Where a SavedModel is written: beside its folder, which it becomes once it is whole; a remote one directly.
+
+    Raises:
+      CheckpointError: the folder is in use, or cannot be written.
+    """
+    if "://" in folder:
+        if tf.io.gfile.exists(folder) and tf.io.gfile.listdir(folder):
+            raise CheckpointError(f"{folder}: exists and is not an empty folder; choose another")
+        yield folder
+        return
+    with staged_folder(folder) as staging:
+        inside = os.path.join(staging, "model")  # TensorFlow's builder wants to make its folder itself
+        yield inside
+        for name in os.listdir(inside):
+            os.rename(os.path.join(inside, name), os.path.join(staging, name))
+        os.rmdir(inside)
+
+
+def serving_signature(config: ModelConfig, batch_size: int) -> Any:
+    """SignatureDef of generation."""
+    fed = {
+        "tokens": tf.placeholder(tf.int32, [batch_size, None]), "lengths": tf.placeholder(tf.int32, [batch_size]),
+        "max_tokens": tf.placeholder(tf.int32, []), "temperature": tf.placeholder(tf.float32, []),
+        "seed": tf.placeholder(tf.int32, []),
+    }  # fmt: skip
+    tokens, lengths = generate(config=config, **fed)
+    return tf.saved_model.predict_signature_def(fed, {"tokens": tokens, "lengths": lengths})
 
 
 def build_logits(tokens: Any, config: ModelConfig) -> Any:
@@ -49,3 +104,98 @@ def build_logits(tokens: Any, config: ModelConfig) -> Any:
     dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
     logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, Context())
     return placement.lower(graph, mesh).export_to_tf_tensor(logits)
+
+
+def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[float, float]:
+    """Nats per token of records, with the weights as they are and in int8.
+
+    Args:
+      rows: int32 [records, n_ctx + 1].
+    """
+    found = []
+    for weights in (None, Int8Weights()):
+        with tf.Graph().as_default(), tf.Session() as session:
+            with tf.variable_scope("", custom_getter=weights):
+                fed = tf.placeholder(tf.int32, [1, config.n_ctx + 1])
+                logits = build_logits(fed[:, :-1], config)
+            each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=fed[:, 1:], logits=logits)
+            weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
+            found.append(float(np.mean([session.run(each, {fed: row[np.newaxis]}) for row in rows])))
+    return found[0], found[1]
+
+
+def generate(tokens: Any, lengths: Any, max_tokens: Any, temperature: Any, seed: Any, config: ModelConfig) -> tuple:
+    """New tokens as a graph: the prompts are read in chunks, then one token follows another.
+
+    Args:
+      tokens, lengths, max_tokens, temperature, seed: see `export_saved_model`.
+
+    Returns:
+      (int32 [batch, new], int32 [batch])
+    """
+    batch, chunk = int(tokens.shape[0]), min(PREFILL, config.n_ctx)
+    longest = tf.reduce_max(lengths)
+    fits = tf.debugging.assert_less(longest, config.n_ctx, message="a prompt leaves no room in n_ctx for a new token")
+    with tf.control_dependencies([fits, tf.debugging.assert_positive(lengths, message="a prompt is empty")]):
+        room = tf.minimum(max_tokens, config.n_ctx - longest)
+    length = -(-longest // chunk) * chunk
+    start = length - lengths
+    columns = tf.range(length)[tf.newaxis] - start[:, tf.newaxis]  # place of each aligned column in its row
+    aligned = tf.gather(tokens, tf.maximum(columns, 0), batch_dims=1)
+    slots = config.n_ctx + chunk
+
+    def step(fed: Any, slot: Any, caches: list) -> tuple:
+        return decoding_step(fed, slot, start, caches, slots, config)
+
+    def read(slot: Any, logits: Any, *caches: Any) -> tuple:
+        fed = tf.slice(aligned, tf.stack([0, slot]), [batch, chunk])
+        logits, updated = step(fed, slot, list(caches))
+        return (slot + chunk, logits, *updated)
+
+    def draw(count: Any, alive: Any, made: Any, ends: Any, logits: Any, *caches: Any) -> tuple:
+        token = tf.where_v2(alive, choose(logits, temperature, seed, count), config.eos_id)
+        logits, updated = step(token[:, tf.newaxis], length + count, list(caches))
+        ends = tf.where_v2(alive, count + 1, ends)
+        return (count + 1, tf.logical_and(alive, tf.not_equal(token, config.eos_id)), made.write(count, token), ends,
+                logits, *updated)  # fmt: skip
+
+    logits = tf.zeros([batch, config.n_vocab])
+    state = tf.while_loop(lambda slot, *_: slot < length, read, (tf.constant(0), logits, *empty(batch, slots, config)),
+                          parallel_iterations=1)  # fmt: skip
+    made = tf.TensorArray(tf.int32, room, element_shape=[batch])
+    first = (tf.constant(0), tf.fill([batch], True), made, tf.zeros([batch], tf.int32), *state[1:])
+    state = tf.while_loop(lambda count, alive, *_: tf.logical_and(count < room, tf.reduce_any(alive)), draw, first,
+                          parallel_iterations=1)  # fmt: skip
+    drawn = tf.transpose(state[2].stack())[:, : state[0]]
+    return drawn, state[3]
+
+
+def empty(batch: int, slots: int, config: ModelConfig) -> list:
+    """Caches before the first token, as `CarriedCaches` holds them."""
+    layers = sum(kind != "none" for kind in config.attention_types)
+    dtype = tf.bfloat16 if config.precision == "bfloat16" else tf.float32
+    return [tf.zeros([batch * config.n_head * slots, config.features_per_head], dtype) for _ in range(2 * layers)]
+
+
+def decoding_step(tokens: Any, slot: Any, start: Any, caches: list, slots: int, config: ModelConfig) -> tuple:
+    """Logits float32 [batch, vocab] of the last of `tokens` [batch, sequence], and the caches after it."""
+    placement = LocalPlacement(MeshPlan())
+    graph = mtf.Graph()
+    mesh = placement.make_mesh(graph)
+    dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
+    carried = CarriedCaches(caches)
+    decoding = Decoding(
+        mtf.import_tf_tensor(mesh, slot, mtf.Shape([])), mtf.import_tf_tensor(mesh, start, mtf.Shape([dims.batch])),
+        slots, carried,
+    )  # fmt: skip
+    context = Context(decoding=decoding, last_only=True)
+    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, context)
+    out = placement.lower(graph, mesh).export_to_tf_tensor(logits)[:, 0]
+    return out, carried.tensors
+
+
+def choose(logits: Any, temperature: Any, seed: Any, count: Any) -> Any:
+    """int32 [batch]: the likeliest token at temperature 0, else one drawn."""
+    scaled = logits / tf.maximum(temperature, 1e-6)
+    drawn = tf.random.stateless_categorical(scaled, 1, tf.stack([seed, count]), tf.int32)[:, 0]
+    return tf.where_v2(temperature > 0, drawn, tf.argmax(logits, -1, tf.int32))

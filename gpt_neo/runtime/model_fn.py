@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, Callable
 
-from gpt_neo.checkpoint.io import check_shapes, latest_checkpoint
+from gpt_neo.checkpoint.fit import fit_checkpoint
+from gpt_neo.checkpoint.folder import latest_checkpoint
+from gpt_neo.checkpoint.record import make_record, tokenizer_reference
+from gpt_neo.checkpoint.saver import KEEP_HOURS, RecordListener, RunSaver
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.hooks import Progress, ProgressHook
 from gpt_neo.runtime.mesh import LocalPlacement, TpuPlacement
 from gpt_neo.runtime.train_step import build_train_step
-
-KEEP_CHECKPOINTS = 10
 
 
 def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
@@ -40,10 +41,10 @@ def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
     folder: str = params["folder"]
     use_tpu: bool = params["use_tpu"]
     with mtf.utils.outside_all_rewrites():
-        hooks = [mtf.MtfRestoreHook(step.lowering), saver_hook(step.lowering, folder, params["steps_per_checkpoint"])]
+        hooks = [mtf.MtfRestoreHook(step.lowering), saver_hook(step.lowering, run, params)]
         existing = latest_checkpoint(folder)
         if existing:
-            check_shapes(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
+            fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
         if not use_tpu:
             report: Callable[[Progress], None] = params["report"]
             hooks.append(ProgressHook(step.loss, step.rate, run.training.train_steps, run.tokens_per_step, folder,
@@ -71,15 +72,27 @@ def write_summaries(folder: str, step: Any, loss: Any, rate: Any) -> Any:
         return tf.summary.all_v2_summary_ops()
 
 
-def saver_hook(lowering: Any, folder: str, steps: int) -> Any:
-    """A hook that writes checkpoints; slices are copied to their masters first."""
-    saver = tf.train.Saver(
-        tf.global_variables(), max_to_keep=KEEP_CHECKPOINTS, keep_checkpoint_every_n_hours=2, defer_build=False,
+def add_saver(keep: int) -> Any:
+    """Make the saver of the session's variables, where the session looks for one."""
+    saver = RunSaver(
+        tf.global_variables(), max_to_keep=keep, keep_checkpoint_every_n_hours=KEEP_HOURS, defer_build=False,
         save_relative_paths=True,
     )  # fmt: skip
     tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
-    listener = mtf.MtfCheckpointSaverListener(lowering)
-    return tf.train.CheckpointSaverHook(folder, save_steps=steps, saver=saver, listeners=[listener])
+    return saver
+
+
+def saver_hook(lowering: Any, run: RunConfig, params: dict) -> Any:
+    """A hook that writes checkpoints and their records; slices are copied to their masters first."""
+    tokenizer = tokenizer_reference(run)
+    listeners = [
+        mtf.MtfCheckpointSaverListener(lowering),
+        RecordListener(params["folder"], lambda step: make_record(run, step, tokenizer)),
+    ]
+    return tf.train.CheckpointSaverHook(
+        params["folder"], save_steps=params["steps_per_checkpoint"], listeners=listeners,
+        saver=add_saver(run.training.keep_checkpoints),
+    )  # fmt: skip
 
 
 def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> Any:
@@ -103,6 +116,7 @@ def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> A
     mean_loss = tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
     with mtf.utils.outside_all_rewrites():
         restore = mtf.MtfRestoreHook(lowering)
+        add_saver(run.training.keep_checkpoints)
     return tf.estimator.tpu.TPUEstimatorSpec(
         mode=tf.estimator.ModeKeys.EVAL, loss=mean_loss, evaluation_hooks=[restore],
         eval_metrics=(metrics, [losses, weights, byte_counts]),

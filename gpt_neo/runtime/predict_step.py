@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from gpt_neo.checkpoint.io import check_shapes
+from gpt_neo.checkpoint.fit import aligned_zeros, load_variables
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import DataError
 from gpt_neo.model.attention.cached import CACHES
@@ -61,14 +61,19 @@ def fit_prompt(prompt: Sequence[int], n_ctx: int, max_tokens: Optional[int]) -> 
 class Sampler:
     """A model ready to sample `batch_size` rows at once.
 
+    Args:
+      length: tokens of the longest text, prompt included, for which the caches have room; n_ctx when absent.
+
     Raises:
       CheckpointError: the checkpoint is missing, or does not fit the config.
     """
 
     def __init__(
-        self, config: ModelConfig, checkpoint: str, batch_size: int = 1, plan: Optional[MeshPlan] = None
-    ) -> None:
+        self, config: ModelConfig, checkpoint: str, batch_size: int = 1, plan: Optional[MeshPlan] = None,
+        length: Optional[int] = None,
+    ) -> None:  # fmt: skip
         self.config, self.batch_size = config, batch_size
+        self.length = min(length or config.n_ctx, config.n_ctx)
         self.chunk = min(PREFILL, config.n_ctx)
         placement = LocalPlacement(plan or MeshPlan())
         self.graph = tf.Graph()
@@ -83,8 +88,8 @@ class Sampler:
                     self.logits[size], lowering = self.build(tokens, placement)
                     copies.append(lowering.copy_masters_to_slices())
             self.session = tf.Session(config=session_config(placement.plan))
-            load_weights(self.session, checkpoint)
-            self.session.run(tf.variables_initializer(tf.get_collection(CACHES)))
+            self.notes = load_weights(self.session, checkpoint)
+            zero_caches(self.session)
             self.session.run(copies)
             self.graph.finalize()
 
@@ -96,7 +101,7 @@ class Sampler:
         fed = mtf.import_tf_tensor(mesh, tokens, dims.tokens)
         slot = mtf.import_tf_tensor(mesh, self.slot, mtf.Shape([]))
         start = mtf.import_tf_tensor(mesh, self.start, mtf.Shape([dims.batch]))
-        decoding = Decoding(slot, start, slots=self.config.n_ctx + self.chunk)
+        decoding = Decoding(slot, start, slots=self.length + self.chunk)
         logits = transformer(fed, dims, self.config, Context(decoding=decoding, last_only=True))
         lowering = placement.lower(graph, mesh)
         return lowering.export_to_tf_tensor(logits)[:, 0], lowering
@@ -139,7 +144,7 @@ class Sampler:
         rows = []
         for number, prompt in enumerate(prompts):
             check_prompt(prompt, number, self.config.n_vocab)
-            kept, _, room = fit_prompt(prompt, self.config.n_ctx, options.max_tokens)
+            kept, _, room = fit_prompt(prompt, self.length, options.max_tokens)
             rows += [
                 Row(number, sample, kept, room, row_generator(options.seed, number, sample))
                 for sample in range(num_samples)
@@ -175,18 +180,22 @@ def check_prompt(prompt: Sequence[int], number: int, n_vocab: int) -> None:
         raise DataError(f"prompt {number} has token id {max(prompt)}; the model's n_vocab is {n_vocab}")
 
 
-def load_weights(session: Any, checkpoint: str) -> None:
+def zero_caches(session: Any) -> None:
+    """Set the caches to 0, from one array: TensorFlow would make and keep zeros of its own for each."""
+    caches = tf.get_collection(CACHES)
+    feeds = {
+        v.initializer.inputs[1]: aligned_zeros(v.shape.as_list(), v.dtype.base_dtype.as_numpy_dtype) for v in caches
+    }
+    session.run([v.initializer for v in caches], feeds)
+
+
+def load_weights(session: Any, checkpoint: str) -> list[str]:
     """Load the graph's weights, cast where the checkpoint holds another float type.
+
+    Returns:
+      notes on what was done on the way.
 
     Raises:
       CheckpointError: a variable is missing or of another shape; nothing is loaded then.
     """
-    wanted = {v.op.name: v for v in tf.global_variables()}
-    reader = check_shapes(checkpoint, {name: v.shape.as_list() for name, v in wanted.items()})
-    types = reader.get_variable_to_dtype_map()
-    if all(types[name] == v.dtype.base_dtype for name, v in wanted.items()):
-        tf.train.Saver(list(wanted.values())).restore(session, checkpoint)
-        return
-    for name, variable in wanted.items():
-        value = reader.get_tensor(name).astype(variable.dtype.base_dtype.as_numpy_dtype)
-        session.run(variable.initializer, {variable.initializer.inputs[1]: value})
+    return load_variables(session, checkpoint, tf.global_variables())

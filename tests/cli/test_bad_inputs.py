@@ -30,6 +30,7 @@ def places(world, trained, tmp_path_factory):
     damaged = folder / "damaged"
     shutil.copytree(os.path.join(world.folder, "runs", "trained"), damaged)
     (damaged / "model.ckpt-20.index").write_bytes(b"nothing of the kind")
+    (damaged / "model.ckpt-0.index").unlink()
     world.dataset_config("absent", path=str(folder / "none_*.tfrecords"))
     world.dataset_config("cut", path=str(cut / "*.tfrecords"))
     world.dataset_config("short", path=str(folder / "short_*.tfrecords"), tokenizer_path=None)
@@ -101,6 +102,8 @@ def test_one_line_and_exit_status_2(world, places, command, capsys, name, change
     assert command(*argv) == 2
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    # a checkpoint that does not fit is told with a table, indented
+    assert lines[0].startswith("error: ") and all(line.startswith("  ") for line in lines[1:]), captured.err
+    assert len(lines) == 1 or "does not fit" in lines[0]
     assert message in lines[0]
     assert "Traceback" not in captured.out

@@ -121,7 +121,7 @@ def test_exported_model_gives_the_same_logits(trained, command, tmp_path):
     tokens = np.random.RandomState(0).randint(0, N_VOCAB, [2, N_CTX]).astype(np.int32)
     with tf.Graph().as_default(), tf.Session() as session:
         meta = tf.saved_model.load(session, [tf.saved_model.SERVING], folder)
-        signature = meta.signature_def["serving_default"]
+        signature = meta.signature_def["logits"]
         got = session.run(signature.outputs["logits"].name, {signature.inputs["tokens"].name: tokens})
     np.testing.assert_allclose(got, logits_of(trained, tokens), atol=1e-5)
 
@@ -177,6 +177,13 @@ def test_two_devices_equal_one(world, trained):
     assert set(spread) == set(alone)
     for name in alone:
         np.testing.assert_allclose(spread[name], alone[name], atol=1e-4, err_msg=name)
+    # saved on two devices and read on one, and the other way round
+    tokens = np.random.RandomState(0).randint(0, N_VOCAB, [2, N_CTX]).astype(np.int32)
+    np.testing.assert_allclose(logits_of(path, tokens), logits_of(trained, tokens), atol=1e-3)
+    argv = ["--model", trained, "--predict", "--temperature", 0, "--max_tokens", 8, "--prompt", "The if"]
+    texts = [run_main(*argv, *more).stdout.partition("--- sample")[2].partition("---\n")[0]
+             for more in ([], ["--set", "mesh_shape=x:2", "--set", "layout=heads:x", "--gpu_ids", "cpu:0", "cpu:1"])]
+    assert texts[0] == texts[1] != ""
 
 
 def test_help_is_instant_and_imports_no_tensorflow():

@@ -22,7 +22,7 @@ def softmax_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: C
     memory = memory_kv(x.mesh, dims, config) if kind == "global" and config.num_mem_kv else None
     if context.decoding:
         at = context.decoding
-        out = cached_attention(q, k, v, at.slot, at.start, at.slots, radius, memory)
+        out = (at.attend or cached_attention)(q, k, v, at.slot, at.start, at.slots, radius, memory)
     elif radius is None:
         out = global_attention(q, k, v, dims.sequence, config.attn_dropout, context.is_training, config.causal, memory)
     else:

@@ -1,0 +1,355 @@
+"""TensorFlow's V2 checkpoint format: `<prefix>.index` and `<prefix>.data-00000-of-00001`, without TensorFlow.
+
+TensorFlow's own reader copies every tensor and its writer takes them all at once. Here tensors are mapped from the
+data file, and written one after another in blocks, so that neither needs the memory of a whole model. The index is a
+sorted table (the LevelDB format) of serialised BundleEntryProto messages; tests hold both ways against TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, map_array
+from gpt_neo.errors import CheckpointError
+
+# Values of TensorFlow's DataType enumeration.
+TYPES: dict[int, np.dtype] = {
+    1: np.dtype(np.float32), 2: np.dtype(np.float64), 3: np.dtype(np.int32), 4: np.dtype(np.uint8),
+    5: np.dtype(np.int16), 6: np.dtype(np.int8), 9: np.dtype(np.int64), 10: np.dtype(np.bool_), 14: BFLOAT16,
+    17: np.dtype(np.uint16), 19: np.dtype(np.float16), 22: np.dtype(np.uint32), 23: np.dtype(np.uint64),
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in TYPES.items()}
+MAGIC = 0xDB4775248B80FB57
+FOOTER = 48  # bytes: two block handles padded to 40, and the magic number
+TRAILER = 5  # bytes after a block: compression, checksum
+ALIGNMENT = 64  # bytes; TensorFlow uses a mapped tensor in place only at such an address
+MASK_DELTA = 0xA282EAD8
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies. crc is the masked CRC-32C of its bytes."""
+
+    dtype: np.dtype
+    shape: tuple
+    shard: int
+    offset: int
+    size: int
+    crc: int
+
+
+class Bundle:
+    """A checkpoint to read from; a `Source`.
+
+    Raises:
+      CheckpointError: the index is missing or damaged, or a data file is missing or too short.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.path = prefix
+        self.entries: dict[str, Entry] = {}
+        self.others: list[str] = []  # strings and the like, which no weight is
+        try:
+            table = read_table(read_bytes(prefix + ".index"))
+            self.shards = int(dict(proto_fields(table.pop(b""))).get(1, 1))
+            for key, value in table.items():
+                entry = parse_entry(value)
+                if entry is None:
+                    self.others.append(key.decode("utf-8", "replace"))
+                else:
+                    self.entries[key.decode("utf-8")] = entry
+        except (ValueError, KeyError, IndexError, struct.error) as error:
+            reason = error if isinstance(error, ValueError) else "its table is damaged"
+            raise CheckpointError(f"{prefix}.index: cannot be read as a checkpoint: {reason}") from error
+        self.check_shards()
+
+    def shard_path(self, shard: int) -> str:
+        """File of a shard."""
+        return f"{self.path}.data-{shard:05d}-of-{self.shards:05d}"
+
+    def check_shards(self) -> None:
+        """Every data file has to be there, as long as the index says."""
+        for shard in range(self.shards):
+            held = [e.offset + e.size for e in self.entries.values() if e.shard == shard]
+            path = self.shard_path(shard)
+            size = file_size(path)
+            if size is None and held:
+                raise CheckpointError(f"{self.path}: data file {os.path.basename(path)} is missing")
+            if size is not None and held and size < max(held):
+                raise CheckpointError(f"{path}: has {size} bytes, the index tells of {max(held)}: it is cut off")
+
+    def names(self) -> list[str]:
+        """Every tensor, sorted."""
+        return sorted(self.entries)
+
+    def shape(self, name: str) -> tuple:
+        """Sizes of a tensor."""
+        return self.entries[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Type of a tensor."""
+        return self.entries[name].dtype
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, mapped from its file.
+
+        Raises:
+          CheckpointError: its checksum is wrong.
+        """
+        entry = self.entries[name]
+        array = map_array(self.shard_path(entry.shard), entry.dtype, entry.shape, entry.offset)
+        if masked(checksum(array.reshape(-1).view(np.uint8))) != entry.crc:
+            raise CheckpointError(f"{self.path}: tensor {name} is damaged: its checksum is wrong")
+        return array
+
+
+class BundleWriter:
+    """Writes a checkpoint tensor by tensor. Nothing can read it before `finish` has written the index."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.entries: dict[str, Entry] = {}
+        self.data = open(prefix + ".data-00000-of-00001", "wb")
+
+    def add(self, name: str, shape: Iterable[int], dtype: np.dtype, pieces: Iterable[np.ndarray]) -> None:
+        """Append a tensor given as contiguous pieces in C order."""
+        offset = self.align()
+        crc = size = 0
+        for piece in pieces:
+            raw = piece.reshape(-1).view(np.uint8)
+            crc = checksum(raw, crc)
+            size += raw.nbytes
+            self.data.write(raw.data)
+        self.note(name, shape, dtype, offset, size, crc)
+
+    def add_zeros(self, name: str, shape: Iterable[int], dtype: np.dtype) -> None:
+        """Append zeros, as a hole in the file that takes no disk."""
+        offset, crc = self.align(), 0
+        size = int(np.prod(tuple(shape), dtype=np.int64)) * dtype.itemsize
+        zeros = np.zeros(min(size, BLOCK), np.uint8)
+        for first in range(0, size, BLOCK):
+            crc = checksum(zeros[: size - first], crc)
+        self.data.truncate(offset + size)
+        self.data.seek(offset + size)
+        self.note(name, shape, dtype, offset, size, crc)
+
+    def align(self) -> int:
+        """Go to the next aligned byte and return it."""
+        offset = -(-self.data.tell() // ALIGNMENT) * ALIGNMENT
+        self.data.seek(offset)
+        return offset
+
+    def note(self, name: str, shape: Iterable[int], dtype: np.dtype, offset: int, size: int, crc: int) -> None:
+        """Remember a tensor for the index."""
+        if name in self.entries:
+            raise ValueError(f"tensor {name} was written already")
+        shape = tuple(int(n) for n in shape)
+        if size != int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize:
+            raise ValueError(f"tensor {name}: {size} bytes do not make {shape} of {dtype}")
+        self.entries[name] = Entry(np.dtype(dtype), shape, 0, offset, size, masked(crc))
+
+    def finish(self) -> None:
+        """Put the data on disk, then write the index."""
+        self.data.flush()
+        os.fsync(self.data.fileno())
+        self.data.close()
+        header = varint_field(1, 1) + bytes_field(3, varint_field(1, 1))
+        items = {b"": header, **{name.encode(): format_entry(e) for name, e in self.entries.items()}}
+        with open(self.prefix + ".index", "wb") as handle:
+            handle.write(write_table(items))
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
+def checksum(raw: np.ndarray, crc: int = 0) -> int:
+    """CRC-32C of bytes, carried on from `crc`."""
+    import google_crc32c
+
+    return google_crc32c.extend(crc, np.ascontiguousarray(raw)) if raw.size else crc
+
+
+def masked(crc: int) -> int:
+    """A checksum rotated and shifted, as the format stores it."""
+    return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & 0xFFFFFFFF
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole small file, local or remote.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
+    try:
+        if "://" in path:
+            from gpt_neo.mtf_compat import tf
+
+            with tf.io.gfile.GFile(path, "rb") as handle:
+                return handle.read()
+        with open(path, "rb") as handle:
+            return handle.read()
+    except Exception as error:  # a remote file system raises TensorFlow's own errors
+        if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow"):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason}") from error
+        raise
+
+
+def file_size(path: str) -> Any:
+    """Bytes of a file, None where there is none."""
+    if "://" in path:
+        from gpt_neo.mtf_compat import tf
+
+        return tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
+    return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """A protobuf variable-length number and the byte after it."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number is longer than 10 bytes")
+
+
+def varint(value: int) -> bytes:
+    """Protobuf's variable-length form of a number of at least 0."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def varint_field(number: int, value: int) -> bytes:
+    """A protobuf field with a number; left out when 0, as protobuf does."""
+    return varint(number << 3) + varint(value) if value else b""
+
+
+def bytes_field(number: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def proto_fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield (number, value) of a protobuf message; values are whole numbers or bytes."""
+    at = 0
+    value: Any
+    while at < len(data):
+        tag, at = read_varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = read_varint(data, at)
+        elif kind == 2:
+            size, at = read_varint(data, at)
+            value, at = data[at : at + size], at + size
+        elif kind in (1, 5):
+            width = 8 if kind == 1 else 4
+            value, at = int.from_bytes(data[at : at + width], "little"), at + width
+        else:
+            raise ValueError(f"unexpected wire type {kind}")
+        if at > len(data):
+            raise ValueError("a field breaks off")
+        yield tag >> 3, value
+
+
+def parse_entry(data: bytes) -> Any:
+    """Entry of a serialised BundleEntryProto; None for a type that no weight has."""
+    found: dict[int, Any] = {1: 0, 2: b"", 3: 0, 4: 0, 5: 0, 6: 0}
+    for number, value in proto_fields(data):
+        if number == 7:
+            raise ValueError("it holds partitioned variables, which Mesh-TensorFlow never writes")
+        found[number] = value
+    if found[1] not in TYPES:
+        return None
+    shape = tuple(dict(proto_fields(dim)).get(1, 0) for number, dim in proto_fields(found[2]) if number == 2)
+    dtype = TYPES[found[1]]
+    if found[5] != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise ValueError(f"it tells of {found[5]} bytes for {shape} of {dtype}")
+    return Entry(dtype, shape, found[3], found[4], found[5], found[6])
+
+
+def format_entry(entry: Entry) -> bytes:
+    """Serialised BundleEntryProto."""
+    shape = b"".join(bytes_field(2, varint_field(1, n)) for n in entry.shape)
+    crc = varint(6 << 3 | 5) + struct.pack("<I", entry.crc)
+    return (varint_field(1, CODES[entry.dtype]) + bytes_field(2, shape) + varint_field(3, entry.shard)
+            + varint_field(4, entry.offset) + varint_field(5, entry.size) + crc)  # fmt: skip
+
+
+def read_table(data: bytes) -> dict[bytes, bytes]:
+    """Keys and values of a sorted table.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    if len(data) < FOOTER or struct.unpack("<Q", data[-8:])[0] != MAGIC:
+        raise ValueError("its end is missing")
+    _, at = read_varint(data[-FOOTER:], 0)
+    _, at = read_varint(data[-FOOTER:], at)
+    offset, at = read_varint(data[-FOOTER:], at)
+    size, _ = read_varint(data[-FOOTER:], at)
+    table: dict[bytes, bytes] = {}
+    for _, handle in block_items(data, offset, size):
+        start, at = read_varint(handle, 0)
+        length, _ = read_varint(handle, at)
+        table.update(block_items(data, start, length))
+    return table
+
+
+def block_items(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys and values of one block, its checksum verified."""
+    end = offset + size
+    if end + TRAILER > len(data):
+        raise ValueError("it is cut off")
+    if data[end] != 0:
+        raise ValueError("it is compressed, which TensorFlow's checkpoints are not")
+    if masked(checksum(np.frombuffer(data[offset : end + 1], np.uint8))) != struct.unpack_from("<I", data, end + 1)[0]:
+        raise ValueError("a checksum is wrong")
+    block = data[offset:end]
+    restarts = struct.unpack("<I", block[-4:])[0]
+    at, limit, key = 0, len(block) - 4 - 4 * restarts, b""
+    while at < limit:
+        shared, at = read_varint(block, at)
+        unshared, at = read_varint(block, at)
+        length, at = read_varint(block, at)
+        key = key[:shared] + block[at : at + unshared]
+        at += unshared
+        yield key, block[at : at + length]
+        at += length
+
+
+def write_table(items: dict[bytes, bytes]) -> bytes:
+    """Serialise a sorted table: one block of entries, an empty block of metadata, a block that points at the first."""
+    out = bytearray()
+
+    def append(block: bytes) -> bytes:
+        handle = varint(len(out)) + varint(len(block))
+        whole = block + b"\0"
+        out.extend(whole + struct.pack("<I", masked(checksum(np.frombuffer(whole, np.uint8)))))
+        return handle
+
+    data = append(format_block(sorted(items.items())))
+    meta = append(format_block([]))
+    index = append(format_block([(max(items), data)]))
+    return bytes(out) + (meta + index).ljust(FOOTER - 8, b"\0") + struct.pack("<Q", MAGIC)
+
+
+def format_block(pairs: list[tuple[bytes, bytes]]) -> bytes:
+    """Entries whose keys are whole (a restart at each), and the table of restarts."""
+    out, restarts = bytearray(), []
+    for key, value in pairs:
+        restarts.append(len(out))
+        out += varint(0) + varint(len(key)) + varint(len(value)) + key + value
+    restarts = restarts or [0]
+    return bytes(out) + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))

@@ -1,0 +1,238 @@
+"""Hugging Face folders to ours and back, tensor by tensor: memory for the largest one, whatever the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Optional
+
+import numpy as np
+
+from gpt_neo.checkpoint.bundle import BundleWriter
+from gpt_neo.checkpoint.families import Family, Pair, family_of, is_ignored, pairs_of
+from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
+from gpt_neo.checkpoint.folder import write_state
+from gpt_neo.checkpoint.hf_config import model_keys, their_config
+from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
+from gpt_neo.checkpoint.names import PREFIX
+from gpt_neo.checkpoint.record import make_record
+from gpt_neo.checkpoint.safetensors import write_safetensors
+from gpt_neo.checkpoint.staging import staged_folder
+from gpt_neo.checkpoint.tensors import BFLOAT16, FLOATS, blocks, check_finite
+from gpt_neo.config import load_config
+from gpt_neo.config.schema import ModelConfig, RunConfig
+from gpt_neo.errors import CheckpointError
+from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
+
+DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
+SHARD = 5_000_000_000  # bytes of a weight file at most, unless one tensor is larger
+# What a config needs besides the model; a fine-tuning run of moderate size.
+TRAINING = {"lr": 1e-5, "lr_decay": "cosine", "warmup_steps": 100, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1,
+            "gradient_clipping": 1.0, "train_batch_size": 8}  # fmt: skip
+ADDED_STEPS = 1000
+Check = Callable[[str], None]  # looks at the finished folder before it is put in its place
+
+
+def import_hf(
+    source: str, destination: str, dtype: Optional[str] = None, step: int = 0, zero_slots: bool = False,
+    overrides: Optional[dict] = None, check: Check = lambda folder: None,
+) -> RunConfig:  # fmt: skip
+    """Make a run folder of a Hugging Face folder: config.json, model.ckpt-<step>, its record, tokenizer files.
+
+    Args:
+      dtype: float32 or bfloat16; that of the source's largest tensor if absent (float16 becomes float32).
+      step: what global_step says; the data position follows from it.
+      zero_slots: write Adam's slots, as zeros that take no disk; without them they start at 0 all the same.
+      overrides: keys of the config that is written.
+
+    Raises:
+      CheckpointError: the source is damaged, holds NaN or does not match its config, or the disk is full; the
+        destination is as it was then.
+    """
+    folder = HfFolder(source)
+    family, keys = model_keys(folder.config, os.path.join(source, "config.json"))
+    largest = max(folder.names(), key=lambda name: int(np.prod(folder.shape(name), dtype=np.int64)))
+    precision = dtype or ("bfloat16" if folder.dtype(largest) == BFLOAT16 else "float32")
+    raw = {**keys, "precision": precision, **TRAINING, "train_steps": step + ADDED_STEPS, "datasets": [],
+           **(overrides or {})}  # fmt: skip
+    with staged_folder(destination) as staging:
+        config = os.path.join(staging, "config.json")
+        with open(config, "w", encoding="utf-8") as handle:
+            handle.write(json.dumps(raw, indent=2) + "\n")
+        run = load_config(config)
+        pairs = pairs_of(family, run.model)
+        names = match_names(folder, family, pairs)
+        prefix = os.path.join(staging, f"{PREFIX}{step}")
+        writer = BundleWriter(prefix)
+        for pair in pairs:
+            parts = pair.layout.split(folder.read(names[pair.theirs]), run.model.n_head)
+            for name, part in zip(pair.ours, parts):
+                writer.add(name, pair.shape, DTYPES[precision], finite_blocks(part, DTYPES[precision], name, source))
+        for pair in pairs if zero_slots else ():
+            for name in pair.ours:
+                for slot in ("adam_m", "adam_v"):
+                    writer.add_zeros(f"{name}/{slot}", pair.shape, np.dtype(np.float32))
+        writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
+        writer.finish()
+        copy_tokenizer(source, staging)
+        record = make_record(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
+        with open(prefix + ".json", "w", encoding="utf-8") as handle:
+            handle.write(json.dumps(record, indent=2) + "\n")
+        write_state(staging, prefix)
+        check(staging)
+    return run
+
+
+def finite_blocks(array: np.ndarray, dtype: np.dtype, name: str, path: str) -> Iterator[np.ndarray]:
+    """Blocks of a tensor in another type, none of them with NaN."""
+    for block in blocks(array, dtype):
+        yield check_finite(block, name, path)
+
+
+def match_names(folder: HfFolder, family: Family, pairs: Sequence[Pair]) -> dict[str, str]:
+    """The source's own name of every tensor, with or without the family's prefix.
+
+    Raises:
+      CheckpointError: a table of tensors that are missing, unknown, or of another shape.
+    """
+    known = {}
+    for name in folder.names():
+        short = name.removeprefix(family.prefix)
+        # transformers 5 calls every head lm_head inside, and may save it so.
+        known[short.replace("lm_head.", f"{family.head}.") if short.startswith("lm_head.") else short] = name
+    result, rows = {}, []
+    for pair in pairs:
+        held = known.pop(pair.theirs.removeprefix(family.prefix), None)
+        if held is None:
+            rows.append((pair.theirs, str(list(pair.their_shape)), "missing", ""))
+        elif folder.shape(held) != pair.their_shape:
+            rows.append((pair.theirs, str(list(pair.their_shape)), str(list(folder.shape(held))), ""))
+        elif folder.dtype(held) not in FLOATS:
+            rows.append((pair.theirs, "floats", str(folder.dtype(held)), ""))
+        else:
+            result[pair.theirs] = held
+    tied = known.get(f"{family.head}.weight")
+    if tied and pairs[0].theirs in result:
+        # A head that the config says is the embedding table may be stored a second time.
+        if np.array_equal(folder.read(tied), folder.read(result[pairs[0].theirs])):
+            del known[f"{family.head}.weight"]
+        else:
+            raise CheckpointError(f"{folder.path}: {tied} differs from the embedding table, and config.json says that "
+                                  "they are one; set tie_word_embeddings to false there")  # fmt: skip
+    rows += [(name, "nothing", str(list(folder.shape(name))), "") for short, name in sorted(known.items())
+             if not is_ignored(family, short)]  # fmt: skip
+    if rows:
+        raise CheckpointError(mismatch_table(folder.path, rows).replace("nothing was loaded", "nothing was written"))
+    return result
+
+
+def copy_tokenizer(source: str, destination: str) -> None:
+    """Copy the tokenizer files that a folder has; an older one's vocabulary and merges also as tokenizer.json."""
+    for name in TOKENIZER_FILES:
+        if os.path.isfile(os.path.join(source, name)):
+            shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
+    made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not os.path.isfile(made) and all(map(os.path.isfile, parts)):
+        byte_level_bpe(*parts).save(made)
+
+
+def tokenizer_of_folder(folder: str, run: RunConfig) -> Optional[dict]:
+    """Reference to the tokenizer.json of a folder, for the record."""
+    path = os.path.join(folder, "tokenizer.json")
+    if not os.path.isfile(path):
+        return None
+    tokenizer = load_tokenizer(path, eos_id=run.model.eos_id)
+    return {"path": "tokenizer.json", "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab,
+            "eos_id": run.model.eos_id}  # fmt: skip
+
+
+def export_hf(
+    run: RunConfig, checkpoint: str, destination: str, dtype: Optional[str] = None, shard: int = SHARD,
+    tokenizer: Optional[str] = None, check: Check = lambda folder: None,
+) -> Family:  # fmt: skip
+    """Make a folder that AutoModelForCausalLM and AutoTokenizer load, of a checkpoint.
+
+    Args:
+      dtype: float32 or bfloat16; that of the checkpoint's embedding table if absent.
+      shard: bytes per weight file at most.
+      tokenizer: a tokenizer.json; else the files beside the checkpoint, else GPT-2's if the vocabulary is that large.
+
+    Raises:
+      CheckpointError: no family has words for the model (the reasons are listed), the checkpoint does not fit its
+        config, holds NaN, or the disk is full; the destination is as it was then.
+    """
+    family, reasons = family_of(run.model)
+    if family is None:
+        raise CheckpointError("Hugging Face has no model for this config: " + "; ".join(reasons))
+    pairs = pairs_of(family, run.model)
+    fit = fit_checkpoint(checkpoint, {name: pair.shape for pair in pairs for name in pair.ours})
+    stored = DTYPES[dtype] if dtype else fit.bundle.dtype("gpt2/wte")
+    precision = "bfloat16" if stored == BFLOAT16 else "float32"
+    with staged_folder(destination) as staging:
+        write_weights(staging, pairs, fit, DTYPES[precision], run.model, shard)
+        bos = run.model.eos_id
+        write_json(staging, "config.json", their_config(family, run.model, precision, bos))
+        write_json(staging, "generation_config.json", {"bos_token_id": bos, "eos_token_id": run.model.eos_id})
+        export_tokenizer(staging, os.path.dirname(checkpoint), run, tokenizer)
+        check(staging)
+    return family
+
+
+def write_weights(
+    folder: str, pairs: Sequence[Pair], fit: Fit, dtype: np.dtype, model: ModelConfig, shard: int
+) -> None:
+    """Write model.safetensors, or several files and their index."""
+    by_name = {pair.theirs: pair for pair in pairs}
+    groups: list[dict] = [{}]
+    held = total = 0
+    for name, pair in by_name.items():
+        size = int(np.prod(pair.their_shape, dtype=np.int64)) * dtype.itemsize
+        if groups[-1] and held + size > shard:
+            groups.append({})
+            held = 0
+        groups[-1][name] = (dtype, pair.their_shape)
+        held, total = held + size, total + size
+    count = len(groups)
+    places = {}
+    for number, group in enumerate(groups, 1):
+        file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        pieces = {name: their_blocks(by_name[name], fit, dtype, model.n_head) for name in group}
+        write_safetensors(os.path.join(folder, file), group, pieces)
+        places.update(dict.fromkeys(group, file))
+    if count > 1:
+        write_json(folder, "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def their_blocks(pair: Pair, fit: Fit, dtype: np.dtype, heads: int) -> Iterator[np.ndarray]:
+    """Blocks of one of their tensors; ours are read when the first is asked for."""
+    ours = [fit.value(name, fit.bundle.dtype(name)) for name in pair.ours]
+    yield from finite_blocks(pair.layout.join(ours, heads), dtype, pair.ours[0], fit.bundle.path)
+
+
+def write_json(folder: str, name: str, value: Any) -> None:
+    """Write a JSON file."""
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as handle:
+        handle.write(json.dumps(value, indent=2) + "\n")
+
+
+def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[str]) -> None:
+    """Write tokenizer files: those beside the checkpoint as they are, else ones made from a tokenizer.json."""
+    if given is None and os.path.isfile(os.path.join(beside, "tokenizer_config.json")):
+        copy_tokenizer(beside, staging)
+        return
+    path = given or next((data.tokenizer_path for _, data in run.datasets), None)
+    if path is None and os.path.isfile(os.path.join(beside, "tokenizer.json")):
+        path = os.path.join(beside, "tokenizer.json")
+    if path is None and run.model.n_vocab < 50257:
+        return  # a model of another tokenizer, which nothing names
+    tokenizer = load_tokenizer(path, eos_id=run.model.eos_id if path else None)
+    backend = tokenizer.backend
+    end = backend.id_to_token(run.model.eos_id)
+    backend.add_special_tokens([end])
+    backend.save(os.path.join(staging, "tokenizer.json"))
+    write_json(staging, "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end, "unk_token": end,
+        "model_max_length": run.model.n_ctx, "clean_up_tokenization_spaces": False,
+    })  # fmt: skip

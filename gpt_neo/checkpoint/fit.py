@@ -1,0 +1,187 @@
+"""Holding a checkpoint against the variables of a graph, and loading it: everything or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from gpt_neo.checkpoint.bundle import ALIGNMENT, Bundle
+from gpt_neo.checkpoint.names import is_slot, step_of
+from gpt_neo.checkpoint.tensors import is_float
+from gpt_neo.errors import CheckpointError
+
+PADDING = 512  # rows; legacy programs and others pad the vocabulary by fewer than that
+STEP = "global_step"
+AT_ONCE = 1 << 30  # bytes of copied tensors per call; mapped ones take no memory of their own
+
+# Config keys behind the sizes of a variable, by the end of its name; the first match counts.
+KEYS: tuple = (
+    ("wte", ("n_vocab", "n_embd")), ("axial_wpe_1", ("axial_pos_emb", "n_embd")),
+    ("axial_wpe_2", ("axial_pos_emb", "n_embd")), ("wpe", ("n_ctx", "n_embd")),
+    ("linear_out/kernel", ("n_embd", "n_vocab")), ("linear_out/bias", ("n_vocab",)),
+    ("c_fc/kernel", ("n_embd", "n_embd")), ("c_proj/kernel", ("n_embd", "n_embd")),
+    ("top_2_gating/kernel", ("n_embd", "moe_layers")),
+    ("wi/kernel", ("moe_params", "n_embd", "moe_params")), ("wo/kernel", ("moe_params", "moe_params", "n_embd")),
+)  # fmt: skip
+# Config keys that decide whether a variable is there at all, by a part of its name.
+PRESENCE: tuple = (
+    ("no_weight_tie", ("wte_final_linear",)), ("axial_pos_emb", ("axial_wpe",)), ("rezero", ("norm_rezero",)),
+    ("moe_layers", ("top_2_gating", "/wi/", "/wo/")), ("macaron", ("mlp_macaron",)), ("num_mem_kv", ("mem_kv",)),
+    ("axial_pos_emb or rotary_emb", ("gpt2/wpe",)), ("share_parameters", ("gpt2//",)),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A checkpoint that fits: where each variable comes from, and what is done on the way.
+
+    zeros: optimizer slots that the checkpoint lacks and that start at 0.
+    notes: lines for the person to read.
+    """
+
+    bundle: Bundle
+    shapes: dict
+    zeros: tuple
+    notes: tuple
+
+    def value(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """The value of a variable, cast to its type; mapped from the file where nothing has to change."""
+        if name in self.zeros:
+            return aligned_zeros(self.shapes[name], dtype)
+        if name not in self.bundle.entries:
+            return np.asarray(step_of(self.bundle.path), dtype)
+        array = self.bundle.read(name)
+        if array.shape != self.shapes[name]:
+            array = array[: self.shapes[name][0]]
+        return array.astype(dtype, copy=False)
+
+    def as_stored(self, types: Mapping[str, np.dtype]) -> bool:
+        """Whether every variable is in the checkpoint with that very shape and type."""
+        entries = self.bundle.entries
+        return all(n in entries and entries[n].dtype == types[n] and entries[n].shape == self.shapes[n] for n in types)
+
+
+def fit_checkpoint(path: str, wanted: Mapping[str, Sequence[int]]) -> Fit:
+    """Hold a checkpoint against variables.
+
+    Rows of `wte` past n_vocab are padding and left out; absent optimizer slots start at 0; an absent step is that of
+    the file name; floats may have another type.
+
+    Args:
+      wanted: shape of every variable by name.
+
+    Raises:
+      CheckpointError: it is damaged, or a table of the tensors that do not fit.
+    """
+    bundle = Bundle(path)
+    shapes = {name: tuple(int(n) for n in shape) for name, shape in wanted.items()}
+    rows, zeros, notes = [], [], []
+    for name, shape in sorted(shapes.items()):
+        found = bundle.entries.get(name)
+        if found is None:
+            if is_slot(name):
+                zeros.append(name)
+            elif name != STEP:
+                rows.append((name, str(list(shape)), "missing", explain(name, shape, None)))
+        elif found.shape != shape:
+            if padded_vocabulary(name, found.shape, shape):
+                notes.append(f"{name}: the last {found.shape[0] - shape[0]} rows are padding and left out")
+            else:
+                rows.append((name, str(list(shape)), str(list(found.shape)), explain(name, shape, found.shape)))
+        elif name != STEP and not is_float(found.dtype):
+            rows.append((name, "floats", str(found.dtype), ""))
+    for name, entry in sorted(bundle.entries.items()):
+        if name not in shapes and name.startswith("gpt2/") and not is_slot(name):
+            rows.append((name, "nothing", str(list(entry.shape)), explain(name, None, entry.shape)))
+    if rows:
+        raise CheckpointError(mismatch_table(path, rows))
+    if zeros:
+        notes.append(f"{len(zeros)} optimizer slots are missing: they start at 0")
+    return Fit(bundle, shapes, tuple(zeros), tuple(notes))
+
+
+def padded_vocabulary(name: str, found: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether a table only has a few rows too many (a vocabulary padded to a round number), slots included."""
+    is_table = "wte" in name.split("/") and len(found) == len(wanted) == 2
+    return is_table and list(found[1:]) == list(wanted[1:]) and 0 < found[0] - wanted[0] < PADDING
+
+
+def explain(name: str, wanted: Optional[Sequence[int]], found: Optional[Sequence[int]]) -> str:
+    """The config key, with the value that would fit where it can be told, behind a mismatch."""
+    base = name
+    while is_slot(base):
+        base = base.rsplit("/", 1)[0] if "/adam_" in base else base.rsplit("_slot_", 1)[0]
+    if wanted is None or found is None:
+        for key, parts in PRESENCE:
+            if any(part in base for part in parts):
+                return key
+        return "n_layer" if "/h" in base else "model"
+    keys: tuple = next((keys for end, keys in KEYS if base.endswith(end)), ("n_embd",) * len(wanted))
+    if len(found) != len(wanted):
+        return "number of dimensions"
+    guesses = []
+    for key, has, wants in zip(keys, found, wanted):
+        if has != wants:
+            scale = 4 if ("c_fc" in base or "c_proj" in base) and max(wanted) == wants and len(set(wanted)) > 1 else 1
+            exact = key in ("n_vocab", "n_ctx", "n_embd") and has % scale == 0
+            guesses.append(f"{key}={has // scale}" if exact else key)
+    return ", ".join(dict.fromkeys(guesses))
+
+
+def mismatch_table(path: str, rows: list[tuple]) -> str:
+    """The text of a mismatch: one line per tensor, aligned."""
+    table = [("tensor", "expected", "found", "config key"), *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(3)]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])).rstrip() for row in table]
+    return f"{path} does not fit the config in {len(rows)} tensor(s); nothing was loaded\n" + "\n".join(lines)
+
+
+def load_variables(session: Any, path: str, variables: Sequence[Any]) -> list[str]:
+    """Load a checkpoint into variables.
+
+    TensorFlow takes an aligned array as a variable's memory without a copy. So a tensor that lies aligned in a local
+    file, in the type of its variable, stays mapped from the file, and any other is copied once.
+
+    Returns:
+      notes on what was done on the way.
+
+    Raises:
+      CheckpointError: it does not fit (nothing is loaded then) or is damaged.
+    """
+    named = {v.op.name: v for v in variables}
+    fit = fit_checkpoint(path, {name: v.shape.as_list() for name, v in named.items()})
+    feeds: dict = {}
+    assigns: list = []
+    held = 0
+    # Few calls: for every new set of operations TensorFlow prunes and keeps a graph of its own.
+    for name, variable in named.items():
+        value = aligned(fit.value(name, np.dtype(variable.dtype.base_dtype.as_numpy_dtype)))
+        feeds[variable.initializer.inputs[1]] = value
+        assigns.append(variable.initializer)
+        held += value.nbytes if value.flags.writeable else 0
+        if held > AT_ONCE:
+            session.run(assigns, feeds)
+            feeds, assigns, held = {}, [], 0
+    session.run(assigns, feeds)
+    return list(fit.notes)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array itself if it is contiguous and its memory is aligned, else a copy that is."""
+    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = aligned_zeros(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def aligned_zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Zeros whose memory is aligned; large ones take none before they are written."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(tuple(shape), dtype=np.int64)) * dtype.itemsize
+    room = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(tuple(shape))

@@ -1,0 +1,209 @@
+"""Checkpoints of a folder: the newest complete one, the best one, and the state file that names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import os
+import re
+from typing import Optional
+
+from gpt_neo.checkpoint.bundle import Bundle, file_size, read_bytes
+from gpt_neo.checkpoint.names import PREFIX, step_of
+from gpt_neo.errors import CheckpointError
+
+STATE = "checkpoint"
+BEST = "best"  # sub-folder of the checkpoint with the least loss on held-out records
+BEST_FILE = "best.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A checkpoint's path without suffix, and lines for the person on how it was chosen."""
+
+    path: str
+    notes: tuple = ()
+
+
+def latest_checkpoint(folder: str) -> Optional[str]:
+    """Newest complete checkpoint of a folder, or None where there is none at all.
+
+    Raises:
+      CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    found = find_latest(folder)
+    return found.path if found else None
+
+
+def find_latest(folder: str) -> Optional[Found]:
+    """The checkpoint that the state file names, else the newest complete one.
+
+    The state file may hold paths of the machine that trained: file names count, not folders. A newer checkpoint that
+    it does not list counts if it was written after it, which happens when a run is killed between the two.
+    """
+    prefixes = sorted(checkpoints_of(folder), key=step_of)
+    if not prefixes:
+        return None
+    stated, listed = read_state(folder)
+    order = prefixes[::-1]
+    if stated in prefixes:
+        newer = [p for p in order if step_of(p) > step_of(stated) and p not in listed and is_later(p, folder)]
+        order = [*newer, stated, *[p for p in order if p != stated and p not in newer and step_of(p) < step_of(stated)],
+                 *[p for p in order if p not in newer and step_of(p) > step_of(stated)]]  # fmt: skip
+    problems: list[str] = []
+    first: Optional[CheckpointError] = None
+    for prefix in order:
+        try:
+            Bundle(prefix)
+        except CheckpointError as error:
+            first = first or error
+            problems.append(f"passed over {os.path.basename(prefix)}: {error}")
+            continue
+        return Found(prefix, tuple(problems))
+    assert first is not None
+    raise first
+
+
+def find_checkpoint(folder: str, which: Optional[str] = None) -> Optional[Found]:
+    """A checkpoint by wish: None for the newest, `best`, or a step.
+
+    Raises:
+      CheckpointError: there is no such one, or it is damaged.
+    """
+    if which is None or which == "latest":
+        return find_latest(folder)
+    if which == BEST:
+        found = find_latest(os.path.join(folder, BEST))
+        if found is None:
+            raise CheckpointError(f"no best checkpoint in {folder!r}: it is kept when a run is evaluated (--eval)")
+        return found
+    steps = {str(step_of(p)): p for p in checkpoints_of(folder)}
+    if which not in steps:
+        known = ", ".join(sorted(steps, key=int)) or "none"
+        raise CheckpointError(f"no checkpoint of step {which!r} in {folder!r}; there are: {known}")
+    Bundle(steps[which])
+    return Found(steps[which])
+
+
+def checkpoints_of(folder: str) -> list[str]:
+    """Paths, without suffix, of every checkpoint that has an index."""
+    if "://" in folder:
+        from gpt_neo.mtf_compat import tf
+
+        paths = tf.io.gfile.glob(f"{folder.rstrip('/')}/{PREFIX}*.index")
+    else:
+        paths = glob.glob(os.path.join(glob.escape(folder), f"{PREFIX}*.index"))
+    prefixes = [path[: -len(".index")] for path in paths]
+    return [prefix for prefix in prefixes if prefix.rsplit("-", 1)[-1].isdigit()]
+
+
+def read_state(folder: str) -> tuple[str, list[str]]:
+    """The checkpoint that the state file names, and all that it lists, as paths in this folder ("" for none)."""
+    path = os.path.join(folder, STATE)
+    if file_size(path) is None:
+        return "", []
+    text = read_bytes(path).decode("utf-8", "replace")
+    current = re.findall(r'^model_checkpoint_path: "(.*)"', text, re.M)
+    listed = re.findall(r'^all_model_checkpoint_paths: "(.*)"', text, re.M)
+    here = [os.path.join(folder, name.rsplit("/", 1)[-1]) for name in [*current[-1:], *listed]]
+    return (here[0] if current else ""), here
+
+
+def write_state(folder: str, prefix: str) -> None:
+    """Make the state file name a checkpoint of the folder, by its file name alone."""
+    older = [p for p in sorted(checkpoints_of(folder), key=step_of) if step_of(p) < step_of(prefix)]
+    lines = [f'model_checkpoint_path: "{os.path.basename(prefix)}"']
+    lines += [f'all_model_checkpoint_paths: "{os.path.basename(p)}"' for p in [*older, prefix]]
+    write_text(os.path.join(folder, STATE), "\n".join(lines) + "\n")
+
+
+def settle_state(folder: str) -> tuple:
+    """Before training goes on: let the state file, which TensorFlow reads, name the checkpoint that we would take.
+
+    Returns:
+      notes for the person.
+    """
+    found = find_latest(folder)
+    if found is None:
+        return ()
+    path = os.path.join(folder, STATE)
+    text = read_bytes(path).decode("utf-8", "replace") if file_size(path) is not None else ""
+    if f'model_checkpoint_path: "{os.path.basename(found.path)}"' not in text.splitlines():
+        write_state(folder, found.path)
+    return found.notes
+
+
+def is_later(prefix: str, folder: str) -> bool:
+    """Whether a checkpoint's index was written after the state file; only told of local files."""
+    if "://" in folder:
+        return False
+    return os.path.getmtime(prefix + ".index") > os.path.getmtime(os.path.join(folder, STATE))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new one, never a part."""
+    if "://" in path:
+        from gpt_neo.mtf_compat import tf
+
+        with tf.io.gfile.GFile(path, "w") as handle:  # an object appears whole, when it is closed
+            handle.write(text)
+        return
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def files_of(prefix: str) -> list[str]:
+    """The local files of a checkpoint, its record included."""
+    names = glob.glob(glob.escape(prefix) + ".*")
+    return sorted(n for n in names if re.fullmatch(r"\.(index|json|meta|data-\d+-of-\d+)", n[len(prefix) :]))
+
+
+def keep_best(folder: str, prefix: str, loss: float) -> bool:
+    """Keep a checkpoint in `best/` if its loss is the least so far. The rules of the folder do not delete it there.
+
+    Files are linked where the file system can, so that it takes no space while both exist.
+
+    Returns:
+      whether it is the best one now.
+    """
+    place = os.path.join(folder, BEST)
+    if "://" in folder or loss != loss or os.path.dirname(prefix) == place:
+        return False
+    record = os.path.join(place, BEST_FILE)
+    name = os.path.basename(prefix)
+    if os.path.isfile(record):
+        with open(record, encoding="utf-8") as handle:
+            known = json.load(handle)
+        if known["loss"] <= loss and os.path.isfile(os.path.join(place, known["checkpoint"] + ".index")):
+            return known["checkpoint"] == name
+    os.makedirs(place, exist_ok=True)
+    new = files_of(prefix)
+    # The index last: without it the rest is no checkpoint.
+    for source in sorted(new, key=lambda path: path.endswith(".index")):
+        link(source, os.path.join(place, os.path.basename(source)))
+    write_text(record, json.dumps({"checkpoint": name, "step": step_of(prefix), "loss": loss}) + "\n")
+    write_state(place, os.path.join(place, name))
+    for old in checkpoints_of(place):
+        if os.path.basename(old) != name:
+            for path in sorted(files_of(old), key=lambda path: not path.endswith(".index")):
+                os.remove(path)
+    return True
+
+
+def link(source: str, target: str) -> None:
+    """A hard link, or a copy where there can be none."""
+    import shutil
+
+    temporary = target + ".tmp"
+    if os.path.exists(temporary):
+        os.remove(temporary)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

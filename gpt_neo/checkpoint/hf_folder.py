@@ -1,0 +1,103 @@
+"""A model folder of Hugging Face's: config.json, weights in one file or several, tokenizer files."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from gpt_neo.checkpoint.safetensors import SafetensorsFile
+from gpt_neo.checkpoint.tensors import Source
+from gpt_neo.checkpoint.torch_file import TorchFile
+from gpt_neo.errors import CheckpointError
+
+# In the order of preference.
+WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+                   "added_tokens.json")  # fmt: skip
+
+
+class HfFolder:
+    """A folder; a `Source` over all its weight files.
+
+    Raises:
+      CheckpointError: config or weights are missing or damaged, a shard is missing, or the index is wrong.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not os.path.isdir(path):
+            raise CheckpointError(f"{path!r}: no such folder; expected config.json and weights as transformers saves")
+        self.config = read_json(os.path.join(path, "config.json"))
+        found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
+        if not found:
+            raise CheckpointError(f"{path}: no weights; looked for {', '.join(WEIGHTS)}")
+        self.files: dict[str, Source] = {}
+        self.places: dict[str, str] = {}  # tensor -> file
+        if found[0].endswith(".index.json"):
+            self.open_shards(found[0])
+        else:
+            source = open_file(os.path.join(path, found[0]))
+            self.files[found[0]] = source
+            self.places = {name: found[0] for name in source.names()}
+
+    def open_shards(self, index: str) -> None:
+        """Open every file of an index and hold what they contain against it."""
+        where = os.path.join(self.path, index)
+        places = read_json(where).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise CheckpointError(f"{where}: has no weight_map")
+        for name in sorted(set(places.values())):
+            if not isinstance(name, str) or os.path.basename(name) != name:
+                raise CheckpointError(f"{where}: names the file {name!r}, which is not beside it")
+            if not os.path.isfile(os.path.join(self.path, name)):
+                raise CheckpointError(f"{where}: shard {name} is missing")
+            self.files[name] = open_file(os.path.join(self.path, name))
+        held = {(tensor, name) for name, source in self.files.items() for tensor in source.names()}
+        told = set(places.items())
+        if held != told:
+            tensor, name = min(told - held or held - told)
+            says = "is not in it" if (tensor, name) in told else "is in it and not in the index"
+            raise CheckpointError(f"{where}: wrong for {len(held ^ told)} tensor(s): {tensor} of {name} {says}")
+        self.places = places
+
+    def names(self) -> list[str]:
+        """Every tensor, sorted."""
+        return sorted(self.places)
+
+    def shape(self, name: str) -> tuple:
+        """Sizes of a tensor."""
+        return self.files[self.places[name]].shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        """Type of a tensor."""
+        return self.files[self.places[name]].dtype(name)
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, mapped from its file."""
+        return self.files[self.places[name]].read(name)
+
+
+def open_file(path: str) -> Source:
+    """A weight file by its ending."""
+    return SafetensorsFile(path) if path.endswith(".safetensors") else TorchFile(path)
+
+
+def read_json(path: str) -> Any:
+    """A JSON object.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    try:
+        with open(path, encoding="utf-8") as handle:
+            value = json.load(handle)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

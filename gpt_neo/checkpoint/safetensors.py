@@ -1,0 +1,112 @@
+"""The safetensors format, read mapped and written as a stream: 8 bytes of length, a JSON header, then the tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from gpt_neo.checkpoint.tensors import BFLOAT16, map_array
+from gpt_neo.errors import CheckpointError
+
+TYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": BFLOAT16,
+    "I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+LARGEST_HEADER = 100_000_000  # bytes; what the format's own readers allow
+
+
+class SafetensorsFile:
+    """One file; a `Source`.
+
+    Raises:
+      CheckpointError: header or sizes do not make sense, or the file is cut off.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            size = os.path.getsize(path)
+            with open(path, "rb") as handle:
+                start = handle.read(8)
+                length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+                if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+                    raise CheckpointError(f"{path}: not a safetensors file, or cut off in its header")
+                header = json.loads(handle.read(length))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: its header is damaged: {error}") from error
+        self.start = 8 + length
+        self.entries = {}
+        try:
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    self.entries[name] = check_entry(path, name, entry, size - self.start)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its header is damaged: {error!r}") from error
+
+    def names(self) -> list[str]:
+        """Every tensor, sorted."""
+        return sorted(self.entries)
+
+    def shape(self, name: str) -> tuple:
+        """Sizes of a tensor."""
+        return self.entries[name][1]
+
+    def dtype(self, name: str) -> np.dtype:
+        """Type of a tensor."""
+        return self.entries[name][0]
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, mapped from the file."""
+        dtype, shape, offset = self.entries[name]
+        return map_array(self.path, dtype, shape, self.start + offset)
+
+
+def check_entry(path: str, name: str, entry: dict, room: int) -> tuple:
+    """(type, shape, offset) of a header's entry, held against the size of the file."""
+    if entry["dtype"] not in TYPES:
+        raise CheckpointError(f"{path}: tensor {name} has type {entry['dtype']}; known: {', '.join(TYPES)}")
+    dtype, shape = TYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
+    begin, end = (int(n) for n in entry["data_offsets"])
+    if begin < 0 or min(shape, default=0) < 0 or end - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise CheckpointError(f"{path}: tensor {name}: {end - begin} bytes do not make {list(shape)} of {dtype}")
+    if end > room:
+        raise CheckpointError(f"{path}: tensor {name} ends at byte {end} of {room}: the file is cut off")
+    return dtype, shape, begin
+
+
+def write_safetensors(
+    path: str, tensors: Mapping[str, tuple[np.dtype, tuple]], pieces: Mapping[str, Iterable[np.ndarray]]
+) -> None:
+    """Write a file.
+
+    Args:
+      tensors: type and shape by name, in the order of the file.
+      pieces: for each name its contiguous pieces in C order, made as they are written.
+    """
+    header: dict = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin aligned
+    with open(path, "wb") as handle:
+        handle.write(struct.pack("<Q", len(text)) + text)
+        for name in tensors:
+            begin = handle.tell()
+            for piece in pieces[name]:
+                handle.write(piece.reshape(-1).view(np.uint8).data)
+            first, last = header[name]["data_offsets"]
+            if handle.tell() - begin != last - first:
+                raise ValueError(f"tensor {name}: {handle.tell() - begin} bytes written, {last - first} promised")
+        handle.flush()
+        os.fsync(handle.fileno())

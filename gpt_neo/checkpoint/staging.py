@@ -1,0 +1,62 @@
+"""Writing a folder as a whole: beside its place under another name, renamed once it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+
+from gpt_neo.errors import CheckpointError
+
+
+@contextlib.contextmanager
+def staged_folder(destination: str) -> Iterator[str]:
+    """A folder to write into, which becomes `destination` when the block ends without an error.
+
+    After an error, or a kill, `destination` is as it was: absent, or empty. What a killed run has left behind under
+    the other name is removed by the next one.
+
+    Raises:
+      CheckpointError: the destination holds something, or the disk does not take what is written.
+    """
+    if "://" in destination:
+        raise CheckpointError(f"{destination}: conversions write to local folders; copy the result from there")
+    destination = os.path.abspath(destination)
+    if os.path.lexists(destination) and not (os.path.isdir(destination) and not os.listdir(destination)):
+        raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")
+    parent, name = os.path.split(destination)
+    staging = os.path.join(parent, f".{name}.{os.getpid()}.partial")
+    try:
+        os.makedirs(parent, exist_ok=True)
+        remove_leftovers(parent, name)
+        os.mkdir(staging)
+        yield staging
+        sync_folder(staging)
+        if os.path.isdir(destination):
+            os.rmdir(destination)
+        os.rename(staging, destination)
+        sync_folder(parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{destination}: cannot be written: {reason}; nothing is there") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_leftovers(parent: str, name: str) -> None:
+    """Remove what runs that are no longer alive have left."""
+    for entry in os.listdir(parent):
+        match = re.fullmatch(re.escape(f".{name}.") + r"(\d+)\.partial", entry)
+        if match and not os.path.exists(f"/proc/{match[1]}"):
+            shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+
+
+def sync_folder(path: str) -> None:
+    """Put a folder's entries on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

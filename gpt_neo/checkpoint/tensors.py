@@ -1,0 +1,112 @@
+"""Tensors on disk: their types, where they come from, and reading them in blocks of bounded size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from gpt_neo.errors import CheckpointError
+
+BFLOAT16: np.dtype = np.dtype(ml_dtypes.bfloat16)
+FLOATS: tuple[np.dtype, ...] = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
+BLOCK = 1 << 24  # bytes; what a conversion holds besides the pages of the tensor it reads
+
+
+class Source(Protocol):
+    """Named tensors of a file or folder, read one at a time."""
+
+    path: str
+
+    def names(self) -> list[str]:
+        """Every tensor, sorted."""
+
+    def shape(self, name: str) -> tuple:
+        """Sizes of a tensor."""
+
+    def dtype(self, name: str) -> np.dtype:
+        """Type of a tensor."""
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor: read-only, mapped from the file where that can be.
+
+        Raises:
+          CheckpointError: its bytes are damaged, or the file ends before them.
+        """
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether a type is one of the floats that weights come in (NumPy does not count bfloat16 as one)."""
+    return np.dtype(dtype) in FLOATS
+
+
+def map_array(path: str, dtype: np.dtype, shape: tuple, offset: int) -> np.ndarray:
+    """An array in a file, without a copy for a local one.
+
+    Raises:
+      CheckpointError: the file is shorter, or cannot be read.
+    """
+    count = int(np.prod(shape, dtype=np.int64))
+    size = count * dtype.itemsize
+    try:
+        if "://" in path:
+            from gpt_neo.mtf_compat import tf
+
+            with tf.io.gfile.GFile(path, "rb") as handle:
+                handle.seek(offset)
+                data = handle.read(size)
+            if len(data) < size:
+                raise CheckpointError(f"{path}: ends before byte {offset + size}")
+            return np.frombuffer(data, dtype).reshape(shape)
+        if offset + size > os.path.getsize(path):
+            raise CheckpointError(f"{path}: ends at byte {os.path.getsize(path)}, before byte {offset + size}")
+        if not size:
+            return np.zeros(shape, dtype)
+        # Copy on write: TensorFlow may take the pages as a variable's own and update them; the file never changes.
+        raw = np.memmap(path, np.uint8, "c", offset, (size,))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    raw.flags.writeable = False
+    return np.asarray(raw).view(dtype).reshape(shape)
+
+
+def blocks(array: np.ndarray, dtype: Any = None) -> Iterator[np.ndarray]:
+    """Cut an array into contiguous pieces of at most about BLOCK bytes, in C order, cast to `dtype`.
+
+    A view (transposed, say) of a mapped file is never copied as a whole.
+    """
+    target = np.dtype(dtype or array.dtype)
+    if array.ndim == 0:
+        yield np.ascontiguousarray(array.astype(target, copy=False))
+        return
+    row = int(np.prod(array.shape[1:], dtype=np.int64)) * max(target.itemsize, array.dtype.itemsize)
+    if array.ndim > 1 and row > BLOCK:
+        for part in array:
+            yield from blocks(part, target)
+        return
+    step = max(1, BLOCK // max(1, row))
+    for first in range(0, len(array), step):
+        yield np.ascontiguousarray(array[first : first + step]).astype(target, copy=False)
+
+
+def check_finite(block: np.ndarray, name: str, path: str) -> np.ndarray:
+    """Return a block of weights if every number is finite.
+
+    Raises:
+      CheckpointError: names tensor and file.
+    """
+    if is_float(block.dtype) and not np.isfinite(block).all():
+        raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite numbers; nothing was converted")
+    return block
+
+
+def size_text(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,77 @@
+"""`python -m gpt_neo inspect CKPT`: variables, sizes, step, config, health."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any, Optional
+
+from gpt_neo.errors import CheckpointError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    p = argparse.ArgumentParser(
+        prog="python -m gpt_neo inspect",
+        description="Print what a checkpoint holds. The exit status is 1 if it has NaN, damage, or weights all zero.",
+    )
+    p.add_argument("checkpoint", metavar="CKPT", help="folder (its newest checkpoint), or model.ckpt-<step>")
+    p.add_argument("--slots", action="store_true", help="list optimizer slots too")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    return p
+
+
+def main(argv: Optional[list] = None) -> int:
+    """Print the table."""
+    args = build_parser().parse_args(argv)
+    from gpt_neo.checkpoint.bundle import Bundle
+    from gpt_neo.checkpoint.folder import find_latest
+    from gpt_neo.checkpoint.health import examine
+    from gpt_neo.checkpoint.names import is_slot
+    from gpt_neo.checkpoint.record import read_record
+
+    path = args.checkpoint.removesuffix(".index")
+    notes: tuple = ()
+    if os.path.isdir(path):
+        found = find_latest(path)
+        if found is None:
+            raise CheckpointError(f"no checkpoint in {path!r}")
+        path, notes = found.path, found.notes
+    bundle = Bundle(path)
+    reports = [examine(bundle, name) for name in bundle.names()]
+    record = read_record(path)
+    sick = [r for r in reports if r.trouble]
+    weights = [r for r in reports if not is_slot(r.name) and r.name != "global_step"]
+    step = int(bundle.read("global_step")) if "global_step" in bundle.entries else None
+    if args.json:
+        print(json.dumps({"path": path, "step": step, "record": record, "tensors": [r.__dict__ for r in reports]}))
+        return 1 if sick else 0
+    for note in notes:
+        print(f"note       {note}")
+    shown = [r for r in reports if args.slots or not is_slot(r.name) or r.trouble]
+    width = max([len(r.name) for r in shown], default=0)
+    for r in shown:
+        print(f"{r.name:{width}s}  {r.dtype:9s} {'x'.join(map(str, r.shape)) or 'scalar':14s} mean {r.mean:10.3e}  "
+              f"std {r.std:9.3e}  max {r.largest:9.3e}  {r.trouble}".rstrip())  # fmt: skip
+    print_summary(path, step, weights, reports, record)
+    print(f"health     {len(sick)} of {len(reports)} tensors in trouble" if sick else "health     sound")
+    return 1 if sick else 0
+
+
+def print_summary(path: str, step: Optional[int], weights: list, reports: list, record: Any) -> None:
+    """Totals, and what the record says."""
+    from gpt_neo.checkpoint.tensors import size_text
+
+    count = sum(r.size // (2 if r.dtype in ("bfloat16", "float16") else 4) for r in weights)
+    slots = len(reports) - len(weights) - (step is not None)
+    print(f"checkpoint {path}: step {step if step is not None else 'unknown'}, {len(weights)} weights "
+          f"({count:,} numbers, {size_text(sum(r.size for r in weights))}), {slots} optimizer slots")  # fmt: skip
+    if record is None:
+        print("record     none (written by another program)")
+        return
+    data, random, tokenizer = record["data"], record["random"], record["tokenizer"] or {}
+    print(f"data       {data['records_read']:,} records, {data['tokens_read']:,} tokens read; seed {random['seed']}")
+    print(f"tokenizer  {tokenizer.get('path')}; source {record['source'] or 'trained here'}")
+    print("versions   " + ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value))
+    print("config     " + json.dumps(record["config"]))

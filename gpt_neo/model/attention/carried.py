@@ -1,0 +1,75 @@
+"""Attention of a decoding step over caches that are tensors, which a loop carries from step to step.
+
+What `cached.py` keeps in variables is passed in and out here, so that a graph with the loop inside holds no state of
+its own and may answer several requests at once. Local layers keep every slot too, and look at their window.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from gpt_neo.model.attention.cached import attend_slots, rows_of, visible
+from gpt_neo.mtf_compat import mtf, tf
+
+
+class CarriedCaches:
+    """The caches of one pass: a function that stands in for `cached_attention`.
+
+    tensors: two per attention layer, in their order, [batch * heads * slots, features_per_head] each; after the pass
+    is lowered, what the next one starts from.
+    """
+
+    def __init__(self, tensors: list) -> None:
+        self.tensors = tensors
+        self.layers = 0
+
+    def __call__(
+        self, q: Any, k: Any, v: Any, slot: Any, start: Any, slots: int, radius: Optional[int],
+        memory: Optional[tuple] = None,
+    ) -> Any:  # fmt: skip
+        """See `cached_attention`."""
+        inputs = [q, k, v, slot, start, *(memory or ())]
+        self.layers += 1
+        return CarriedAttentionOperation(inputs, slots, radius, self, 2 * (self.layers - 1)).outputs[0]
+
+
+class CarriedAttentionOperation(mtf.Operation):
+    """See `CarriedCaches`; on one device."""
+
+    def __init__(self, inputs: list, slots: int, radius: Optional[int], caches: CarriedCaches, place: int) -> None:
+        super().__init__(inputs, name="carried_attention")
+        self.slots, self.radius, self.caches, self.place = slots, radius, caches, place
+        self._outputs = [mtf.Tensor(self, inputs[0].shape, inputs[0].dtype)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def lower(self, lowering: Any) -> None:
+        """Write keys and values at their slots, then attend over all up to the newest."""
+
+        def attend(q: Any, k: Any, v: Any, slot: Any, start: Any, *memory: Any) -> Any:
+            q, k, v = (tf.transpose(x, [0, 2, 1, 3]) for x in (q, k, v))
+            count = k.shape[2]
+            keys, values = (self.update(self.place + i, new, slot) for i, new in enumerate((k, v)))
+            allowed = visible(count, slot, tf.range(slot + count), start, self.radius)
+            if memory:
+                keys, values = (tf.concat([rows_of(more, k), x], 2) for more, x in zip(memory, (keys, values)))
+                always = tf.ones([k.shape[0], 1, count, memory[0].shape[0]], tf.bool)
+                allowed = tf.concat([always, allowed], 3)
+            return tf.transpose(attend_slots(q, keys, values, allowed), [0, 2, 1, 3])
+
+        mesh_impl = lowering.mesh_impl(self)
+        out = mesh_impl.slicewise(attend, *[lowering.tensors[x] for x in self.inputs])
+        lowering.set_tensor_lowering(self.outputs[0], out)
+
+    def update(self, place: int, new: Any, slot: Any) -> Any:
+        """Put new [batch, heads, n, features] into a cache; return its entries so far.
+
+        The cache is a list of rows, which TensorFlow updates in place while nothing else holds it.
+        """
+        batch, heads, count, features = new.shape.as_list()
+        rows = (tf.range(batch * heads) * self.slots + slot)[:, tf.newaxis] + tf.range(count)
+        cache = tf.tensor_scatter_nd_update(
+            self.caches.tensors[place], tf.reshape(rows, [-1, 1]), tf.reshape(new, [-1, features])
+        )
+        self.caches.tensors[place] = cache
+        entries = tf.reshape(cache, [batch, heads, self.slots, features])
+        return entries[:, :, : slot + count]

@@ -1,0 +1,104 @@
+"""Holding a conversion against its source: logits of a long text from both sides."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from typing import Any, Optional
+
+import numpy as np
+
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.checkpoint.reference import our_logits, their_logits
+from gpt_neo.config.estimate import count_parameters
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import CheckpointError, ConfigError
+
+LENGTH = 600  # tokens: beyond 512, where a lost local attention shows
+BOUND = 1e-4  # of a float32 forward pass, relative to the largest logit where that is above 1
+WAYS = ("auto", "torch", "numpy", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Largest difference between logits, the bound it had to keep, and how both sides were computed."""
+
+    difference: float
+    bound: float
+    length: int
+    ways: str
+
+
+def verify(
+    checkpoint: str, model: ModelConfig, folder: str, way: str = "auto", rounded: Optional[np.dtype] = None,
+    bound: float = BOUND,
+) -> Optional[Verdict]:  # fmt: skip
+    """Compare logits of our checkpoint with those of a Hugging Face folder, in float32 on the stored weights.
+
+    Args:
+      way: `torch` runs transformers on their side and our network on ours, `numpy` a forward pass that holds one layer
+        at a time on both, `auto` the former where it is installed and memory allows, `none` nothing.
+      rounded: type that the weights were rounded to on the way from or to Hugging Face.
+
+    Raises:
+      CheckpointError: the difference is above the bound.
+    """
+    if way == "none":
+        return None
+    if way == "auto":
+        way = "torch" if has_torch() and fits(model) else "numpy"
+    # Ids that are all over the table, each time the same.
+    tokens = np.random.default_rng(0).integers(0, model.n_vocab, min(LENGTH, model.n_ctx)).astype(np.int32)
+    if way == "torch":
+        if not has_torch():
+            raise ConfigError("--verify torch: needs torch and transformers; install the extra 'bench', or give numpy")
+        ours, theirs = network_logits(checkpoint, model, tokens), torch_logits(folder, tokens, rounded)
+        ways = "our network, transformers on PyTorch"
+    else:
+        ours = our_logits(Bundle(checkpoint), model, tokens)
+        theirs = their_logits(HfFolder(folder), tokens, rounded)
+        ways = "NumPy, layer by layer, on both sides"
+    worst = float(np.abs(ours - theirs).max())  # NaN on either side is NaN here, and fails
+    allowed = bound * max(1.0, float(np.abs(theirs).max()))
+    if not worst <= allowed:
+        raise CheckpointError(f"the conversion is wrong: logits differ by up to {worst:.2e} over {len(tokens)} tokens, "
+                              f"allowed are {allowed:.1e} ({ways}); nothing was written")  # fmt: skip
+    return Verdict(worst, allowed, len(tokens), ways)
+
+
+def has_torch() -> bool:
+    """Whether torch and transformers are installed."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def fits(model: ModelConfig) -> bool:
+    """Whether the model in float32 takes less than half of the memory that is free."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return count_parameters(model) * 4 < free / 2
+
+
+def network_logits(checkpoint: str, model: ModelConfig, tokens: np.ndarray) -> np.ndarray:
+    """float32 [sequence, vocab] from our network, in float32."""
+    from gpt_neo.mtf_compat import tf
+    from gpt_neo.runtime.export import build_logits
+    from gpt_neo.runtime.predict_step import load_weights
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        logits = build_logits(tf.constant(tokens[np.newaxis]), dataclasses.replace(model, precision="float32"))
+        load_weights(session, checkpoint)
+        return session.run(logits)[0]
+
+
+def torch_logits(folder: str, tokens: np.ndarray, rounded: Optional[np.dtype]) -> np.ndarray:
+    """float32 [sequence, vocab] from transformers, in float32."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    with torch.no_grad():
+        for parameter in model.parameters() if rounded is not None and rounded.itemsize == 2 else ():
+            parameter.copy_(parameter.bfloat16().float())
+        return model.eval()(torch.tensor(tokens[np.newaxis].astype(np.int64))).logits[0].numpy()

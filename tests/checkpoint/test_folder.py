@@ -1,0 +1,114 @@
+"""Which checkpoint of a folder is taken, after crashes, edits and evaluations."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gpt_neo.checkpoint.average import average_checkpoints
+from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
+from gpt_neo.checkpoint.folder import (
+    BEST,
+    find_checkpoint,
+    find_latest,
+    keep_best,
+    latest_checkpoint,
+    settle_state,
+    write_state,
+)
+from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import tf
+
+F32 = np.dtype(np.float32)
+
+
+def save(folder, step, value=1.0, shape=(4, 4)):
+    """A checkpoint of one weight, one slot, one step."""
+    path = os.path.join(str(folder), f"model.ckpt-{step}")
+    writer = BundleWriter(path)
+    writer.add("gpt2/wte", shape, F32, [np.full(shape, value, np.float32)])
+    writer.add("gpt2/wte/adam_m", shape, F32, [np.zeros(shape, np.float32)])
+    writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
+    writer.finish()
+    return path
+
+
+def names(found):
+    return os.path.basename(found.path), len(found.notes)
+
+
+def test_the_state_file_decides_whatever_machine_wrote_it(tmp_path):
+    for step in (5, 10, 20):
+        save(tmp_path, step)
+    assert names(find_latest(str(tmp_path))) == ("model.ckpt-20", 0)
+    state = tmp_path / "checkpoint"
+    listed = "".join(f'all_model_checkpoint_paths: "gs://away/run/model.ckpt-{s}"\n' for s in (5, 10, 20))
+    state.write_text('model_checkpoint_path: "gs://away/run/model.ckpt-10"\n' + listed)
+    assert names(find_latest(str(tmp_path))) == ("model.ckpt-10", 0)
+    settle_state(str(tmp_path))
+    assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
+    state.write_text('model_checkpoint_path: "/home/other/model.ckpt-999"\n')
+    assert names(find_latest(str(tmp_path))) == ("model.ckpt-20", 0)
+
+
+def test_a_kill_between_checkpoint_and_state_file_loses_nothing(tmp_path):
+    write_state(str(tmp_path), save(tmp_path, 10))
+    os.utime(tmp_path / "checkpoint", (1, 1))
+    save(tmp_path, 20)
+    assert names(find_latest(str(tmp_path))) == ("model.ckpt-20", 0)
+
+
+def test_incomplete_checkpoints_are_passed_over(tmp_path):
+    for step in (5, 10, 20):
+        last = save(tmp_path, step)
+    write_state(str(tmp_path), last)
+    os.truncate(last + ".data-00000-of-00001", 10)
+    found = find_latest(str(tmp_path))
+    assert names(found) == ("model.ckpt-10", 1) and "passed over model.ckpt-20" in found.notes[0]
+    os.truncate(tmp_path / "model.ckpt-10.index", 30)
+    assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-5")
+    os.remove(tmp_path / "model.ckpt-5.data-00000-of-00001")
+    with pytest.raises(CheckpointError, match="model.ckpt-20"):
+        find_latest(str(tmp_path))
+    assert find_latest(str(tmp_path / "nowhere")) is None
+
+
+def test_a_checkpoint_by_step(tmp_path):
+    save(tmp_path, 5)
+    assert find_checkpoint(str(tmp_path), "5").path.endswith("model.ckpt-5")
+    with pytest.raises(CheckpointError, match="no checkpoint of step '6' in .*; there are: 5"):
+        find_checkpoint(str(tmp_path), "6")
+    with pytest.raises(CheckpointError, match="no best checkpoint"):
+        find_checkpoint(str(tmp_path), "best")
+
+
+def test_the_best_is_kept_when_the_folder_deletes_it(tmp_path):
+    folder = str(tmp_path)
+    first, second, third = (save(tmp_path, step, step) for step in (5, 10, 20))
+    assert keep_best(folder, first, 2.0) and keep_best(folder, second, 1.5) and not keep_best(folder, third, 1.7)
+    for name in os.listdir(folder):
+        if name.startswith("model.ckpt-10."):
+            os.remove(tmp_path / name)
+    found = find_checkpoint(folder, "best")
+    assert found.path == os.path.join(folder, BEST, "model.ckpt-10")
+    assert Bundle(found.path).read("gpt2/wte")[0, 0] == 10
+    assert json.loads((tmp_path / BEST / "best.json").read_text()) == {
+        "checkpoint": "model.ckpt-10", "step": 10, "loss": 1.5}  # fmt: skip
+    assert not [n for n in os.listdir(tmp_path / BEST) if n.startswith("model.ckpt-5.")]
+    assert not keep_best(folder, third, float("nan")) and not keep_best(folder, found.path, 0.1)
+
+
+def test_averaging(tmp_path):
+    paths = [save(tmp_path, step, value) for step, value in ((5, 1.0), (10, 2.0), (20, 6.0))]
+    made = average_checkpoints(paths, str(tmp_path / "mean"))
+    bundle = Bundle(made)
+    assert bundle.names() == ["global_step", "gpt2/wte"] and made == latest_checkpoint(str(tmp_path / "mean"))
+    assert bundle.read("gpt2/wte").tolist() == np.full((4, 4), 3.0).tolist() and bundle.read("global_step") == 20
+    with pytest.raises(CheckpointError, match="at least two"):
+        average_checkpoints(paths[:1], str(tmp_path / "x"))
+    with pytest.raises(CheckpointError, match=r"gpt2/wte +\[4, 5\] +\[4, 4\]"):
+        average_checkpoints([paths[0], save(tmp_path, 30, shape=(4, 5))], str(tmp_path / "x"))
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        average_checkpoints([paths[0], save(tmp_path, 40, np.nan)], str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,63 @@
+"""`python -m gpt_neo inspect` and `average` from the command line."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gpt_neo.__main__ import COMMANDS, main
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.config import load_config
+from tests.checkpoint.test_folder import save
+
+
+def test_inspect_of_a_run(trained, capsys):
+    folder = load_config(trained).training.model_path
+    assert main(["inspect", folder, "--slots"]) == 0
+    out = capsys.readouterr().out
+    bundle = Bundle(os.path.join(folder, "model.ckpt-20"))
+    assert all(name in out for name in bundle.names())
+    assert "step 20, 30 weights (11,808 numbers, 47 KB), 60 optimizer slots" in out and "health     sound" in out
+    assert "80 records, 2,560 tokens read; seed 3" in out
+    row = next(line for line in out.splitlines() if line.startswith("gpt2/wpe "))
+    values = bundle.read("gpt2/wpe").astype(np.float64)
+    assert f"mean {values.mean():10.3e}  std {values.std():9.3e}  max {np.abs(values).max():9.3e}" in row
+    assert main(["inspect", folder, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["step"] == 20 and len(shown["tensors"]) == len(bundle.names())
+
+
+@pytest.mark.parametrize("value, trouble", [(np.nan, "16 NaN OR INFINITE"), (0.0, "ALL ZERO")])
+def test_inspect_finds_trouble(tmp_path, capsys, value, trouble):
+    assert main(["inspect", save(tmp_path, 5, value)]) == 1
+    out = capsys.readouterr().out
+    assert trouble in out and "health     1 of 3 tensors in trouble" in out
+    with open(tmp_path / "model.ckpt-5.data-00000-of-00001", "r+b") as handle:
+        handle.write(b"xxxx")
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert "DAMAGED: " in capsys.readouterr().out
+
+
+def test_average_of_a_folder(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    for step, value in ((5, 1.0), (10, 2.0), (20, 6.0)):
+        save(tmp_path / "run", step, value)
+    assert main(["average", str(tmp_path / "run"), "--last", "2", "--to", str(tmp_path / "mean")]) == 0
+    assert "averaged  2 checkpoints (model.ckpt-10, model.ckpt-20)" in capsys.readouterr().out
+    assert Bundle(str(tmp_path / "mean" / "model.ckpt-20")).read("gpt2/wte")[0, 0] == 4.0
+
+
+def test_every_command_has_help_without_tensorflow(capsys):
+    import subprocess
+    import sys
+
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+    assert main(["nonsense"]) == 2
+    code = ("import sys\nfrom gpt_neo.__main__ import main\ntry:\n    main([sys.argv[1], '--help'])\n"
+            "except SystemExit:\n    pass\nassert 'tensorflow' not in sys.modules and 'numpy' not in sys.modules")
+    for name in ("import-hf", "export-hf", "inspect", "average"):
+        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "usage: python -m gpt_neo" in done.stdout, done.stderr

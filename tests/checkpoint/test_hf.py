@@ -1,0 +1,201 @@
+"""Hugging Face models in and out: logits, text, training in between, bytes, and what is refused."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gpt_neo.__main__ import main as run
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.convert import export_hf, import_hf
+from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.checkpoint.tensors import BFLOAT16
+from gpt_neo.config import load_config
+from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
+from gpt_neo.runtime.predict_step import Sampler, load_weights
+from gpt_neo.runtime.train_step import build_train_step
+from gpt_neo.runtime.verify import network_logits, verify
+from gpt_neo.sampling.filters import SampleOptions
+from tests.checkpoint.peers import LENGTH, VOCAB, make_peer, peer_logits, save_peer
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+FAMILIES = ("gpt_neo", "gpt2", "gptj", "gpt_neox")
+TOKENS = np.random.RandomState(0).randint(0, VOCAB, [1, 600])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def imported(request, tmp_path_factory):
+    """A family's random model in float32, and its run folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    source = save_peer(make_peer(request.param), folder / "hf")
+    import_hf(source, str(folder / "run"), step=7)
+    return request.param, source, load_config(str(folder / "run" / "config.json")), str(folder / "run/model.ckpt-7")
+
+
+def tensors(folder):
+    source = HfFolder(str(folder))
+    return {name: source.read(name) for name in source.names()}
+
+
+def test_logits_equal_and_every_way_of_comparing_says_so(imported):
+    family, source, run, checkpoint = imported
+    theirs, _ = peer_logits(source, TOKENS)
+    assert theirs.std() > 0.5
+    np.testing.assert_allclose(network_logits(checkpoint, run.model, TOKENS[0]), theirs[0], atol=1e-4, rtol=0)
+    for way in ("torch", "numpy"):
+        verdict = verify(checkpoint, run.model, source, way)
+        assert verdict.length == 600 and verdict.difference < 1e-4
+    other = save_peer(make_peer(family, seed=1), os.path.join(os.path.dirname(source), "other"))
+    for way in ("torch", "numpy"):
+        with pytest.raises(CheckpointError, match="the conversion is wrong: logits differ"):
+            verify(checkpoint, run.model, other, way)
+
+
+def test_round_trip_changes_no_bit_and_no_greedy_token(imported, tmp_path):
+    _, source, run, checkpoint = imported
+    export_hf(run, checkpoint, str(tmp_path / "out"), shard=40_000)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    import_hf(str(tmp_path / "out"), str(tmp_path / "again"), step=7)
+    for suffix in (".data-00000-of-00001", ".index"):
+        again = (tmp_path / "again" / f"model.ckpt-7{suffix}").read_bytes()
+        assert again == open(checkpoint + suffix, "rb").read()
+    first, second = tensors(source), tensors(tmp_path / "out")
+    assert set(first) == set(second)
+    for name in first:
+        assert first[name].dtype == second[name].dtype
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    logits, peer = peer_logits(str(tmp_path / "out"), TOKENS)
+    np.testing.assert_array_equal(logits, peer_logits(source, TOKENS)[0])
+    prompt = TOKENS[0, :8].tolist()
+    text = peer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, 8), do_sample=False, max_new_tokens=300,
+                         min_new_tokens=300, eos_token_id=None, pad_token_id=0)[0, 8:].tolist()  # fmt: skip
+    options = SampleOptions(max_tokens=300, temperature=0.0)
+    made = [t.token for t in Sampler(run.model, checkpoint).generate([prompt], options)]
+    assert made == text and len(made) == 300
+
+
+def test_ten_steps_of_training_in_between(imported, tmp_path):
+    _, source, run, checkpoint = imported
+    changes = {"train_batch_size": 2, "train_steps": 100}
+    run = dataclasses.replace(run, training=dataclasses.replace(run.training, **changes),
+                              optimizer=dataclasses.replace(run.optimizer, lr=1e-3, warmup_steps=0))  # fmt: skip
+    batch = np.random.RandomState(3).randint(0, VOCAB, [2, LENGTH + 1])
+    path = str(tmp_path / "run" / "model.ckpt-17")
+    with tf.Graph().as_default(), tf.Session() as session:
+        fed = tf.placeholder(tf.int32, batch.shape)
+        step = build_train_step(fed, run, LocalPlacement(MeshPlan()))
+        session.run(tf.global_variables_initializer())
+        notes = load_weights(session, checkpoint)
+        assert any("optimizer slots are missing" in note for note in notes)
+        losses = [session.run([step.loss, step.train], {fed: batch})[0] for _ in range(10)]
+        assert losses[-1] < losses[0] - 0.1 and session.run(tf.train.get_global_step()) == 17
+        tf.train.Saver().save(session, path, write_meta_graph=False)
+    export_hf(run, path, str(tmp_path / "out"))
+    ours = network_logits(path, run.model, TOKENS[0])
+    np.testing.assert_allclose(ours, peer_logits(str(tmp_path / "out"), TOKENS)[0][0], atol=1e-4, rtol=0)
+    before, after = tensors(source), tensors(tmp_path / "out")
+    assert all(np.abs(before[name] - after[name]).max() > 0 for name in before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_in_shards_stays_what_it_is(family, tmp_path):
+    source = save_peer(make_peer(family), tmp_path / "hf", "bfloat16", sharded=True)
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
+    run = import_hf(source, str(tmp_path / "run"))
+    bundle = Bundle(str(tmp_path / "run" / "model.ckpt-0"))
+    assert run.model.precision == "bfloat16" and bundle.dtype("gpt2/wte") == BFLOAT16
+    assert verify(bundle.path, run.model, source, "torch").difference < 1e-4
+    export_hf(run, bundle.path, str(tmp_path / "out"))
+    first, second = tensors(source), tensors(tmp_path / "out")
+    assert all(np.array_equal(first[n], second[n]) and second[n].dtype == BFLOAT16 for n in first)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt2"])
+def test_pytorch_model_bin(family, tmp_path):
+    peer = make_peer(family)
+    expected = tensors(save_peer(peer, tmp_path / "safe"))
+    source = save_peer(peer, tmp_path / "bin", binary=True)
+    found = tensors(source)
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    run = import_hf(source, str(tmp_path / "run"))
+    assert verify(str(tmp_path / "run" / "model.ckpt-0"), run.model, source, "numpy").difference < 1e-4
+
+
+def test_the_old_form_of_pytorch_model_bin(tmp_path):
+    tensor = torch.arange(24, dtype=torch.bfloat16).reshape(4, 6)
+    torch.save({"a": tensor, "view": tensor.T[1:]}, tmp_path / "model.bin", _use_new_zipfile_serialization=False)
+    from gpt_neo.checkpoint.torch_file import TorchFile
+
+    file = TorchFile(str(tmp_path / "model.bin"))
+    for name, value in (("a", tensor), ("view", tensor.T[1:])):
+        np.testing.assert_array_equal(file.read(name).astype(np.float32), value.float().numpy())
+
+
+def test_slots_step_and_dtype_on_the_way_in(imported, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    family, source, run_config, _ = imported
+    argv = [source, str(tmp_path / "run"), "--slots", "zero", "--step", "9", "--dtype", "bfloat16", "--set", "lr=0.5"]
+    assert run(["import-hf", *argv]) == 0
+    assert "verified  logits differ by at most" in capsys.readouterr().out
+    bundle = Bundle(str(tmp_path / "run" / "model.ckpt-9"))
+    assert bundle.read("global_step") == 9 and bundle.dtype("gpt2/wte") == BFLOAT16
+    weights = [n for n in bundle.names() if "adam" not in n and n != "global_step"]
+    assert all(bundle.shape(f"{n}/adam_{s}") == bundle.shape(n) for n in weights for s in "mv")
+    record = json.loads((tmp_path / "run" / "model.ckpt-9.json").read_text())
+    assert record["data"]["records_read"] == 9 * 8 and record["config"]["lr"] == 0.5
+    assert run(["inspect", str(tmp_path / "run")]) == 0
+    assert "health     sound" in capsys.readouterr().out
+    assert run(["export-hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert run(["export-hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+    assert "exists and is not an empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("model_type", "llama", "model_type is 'llama'; allowed: gpt_neo, gpt2, gptj, gpt_neox"),
+    ("intermediate_size", 100, "key 'intermediate_size' is 100; this network computes None, 128"),
+    ("activation_function", "quick_gelu", "key 'activation_function' is 'quick_gelu'"),
+    ("attention_types", [[["global", "sparse"], 1]], "attention_types has 'sparse'"),
+    ("num_layers", 3, "attention_types names 2 layers, n_layer is 3"),
+    ("vocab_size", 97, r"transformer.wte.weight +\[97, 32\] +\[96, 32\]"),
+    ("tie_word_embeddings", False, r"lm_head.weight +\[96, 32\] +missing"),
+])  # fmt: skip
+def test_configs_that_do_not_fit_are_refused(tmp_path, key, value, message):
+    source = save_peer(make_peer("gpt_neo"), tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        import_hf(source, str(tmp_path / "run"))
+    assert sorted(os.listdir(tmp_path)) == ["hf"]
+
+
+def test_what_hugging_face_has_no_words_for_is_refused(imported, tmp_path):
+    _, _, run_config, checkpoint = imported
+    odd = dataclasses.replace(run_config, model=dataclasses.replace(run_config.model, moe_layers=(1,)))
+    with pytest.raises(CheckpointError, match=r"no model for this config: moe_layers is \(1,\)"):
+        export_hf(odd, checkpoint, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_goes_along(tmp_path, world):
+    transformers = pytest.importorskip("transformers")
+    source = save_peer(make_peer("gpt_neo"), tmp_path / "hf")
+    run_config = import_hf(source, str(tmp_path / "run"))
+    export_hf(run_config, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "out"), tokenizer=world.tokenizer)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    from gpt_neo.tokenizer import load_tokenizer
+
+    text = "The if statement, naïve or not <|endoftext|>"
+    assert tokenizer.eos_token_id == 0 and tokenizer("The if", add_special_tokens=False)["input_ids"] == load_tokenizer(
+        world.tokenizer).encode("The if")  # fmt: skip
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    # and back: files of the tokenizer are kept as they are
+    import_hf(str(tmp_path / "out"), str(tmp_path / "run2"))
+    export_hf(run_config, str(tmp_path / "run2" / "model.ckpt-0"), str(tmp_path / "out2"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out2" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()

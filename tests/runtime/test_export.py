@@ -1,0 +1,140 @@
+"""SavedModels: generated text equals the sampler's, and what int8 weights cost."""
+
+import os
+
+import numpy as np
+import pytest
+
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.export import export_saved_model
+from gpt_neo.runtime.int8 import quantize
+from gpt_neo.runtime.predict_step import Sampler
+from gpt_neo.sampling.filters import SampleOptions
+from tests.model.tools import save_random, uncached
+
+VOCAB, LENGTH, BATCH = 48, 150, 2
+COMMON = {"n_head": 2, "n_embd": 64, "n_layer": 2, "n_vocab": VOCAB, "n_ctx": LENGTH, "eos_id": VOCAB}
+MODELS = {
+    "gpt_neo": ModelConfig(**COMMON, attention_types=("global", "local"), local_attention_radius=7),
+    "gptj": ModelConfig(**COMMON, attention_types=("global", "global"), rotary_emb=True, rotary_dim=8,
+                        rotary_interleaved=True, parallel_residual=True, shared_norm=True, scale_attention=True,
+                        untied_head=True, head_bias=True, attn_output_bias=False),
+}  # fmt: skip
+
+
+class Served:
+    """A SavedModel in a session of its own."""
+
+    def __init__(self, folder):
+        self.session = tf.Session(graph=tf.Graph())
+        with self.session.graph.as_default():
+            self.signatures = tf.saved_model.load(self.session, [tf.saved_model.SERVING], folder).signature_def
+
+    def __call__(self, name, **inputs):
+        signature = self.signatures[name]
+        feeds = {signature.inputs[key].name: value for key, value in inputs.items()}
+        return self.session.run({key: value.name for key, value in signature.outputs.items()}, feeds)
+
+    def text(self, prompts, max_tokens, temperature=0.0, seed=0):
+        tokens = np.zeros([BATCH, max(map(len, prompts))], np.int32)
+        for row, prompt in zip(tokens, prompts):
+            row[: len(prompt)] = prompt
+        return self("serving_default", tokens=tokens, lengths=[len(p) for p in prompts], max_tokens=max_tokens,
+                    temperature=temperature, seed=seed)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def served(request, tmp_path_factory):
+    config, folder = MODELS[request.param], tmp_path_factory.mktemp(request.param)
+    checkpoint = save_random(config, str(folder), scale=0.3)
+    assert export_saved_model(config, checkpoint, str(folder / "saved"), BATCH) == []
+    return config, checkpoint, Served(str(folder / "saved"))
+
+
+def test_generated_text_is_the_samplers(served):
+    config, checkpoint, model = served
+    rng = np.random.RandomState(1)
+    prompts = [rng.randint(0, VOCAB, n).tolist() for n in (3, 70)]
+    sampler = Sampler(config, checkpoint, BATCH)
+    expected = {0: [], 1: []}
+    for token in sampler.generate(prompts, SampleOptions(max_tokens=40, temperature=0.0)):
+        expected[token.prompt].append(token.token)
+    for _ in range(2):  # nothing is left over from one call to the next
+        got = model.text(prompts, 40)
+        assert got["tokens"].tolist() == [expected[0], expected[1]] and got["lengths"].tolist() == [40, 40]
+    assert model.text(prompts, 500)["tokens"].shape == (BATCH, LENGTH - 70)
+    first, again, other = (model.text(prompts, 20, 1.0, seed)["tokens"].tolist() for seed in (4, 4, 5))
+    assert first == again != other
+
+
+def test_rows_end_at_the_end_of_text(tmp_path):
+    import dataclasses
+
+    config = MODELS["gpt_neo"]
+    checkpoint = save_random(config, str(tmp_path), scale=0.3)
+    prompts = [[5, 6, 7], [9, 3]]
+    tokens = [[], []]
+    for token in Sampler(config, checkpoint, BATCH).generate(prompts, SampleOptions(max_tokens=30, temperature=0.0)):
+        tokens[token.prompt].append(token.token)
+    end = tokens[0][9]
+    export_saved_model(dataclasses.replace(config, eos_id=end), checkpoint, str(tmp_path / "saved"), BATCH)
+    got = Served(str(tmp_path / "saved")).text(prompts, 30)
+    for row, count, wanted in zip(got["tokens"].tolist(), got["lengths"], tokens):
+        size = wanted.index(end) + 1 if end in wanted else 30
+        assert count == size and row[:size] == wanted[:size] and set(row[size:]) <= {end}
+
+
+def test_a_prompt_without_room_is_refused(served):
+    _, _, model = served
+    with pytest.raises(tf.errors.InvalidArgumentError, match="leaves no room in n_ctx"):
+        model.text([[1] * LENGTH, [1]], 3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a prompt is empty"):
+        model.text([[1], []], 3)
+
+
+def test_int8_is_a_quarter_of_the_size_and_close(served, tmp_path):
+    config, checkpoint, model = served
+    folder = str(tmp_path / "int8")
+    export_saved_model(config, checkpoint, folder, BATCH, int8=True)
+    small = Served(folder)
+    tokens = np.random.RandomState(2).randint(0, VOCAB, [BATCH, LENGTH]).astype(np.int32)
+    exact, near = model("logits", tokens=tokens)["logits"], small("logits", tokens=tokens)["logits"]
+    # What the quantized weights, put back into a float checkpoint, compute.
+    reader = tf.train.load_checkpoint(checkpoint)
+
+    def rounded(name, shape):
+        value = reader.get_tensor(name)
+        if value.ndim != 2 or value.size < 4096:
+            return value
+        axis = 1 if name.endswith(("wte", "wpe")) else 0
+        q, scale = quantize(value, axis)
+        return q * (scale[:, None] if axis else scale)
+
+    from tests.model.tools import save_weights
+
+    os.makedirs(tmp_path / "rounded")
+    expected = uncached(config, save_weights(config, str(tmp_path / "rounded"), rounded), tokens)
+    np.testing.assert_allclose(near, expected, atol=2e-4, rtol=0)
+    assert 0 < np.abs(near - exact).mean() < 0.05 * exact.std()
+    sizes = [os.path.getsize(os.path.join(f, "variables", "variables.data-00000-of-00001"))
+             for f in (folder, os.path.join(os.path.dirname(checkpoint), "saved"))]  # fmt: skip
+    assert sizes[0] < 0.35 * sizes[1]
+    assert small.text([[1, 2, 3], [4]], 10)["tokens"].shape == (BATCH, 10)
+
+
+def test_quantizing():
+    weight = np.array([[1.0, 0.0, -254.0], [0.5, 0.0, 127.0]], np.float32)
+    q, scale = quantize(weight, 0)
+    assert q.tolist() == [[127, 0, -127], [64, 0, 64]] and scale.tolist() == pytest.approx([1 / 127, 1, 2])
+    q, scale = quantize(weight, 1)
+    assert scale.tolist() == pytest.approx([2, 1]) and q.tolist() == [[0, 0, -127], [0, 0, 127]]
+
+
+def test_a_folder_in_use_is_refused(served, tmp_path):
+    config, checkpoint, _ = served
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(CheckpointError, match="is not an empty folder"):
+        export_saved_model(config, checkpoint, str(tmp_path))
+    assert (tmp_path / "x").read_text() == "mine" and len(os.listdir(tmp_path)) == 1
