@@ -19,6 +19,7 @@ from gpt_neo.config.schema import (
     MeshConfig,
     ModelConfig,
     RunConfig,
+    TrainingConfig,
 )
 from gpt_neo.errors import ConfigError
 
@@ -116,6 +117,7 @@ def build_sections(raw: dict, path: str) -> dict:
         raw["activation_function"] = activation
     if raw.get("precision") is not None:
         raw["precision"] = legacy.PRECISION_ALIASES.get(raw["precision"], raw["precision"])
+    legacy.resolve_objective(raw, path)
     n_layer = coerce(raw.get("n_layer"), int, "n_layer", path) if raw.get("n_layer") is not None else None
     if n_layer is not None:
         raw["attention_types"] = legacy.expand_attention_types(raw.get("attention_types") or "global", n_layer, path)
@@ -195,8 +197,8 @@ def parse_dataset_entry(entry: Any, path: str) -> DatasetRef:
     name, stitch, datatype, weight = entry
     if datatype is not None and datatype not in DATATYPES:
         raise ConfigError(f"{path}: datasets entry {name!r} has datatype {datatype!r}; allowed: {', '.join(DATATYPES)}")
-    weight = 1.0 if weight is None else coerce(weight, float, f"weight of dataset {name}", path)
-    if weight <= 0:
+    weight = None if weight is None else coerce(weight, float, f"weight of dataset {name}", path)
+    if weight is not None and weight <= 0:
         raise ConfigError(f"{path}: datasets entry {name!r} has weight {weight}; expected more than 0")
     stitch = None if stitch is None else coerce(stitch, int, f"stitch of dataset {name}", path)
     if stitch is not None and stitch < 1:
@@ -229,6 +231,7 @@ def check_combinations(sections: dict, path: str) -> None:
     mesh: MeshConfig = sections["mesh"]
     if model.n_embd % model.n_head:
         raise ConfigError(f"{path}: n_embd ({model.n_embd}) is not divisible by n_head ({model.n_head})")
+    check_objective(model, sections["training"], path)
     if model.scalenorm and model.rezero:
         raise ConfigError(f"{path}: scalenorm and rezero exclude each other; set one")
     if model.axial_pos_emb and model.rotary_emb:
@@ -241,6 +244,25 @@ def check_combinations(sections: dict, path: str) -> None:
             raise ConfigError(
                 f"{path}: layout puts {tensor_dim!r} on {mesh_dim!r}, mesh_shape has {', '.join(sorted(names))}"
             )
+
+
+def check_objective(model: ModelConfig, training: TrainingConfig, path: str) -> None:
+    """What masked language modelling needs, and only it may have."""
+    if not training.mlm_training:
+        if not model.causal:
+            raise ConfigError(f"{path}: causal is false without mlm_training: a token would see the one to predict")
+        return
+    if training.mlm_mask_id is None:
+        raise ConfigError(f"{path}: mlm_training needs key 'mlm_mask_id', the token that stands for masked ones")
+    kept = training.mlm_same_token_prob + training.mlm_random_token_prob
+    if kept > 1:
+        raise ConfigError(f"{path}: mlm_same_token_prob and mlm_random_token_prob add up to {kept:g}; expected at most 1")
+    named = [("mlm_mask_id", training.mlm_mask_id), ("mlm_cls_token_id", training.mlm_cls_token_id)]
+    for name, value in named + [("mlm_mask_ignore_ids", value) for value in training.mlm_mask_ignore_ids]:
+        if value is not None and not (type(value) is int and 0 <= value < model.n_vocab):
+            raise ConfigError(f"{path}: key {name!r} has {value!r}; expected an id from 0 to {model.n_vocab - 1}")
+    if training.mlm_cls_token_id is not None and model.n_ctx < 2:
+        raise ConfigError(f"{path}: mlm_cls_token_id takes one of the n_ctx tokens; n_ctx is {model.n_ctx}")
 
 
 def check_axial(factors: Optional[tuple], n_ctx: int, path: str) -> None:

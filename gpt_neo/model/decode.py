@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import ConfigError
 from gpt_neo.model.attention.cached import cached_attention
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.transformer import block, check_supported, head, tables
@@ -24,8 +25,13 @@ def decode(tokens: Any, slot: Any, start: Any, dims: Dims, config: ModelConfig, 
 
     Returns:
       float32 [batch, sequence or 1, vocab].
+
+    Raises:
+      ConfigError: the model sees both ways, so that no token can be drawn after another.
     """
     check_supported(config)
+    if not config.causal:
+        raise ConfigError("key 'causal' is False (mlm_training): sampling needs a causal model")
 
     def attention(q: Any, k: Any, v: Any, kind: str) -> Any:
         radius = config.local_attention_radius if kind == "local" else None

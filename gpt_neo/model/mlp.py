@@ -9,6 +9,7 @@ from gpt_neo.model import variables
 from gpt_neo.model.activations import get_activation
 from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
+from gpt_neo.model.dropout import dropout
 from gpt_neo.mtf_compat import mtf, tf
 
 
@@ -29,5 +30,5 @@ def mlp(x: Any, dims: Dims, config: ModelConfig, is_training: bool) -> Any:
     hidden = get_activation(config.activation_function)(hidden)
     out = linear(hidden, "c_proj", dims.hidden, dims.embd, 0.02 * depth, config)
     if config.res_dropout > 0 and is_training:
-        out = mtf.dropout(out, is_training, rate=config.res_dropout)
+        out = dropout(out, config.res_dropout)
     return out

@@ -11,6 +11,7 @@ from gpt_neo.model.attention.projections import project_output, project_qkv
 from gpt_neo.model.attention.softmax import global_attention, local_attention
 from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
+from gpt_neo.model.dropout import dropout
 from gpt_neo.model.mlp import mlp
 from gpt_neo.model.norms import layer_norm
 from gpt_neo.model.vocab_ops import embed
@@ -34,8 +35,6 @@ def check_supported(config: ModelConfig) -> None:
     for name in NOT_BUILT:
         if getattr(config, name):
             raise ConfigError(f"key {name!r} is {getattr(config, name)!r}: this version does not build it")
-    if not config.causal:
-        raise ConfigError("key 'causal' is False: this version builds causal models only")
     for kind in config.attention_types:
         if kind not in ("global", "local"):
             raise ConfigError(f"attention_types has {kind!r}: this version builds global and local")
@@ -53,16 +52,16 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, is_training: bool)
     check_supported(config)
 
     def attention(q: Any, k: Any, v: Any, kind: str) -> Any:
-        rate = config.attn_dropout
+        rate, causal = config.attn_dropout, config.causal
         if kind == "local":
-            return local_attention(q, k, v, dims.sequence, config.local_attention_radius, rate, is_training)
-        return global_attention(q, k, v, dims.sequence, rate, is_training)
+            return local_attention(q, k, v, dims.sequence, config.local_attention_radius, rate, is_training, causal)
+        return global_attention(q, k, v, dims.sequence, rate, is_training, causal)
 
     with tf.variable_scope("gpt2"):
         wte, wpe = tables(tokens.mesh, dims, config)
         x = embed(wte, tokens, dims.vocab) + position_rows(wpe, dims)
         if config.embed_dropout > 0 and is_training:
-            x = mtf.dropout(x, is_training, rate=config.embed_dropout)
+            x = dropout(x, config.embed_dropout)
         for layer, kind in enumerate(config.attention_types):
             x = recomputed_block(x, f"h{layer}", kind, dims, config, is_training, attention)
         return head(x, wte, dims, config)
@@ -116,7 +115,7 @@ def block(
         out = attention(q, k, v, kind)
         out = project_output(out, dims, config)
     if config.res_dropout > 0 and is_training:
-        out = mtf.dropout(out, is_training, rate=config.res_dropout)
+        out = dropout(out, config.res_dropout)
     x += out
     normed = layer_norm(x, "norm_2", dims.embd, config)
     with tf.variable_scope("mlp"):

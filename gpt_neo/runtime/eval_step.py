@@ -6,25 +6,26 @@ from typing import Any
 
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.model.dims import make_dims
-from gpt_neo.model.losses import cross_entropy_per_token
+from gpt_neo.model.losses import cross_entropy_per_token, split_batch
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf
 
 
 def build_eval_step(batch: Any, run: RunConfig, placement: Any) -> tuple:
-    """Cross entropy of every label, without z-loss.
+    """Cross entropy of every label, without z-loss; the caller weighs them.
 
     Args:
-      batch: int32 [batch, n_ctx + 1].
+      batch: as `split_batch` takes it.
 
     Returns:
       (float32 [batch, sequence] nats per token, mtf.Lowering)
     """
     graph = mtf.Graph()
     mesh = placement.make_mesh(graph)
-    dims = make_dims(run.model, int(batch.shape[0]))
-    tokens = mtf.import_tf_tensor(mesh, batch[:, :-1], dims.tokens)
-    labels = mtf.import_tf_tensor(mesh, batch[:, 1:], dims.tokens)
+    parts = split_batch(batch)
+    dims = make_dims(run.model, int(parts["inputs"].shape[0]))
+    tokens = mtf.import_tf_tensor(mesh, parts["inputs"], dims.tokens)
+    labels = mtf.import_tf_tensor(mesh, parts["labels"], dims.tokens)
     logits = transformer(tokens, dims, run.model, is_training=False)
     losses = cross_entropy_per_token(logits, labels, dims.vocab, z_loss=0.0)
     lowering = placement.lower(graph, mesh)

@@ -68,7 +68,7 @@ def test_datasets_beside_the_model_config(tmp_path):
     (tmp_path / "dataset_configs").mkdir()
     (tmp_path / "dataset_configs" / "mine.json").write_text('{"path": "a_*.tfrecords", "n_vocab": "16"}')
     run = load_config(write(tmp_path, {"datasets": ["mine", ["mine", 3, "documents_random", "0.5"]]}))
-    assert [ref.weight for ref, _ in run.datasets] == [1.0, 0.5]
+    assert [ref.weight for ref, _ in run.datasets] == [None, 0.5]
     assert run.datasets[1][0].stitch == 3 and run.datasets[0][1].n_vocab == 16
 
 
