@@ -75,7 +75,7 @@ def report(run: RunConfig, source: Source, seen: Scan, tokenizer: Tokenizer) -> 
     lengths, needed = seen.lengths, tokens_needed(run)
     print(f"dataset   {source.name}: {len(lengths):,} records in {len(source.paths)} file(s), "
           f"{lengths.sum():,} tokens, read as {source.kind}")  # fmt: skip
-    print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run).split(' =')[0]} = {needed} are used)")
+    print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run)} are used)")
     print(f"ids       {seen.smallest} to {seen.largest} (n_vocab {run.model.n_vocab}, tokenizer {tokenizer.n_vocab})")
     wrong = []
     if seen.largest >= run.model.n_vocab or seen.smallest < 0:
@@ -109,7 +109,8 @@ def show(run: RunConfig, sample: dict, tokenizer: Tokenizer) -> None:
     """Print a sample as the model gets it."""
     names = [f"{number} of {os.path.basename(path)}" for path, number in sample["origin"]]
     many = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    print(f"--- record{'s' if len(names) > 1 else ''} {', '.join(names[:LISTED])}{many}, {len(sample['inputs'])} tokens")
+    plural = "s" if len(names) > 1 else ""
+    print(f"--- record{plural} {', '.join(names[:LISTED])}{many}, {len(sample['inputs'])} tokens")
     print(text_of(sample["inputs"], run, tokenizer)[:CHARACTERS])
     if run.training.mlm_training:
         hidden = np.flatnonzero(sample["weights"])

@@ -255,8 +255,8 @@ def check_objective(model: ModelConfig, training: TrainingConfig, path: str) -> 
     if training.mlm_mask_id is None:
         raise ConfigError(f"{path}: mlm_training needs key 'mlm_mask_id', the token that stands for masked ones")
     kept = training.mlm_same_token_prob + training.mlm_random_token_prob
-    if kept > 1:
-        raise ConfigError(f"{path}: mlm_same_token_prob and mlm_random_token_prob add up to {kept:g}; expected at most 1")
+    if kept > 1 + 1e-9:
+        raise ConfigError(f"{path}: mlm_same_token_prob + mlm_random_token_prob is {kept:g}; expected at most 1")
     named = [("mlm_mask_id", training.mlm_mask_id), ("mlm_cls_token_id", training.mlm_cls_token_id)]
     for name, value in named + [("mlm_mask_ignore_ids", value) for value in training.mlm_mask_ignore_ids]:
         if value is not None and not (type(value) is int and 0 <= value < model.n_vocab):

@@ -41,7 +41,7 @@ def mask_tokens(tokens: Any, run: RunConfig, source: Source, sample: Any) -> dic
         chosen = tf.logical_and(chosen, tf.not_equal(tokens, token))
     same = draws[1] < training.mlm_same_token_prob
     other = draws[1] < training.mlm_same_token_prob + training.mlm_random_token_prob
-    others = random_tokens(run, kept, [source.draws("other token"), sample])
+    others = random_tokens(run.model.n_ctx, source.n_vocab, kept, [source.draws("other token"), sample])
     hidden = tf.fill([run.model.n_ctx], training.mlm_mask_id)
     hidden = tf.where_v2(same, tokens, tf.where_v2(other, others, hidden))
     labels = tf.where_v2(chosen, tokens, padding)
@@ -52,11 +52,11 @@ def mask_tokens(tokens: Any, run: RunConfig, source: Source, sample: Any) -> dic
     }
 
 
-def random_tokens(run: RunConfig, kept: list[int], seed: Any) -> Any:
-    """int32 [n_ctx], uniform over the ids that are not in `kept` (sorted), of which there has to be one."""
-    kept = [token for token in kept if token < run.model.n_vocab]
-    count = run.model.n_vocab - len(kept)
-    ids = tf.random.stateless_uniform([run.model.n_ctx], seed, 0, count, tf.int32)
+def random_tokens(length: int, n_vocab: int, kept: list[int], seed: Any) -> Any:
+    """int32 [length], uniform over the ids below n_vocab that are not in `kept` (sorted); one at least has to be."""
+    kept = [token for token in kept if token < n_vocab]
+    count = n_vocab - len(kept)
+    ids = tf.random.stateless_uniform([length], seed, 0, count, tf.int32)
     for token in kept:  # the i-th id that is left lies behind every kept one that is not above it
         ids += tf.cast(ids >= token, tf.int32)
     return ids

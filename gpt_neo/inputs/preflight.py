@@ -85,7 +85,7 @@ def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
     if reads_in_turn(run):
         for ref, _ in run.datasets:
             if ref.datatype not in (None, CHUNKS):
-                found.append(f"input_fn sequential_input reads {ref.name!r} in chunks, though its entry says {ref.datatype}")
+                found.append(f"input_fn sequential_input reads {ref.name!r} in chunks; its entry says {ref.datatype}")
         return found
     for source in sources:
         local = [path for path in source.paths[:1] if source.kind != CHUNKS and os.path.exists(path)]
@@ -102,10 +102,8 @@ def check_file(path: str, run: RunConfig, source: Source, limit: Optional[int]) 
     """Check the first `limit` records of a local file."""
     needed, n_vocab = tokens_needed(run), run.model.n_vocab
     for number, tokens in enumerate(itertools.islice(read_records(path), limit)):
-        if source.kind == CHUNKS:
-            if len(tokens) < needed:
-                raise DataError(f"{path}: record {number} has {len(tokens)} tokens; {needed_text(run)} are needed")
-            tokens = tokens[:needed]
+        if source.kind == CHUNKS and len(tokens) < needed:
+            raise DataError(f"{path}: record {number} has {len(tokens)} tokens; {needed_text(run)} are needed")
         if len(tokens) and (tokens.max() >= n_vocab or tokens.min() < 0):
             bad = int(tokens.max() if tokens.max() >= n_vocab else tokens.min())
             raise DataError(f"{path}: record {number} has token id {bad}; n_vocab is {n_vocab}")
@@ -122,10 +120,10 @@ def explain_damage(error: Any, run: RunConfig, sources: Sequence[Source], step: 
     if refused:
         return DataError(refused.group(1))
     if "Input dataset was expected to contain" in error.message:
-        for path in (path for source in sources for path in source.paths):
-            if os.path.exists(path) and count_records(path) != count_from_name(path):
-                held = count_records(path)
-                return DataError(f"{path}: its name promises {count_from_name(path)} records, it holds {held}")
+        for path, wanted in ((p, n) for source in sources for p, n in zip(source.paths, source.counts)):
+            if os.path.exists(path) and count_records(path) != wanted:
+                promise = "it held at the start" if count_from_name(path) is None else "its name promises"
+                return DataError(f"{path}: {promise} {wanted} records, it holds {count_records(path)}")
     if isinstance(error, (tf.errors.DataLossError, tf.errors.InvalidArgumentError)):
         for source, sample in zip(sources, mixture_of(run, sources).before(step * batch_size)):
             first, _ = locate(sample * source.stitch, source.counts)

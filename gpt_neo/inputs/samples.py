@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpt_neo.config.schema import RunConfig
@@ -25,7 +26,7 @@ def needed_text(run: RunConfig) -> str:
     return f"n_ctx{' - 1' if run.training.mlm_cls_token_id is not None else ''} = {tokens_needed(run)}"
 
 
-def weighted(run: RunConfig, sources: list[Source]) -> bool:
+def weighted(run: RunConfig, sources: Sequence[Source]) -> bool:
     """Whether some labels may not count: masked language modelling, or documents, which may be too short."""
     return run.training.mlm_training or any(source.kind != CHUNKS for source in sources)
 

@@ -1,4 +1,4 @@
-"""Seeds for TensorFlow's stateless random operations: a draw is a function of what it is for, not of what came before."""
+"""Seeds for stateless random operations: a draw is a function of what it is for, not of what came before."""
 
 from __future__ import annotations
 

@@ -23,7 +23,10 @@ class Source:
 
     kind: `chunks`, a record is a sample; `documents_fixed` and `documents_random`, `stitch` records joined by eos_id
       are one, from their beginning or from a place drawn at random.
+    weight: share of the samples, relative to the other sources'.
     paths, counts: files in the order they are read, and the records in each.
+    n_vocab: ids that the records may hold.
+    eos_id, padding_id: what stands between joined documents, and what fills up those that are too short.
     seed: of every draw that this source needs.
     shuffled: documents are read in a random order, within reach of where they stand.
     """
@@ -34,6 +37,7 @@ class Source:
     weight: float
     paths: tuple
     counts: tuple
+    n_vocab: int
     eos_id: int
     padding_id: int
     seed: int
@@ -124,7 +128,8 @@ def make_source(run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig
             raise ConfigError(f"dataset {ref.name!r}: key {what!r} is {token}, n_vocab is {run.model.n_vocab}")
     return Source(
         name=ref.name, kind=kind, stitch=(ref.stitch or 1) if kind != CHUNKS else 1, weight=ref.weight or 1.0,
-        paths=tuple(ordered), counts=tuple(record_counts(ordered)), eos_id=config.eos_id,
+        paths=tuple(ordered), counts=tuple(record_counts(ordered)),
+        n_vocab=min(config.n_vocab or run.model.n_vocab, run.model.n_vocab), eos_id=config.eos_id,
         padding_id=config.padding_id, seed=salt(seed, key, ref.name, kind, ref.stitch), shuffled=shuffled,
     )  # fmt: skip
 

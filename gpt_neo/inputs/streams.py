@@ -51,7 +51,8 @@ def one_epoch(source: Source, epoch: Any, skipped: Any) -> Any:
         return tuple(tf.gather(part, order) for part in elements)
 
     blocks = file_records(source, block * size).batch(size).enumerate(tf.cast(number, tf.int64))
-    return blocks.map(shuffle).unbatch().skip(skipped - block * size)
+    # The next block is read while this one is used, so that nobody waits at its end.
+    return blocks.map(shuffle).prefetch(1).unbatch().skip(skipped - block * size)
 
 
 def file_records(source: Source, skipped: Any) -> Any:

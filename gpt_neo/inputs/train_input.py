@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.config.schema import RunConfig
@@ -14,17 +16,20 @@ from gpt_neo.mtf_compat import tf
 READY = 8  # batches made ahead of the model
 
 
-def training_batches(run: RunConfig, batch_size: int, start_step: Any) -> Any:
+def training_batches(
+    run: RunConfig, batch_size: int, start_step: Any, sources: Optional[Sequence[Source]] = None
+) -> Any:
     """An endless tf.data.Dataset of batches, from the records of `start_step` on.
 
     Args:
       start_step: a whole number, or an int64 scalar tensor that is read when the pipeline starts.
+      sources: `training_sources(run)` where it is known already.
 
     Returns:
       Dataset of {"inputs": int32 [batch, n_ctx], "labels": the same} and, where not every label counts,
       {"weights": float32 [batch, n_ctx]}
     """
-    sources = training_sources(run)
+    sources = sources or training_sources(run)
     weights = weighted(run, sources)
 
     def samples(source: Source, number: Any) -> Any:
@@ -34,7 +39,7 @@ def training_batches(run: RunConfig, batch_size: int, start_step: Any) -> Any:
     return mixed.batch(batch_size, drop_remainder=True).prefetch(READY)
 
 
-def mix(run: RunConfig, sources: list[Source], first: Any, samples: Callable[[Source, Any], Any]) -> Any:
+def mix(run: RunConfig, sources: Sequence[Source], first: Any, samples: Callable[[Source, Any], Any]) -> Any:
     """Samples `first`, `first` + 1, ... of the mixture; `samples` makes a source's stream from its own position."""
     mixture, first = mixture_of(run, sources), tf.cast(first, tf.int64)
     streams = [samples(source, number) for source, number in zip(sources, mixture.before(first))]
@@ -66,21 +71,24 @@ def first_samples(run: RunConfig, count: int, start_step: int = 0) -> list[dict]
     return found
 
 
-def evaluation_batches(run: RunConfig, batch_size: int, limit: Optional[int] = None) -> Any:
+def evaluation_batches(
+    run: RunConfig, batch_size: int, limit: Optional[int] = None, sources: Optional[Sequence[Source]] = None
+) -> Any:
     """Every held-out record once, or those of the first `limit` batches.
 
     Returns:
       tf.data.Dataset of batches as `training_batches` has them and {"weight": float32 [batch]}; the last batch is
       filled up with rows of weight 0.
     """
-    sources = evaluation_sources(run)
+    sources = sources or evaluation_sources(run)
     weights = weighted(run, sources)
     count = sum(source.samples for source in sources)
     count = count if limit is None else min(count, limit * batch_size)
-    samples = None
-    for source in sources:
-        made = one_pass_groups(source).map(sample_maker(run, source, weights), PARALLEL, deterministic=True)
-        samples = made if samples is None else samples.concatenate(made)
+    passes = [
+        one_pass_groups(source).map(sample_maker(run, source, weights), PARALLEL, deterministic=True)
+        for source in sources
+    ]  # fmt: skip
+    samples = functools.reduce(lambda joined, following: joined.concatenate(following), passes)
     rows = samples.take(count).map(lambda features: {**features, "weight": tf.ones([])})
     blank = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in rows.element_spec.items()}
     rows = rows.concatenate(tf.data.Dataset.from_tensors(blank).repeat(-count % batch_size))

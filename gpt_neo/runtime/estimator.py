@@ -107,8 +107,13 @@ def current_step(folder: str) -> int:
     return step_of(path) if path else 0
 
 
-def train(estimator: Any, run: RunConfig, plan: MeshPlan, folder: str) -> int:
+def train(
+    estimator: Any, run: RunConfig, plan: MeshPlan, folder: str, tell: Callable[[str], None] = lambda line: None
+) -> int:
     """Train to `train_steps`, from the newest checkpoint on. Returns the step reached.
+
+    Args:
+      tell: called with each line that a person should know about how the records are read.
 
     Raises:
       GptNeoError: anything that is the user's to mend, found before the graph is built where it can be.
@@ -117,6 +122,8 @@ def train(estimator: Any, run: RunConfig, plan: MeshPlan, folder: str) -> int:
     sources = training_sources(run)
     preflight.check_datasets(run)
     preflight.check_records(run, sources)
+    for line in preflight.notes(run, sources):
+        tell(line)
     prepare_folder(folder)
     start = current_step(folder)
     if start >= run.training.train_steps:
@@ -126,7 +133,7 @@ def train(estimator: Any, run: RunConfig, plan: MeshPlan, folder: str) -> int:
         # Read when the pipeline starts, which is after the checkpoint is restored: also when a session is made anew
         # in the middle of a run, the records go on where the weights do.
         step = tf.cast(tf.train.get_or_create_global_step(), tf.int64)
-        return training_batches(run, params["batch_size"], step)
+        return training_batches(run, params["batch_size"], step, sources)
 
     with reading(run, sources, start, run.training.train_batch_size):
         estimator.train(input_fn, max_steps=run.training.train_steps)
@@ -149,8 +156,12 @@ def evaluate(estimator: Any, run: RunConfig, folder: str, limit: Optional[int] =
     size = eval_batch_size(run)
     batches = -(-sum(source.samples for source in sources) // size)
     steps = batches if limit is None else min(batches, limit)
+
+    def input_fn(params: dict) -> Any:
+        return evaluation_batches(run, params["batch_size"], steps, sources)
+
     with reading(run, sources, 0, size):
-        metrics = estimator.evaluate(lambda params: evaluation_batches(run, params["batch_size"], steps), steps=steps)
+        metrics = estimator.evaluate(input_fn, steps=steps)
     return {**summarize(metrics), "datasets": [source.name for source in sources]}
 
 

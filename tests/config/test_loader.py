@@ -78,6 +78,17 @@ def test_overrides(tmp_path):
     assert run.model.attention_types == ("local", "local")
 
 
+MASKED = {"mlm_training": True, "mlm_mask_id": 3}
+
+
+@pytest.mark.parametrize("changes", [MASKED, {"input_fn": "mlm_sample_text", "mlm_mask_id": 3},
+                                     {**MASKED, "causal": False, "input_fn": "generic_text"}])  # fmt: skip
+def test_masked_models_see_both_ways(changes, tmp_path):
+    run = load_config(write(tmp_path, changes))
+    assert run.training.mlm_training and not run.model.causal
+    assert load_config(write(tmp_path)).model.causal
+
+
 MISTAKES = [
     ({"n_heads": 2}, "unknown key 'n_heads'; nearest known key: 'n_head'"),
     ({"n_head": None}, "key 'n_head' is required"),
@@ -98,6 +109,14 @@ MISTAKES = [
     ({"axial_pos_emb": [3, 3]}, "whose product is 8"),
     ({"datasets": ["absent"]}, "dataset 'absent' has no file"),
     ({"datasets": [["pile", None, "books", 1]]}, "allowed: chunks, documents_fixed"),
+    ({"input_fn": "openwebtext"}, "allowed: sequential_input, generic_text, mlm_sample_text"),
+    ({"mlm_training": True}, "mlm_training needs key 'mlm_mask_id'"),
+    ({"mlm_training": True, "causal": True}, "causal true contradicts it"),
+    ({"input_fn": "mlm_sample_text", "mlm_training": False}, "input_fn is 'mlm_sample_text' and mlm_training is false"),
+    ({"causal": False}, "causal is false without mlm_training"),
+    ({**MASKED, "mlm_random_token_prob": 0.95}, "mlm_same_token_prob + mlm_random_token_prob is 1.05"),
+    ({**MASKED, "mlm_mask_id": 16}, "key 'mlm_mask_id' has 16; expected an id from 0 to 15"),
+    ({**MASKED, "mlm_mask_ignore_ids": [3, "x"]}, "key 'mlm_mask_ignore_ids' has 'x'"),
 ]
 
 
