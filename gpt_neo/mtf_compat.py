@@ -19,10 +19,15 @@ if not hasattr(_ops, "register_tensor_conversion_function"):
 
 import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 
-__all__ = ["compiled", "lower_locally", "mtf", "row_times_matrix", "tf", "zeros_initializer"]
+__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "row_times_matrix", "tf", "zeros_initializer"]
 
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
+
+
+def always_compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of TensorFlow tensors of so many operations that XLA is to compile it at any size."""
+    return _function(kernel, jit_compile=True, autograph=False)
 
 
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +35,7 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     Small tensors, such as those of a decoding step, go through the plain operations.
     """
-    fused = _function(kernel, jit_compile=True, autograph=False)
+    fused = always_compiled(kernel)
 
     @functools.wraps(kernel)
     def call(*args: Any) -> Any:

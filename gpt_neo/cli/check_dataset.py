@@ -2,46 +2,132 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from gpt_neo.cli.job import Job
+from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.errors import DataError
 from gpt_neo.inputs import preflight
-from gpt_neo.inputs.train_input import only_dataset, training_records
+from gpt_neo.inputs.mixture import mixture_of
+from gpt_neo.inputs.samples import needed_text, tokens_needed
+from gpt_neo.inputs.sources import CHUNKS, Source, training_sources
+from gpt_neo.inputs.train_input import first_samples
+from gpt_neo.tokenizer import Tokenizer
 
-SHOWN, CHARACTERS = 3, 400
+SHOWN, CHARACTERS, LISTED = 3, 400, 20
+
+
+@dataclasses.dataclass
+class Scan:
+    """What all records of a source have in common. lengths: tokens per record."""
+
+    lengths: np.ndarray
+    smallest: int
+    largest: int
 
 
 def check_dataset(job: Job) -> int:
-    """Decode some samples, and report counts, lengths and ids of all records."""
+    """Scan all records, report counts, lengths and ids, and show the first samples of training."""
     run = job.run
-    name, dataset = only_dataset(run)
-    paths, counts = training_records(run)
-    preflight.check_tokenizer(run, dataset, name)
-    tokenizer = preflight.dataset_tokenizer(dataset)
-    records = tokens = 0
-    shortest, longest, smallest, largest = 1 << 60, 0, 1 << 60, -1
-    for path, promised in zip(paths, counts):
-        before = records
+    sources = training_sources(run)
+    preflight.check_datasets(run)
+    tokenizer = preflight.dataset_tokenizer(run.datasets[0][1])
+    usable = [report(run, source, scan(source), tokenizer) for source in sources]
+    for line in preflight.notes(run, sources):
+        print(f"note      {line}")
+    if len(sources) > 1:
+        report_mixture(run, sources)
+    if all(usable):
+        for sample in first_samples(run, SHOWN):
+            show(run, sample, tokenizer)
+    return 0
+
+
+def scan(source: Source) -> Scan:
+    """Read every record.
+
+    Raises:
+      DataError: a file is remote, damaged, or holds another number of records than it should.
+    """
+    lengths: list[int] = []
+    smallest, largest = 1 << 60, -1
+    for path, promised in zip(source.paths, source.counts):
+        before = len(lengths)
         if not os.path.exists(path):
             raise DataError(f"{path}: --check_dataset reads local files; copy it here first")
         for row in read_records(path):
-            if records < SHOWN:
-                usable = [i for i in row[: run.model.n_ctx] if 0 <= i < tokenizer.n_vocab]
-                print(f"--- record {records} of {os.path.basename(path)}, {len(row)} tokens\n"
-                      f"{tokenizer.decode(usable)[:CHARACTERS]}")
-            records, tokens = records + 1, tokens + len(row)
-            shortest, longest = min(shortest, len(row)), max(longest, len(row))
-            smallest, largest = min(smallest, int(row.min())), max(largest, int(row.max()))
-        if records - before != promised:
-            raise DataError(f"{path}: its name promises {promised} records, it holds {records - before}")
-    print("---")
-    print(f"dataset   {name}: {records:,} records in {len(paths)} file(s), {tokens:,} tokens")
-    print(f"lengths   {shortest} to {longest} tokens (n_ctx + 1 = {run.model.n_ctx + 1} are used)")
-    print(f"ids       {smallest} to {largest} (n_vocab {run.model.n_vocab}, tokenizer {tokenizer.n_vocab})")
-    if largest >= run.model.n_vocab:
-        print(f"WARNING   id {largest} reaches n_vocab {run.model.n_vocab}: training would stop at it")
-    if shortest < run.model.n_ctx + 1:
-        print(f"WARNING   a record of {shortest} tokens is too short: training would stop at it")
-    return 0
+            lengths.append(len(row))
+            if len(row):
+                smallest, largest = min(smallest, int(row.min())), max(largest, int(row.max()))
+        if len(lengths) - before != promised:
+            raise DataError(f"{path}: its name promises {promised} records, it holds {len(lengths) - before}")
+    return Scan(np.array(lengths), smallest, largest)
+
+
+def report(run: RunConfig, source: Source, seen: Scan, tokenizer: Tokenizer) -> bool:
+    """Print what a source holds; whether training could read it."""
+    lengths, needed = seen.lengths, tokens_needed(run)
+    print(f"dataset   {source.name}: {len(lengths):,} records in {len(source.paths)} file(s), "
+          f"{lengths.sum():,} tokens, read as {source.kind}")  # fmt: skip
+    print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run)} are used)")
+    print(f"ids       {seen.smallest} to {seen.largest} (n_vocab {run.model.n_vocab}, tokenizer {tokenizer.n_vocab})")
+    wrong = []
+    if seen.largest >= run.model.n_vocab or seen.smallest < 0:
+        bad = seen.largest if seen.largest >= run.model.n_vocab else seen.smallest
+        wrong.append(f"id {bad} is not below n_vocab and at least 0: training would stop at it")
+    if source.kind == CHUNKS and lengths.min() < needed:
+        wrong.append(f"a record of {lengths.min()} tokens is too short: training would stop at it")
+    for line in wrong:
+        print(f"WARNING   {line}")
+    if source.kind != CHUNKS:
+        # In the order of the files; shuffled, other documents meet, of the same lengths.
+        starts = np.arange(0, len(lengths), source.stitch)
+        joined = np.add.reduceat(lengths, starts) + source.stitch - 1
+        print(f"samples   {source.stitch} document(s) each, joined by id {source.eos_id}: {joined.mean():,.0f} tokens "
+              f"on average; {(joined < needed).mean():.1%} are shorter than {needed} and filled up with id "
+              f"{source.padding_id}, which costs no loss")  # fmt: skip
+    return not wrong
+
+
+def report_mixture(run: RunConfig, sources: Sequence[Source]) -> None:
+    """Print the share of each dataset in the samples, and how often the run goes through it."""
+    total = run.training.train_steps * run.training.train_batch_size
+    whole = sum(source.weight for source in sources)
+    for source, count in zip(sources, mixture_of(run, sources).before(total)):
+        share = count / total if total else 0.0
+        print(f"mixture   {source.name}: weight {source.weight:g} of {whole:g} ({source.weight / whole:.2%}), gives "
+              f"{count:,} of {total:,} samples ({share:.2%}), {count * source.stitch / source.records:.2f} epochs")
+
+
+def show(run: RunConfig, sample: dict, tokenizer: Tokenizer) -> None:
+    """Print a sample as the model gets it."""
+    names = [f"{number} of {os.path.basename(path)}" for path, number in sample["origin"]]
+    many = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    plural = "s" if len(names) > 1 else ""
+    print(f"--- record{plural} {', '.join(names[:LISTED])}{many}, {len(sample['inputs'])} tokens")
+    print(text_of(sample["inputs"], run, tokenizer)[:CHARACTERS])
+    if run.training.mlm_training:
+        hidden = np.flatnonzero(sample["weights"])
+        listed = [repr(text_of(sample["labels"][i : i + 1], run, tokenizer)) for i in hidden[:LISTED]]
+        print(f"to predict: {len(hidden)} of {len(sample['inputs'])} tokens: {' '.join(listed)}")
+
+
+def text_of(tokens: Any, run: RunConfig, tokenizer: Tokenizer) -> str:
+    """Decode ids; the mask token is shown by name, ids the tokenizer does not have by number."""
+    parts: list[str] = []
+    waiting: list[int] = []
+    for token in [*map(int, tokens), -1]:
+        if token != run.training.mlm_mask_id and 0 <= token < tokenizer.n_vocab:
+            waiting.append(token)
+            continue
+        parts.append(tokenizer.decode(waiting))
+        waiting = []
+        if token >= 0:
+            parts.append("[MASK]" if token == run.training.mlm_mask_id else f"[{token}]")
+    return "".join(parts)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt_neo.cli.job import Job, job_checkpoint, model_text
 from gpt_neo.dataprep.records import read_records
-from gpt_neo.inputs.train_input import evaluation_records
+from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.runtime.export import export_saved_model, losses
 
 ROWS = 64  # held-out records that are compared
@@ -43,7 +43,7 @@ def show_cost(job: Job, checkpoint: str) -> None:
     if not (run.datasets and run.datasets[0][1].eval_path):
         print("          perplexity not compared: the config names no held-out records (eval_path)")
         return
-    paths, _ = evaluation_records(run)
+    paths = [path for source in evaluation_sources(run) for path in source.paths]
     rows = list(itertools.islice(itertools.chain.from_iterable(map(read_records, paths)), ROWS))
     rows = [row[: run.model.n_ctx + 1] for row in rows if len(row) > run.model.n_ctx]
     exact, near = (math.exp(loss) for loss in losses(run.model, checkpoint, np.array(rows, np.int32)))

@@ -94,7 +94,7 @@ def train(job: Job) -> int:
     )
     began = time.monotonic()
     try:
-        runtime.train(estimator, run, plan, job.folder)
+        runtime.train(estimator, run, plan, job.folder, tell=lambda line: print(f"note      {line}", flush=True))
     finally:
         line.finish()
     if line.latest:
@@ -102,7 +102,7 @@ def train(job: Job) -> int:
         tokens = (steps - start) * run.tokens_per_step
         print(f"trained   {steps - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
               f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}")
-    if run.training.eval_steps and run.datasets[0][1].eval_path:
+    if run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets):
         return evaluate(job, limit=run.training.eval_steps)
     return 0
 

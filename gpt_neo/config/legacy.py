@@ -119,3 +119,20 @@ def merge_scalenorm(norm_type: Any, where: str) -> str:
     if norm_type not in (None, "scalenorm"):
         raise ConfigError(f"{where}: scalenorm is set and norm_type is {norm_type!r}; set one of them, or both alike")
     return "scalenorm"
+
+
+def resolve_objective(raw: dict, where: str) -> None:
+    """Settle `mlm_training` and `causal` in place: the legacy program had attention in both directions with MLM.
+
+    Raises:
+      ConfigError: input_fn and mlm_training, or causal and mlm_training, contradict each other.
+    """
+    masked, causal = (str(raw.get(name)).lower() for name in ("mlm_training", "causal"))
+    if raw.get("input_fn") == "mlm_sample_text":
+        if masked == "false":
+            raise ConfigError(f"{where}: input_fn is 'mlm_sample_text' and mlm_training is false; set one of them")
+        raw["mlm_training"], masked = True, "true"
+    if masked == "true":
+        if causal == "true":
+            raise ConfigError(f"{where}: mlm_training is true, so tokens see both ways; causal true contradicts it")
+        raw["causal"] = False

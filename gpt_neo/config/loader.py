@@ -22,6 +22,7 @@ from gpt_neo.config.schema import (
     MeshConfig,
     ModelConfig,
     RunConfig,
+    TrainingConfig,
 )
 from gpt_neo.errors import ConfigError
 
@@ -124,6 +125,7 @@ def build_sections(raw: dict, path: str) -> dict:
         raw["precision"] = legacy.PRECISION_ALIASES.get(raw["precision"], raw["precision"])
     if isinstance(raw.get("opt_name"), str):
         raw["opt_name"] = raw["opt_name"].lower()  # the legacy program took any case
+    legacy.resolve_objective(raw, path)
     n_layer = coerce(raw.get("n_layer"), int, "n_layer", path) if raw.get("n_layer") is not None else None
     if n_layer is not None:
         raw["attention_types"] = legacy.expand_attention_types(raw.get("attention_types") or "global", n_layer, path)
@@ -237,8 +239,8 @@ def parse_dataset_entry(entry: Any, path: str) -> DatasetRef:
     name, stitch, datatype, weight = entry
     if datatype is not None and datatype not in DATATYPES:
         raise ConfigError(f"{path}: datasets entry {name!r} has datatype {datatype!r}; allowed: {', '.join(DATATYPES)}")
-    weight = 1.0 if weight is None else coerce(weight, float, f"weight of dataset {name}", path)
-    if weight <= 0:
+    weight = None if weight is None else coerce(weight, float, f"weight of dataset {name}", path)
+    if weight is not None and weight <= 0:
         raise ConfigError(f"{path}: datasets entry {name!r} has weight {weight}; expected more than 0")
     stitch = None if stitch is None else coerce(stitch, int, f"stitch of dataset {name}", path)
     if stitch is not None and stitch < 1:
@@ -275,6 +277,7 @@ def check_combinations(sections: dict, path: str) -> None:
             raise ConfigError(f"{path}: moe_layers has {layer!r}; expected layer numbers from 0 to {model.n_layer - 1}")
     if "gla" in model.attention_types:
         check_gla(model, path)
+    check_objective(model, sections["training"], path)
     names = {name for name, _ in mesh.mesh_shape}
     for tensor_dim, mesh_dim in mesh.layout:
         if names and mesh_dim not in names:
@@ -292,3 +295,22 @@ def check_gla(model: ModelConfig, path: str) -> None:
                 f"{path}: gla_params: {name} is {share}: {share} of n_embd ({model.n_embd}) has to be a multiple of "
                 f"the {model.gla_heads} heads of gla layers"
             )
+
+
+def check_objective(model: ModelConfig, training: TrainingConfig, path: str) -> None:
+    """What masked language modelling needs, and only it may have."""
+    if not training.mlm_training:
+        if not model.causal:
+            raise ConfigError(f"{path}: causal is false without mlm_training: a token would see the one to predict")
+        return
+    if training.mlm_mask_id is None:
+        raise ConfigError(f"{path}: mlm_training needs key 'mlm_mask_id', the token that stands for masked ones")
+    kept = training.mlm_same_token_prob + training.mlm_random_token_prob
+    if kept > 1 + 1e-9:
+        raise ConfigError(f"{path}: mlm_same_token_prob + mlm_random_token_prob is {kept:g}; expected at most 1")
+    named = [("mlm_mask_id", training.mlm_mask_id), ("mlm_cls_token_id", training.mlm_cls_token_id)]
+    for name, value in named + [("mlm_mask_ignore_ids", value) for value in training.mlm_mask_ignore_ids]:
+        if value is not None and not (type(value) is int and 0 <= value < model.n_vocab):
+            raise ConfigError(f"{path}: key {name!r} has {value!r}; expected an id from 0 to {model.n_vocab - 1}")
+    if training.mlm_cls_token_id is not None and model.n_ctx < 2:
+        raise ConfigError(f"{path}: mlm_cls_token_id takes one of the n_ctx tokens; n_ctx is {model.n_ctx}")

@@ -56,8 +56,6 @@ RULES: tuple = (
          "the first leaves the final norm out, the second keeps it"),
     Rule("head_bias without untied_head", lambda c: c.head_bias and not c.untied_head,
          "head_bias needs untied_head", "a tied head has no bias, and that of no_weight_tie always has one"),
-    Rule("causal false with local attention", lambda c: not c.causal and "local" in c.attention_types,
-         "attention_types has 'local' and causal is false", "the window of a local layer reaches back only"),
     Rule("causal false with gla attention", lambda c: not c.causal and "gla" in c.attention_types,
          "attention_types has 'gla' and causal is false", "a recurrence reads in one direction"),
     Rule("num_mem_kv without a global layer", lambda c: c.num_mem_kv > 0 and "global" not in c.attention_types,

@@ -47,12 +47,16 @@ ACTIVATION_VARIABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class DatasetRef:
-    """One entry of `datasets`: an id and how its records are read."""
+    """One entry of `datasets`: an id and how its records are read.
+
+    stitch: documents joined to one sample. datatype: `chunks`, `documents_fixed` or `documents_random`. weight: its
+    share of the samples, relative to the others'. None is "not said".
+    """
 
     name: str
     stitch: Optional[int] = None
     datatype: Optional[str] = None
-    weight: float = 1.0
+    weight: Optional[float] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,8 +281,12 @@ class TrainingConfig:
     )
     model_path: Optional[str] = key(None, "Folder of checkpoints; that of the config file if absent.")
     datasets: tuple = key((), "Datasets and their weights.")
-    input_fn: str = key("sequential_input", "Legacy name of the reader.")
-    shuffle_input_filenames: bool = key(True, "Shuffle the file list once, by seed.")
+    input_fn: Optional[str] = key(
+        None, "How datasets are read: sequential_input takes the files of all of them in turn, in chunks; generic_text "
+        "follows the entries of datasets (documents, weights); mlm_sample_text is generic_text with mlm_training. "
+        "Absent, the entries decide.", choices=("sequential_input", "generic_text", "mlm_sample_text"),
+    )  # fmt: skip
+    shuffle_input_filenames: bool = key(True, "Shuffle the list of files once, and documents in reach, by seed.")
     seed: Optional[int] = key(None, "Seed of every random choice.", low=0)
     no_dataset: bool = key(False, "Run without data (layout search, export).")
     log_grads: bool = key(False, "Summaries of gradient norms.")
@@ -287,7 +295,7 @@ class TrainingConfig:
     remove_partial_sequences: bool = key(False, "Leave unfinished samples out of the predictions file.")
     mlm_training: bool = key(False, "Masked instead of causal language modelling.")
     mlm_mask_id: Optional[int] = key(None, "Mask token.", low=0)
-    mlm_cls_token_id: Optional[int] = key(None, "Token put before every sequence.", low=0)
+    mlm_cls_token_id: Optional[int] = key(None, "Token put before every sequence (mlm_training).", low=0)
     mlm_mask_prob: float = key(0.15, "Share of tokens that are predicted.", low=0.0, high=1.0)
     mlm_same_token_prob: float = key(0.10, "Share of those left as they are.", low=0.0, high=1.0)
     mlm_random_token_prob: float = key(0.10, "Share of those replaced by a random token.", low=0.0, high=1.0)

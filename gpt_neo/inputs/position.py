@@ -1,4 +1,4 @@
-"""Where in the files a step's records are. Pure arithmetic: a resumed run reads on exactly where it stopped."""
+"""Where a sample's records are. Pure arithmetic: a resumed run reads on exactly where it stopped."""
 
 from __future__ import annotations
 

@@ -6,11 +6,18 @@ import glob
 import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
+from typing import Any, Optional
 
 from gpt_neo.config.schema import DatasetConfig, RunConfig
-from gpt_neo.dataprep.records import read_records
+from gpt_neo.dataprep.records import count_from_name, count_records, read_records
 from gpt_neo.errors import DataError
+from gpt_neo.inputs.mixture import mixture_of
+from gpt_neo.inputs.position import locate
+from gpt_neo.inputs.samples import needed_text, tokens_needed
+from gpt_neo.inputs.sources import CHUNKS, Source, count_remote, reads_in_turn
+from gpt_neo.mtf_compat import tf
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 FIRST_RECORDS = 64  # looked at before a run; every later one is checked as it is read
@@ -45,34 +52,96 @@ def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
             )
 
 
-def check_records(paths: Sequence[str], n_ctx: int, n_vocab: int) -> None:
-    """Read the first local records and check length and ids.
+def check_datasets(run: RunConfig) -> None:
+    """Hold the tokenizers of all datasets against the model, their records, and one another.
+
+    Raises:
+      DataError: one does not fit.
+    """
+    seen: dict = {}
+    for ref, dataset in run.datasets:
+        check_tokenizer(run, dataset, ref.name)
+        if dataset.tokenizer_path:
+            seen.setdefault(dataset_tokenizer(dataset).fingerprint, ref.name)
+    if len(seen) > 1:
+        raise DataError(f"datasets {', '.join(map(repr, seen.values()))} have different tokenizers: ids would clash")
+
+
+def check_records(run: RunConfig, sources: Sequence[Source]) -> None:
+    """Read the first local records of each source and check lengths and ids.
 
     Raises:
       DataError: names the file and the record.
     """
-    for path in paths[:2]:
-        if os.path.exists(path):
-            check_file(path, n_ctx, n_vocab, FIRST_RECORDS)
+    for source in sources:
+        for path in source.paths[:2]:
+            if os.path.exists(path):
+                check_file(path, run, source, FIRST_RECORDS)
 
 
-def find_damage(paths: Sequence[str], n_ctx: int, n_vocab: int) -> None:
-    """Read every local record until one is damaged.
+def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
+    """What a person should know about how the records will be read, one line each."""
+    found = []
+    if reads_in_turn(run):
+        for ref, _ in run.datasets:
+            if ref.datatype not in (None, CHUNKS):
+                found.append(f"input_fn sequential_input reads {ref.name!r} in chunks; its entry says {ref.datatype}")
+        return found
+    for source in sources:
+        local = [path for path in source.paths[:1] if source.kind != CHUNKS and os.path.exists(path)]
+        lengths = {len(row) for path in local for row in itertools.islice(read_records(path), FIRST_RECORDS)}
+        if lengths == {run.model.n_ctx + 1} and run.training.input_fn is None:
+            found.append(
+                f"the records of {source.name!r} look like chunks of n_ctx + 1 tokens and are read as {source.kind}; "
+                "the 2021 program read them in turn: --set input_fn=sequential_input does (generic_text ends this note)"
+            )
+    return found
 
-    Raises:
-      DataError: names the file and the record or byte.
-    """
-    for path in paths:
-        if os.path.exists(path):
-            check_file(path, n_ctx, n_vocab, None)
 
-
-def check_file(path: str, n_ctx: int, n_vocab: int, limit: int | None) -> None:
-    """Check the first `limit` records of a file."""
+def check_file(path: str, run: RunConfig, source: Source, limit: Optional[int]) -> None:
+    """Check the first `limit` records of a local file."""
+    needed, n_vocab = tokens_needed(run), run.model.n_vocab
     for number, tokens in enumerate(itertools.islice(read_records(path), limit)):
-        if len(tokens) < n_ctx + 1:
-            raise DataError(f"{path}: record {number} has {len(tokens)} tokens; n_ctx + 1 = {n_ctx + 1} are needed")
-        worst = tokens[: n_ctx + 1]
-        if worst.max() >= n_vocab or worst.min() < 0:
-            bad = int(worst.max() if worst.max() >= n_vocab else worst.min())
+        if source.kind == CHUNKS and len(tokens) < needed:
+            raise DataError(f"{path}: record {number} has {len(tokens)} tokens; {needed_text(run)} are needed")
+        if len(tokens) and (tokens.max() >= n_vocab or tokens.min() < 0):
+            bad = int(tokens.max() if tokens.max() >= n_vocab else tokens.min())
             raise DataError(f"{path}: record {number} has token id {bad}; n_vocab is {n_vocab}")
+
+
+def explain_damage(error: Any, run: RunConfig, sources: Sequence[Source], step: int, batch_size: int) -> DataError:
+    """What TensorFlow's error says about the records, with file and record or byte.
+
+    Args:
+      error: a tf.errors.OpError that the input pipeline raised.
+      step: where reading began; damage before it is none of this error's.
+    """
+    refused = re.search(r"assertion failed: \[(.+?: record \d+ has .+?)\]", error.message)
+    if refused:
+        return DataError(refused.group(1))
+    if "Input dataset was expected to contain" in error.message:
+        for path, wanted in ((p, n) for source in sources for p, n in zip(source.paths, source.counts)):
+            if os.path.exists(path) and count_records(path) != wanted:
+                promise = "it held at the start" if count_from_name(path) is None else "its name promises"
+                return DataError(f"{path}: {promise} {wanted} records, it holds {count_records(path)}")
+    if isinstance(error, (tf.errors.DataLossError, tf.errors.InvalidArgumentError)):
+        for source, sample in zip(sources, mixture_of(run, sources).before(step * batch_size)):
+            first, _ = locate(sample * source.stitch, source.counts)
+            for path in [*source.paths[first:], *source.paths[:first]]:
+                found = damage_of(path, run, source)
+                if found:
+                    return found
+    lines = [line for line in error.message.splitlines() if line and "IteratorGetNext" not in line]
+    return DataError(f"records cannot be read: {lines[1] if len(lines) > 1 else error.message}")
+
+
+def damage_of(path: str, run: RunConfig, source: Source) -> Optional[DataError]:
+    """Read a whole file; what is wrong with it, or None."""
+    try:
+        if os.path.exists(path):
+            check_file(path, run, source, None)
+        else:
+            list(count_remote([path]))
+    except DataError as damage:
+        return damage
+    return None

@@ -8,6 +8,7 @@ from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.attention.layers import LAYERS
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
+from gpt_neo.model.dropout import dropout
 from gpt_neo.model.mlp import mlp
 from gpt_neo.model.moe import mixture_of_experts
 from gpt_neo.model.norms import block_norm, rezero
@@ -77,5 +78,5 @@ def feed_forward(
 def residual_dropout(x: Any, config: ModelConfig, context: Context) -> Any:
     """Dropout of a residual branch."""
     if config.res_dropout > 0 and context.is_training:
-        return mtf.dropout(x, context.is_training, rate=config.res_dropout)
+        return dropout(x, config.res_dropout)
     return x

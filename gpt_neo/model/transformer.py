@@ -12,6 +12,7 @@ from gpt_neo.model.block import block
 from gpt_neo.model.context import Context
 from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
+from gpt_neo.model.dropout import dropout
 from gpt_neo.model.mlp import linear
 from gpt_neo.model.norms import final_norm
 from gpt_neo.model.positions import position_embedding
@@ -48,7 +49,7 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
         places = position_embedding(tokens, dims, config, context)
         x = x if places is None else x + places
         if config.embed_dropout > 0 and context.is_training:
-            x = mtf.dropout(x, context.is_training, rate=config.embed_dropout)
+            x = dropout(x, config.embed_dropout)
         for layer in range(config.n_layer):
             x = block(x, layer, dims, config, context)
         if context.last_only:

@@ -11,15 +11,10 @@ import numpy as np
 from gpt_neo.checkpoint.folder import find_checkpoint, keep_best, latest_checkpoint, settle_state
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError, ConfigError, DataError, DeviceError, GptNeoError
+from gpt_neo.errors import CheckpointError, ConfigError, DeviceError, GptNeoError
 from gpt_neo.inputs import preflight
-from gpt_neo.inputs.train_input import (
-    evaluation_batches,
-    evaluation_records,
-    only_dataset,
-    training_batches,
-    training_records,
-)
+from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
+from gpt_neo.inputs.train_input import evaluation_batches, training_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.hooks import DIVERGED, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
@@ -113,17 +108,23 @@ def current_step(folder: str) -> int:
     return step_of(path) if path else 0
 
 
-def train(estimator: Any, run: RunConfig, plan: MeshPlan, folder: str) -> int:
+def train(
+    estimator: Any, run: RunConfig, plan: MeshPlan, folder: str, tell: Callable[[str], None] = lambda line: None
+) -> int:
     """Train to `train_steps`, from the newest checkpoint on. Returns the step reached.
+
+    Args:
+      tell: called with each line that a person should know about how the records are read.
 
     Raises:
       GptNeoError: anything that is the user's to mend, found before the graph is built where it can be.
     """
     check_layout(run, plan, run.training.train_batch_size)
-    name, dataset = only_dataset(run)
-    paths, _ = training_records(run)
-    preflight.check_tokenizer(run, dataset, name)
-    preflight.check_records(paths, run.model.n_ctx, run.model.n_vocab)
+    sources = training_sources(run)
+    preflight.check_datasets(run)
+    preflight.check_records(run, sources)
+    for line in preflight.notes(run, sources):
+        tell(line)
     prepare_folder(folder)
     start = current_step(folder)
     if start >= run.training.train_steps:
@@ -131,10 +132,12 @@ def train(estimator: Any, run: RunConfig, plan: MeshPlan, folder: str) -> int:
     settle_state(folder)
 
     def input_fn(params: dict) -> Any:
-        batches = training_batches(run, params["batch_size"], start)
-        return batches.map(lambda tokens: {"tokens": tokens})
+        # Read when the pipeline starts, which is after the checkpoint is restored: also when a session is made anew
+        # in the middle of a run, the records go on where the weights do.
+        step = tf.cast(tf.train.get_or_create_global_step(), tf.int64)
+        return training_batches(run, params["batch_size"], step, sources)
 
-    with reading(run, paths):
+    with reading(run, sources, start, run.training.train_batch_size):
         estimator.train(input_fn, max_steps=run.training.train_steps)
     return run.training.train_steps
 
@@ -154,24 +157,29 @@ def evaluate(
     found = find_checkpoint(folder, which)
     if found is None:
         raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
-    paths, counts = evaluation_records(run)
+    sources = evaluation_sources(run)
+    preflight.check_records(run, sources)
     size = eval_batch_size(run)
-    batches = -(-sum(counts) // size)
+    batches = -(-sum(source.samples for source in sources) // size)
     steps = batches if limit is None else min(batches, limit)
-    with reading(run, paths):
-        metrics = estimator.evaluate(
-            lambda params: evaluation_batches(run, params["batch_size"], steps), steps=steps,
-            checkpoint_path=found.path,
-        )  # fmt: skip
+
+    def input_fn(params: dict) -> Any:
+        return evaluation_batches(run, params["batch_size"], steps, sources)
+
+    with reading(run, sources, 0, size):
+        metrics = estimator.evaluate(input_fn, steps=steps, checkpoint_path=found.path)
     result = summarize(metrics, in_nats=not run.model.entmax_loss)
     keep_best(folder, found.path, result["loss"])
-    return result
+    return {**result, "datasets": [source.name for source in sources]}
 
 
 def byte_lengths(run: RunConfig) -> Optional[np.ndarray]:
-    """float32 [n_vocab]: bytes of text that each id stands for; None without a tokenizer."""
-    _, dataset = only_dataset(run)
-    if not dataset.tokenizer_path:
+    """float32 [n_vocab]: bytes of text that each id stands for; None without a tokenizer.
+
+    None for masked language modelling too: what it costs to name some tokens is no length of the text.
+    """
+    dataset = run.datasets[0][1] if run.datasets else None
+    if dataset is None or not dataset.tokenizer_path or run.training.mlm_training:
         return None
     tokenizer = preflight.dataset_tokenizer(dataset)
     lengths = np.zeros(run.model.n_vocab, np.float32)
@@ -183,18 +191,16 @@ def byte_lengths(run: RunConfig) -> Optional[np.ndarray]:
 class reading:  # noqa: N801  (used as a statement)
     """Context in which TensorFlow's errors about records become a DataError with file and record."""
 
-    def __init__(self, run: RunConfig, paths: list[str]) -> None:
-        self.run, self.paths = run, paths
+    def __init__(self, run: RunConfig, sources: list[Source], step: int, batch_size: int) -> None:
+        self.run, self.sources, self.step, self.batch_size = run, sources, step, batch_size
 
     def __enter__(self) -> None:
         """Nothing to set up."""
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """Look for the damage when TensorFlow met some."""
-        if isinstance(error, (tf.errors.DataLossError, tf.errors.InvalidArgumentError)):
-            preflight.find_damage(self.paths, self.run.model.n_ctx, self.run.model.n_vocab)
-            if isinstance(error, tf.errors.DataLossError):
-                raise DataError(f"a record is damaged: {error.message}") from error
+        """Look for the damage when TensorFlow met some while it fetched a batch."""
+        if isinstance(error, tf.errors.OpError) and "IteratorGetNext" in error.message:
+            raise preflight.explain_damage(error, self.run, self.sources, self.step, self.batch_size) from error
         if isinstance(error, tf.estimator.NanLossDuringTrainingError):
             raise GptNeoError(DIVERGED.format(loss="nan")) from error
         if isinstance(error, tf.errors.ResourceExhaustedError):

@@ -21,7 +21,8 @@ def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
     """Build one mode's graph.
 
     Args:
-      features: {"tokens": int32 [batch, n_ctx + 1]}, and for evaluation {"weight": float32 [batch]}.
+      features: a batch of inputs/train_input.py; for evaluation with {"weight": float32 [batch]}, 0 for rows that
+        only fill it up.
       params: `run` (RunConfig), `plan` (MeshPlan), `folder`, `steps_per_checkpoint`, `report`, `byte_lengths`,
         as `make_estimator` puts them; with a TPU also TPUEstimator's `context`.
     """
@@ -31,7 +32,7 @@ def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
     else:
         placement = LocalPlacement(params["plan"])
     if mode == tf.estimator.ModeKeys.TRAIN:
-        return train_spec(features["tokens"], run, placement, params)
+        return train_spec(features, run, placement, params)
     return eval_spec(features, run, placement, params)
 
 
@@ -97,13 +98,13 @@ def saver_hook(lowering: Any, run: RunConfig, params: dict) -> Any:
 
 def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> Any:
     """TPUEstimatorSpec of evaluation: token-weighted means."""
-    losses, lowering = build_eval_step(features["tokens"], run, placement)
-    weights = features["weight"][:, tf.newaxis] * tf.ones_like(losses)
+    losses, lowering = build_eval_step(features, run, placement)
+    weights = features["weight"][:, tf.newaxis] * features.get("weights", tf.ones_like(losses))
     # [n_vocab] bytes of text per token, or nothing where no tokenizer is known
     lengths = params.get("byte_lengths")
     known = lengths is not None
     table = tf.constant(lengths if known else [0.0] * run.model.n_vocab, tf.float32)
-    byte_counts = tf.gather(table, features["tokens"][:, 1:])
+    byte_counts = tf.gather(table, features["labels"])
 
     def metrics(losses: Any, weights: Any, byte_counts: Any) -> dict:
         result = {

@@ -10,7 +10,8 @@ from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
-from gpt_neo.model.losses import loss_per_token
+from gpt_neo.model.dropout import dropout_source
+from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batch
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.build import optimizer_updates
@@ -35,21 +36,20 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
     """Build and lower a training step.
 
     Args:
-      batch: int32 [batch, n_ctx + 1] TensorFlow tensor; inputs are [:n_ctx], labels [1:].
+      batch: TensorFlow tensors as `split_batch` takes them: int32 [batch, n_ctx + 1], or inputs, labels, weights.
       placement: LocalPlacement or TpuPlacement.
     """
-    # Mesh-TF draws the seeds of dropout from Python's generator while it lowers.
+    # Mesh-TF draws the seeds of its random operations from Python's generator while it lowers.
     random.seed(run.training.seed or 1)
     step = tf.train.get_or_create_global_step()
     graph = mtf.Graph()
     mesh = placement.make_mesh(graph)
     dims = make_dims(run.model, run.training.train_batch_size)
-    features = {
-        "tokens": mtf.import_tf_tensor(mesh, batch[:, :-1], dims.tokens),
-        "labels": mtf.import_tf_tensor(mesh, batch[:, 1:], dims.tokens),
-    }
+    features = {name: mtf.import_tf_tensor(mesh, t, dims.tokens) for name, t in split_batch(batch).items()}
+    features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
+    mtf_step = mtf.import_tf_tensor(mesh, tf.cast(step, tf.int32), mtf.Shape([]))
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
-    loss, grads = loss_and_gradients(graph, features, run, splits)
+    loss, grads = loss_and_gradients(graph, features, mtf_step, run, splits)
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
     slots = SlotLayout(placement.mesh_shape, placement.layout)
     updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, slots)
@@ -63,18 +63,26 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
     return TrainStep(loss_out, rate, train, lowering)
 
 
-def loss_and_gradients(graph: Any, features: dict, run: RunConfig, splits: int) -> tuple:
-    """Mean loss over the batch and its gradients, summed over `splits` microbatches."""
+def loss_and_gradients(graph: Any, features: dict, step: Any, run: RunConfig, splits: int) -> tuple:
+    """Mean loss over the labels that count and its gradients, summed over `splits` microbatches.
+
+    Args:
+      features: inputs, labels and perhaps weights [batch, sequence]; rows [batch], their numbers in the batch.
+      step: int32 scalar.
+    """
+    count = count_of(features)
 
     def forward(parts: dict) -> dict:
-        dims = make_dims(run.model, parts["tokens"].shape.dims[0].size)
+        dims = make_dims(run.model, parts["inputs"].shape.dims[0].size)
         context = Context(is_training=True)
-        logits = transformer(parts["tokens"], dims, run.model, context)
+        with dropout_source(run.training.seed or 1, step, parts["rows"]):
+            logits = transformer(parts["inputs"], dims, run.model, context)
         losses = loss_per_token(logits, parts["labels"], dims.vocab, run.model, run.model.z_loss)
-        return {"loss": mtf.add_n([mtf.reduce_mean(losses), *context.auxiliary_losses]) / splits}
+        return {"loss": mtf.add_n([mean_loss(losses, parts, count, splits),
+                                   *[auxiliary / splits for auxiliary in context.auxiliary_losses]])}
 
     if splits > 1:
-        batch_dim = features["tokens"].shape.dims[0]
+        batch_dim = features["inputs"].shape.dims[0]
         grads, outputs = mtf.serialize_training_step(features, forward, batch_dim, splits)
         return outputs["loss"], grads
     loss = forward(features)["loss"]

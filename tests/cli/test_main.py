@@ -36,20 +36,11 @@ def logits_of(path, tokens):
         return session.run(logits)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(world, command, capsys):
-    whole = world.config("whole")
-    assert command("--model", whole) == 0
-    assert "steps 0 to 20" in capsys.readouterr().out
-    halves = world.config("halves")
-    assert command("--model", halves, "--set", "train_steps=9") == 0
-    assert command("--model", halves) == 0
-    assert "steps 9 to 20" in capsys.readouterr().out
-    folders = [load_config(path).training.model_path for path in (whole, halves)]
-    once, twice = (weights_of(folder, 20) for folder in folders)
-    assert set(once) == set(twice)
-    for name in once:
-        np.testing.assert_allclose(once[name], twice[name], rtol=1e-5, atol=1e-7, err_msg=name)
-    assert log_of(folders[0])[-1]["loss"] == pytest.approx(log_of(folders[1])[-1]["loss"], abs=1e-5)
+def test_a_run_goes_on_where_it_stopped(world, command, capsys):
+    path = world.config("halves", train_steps=4)  # that it is the same run, tests/runtime/test_resume.py shows
+    assert command("--model", path, "--set", "train_steps=2") == 0
+    assert command("--model", path) == 0
+    assert "steps 2 to 4" in capsys.readouterr().out
 
 
 def test_training_learns_and_ends(trained, command, capsys):

@@ -68,7 +68,7 @@ def test_datasets_beside_the_model_config(tmp_path):
     (tmp_path / "dataset_configs").mkdir()
     (tmp_path / "dataset_configs" / "mine.json").write_text('{"path": "a_*.tfrecords", "n_vocab": "16"}')
     run = load_config(write(tmp_path, {"datasets": ["mine", ["mine", 3, "documents_random", "0.5"]]}))
-    assert [ref.weight for ref, _ in run.datasets] == [1.0, 0.5]
+    assert [ref.weight for ref, _ in run.datasets] == [None, 0.5]
     assert run.datasets[1][0].stitch == 3 and run.datasets[0][1].n_vocab == 16
 
 
@@ -84,6 +84,17 @@ def test_overrides(tmp_path):
     run = load_config(write(tmp_path), ["train_steps=7", "lr_decay=linear", "attention_types=local"])
     assert run.training.train_steps == 7 and run.optimizer.lr_decay == "linear"
     assert run.model.attention_types == ("local", "local")
+
+
+MASKED = {"mlm_training": True, "mlm_mask_id": 3}
+
+
+@pytest.mark.parametrize("changes", [MASKED, {"input_fn": "mlm_sample_text", "mlm_mask_id": 3},
+                                     {**MASKED, "causal": False, "input_fn": "generic_text"}])  # fmt: skip
+def test_masked_models_see_both_ways(changes, tmp_path):
+    run = load_config(write(tmp_path, changes))
+    assert run.training.mlm_training and not run.model.causal
+    assert load_config(write(tmp_path)).model.causal
 
 
 MISTAKES = [
@@ -116,7 +127,6 @@ MISTAKES = [
     ({"shared_norm": True, "parallel_residual": True, "rezero": True}, "shared_norm and rezero exclude each other"),
     ({"no_weight_tie": True, "untied_head": True}, "no_weight_tie and untied_head exclude each other"),
     ({"head_bias": True}, "head_bias needs untied_head"),
-    ({"causal": False, "attention_types": "local"}, "attention_types has 'local' and causal is false"),
     ({"num_mem_kv": 2, "attention_types": "local"}, "num_mem_kv is 2 and attention_types has no 'global' layer"),
     ({"gla_params": {"expnd_k": 1}}, "gla_params: unknown key 'expnd_k'; nearest known key: 'expand_k'"),
     ({"gla_params": {"gate_low_rank_dim": 0}}, "gla_params: key 'gate_low_rank_dim' is 0; expected at least 1"),
@@ -125,6 +135,14 @@ MISTAKES = [
     ({"gla_params": {"expand_k": 0.3}, "attention_types": "gla"}, "0.3 of n_embd (8) has to be a multiple of the 2"),
     ({"datasets": ["absent"]}, "dataset 'absent' has no file"),
     ({"datasets": [["pile", None, "books", 1]]}, "allowed: chunks, documents_fixed"),
+    ({"input_fn": "openwebtext"}, "allowed: sequential_input, generic_text, mlm_sample_text"),
+    ({"mlm_training": True}, "mlm_training needs key 'mlm_mask_id'"),
+    ({"mlm_training": True, "causal": True}, "causal true contradicts it"),
+    ({"input_fn": "mlm_sample_text", "mlm_training": False}, "input_fn is 'mlm_sample_text' and mlm_training is false"),
+    ({"causal": False}, "causal is false without mlm_training"),
+    ({**MASKED, "mlm_random_token_prob": 0.95}, "mlm_same_token_prob + mlm_random_token_prob is 1.05"),
+    ({**MASKED, "mlm_mask_id": 16}, "key 'mlm_mask_id' has 16; expected an id from 0 to 15"),
+    ({**MASKED, "mlm_mask_ignore_ids": [3, "x"]}, "key 'mlm_mask_ignore_ids' has 'x'"),
 ]
 
 

@@ -1,25 +1,28 @@
 """Attention against a NumPy reference written from the definition."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from gpt_neo.model.attention import blockwise
 from gpt_neo.model.attention.softmax import global_attention, local_attention
+from gpt_neo.model.dropout import dropout_source
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 
 
-def reference(q, k, v, radius):
-    """out_i = sum_j softmax_j(q_i . k_j) v_j over 0 <= i - j < radius, in float64."""
+def reference(q, k, v, radius, nearest=0):
+    """out_i = sum_j softmax_j(q_i . k_j) v_j over nearest <= i - j < radius, in float64."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     scores = np.einsum("bihf,bjhf->bhij", q, k)
     distance = np.arange(q.shape[1])[:, None] - np.arange(q.shape[1])[None, :]
-    scores = np.where((distance >= 0) & (distance < radius), scores, -np.inf)
+    scores = np.where((distance >= nearest) & (distance < radius), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return np.einsum("bhij,bjhf->bihf", weights, v)
 
 
-def run(kind, q, k, v, radius, weights_kept=False, grad=None):
+def run(kind, q, k, v, radius, weights_kept=False, grad=None, causal=True):
     """Output of a layer, or with `grad` the gradients of q, k and v."""
     names = ("batch", "sequence", "heads", "features_per_head")
     # A rate at which nothing is dropped takes the path that holds the weights as a tensor.
@@ -30,9 +33,12 @@ def run(kind, q, k, v, radius, weights_kept=False, grad=None):
         shape = mtf.Shape([mtf.Dimension(n, s) for n, s in zip(names, q.shape)])
         inputs = [mtf.import_tf_tensor(mesh, tf.constant(x), shape) for x in (q, k, v)]
         if kind == "local":
-            out = local_attention(*inputs, shape.dims[1], radius, *dropout)
+            layer = functools.partial(local_attention, *inputs, shape.dims[1], radius, *dropout, causal)
         else:
-            out = global_attention(*inputs, shape.dims[1], *dropout)
+            layer = functools.partial(global_attention, *inputs, shape.dims[1], *dropout, causal)
+        step = mtf.constant(mesh, 0, mtf.Shape([]), tf.int32)
+        with dropout_source(1, step, mtf.range(mesh, shape.dims[0], tf.int32)):
+            out = layer()
         if grad is None:
             return session.run(lower_locally(graph, mesh).export_to_tf_tensor(out))
         grads = mtf.gradients([out], inputs, [mtf.import_tf_tensor(mesh, tf.constant(grad), shape)])
@@ -91,6 +97,19 @@ def test_gradients_equal_numpy(kind, length, radius, block, weights_kept, monkey
     got = run(kind, q, k, v, radius, weights_kept, grad)
     for have, want in zip(got, reference_gradients(q, k, v, radius, grad)):
         np.testing.assert_allclose(have, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("length, radius", [(3, 4), (7, 1), (8, 4), (10, 4), (11, 5), (513, 256)])
+def test_windows_to_both_sides_equal_numpy(length, radius):
+    q, k, v = random_qkv(length)
+    out = run("local", q, k, v, radius, causal=False)
+    np.testing.assert_allclose(out, reference(q, k, v, radius, nearest=-radius), atol=1e-5)
+
+
+def test_global_to_both_sides_equals_numpy():
+    q, k, v = random_qkv(33)
+    out = run("global", q, k, v, None, causal=False)
+    np.testing.assert_allclose(out, reference(q, k, v, 33, nearest=-33), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["global", "local"])

@@ -26,7 +26,8 @@ def softmax_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: C
     elif radius is None:
         out = global_attention(q, k, v, dims.sequence, config.attn_dropout, context.is_training, config.causal, memory)
     else:
-        out = local_attention(q, k, v, dims.sequence, radius, config.attn_dropout, context.is_training)
+        rate = config.attn_dropout
+        out = local_attention(q, k, v, dims.sequence, radius, rate, context.is_training, config.causal)
     return project_output(out, dims, config)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from gpt_neo.model.attention.blockwise import blockwise_attention
+from gpt_neo.model.dropout import dropout
 from gpt_neo.model.fused_ops import masked_softmax
 from gpt_neo.mtf_compat import mtf, tf
 
@@ -27,7 +28,7 @@ def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, dropout_rate: floa
     scores = mtf.einsum([mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)], output_shape=shape)
     weights = mtf.cast(masked_softmax(scores, allowed, memory), v.dtype)
     if dropout_rate > 0 and is_training:
-        weights = mtf.dropout(weights, is_training, rate=dropout_rate)
+        weights = dropout(weights, dropout_rate)
     return mtf.einsum([weights, v], output_shape=q.shape)
 
 
@@ -35,7 +36,7 @@ def global_attention(
     q: Any, k: Any, v: Any, sequence: Any, dropout_rate: float, is_training: bool, causal: bool = True,
     extra: Optional[tuple] = None,
 ) -> Any:  # fmt: skip
-    """Attention over the whole sequence, or all of it that came before. Shapes as `attend`.
+    """Attention over the whole sequence, or all of it that came before. Shapes as `attend`; the mask comes from iota.
 
     Dropout acts on the weights, so they have to be there as a tensor; without it, causal attention never holds them.
 
@@ -51,10 +52,8 @@ def global_attention(
         k, v = (mtf.rename_dimension(t, "joined", memory.name) for t in (k, v))
     else:
         k, v = (mtf.rename_dimension(t, sequence.name, memory.name) for t in (k, v))
-    if causal:  # what is prepended lies before every query
-        allowed = causal_window(q.mesh, sequence, memory, offset=count, radius=None)
-    else:
-        allowed = mtf.greater_equal(mtf.range(q.mesh, memory, tf.int32), 0)
+    # What is prepended lies before every query, and within the radius.
+    allowed = window(q.mesh, sequence, memory, offset=count, radius=memory.size, causal=causal)
     return attend(q, k, v, memory, allowed, dropout_rate, is_training)
 
 
@@ -70,50 +69,49 @@ def prepend(extra: Any, x: Any, sequence: Any) -> Any:
 
 
 def local_attention(
-    q: Any, k: Any, v: Any, sequence: Any, radius: int, dropout_rate: float, is_training: bool
+    q: Any, k: Any, v: Any, sequence: Any, radius: int, dropout_rate: float, is_training: bool, causal: bool = True
 ) -> Any:
-    """Causal attention in which query i sees keys j with 0 <= i - j < radius.
+    """Attention in which query i sees keys j with 0 <= i - j < radius, and if not causal -radius <= i - j < radius.
 
-    With dropout, which needs the weights as a tensor, the sequence is cut into blocks of `radius`; each block sees
-    itself and the one before, so the scores take [sequence, 2 * radius] instead of [sequence, sequence].
+    Without dropout, causal attention never holds the weights. Else the sequence is cut into blocks of `radius`; each
+    block sees itself and the one before (and the one after), so the scores take [sequence, 2 * radius] (or 3) instead
+    of [sequence, sequence].
     """
-    if not (dropout_rate > 0 and is_training):
+    if causal and not (dropout_rate > 0 and is_training):
         return blockwise_attention(q, k, v, radius)
     if sequence.size <= radius:
-        return global_attention(q, k, v, sequence, dropout_rate, is_training)
+        return global_attention(q, k, v, sequence, dropout_rate, is_training, causal)
     count = -(-sequence.size // radius)
     padding = count * radius - sequence.size
     blocks, block = mtf.Dimension("local_blocks", count), mtf.Dimension("local_sequence", radius)
-    memory = mtf.Dimension("memory_length", 2 * radius)
+    memory = mtf.Dimension("memory_length", (2 if causal else 3) * radius)
 
     def cut(x: Any) -> Any:
         padded = mtf.pad(x, [0, padding], sequence.name) if padding else x
         return mtf.replace_dimensions(padded, mtf.Dimension(sequence.name, count * radius), [blocks, block])
 
-    def with_previous(x: Any) -> Any:
+    def with_neighbours(x: Any) -> Any:
         # Joined under a name that no layout splits, which a concatenation could not follow.
         x = mtf.rename_dimension(cut(x), block.name, "local_memory")
-        x = mtf.concat([mtf.shift(x, 1, blocks, wrap=False), x], "local_memory")
+        following = [] if causal else [mtf.shift(x, -1, blocks, wrap=False)]
+        x = mtf.concat([mtf.shift(x, 1, blocks, wrap=False), x, *following], "local_memory")
         return mtf.rename_dimension(x, "local_memory", memory.name)
 
-    allowed = causal_window(q.mesh, block, memory, offset=radius, radius=radius)
-    # The first block has none before it: its left half is padding.
-    first = mtf.equal(mtf.range(q.mesh, blocks, tf.int32), 0)
-    left = mtf.less(mtf.range(q.mesh, memory, tf.int32), radius)
-    absent = mtf.logical_and(first, left, output_shape=mtf.Shape([blocks, memory]))
-    shape = mtf.Shape([blocks, block, memory])
-    allowed = mtf.logical_and(allowed, mtf.logical_not(absent), output_shape=shape)
-    out = attend(cut(q), with_previous(k), with_previous(v), memory, allowed, dropout_rate, is_training)
+    allowed = window(q.mesh, block, memory, offset=radius, radius=radius, causal=causal)
+    # Before the first block and after the last token there is only padding.
+    shape = mtf.Shape([blocks, memory])
+    key = mtf.add(mtf.range(q.mesh, blocks, tf.int32) * radius, mtf.range(q.mesh, memory, tf.int32), output_shape=shape)
+    present = mtf.logical_and(mtf.greater_equal(key, radius), mtf.less(key, sequence.size + radius))
+    allowed = mtf.logical_and(allowed, present, output_shape=mtf.Shape([blocks, block, memory]))
+    out = attend(cut(q), with_neighbours(k), with_neighbours(v), memory, allowed, dropout_rate, is_training)
     out = mtf.replace_dimensions(out, [blocks, block], mtf.Dimension(sequence.name, count * radius))
     return mtf.slice(out, 0, sequence.size, sequence.name) if padding else out
 
 
-def causal_window(mesh: Any, query: Any, memory: Any, offset: int, radius: Optional[int]) -> Any:
-    """Boolean [query, memory]: 0 <= (query + offset) - memory, and < radius where one is given."""
+def window(mesh: Any, query: Any, memory: Any, offset: int, radius: int, causal: bool) -> Any:
+    """Boolean [query, memory]: 0 <= (query + offset) - memory < radius; if not causal, down to -radius."""
     shape = mtf.Shape([query, memory])
     position = mtf.range(mesh, query, tf.int32) + offset
     distance = mtf.sub(position, mtf.range(mesh, memory, tf.int32), output_shape=shape)
-    allowed = mtf.greater_equal(distance, 0)
-    if radius is not None:
-        allowed = mtf.logical_and(allowed, mtf.less(distance, radius))
-    return allowed
+    nearest = 0 if causal else -radius
+    return mtf.logical_and(mtf.greater_equal(distance, nearest), mtf.less(distance, radius))

@@ -1,0 +1,185 @@
+"""Where samples come from: the datasets of a run, their files and how many records each file holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Iterator, Sequence
+
+from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
+from gpt_neo.dataprep.readers import natural_key
+from gpt_neo.dataprep.records import count_from_name, count_records
+from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.inputs.seeds import salt
+from gpt_neo.mtf_compat import tf
+
+CHUNKS, FIXED, RANDOM = "chunks", "documents_fixed", "documents_random"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A dataset, or several read as one.
+
+    kind: `chunks`, a record is a sample; `documents_fixed` and `documents_random`, `stitch` records joined by eos_id
+      are one, from their beginning or from a place drawn at random.
+    weight: share of the samples, relative to the other sources'.
+    paths, counts: files in the order they are read, and the records in each.
+    n_vocab: ids that the records may hold.
+    eos_id, padding_id: what stands between joined documents, and what fills up those that are too short.
+    seed: of every draw that this source needs.
+    shuffled: documents are read in a random order, within reach of where they stand.
+    """
+
+    name: str
+    kind: str
+    stitch: int
+    weight: float
+    paths: tuple
+    counts: tuple
+    n_vocab: int
+    eos_id: int
+    padding_id: int
+    seed: int
+    shuffled: bool
+
+    def draws(self, purpose: str) -> int:
+        """The first half of the seed of a stateless draw; the second half says which sample it is for."""
+        return salt(self.seed, purpose)
+
+    @property
+    def records(self) -> int:
+        """Records of one epoch."""
+        return sum(self.counts)
+
+    @property
+    def samples(self) -> int:
+        """Samples of one pass; the last one may be joined of fewer documents."""
+        return -(-self.records // self.stitch)
+
+
+def reads_in_turn(run: RunConfig) -> bool:
+    """Whether the files of all datasets are read in turn, as the legacy `sequential_input` did.
+
+    Without `input_fn` that holds where no entry of `datasets` says more than an id.
+
+    Raises:
+      ConfigError: `sequential_input` is asked for, and weights that it cannot obey.
+    """
+    refs = [ref for ref, _ in run.datasets]
+    if run.training.input_fn is None:
+        return all(ref.weight is None and ref.datatype in (None, CHUNKS) for ref in refs)
+    if run.training.input_fn != "sequential_input":
+        return False
+    if len({ref.weight for ref in refs}) > 1:
+        raise ConfigError(
+            f"{run.source}: input_fn 'sequential_input' reads the files of all datasets in turn and cannot weigh them; "
+            "set input_fn to generic_text, or every weight to null"
+        )
+    return True
+
+
+def training_sources(run: RunConfig) -> list[Source]:
+    """The sources of a run's training samples.
+
+    Raises:
+      ConfigError: `datasets` names none.
+      DataError: files are missing or hold no record.
+    """
+    return make_sources(run, "path", run.datasets)
+
+
+def evaluation_sources(run: RunConfig) -> list[Source]:
+    """The sources of a run's held-out samples: the datasets that have some.
+
+    Raises:
+      ConfigError: `datasets` names none, or none that has held-out records.
+    """
+    held_out = [(ref, config) for ref, config in run.datasets if config.eval_path]
+    if run.datasets and not held_out:
+        names = ", ".join(repr(ref.name) for ref, _ in run.datasets)
+        raise ConfigError(f"dataset {names} has no 'eval_path': evaluation needs held-out records")
+    return make_sources(run, "eval_path", held_out)
+
+
+def make_sources(run: RunConfig, key: str, datasets: Sequence[tuple[DatasetRef, DatasetConfig]]) -> list[Source]:
+    """One source per dataset, or one for all of them where they are read in turn."""
+    if not datasets:
+        raise ConfigError(f"{run.source}: key 'datasets' names no dataset to read")
+    found = [
+        find_records(getattr(config, key), f"dataset {ref.name!r}, key {key!r}") for ref, config in datasets
+    ]  # fmt: skip
+    if reads_in_turn(run):
+        name = " + ".join(ref.name for ref, _ in datasets)
+        every = sorted((path for paths in found for path in paths), key=natural_key)
+        return [make_source(run, key, DatasetRef(name), datasets[0][1], every)]
+    return [make_source(run, key, ref, config, paths) for (ref, config), paths in zip(datasets, found)]
+
+
+def make_source(run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig, paths: Sequence[str]) -> Source:
+    """A source of files in natural order; those for training are shuffled unless the run says otherwise."""
+    seed, shuffled = run.training.seed or 1, key == "path" and run.training.shuffle_input_filenames
+    kind = ref.datatype or CHUNKS
+    ordered = list(paths)
+    if shuffled:
+        random.Random(seed).shuffle(ordered)
+    for what, token in (("eos_id", config.eos_id), ("padding_id", config.padding_id)):
+        if kind != CHUNKS and token >= run.model.n_vocab:
+            raise ConfigError(f"dataset {ref.name!r}: key {what!r} is {token}, n_vocab is {run.model.n_vocab}")
+    return Source(
+        name=ref.name, kind=kind, stitch=(ref.stitch or 1) if kind != CHUNKS else 1, weight=ref.weight or 1.0,
+        paths=tuple(ordered), counts=tuple(record_counts(ordered)),
+        n_vocab=min(config.n_vocab or run.model.n_vocab, run.model.n_vocab), eos_id=config.eos_id,
+        padding_id=config.padding_id, seed=salt(seed, key, ref.name, kind, ref.stitch), shuffled=shuffled,
+    )  # fmt: skip
+
+
+def find_records(pattern: str, where: str) -> list[str]:
+    """Files of a glob, local or gs://, in natural order.
+
+    Raises:
+      DataError: there are none.
+    """
+    try:
+        paths = tf.io.gfile.glob(pattern)
+    except (OSError, tf.errors.OpError) as error:
+        raise DataError(f"{where}: {pattern!r} cannot be listed: {error}") from error
+    if not paths:
+        raise DataError(f"{where}: no records match {pattern!r}; make some with data/create_tfrecords.py")
+    return sorted(paths, key=natural_key)
+
+
+def record_counts(paths: Sequence[str]) -> list[int]:
+    """Records per file, by name where the name says it, else counted: from the lengths, or by reading remote files.
+
+    Raises:
+      DataError: all files are empty.
+    """
+    named = [count_from_name(path) for path in paths]
+    remote = [path for path, count in zip(paths, named) if count is None and not os.path.exists(path)]
+    counted = dict(zip(remote, count_remote(remote)))
+    counts = [
+        counted[path] if path in counted else count_records(path) if count is None else count
+        for path, count in zip(paths, named)
+    ]
+    if not sum(counts):
+        raise DataError(f"no records in {len(paths)} file(s), the first of them {paths[0]}")
+    return counts
+
+
+def count_remote(paths: Sequence[str]) -> Iterator[int]:
+    """Yield the records of each file, read through TensorFlow's file systems.
+
+    Raises:
+      DataError: a file cannot be read to its end.
+    """
+    if not paths:
+        return
+    with tf.Graph().as_default(), tf.Session() as session:
+        path = tf.placeholder(tf.string, [])
+        count = tf.data.TFRecordDataset(path).reduce(tf.constant(0, tf.int64), lambda total, _: total + 1)
+        for name in paths:
+            try:
+                yield int(session.run(count, {path: name}))
+            except tf.errors.OpError as error:
+                raise DataError(f"{name}: its records cannot be counted: {error.message.splitlines()[0]}") from error

@@ -1,0 +1,169 @@
+"""Dropout whose masks are a function of seed, step, place in the model and place in the tensor, and of nothing else.
+
+TensorFlow's random operations keep a stream that starts over with the process, so that a resumed run would see other
+masks than an uninterrupted one. Here every element hashes its own coordinates in the whole, unsplit batch: the masks
+are the same after a restart, in the backward pass, when a block is recomputed, for any number of microbatches and on
+any mesh. No mask is kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, Optional
+
+from gpt_neo.mtf_compat import always_compiled, mtf, tf
+
+# Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4.2).
+ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+PARITY = 0x1BD11BDA
+ROUNDS = 20
+ROW_BITS = 20  # of the first counter word hold the row, the 12 above them the number of the dropout in the model
+
+
+class Source:
+    """Where the dropouts of one forward pass take their randomness from.
+
+    Attributes:
+      seed: of the run.
+      step: int32 scalar tensor.
+      rows: int32 [batch], the places of these sequences in the whole batch of the step.
+    """
+
+    def __init__(self, seed: int, step: Any, rows: Any) -> None:
+        digest = hashlib.sha256(f"dropout {seed}".encode()).digest()
+        self.seed_word = int.from_bytes(digest[:4], "little")
+        self.step, self.rows = step, rows
+        self.numbers = itertools.count()
+
+
+ACTIVE: contextvars.ContextVar[Optional[Source]] = contextvars.ContextVar("dropout source", default=None)
+
+
+@contextlib.contextmanager
+def dropout_source(seed: int, step: Any, rows: Any) -> Iterator[None]:
+    """Give the dropouts built within their randomness; they are numbered in the order they are built."""
+    token = ACTIVE.set(Source(seed, step, rows))
+    try:
+        yield
+    finally:
+        ACTIVE.reset(token)
+
+
+def dropout(x: Any, rate: float) -> Any:
+    """Set a share `rate` of the elements to 0 and scale the others by 1 / (1 - rate).
+
+    Args:
+      x: a floating tensor of any shape; at most the part of its batch that `dropout_source` names.
+
+    Returns:
+      a tensor of the shape and type of x; x itself for rate 0.
+
+    Raises:
+      RuntimeError: built outside of `dropout_source`.
+    """
+    if rate == 0:
+        return x
+    source = ACTIVE.get()
+    if source is None:
+        raise RuntimeError("dropout is built within dropout_source, which gives it seed, step and rows")
+    rows = source.rows
+    if rows.shape.dims[0] not in x.shape.dims:
+        # Row i of microbatch m is row i * splits + m of the batch: the smallest one tells the microbatches apart.
+        rows = mtf.reduce_min(rows)
+    return DropoutOperation(x, source.step, rows, rate, source.seed_word, next(source.numbers)).outputs[0]
+
+
+class DropoutOperation(mtf.Operation):
+    """See `dropout`. The mask depends on the attributes, which a clone for recomputation shares."""
+
+    def __init__(self, x: Any, step: Any, rows: Any, rate: float, seed_word: int, number: int) -> None:
+        super().__init__([x, step, rows], name="dropout")
+        if number >= 1 << (32 - ROW_BITS):
+            raise ValueError(f"the model has more than {number} dropouts")
+        self.rate, self.seed_word, self.number = rate, seed_word, number
+        self._outputs = [mtf.Tensor(self, x.shape, x.dtype)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def gradient(self, grad_ys: Any) -> list:
+        """The same mask and scale, on the gradient."""
+        _, step, rows = self.inputs
+        grad = DropoutOperation(grad_ys[0], step, rows, self.rate, self.seed_word, self.number)
+        return [grad.outputs[0], None, None]
+
+    def lower(self, lowering: Any) -> None:
+        """Each shard hashes the coordinates of the elements it holds."""
+        mesh_impl = lowering.mesh_impl(self)
+        x, step, rows = self.inputs
+        dims = x.shape.dims
+        batch = dims.index(rows.shape.dims[0]) if rows.shape.dims else None
+        # The batch is counted by `rows`; the strides of the other dimensions are those of the unsplit tensor.
+        sizes = [1 if i == batch else d.size for i, d in enumerate(dims)]
+        strides = [0 if i == batch else math.prod(sizes[i + 1 :]) for i in range(len(dims))]
+        base: Any = tf.constant(0, tf.uint32)
+        for dim, stride in zip(dims, strides):
+            axis = mesh_impl.tensor_dimension_to_mesh_axis(dim)
+            if axis is not None and stride:
+                first = stride * (dim.size // mesh_impl.shape[axis].size)
+                base = mesh_impl.slicewise(
+                    lambda total, place, first=first: total + tf.cast(place, tf.uint32) * word(first),
+                    base, mesh_impl.laid_out_pcoord(axis),
+                )  # fmt: skip
+        row_shape = [-1 if i == batch else 1 for i in range(len(dims))]
+        threshold = min(round(self.rate * 2**32), 2**32 - 1)
+        scale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
+
+        def drop(x: Any, step: Any, rows: Any, base: Any) -> Any:
+            key = tf.stack([word(self.seed_word), tf.cast(step, tf.uint32)])
+            high = tf.cast(rows, tf.uint32) + word(self.number << ROW_BITS)
+            return drop_kernel(x, key, tf.reshape(high, row_shape), base, tf.stack([word(s) for s in strides]),
+                               word(threshold), tf.constant(scale, x.dtype))  # fmt: skip
+
+        out = mesh_impl.slicewise(drop, *[lowering.tensors[t] for t in self.inputs], base)
+        lowering.set_tensor_lowering(self.outputs[0], out)
+
+
+def word(value: int) -> Any:
+    """A uint32 constant, modulo 2**32."""
+    return tf.constant(value % 2**32, tf.uint32)
+
+
+@always_compiled
+def drop_kernel(x: Any, key: Any, high: Any, base: Any, strides: Any, threshold: Any, scale: Any) -> Any:
+    """Keep and scale the elements whose hash reaches the threshold.
+
+    Args:
+      x: [...], a shard.
+      key: uint32 [2].
+      high: uint32, of a shape that broadcasts to x: first word of the counter.
+      base: uint32 scalar; with uint32 [rank] `strides` it gives the second word, the place within the row.
+      threshold: uint32 scalar, rate * 2**32.
+      scale: scalar of the type of x.
+    """
+    rank = len(x.shape)
+    low = base
+    for axis in range(rank):
+        place = tf.cast(tf.range(x.shape[axis]), tf.uint32) * strides[axis]
+        low = low + tf.reshape(place, [-1] + [1] * (rank - 1 - axis))
+    bits, _ = threefry(key[0], key[1], high, low)
+    return tf.where_v2(bits >= threshold, x * scale, tf.zeros_like(x))
+
+
+def threefry(key_0: Any, key_1: Any, word_0: Any, word_1: Any) -> tuple:
+    """Two random uint32 words from a key and a counter of two words each; shapes broadcast."""
+    xor, left, right = tf.bitwise.bitwise_xor, tf.bitwise.left_shift, tf.bitwise.right_shift
+    keys = (key_0, key_1, xor(xor(key_0, key_1), word(PARITY)))
+    word_0, word_1 = word_0 + keys[0], word_1 + keys[1]
+    for i in range(ROUNDS):
+        word_0 = word_0 + word_1
+        turn = ROTATIONS[i % len(ROTATIONS)]
+        word_1 = xor(tf.bitwise.bitwise_or(left(word_1, word(turn)), right(word_1, word(32 - turn))), word_0)
+        if i % 4 == 3:
+            injection = i // 4 + 1
+            word_0 = word_0 + keys[injection % 3]
+            word_1 = word_1 + keys[(injection + 1) % 3] + word(injection)
+    return word_0, word_1

@@ -1,0 +1,135 @@
+"""Which files are read and how; every mistake and every kind of damage in one clear line."""
+
+import os
+import shutil
+
+import pytest
+
+from gpt_neo.config.schema import DatasetRef
+from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.inputs import preflight
+from gpt_neo.inputs.sources import count_remote, evaluation_sources, record_counts, training_sources
+from gpt_neo.inputs.train_input import training_batches
+from gpt_neo.mtf_compat import tf
+from tests.inputs.conftest import N_CTX, N_VOCAB, make_run, take
+
+CHUNK = [5] * (N_CTX + 1)
+
+
+@pytest.fixture(scope="module")
+def two(shelf):
+    return shelf.write("two_a", [[CHUNK] * 3, [CHUNK] * 2]), shelf.write("two_b", [[CHUNK] * 4])
+
+
+def entry(name, stitch=None, datatype=None, weight=None):
+    return DatasetRef(name, stitch, datatype, weight)
+
+
+MODES = [  # (input_fn, entries, names of the sources)
+    (None, [entry("a"), entry("b")], ["a + b"]),
+    (None, [entry("a"), entry("b", weight=2.0)], ["a", "b"]),
+    (None, [entry("a"), entry("b", 2, "documents_fixed")], ["a", "b"]),
+    ("generic_text", [entry("a"), entry("b")], ["a", "b"]),
+    ("sequential_input", [entry("a", 25, "documents_random", 1.0), entry("b", 25, "documents_random", 1.0)], ["a + b"]),
+]
+
+
+@pytest.mark.parametrize("input_fn, entries, names", MODES)
+def test_what_is_read_as_one(two, input_fn, entries, names):
+    run = make_run(list(zip(entries, two)), input_fn=input_fn)
+    sources = training_sources(run)
+    assert [source.name for source in sources] == names
+    assert sum(source.records for source in sources) == 9
+    if len(names) == 1:
+        assert sources[0].kind == "chunks" and sources[0].stitch == 1
+
+
+def test_files_of_all_datasets_are_sorted_together(two):
+    run = make_run([("b", two[1]), ("a", two[0])], shuffle_input_filenames=False)
+    names = [os.path.basename(path) for path in training_sources(run)[0].paths]
+    assert names == ["two_a_0_3.tfrecords", "two_a_1_2.tfrecords", "two_b_0_4.tfrecords"]
+
+
+def test_mistakes_in_entries(two, shelf):
+    with pytest.raises(ConfigError, match="sequential_input.*cannot weigh them"):
+        training_sources(make_run(list(zip([entry("a", weight=1.0), entry("b", weight=2.0)], two)),
+                                  input_fn="sequential_input"))  # fmt: skip
+    with pytest.raises(ConfigError, match="names no dataset"):
+        training_sources(make_run([]))
+    with pytest.raises(ConfigError, match="has no 'eval_path'"):
+        evaluation_sources(make_run([("a", two[0])]))
+    with pytest.raises(DataError, match="dataset 'a', key 'path': no records match"):
+        training_sources(make_run([("a", type(two[0])(path=shelf.folder + "/none_*"))]))
+    with pytest.raises(ConfigError, match="key 'eos_id' is 5000, n_vocab is 1000"):
+        training_sources(make_run([(entry("a", 2, "documents_fixed"), type(two[0])(path=two[0].path, eos_id=5000))]))
+
+
+def test_notes_tell_of_legacy_readings(two):
+    documents = [entry("a", 25, "documents_random", 1.0)]
+    run = make_run(list(zip(documents, two)))
+    (line,) = preflight.notes(run, training_sources(run))
+    assert "look like chunks of n_ctx + 1 tokens" in line and "input_fn=sequential_input" in line
+    run = make_run(list(zip(documents, two)), input_fn="sequential_input")
+    (line,) = preflight.notes(run, training_sources(run))
+    assert "reads 'a' in chunks; its entry says documents_random" in line
+    assert not preflight.notes(make_run(list(zip(documents, two)), input_fn="generic_text"), [])
+
+
+def test_counts_without_names_are_counted(shelf, tmp_path):
+    source = shelf.write("count", [[CHUNK] * 4, [CHUNK] * 7]).path
+    paths = [shutil.copy(source.replace("*", name), tmp_path / f"{i}.tfrecords")
+             for i, name in enumerate(["0_4", "1_7"])]  # fmt: skip
+    paths = [str(path) for path in paths]
+    os.rename(paths[1], paths[1] + "x")
+    paths[1] += "x"
+    assert record_counts(paths[1:]) == [7] and list(count_remote(paths)) == [4, 7]
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(DataError, match="no records in 1 file"):
+        record_counts([str(tmp_path / "empty")])
+    with pytest.raises(DataError, match="nowhere.*cannot be counted"):
+        list(count_remote([str(tmp_path / "nowhere")]))
+
+
+def flip(path, at):
+    data = bytearray(open(path, "rb").read())
+    data[at] ^= 255
+    open(path, "wb").write(data)
+
+
+def cut(path, at):
+    with open(path, "r+b") as handle:
+        handle.truncate(at)
+
+
+GOOD = [CHUNK] * 6
+DAMAGE = [  # (name, records of the second file, what is done to it, what the line says)
+    ("flipped", GOOD, lambda path: flip(path, 200), r"{path}: record at byte {third} is damaged"),
+    ("cut", GOOD, lambda path: cut(path, 200), r"{path}: record at byte {third} is cut off"),
+    ("short", [*GOOD[:5], [5] * N_CTX], None, r"{path}: record 5 has 8 tokens; n_ctx + 1 = 9 are needed"),
+    ("id", [*GOOD[:4], [5, N_VOCAB, *CHUNK[2:]]], None, r"{path}: record 4 has token id 1000; n_vocab is 1000"),
+    ("fewer", GOOD, lambda path: os.rename(path, path.replace("_6.", "_9.")), "promises 9 records, it holds 6"),
+    ("more", GOOD, lambda path: os.rename(path, path.replace("_6.", "_4.")), "promises 4 records, it holds 6"),
+]
+
+
+@pytest.mark.parametrize("name, records, harm, message", DAMAGE, ids=[row[0] for row in DAMAGE])
+def test_damage_is_named_by_file_and_record_or_byte(shelf, name, records, harm, message):
+    config = shelf.write(f"harm_{name}", [GOOD, records])
+    path = config.path.replace("*", "1_" + str(len(records)))
+    size = os.path.getsize(path) // len(records)
+    if harm:
+        harm(path)
+    run = make_run([(name, config)], shuffle_input_filenames=False)
+    sources = training_sources(run)
+    with pytest.raises(tf.errors.OpError) as caught:
+        take(lambda: training_batches(run, 4, 1, sources), 3)
+    assert "IteratorGetNext" in caught.value.message  # how the runtime tells it from its other errors
+    line = str(preflight.explain_damage(caught.value, run, sources, 1, 4))
+    assert message.format(path=path, third=200 // size * size) in line and "\n" not in line
+
+
+def test_other_errors_of_the_pipeline_are_one_line(two):
+    run = make_run([("a", two[0])])
+    error = tf.errors.UnavailableError(None, None, "Graph execution error:\n\nNode: 'IteratorGetNext'\nno route")
+    line = str(preflight.explain_damage(error, run, training_sources(run), 0, 4))
+    assert line == "records cannot be read: no route"

@@ -1,0 +1,174 @@
+"""Dropout masks: known answers, statistics, gradient, and the same masks however the batch is cut."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpt_neo.model.dropout import dropout, dropout_source, threefry
+from gpt_neo.mtf_compat import lower_locally, mtf, tf
+
+SHAPE = {"batch": 8, "sequence": 64, "heads": 4, "memory_length": 128}
+
+
+@pytest.mark.parametrize("key, counter, words", [
+    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+    ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+    ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+])  # fmt: skip
+def test_threefry_gives_its_published_answers(key, counter, words):
+    with tf.Graph().as_default(), tf.Session() as session:
+        out = threefry(*(tf.constant([value], tf.uint32) for value in (*key, *counter)))
+        assert tuple(int(value[0]) for value in session.run(out)) == words
+
+
+def masks(rate, steps=(0,), seeds=(1,), count=1, rows=None, shape=None):
+    """Masks (0 or the scale) of `count` dropouts of ones, and their gradients: [seed][step][dropout]."""
+    sizes = shape or SHAPE
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        dims = [mtf.Dimension(*item) for item in sizes.items()]
+        step = tf.placeholder(tf.int32, [])
+        mtf_step = mtf.import_tf_tensor(mesh, step, mtf.Shape([]))
+        row_dim = mtf.Dimension("batch", len(rows or range(8)))
+        mtf_rows = mtf.import_tf_tensor(mesh, tf.constant(rows or list(range(8))), mtf.Shape([row_dim]))
+        ones = mtf.ones(mesh, mtf.Shape(dims))
+        outs = []
+        for seed in seeds:
+            with dropout_source(seed, mtf_step, mtf_rows):
+                outs.append([dropout(ones, rate) for _ in range(count)])
+        grads = [mtf.gradients([mtf.reduce_sum(out)], [ones])[0] for out in outs[0]]
+        lowering = lower_locally(graph, mesh)
+        fetches = [[lowering.export_to_tf_tensor(out) for out in row] for row in outs]
+        fetched_grads = [lowering.export_to_tf_tensor(grad) for grad in grads]
+        results = [session.run([fetches, fetched_grads], {step: value}) for value in steps]
+    return [[np.array(result[0][i]) for result in results] for i in range(len(seeds))], results[0][1]
+
+
+def test_rate_and_scale():
+    for rate in (0.1, 0.5, 0.9):
+        (mask,) = masks(rate)[0][0][0]
+        values = np.unique(mask)
+        assert values[0] == 0 and values[1:] == pytest.approx([1 / (1 - rate)], rel=1e-6)
+        # binomial: four standard deviations
+        assert abs((mask == 0).mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / mask.size)
+        # the share dropped per row, place and head scatters as that of independent draws does
+        for axis in range(4):
+            shares = (mask == 0).mean(axis=tuple(i for i in range(4) if i != axis))
+            expected = rate * (1 - rate) / (mask.size / mask.shape[axis])
+            spread = ((shares - rate) ** 2).sum() / expected  # chi-squared
+            assert spread < mask.shape[axis] + 5 * np.sqrt(2 * mask.shape[axis]), axis
+
+
+def test_no_two_masks_are_correlated():
+    by_seed, _ = masks(0.5, steps=(0, 1, 2**31 - 1), seeds=(1, 2), count=2)
+    flat = np.array([m.ravel() for seed in by_seed for step in seed for m in step]) - 1
+    rows = [by_seed[0][0][0][i].ravel() - 1 for i in range(3)]  # rows of one mask
+    rows += [np.roll(rows[0], shift) for shift in (1, 128, 512)]  # and one against itself, shifted
+    for group in (flat, np.array(rows)):
+        correlation = np.corrcoef(group) - np.eye(len(group))
+        assert np.abs(correlation).max() < 5 / np.sqrt(group.shape[1])
+
+
+def test_the_gradient_has_the_mask_of_the_forward_pass():
+    by_seed, grads = masks(0.3, count=2)
+    for mask, grad in zip(by_seed[0][0], grads):
+        np.testing.assert_array_equal(mask, grad)
+
+
+def test_a_row_has_its_mask_in_whatever_microbatch_it_falls():
+    whole = masks(0.5)[0][0][0][0]
+    part = masks(0.5, rows=[1, 5], shape={**SHAPE, "batch": 2})[0][0][0][0]
+    np.testing.assert_array_equal(part, whole[[1, 5]])
+
+
+def test_without_a_batch_dimension_microbatches_differ():
+    shape = {"experts": 8, "embd": 512}
+    first, second = (masks(0.5, rows=rows, shape=shape)[0][0][0][0] for rows in ([0, 2, 4], [1, 3, 5]))
+    assert abs((first == second).mean() - 0.5) < 0.05
+
+
+def test_edges():
+    assert masks(1.0)[0][0][0][0].max() == 0
+    with tf.Graph().as_default():
+        x = mtf.ones(mtf.Mesh(mtf.Graph(), "mesh"), mtf.Shape([mtf.Dimension("embd", 4)]))
+        assert dropout(x, 0.0) is x
+        with pytest.raises(RuntimeError, match="dropout_source"):
+            dropout(x, 0.1)
+
+
+# (mesh sizes, dimensions split, microbatches, recompute)
+VARIANTS = [
+    ([], "", 1, True), ([], "", 4, False), ([2], "memory_length", 1, False), ([2, 2], "batch,embd", 2, True),
+]  # fmt: skip
+
+SCRIPT = """
+import dataclasses, json, sys
+import numpy as np
+from gpt_neo.config.schema import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, MeshConfig
+from gpt_neo.model.dims import make_dims
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.runtime.train_step import loss_and_gradients
+
+model = ModelConfig(n_head=4, n_embd=16, n_layer=1, n_vocab=32, n_ctx=24, attention_types=("local",),
+                    local_attention_radius=8, embed_dropout=0.2, attn_dropout=0.3, res_dropout=0.25)
+training = TrainingConfig(train_batch_size=8, train_steps=1, seed=5)
+tokens = np.random.RandomState(0).randint(0, 32, (8, 25)).astype(np.int32)
+weights = {}
+
+def run(sizes, names, splits, recompute, step=3):
+    axes = ["m%d" % i for i in range(len(sizes))]
+    count = int(np.prod(sizes)) if sizes else 1
+    config = RunConfig("", "", dataclasses.replace(model, recompute_grad=recompute), OptimizerConfig(lr=1.0),
+                       MeshConfig(), training, ())
+    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={"CPU": 4})) as session:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        dims = make_dims(model, 8)
+        features = {"inputs": mtf.import_tf_tensor(mesh, tf.constant(tokens[:, :-1]), dims.tokens),
+                    "labels": mtf.import_tf_tensor(mesh, tf.constant(tokens[:, 1:]), dims.tokens),
+                    "rows": mtf.range(mesh, dims.batch, tf.int32)}
+        step = mtf.import_tf_tensor(mesh, tf.constant(step), mtf.Shape([]))
+        loss, grads = loss_and_gradients(graph, features, step, config, splits)
+        shape = ",".join("%s:%d" % pair for pair in zip(axes, sizes))
+        layout = ",".join("%s:%s" % pair for pair in zip(names, axes))
+        impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape, layout, ["/cpu:%d" % i for i in range(count)])
+        lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
+        fetches = [lowering.export_to_tf_tensor(t) for t in [loss] + list(grads)]
+        session.run(tf.global_variables_initializer())
+        for variable in tf.global_variables():
+            name = variable.op.name
+            if name not in weights:
+                weights[name] = np.random.RandomState(len(weights)).normal(0, 0.3, variable.shape.as_list())
+            variable.load(weights[name], session)
+        session.run(lowering.copy_masters_to_slices())
+        return session.run(fetches)
+
+def compare(a, b):
+    scale = max(np.abs(g).max() for g in a[1:])
+    return max([float(abs(b[0] - a[0]))] + [float(np.abs(x - y).max() / scale) for x, y in zip(a[1:], b[1:])])
+
+alone = run([], [], 1, False)
+print(json.dumps({"errors": [compare(alone, run(sizes, names.split(","), splits, recompute))
+                             for sizes, names, splits, recompute in json.loads(sys.argv[1])],
+                  "other step": compare(alone, run([], [], 1, False, step=4))}))
+"""
+
+
+@pytest.fixture(scope="module")
+def report():
+    env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(VARIANTS)], env=env, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("variant", range(len(VARIANTS)), ids=[f"{n or 'one'}-{m}-{r}" for _, n, m, r in VARIANTS])
+def test_recomputed_split_and_spread_training_drops_the_same(report, variant):
+    assert report["other step"] > 1e-2  # so that a wrong mask would be seen
+    assert report["errors"][variant] < 1e-4
