@@ -28,7 +28,7 @@ test: lint
 # Real text, a tokenizer, records, training, evaluation, samples, a plot: the whole chain, nothing downloaded.
 demo: setup
 	$(BIN)/python data/make_demo_corpus.py --output_dir $(DEMO)/text
-	$(BIN)/python data/train_tokenizer.py --base_dir $(DEMO)/text/train.jsonl --vocab_size 2048 --output_dir $(DEMO)/tokenizer
+	$(BIN)/python data/train_tokenizer.py --base_dir $(DEMO)/text/train.jsonl --vocab_size 8192 --output_dir $(DEMO)/tokenizer
 	rm -rf $(DEMO)/records
 	$(BIN)/python data/create_tfrecords.py --input_dir $(DEMO)/text/heldout.jsonl --name heldout --chunk_size 257 \
 	    --encoder_path $(DEMO)/tokenizer/tokenizer.json --output_dir $(DEMO)/records
