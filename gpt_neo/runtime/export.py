@@ -198,4 +198,4 @@ def choose(logits: Any, temperature: Any, seed: Any, count: Any) -> Any:
     """int32 [batch]: the likeliest token at temperature 0, else one drawn."""
     scaled = logits / tf.maximum(temperature, 1e-6)
     drawn = tf.random.stateless_categorical(scaled, 1, tf.stack([seed, count]), tf.int32)[:, 0]
-    return tf.where_v2(temperature > 0, drawn, tf.argmax(logits, -1, tf.int32))
+    return tf.where_v2(temperature > 0, drawn, tf.argmax(logits, -1, output_type=tf.int32))
