@@ -74,7 +74,7 @@ def measure(form: str, n_ctx: int) -> dict:
 
 def main() -> None:
     """Measure every form and print a table and the ratio that counts."""
-    parser = argparse.ArgumentParser(description="Training step of one block, 4 heads of 64 features, float32.")
+    parser = argparse.ArgumentParser(description="Training step of one block: 4 heads of 64 features, float32.")
     parser.add_argument("--n_ctx", type=int, default=2048)
     parser.add_argument("--json", help="where the figures go, besides the table")
     parser.add_argument("--form", choices=FORMS, help="measure this one here and print one JSON line")

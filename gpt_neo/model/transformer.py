@@ -30,7 +30,7 @@ def check_supported(config: ModelConfig, context: Context) -> None:
         if kind not in LAYERS and kind != "none":
             raise ConfigError(f"attention_types has {kind!r}: this version builds {', '.join(LAYERS)} and none")
     if context.decoding and not config.causal:
-        raise ConfigError("key 'causal' is False: tokens of such a model depend on later ones, it cannot sample")
+        raise ConfigError("key 'causal' is False: such a model cannot be sampled from, its tokens depend on later ones")
 
 
 def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) -> Any:

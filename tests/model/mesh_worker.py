@@ -28,11 +28,13 @@ def loss_and_gradients_over(changes, sizes, names, weights):
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
         dims = make_dims(run.model, 4)
-        parts = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
+        parts = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}
         features = {k: mtf.import_tf_tensor(mesh, tf.constant(v), dims.tokens) for k, v in parts.items()}
+        features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
+        step = mtf.constant(mesh, 0, mtf.Shape([]), tf.int32)
         replicas = dict(zip(names, sizes)).get("batch", 1)
         splits = microbatches(run.mesh, run.model.n_ctx, 4 // replicas)
-        loss, grads = loss_and_gradients(graph, features, run, splits)
+        loss, grads = loss_and_gradients(graph, features, step, run, splits)
         shape = ",".join(f"m{i}:{size}" for i, size in enumerate(sizes))
         layout = ",".join(f"{name}:m{i}" for i, name in enumerate(names))
         devices = [f"/cpu:{i}" for i in range(count)]
