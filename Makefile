@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup lint test clean
+.PHONY: setup lint test slow clean
 
 setup: $(VENV)/.installed
 
@@ -18,6 +18,9 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+slow: setup
+	$(BIN)/python -m pytest -q -m slow
 
 clean:
 	rm -rf $(VENV)
