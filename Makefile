@@ -2,43 +2,59 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# The whole demo, installation aside, takes about MINUTES on 2 cores; one to two of them are not training.
+# The whole demo, installation aside, takes about MINUTES on 2 cores; two of them are not training.
 MINUTES ?= 6
 STEPS_PER_MINUTE ?= 150
-DEMO := demo_run
 STEPS = $(shell echo $$(( ($(MINUTES) > 2 ? $(MINUTES) - 2 : 1) * $(STEPS_PER_MINUTE) )))
+DEMO := demo_run
+RECORDS = $(BIN)/python data/create_tfrecords.py --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
+    --output_dir $(DEMO)/records
 
-.PHONY: setup lint test demo bench clean
+.PHONY: setup setup-test lint test slow demo bench clean
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gcs,text,parquet,track,plot]'
+	$(PIP) -e '.[plot]'
 	touch $@
 
-lint: setup
+setup-test: $(VENV)/.installed-test
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench]'
+	touch $@
+
+lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 test: lint
 	$(BIN)/python -m pytest -q
 
+# Every pair of options, large inputs, many kills: minutes each.
+slow: setup-test
+	$(BIN)/python -m pytest -q -m slow
+
 # Real text, a tokenizer, records, training, evaluation, samples, a plot: the whole chain, nothing downloaded.
 demo: setup
+	rm -rf $(DEMO)
 	$(BIN)/python data/make_demo_corpus.py --output_dir $(DEMO)/text
-	$(BIN)/python data/train_tokenizer.py --base_dir $(DEMO)/text/train.jsonl --vocab_size 8192 --output_dir $(DEMO)/tokenizer
-	rm -rf $(DEMO)/records
-	$(BIN)/python data/create_tfrecords.py --input_dir $(DEMO)/text/heldout.jsonl --name heldout --chunk_size 257 \
-	    --encoder_path $(DEMO)/tokenizer/tokenizer.json --output_dir $(DEMO)/records
-	$(BIN)/python data/create_tfrecords.py --input_dir $(DEMO)/text/train.jsonl --name train --chunk_size 257 \
-	    --encoder_path $(DEMO)/tokenizer/tokenizer.json --output_dir $(DEMO)/records
-	$(BIN)/python main.py --model configs/demo.json --set train_steps=$(STEPS) --new --yes
+	$(BIN)/python data/train_tokenizer.py --base_dir $(DEMO)/text/train.jsonl --vocab_size 12288 \
+	    --output_dir $(DEMO)/tokenizer
+	$(RECORDS) --input_dir $(DEMO)/text/heldout.jsonl --name heldout
+	$(RECORDS) --input_dir $(DEMO)/text/train.jsonl --name train
+	$(BIN)/python main.py --model configs/demo.json --set train_steps=$(STEPS)
 	$(BIN)/python main.py --model configs/demo.json --eval
 	$(BIN)/python main.py --model configs/demo.json --predict --num_samples 3 --max_tokens 120 --temperature 0.7 \
-	    --top_p 0.95 --seed 1 --prompt 'Help on function '
+	    --top_p 0.9 --seed 1 --prompt 'Help on function '
 	$(BIN)/python data/plot_loss.py $(DEMO)/model --output loss.png
+
+# Speed and memory against the stock Hugging Face model, in one run: docs/performance.md.
+bench: setup-test
+	$(BIN)/python -m bench
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -44,6 +44,9 @@ def gated(x: Any, dims: Dims, config: ModelConfig) -> Any:
     with tf.variable_scope("conv1d_main/c_fc"):
         kernel = variables.normal(x.mesh, "kernel", mtf.Shape([dims.embd, both]), std, config)
         bias = variables.constant(x.mesh, "bias", mtf.Shape([both]), 0.0, config)
-    kernel, bias = (mtf.replace_dimensions(t, both, [halves, dims.hidden]) for t in (kernel, bias))
+    # By way of a name that no layout splits: the parts that a shard holds are others before and after.
+    whole = mtf.Dimension("glu_joined", both.size)
+    kernel, bias = (mtf.rename_dimension(t, both.name, whole.name) for t in (kernel, bias))
+    kernel, bias = (mtf.replace_dimensions(t, whole, [halves, dims.hidden]) for t in (kernel, bias))
     hidden, gate = mtf.unstack(contract(x, kernel, [dims.embd]) + bias, halves)
     return hidden * activate(gate, dims.hidden, config)

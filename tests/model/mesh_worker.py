@@ -42,7 +42,7 @@ def loss_and_gradients_over(changes, sizes, names, weights):
         lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
         fetches = [lowering.export_to_tf_tensor(t) for t in [loss, *grads]]
         session.run(tf.global_variables_initializer())
-        for variable in tf.trainable_variables():
+        for variable in [v.get_master() for v in graph.trainable_variables]:
             shape = variable.shape.as_list()
             if variable.op.name not in weights:
                 weights[variable.op.name] = np.random.RandomState(len(weights)).normal(0, 0.3, shape)

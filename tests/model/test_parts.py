@@ -10,6 +10,7 @@ from gpt_neo.model.dims import make_dims
 from gpt_neo.model.mlp import mlp
 from gpt_neo.model.norms import block_norm
 from gpt_neo.model.positions import axial_rows, rotate
+from gpt_neo.model.rms_norm import rms_normalize
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 
 SHAPE = {"batch": 2, "sequence": 5, "heads": 2, "features_per_head": 8}
@@ -73,6 +74,23 @@ def test_rotation_equals_complex_numbers(features, interleaved, per_row):
     out, grad, _ = evaluate(lambda a, n: rotate(a, n, config), x, numbers, dims=[list(SHAPE.items()), places])
     np.testing.assert_allclose(out, rotated(x, numbers, features, interleaved), atol=3e-4 if per_row else 1e-5)
     np.testing.assert_allclose(grad, x, atol=1e-5)  # a rotation keeps every length, so the gradient is x
+
+
+def test_large_tensors_take_the_compiled_kernels():
+    config = ModelConfig(**SMALL, rotary_emb=True, rotary_dim=6, rotary_interleaved=True, norm_type="rmsnorm")
+    shape = {"batch": 16, "sequence": 256, "heads": 2, "features_per_head": 16}
+    x = np.random.RandomState(6).normal(size=tuple(shape.values())).astype(np.float32)
+    numbers = np.arange(256, dtype=np.int32)
+
+    def build(a, n):
+        return rms_normalize(rotate(a, n, config), a.shape.dims[-1], 1e-3)
+
+    out, grad, _ = evaluate(build, x, numbers, dims=[list(shape.items()), [("sequence", 256)]])
+    turned = rotated(x, numbers, 6, True)
+    np.testing.assert_allclose(out, norm_by_hand(turned, "rmsnorm", 1.0), atol=1e-4)
+    # y = x / r with r^2 = mean(x^2) + e, so the gradient of |y|^2 / 2 is x e / r^4; a rotation changes no length
+    r2 = np.square(x.astype(np.float64)).mean(-1, keepdims=True) + 1e-3
+    np.testing.assert_allclose(grad, x * 1e-3 / r2**2, atol=1e-5)
 
 
 def test_scores_depend_on_distance_alone():
