@@ -13,23 +13,50 @@ from gpt_neo.mtf_compat import mtf, tf
 
 # The legacy program drew the slope of rrelu anew for every graph; this is the mean of what it drew from.
 RRELU_SCALE = 0.5
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017
 
 
-def sign(x: Any) -> Any:
-    """-1, 0 or 1, with gradient 0; Mesh-TF's own has none, and leaves the weights before it without."""
-    return mtf.slicewise(
-        tf.sign, [x], x.shape, x.dtype, x.shape.dims, grad_function=lambda op, dy: [mtf.zeros_like(dy)]
-    )
+def elementwise(kernel: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of Mesh-TF tensors from TensorFlow ones for value and derivative.
+
+    Mesh-TF's own without a written derivative cannot take gradients that are still to be summed over the mesh.
+    """
+
+    def gradient(operation: Any, dy: Any) -> list:
+        x = operation.inputs[0]
+        return [dy * mtf.slicewise(slope, [x], x.shape, x.dtype, x.shape.dims, grad_function=0)]
+
+    def apply(x: Any) -> Any:
+        return mtf.slicewise(kernel, [x], x.shape, x.dtype, x.shape.dims, grad_function=gradient)
+
+    return apply
 
 
-def gelu_erf(x: Any) -> Any:
-    """x times the normal distribution function at x (Hendrycks and Gimpel 2016, section 2), elementwise."""
+def normal_share(x: Any) -> Any:
+    """Normal distribution function at x, float32."""
+    return 0.5 * (1.0 + tf.math.erf(tf.cast(x, tf.float32) / math.sqrt(2.0)))
 
-    def kernel(x: Any) -> Any:
-        wide = tf.cast(x, tf.float32)
-        return tf.cast(0.5 * wide * (1.0 + tf.math.erf(wide / math.sqrt(2.0))), x.dtype)
 
-    return mtf.slicewise(kernel, [x], x.shape, x.dtype, x.shape.dims)
+def gelu_erf_slope(x: Any) -> Any:
+    """Derivative of x times the normal distribution function."""
+    wide = tf.cast(x, tf.float32)
+    return tf.cast(normal_share(x) + wide * tf.exp(-0.5 * tf.square(wide)) / math.sqrt(2.0 * math.pi), x.dtype)
+
+
+def elu_slope(x: Any) -> Any:
+    """1 above 0, exp(x) below."""
+    return tf.exp(tf.minimum(x, 0.0))
+
+
+def selu_slope(x: Any) -> Any:
+    """SELU_SCALE above 0, SELU_SCALE SELU_ALPHA exp(x) below."""
+    return SELU_SCALE * tf.where_v2(x > 0, tf.ones_like(x), SELU_ALPHA * tf.exp(tf.minimum(x, 0.0)))
+
+
+softplus = elementwise(tf.math.softplus, tf.sigmoid)
+absolute = elementwise(tf.abs, tf.sign)
+sine = elementwise(tf.sin, tf.cos)
+cosine = elementwise(tf.cos, lambda x: -tf.sin(x))
 
 
 def arcsinh(x: Any) -> Any:
@@ -56,7 +83,7 @@ def odd_waves(x: Any, wave: Callable[[Any], Any], power_of: int) -> Any:
 
 def aria(x: Any, v: dict) -> Any:
     """x (a + k / (c + q exp(b x)^(1/nu))), Richards' curve as a gate (Patel et al. 2018)."""
-    c, nu = mtf.softplus(v["c"]), mtf.softplus(v["nu"]) + 1.0
+    c, nu = softplus(v["c"]), softplus(v["nu"]) + 1.0
     return x * (v["a"] + v["k"] / (c + v["q"] * mtf.exp(v["b"] * x / nu)))
 
 
@@ -67,61 +94,61 @@ def prelu(x: Any, v: dict) -> Any:
 
 def parcsinh(x: Any, v: dict) -> Any:
     """scale arcsinh(x (softplus(stretch) + 1))."""
-    return v["scale"] * arcsinh(x * (mtf.softplus(v["stretch"]) + 1.0))
+    return v["scale"] * arcsinh(x * (softplus(v["stretch"]) + 1.0))
 
 
 def psoftplus(x: Any, v: dict) -> Any:
     """scale softplus(x stretch) + shift."""
-    return v["scale"] * mtf.softplus(x * v["stretch"]) + v["shift"]
+    return v["scale"] * softplus(x * v["stretch"]) + v["shift"]
 
 
 def proottanh(x: Any, v: dict) -> Any:
     """(|x|^p + f)^(1/r) tanh(x) with p, f, r = softplus(.) + 2, 1, 3; the legacy program was NaN below 0."""
-    p, f, r = (mtf.softplus(v[name]) + least for name, least in (("power", 2.0), ("floor", 1.0), ("root", 3.0)))
+    p, f, r = (softplus(v[name]) + least for name, least in (("power", 2.0), ("floor", 1.0), ("root", 3.0)))
     tiny = 1e-20  # so that the logarithm at 0 stays finite
-    return power(power(mtf.abs(x) + tiny, p) + f, 1.0 / r) * mtf.tanh(x)
+    return power(power(absolute(x) + tiny, p) + f, 1.0 / r) * mtf.tanh(x)
 
 
 PLAIN: dict[str, Callable[[Any], Any]] = {
     "gelu": gelu,  # the tanh approximation, as every released checkpoint was trained
-    "gelu_erf": gelu_erf,
+    "gelu_erf": elementwise(lambda x: x * tf.cast(normal_share(x), x.dtype), gelu_erf_slope),
     "relu": mtf.relu,
     "sigmoid": mtf.sigmoid,
     "tanh": mtf.tanh,
-    "selu": mtf.selu,
-    "elu": mtf.elu,
+    "selu": elementwise(tf.nn.selu, selu_slope),
+    "elu": elementwise(tf.nn.elu, elu_slope),
     "swish": mtf.swish,
     "silu": mtf.swish,
-    "softplus": mtf.softplus,
+    "softplus": softplus,
     "leaky_relu": mtf.leaky_relu,
     "lrelu001": lambda x: mtf.leaky_relu(x, alpha=0.01),
     "lrelu020": lambda x: mtf.leaky_relu(x, alpha=0.20),
-    "rrelu": lambda x: (RRELU_SCALE * mtf.abs(x) + x) / (1.0 + RRELU_SCALE),
-    "abs": mtf.abs,
+    "rrelu": lambda x: (RRELU_SCALE * absolute(x) + x) / (1.0 + RRELU_SCALE),
+    "abs": absolute,
     "id": lambda x: x,
-    "sin": mtf.sin,
-    "cos": mtf.cos,
-    "sign": sign,
-    "triangle_relax": lambda x: odd_waves(x, mtf.sin, 2),
-    "square_relax": lambda x: odd_waves(x, mtf.cos, 1),
+    "sin": sine,
+    "cos": cosine,
+    "sign": elementwise(tf.sign, tf.zeros_like),
+    "triangle_relax": lambda x: odd_waves(x, sine, 2),
+    "square_relax": lambda x: odd_waves(x, cosine, 1),
     "spike": lambda x: 1.0 / (1.0 + mtf.square(x)),
     "spike2": lambda x: mtf.exp(-mtf.square(x)),
     "tanhshrink": lambda x: x - mtf.tanh(x),
-    "softsign": lambda x: x / (mtf.abs(x) + 1.0),
+    "softsign": lambda x: x / (absolute(x) + 1.0),
     "bipolarsigmoid": lambda x: mtf.sigmoid(x) * 2.0 - 1.0,
     "elish": elish,
     "arcsinh": arcsinh,
     "maxsig": lambda x: mtf.maximum(x, mtf.sigmoid(x)),
-    "cosid": lambda x: mtf.cos(x) - x,
-    "minsin": lambda x: mtf.minimum(x, mtf.sin(x)),
+    "cosid": lambda x: cosine(x) - x,
+    "minsin": lambda x: mtf.minimum(x, sine(x)),
     "maxtanh": lambda x: mtf.maximum(x, mtf.tanh(x)),
-    "mish": lambda x: x * mtf.tanh(mtf.softplus(x)),
+    "mish": lambda x: x * mtf.tanh(softplus(x)),
     "tanhexp": lambda x: x * mtf.tanh(mtf.exp(x)),
     "lisht": lambda x: x * mtf.tanh(x),
     "seagull": lambda x: mtf.log(1.0 + mtf.square(x)),
-    "snake": lambda x: x + mtf.square(mtf.sin(x)),
+    "snake": lambda x: x + mtf.square(sine(x)),
     "roottanh": lambda x: power(mtf.square(x) + 1.0, 1.0 / 3.0) * mtf.tanh(x),
-    "softplusmone": lambda x: mtf.softplus(x) - 1.0,
+    "softplusmone": lambda x: softplus(x) - 1.0,
 }
 OVER_WIDTH: dict[str, Callable[[Any, Any], Any]] = {"softmax": mtf.softmax, "logsoftmax": mtf.log_softmax}
 LEARNED: dict[str, Callable[[Any, dict], Any]] = {
