@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from typing import Optional
 
 from gpt_neo.config.estimate import attention_span, microbatches
 from gpt_neo.config.schema import RunConfig
@@ -111,12 +112,23 @@ def search_layout(run: RunConfig, mesh_shape: tuple) -> list[Layout]:
     return sorted(found, key=lambda layout: layout.rank)
 
 
+# Pairs of dimensions that some tensor has both of; experts and batch never meet unsplit.
+TOGETHER = (
+    ("batch", "embd"), ("batch", "heads"), ("batch", "intermediate_expanded"), ("batch", "vocab"), ("embd", "heads"),
+    ("embd", "intermediate_expanded"), ("embd", "vocab"), ("experts", "embd"), ("experts", "expert_hidden"),
+    ("expert_hidden", "embd"), ("batch", "expert_hidden"),
+)  # fmt: skip
+
+
 def collides(rules: tuple) -> bool:
     """Whether some tensor would be split twice over one mesh dimension."""
-    tensors = (("batch", "embd"), ("batch", "heads"), ("batch", "intermediate_expanded"), ("batch", "vocab"),
-               ("embd", "heads"), ("embd", "intermediate_expanded"), ("embd", "vocab"))  # fmt: skip
+    return collision(rules) is not None
+
+
+def collision(rules: tuple) -> Optional[tuple[str, str]]:
+    """Two dimensions of one tensor that the rules put on one mesh dimension."""
     axes = dict(rules)
-    return any(a in axes and b in axes and axes[a] == axes[b] for a, b in tensors)
+    return next(((a, b) for a, b in TOGETHER if a in axes and axes.get(b) == axes[a]), None)
 
 
 def mesh_shapes(devices: int) -> Iterator[tuple]:

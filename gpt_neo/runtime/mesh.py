@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from gpt_neo.config.layouts import dimension_sizes
+from gpt_neo.config.layouts import collision, dimension_sizes
 from gpt_neo.config.schema import MeshConfig, RunConfig
 from gpt_neo.errors import ConfigError, DeviceError
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
@@ -87,12 +87,16 @@ def check_visible(devices: Sequence[str]) -> None:
 
 
 def check_layout(run: RunConfig, plan: MeshPlan, batch_size: int) -> None:
-    """Every split dimension has to divide.
+    """Every split dimension has to divide, and no tensor can be split twice over one mesh dimension.
 
     Raises:
-      ConfigError: names dimension, both sizes and the nearest valid ones.
+      ConfigError: names dimension, both sizes and the nearest valid ones; or the two dimensions.
     """
     sizes, mesh = {**dimension_sizes(run), "batch": batch_size}, dict(plan.mesh_shape)
+    pair = collision(tuple(rule for rule in plan.layout if rule[0] in sizes))
+    if pair:
+        axis = dict(plan.layout)[pair[0]]
+        raise ConfigError(f"layout puts {pair[0]} and {pair[1]} on {axis!r}, and there are tensors that have both")
     for name, mesh_dim in plan.layout:
         size, parts = sizes.get(name), mesh.get(mesh_dim, 1)
         if size is not None and size % parts:
