@@ -15,6 +15,7 @@ from gpt_neo.errors import CheckpointError
 from gpt_neo.model.attention.carried import CarriedCaches
 from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
+from gpt_neo.model.quantized import INT8
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.int8 import Int8Weights
@@ -57,6 +58,7 @@ def export_saved_model(
                              f"type {', '.join(KINDS)} only; sample this model with main.py")  # fmt: skip
         notes += weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
         try:
+            session.graph.clear_collection(INT8)  # it served to build the graph, and cannot be saved
             builder = tf.saved_model.Builder(staging)
             builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING], signatures)
             builder.save()

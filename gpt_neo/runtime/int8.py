@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from gpt_neo.model.quantized import INT8
 from gpt_neo.mtf_compat import tf
 
 SMALLEST = 1 << 12  # numbers; a smaller matrix stays as it is
+# The weights that are used in products (model/contract.py) and look-ups (model/vocab_ops.py) and nowhere else.
+MATRICES = re.compile(r".*/(wte|attn/[qkvo]|conv1d_main/(c_fc|c_proj|linear_out)/kernel)")
 
 
 class Int8Weights:
@@ -23,14 +26,15 @@ class Int8Weights:
     def __call__(self, getter: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         """Make or find a variable; a matrix is handed out as the tensor that reads it."""
         shape = tuple(int(n) for n in kwargs.get("shape") or ())
-        if len(shape) != 2 or np.prod(shape) < SMALLEST:
+        if not MATRICES.fullmatch(name) or np.prod(shape) < SMALLEST:
             self.plain[name] = getter(name, *args, **kwargs)
             return self.plain[name]
         options = {**kwargs, "initializer": tf.zeros_initializer(), "trainable": False}
         values = getter(f"{name}/int8", *args, **{**options, "dtype": tf.int8})
         scale = getter(f"{name}/scale", *args, **{**options, "shape": [shape[axis_of(name) ^ 1]], "dtype": tf.float32})
         self.stored[name] = (values, scale)
-        raw = values.read_value()
+        # Mesh-TF wants what it gets to bear the variable's own name; a name that ends in a slash is taken as it is.
+        raw = tf.identity(values.read_value(), name=f"{name}/")
         tf.add_to_collection(INT8, (raw, scale.read_value()))
         return raw
 
@@ -59,8 +63,8 @@ class Int8Weights:
 
 
 def axis_of(name: str) -> int:
-    """The axis that shares a scale: the embedding width of tables, the inputs of maps."""
-    return 1 if name.rsplit("/", 1)[-1] in ("wte", "wpe", "axial_wpe_1", "axial_wpe_2") else 0
+    """The axis that shares a scale: the embedding width of the table, the inputs of maps."""
+    return 1 if name.endswith("/wte") else 0
 
 
 def quantize(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import glob
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -108,7 +109,7 @@ def test_check_dataset(trained, command, capsys):
     assert f"lengths   {N_CTX + 1} to {N_CTX + 1} tokens" in out and "--- record 0 of train_0_" in out
 
 
-def test_exported_model_gives_the_same_logits(trained, command, tmp_path):
+def test_exported_model_gives_the_same_logits(trained, command, capsys, tmp_path):
     folder = str(tmp_path / "saved")
     assert command("--model", trained, "--export", folder) == 0
     tokens = np.random.RandomState(0).randint(0, N_VOCAB, [2, N_CTX]).astype(np.int32)
@@ -117,6 +118,10 @@ def test_exported_model_gives_the_same_logits(trained, command, tmp_path):
         signature = meta.signature_def["logits"]
         got = session.run(signature.outputs["logits"].name, {signature.inputs["tokens"].name: tokens})
     np.testing.assert_allclose(got, logits_of(trained, tokens), atol=1e-5)
+    assert command("--model", trained, "--export", tmp_path / "small", "--int8") == 0
+    out = capsys.readouterr().out
+    exact, near = re.search(r"held-out tokens: ([\d.]+), with int8 weights ([\d.]+)", out).groups()
+    assert float(near) == pytest.approx(float(exact), rel=0.02)
 
 
 @pytest.mark.parametrize("name, parameters", [("gpt3_125M", "125,198,592"), ("gpt3_1-3B", "1,315,575,808"),

@@ -9,10 +9,10 @@ from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.export import export_saved_model
-from gpt_neo.runtime.int8 import quantize
+from gpt_neo.runtime.int8 import MATRICES, quantize
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions
-from tests.model.tools import save_random, uncached
+from tests.model.tools import save_random, save_weights, uncached
 
 VOCAB, LENGTH, BATCH = 48, 150, 2
 COMMON = {"n_head": 2, "n_embd": 64, "n_layer": 2, "n_vocab": VOCAB, "n_ctx": LENGTH, "eos_id": VOCAB}
@@ -106,13 +106,11 @@ def test_int8_is_a_quarter_of_the_size_and_close(served, tmp_path):
 
     def rounded(name, shape):
         value = reader.get_tensor(name)
-        if value.ndim != 2 or value.size < 4096:
+        if not MATRICES.fullmatch(name) or value.size < 4096:
             return value
-        axis = 1 if name.endswith(("wte", "wpe")) else 0
+        axis = 1 if name.endswith("wte") else 0
         q, scale = quantize(value, axis)
         return q * (scale[:, None] if axis else scale)
-
-    from tests.model.tools import save_weights
 
     os.makedirs(tmp_path / "rounded")
     expected = uncached(config, save_weights(config, str(tmp_path / "rounded"), rounded), tokens)
@@ -120,7 +118,7 @@ def test_int8_is_a_quarter_of_the_size_and_close(served, tmp_path):
     assert 0 < np.abs(near - exact).mean() < 0.05 * exact.std()
     sizes = [os.path.getsize(os.path.join(f, "variables", "variables.data-00000-of-00001"))
              for f in (folder, os.path.join(os.path.dirname(checkpoint), "saved"))]  # fmt: skip
-    assert sizes[0] < 0.35 * sizes[1]
+    assert sizes[0] < 0.4 * sizes[1]  # a quarter, and what stays as it is
     assert small.text([[1, 2, 3], [4]], 10)["tokens"].shape == (BATCH, 10)
 
 
