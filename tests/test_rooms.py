@@ -6,8 +6,10 @@ import os
 
 import gpt_neo
 
-ROOMS = ("errors config tokenizer dataprep mtf_compat inputs model optim checkpoint sampling runtime cli").split()
-LIGHT = ("errors", "config", "tokenizer", "dataprep")  # no TensorFlow before a job needs it
+ROOMS = (
+    "errors storage config tokenizer dataprep mtf_compat inputs model optim checkpoint sampling runtime cli"
+).split()
+LIGHT = ("errors", "storage", "config", "tokenizer", "dataprep")  # no TensorFlow before a job needs it
 PACKAGE = os.path.dirname(gpt_neo.__file__)
 
 
