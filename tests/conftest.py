@@ -10,7 +10,7 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.join(ROOT, "data"))
+sys.path.append(os.path.join(ROOT, "data"))  # behind the standard library, whose `inspect` has a namesake there
 
 N_VOCAB, N_CTX = 300, 32
 MODEL = {
@@ -67,11 +67,36 @@ def world(tmp_path_factory):
               "--processes", "1"]  # fmt: skip
     create_tfrecords.main(["--input_dir", str(folder / "held.jsonl"), "--name", "held", *common])
     create_tfrecords.main([
-        "--input_dir", str(folder / "texts"), "--name", "train", "--files_per", "5", *common,
+        "--input_dir", str(folder / "texts"), "--name", "train", "--files_per", "100", *common,
         "--write_dataset_config", made.dataset, "--eval_path", os.path.join(made.records, "held_*.tfrecords"),
     ])  # fmt: skip
     assert len(glob.glob(os.path.join(made.records, "train_*.tfrecords"))) == 3
     return made
+
+
+@pytest.fixture(scope="session")
+def gcs_server():
+    """A Google Cloud Storage server on loopback; see tests/gcs.py."""
+    from tests.gcs import emulator
+
+    with emulator() as server:
+        yield server
+
+
+@pytest.fixture
+def gcs(gcs_server, monkeypatch):
+    """The server, empty and without faults; pauses between attempts are short."""
+    from gpt_neo import storage
+    from tests.gcs import BUCKET, quick_retries
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.url)
+    monkeypatch.setattr(storage, "PAUSE", 0.01)
+    monkeypatch.setattr(storage, "retries", quick_retries)
+    gcs_server.fail()
+    for path in storage.remote_list(f"gs://{BUCKET}/"):
+        storage.client().bucket(BUCKET).blob(storage.bucket_and_key(path)[1]).delete()
+    gcs_server.requests.clear()
+    return gcs_server
 
 
 @pytest.fixture

@@ -1,0 +1,187 @@
+"""Local paths and a Google Cloud Storage server on loopback, with failures put in."""
+
+import io
+import os
+import time
+
+import pytest
+
+from gpt_neo import storage
+from gpt_neo.errors import DataError
+from tests.gcs import BUCKET, quick_retries
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request, tmp_path):
+    """A folder of each kind."""
+    if request.param == "local":
+        return str(tmp_path / "folder")
+    request.getfixturevalue("gcs")
+    return f"gs://{BUCKET}/folder"
+
+
+def test_write_list_read_delete(folder):
+    storage.make_folder(folder)
+    assert not storage.exists(storage.join(folder, "a"))
+    for name, data in (("a.txt", b"one"), ("b_2.txt", b""), ("b_10.txt", b"ten")):
+        storage.write_bytes(storage.join(folder, name), data)
+    assert storage.is_folder(folder) and not storage.is_folder(storage.join(folder, "a.txt"))
+    names = [path.rsplit("/", 1)[1] for path in storage.list_files(folder)]
+    assert names == ["a.txt", "b_10.txt", "b_2.txt"]
+    assert [path.rsplit("/", 1)[1] for path in storage.glob(storage.join(folder, "b_?.t[xy]t"))] == ["b_2.txt"]
+    assert storage.glob(storage.join(folder, "x*")) == []
+    path = storage.join(folder, "a.txt")
+    assert storage.read_bytes(path) == b"one" and storage.size(path) == 3
+    before = storage.version(path)
+    time.sleep(0.01)
+    storage.write_bytes(path, b"two!")
+    assert storage.read_bytes(path) == b"two!" and storage.version(path) != before
+    storage.delete(path, within=folder)
+    storage.delete(path, within=folder)
+    assert not storage.exists(path)
+    with pytest.raises(FileNotFoundError):
+        storage.size(path)
+    with pytest.raises(FileNotFoundError):
+        storage.open_read(path).read()
+
+
+def test_reading_from_any_place(folder):
+    storage.make_folder(folder)
+    data = bytes(range(256)) * 40
+    path = storage.join(folder, "data")
+    storage.write_bytes(path, data)
+    with storage.open_read(path) as handle:
+        assert handle.read(10) == data[:10] and handle.tell() == 10
+        handle.seek(5000)
+        assert handle.read(7) == data[5000:5007]
+        handle.seek(0)
+        assert io.BufferedReader(handle).read() == data
+    storage.write_bytes(path, b"a\nb\n")
+    with storage.open_read(path) as handle:
+        assert list(handle) == [b"a\n", b"b\n"]
+
+
+def test_a_failed_write_leaves_what_was_there(folder):
+    storage.make_folder(folder)
+    path = storage.join(folder, "x")
+    storage.write_bytes(path, b"old")
+    with pytest.raises(RuntimeError):
+        with storage.writing(path) as handle:
+            handle.write(b"new")
+            raise RuntimeError
+    assert storage.read_bytes(path) == b"old"
+    assert [name.rsplit("/", 1)[1] for name in storage.list_files(folder)] == ["x"]
+    if not storage.is_remote(folder):
+        assert os.listdir(folder) == ["x"]
+
+
+def test_hidden_and_nested_files(folder):
+    storage.make_folder(folder)
+    for name in ("a/b.txt", ".hidden/c.txt", "a/.d.txt", "e.txt"):
+        storage.make_folder(os.path.dirname(storage.join(folder, name)))
+        storage.write_bytes(storage.join(folder, name), b"")
+    assert [path[len(folder) + 1 :] for path in storage.list_files(folder)] == ["a/b.txt", "e.txt"]
+    assert [path[len(folder) + 1 :] for path in storage.glob(storage.join(folder, "*.txt"))] == ["e.txt"]
+    found = [path[len(folder) + 1 :] for path in storage.glob(storage.join(folder, "**", "*.txt"))]
+    assert [path for path in found if "/." not in f"/{path}"] == ["a/b.txt", "e.txt"]
+
+
+@pytest.mark.parametrize("path, within", [
+    ("/tmp/a", "/tmp/b"), ("/tmp/a", "/tmp/a"), ("/tmp/b/../a", "/tmp/b"), ("/etc", "/"), ("gs://b/a", "gs://b"),
+    ("gs://b/a", "gs://b/"), ("gs://b/ab", "gs://b/a"), ("gs://b/a/../c", "gs://b/a"), ("gs://c/a/x", "gs://b/a"),
+    ("gs://b/a", "/tmp"), ("/tmp/x", "gs://b/a"),
+])  # fmt: skip
+def test_nothing_is_deleted_outside_the_fence(path, within):
+    for delete in (storage.delete, storage.delete_folder):
+        with pytest.raises(ValueError, match="refusing to delete"):
+            delete(path, within)
+
+
+def test_a_folder_is_deleted_with_what_is_in_it(folder):
+    storage.make_folder(folder)
+    for name in ("work/a", "work/b", "kept"):
+        storage.make_folder(os.path.dirname(storage.join(folder, name)))
+        storage.write_bytes(storage.join(folder, name), b"x")
+    storage.delete_folder(storage.join(folder, "work"), within=folder)
+    storage.delete_folder(storage.join(folder, "work"), within=folder)
+    assert [path.rsplit("/", 1)[1] for path in storage.list_files(folder)] == ["kept"]
+
+
+def big_file(tmp_path, size):
+    path = tmp_path / "big"
+    path.write_bytes(os.urandom(size))
+    return str(path)
+
+
+FAULTS = [("503",), ("drop",), ("late drop",), (0.05,), ("503", "drop", "late drop", 0.02)]
+
+
+@pytest.mark.parametrize("faults", FAULTS, ids=str)
+@pytest.mark.parametrize("size", [1000, (9 << 20) + 5])
+def test_uploads_survive_faults(gcs, tmp_path, monkeypatch, faults, size):
+    monkeypatch.setattr(storage, "UPLOAD_CHUNK", 4 << 20)
+    local, path = big_file(tmp_path, size), f"gs://{BUCKET}/up/file"
+    gcs.fail(*faults, every=3)
+    storage.upload(local, path)
+    gcs.fail()
+    with open(local, "rb") as handle:
+        assert storage.read_bytes(path) == handle.read()
+    assert storage.list_files(f"gs://{BUCKET}/up") == [path]
+    assert len(gcs.requests) > 3
+
+
+@pytest.mark.parametrize("faults", FAULTS, ids=str)
+def test_reading_listing_and_deleting_survive_faults(gcs, monkeypatch, faults):
+    monkeypatch.setattr(storage, "READ_CHUNK", 1 << 18)
+    data = os.urandom(1 << 20)
+    for name in "abc":
+        storage.write_bytes(f"gs://{BUCKET}/d/{name}", data)
+    gcs.fail(*faults, every=2)
+    assert storage.list_files(f"gs://{BUCKET}/d") == [f"gs://{BUCKET}/d/{name}" for name in "abc"]
+    with storage.open_read(f"gs://{BUCKET}/d/a") as handle:
+        handle.seek(1000)
+        assert handle.read() == data[1000:]
+    storage.delete(f"gs://{BUCKET}/d/b", within=f"gs://{BUCKET}/d")
+    gcs.fail()
+    assert storage.list_files(f"gs://{BUCKET}/d") == [f"gs://{BUCKET}/d/a", f"gs://{BUCKET}/d/c"]
+
+
+def test_a_server_that_never_answers_well(gcs, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "UPLOAD_ATTEMPTS", 2)
+    monkeypatch.setattr(storage, "retries", lambda: quick_retries().with_timeout(0.2))
+    gcs.fail("503", every=1)
+    with pytest.raises(OSError, match="503"):
+        storage.upload(big_file(tmp_path, 100), f"gs://{BUCKET}/never")
+    gcs.fail()
+    assert not storage.exists(f"gs://{BUCKET}/never")
+
+
+def test_an_object_that_came_out_different_is_sent_again(gcs, tmp_path, monkeypatch):
+    real, seen = storage.has_checksum, []
+
+    def wrong_once(path, checksum):
+        seen.append(path)
+        return real(path, checksum) and len(seen) > 1
+
+    monkeypatch.setattr(storage, "has_checksum", wrong_once)
+    storage.upload(big_file(tmp_path, 100), f"gs://{BUCKET}/twice")
+    assert len(seen) == 2 and len([1 for method, path in gcs.requests if method == "POST"]) == 2
+    monkeypatch.setattr(storage, "has_checksum", lambda path, checksum: False)
+    with pytest.raises(OSError, match="differs from the file"):
+        storage.upload(big_file(tmp_path, 100), f"gs://{BUCKET}/twice")
+
+
+def test_mistakes_have_names(gcs):
+    with pytest.raises(DataError, match="'gs:///x' names no bucket"):
+        storage.exists("gs:///x")
+    with pytest.raises(FileNotFoundError):
+        storage.list_files("gs://no-such-bucket/x")
+    assert not storage.exists("gs://no-such-bucket/x") and not storage.is_folder(f"gs://{BUCKET}/nothing")
+
+
+def test_globs_are_of_names_not_of_paths():
+    wanted = {"a*.txt": "ab.txt", "[!b]?.t": "ax.t", "**/x": "a/b/x", "a.b": "a.b", "p/**": "p/q/r"}
+    for pattern, path in wanted.items():
+        assert storage.re.fullmatch(storage.glob_expression(pattern), path)
+    for pattern, path in (("*.txt", "a/b.txt"), ("a?c", "a/c"), ("a.b", "aXb"), ("[!b]x", "bx")):
+        assert not storage.re.fullmatch(storage.glob_expression(pattern), path)
