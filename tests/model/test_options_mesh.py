@@ -20,9 +20,11 @@ CONFIGS = {
                "tokens_per_mb_per_replica": 64},
     "scalenorm": {"norm_type": "scalenorm", "no_pos_emb": True, "parallel_residual": True},
 }  # fmt: skip
-LAYOUTS = [([2], "batch"), ([2], "heads"), ([2, 2], "embd,vocab"), ([2], "intermediate_expanded")]
-CASES = [(name, sizes, names) for name in CONFIGS for sizes, names in LAYOUTS]
-CASES += [("glu", [2], "memory_length"), ("gptj", [2, 2], "batch,heads")]
+CASES = [
+    ("gptj", [2, 2], "batch,heads"), ("gptj", [2], "vocab"), ("glu", [2], "intermediate_expanded"),
+    ("glu", [2], "memory_length"), ("glu", [2, 2], "embd,heads"), ("rezero", [2], "batch"),
+    ("rezero", [2], "intermediate_expanded"), ("scalenorm", [2], "embd"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
