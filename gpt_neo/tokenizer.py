@@ -23,6 +23,8 @@ class Tokenizer:
 
     def __init__(self, name: str, backend: Any, eos_id: Optional[int] = None) -> None:
         backend.encode_special_tokens = True
+        backend.no_truncation()  # a tokenizer.json may ask for either; both would change or lose text
+        backend.no_padding()
         self.name = name
         self.backend = backend
         self.n_vocab: int = backend.get_vocab_size(with_added_tokens=True)

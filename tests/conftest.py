@@ -67,7 +67,7 @@ def world(tmp_path_factory):
               "--processes", "1"]  # fmt: skip
     create_tfrecords.main(["--input_dir", str(folder / "held.jsonl"), "--name", "held", *common])
     create_tfrecords.main([
-        "--input_dir", str(folder / "texts"), "--name", "train", "--files_per", "5", *common,
+        "--input_dir", str(folder / "texts"), "--name", "train", "--files_per", "100", *common,
         "--write_dataset_config", made.dataset, "--eval_path", os.path.join(made.records, "held_*.tfrecords"),
     ])  # fmt: skip
     assert len(glob.glob(os.path.join(made.records, "train_*.tfrecords"))) == 3

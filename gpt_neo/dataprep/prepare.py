@@ -1,266 +1,280 @@
-"""Documents to TFRecords: workers tokenize in order, one writer packs, an account says where every token went."""
+"""Documents to TFRecords on one machine: workers tokenize units of text and write output files, a ledger notes both."""
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
 import json
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Callable, Optional
+import tempfile
+from collections.abc import Iterable
+from typing import Any, Optional, Protocol
 
-from gpt_neo.dataprep.chunking import Packer
-from gpt_neo.dataprep.readers import find_inputs, read_documents
-from gpt_neo.dataprep.records import RecordWriter
+from gpt_neo import storage
+from gpt_neo.dataprep import spill
+from gpt_neo.dataprep.account import Account
+from gpt_neo.dataprep.documents import with_lines
+from gpt_neo.dataprep.duplicates import mark_duplicates
+from gpt_neo.dataprep.encoder import Encoder
+from gpt_neo.dataprep.layout import Layout, Shard
+from gpt_neo.dataprep.ledger import FILE, Ledger, listed_files
+from gpt_neo.dataprep.manifest import build_manifest, write_manifest
+from gpt_neo.dataprep.options import Job, PrepareOptions, separator_of
+from gpt_neo.dataprep.pool import AHEAD, workers
+from gpt_neo.dataprep.readers import Bad, Source, find_sources, reason_of
+from gpt_neo.dataprep.shards import Plan, plan_whole_set, write_shard
+from gpt_neo.dataprep.tokenizing import MOST_BAD, tokenize_unit
+from gpt_neo.dataprep.units import groups_of, units_of
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
-BATCH_CHARACTERS = 1 << 20  # text handed to a worker at once: large enough to hide the hand-over
+
+class Progress(Protocol):
+    """Told what has been done."""
+
+    def __call__(self, stored: int, text: int, tokens: int, total: Optional[int] = None) -> None:
+        """Bytes of the inputs as they are stored, bytes of text, and tokens, all since the last call.
+
+        Args:
+          total: bytes of all inputs as they are stored, once; None if it is not known.
+        """
 
 
-@dataclasses.dataclass(frozen=True)
-class PrepareOptions:
-    """What `data/create_tfrecords.py` was asked for."""
-
-    input_dir: str
-    output_dir: str
-    name: str = "data"
-    encoder_path: Optional[str] = None
-    chunk_size: int = 2049
-    files_per: int = 100_000
-    minimum_size: int = 0
-    separator: Optional[tuple] = None
-    ftfy: bool = False
-    wikitext_detokenize: bool = False
-    text_key: str = "text"
-    processes: int = 1
+FORMAT = 1  # of the spill and ledger; work in another one is not resumed
 
 
-@dataclasses.dataclass
-class Account:
-    """Where documents and tokens went. `balance` holds for every finished run."""
+def prepare(options: PrepareOptions, progress: Progress, restart: bool = False) -> dict:
+    """Write the records and the manifest; return the manifest.
 
-    documents_in: int = 0
-    documents_written: int = 0
-    documents_dropped_short: int = 0
-    bytes_in: int = 0
-    tokens_in: int = 0
-    tokens_dropped_short: int = 0
-    separator_tokens: int = 0
-    fill_tokens: int = 0
-    tokens_written: int = 0
-    records_written: int = 0
-
-    def balance(self) -> bool:
-        """Tokens in, with separators and filling, equal tokens written and dropped."""
-        gained = self.tokens_in + self.separator_tokens + self.fill_tokens
-        documents = self.documents_in == self.documents_written + self.documents_dropped_short
-        return documents and gained == self.tokens_written + self.tokens_dropped_short
-
-
-def prepare(options: PrepareOptions, progress: Callable[[int, int], None]) -> dict:
-    """Write the records and `manifest.json`; return the manifest.
+    A run that was killed goes on where it stopped, and ends with the same bytes.
 
     Args:
-      progress: called with (bytes of text, tokens) as documents are done.
+      restart: throw away the unfinished work of an earlier run first.
 
     Raises:
       DataError: no input, unreadable input, no record, or output that cannot be written.
     """
     tokenizer = load_tokenizer(options.encoder_path)
-    separator = options.separator
-    if separator is None:
-        if tokenizer.eos_id is None:
-            raise DataError(f"tokenizer {tokenizer.name} names no <|endoftext|>: give its id with --separator")
-        separator = (tokenizer.eos_id,)
-    wrong = [i for i in separator if not 0 <= i < tokenizer.n_vocab]
-    if wrong:
-        raise DataError(f"--separator has id {wrong[0]}; {tokenizer.name} has ids 0 to {tokenizer.n_vocab - 1}")
-    paths = find_inputs(options.input_dir)
-    account, files = Account(), Files(options)
-    packer = Packer(options.chunk_size, separator)
-    for size, tokens in tokenized(paths, options):
-        account.documents_in += 1
-        account.bytes_in += size
-        account.tokens_in += len(tokens)
-        if len(tokens) < options.minimum_size:
-            account.documents_dropped_short += 1
-            account.tokens_dropped_short += len(tokens)
-        else:
-            account.documents_written += 1
-            account.separator_tokens += len(separator)
-            files.write(packer.add(tokens))
-        progress(size, len(tokens))
-    rest = packer.rest()
-    if len(rest):
-        # The last chunk is filled with the separator: the text in it is not lost.
-        account.fill_tokens = options.chunk_size - len(rest)
-        fill = [separator[-1] if separator else 0] * account.fill_tokens
-        files.write([[*rest.tolist(), *fill]], count=0)
-    account.records_written = files.close()
-    account.tokens_written = account.records_written * options.chunk_size
-    if not account.records_written:
-        raise DataError(f"{options.input_dir}: {account.documents_in} documents gave no record")
-    if not account.balance():
-        raise AssertionError(f"the account does not balance: {account}")
-    return write_manifest(options, tokenizer, separator, files.paths, account)
-
-
-class Files:
-    """Output files of `files_per` documents each."""
-
-    def __init__(self, options: PrepareOptions) -> None:
-        self.options = options
-        self.documents = self.shard = self.records = 0
-        self.paths: list[str] = []
-        self.writer: Optional[RecordWriter] = None
-        try:
-            os.makedirs(options.output_dir, exist_ok=True)
-            stale = [n for n in os.listdir(options.output_dir) if is_ours(n, options.name)]
-        except OSError as error:
-            raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
-        if stale:
-            raise DataError(
-                f"--output_dir {options.output_dir!r} already holds {stale[0]} and {len(stale) - 1} more of "
-                f"--name {options.name}; choose another name or folder, or remove them"
-            )
-
-    def write(self, chunks: Iterable[Any], count: int = 1) -> None:
-        """Write the chunks that a document filled."""
-        for chunk in chunks:
-            if self.writer is None:
-                self.writer = RecordWriter(self.options.output_dir, self.options.name, self.shard)
-            self.writer.write(chunk)
-        self.documents += count
-        if self.documents >= self.options.files_per:
-            self.finish_file()
-
-    def finish_file(self) -> None:
-        """Close the present file and go on to the next."""
-        if self.writer is not None:
-            path = self.writer.close()
-            if path:
-                self.paths.append(path)
-                self.records += self.writer.count
-            self.shard += 1
-        self.writer, self.documents = None, 0
-
-    def close(self) -> int:
-        """Close the last file; return the number of records."""
-        self.finish_file()
-        return self.records
-
-
-def is_ours(file_name: str, name: str) -> bool:
-    """Whether a file in the output folder was written under this name."""
-    return file_name.startswith(f"{name}_") and file_name.endswith(".tfrecords")
-
-
-def tokenized(paths: Sequence[str], options: PrepareOptions) -> Iterator[tuple[int, Sequence[int]]]:
-    """Yield (bytes, ids) of every document, in order, whatever the number of workers."""
-    batches = batched(document for path in paths for document in read_documents(path, options.text_key))
-    if options.processes <= 1:
-        start_worker(options)
-        for batch in batches:
-            yield from encode_texts(batch)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(options.processes, start_worker, (options,)) as pool:
-        for result in pool.imap(encode_texts, batches):
-            yield from result
-
-
-def batched(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Group documents to about BATCH_CHARACTERS."""
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-WORKER: dict[str, Any] = {}  # what a worker process keeps between batches
-
-
-def start_worker(options: PrepareOptions) -> None:
-    """Load the tokenizer once per process, one thread each: the processes share the cores."""
-    if options.processes > 1:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    WORKER["tokenizer"] = load_tokenizer(options.encoder_path)
-    WORKER["options"] = options
-
-
-def encode_texts(texts: Sequence[str]) -> list[tuple[int, Sequence[int]]]:
-    """(bytes, ids) of each text, cleaned first where asked for."""
-    options, tokenizer = WORKER["options"], WORKER["tokenizer"]
-    if options.ftfy:
-        texts = [repair(text) for text in texts]
-    if options.wikitext_detokenize:
-        texts = [detokenize_wikitext(text) for text in texts]
-    sizes = [len(text.encode("utf-8", errors="surrogatepass")) for text in texts]
-    return list(zip(sizes, tokenizer.encode_batch(texts)))
-
-
-def repair(text: str) -> str:
-    """Mend wrongly decoded text with ftfy."""
+    separator = separator_of(options, tokenizer)
+    sources, bad = find_sources(options.inputs, options.stdin_format)
+    if bad and not options.skip_bad:
+        raise DataError(str(bad[0]))
+    fast = Encoder(tokenizer).fast
+    job = Job(options, separator, fast, tokenizer.n_vocab > 1 << 16, work_folder(options))
+    if restart:
+        discard(job)
+    check_output(job)
+    ledger = Ledger(job.work, header_of(job, tokenizer, sources, bad))
     try:
-        import ftfy
-    except ImportError as error:
-        raise DataError("--ftfy needs the extra text: pip install 'gpt_neo[text]'") from error
-    return ftfy.fix_text(text, normalization="NFKC")
-
-
-def detokenize_wikitext(text: str) -> str:
-    """Undo the spacing of the WikiText sets: ` @-@ ` is a hyphen, spaces before punctuation go."""
-    for spaced, plain in ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), (" ; ", "; "), (" : ", ": "), (" , ", ", "),
-                          (" . ", ". "), (" ! ", "! "), (" ? ", "? "), (" 's", "'s"), (" n't", "n't")):  # fmt: skip
-        text = text.replace(spaced, plain)
-    return text
-
-
-def write_manifest(
-    options: PrepareOptions, tokenizer: Tokenizer, separator: Sequence[int], paths: Sequence[str], account: Account
-) -> dict:
-    """Write `manifest.json` beside the records."""
-    manifest = {
-        "name": options.name,
-        "chunk_size": options.chunk_size,
-        "tokenizer": {
-            "path": tokenizer.name, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab,
-            "eos_id": tokenizer.eos_id, "padding_id": tokenizer.padding_id,
-        },
-        "separator": list(separator),
-        "files": [os.path.basename(path) for path in paths],
-        "account": dataclasses.asdict(account),
-    }  # fmt: skip
-    write_json(os.path.join(options.output_dir, f"{options.name}_manifest.json"), manifest)
+        if ledger.manifest is None:
+            run = Run(job, ledger, progress)
+            run.note_bad_files(bad)
+            progress(0, 0, 0, sum(source.size for source in sources) or None)
+            with workers(options.processes) as pool:
+                run.tokenize(pool, sources)
+                run.write(pool)
+            ledger.add_manifest(run.manifest(tokenizer))
+        manifest = ledger.manifest
+        assert manifest is not None
+        write_manifest(options, manifest)
+        clear(job)
+    finally:
+        ledger.close()
     return manifest
 
 
-def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None) -> dict:
-    """The dataset config (`configs/dataset_configs/*.json`) of prepared records."""
-    tokenizer = manifest["tokenizer"]
-    pretrained = tokenizer["path"] == "gpt2"
+def work_folder(options: PrepareOptions) -> str:
+    """Where unfinished work is kept: as asked for, else beside a local output, else in the temporary folder."""
+    if options.work_dir:
+        return options.work_dir
+    if not storage.is_remote(options.output_dir):
+        return os.path.join(options.output_dir, f".{options.name}_work")
+    target = hashlib.sha256(f"{options.output_dir.rstrip('/')}/{options.name}".encode()).hexdigest()[:16]
+    return os.path.join(tempfile.gettempdir(), f"gpt_neo_work_{target}")
+
+
+def header_of(job: Job, tokenizer: Tokenizer, sources: list[Source], bad: list[Bad]) -> dict:
+    """First line of the ledger: runs with the same one have the same output."""
+    inputs = json.dumps([sources, [found.path for found in bad]])
     return {
-        "n_vocab": tokenizer["n_vocab"],
-        "path": os.path.join(os.path.abspath(folder), f"{manifest['name']}_*.tfrecords"),
-        "eval_path": eval_path,
-        "tokenizer_path": "gpt2" if pretrained else os.path.abspath(tokenizer["path"]),
-        "tokenizer_is_pretrained": pretrained,
-        "eos_id": manifest["separator"][-1] if manifest["separator"] else tokenizer["eos_id"],
-        "padding_id": tokenizer["padding_id"] if tokenizer["padding_id"] is not None else tokenizer["eos_id"],
+        "version": FORMAT,
+        "options": job.options.fingerprint(),
+        "tokenizer": tokenizer.fingerprint + "".join(f"-{i}" for i in job.separator) + ("-fast" if job.fast else ""),
+        "inputs": hashlib.sha256(inputs.encode()).hexdigest(),
     }
 
 
-def write_json(path: str, value: dict) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".writing", "w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2)
-        handle.write("\n")
-    os.replace(path + ".writing", path)
+def check_output(job: Job) -> None:
+    """Refuse to mix the output with that of another run.
+
+    Raises:
+      DataError: there are files of this name already, or the folder cannot be read or made.
+    """
+    options = job.options
+    try:
+        storage.make_folder(options.output_dir)
+        stale = storage.glob(storage.join(options.output_dir, f"{options.name}_*.tfrecords"))
+        unfinished = storage.exists(os.path.join(job.work, FILE))
+    except OSError as error:
+        raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
+    if stale and not unfinished:
+        raise DataError(
+            f"--output_dir {options.output_dir!r} already holds {os.path.basename(stale[0])} and {len(stale) - 1} "
+            f"more of --name {options.name}; choose another name or folder, or remove them"
+        )
+
+
+def discard(job: Job) -> None:
+    """Delete the unfinished work of an earlier run, and the output files that its ledger names."""
+    for name in listed_files(job.work):
+        storage.delete(storage.join(job.options.output_dir, name), within=job.options.output_dir)
+    clear(job)
+
+
+def clear(job: Job) -> None:
+    """Delete the folder of unfinished work, the ledger last, and half-written files that a kill has left."""
+    for name in os.listdir(job.work) if os.path.isdir(job.work) else ():
+        if name != FILE:
+            storage.delete(os.path.join(job.work, name), within=job.work)
+    storage.delete_folder(job.work, within=os.path.dirname(os.path.abspath(job.work)))
+    if not storage.is_remote(job.options.output_dir):
+        for left in storage.glob(os.path.join(job.options.output_dir, f".{job.options.name}_*.writing")):
+            storage.delete(left, within=job.options.output_dir)
+
+
+class Run:
+    """One preparation, from where the ledger says."""
+
+    def __init__(self, job: Job, ledger: Ledger, progress: Progress) -> None:
+        self.job, self.ledger, self.progress = job, ledger, progress
+        self.account = Account()
+        self.noted: dict[str, Any] = {"sets": {}, "bad": [], "reasons": {}}
+        self.layout = Layout(job.options.record, job.options.files_per)
+        self.writing: collections.deque = collections.deque()
+        self.kept = 0  # the first unit whose spill is still there
+
+    def note_bad_files(self, bad: list[Bad]) -> None:
+        """Count files that are skipped."""
+        for found in bad:
+            self.note({"documents_in": 1, "documents_dropped_bad": 1}, {}, [found], {found.reason: 1})
+
+    def note(self, account: dict, sets: dict, bad: Iterable[Bad], reasons: dict) -> None:
+        """Add up what a unit has to say."""
+        self.account.add(account)
+        for name, counts in sets.items():
+            seen = self.noted["sets"].setdefault(name, [0, 0, 0])
+            self.noted["sets"][name] = [a + b for a, b in zip(seen, counts)]
+        self.noted["bad"] = [*self.noted["bad"], *bad][:MOST_BAD]
+        for reason, count in reasons.items():
+            self.noted["reasons"][reason] = self.noted["reasons"].get(reason, 0) + count
+
+    def tokenize(self, pool: Any, sources: list[Source]) -> None:
+        """Tokenize all units; in the order of the units, note each and begin the files that become complete."""
+        for line in self.ledger.units:
+            self.take_unit(pool, line)
+        start = (0, 0)
+        if self.ledger.units:
+            last = self.ledger.units[-1]
+            start = (last["group"] + 1, 0) if last["last"] else (last["group"], last["part"] + 1)
+        number = len(self.ledger.units)
+        pending: collections.deque = collections.deque()
+        for unit in units_of(groups_of(sources), self.job.rules, start):
+            pending.append(pool.submit(tokenize_unit, self.job, number, unit))
+            number += 1
+            if len(pending) >= max(1, AHEAD * self.job.options.processes):
+                self.note_unit(pool, result_of(pending.popleft(), self.job.work))
+        while pending:
+            self.note_unit(pool, result_of(pending.popleft(), self.job.work))
+
+    def note_unit(self, pool: Any, line: dict) -> None:
+        """Enter a finished unit.
+
+        Raises:
+          DataError: it has something that cannot be read.
+        """
+        if "failed" in line:
+            raise DataError(str(with_lines([Bad(*line["failed"])])[0]))
+        self.ledger.add_unit(line)
+        self.take_unit(pool, line)
+
+    def take_unit(self, pool: Any, line: dict) -> None:
+        """Count a unit that the ledger has, and lay out its tokens."""
+        self.note(line["account"], line["sets"], (Bad(*bad) for bad in line["bad"]), line["reasons"])
+        self.progress(line["stored"], line["account"].get("bytes_in", 0), line["account"].get("tokens_in", 0))
+        if not self.job.options.whole_set:
+            for shard in self.layout.add(self.extent(line)):
+                self.begin_shard(pool, Plan(0), shard)
+            self.note_shards(wait=False)
+
+    def extent(self, line: dict) -> int:
+        """What a unit adds to the output: tokens, or documents."""
+        return line["tokens"] if self.job.options.mode == "chunks" else line["documents"]
+
+    def write(self, pool: Any) -> None:
+        """Write the files that are still to be written."""
+        plan, options = Plan(0), self.job.options
+        lines = self.ledger.units
+        if options.deduplicate:
+            self.account.add(mark_duplicates(self.job, len(lines), sum(line["documents"] for line in lines)).counts())
+        if options.whole_set:
+            plan, extents = plan_whole_set(self.job, map(self.extent, lines))
+            for extent in extents:
+                for shard in self.layout.add(extent):
+                    self.begin_shard(pool, plan, shard)
+        for shard in self.layout.finish():
+            self.account.fill_tokens += shard.fill
+            self.begin_shard(pool, plan, shard)
+        self.note_shards(wait=True)
+
+    def begin_shard(self, pool: Any, plan: Plan, shard: Shard) -> None:
+        """Write an output file, unless the ledger has it."""
+        if shard.number in self.ledger.shards:
+            self.writing.append((shard, None))
+        else:
+            self.writing.append((shard, pool.submit(write_shard, self.job, plan, shard)))
+
+    def note_shards(self, wait: bool) -> None:
+        """Enter output files that are finished, in order, and delete the spills that nothing needs any more."""
+        while self.writing and (wait or self.writing[0][1] is None or self.writing[0][1].done()):
+            _, future = self.writing.popleft()
+            if future is not None:
+                self.ledger.add_shard(result_of(future, self.job.options.output_dir))
+            needed = self.writing[0][0].parts[0].unit if self.writing else self.layout.first_needed()
+            if not self.job.options.whole_set:
+                while self.kept < needed:
+                    spill.delete_spill(self.job, self.kept)
+                    self.kept += 1
+
+    def manifest(self, tokenizer: Tokenizer) -> dict:
+        """The manifest of the finished run, its account balanced.
+
+        Raises:
+          DataError: there is no record.
+        """
+        options, account = self.job.options, self.account
+        files = [self.ledger.shards[number] for number in sorted(self.ledger.shards)]
+        account.records_written = sum(entry["records"] for entry in files)
+        account.tokens_written = sum(entry["tokens"] for entry in files)
+        if not account.records_written:
+            given = ", ".join(options.inputs)
+            with contextlib.suppress(OSError):
+                clear(self.job)
+            raise DataError(f"{given}: {account.documents_in} documents gave no record")
+        if account.imbalance():
+            raise AssertionError(account.imbalance())
+        self.noted["bad"] = [str(found) for found in with_lines(self.noted["bad"])]
+        return build_manifest(options, tokenizer, self.job.separator, files, account, self.noted)
+
+
+def result_of(future: concurrent.futures.Future, folder: str) -> dict:
+    """What a worker returned.
+
+    Raises:
+      DataError: it could not write to the folder.
+    """
+    try:
+        return future.result()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {reason_of(error)}") from error

@@ -1,22 +1,71 @@
-"""Documents out of files: text, JSON lines, compressed or not. Streamed line by line."""
+"""Which files are read, what they hold, and their bytes, decompressed as a stream."""
 
 from __future__ import annotations
 
-import glob
 import gzip
 import io
-import json
 import lzma
 import os
 import re
-from collections.abc import Iterator
-from typing import Any, Callable
+import sys
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple, Optional
 
+from gpt_neo import storage
 from gpt_neo.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".rst", ".md", ".py")
-JSON_SUFFIXES = (".jsonl", ".json.l")
+SUFFIXES = {
+    "text": TEXT_SUFFIXES,  # one document
+    "jsonl": (".jsonl", ".ndjson"),  # a document a line
+    "json": (".json",),  # an array of documents, or lines
+    "dat": (".dat",),  # lm_dataformat: a length of 16 digits before each document
+    "tar": (".tar", ".tgz", ".txz"),  # members as their names say, else text
+    "zip": (".zip",),
+    "parquet": (".parquet",),  # a document a row
+}
 COMPRESSIONS = (".gz", ".xz", ".zst")
+STDIN = "-"
+DECOMPRESSED_BLOCK = 1 << 20
+BROKEN_OFF = "broken archive"  # the reason given for data that is damaged or breaks off
+UNREADABLE = "cannot be read"
+
+
+class Source(NamedTuple):
+    """An input file.
+
+    Attributes:
+      kind: a key of SUFFIXES.
+      compression: one of COMPRESSIONS, or empty.
+      version: changes with the content, so that a resumed run notices.
+    """
+
+    path: str
+    kind: str
+    compression: str
+    size: int
+    version: str
+
+
+class Bad(NamedTuple):
+    """A document that cannot be read: where, and why.
+
+    Attributes:
+      number: line, row or element from 1 on; 0 for the file as a whole.
+      counted_from: the byte of the file that `number` counts from, where the lines before it are not known.
+      reason: short, the same for all of its kind; `detail` says the rest.
+    """
+
+    path: str
+    noun: str
+    number: int
+    reason: str
+    detail: str = ""
+    counted_from: int = 0
+
+    def __str__(self) -> str:
+        place = f":{self.number}" if self.noun == "line" else f", {self.noun} {self.number}"
+        return f"{self.path}{place if self.number else ''}: {self.reason}{': ' + self.detail if self.detail else ''}"
 
 
 def natural_key(path: str) -> list:
@@ -26,86 +75,137 @@ def natural_key(path: str) -> list:
 
 def supported() -> str:
     """The extensions that are read, for messages."""
-    jsonl = " or ".join(f".jsonl{c}" for c in ("", *COMPRESSIONS))
-    return f"{', '.join(TEXT_SUFFIXES)} (one document each), {jsonl}"
+    plain = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+    return f"{plain}; with {', '.join(COMPRESSIONS)} after them or not"
 
 
-def find_inputs(source: str) -> list[str]:
-    """Files of a folder (searched to its bottom), a glob or a path, in natural order.
-
-    Raises:
-      DataError: there is none, or one has an extension that is not read.
-    """
-    if os.path.isdir(source):
-        names = [os.path.join(top, name) for top, _, files in os.walk(source) for name in files]
-        names = [name for name in names if not os.path.basename(name).startswith(".")]
-    else:
-        names = [name for name in glob.glob(source, recursive=True) if os.path.isfile(name)]
-    if not names:
-        raise DataError(f"--input_dir {source!r}: no files there")
-    for name in names:
-        kind_of(name)
-    return sorted(names, key=natural_key)
-
-
-def kind_of(path: str) -> str:
-    """`text` or `jsonl`.
+def kind_of(path: str) -> tuple[str, str]:
+    """(kind, compression) by the name.
 
     Raises:
-      DataError: the extension is neither's.
+      DataError: it is none that is read.
     """
-    stem = path
+    stem, compression = path.lower(), ""
     for suffix in COMPRESSIONS:
-        stem = stem[: -len(suffix)] if stem.endswith(suffix) else stem
-    if stem.endswith(TEXT_SUFFIXES):
-        return "text"
-    if stem.endswith(JSON_SUFFIXES):
-        return "jsonl"
+        if stem.endswith(suffix):
+            stem, compression = stem[: -len(suffix)], suffix
+            break
+    for kind, suffixes in SUFFIXES.items():
+        for suffix in suffixes:
+            if stem.endswith(suffix):
+                packed = {".tgz": ".gz", ".txz": ".xz"}.get(suffix, "")
+                if (compression and packed) or (compression and kind in ("zip", "parquet")):
+                    break
+                return kind, packed or compression
+    if stem.endswith("_data") and compression == ".xz":  # OpenWebText's archives, as lm_dataformat reads them
+        return "tar", compression
     raise DataError(f"{path}: unknown extension; readable are {supported()}")
 
 
-def open_bytes(path: str) -> Any:
-    """Open a file for reading, decompressed."""
-    if path.endswith(".zst"):
-        import zstandard
-
-        return zstandard.open(path, "rb")
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-    return openers.get(os.path.splitext(path)[1], open)(path, "rb")
-
-
-def read_documents(path: str, text_key: str = "text") -> Iterator[str]:
-    """Yield the documents of one file.
+def find_inputs(*inputs: str) -> list[str]:
+    """Files of folders (searched to their bottom), globs and paths, local or gs://, each group in natural order.
 
     Raises:
-      DataError: bad UTF-8, bad JSON or a missing key, with the line; a broken archive.
+      DataError: one of them gives no file, or cannot be listed.
     """
-    try:
-        with open_bytes(path) as handle:
-            if kind_of(path) == "text":
-                yield decode(handle.read(), path)
-                return
-            for number, line in enumerate(io.BufferedReader(handle), 1):
-                if line.strip():
-                    yield document_of(line, f"{path}:{number}", text_key)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    paths: list[str] = []
+    for given in inputs:
+        if given == STDIN:
+            paths.append(given)
+            continue
+        try:
+            found = storage.list_files(given) if storage.is_folder(given) else storage.glob(given)
+            if not found and storage.exists(given):  # a name with characters of a pattern in it
+                found = [given]
+        except OSError as error:
+            raise DataError(f"--input_dir {given!r}: cannot be listed: {reason_of(error)}") from error
+        if not found:
+            raise DataError(f"--input_dir {given!r}: no files there")
+        paths += sorted(found, key=natural_key)
+    return list(dict.fromkeys(paths))
 
 
-def decode(data: bytes, where: str) -> str:
-    """Text of UTF-8 bytes, line ends kept."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from error
+def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[list[Source], list[Bad]]:
+    """Input files in the order they are read, and those whose extension is unknown.
+
+    Raises:
+      DataError: there are none.
+    """
+    sources, bad = [], []
+    for path in find_inputs(*inputs):
+        if path == STDIN:
+            # Nothing can tell whether a later run is given the same again: it is not resumed.
+            sources.append(Source(path, stdin_format, "", 0, os.urandom(8).hex()))
+            continue
+        try:
+            kind, compression = kind_of(path)
+            sources.append(Source(path, kind, compression, storage.size(path), storage.version(path)))
+        except DataError as error:
+            bad.append(Bad(path, "", 0, "unknown extension", str(error).partition("unknown extension; ")[2]))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
+    return sources, bad
 
 
-def document_of(line: bytes, where: str, text_key: str) -> str:
-    """The text of one JSON line."""
-    try:
-        record = json.loads(decode(line, where))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON: {error.msg}") from error
-    if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
-        raise DataError(f"{where}: expected an object with a string under {text_key!r}")
-    return record[text_key]
+def reason_of(error: BaseException) -> str:
+    """What went wrong, without the path that messages name anyway."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def open_source(path: str) -> BinaryIO:
+    """The bytes of an input as they are stored."""
+    return sys.stdin.buffer if path == STDIN else storage.open_read(path)
+
+
+def decompressed(handle: Any, compression: str) -> BinaryIO:
+    """The bytes behind a compression, as a buffered stream.
+
+    Reading it raises one of streams.BROKEN_ARCHIVE where the data is damaged or breaks off.
+    """
+    if not compression:
+        return handle if hasattr(handle, "peek") else io.BufferedReader(handle)
+    if compression == ".zst":
+        return io.BufferedReader(ZstandardStream(handle), DECOMPRESSED_BLOCK)
+    return gzip.open(handle) if compression == ".gz" else lzma.open(handle)  # type: ignore[return-value]
+
+
+class ZstandardStream(io.RawIOBase):
+    """Zstandard frames, decompressed; unlike the package's own reader it notices a frame that breaks off."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise DataError(".zst files need the package zstandard: pip install zstandard") from error
+        self.error = zstandard.ZstdError
+        # Long windows (zstd --long) need as much memory: 2 GiB is the format's largest.
+        self.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self.handle = handle
+        self.frame: Any = None
+        self.ready: memoryview = memoryview(b"")
+
+    def readable(self) -> bool:
+        """It is for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with what there is; 0 at the end."""
+        while not self.ready:
+            unused: Optional[bytes] = None
+            if self.frame is not None and self.frame.eof:
+                unused, self.frame = self.frame.unused_data, None
+            data = unused or self.handle.read(1 << 18)
+            if not data:
+                if self.frame is not None:
+                    raise EOFError("the compressed data breaks off before its end")
+                return 0
+            if self.frame is None:
+                self.frame = self.decompressor.decompressobj()
+            try:
+                self.ready = memoryview(self.frame.decompress(data))
+            except self.error as error:
+                raise ValueError(f"not Zstandard data, or damaged: {error}") from error
+        size = min(len(buffer), len(self.ready))
+        buffer[:size] = self.ready[:size]
+        self.ready = self.ready[size:]
+        return size

@@ -9,10 +9,11 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.errors import DataError
 
 FEATURE = "text"
@@ -29,12 +30,24 @@ def masked_crc(data: bytes) -> int:
 
 def pack_varints(values: np.ndarray) -> bytes:
     """Protobuf varints of non-negative numbers below 2**28, vectorised."""
-    values = np.asarray(values, np.uint32)
-    lengths = 1 + (values >= 1 << 7) + (values >= 1 << 14) + (values >= 1 << 21)
-    columns = np.stack([(values >> shift) & 0x7F for shift in (0, 7, 14, 21)], axis=1).astype(np.uint8)
-    place = np.arange(4)
-    columns |= np.where(place < lengths[:, None] - 1, 0x80, 0).astype(np.uint8)
-    return columns[place < lengths[:, None]].tobytes()
+    values = np.asarray(values).astype(np.uint32)
+    width = max(1, -(-int(values.max(initial=0)).bit_length() // 7))
+    columns, used = np.empty((len(values), width), np.uint8), np.ones((len(values), width), bool)
+    for place in range(width):
+        columns[:, place] = (values >> np.uint32(7 * place)) & np.uint32(0x7F)
+        if place:
+            used[:, place] = values >= 1 << 7 * place
+            columns[:, place - 1] |= used[:, place].view(np.uint8) << np.uint8(7)  # more bytes follow
+    return columns[used].tobytes()
+
+
+def varint(value: int) -> bytes:
+    """Protobuf varint of one non-negative number."""
+    data = bytearray()
+    while value > 0x7F:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*data, value])
 
 
 def unpack_varints(data: bytes) -> np.ndarray:
@@ -54,13 +67,36 @@ def unpack_varints(data: bytes) -> np.ndarray:
 
 def field(number: int, payload: bytes) -> bytes:
     """A length-delimited protobuf field."""
-    return bytes([number << 3 | 2]) + pack_varints(np.array([len(payload)])) + payload
+    return bytes([number << 3 | 2]) + varint(len(payload)) + payload
 
 
-def encode_example(tokens: Sequence[int]) -> bytes:
+def encode_example(tokens: Union[Sequence[int], np.ndarray]) -> bytes:
     """Serialise one record."""
-    value = field(3, field(1, pack_varints(np.asarray(tokens))))
-    return field(1, field(1, field(1, FEATURE.encode()) + field(2, value)))
+    return example_of(pack_varints(np.asarray(tokens)))
+
+
+def encode_rows(rows: np.ndarray) -> bytes:
+    """Framed records of equal length, one for each row of ids [records, tokens]: the bytes of many `write`s at once."""
+    packed, ends = pack_rows(rows.astype(np.uint32))
+    framed = []
+    start = 0
+    for end in ends.tolist():
+        framed.append(frame(example_of(packed[start:end])))
+        start = end
+    return b"".join(framed)
+
+
+def pack_rows(rows: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """Varints of all rows, joined, and the byte at which each row ends, int64 [records]."""
+    sizes = np.full(len(rows), rows.shape[1], np.int64)
+    for bits in (7, 14, 21):
+        sizes += np.count_nonzero(rows >> bits, axis=1)
+    return pack_varints(rows.reshape(-1)), np.cumsum(sizes)
+
+
+def example_of(packed: bytes) -> bytes:
+    """A serialised record of packed varints."""
+    return field(1, field(1, field(1, FEATURE.encode()) + field(2, field(3, field(1, packed)))))
 
 
 def frame(data: bytes) -> bytes:
@@ -128,7 +164,7 @@ def read_records(path: str) -> Iterator[np.ndarray]:
 def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, serialised record), both checksums verified."""
     try:
-        handle = open(path, "rb")
+        handle = storage.open_read(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     with handle:
@@ -158,9 +194,9 @@ def count_from_name(path: str) -> Optional[int]:
 
 
 def count_records(path: str) -> int:
-    """The number of records of a local file, from the lengths alone; a record that is cut off does not count."""
-    count, offset, size = 0, 0, os.path.getsize(path)
-    with open(path, "rb") as handle:
+    """The number of records of a file, from the lengths alone; a record that is cut off does not count."""
+    count, offset, size = 0, 0, storage.size(path)
+    with storage.open_read(path) as handle:
         while True:
             head = handle.read(8)
             if len(head) < 8:

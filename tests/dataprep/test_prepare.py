@@ -1,154 +1,298 @@
-"""Nothing is lost on the way from documents to records."""
+"""Nothing is lost on the way from documents to records, whatever the number of workers, and the account says so."""
 
 import gzip
+import hashlib
 import json
 import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt_neo.dataprep.chunking import Packer
-from gpt_neo.dataprep.prepare import PrepareOptions, detokenize_wikitext, prepare
-from gpt_neo.dataprep.readers import find_inputs, read_documents
-from gpt_neo.dataprep.records import (
-    RecordWriter,
-    count_from_name,
-    count_records,
-    encode_example,
-    pack_varints,
-    parse_example,
-    read_records,
-    unpack_varints,
-)
+from gpt_neo.dataprep import duplicates, encoder, shards, units
+from gpt_neo.dataprep.cleaning import detokenize_wikitext
+from gpt_neo.dataprep.manifest import dataset_config
+from gpt_neo.dataprep.options import PrepareOptions
+from gpt_neo.dataprep.prepare import prepare
+from gpt_neo.dataprep.records import read_records
 from gpt_neo.errors import DataError
-from gpt_neo.mtf_compat import tf
 from gpt_neo.tokenizer import load_tokenizer
 
-TOKENS = st.lists(st.integers(0, (1 << 28) - 1), max_size=200)
+SEPARATOR = 0  # <|endoftext|> of the small tokenizer
 
 
-@given(TOKENS)
-def test_varints_and_examples_equal_protobuf(tokens):
-    feature = tf.train.Feature(int64_list=tf.train.Int64List(value=tokens))
-    expected = tf.train.Example(features=tf.train.Features(feature={"text": feature})).SerializeToString()
-    assert unpack_varints(pack_varints(np.array(tokens, np.int64))).tolist() == tokens
-    if tokens:
-        assert encode_example(tokens) == expected
-        assert parse_example(expected).tolist() == tokens
+def silent(stored, text, tokens, total=None):
+    """Progress that nobody watches."""
 
 
-def test_tensorflow_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
-    rows = [[1, 2, 300], [50_256] * 5, [0]]
-    writer = RecordWriter(str(tmp_path), "x", 3)
-    for row in rows:
-        writer.write(row)
-    path = writer.close()
-    assert path.endswith("x_3_3.tfrecords") and count_from_name(path) == count_records(path) == 3
-    got = [tf.train.Example.FromString(r).features.feature["text"].int64_list.value[:]
-           for r in tf.io.tf_record_iterator(path)]  # fmt: skip
-    assert got == rows
-    other = str(tmp_path / "tf.tfrecords")
-    with tf.io.TFRecordWriter(other) as tf_writer:
-        for row in rows:
-            tf_writer.write(encode_example(row))
-    assert [row.tolist() for row in read_records(other)] == rows
-    assert open(other, "rb").read() == open(path, "rb").read()
+def run(source, output, tokenizer, **changes):
+    options = PrepareOptions(**{"input_dir": str(source), "output_dir": str(output), "encoder_path": tokenizer,
+                                "chunk_size": 16, **changes})  # fmt: skip
+    return prepare(options, silent)
 
 
-@pytest.mark.parametrize("cut, message", [(3, "cut off"), (20, "cut off")])
-def test_damage_is_named(tmp_path, cut, message):
-    writer = RecordWriter(str(tmp_path), "x", 0)
-    writer.write(list(range(40)))
-    writer.write(list(range(40)))
-    path = writer.close()
-    data = open(path, "rb").read()
-    open(path, "wb").write(data[:-cut])
-    with pytest.raises(DataError, match=f"record at byte {len(data) // 2}.*{message}"):
-        list(read_records(path))
-    flipped = bytearray(data)
-    flipped[30] ^= 1
-    open(path, "wb").write(bytes(flipped))
-    with pytest.raises(DataError, match="record at byte 0 is damaged: its checksum is wrong"):
-        list(read_records(path))
+def rows_of(folder, manifest):
+    return [row.tolist() for name in manifest["files"] for row in read_records(os.path.join(folder, name))]
 
 
-@settings(max_examples=50)
-@given(st.lists(st.lists(st.integers(0, 99), max_size=30), max_size=20), st.integers(2, 9), st.sampled_from([[], [7]]))
-def test_packing_loses_nothing(documents, size, separator):
-    packer = Packer(size, separator)
-    chunks = [chunk for document in documents for chunk in packer.add(document)]
-    assert all(len(chunk) == size for chunk in chunks)
-    got = [int(i) for part in [*chunks, packer.rest()] for i in part]
-    assert got == [i for document in documents for i in (*document, *separator)]
+def contents(folder):
+    """Name and hash of every file in a folder, hidden ones too."""
+    found = {}
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(top, name), "rb") as handle:
+                found[os.path.relpath(os.path.join(top, name), folder)] = hashlib.sha256(handle.read()).hexdigest()
+    return found
 
 
-@pytest.fixture
-def corpus(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "b_10.txt").write_text("Zehn \u00e4hnliche S\u00e4tze.\r\n" * 30, encoding="utf-8", newline="")
-    (folder / "b_2.md").write_text("two " * 100)
-    with gzip.open(folder / "c.jsonl.gz", "wt", encoding="utf-8") as handle:
-        for i in range(5):
-            handle.write(json.dumps({"text": f"line {i} <|endoftext|> " * 9}) + "\n")
+def write_lines(path, texts):
+    with open(path, "w", encoding="utf-8") as handle:
+        handle.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+def plain_records(texts, tokenizer, size):
+    """What packing gives, by the plainest code there is."""
+    backend = load_tokenizer(tokenizer)
+    stream = [i for text in texts if text for i in [*backend.encode(text), SEPARATOR]]
+    stream += [SEPARATOR] * (-len(stream) % size)
+    return [stream[i : i + size] for i in range(0, len(stream), size)]
+
+
+TEXT = st.text("ab \n'\u00e9", max_size=40)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TEXT, min_size=1, max_size=12), st.integers(2, 9), st.integers(1, 5), st.integers(1, 200),
+       st.integers(0, 12))  # fmt: skip
+def test_packing_loses_nothing_and_the_account_balances(
+    tmp_path_factory, small_tokenizer, monkeypatch, texts, size, files_per, unit, least
+):
+    folder = tmp_path_factory.mktemp("packing")
+    write_lines(folder / "in.jsonl", texts)
+    backend = load_tokenizer(small_tokenizer)
+    kept = [text for text in texts if text and len(backend.encode(text)) >= least]
+    monkeypatch.setattr(units, "UNIT_BYTES", unit)
+    changes = {"chunk_size": size, "files_per": files_per, "minimum_size": least}
+    if not kept:
+        with pytest.raises(DataError, match="gave no record"):
+            run(folder / "in.jsonl", folder / "out", small_tokenizer, **changes)
+        return
+    manifest = run(folder / "in.jsonl", folder / "out", small_tokenizer, **changes)
+    expected = plain_records(kept, small_tokenizer, size)
+    assert rows_of(folder / "out", manifest) == expected
+    assert manifest["records"] == [len(expected[i : i + files_per]) for i in range(0, len(expected), files_per)]
+    account = manifest["account"]
+    assert account["documents_in"] == len(texts) and account["documents_written"] == len(kept)
+    assert account["documents_dropped_empty"] == texts.count("")
+    assert account["documents_dropped_short"] == len(texts) - len(kept) - texts.count("")
+    assert account["bytes_in"] == sum(len(text.encode()) for text in texts)
+    assert account["tokens_in"] == sum(len(backend.encode(text)) for text in texts)
+    assert account["tokens_dropped_short"] == account["tokens_in"] - sum(len(backend.encode(text)) for text in kept)
+    assert account["separator_tokens"] == len(kept)
+    assert account["tokens_written"] == size * len(expected)
+    assert account["tokens_in"] + account["separator_tokens"] + account["fill_tokens"] == (
+        account["tokens_written"] + account["tokens_dropped_short"])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, prose):
+    """Small files, a large one of lines, a large text, compressed ones."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(64):
+        (folder / f"a_{i}.txt").write_text(prose[i * 100 : i * 120 + 30], encoding="utf-8", newline="")
+    write_lines(folder / "b.jsonl", [prose[i * 700 : i * 800] for i in range(40)])
+    (folder / "c.txt").write_text(prose[:60_000] + "Z\u00e4hne\u2003\u4e2d " * 2000, encoding="utf-8", newline="")
+    with gzip.open(folder / "d.jsonl.gz", "wt", encoding="utf-8") as handle:
+        handle.writelines(json.dumps({"text": prose[i : i + 3000], "meta": {"pile_set_name": f"S{i % 2}"}}) + "\n"
+                          for i in range(50_000, 90_000, 1001))  # fmt: skip
     return folder
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_records_give_the_documents_back(corpus, tmp_path, processes):
-    options = PrepareOptions(str(corpus), str(tmp_path / "out"), "n", chunk_size=16, files_per=3, processes=processes)
-    manifest = prepare(options, lambda size, tokens: None)
-    account = manifest["account"]
-    assert account["documents_in"] == account["documents_written"] == 7
-    paths = [os.path.join(options.output_dir, name) for name in manifest["files"]]
-    rows = [row for path in paths for row in read_records(path)]
-    assert {len(row) for row in rows} == {16} and len(rows) == account["records_written"]
-    tokenizer = load_tokenizer()
-    stream = np.concatenate(rows).tolist()
-    stream = stream[: len(stream) - account["fill_tokens"]]
-    documents, current = [], []
+@pytest.mark.parametrize("changes", [
+    {}, {"mode": "documents", "files_per": 20}, {"shuffle": True, "seed": 5}, {"deduplicate": True},
+    {"mode": "documents", "shuffle": True, "deduplicate": True, "files_per": 33},
+], ids=str)  # fmt: skip
+def test_same_bytes_for_any_number_of_workers(corpus, tmp_path, small_tokenizer, monkeypatch, changes):
+    monkeypatch.setattr(units, "UNIT_BYTES", 10_000)
+    monkeypatch.setattr(shards, "BUCKET_EXTENT", 20_000 if changes.get("mode") != "documents" else 40)
+    monkeypatch.setattr(shards, "WINDOW_TOKENS", 16 * 100)
+    changes = {"files_per": 999, **changes}
+    alone = run(corpus, tmp_path / "alone", small_tokenizer, processes=1, **changes)
+    # Patches do not reach other processes: only the number of units may differ there, and it must not matter.
+    if not changes.get("shuffle"):
+        run(corpus, tmp_path / "two", small_tokenizer, processes=2, **changes)
+        assert contents(tmp_path / "two") == contents(tmp_path / "alone")
+        monkeypatch.setattr(units, "UNIT_BYTES", 1 << 20)
+        monkeypatch.setattr(shards, "BLOCK", 999)
+        monkeypatch.setattr(encoder, "BLOCK", 1500)
+        run(corpus, tmp_path / "other", small_tokenizer, **changes)
+        assert contents(tmp_path / "other") == contents(tmp_path / "alone")
+    assert set(contents(tmp_path / "alone")) == {*alone["files"], "data_manifest.json"}
+
+
+def test_records_give_the_documents_back(corpus, tmp_path, small_tokenizer):
+    from gpt_neo.dataprep.documents import read_documents
+
+    manifest = run(corpus, tmp_path, small_tokenizer, files_per=2000)
+    stream = [i for row in rows_of(tmp_path, manifest) for i in row]
+    stream = stream[: len(stream) - manifest["account"]["fill_tokens"]]
+    tokenizer, texts, current = load_tokenizer(small_tokenizer), [], []
     for i in stream:
-        if i == tokenizer.eos_id:
-            documents.append(tokenizer.decode(current))
+        if i == SEPARATOR:
+            texts.append(tokenizer.decode(current))
             current = []
         else:
             current.append(i)
-    expected = [text for path in find_inputs(str(corpus)) for text in read_documents(path)]
-    assert documents == expected and not current
-    assert account["bytes_in"] == sum(len(text.encode()) for text in expected)
+    expected = [text for text in read_documents([str(corpus)]) if text]
+    assert texts == expected and not current
+    assert manifest["account"]["bytes_in"] == sum(len(text.encode()) for text in expected)
+    assert {name: found["documents"] for name, found in manifest["sets"].items()} == {"S0": 20, "S1": 20}
 
 
-def test_short_documents_are_counted(corpus, tmp_path):
-    options = PrepareOptions(str(corpus), str(tmp_path / "out"), "n", chunk_size=16, minimum_size=90)
-    account = prepare(options, lambda size, tokens: None)["account"]
-    assert account["documents_dropped_short"] > 0
-    gained = account["tokens_in"] + account["separator_tokens"] + account["fill_tokens"]
-    assert gained == account["tokens_written"] + account["tokens_dropped_short"]
+def documents_of(manifest, folder):
+    """Documents of chunk records, ids."""
+    stream = [i for row in rows_of(folder, manifest) for i in row]
+    text = ",".join(map(str, stream))
+    return [part for part in f",{text},".replace(f",{SEPARATOR},", ",|,").split("|") if part.strip(",")]
 
 
-def test_mistakes(corpus, tmp_path):
+def test_shuffling_is_a_seeded_permutation(tmp_path, small_tokenizer, monkeypatch):
+    monkeypatch.setattr(units, "UNIT_BYTES", 300)
+    monkeypatch.setattr(shards, "BUCKET_EXTENT", 50)
+    write_lines(tmp_path / "in.jsonl", [f"{i} " * (1 + i % 7) for i in range(200)])
+    common = {"mode": "documents", "files_per": 64}
+    straight = rows_of(tmp_path / "a", run(tmp_path / "in.jsonl", tmp_path / "a", small_tokenizer, **common))
+    seen = []
+    for name, seed in (("b", 1), ("c", 1), ("d", 2)):
+        manifest = run(tmp_path / "in.jsonl", tmp_path / name, small_tokenizer, shuffle=True, seed=seed, **common)
+        seen.append(rows_of(tmp_path / name, manifest))
+        assert sorted(seen[-1]) == sorted(straight) and seen[-1] != straight
+        assert manifest["records"] == [64, 64, 64, 8]
+    assert seen[0] == seen[1] != seen[2]
+    order = [straight.index(row) for row in seen[0]]
+    assert abs(np.corrcoef(order, np.arange(200))[0, 1]) < 0.2
+    # The order does not depend on how many documents are shuffled at a time.
+    monkeypatch.setattr(shards, "BUCKET_EXTENT", 1 << 20)
+    again = run(tmp_path / "in.jsonl", tmp_path / "e", small_tokenizer, shuffle=True, seed=1, **common)
+    assert rows_of(tmp_path / "e", again) == seen[0]
+
+
+def test_shuffled_chunks_are_the_chunks_of_the_shuffled_documents(tmp_path, small_tokenizer, monkeypatch):
+    monkeypatch.setattr(units, "UNIT_BYTES", 500)
+    monkeypatch.setattr(shards, "BUCKET_EXTENT", 100)
+    monkeypatch.setattr(shards, "WINDOW_TOKENS", 16 * 7)
+    write_lines(tmp_path / "in.jsonl", [f"{i} " * (1 + i % 9) for i in range(300)])
+    changes = {"shuffle": True, "seed": 3, "files_per": 20}
+    mixed = rows_of(tmp_path / "a", run(tmp_path / "in.jsonl", tmp_path / "a", small_tokenizer, **changes))
+    monkeypatch.setattr(shards, "ordered", lambda job, shard, window, rows: rows)
+    unmixed = rows_of(tmp_path / "b", run(tmp_path / "in.jsonl", tmp_path / "b", small_tokenizer, **changes))
+    documents = rows_of(tmp_path / "c", run(tmp_path / "in.jsonl", tmp_path / "c", small_tokenizer, mode="documents",
+                                            **{**changes, "files_per": 999}))  # fmt: skip
+    stream = [i for document in documents for i in [*document, SEPARATOR]]
+    stream += [SEPARATOR] * (-len(stream) % 16)
+    assert unmixed == [stream[i : i + 16] for i in range(0, len(stream), 16)]
+    assert mixed != unmixed
+    for start in range(0, len(mixed), 20):
+        for window in range(start, min(start + 20, len(mixed)), 7):
+            end = min(window + 7, start + 20)
+            assert sorted(mixed[window:end]) == sorted(unmixed[window:end])
+
+
+@pytest.mark.parametrize("at_once", [3, 1 << 23])
+def test_exact_copies_are_dropped(tmp_path, small_tokenizer, monkeypatch, at_once):
+    monkeypatch.setattr(units, "UNIT_BYTES", 40)
+    monkeypatch.setattr(duplicates, "AT_ONCE", at_once)
+    texts = ["one", "two ", "one", "", "three" * 9, "two ", "two", "one", "three" * 9, ""]
+    write_lines(tmp_path / "in.jsonl", texts)
+    manifest = run(tmp_path / "in.jsonl", tmp_path / "out", small_tokenizer, deduplicate=True, chunk_size=5)
+    expected = plain_records(["one", "two ", "three" * 9, "two"], small_tokenizer, 5)
+    assert rows_of(tmp_path / "out", manifest) == expected
+    account = manifest["account"]
+    assert account["documents_dropped_duplicate"] == 4 and account["documents_dropped_empty"] == 2
+    tokenizer = load_tokenizer(small_tokenizer)
+    lost = sum(len(tokenizer.encode(text)) for text in ["one", "two ", "one", "three" * 9])
+    assert account["tokens_dropped_duplicate"] == lost
+
+
+def test_small_and_strange_inputs(tmp_path, small_tokenizer, prose):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "empty.txt").write_bytes(b"")
+    (tmp_path / "in" / "newline.txt").write_bytes(b"\n")
+    (tmp_path / "in" / "empty.jsonl").write_bytes(b"")
+    manifest = run(tmp_path / "in", tmp_path / "out", small_tokenizer, processes=3)
+    assert rows_of(tmp_path / "out", manifest) == plain_records(["\n"], small_tokenizer, 16)
+    assert manifest["account"]["documents_dropped_empty"] == 1
+    (tmp_path / "in" / "newline.txt").unlink()
+    with pytest.raises(DataError, match="1 documents gave no record"):
+        run(tmp_path / "in", tmp_path / "out2", small_tokenizer)
+    assert not os.listdir(tmp_path / "out2")
+    with pytest.raises(DataError, match="no files there"):
+        run(tmp_path / "absent", tmp_path / "out2", small_tokenizer)
+
+
+def test_bad_documents_stop_or_are_counted(tmp_path, small_tokenizer, monkeypatch):
+    monkeypatch.setattr(units, "UNIT_BYTES", 30)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b'{"text": "fine"}\n{"text": 3}\n"\\ud800 alone"\n"fine too"\n{\n')
+    (folder / "b.txt").write_bytes(b"good until here " * 9 + b"\xff")
+    (folder / "c.docx").write_bytes(b"")
+    with pytest.raises(DataError, match=r"c\.docx: unknown extension; |c\.docx: unknown extension: readable are"):
+        run(folder, tmp_path / "o1", small_tokenizer)
+    (folder / "c.docx").rename(tmp_path / "c.docx")
+    with pytest.raises(DataError, match=r"a\.jsonl:2: expected an object with a string under 'text'"):
+        run(folder, tmp_path / "o2", small_tokenizer)
+    (tmp_path / "c.docx").rename(folder / "c.docx")
+    manifest = run(folder, tmp_path / "o3", small_tokenizer, skip_bad=True, chunk_size=4)
+    assert rows_of(tmp_path / "o3", manifest) == plain_records(["fine", "fine too"], small_tokenizer, 4)
+    account = manifest["account"]
+    assert (account["documents_in"], account["documents_written"], account["documents_dropped_bad"]) == (7, 2, 5)
+    assert manifest["bad_documents"]["reasons"] == {
+        "unknown extension": 1, "expected an object with a string under 'text'": 1, "not valid JSON": 1, "not UTF-8": 1,
+        "a lone surrogate, which no UTF-8 text holds": 1}  # fmt: skip
+    places = [place.rsplit("/", 1)[1] for place in manifest["bad_documents"]["first"]]
+    assert [place.split(": ")[0] for place in places] == ["c.docx", "a.jsonl:2", "a.jsonl:3", "a.jsonl:5", "b.txt"]
+
+
+def test_mistakes(corpus, tmp_path, small_tokenizer):
     def fails(message, **changes):
-        given_options = {"input_dir": str(corpus), "output_dir": str(tmp_path / "o"), **changes}
         with pytest.raises(DataError, match=message):
-            prepare(PrepareOptions(**given_options), lambda size, tokens: None)
+            run(corpus, tmp_path / "out", small_tokenizer, **changes)
 
-    fails("no files there", input_dir=str(tmp_path / "absent"))
-    fails("has id 60000", separator=(60_000,))
-    (corpus / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
-    fails(r"bad\.jsonl:2: expected an object with a string under 'text'")
-    (corpus / "bad.jsonl").write_text('{"text": "fine"}\n{oops\n')
-    fails(r"bad\.jsonl:2: not valid JSON", output_dir=str(tmp_path / "o2"))
-    (corpus / "bad.jsonl").rename(corpus / "bad.docx")
-    fails("unknown extension", output_dir=str(tmp_path / "o3"))
-    (corpus / "bad.docx").unlink()
-    (corpus / "latin.txt").write_bytes(b"caf\xe9")
-    fails("latin.txt: not UTF-8", output_dir=str(tmp_path / "o4"))
-    (corpus / "latin.txt").unlink()
-    prepare(PrepareOptions(str(corpus), str(tmp_path / "o5")), lambda size, tokens: None)
-    fails("already holds data_0_", output_dir=str(tmp_path / "o5"))
+    fails("--separator has id 60000", separator=(60_000,))
+    fails("--chunk_size is 1; expected at least 2", chunk_size=1)
+    fails("--mode is 'x'; expected one of chunks, documents", mode="x")
+    fails("--name is 'a/b'", name="a/b")
+    fails("cannot be written", output_dir="/proc/nowhere")
+    run(corpus, tmp_path / "out", small_tokenizer)
+    fails("already holds data_0_")
+
+
+def test_cleaning_is_off_unless_asked_for(tmp_path, small_tokenizer):
+    write_lines(tmp_path / "in.jsonl", ["a @-@ b , c", "sch\u00c3\u00b6n"])
+    for changes, texts in (
+        ({}, ["a @-@ b , c", "sch\u00c3\u00b6n"]),
+        ({"wikitext_detokenize": True}, ["a-b, c", "sch\u00c3\u00b6n"]),
+        ({"ftfy": True}, ["a @-@ b , c", "sch\u00f6n"]),
+    ):
+        folder = tmp_path / "-".join(["out", *changes])
+        manifest = run(tmp_path / "in.jsonl", folder, small_tokenizer, **changes)
+        assert rows_of(folder, manifest) == plain_records(texts, small_tokenizer, 16)
 
 
 def test_wikitext_spacing():
-    assert detokenize_wikitext("a @-@ b , c .").startswith("a-b, c")
+    spaced = 'The " quoted " word ( here ) costs 3 @,@ 000 @.@ 5 $ ; it \'s fine . \n = = Title = = \n Next , N lines'
+    plain = 'The "quoted" word (here) costs 3,000.5 $; it\'s fine.\n== Title ==\nNext, N lines'
+    assert detokenize_wikitext(spaced) == plain
+    assert detokenize_wikitext("a N b /' 5/", legacy=True) == "a 1 b /'[0-9]/"
+
+
+def test_dataset_config_for_training(corpus, tmp_path, small_tokenizer):
+    manifest = run(corpus, tmp_path / "out", small_tokenizer)
+    config = dataset_config(manifest, str(tmp_path / "out"), "held/*.tfrecords")
+    assert config == {
+        "n_vocab": 400, "path": str(tmp_path / "out" / "data_*.tfrecords"), "eval_path": "held/*.tfrecords",
+        "tokenizer_path": small_tokenizer, "tokenizer_is_pretrained": False, "eos_id": 0, "padding_id": 1,
+    }  # fmt: skip
+    assert dataset_config(manifest, "gs://b/p")["path"] == "gs://b/p/data_*.tfrecords"

@@ -1,0 +1,58 @@
+"""Where documents and tokens went."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass
+class Account:
+    """Counts of a run, or of a part of one. `balance` holds for every finished run.
+
+    Documents are written, or dropped because they are empty, too short, a copy of an earlier one, or bad (not
+    readable; their tokens are not known and count nowhere).
+    """
+
+    documents_in: int = 0
+    documents_written: int = 0
+    documents_dropped_empty: int = 0
+    documents_dropped_short: int = 0
+    documents_dropped_duplicate: int = 0
+    documents_dropped_bad: int = 0
+    bytes_in: int = 0
+    tokens_in: int = 0
+    tokens_dropped_short: int = 0
+    tokens_dropped_duplicate: int = 0
+    tokens_dropped_tail: int = 0
+    tokens_dropped_overwritten: int = 0
+    separator_tokens: int = 0
+    fill_tokens: int = 0
+    tokens_written: int = 0
+    records_written: int = 0
+
+    def add(self, other: Mapping[str, int]) -> None:
+        """Add counts, by name."""
+        for name, count in other.items():
+            setattr(self, name, getattr(self, name) + count)
+
+    def counts(self) -> dict[str, int]:
+        """The counts that are not 0, by name."""
+        return {name: count for name, count in dataclasses.asdict(self).items() if count}
+
+    def imbalance(self) -> str:
+        """What does not add up; empty if everything does.
+
+        Documents in = written + dropped. Tokens in + separators + filling = written + dropped.
+        """
+        values = dataclasses.asdict(self)
+        dropped = {unit: sum(n for name, n in values.items() if name.startswith(f"{unit}_dropped_"))
+                   for unit in ("documents", "tokens")}  # fmt: skip
+        documents = self.documents_in - self.documents_written - dropped["documents"]
+        gained = self.tokens_in + self.separator_tokens + self.fill_tokens
+        tokens = gained - self.tokens_written - dropped["tokens"]
+        return f"{documents} documents and {tokens} tokens are unaccounted for: {self}" if documents or tokens else ""
+
+    def balance(self) -> bool:
+        """Whether everything is accounted for."""
+        return not self.imbalance()

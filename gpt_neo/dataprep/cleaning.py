@@ -1,0 +1,52 @@
+"""Changes to the text itself; all off unless asked for."""
+
+from __future__ import annotations
+
+import re
+
+from gpt_neo.errors import DataError
+
+# What WikiText's tokenisation put in, and what was there before. In this order: some undo what others leave.
+NUMBER_MARKS = ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))
+PUNCTUATION = tuple((f" {mark} ", f"{mark} ") for mark in ":;.!?,")
+ENCLOSED = (("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'"))
+HEADINGS = tuple((" ".join("=" * n), "=" * n) for n in (4, 3, 2))
+SPACES = ((" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"), (" \n", "\n"), ("\n ", "\n"))
+
+
+def repair(text: str) -> str:
+    """Mend wrongly decoded text with ftfy, normalised to NFKC as the legacy program did.
+
+    Raises:
+      DataError: ftfy is not installed.
+    """
+    try:
+        import ftfy
+    except ImportError as error:
+        raise DataError("--ftfy needs the extra text: pip install 'gpt_neo[text]'") from error
+    return ftfy.fix_text(text, normalization="NFKC")
+
+
+def detokenize_wikitext(text: str, legacy: bool = False) -> str:
+    """Undo the spacing of the WikiText sets: ` @-@ ` is a hyphen, spaces before punctuation and inside brackets go.
+
+    Args:
+      legacy: also what the legacy program did by mistake or for another corpus: a slash, an apostrophe and a number
+        become the text `/'[0-9]/`, and a lone N becomes 1.
+    """
+    text = text.replace("s '", "s'")
+    if legacy:
+        text = re.sub("/' [0-9]/", lambda match: "/'[0-9]/", text)
+    text = replace_all(text, NUMBER_MARKS + PUNCTUATION)
+    for left, right in ENCLOSED:
+        inside = rf"{re.escape(left)}\s*([^{re.escape(right)}]*?)\s*{re.escape(right)}"
+        text = re.sub(inside, rf"{left}\1{right}", text)
+    text = replace_all(text, HEADINGS + SPACES + (((" N ", " 1 "),) if legacy else ()))
+    return text.replace(" 's", "'s")
+
+
+def replace_all(text: str, pairs: tuple) -> str:
+    """Replace one string after another."""
+    for old, new in pairs:
+        text = text.replace(old, new)
+    return text

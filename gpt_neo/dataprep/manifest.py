@@ -1,0 +1,79 @@
+"""The manifest beside the records: what they were made of and with, and the account."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Optional
+
+from gpt_neo import storage
+from gpt_neo.dataprep.account import Account
+from gpt_neo.dataprep.options import PrepareOptions
+from gpt_neo.tokenizer import Tokenizer
+
+
+def manifest_path(options: PrepareOptions) -> str:
+    """Where the manifest of a run goes."""
+    return storage.join(options.output_dir, f"{options.name}_manifest.json")
+
+
+def build_manifest(options: PrepareOptions, tokenizer: Tokenizer, separator: Sequence[int], files: Sequence[dict],
+                   account: Account, noted: dict) -> dict:  # fmt: skip
+    """The manifest.
+
+    Args:
+      files: name, records and tokens of each output file.
+      noted: `sets`, `bad` (places) and `reasons` (counts).
+    """
+    chosen = ("mode", "chunk_size", "files_per", "minimum_size", "ftfy", "wikitext_detokenize", "deduplicate",
+              "shuffle", "seed", "text_key", "skip_bad")  # fmt: skip
+    return {
+        "name": options.name,
+        **{key: getattr(options, key) for key in chosen},
+        "inputs": list(options.inputs),
+        "tokenizer": {
+            "path": tokenizer.name, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab,
+            "eos_id": tokenizer.eos_id, "padding_id": tokenizer.padding_id,
+        },
+        "separator": list(separator),
+        "files": [entry["file"] for entry in files],
+        "records": [entry["records"] for entry in files],
+        "account": dataclasses.asdict(account),
+        "sets": {name: dict(zip(("documents", "bytes", "tokens"), counts)) for name, counts in noted["sets"].items()},
+        "bad_documents": {"reasons": noted["reasons"], "first": noted["bad"]},
+    }  # fmt: skip
+
+
+def write_manifest(options: PrepareOptions, manifest: dict) -> None:
+    """Write it beside the records."""
+    storage.write_bytes(manifest_path(options), to_json(manifest))
+
+
+def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None) -> dict:
+    """The dataset config (`configs/dataset_configs/*.json`) of prepared records."""
+    tokenizer = manifest["tokenizer"]
+    pretrained = tokenizer["path"] == "gpt2"
+    folder = folder if storage.is_remote(folder) else os.path.abspath(folder)
+    return {
+        "n_vocab": tokenizer["n_vocab"],
+        "path": storage.join(folder, f"{manifest['name']}_*.tfrecords"),
+        "eval_path": eval_path,
+        "tokenizer_path": "gpt2" if pretrained else os.path.abspath(tokenizer["path"]),
+        "tokenizer_is_pretrained": pretrained,
+        "eos_id": manifest["separator"][-1] if manifest["separator"] else tokenizer["eos_id"],
+        "padding_id": tokenizer["padding_id"] if tokenizer["padding_id"] is not None else tokenizer["eos_id"],
+    }
+
+
+def write_json(path: str, value: dict) -> None:
+    """Write a JSON file so that it is there whole or not at all."""
+    if not storage.is_remote(path):
+        storage.make_folder(os.path.dirname(os.path.abspath(path)))
+    storage.write_bytes(path, to_json(value))
+
+
+def to_json(value: dict) -> bytes:
+    """JSON for people to read."""
+    return json.dumps(value, indent=2).encode() + b"\n"

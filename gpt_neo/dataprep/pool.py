@@ -1,0 +1,65 @@
+"""Worker processes, or none: one interface to both."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any, Callable
+
+from gpt_neo.errors import DataError
+
+AHEAD = 2  # tasks handed out per worker, so that none waits for the next
+
+
+class Inline:
+    """Does each task at once, in this process."""
+
+    def submit(self, task: Callable[..., Any], *args: Any) -> concurrent.futures.Future:
+        """The finished future of a call."""
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        try:
+            future.set_result(task(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextlib.contextmanager
+def workers(processes: int) -> Iterator[Any]:
+    """Something with `submit`: processes of their own, or this one.
+
+    Raises:
+      DataError: a worker died, such as for lack of memory.
+    """
+    if processes <= 1:
+        yield Inline()
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(processes, context, begin_worker)
+    try:
+        yield pool
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise DataError(
+            "a worker process died (killed, or out of memory): run the same command again to go on where it stopped, "
+            "with fewer --processes if memory is short"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def begin_worker() -> None:
+    """One thread for `tokenizers`, as the processes share the cores; and end when the parent is killed."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

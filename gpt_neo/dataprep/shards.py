@@ -1,0 +1,175 @@
+"""The second half of the work: the ids of many units become one output file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from gpt_neo import storage
+from gpt_neo.dataprep import spill
+from gpt_neo.dataprep.layout import Part, Shard
+from gpt_neo.dataprep.options import Job
+from gpt_neo.dataprep.records import encode_example, encode_rows, frame
+
+BLOCK = 1 << 20  # ids handled at once
+WINDOW_TOKENS = 1 << 25  # ids of the records that are shuffled together
+BUCKET_EXTENT = 1 << 25  # ids of the documents that are shuffled together; ranges of the random keys
+
+
+class Plan(NamedTuple):
+    """How the units' documents are ordered.
+
+    Attributes:
+      units: number of units.
+      buckets: with shuffling, the ranges of keys that take the place of units; else 0.
+    """
+
+    units: int
+    buckets: int = 0
+
+
+def shard_name(job: Job, shard: Shard) -> str:
+    """File name of an output file; the last number is its record count."""
+    return f"{job.options.name}_{shard.number}_{shard.records}.tfrecords"
+
+
+def write_shard(job: Job, plan: Plan, shard: Shard) -> dict:
+    """Write one output file, whole or not at all.
+
+    Returns:
+      shard, file, records, tokens: what the ledger keeps of it.
+    """
+    name, written = shard_name(job, shard), 0
+    with storage.writing(storage.join(job.options.output_dir, name), staging_of(job)) as handle:
+        if job.options.mode == "documents":
+            for ids in joined_documents(job, plan, shard):
+                written += len(ids)
+                handle.write(frame(encode_example(ids)))
+        else:
+            for rows in chunk_rows(job, plan, shard):
+                written += rows.size
+                handle.write(encode_rows(rows))
+    return {"shard": shard.number, "file": name, "records": shard.records, "tokens": written}
+
+
+def staging_of(job: Job) -> str:
+    """A local folder for unfinished files, from which the output's own file system can be reached by renaming."""
+    output, work = job.options.output_dir, job.work
+    near = storage.is_remote(output) or work.startswith(output.rstrip("/") + "/")
+    return work if near and not storage.is_remote(work) else ""
+
+
+def chunk_rows(job: Job, plan: Plan, shard: Shard) -> Iterator[np.ndarray]:
+    """The records of a file in blocks, ids [records, chunk_size] each."""
+    size = job.options.chunk_size
+    window = max(1, (WINDOW_TOKENS if job.options.shuffle else BLOCK) // size)
+    fill = np.full(shard.fill, job.separator[-1] if job.separator else 0, spill.token_type(job))
+    pending: list[np.ndarray] = []
+    have = number = 0
+    for ids in itertools.chain(token_blocks(job, plan, shard.parts), [fill]):
+        pending.append(ids)
+        have += len(ids)
+        if have >= window * size:
+            joined = np.concatenate(pending)
+            whole = have // (window * size) * window * size
+            for block in joined[:whole].reshape(-1, window, size):
+                yield ordered(job, shard, number, block)
+                number += 1
+            pending, have = [joined[whole:]], have - whole
+    if have:
+        yield ordered(job, shard, number, np.concatenate(pending).reshape(-1, size))
+
+
+def ordered(job: Job, shard: Shard, window: int, rows: np.ndarray) -> np.ndarray:
+    """The records of a window in the order they are written."""
+    if not job.options.shuffle:
+        return rows
+    key = np.array([job.options.seed, (1 << 63) + (shard.number << 32) + window], np.uint64)
+    return rows[np.argsort(np.random.Philox(key=key).random_raw(len(rows)), kind="stable")]
+
+
+def token_blocks(job: Job, plan: Plan, parts: Iterable[Part]) -> Iterator[np.ndarray]:
+    """The ids of parts of units, a block at a time."""
+    for part in parts:
+        if not job.options.whole_set:
+            for start in range(part.start, part.stop, BLOCK):
+                yield spill.read_tokens(job, part.unit, start, min(start + BLOCK, part.stop))
+            continue
+        place = 0
+        for ids in documents(job, plan, part.unit):
+            begin, end = max(part.start - place, 0), min(part.stop - place, len(ids))
+            if begin < end:
+                yield ids[begin:end]
+            place += len(ids)
+            if place >= part.stop:
+                break
+
+
+def joined_documents(job: Job, plan: Plan, shard: Shard) -> Iterator[np.ndarray]:
+    """The documents of a file, ids [tokens] each."""
+    for part in shard.parts:
+        for place, ids in enumerate(documents(job, plan, part.unit)):
+            if part.start <= place < part.stop:
+                yield ids
+
+
+def documents(job: Job, plan: Plan, number: int) -> Iterator[np.ndarray]:
+    """The documents of a unit, or of a bucket, in order."""
+    if not plan.buckets:
+        yield from read_rows(job, number, spill.kept_documents(job, number))
+        return
+    low, high = (None if edge == 1 << 64 else np.uint64(edge) for edge in bucket_edges(plan, number))
+    assert low is not None
+    found: list[tuple[int, int, np.ndarray]] = []
+    for unit in range(plan.units):
+        index = spill.kept_documents(job, unit)
+        begin = int(np.searchsorted(index["key"], low))
+        end = len(index) if high is None else int(np.searchsorted(index["key"], high))
+        rows = index[begin:end]
+        found += [(key, unit, ids) for key, ids in zip(rows["key"].tolist(), read_rows(job, unit, rows))]
+    found.sort(key=lambda entry: entry[:2])
+    yield from (ids for _, _, ids in found)
+
+
+def read_rows(job: Job, unit: int, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The documents that rows of a unit's index name."""
+    if not len(rows):
+        return
+    start = int(rows["offset"][0])
+    ids = spill.read_tokens(job, unit, start, int(rows["offset"][-1] + rows["length"][-1]))
+    for offset, length in zip(rows["offset"].tolist(), rows["length"].tolist()):
+        yield ids[offset - start : offset - start + length]
+
+
+def bucket_edges(plan: Plan, bucket: int) -> tuple[int, int]:
+    """The range of keys of a bucket: from the first number to below the second."""
+    return (bucket << 64) // plan.buckets, (bucket + 1 << 64) // plan.buckets
+
+
+def plan_whole_set(job: Job, extents: Iterable[int]) -> tuple[Plan, list[int]]:
+    """Order the documents of all units, once all are known.
+
+    Returns:
+      the plan, and the extents of its units or buckets.
+    """
+    extents = list(extents)
+    units = len(extents)
+    measure = "length" if job.options.mode == "chunks" else None
+    if not job.options.shuffle:
+        return Plan(units), [extent_of(spill.kept_documents(job, unit), measure) for unit in range(units)]
+    plan = Plan(units, max(1, -(-sum(extents) // BUCKET_EXTENT)))
+    edges = np.array([bucket_edges(plan, bucket)[0] for bucket in range(1, plan.buckets)], np.uint64)
+    sizes = np.zeros(plan.buckets, np.int64)
+    for unit in range(units):
+        index = spill.kept_documents(job, unit)
+        inside = np.searchsorted(edges, index["key"], side="right")
+        np.add.at(sizes, inside, index["length"] if measure else 1)
+    return plan, sizes.tolist()
+
+
+def extent_of(index: np.ndarray, measure: Optional[str]) -> int:
+    """Tokens or documents of index rows."""
+    return int(index[measure].sum()) if measure else len(index)

@@ -1,0 +1,146 @@
+"""The first half of the work: a unit of text becomes ids in a spill, with an account."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Optional
+
+import numpy as np
+
+from gpt_neo.dataprep.account import Account
+from gpt_neo.dataprep.cleaning import detokenize_wikitext, repair
+from gpt_neo.dataprep.documents import Document, documents_of
+from gpt_neo.dataprep.encoder import BLOCK, Encoder
+from gpt_neo.dataprep.options import Job
+from gpt_neo.dataprep.readers import Bad
+from gpt_neo.dataprep.spill import token_type, write_spill
+from gpt_neo.dataprep.units import Unit
+from gpt_neo.errors import DataError
+from gpt_neo.tokenizer import load_tokenizer
+
+MOST_BAD = 100  # places named in the manifest; all are counted
+
+
+@functools.lru_cache(maxsize=1)
+def encoder_of(encoder_path: Optional[str], fast: bool) -> Encoder:
+    """The encoder of this process, with the words it has learned."""
+    return Encoder(load_tokenizer(encoder_path), fast)
+
+
+def tokenize_unit(job: Job, number: int, unit: Unit) -> dict:
+    """Write the spill of a unit and return what the ledger keeps of it.
+
+    Returns:
+      group, part, last, stored (of the unit); tokens, documents (of the spill); account, sets, bad (places as lists)
+      and reasons (counts); or `failed`, the first place that cannot be read, if bad documents are not to be skipped.
+    """
+    work = UnitWork(job, encoder_of(job.options.encoder_path, job.fast))
+    for found in documents_of(unit, job.rules):
+        if isinstance(found, Bad):
+            work.flush()
+            work.refuse(found)
+        else:
+            work.take(found)
+        if work.failed is not None:
+            return {"failed": list(work.failed)}
+    work.flush()
+    if work.failed is not None:
+        return {"failed": list(work.failed)}
+    write_spill(job, number, work.kept, work.digests)
+    return {
+        "group": unit.group, "part": unit.part, "last": unit.last, "stored": unit.stored,
+        "tokens": sum(len(ids) for ids in work.kept), "documents": len(work.kept), "account": work.account.counts(),
+        "sets": work.sets, "bad": [list(bad) for bad in work.bad[:MOST_BAD]], "reasons": work.reasons,
+    }  # fmt: skip
+
+
+class UnitWork:
+    """Collects the documents of a unit; encodes them a block at a time."""
+
+    def __init__(self, job: Job, encoder: Encoder) -> None:
+        self.job, self.encoder = job, encoder
+        self.separator = np.array(job.separator if job.options.mode == "chunks" else (), token_type(job))
+        self.account = Account()
+        self.kept: list[np.ndarray] = []
+        self.digests: list[bytes] = []
+        self.sets: dict[str, list[int]] = {}  # name: documents, bytes, tokens
+        self.bad: list[Bad] = []
+        self.reasons: dict[str, int] = {}
+        self.failed: Optional[Bad] = None
+        self.waiting: list[Document] = []
+        self.size = 0
+
+    def take(self, document: Document) -> None:
+        """Take the next document."""
+        if self.job.options.ftfy:
+            document = document._replace(text=repair(document.text))
+        if self.job.options.wikitext_detokenize:
+            document = document._replace(text=detokenize_wikitext(document.text))
+        if self.waiting and self.size + len(document.text) > BLOCK:
+            self.flush()
+        self.waiting.append(document)
+        self.size += len(document.text)
+
+    def flush(self) -> None:
+        """Encode what is waiting."""
+        waiting, self.waiting, self.size = self.waiting, [], 0
+        for document, ids in self.encoded(waiting):
+            if self.failed is not None:
+                return
+            if isinstance(ids, Bad):
+                self.refuse(ids)
+            else:
+                self.put(document, ids)
+
+    def encoded(self, waiting: list[Document]) -> Iterator[tuple[Document, Any]]:
+        """(document, ids), or (document, Bad) for one that cannot be encoded."""
+        if self.failed is not None or not waiting:
+            return
+        try:
+            if len(waiting) > 1:
+                ids, counts = self.encoder.encode_texts([document.text for document in waiting])
+                yield from zip(waiting, np.split(ids, np.cumsum(counts)[:-1]))
+                return
+        except DataError:
+            pass  # one of them; which, the loop below finds
+        for document in waiting:
+            try:
+                yield document, self.encoder.encode(document.text)
+            except DataError as error:
+                yield document, document.bad(str(error))
+
+    def refuse(self, bad: Bad) -> None:
+        """Count a document that cannot be used."""
+        if not self.job.options.skip_bad:
+            self.failed = self.failed or bad
+            return
+        self.bad.append(bad)
+        self.reasons[bad.reason] = self.reasons.get(bad.reason, 0) + 1
+        self.account.add({"documents_in": 1, "documents_dropped_bad": 1})
+
+    def put(self, document: Document, ids: np.ndarray) -> None:
+        """Keep a document's ids, or drop it."""
+        text, account = document.text, self.account
+        account.bytes_in += len(text) if text.isascii() else len(text.encode("utf-8"))
+        account.tokens_in += len(ids)
+        account.documents_in += document.closes
+        if document.set_name is not None:
+            seen = self.sets.setdefault(document.set_name, [0, 0, 0])
+            for place, more in enumerate((1, len(text.encode("utf-8")), len(ids))):
+                seen[place] += more
+        if document.opens and document.closes:
+            if not len(ids):
+                account.documents_dropped_empty += 1
+                return
+            if len(ids) < self.job.options.minimum_size:
+                account.documents_dropped_short += 1
+                account.tokens_dropped_short += len(ids)
+                return
+        end = self.separator if document.closes else self.separator[:0]
+        account.documents_written += document.closes
+        account.separator_tokens += len(end)
+        self.kept.append(np.concatenate([ids.astype(self.separator.dtype), end]))
+        if self.job.options.deduplicate:
+            self.digests.append(hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest())

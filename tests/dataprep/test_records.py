@@ -1,0 +1,79 @@
+"""TFRecords: the bytes of TensorFlow's writer, read back; damage is named."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_neo.dataprep.records import (
+    RecordWriter,
+    count_from_name,
+    count_records,
+    encode_example,
+    encode_rows,
+    frame,
+    pack_varints,
+    parse_example,
+    read_records,
+    unpack_varints,
+)
+from gpt_neo.errors import DataError
+
+TOKENS = st.lists(st.integers(0, (1 << 28) - 1), max_size=200)
+
+
+@given(TOKENS)
+def test_varints_and_examples_equal_protobuf(tokens):
+    from gpt_neo.mtf_compat import tf
+
+    feature = tf.train.Feature(int64_list=tf.train.Int64List(value=tokens))
+    expected = tf.train.Example(features=tf.train.Features(feature={"text": feature})).SerializeToString()
+    assert unpack_varints(pack_varints(np.array(tokens, np.int64))).tolist() == tokens
+    if tokens:
+        assert encode_example(tokens) == expected
+        assert parse_example(expected).tolist() == tokens
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 28), st.sampled_from([np.uint16, np.uint32]), st.randoms())
+def test_rows_at_once_equal_one_by_one(width, count, bits, kind, random):
+    limit = min(1 << bits, int(np.iinfo(kind).max))
+    rows = np.array([[random.randrange(limit) for _ in range(width)] for _ in range(count)], kind)
+    assert encode_rows(rows) == b"".join(frame(encode_example(row)) for row in rows.tolist())
+
+
+def test_tensorflow_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
+    from gpt_neo.mtf_compat import tf
+
+    rows = [[1, 2, 300], [50_256] * 5, [0]]
+    writer = RecordWriter(str(tmp_path), "x", 3)
+    for row in rows:
+        writer.write(row)
+    path = writer.close()
+    assert path.endswith("x_3_3.tfrecords") and count_from_name(path) == count_records(path) == 3
+    got = [tf.train.Example.FromString(r).features.feature["text"].int64_list.value[:]
+           for r in tf.io.tf_record_iterator(path)]  # fmt: skip
+    assert got == rows
+    other = str(tmp_path / "tf.tfrecords")
+    with tf.io.TFRecordWriter(other) as tf_writer:
+        for row in rows:
+            tf_writer.write(encode_example(row))
+    assert [row.tolist() for row in read_records(other)] == rows
+    assert open(other, "rb").read() == open(path, "rb").read()
+
+
+@pytest.mark.parametrize("cut, message", [(3, "cut off"), (20, "cut off")])
+def test_damage_is_named(tmp_path, cut, message):
+    writer = RecordWriter(str(tmp_path), "x", 0)
+    writer.write(list(range(40)))
+    writer.write(list(range(40)))
+    path = writer.close()
+    data = open(path, "rb").read()
+    open(path, "wb").write(data[:-cut])
+    with pytest.raises(DataError, match=f"record at byte {len(data) // 2}.*{message}"):
+        list(read_records(path))
+    flipped = bytearray(data)
+    flipped[30] ^= 1
+    open(path, "wb").write(bytes(flipped))
+    with pytest.raises(DataError, match="record at byte 0 is damaged: its checksum is wrong"):
+        list(read_records(path))

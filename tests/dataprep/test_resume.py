@@ -1,0 +1,249 @@
+"""A run that is killed at any instant and started again ends with the bytes of an uninterrupted one."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import gpt_neo
+from gpt_neo import storage
+from gpt_neo.dataprep import ledger, prepare, spill, units
+from gpt_neo.dataprep.options import PrepareOptions
+from gpt_neo.dataprep.units import Unit
+from gpt_neo.errors import DataError
+from tests.dataprep.test_prepare import contents, silent, write_lines
+
+ROOT = os.path.dirname(os.path.dirname(gpt_neo.__file__))
+# The command line, with units so small that a little text has many.
+COMMAND = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/data"]
+if __name__ == "__main__":
+    import os
+    os.fsync = lambda handle: None  # a kill loses nothing that is written; only a power cut would
+    from gpt_neo.dataprep import units
+    units.UNIT_BYTES = 12_000
+    import create_tfrecords
+    create_tfrecords.main(sys.argv[1:])
+"""
+
+
+class Killed(BaseException):
+    """Ends a run where a signal would."""
+
+
+@pytest.fixture
+def corpus(tmp_path, prose):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", [prose[i * 1000 : i * 1000 + 900 + i] for i in range(12)])
+    (folder / "b.txt").write_text(prose[9000:12_000], encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, {"shuffle": True, "deduplicate": True}, {"mode": "documents"}], ids=str)
+def test_ended_before_and_after_every_step(corpus, tmp_path, small_tokenizer, monkeypatch, changes):
+    monkeypatch.setattr(units, "UNIT_BYTES", 4000)
+    steps = [0]  # how many more may be done
+
+    def stepped(function):
+        def wrapped(*args, **kwargs):
+            steps[0] -= 1
+            if steps[0] == 0:
+                raise Killed
+            result = function(*args, **kwargs)
+            steps[0] -= 1
+            if steps[0] == 0:
+                raise Killed
+            return result
+
+        return wrapped
+
+    monkeypatch.setattr(os, "replace", stepped(os.replace))
+    monkeypatch.setattr(os, "remove", stepped(os.remove))
+    monkeypatch.setattr(ledger.Ledger, "append", stepped(ledger.Ledger.append))
+
+    def attempt(output, after):
+        steps[0] = after
+        options = PrepareOptions(str(corpus), str(tmp_path / output), encoder_path=small_tokenizer, chunk_size=16,
+                                 files_per=4 if changes.get("mode") else 90, **changes)  # fmt: skip
+        with contextlib.suppress(Killed):
+            prepare.prepare(options, silent)
+            return True
+        return False
+
+    assert attempt("whole", 1 << 30)
+    expected = contents(tmp_path / "whole")
+    # One run that is ended after ever more steps, from where the last one stopped.
+    after = 1
+    while not attempt("steps", after):
+        after += 1
+    assert after > 10 and contents(tmp_path / "steps") == expected
+    # Runs that are ended once, at places all over.
+    for after in range(1, 160, 13):
+        if not attempt(f"once{after}", after):
+            assert attempt(f"once{after}", 1 << 30)
+        assert contents(tmp_path / f"once{after}") == expected
+
+
+def start(arguments):
+    return subprocess.Popen([sys.executable, "-c", COMMAND.format(root=ROOT), *arguments], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True)  # fmt: skip
+
+
+def children(pid):
+    """Processes whose parent is `pid`."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as handle:
+            if handle.read().rsplit(")", 1)[1].split()[1] == str(pid):
+                found.append(int(name))
+    return found
+
+
+def gone(pid):
+    """Whether a process has ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as handle:
+            return handle.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def kill_and_resume(folder, tokenizer, kills, seed):
+    """Kill a run at random moments, with other numbers of workers each time; return what it left and what it should."""
+    arguments = ["--input_dir", str(folder / "in"), "--encoder_path", tokenizer, "--chunk_size", "17", "--files_per",
+                 "500", "--output_dir"]  # fmt: skip
+    whole = start([*arguments, str(folder / "whole"), "--processes", "1"])
+    began = time.monotonic()
+    assert whole.wait() == 0, whole.stderr.read()
+    longest = time.monotonic() - began
+    moments = random.Random(seed)
+    orphans = []
+    for number in range(kills):
+        process = start([*arguments, str(folder / "killed"), "--processes", str(1 + number % 3)])
+        time.sleep(moments.uniform(0.1, 1.2 * longest))
+        orphans += children(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = start([*arguments, str(folder / "killed"), "--processes", "2"])
+    error = last.communicate()[1].decode()
+    assert last.returncode == 0 or "already holds" in error, error  # an earlier one may have come to the end
+    deadline = time.monotonic() + 60
+    while not all(map(gone, orphans)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert all(map(gone, orphans)), "workers outlive a killed parent"
+    return contents(folder / "killed"), contents(folder / "whole")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, small_tokenizer, prose, kills):
+    (tmp_path / "in").mkdir()
+    count = 300 if kills < 9 else 3000
+    write_lines(tmp_path / "in" / "a.jsonl", [prose[i * 100 : i * 100 + 1500] for i in range(count)])
+    (tmp_path / "in" / "b.txt").write_text(prose, encoding="utf-8")
+    killed, whole = kill_and_resume(tmp_path, small_tokenizer, kills, seed=kills)
+    assert killed == whole and len(whole) > 5
+
+
+def options_of(corpus, tmp_path, tokenizer, **changes):
+    return PrepareOptions(**{"input_dir": str(corpus), "output_dir": str(tmp_path / "out"), "encoder_path": tokenizer,
+                             "chunk_size": 16, "files_per": 90, **changes})  # fmt: skip
+
+
+def interrupt(options, monkeypatch, units_done):
+    """Leave the unfinished work of a run."""
+    append, left = ledger.Ledger.append, [units_done + 1]
+
+    def counted(self, value):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        append(self, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.Ledger, "append", counted)
+        with contextlib.suppress(Killed):
+            prepare.prepare(options, silent)
+
+
+def test_unfinished_work_of_another_run(corpus, tmp_path, small_tokenizer, monkeypatch):
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
+    options = options_of(corpus, tmp_path, small_tokenizer)
+    interrupt(options, monkeypatch, 4)
+    work = tmp_path / "out" / ".data_work"
+    assert (work / "ledger.jsonl").exists()
+    with pytest.raises(DataError, match="run with other options: go on with the same ones.*--restart"):
+        prepare.prepare(options_of(corpus, tmp_path, small_tokenizer, chunk_size=17), silent)
+    text = corpus / "b.txt"
+    kept = text.read_bytes()
+    text.write_bytes(kept + b"more")
+    with pytest.raises(DataError, match="run with other inputs"):
+        prepare.prepare(options, silent)
+    changed = prepare.prepare(options, silent, restart=True)
+    assert not work.exists() and changed["account"]["records_written"] == sum(changed["records"])
+    assert {*changed["files"], "data_manifest.json"} == set(contents(tmp_path / "out"))
+
+
+def test_two_runs_at_once_are_refused(corpus, tmp_path, small_tokenizer):
+    held = ledger.Ledger(str(tmp_path / "out" / ".data_work"), {"version": 1})
+    with pytest.raises(DataError, match="another process is preparing this data set"):
+        prepare.prepare(options_of(corpus, tmp_path, small_tokenizer), silent)
+    held.close()
+
+
+def test_a_torn_line_counts_as_not_written(tmp_path):
+    header = {"version": 1}
+    first = ledger.Ledger(str(tmp_path), header)
+    first.add_unit({"tokens": 1})
+    first.add_shard({"shard": 0, "file": "x"})
+    first.close()
+    path = tmp_path / "ledger.jsonl"
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        again = ledger.Ledger(str(tmp_path), header)
+        lines = whole[:cut].count(b"\n")
+        assert (len(again.units), len(again.shards)) == (int(lines > 1), int(lines > 2))
+        assert again.resumed == (lines > 0)
+        again.close()
+        assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[: max(1, lines)])
+    assert ledger.listed_files(str(tmp_path)) == ["x"] and ledger.listed_files(str(tmp_path / "no")) == []
+
+
+def test_a_resumed_run_does_not_tokenize_again(corpus, tmp_path, small_tokenizer, monkeypatch):
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
+    options = options_of(corpus, tmp_path, small_tokenizer, files_per=9999)
+    interrupt(options, monkeypatch, 5)
+    done = []
+    real = prepare.tokenize_unit
+
+    def watched(job, number, unit):
+        done.append(number)
+        return real(job, number, unit)
+
+    monkeypatch.setattr(prepare, "tokenize_unit", watched)
+    prepare.prepare(options, silent)
+    assert done == list(range(5, len(done) + 5)) and len(done) > 2
+
+
+def test_a_full_disk_is_a_mistake_with_a_name(corpus, tmp_path, small_tokenizer, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spill, "write_array", full)
+    with pytest.raises(DataError, match=r"\.data_work: cannot be written: No space left on device"):
+        prepare.prepare(options_of(corpus, tmp_path, small_tokenizer, mode="documents"), silent)
+
+
+def test_units_survive_the_way_to_another_process():
+    import pickle
+
+    unit = Unit(1, 2, True, 3)
+    assert pickle.loads(pickle.dumps(unit)) == unit and json.dumps(storage.is_remote("gs://x")) == "true"
