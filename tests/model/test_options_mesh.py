@@ -15,8 +15,8 @@ CONFIGS = {
     "glu": {"axial_pos_emb": [4, 8], "norm_type": "rmsnorm", "mlp_glu": True, "num_mem_kv": 4, "qkv_bias": True,
             "activation_function": "softmax", "share_parameters": True, "attention_types": ["global", "local"],
             "recompute_grad": True},
-    "rezero": {"rotary_emb": True, "rezero": True, "macaron": True, "no_weight_tie": True, "causal": False,
-               "activation_function": "aria", "attention_types": ["none", "global"],
+    "rezero": {"rotary_emb": True, "rezero": True, "macaron": True, "no_weight_tie": True, "mlm_training": True,
+               "mlm_mask_id": 3, "activation_function": "aria", "attention_types": ["none", "global"],
                "tokens_per_mb_per_replica": 64},
     "scalenorm": {"norm_type": "scalenorm", "no_pos_emb": True, "parallel_residual": True},
 }  # fmt: skip
