@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 from gpt_neo.checkpoint.bundle import file_size, read_bytes
 from gpt_neo.checkpoint.folder import checkpoints_of, write_text
-from gpt_neo.config.schema import SECTIONS, RunConfig
+from gpt_neo.config.schema import SECTIONS, GlaParams, MoeConfig, RunConfig
 from gpt_neo.errors import CheckpointError
 
 FORMAT = 1
@@ -30,7 +30,7 @@ def config_keys(run: RunConfig) -> dict:
         for field in dataclasses.fields(section):
             value = getattr(values, field.name)
             if value != field.default:
-                keys[field.name] = value
+                keys[field.name] = dataclasses.asdict(value) if isinstance(value, (GlaParams, MoeConfig)) else value
     keys["datasets"] = [dataclasses.astuple(ref) for ref, _ in run.datasets]
     return json.loads(json.dumps(keys))
 

@@ -84,4 +84,4 @@ def test_check_dataset_shows_what_is_hidden(trained, command, capsys):
 
 def test_it_cannot_be_sampled(trained, command, capsys):
     assert command("--model", trained, "--predict", "--prompt", "x") == 2
-    assert "sampling needs a causal model" in capsys.readouterr().err
+    assert "such a model cannot be sampled from" in capsys.readouterr().err
