@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 
 # The whole demo, installation aside, takes about MINUTES on 2 cores; two of them are not training.
 MINUTES ?= 6
-STEPS_PER_MINUTE ?= 150
+STEPS_PER_MINUTE ?= 170
 STEPS = $(shell echo $$(( ($(MINUTES) > 2 ? $(MINUTES) - 2 : 1) * $(STEPS_PER_MINUTE) )))
 DEMO := demo_run
 RECORDS = $(BIN)/python data/create_tfrecords.py --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
@@ -48,8 +48,8 @@ demo: setup
 	$(RECORDS) --input_dir $(DEMO)/text/train.jsonl --name train
 	$(BIN)/python main.py --model configs/demo.json --set train_steps=$(STEPS)
 	$(BIN)/python main.py --model configs/demo.json --eval
-	$(BIN)/python main.py --model configs/demo.json --predict --num_samples 3 --max_tokens 120 --temperature 0.7 \
-	    --top_p 0.9 --seed 1 --prompt 'Help on function '
+	$(BIN)/python main.py --model configs/demo.json --predict --num_samples 3 --max_tokens 120 --temperature 0.6 \
+	    --top_p 0.9 --seed 1 --prompt 'Help on class'
 	$(BIN)/python data/plot_loss.py $(DEMO)/model --output loss.png
 
 # Speed and memory against the stock Hugging Face model, in one run: docs/performance.md.
