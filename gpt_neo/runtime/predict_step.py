@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
@@ -92,6 +94,7 @@ class Sampler:
             zero_caches(self.session)
             self.session.run(copies)
             self.graph.finalize()
+        release_free_memory()
 
     def build(self, tokens: Any, placement: LocalPlacement) -> tuple:
         """Lower one step for `tokens` [batch, chunk]: logits [batch, vocab] of the last one, and the lowering."""
@@ -187,6 +190,14 @@ def zero_caches(session: Any) -> None:
         v.initializer.inputs[1]: aligned_zeros(v.shape.as_list(), v.dtype.base_dtype.as_numpy_dtype) for v in caches
     }
     session.run([v.initializer for v in caches], feeds)
+
+
+def release_free_memory() -> None:
+    """Give the system back what building and loading have freed, which the C library would keep (glibc only)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def load_weights(session: Any, checkpoint: str) -> list[str]:
