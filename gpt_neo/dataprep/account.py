@@ -11,7 +11,7 @@ class Account:
     """Counts of a run, or of a part of one. `balance` holds for every finished run.
 
     Documents are written, or dropped because they are empty, too short, a copy of an earlier one, or bad (not
-    readable; their tokens are not known and count nowhere).
+    readable; their tokens are not known and count nowhere). `tail` and `overwritten` is what --legacy loses.
     """
 
     documents_in: int = 0
@@ -20,6 +20,7 @@ class Account:
     documents_dropped_short: int = 0
     documents_dropped_duplicate: int = 0
     documents_dropped_bad: int = 0
+    documents_dropped_tail: int = 0
     bytes_in: int = 0
     tokens_in: int = 0
     tokens_dropped_short: int = 0
