@@ -24,7 +24,7 @@ def main(argv: Optional[list] = None) -> int:
         return show_plan(job)
     from gpt_neo.cli.quiet import silence
 
-    silence(args.verbose)
+    silence(args.verbose, sampling=args.predict)
     if args.check_dataset:
         from gpt_neo.cli.check_dataset import check_dataset
 

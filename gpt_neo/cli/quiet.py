@@ -13,12 +13,16 @@ NOISE = (b"Compiled cluster using XLA", b"All log messages before absl::Initiali
          b"gpu_timer", b"cuda_")  # fmt: skip
 
 
-def silence(verbose: bool) -> None:
-    """Hide start-up notes, deprecation warnings and INFO lines unless `verbose`."""
+def silence(verbose: bool, sampling: bool = False) -> None:
+    """Hide start-up notes, deprecation warnings and INFO lines unless `verbose`.
+
+    oneDNN's kernels are the faster ones for large products; those of a decoding step are small, and setting them up
+    takes longer than TensorFlow's own kernels take for the work.
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0" if sampling else "1")
     if verbose:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     warnings.filterwarnings("ignore")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     filter_native_stderr()
