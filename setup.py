@@ -31,7 +31,8 @@ setup(
     extras_require={
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
         "text": ["ftfy>=6"],  # dataprep: --ftfy
-        "parquet": ["pyarrow>=12"],  # dataprep: .parquet
+        "parquet": ["pyarrow>=12,<26"],  # dataprep: .parquet; later ones need NumPy 2, TensorFlow 2.15 NumPy 1
+        "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine
         "track": ["sacred>=0.8.4"],  # tracking: --sacred_id
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against

@@ -137,7 +137,7 @@ def writing(path: str, staging: str = "") -> Iterator[BinaryIO]:
     """
     folder, name = os.path.split(path)
     place = staging or (tempfile.gettempdir() if is_remote(path) else folder or ".")
-    temporary = os.path.join(place, f".{name}.{os.getpid()}.writing")
+    temporary = os.path.join(place, f".{name}.{os.getpid()}-{os.urandom(4).hex()}.writing")
     try:
         with open(temporary, "wb") as handle:
             yield handle

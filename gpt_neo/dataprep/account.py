@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from gpt_neo.dataprep.readers import Bad
+
+MOST_BAD = 100  # places named in the manifest; all are counted
 
 
 @dataclasses.dataclass
@@ -57,3 +61,34 @@ class Account:
     def balance(self) -> bool:
         """Whether everything is accounted for."""
         return not self.imbalance()
+
+
+class Totals:
+    """What the units have to say, added up.
+
+    Attributes:
+      sets: documents, bytes and tokens read of each of The Pile's sets.
+      bad: the first places that could not be read.
+      reasons: documents that could not be read, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.account = Account()
+        self.sets: dict[str, list[int]] = {}
+        self.bad: list[Bad] = []
+        self.reasons: dict[str, int] = {}
+
+    def add(self, line: Mapping) -> None:
+        """Add a unit's line of the ledger."""
+        self.account.add(line["account"])
+        for name, counts in line["sets"].items():
+            self.sets[name] = [a + b for a, b in zip(self.sets.get(name, [0, 0, 0]), counts)]
+        self.bad = [*self.bad, *(Bad(*bad) for bad in line["bad"])][:MOST_BAD]
+        for reason, count in line["reasons"].items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+
+    def add_bad(self, bad: Iterable[Bad]) -> None:
+        """Count documents, or files, that cannot be read."""
+        for found in bad:
+            counts = {"documents_in": 1, "documents_dropped_bad": 1}
+            self.add({"account": counts, "sets": {}, "bad": [found], "reasons": {found.reason: 1}})

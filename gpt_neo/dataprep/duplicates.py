@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gpt_neo.dataprep import spill
@@ -11,19 +13,19 @@ from gpt_neo.dataprep.options import Job
 AT_ONCE = 1 << 23  # documents compared at once: about 500 MB; larger sets are looked through in several passes
 
 
-def mark_duplicates(job: Job, units: int, documents: int) -> Account:
+def mark_duplicates(job: Job, units: Sequence[int], documents: int) -> Account:
     """Write for each unit which of its documents have the text of an earlier one; return what that changes.
 
     Two texts are the same if 128-bit hashes of them are.
     """
-    dropped = [np.zeros(len(spill.read_index(job, unit)), bool) for unit in range(units)]
+    dropped = {unit: np.zeros(len(spill.read_index(job, unit)), bool) for unit in units}
     passes = max(1, -(-documents // AT_ONCE))
     for chosen in range(passes):
         for unit, row in copies(job, units, passes, chosen):
             dropped[unit][row] = True
     change = Account()
     end = len(job.separator) if job.options.mode == "chunks" else 0
-    for unit in range(units):
+    for unit in units:
         count, tokens = int(dropped[unit].sum()), int(spill.read_index(job, unit)["length"][dropped[unit]].sum())
         change.add({
             "documents_written": -count, "documents_dropped_duplicate": count, "separator_tokens": -count * end,
@@ -33,10 +35,10 @@ def mark_duplicates(job: Job, units: int, documents: int) -> Account:
     return change
 
 
-def copies(job: Job, units: int, passes: int, chosen: int) -> list[tuple[int, int]]:
+def copies(job: Job, units: Sequence[int], passes: int, chosen: int) -> list[tuple[int, int]]:
     """(unit, row of its index) of the copies among the documents whose hash falls into one pass."""
     digests, places = [], []
-    for unit in range(units):
+    for unit in units:
         index = spill.read_index(job, unit)
         rows = np.flatnonzero(index["digest"][:, 0] % np.uint64(passes) == chosen)
         digests.append(index["digest"][rows])

@@ -12,6 +12,7 @@ import codecs
 import functools
 import itertools
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
@@ -178,6 +179,7 @@ class Memory:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        self.lock = threading.Lock()  # Beam runs several threads in a process
         self.model = tokenizer.backend.model
         table = byte_table()
         self.characters = "".join(sorted(table, key=table.__getitem__))  # the model's character for each byte
@@ -207,12 +209,13 @@ class Memory:
         if len(points) != len(data):
             width = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
             starts = (np.cumsum(width) - width)[starts]
-        entries = self.look_up(data, starts)
-        counts = self.count[entries]
-        counts[last] = 0
-        after = np.cumsum(counts)
-        places = np.arange(after[-1]) + np.repeat(self.first[entries] - (after - counts), counts)
-        return self.ids[places], np.diff(after[last], prepend=0)
+        with self.lock:
+            entries = self.look_up(data, starts)
+            counts = self.count[entries]
+            counts[last] = 0
+            after = np.cumsum(counts)
+            places = np.arange(after[-1]) + np.repeat(self.first[entries] - (after - counts), counts)
+            return self.ids[places], np.diff(after[last], prepend=0)
 
     def look_up(self, data: bytes, starts: np.ndarray) -> np.ndarray:
         """Entries of the words of `data` that begin at `starts`, int64 [words]; unknown words are learned."""

@@ -40,20 +40,19 @@ class Layout:
           files_per: records per file.
         """
         self.record, self.files_per = record, files_per
-        self.units = self.shards = self.waiting = 0
+        self.shards = self.waiting = 0
         self.parts: list[Part] = []
 
-    def add(self, extent: int) -> list[Shard]:
+    def add(self, unit: int, extent: int) -> list[Shard]:
         """Take the next unit; return the files that are complete with it."""
         whole, start, complete = self.record * self.files_per, 0, []
         while self.waiting + extent - start >= whole:
             stop = start + whole - self.waiting
-            complete.append(self.shard(self.files_per, Part(self.units, start, stop), 0))
+            complete.append(self.shard(self.files_per, Part(unit, start, stop), 0))
             start = stop
         if start < extent:
-            self.parts.append(Part(self.units, start, extent))
+            self.parts.append(Part(unit, start, extent))
             self.waiting += extent - start
-        self.units += 1
         return complete
 
     def finish(self) -> list[Shard]:
@@ -70,6 +69,6 @@ class Layout:
         self.shards, self.parts, self.waiting = self.shards + 1, [], 0
         return made
 
-    def first_needed(self) -> int:
-        """The first unit that files still to come draw from."""
-        return self.parts[0].unit if self.parts else self.units
+    def first_needed(self) -> int | None:
+        """The first unit so far that files still to come draw from; None if there is none."""
+        return self.parts[0].unit if self.parts else None

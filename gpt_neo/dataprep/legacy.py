@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpt_neo import storage
-from gpt_neo.dataprep.account import Account
+from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.cleaning import detokenize_wikitext, repair
 from gpt_neo.dataprep.documents import documents_of_item
 from gpt_neo.dataprep.encoder import Encoder
@@ -51,24 +51,15 @@ def prepare_legacy(options: PrepareOptions) -> dict:
     paths = legacy_files(options)
     share = max(1, len(paths) // max(1, options.processes))  # the old program crashed on fewer files than processes
     groups = [paths[i : i + share] for i in range(0, len(paths), share)] if options.processes > 1 else [paths]
-    account = Account()
+    totals = Totals()
     files: dict[str, dict] = {}
-    bad: list[Bad] = []
     encoder = Encoder(tokenizer)
     for process, group in enumerate(groups):
-        run = Process(options, process, separator[0], encoder, account, files)
+        run = Process(options, process, separator[0], encoder, totals, files)
         for path in group:
-            bad += run.take_file(path)
+            run.take_file(path)
         run.finish()
-    account.records_written = sum(entry["records"] for entry in files.values())
-    account.tokens_written = sum(entry["tokens"] for entry in files.values())
-    if not account.records_written:
-        raise DataError(f"{options.inputs[0]}: {account.documents_in} documents gave no record")
-    if account.imbalance():
-        raise AssertionError(account.imbalance())
-    reasons = {found.reason: sum(other.reason == found.reason for other in bad) for found in bad}
-    noted = {"sets": {}, "bad": [str(found) for found in bad], "reasons": reasons}
-    manifest = {**build_manifest(options, tokenizer, separator, list(files.values()), account, noted), "legacy": True}
+    manifest = {**build_manifest(options, tokenizer, separator, list(files.values()), totals), "legacy": True}
     write_manifest(options, manifest)
     return manifest
 
@@ -146,39 +137,37 @@ class Process:
     number: int
     separator: int
     encoder: Encoder
-    account: Account
+    totals: Totals
     files: dict
     shard: int = 0
     rows: list = dataclasses.field(default_factory=list)
     rest: tuple = (np.zeros(0, np.uint32), 0)
 
-    def take_file(self, path: str) -> list[Bad]:
-        """Take the documents of a file; return what was passed over."""
-        bad, first = [], True
+    def take_file(self, path: str) -> None:
+        """Take the documents of a file."""
+        first = True
         for text in legacy_documents(path):
             if isinstance(text, Bad):
-                bad.append(text)
-                self.account.add({"documents_in": 1, "documents_dropped_bad": 1})
+                self.totals.add_bad([text])
                 continue
             if not first:
                 self.lose()
             self.take_document(text)
             first = False
-        return bad
 
     def take_document(self, text: str) -> None:
         """Cut a document into chunks, after what is left of the document before."""
         text = repair(text) if self.options.ftfy else text
         text = detokenize_wikitext(text, legacy=True) if self.options.wikitext_detokenize else text
         ids = self.encode(text)
-        self.account.add({"documents_in": 1, "bytes_in": len(text.encode("utf-8")), "tokens_in": len(ids),
+        self.totals.account.add({"documents_in": 1, "bytes_in": len(text.encode("utf-8")), "tokens_in": len(ids),
                           "separator_tokens": 1})  # fmt: skip
         before, documents = self.rest
         joined = np.concatenate([before, ids, [self.separator]]).astype(np.uint32)
         whole = len(joined) // self.options.chunk_size * self.options.chunk_size
         self.rows += list(joined[:whole].reshape(-1, self.options.chunk_size))
         if whole:
-            self.account.documents_written += documents + 1
+            self.totals.account.documents_written += documents + 1
         self.rest = joined[whole:], 0 if whole else documents + 1
         if len(self.rest[0]) < self.options.minimum_size:
             self.lose()
@@ -196,7 +185,7 @@ class Process:
     def lose(self) -> None:
         """Lose what is left over."""
         rest, documents = self.rest
-        self.account.add({"tokens_dropped_tail": len(rest), "documents_dropped_tail": documents})
+        self.totals.account.add({"tokens_dropped_tail": len(rest), "documents_dropped_tail": documents})
         self.rest = rest[:0], 0
 
     def finish(self) -> None:
@@ -212,6 +201,6 @@ class Process:
             for start in range(0, count, ROWS):
                 handle.write(encode_rows(np.stack(rows[start : start + ROWS])))
         if name in self.files:
-            self.account.tokens_dropped_overwritten += self.files[name]["tokens"]
+            self.totals.account.tokens_dropped_overwritten += self.files[name]["tokens"]
         self.files[name] = {"file": name, "records": count, "tokens": count * self.options.chunk_size}
         self.shard += 1

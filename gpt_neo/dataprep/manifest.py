@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Optional
 
 from gpt_neo import storage
-from gpt_neo.dataprep.account import Account
+from gpt_neo.dataprep.account import Totals
+from gpt_neo.dataprep.documents import with_lines
 from gpt_neo.dataprep.options import PrepareOptions
+from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import Tokenizer
 
 
@@ -20,13 +22,22 @@ def manifest_path(options: PrepareOptions) -> str:
 
 
 def build_manifest(options: PrepareOptions, tokenizer: Tokenizer, separator: Sequence[int], files: Sequence[dict],
-                   account: Account, noted: dict) -> dict:  # fmt: skip
-    """The manifest.
+                   totals: Totals) -> dict:  # fmt: skip
+    """The manifest of a finished run, its account completed and balanced.
 
     Args:
-      files: name, records and tokens of each output file.
-      noted: `sets`, `bad` (places) and `reasons` (counts).
+      files: name (`file`), records and tokens of each output file.
+
+    Raises:
+      DataError: there is no record.
     """
+    account = totals.account
+    account.records_written = sum(entry["records"] for entry in files)
+    account.tokens_written = sum(entry["tokens"] for entry in files)
+    if not account.records_written:
+        raise DataError(f"{', '.join(options.inputs)}: {account.documents_in} documents gave no record")
+    if account.imbalance():
+        raise AssertionError(account.imbalance())
     chosen = ("mode", "chunk_size", "files_per", "minimum_size", "ftfy", "wikitext_detokenize", "deduplicate",
               "shuffle", "seed", "text_key", "skip_bad")  # fmt: skip
     return {
@@ -41,8 +52,8 @@ def build_manifest(options: PrepareOptions, tokenizer: Tokenizer, separator: Seq
         "files": [entry["file"] for entry in files],
         "records": [entry["records"] for entry in files],
         "account": dataclasses.asdict(account),
-        "sets": {name: dict(zip(("documents", "bytes", "tokens"), counts)) for name, counts in noted["sets"].items()},
-        "bad_documents": {"reasons": noted["reasons"], "first": noted["bad"]},
+        "sets": {name: dict(zip(("documents", "bytes", "tokens"), counts)) for name, counts in totals.sets.items()},
+        "bad_documents": {"reasons": totals.reasons, "first": [str(found) for found in with_lines(totals.bad)]},
     }  # fmt: skip
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from typing import Any, Optional, Protocol
 
 from gpt_neo import storage
 from gpt_neo.dataprep import spill
-from gpt_neo.dataprep.account import Account
+from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.documents import with_lines
-from gpt_neo.dataprep.duplicates import mark_duplicates
 from gpt_neo.dataprep.encoder import Encoder
 from gpt_neo.dataprep.layout import Layout, Shard
 from gpt_neo.dataprep.ledger import FILE, Ledger, listed_files
@@ -24,8 +21,8 @@ from gpt_neo.dataprep.manifest import build_manifest, write_manifest
 from gpt_neo.dataprep.options import Job, PrepareOptions, separator_of
 from gpt_neo.dataprep.pool import AHEAD, workers
 from gpt_neo.dataprep.readers import Bad, Source, find_sources, reason_of
-from gpt_neo.dataprep.shards import Plan, plan_whole_set, write_shard
-from gpt_neo.dataprep.tokenizing import MOST_BAD, tokenize_unit
+from gpt_neo.dataprep.shards import Plan, extent_of, lay_out, write_shard
+from gpt_neo.dataprep.tokenizing import tokenize_unit
 from gpt_neo.dataprep.units import groups_of, units_of
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
@@ -57,12 +54,8 @@ def prepare(options: PrepareOptions, progress: Progress, restart: bool = False) 
       DataError: no input, unreadable input, no record, or output that cannot be written.
     """
     tokenizer = load_tokenizer(options.encoder_path)
-    separator = separator_of(options, tokenizer)
-    sources, bad = find_sources(options.inputs, options.stdin_format)
-    if bad and not options.skip_bad:
-        raise DataError(str(bad[0]))
-    fast = Encoder(tokenizer).fast
-    job = Job(options, separator, fast, tokenizer.n_vocab > 1 << 16, work_folder(options))
+    job = job_of(options, tokenizer, work_folder(options))
+    sources, bad = inputs_of(options)
     if restart:
         discard(job)
     check_output(job)
@@ -70,7 +63,7 @@ def prepare(options: PrepareOptions, progress: Progress, restart: bool = False) 
     try:
         if ledger.manifest is None:
             run = Run(job, ledger, progress)
-            run.note_bad_files(bad)
+            run.totals.add_bad(bad)
             progress(0, 0, 0, sum(source.size for source in sources) or None)
             with workers(options.processes) as pool:
                 run.tokenize(pool, sources)
@@ -83,6 +76,24 @@ def prepare(options: PrepareOptions, progress: Progress, restart: bool = False) 
     finally:
         ledger.close()
     return manifest
+
+
+def job_of(options: PrepareOptions, tokenizer: Tokenizer, work: str) -> Job:
+    """The options with what is to be found out about the tokenizer."""
+    separator, fast = separator_of(options, tokenizer), Encoder(tokenizer).fast
+    return Job(options, separator, fast, wide=tokenizer.n_vocab > 1 << 16, work=work)
+
+
+def inputs_of(options: PrepareOptions) -> tuple[list[Source], list[Bad]]:
+    """Input files, and those that are skipped because of their extension.
+
+    Raises:
+      DataError: there are none, or there is one to skip and nothing is to be skipped.
+    """
+    sources, bad = find_sources(options.inputs, options.stdin_format)
+    if bad and not options.skip_bad:
+        raise DataError(str(bad[0]))
+    return sources, bad
 
 
 def work_folder(options: PrepareOptions) -> str:
@@ -149,26 +160,10 @@ class Run:
 
     def __init__(self, job: Job, ledger: Ledger, progress: Progress) -> None:
         self.job, self.ledger, self.progress = job, ledger, progress
-        self.account = Account()
-        self.noted: dict[str, Any] = {"sets": {}, "bad": [], "reasons": {}}
+        self.totals = Totals()
         self.layout = Layout(job.options.record, job.options.files_per)
         self.writing: collections.deque = collections.deque()
-        self.kept = 0  # the first unit whose spill is still there
-
-    def note_bad_files(self, bad: list[Bad]) -> None:
-        """Count files that are skipped."""
-        for found in bad:
-            self.note({"documents_in": 1, "documents_dropped_bad": 1}, {}, [found], {found.reason: 1})
-
-    def note(self, account: dict, sets: dict, bad: Iterable[Bad], reasons: dict) -> None:
-        """Add up what a unit has to say."""
-        self.account.add(account)
-        for name, counts in sets.items():
-            seen = self.noted["sets"].setdefault(name, [0, 0, 0])
-            self.noted["sets"][name] = [a + b for a, b in zip(seen, counts)]
-        self.noted["bad"] = [*self.noted["bad"], *bad][:MOST_BAD]
-        for reason, count in reasons.items():
-            self.noted["reasons"][reason] = self.noted["reasons"].get(reason, 0) + count
+        self.spilled: collections.deque[int] = collections.deque()  # units whose spill is still there
 
     def tokenize(self, pool: Any, sources: list[Source]) -> None:
         """Tokenize all units; in the order of the units, note each and begin the files that become complete."""
@@ -178,11 +173,9 @@ class Run:
         if self.ledger.units:
             last = self.ledger.units[-1]
             start = (last["group"] + 1, 0) if last["last"] else (last["group"], last["part"] + 1)
-        number = len(self.ledger.units)
         pending: collections.deque = collections.deque()
         for unit in units_of(groups_of(sources), self.job.rules, start):
-            pending.append(pool.submit(tokenize_unit, self.job, number, unit))
-            number += 1
+            pending.append(pool.submit(tokenize_unit, self.job, unit))
             if len(pending) >= max(1, AHEAD * self.job.options.processes):
                 self.note_unit(pool, result_of(pending.popleft(), self.job.work))
         while pending:
@@ -194,37 +187,30 @@ class Run:
         Raises:
           DataError: it has something that cannot be read.
         """
-        if "failed" in line:
-            raise DataError(str(with_lines([Bad(*line["failed"])])[0]))
+        stop_at_bad(line)
         self.ledger.add_unit(line)
         self.take_unit(pool, line)
 
     def take_unit(self, pool: Any, line: dict) -> None:
         """Count a unit that the ledger has, and lay out its tokens."""
-        self.note(line["account"], line["sets"], (Bad(*bad) for bad in line["bad"]), line["reasons"])
+        self.totals.add(line)
         self.progress(line["stored"], line["account"].get("bytes_in", 0), line["account"].get("tokens_in", 0))
         if not self.job.options.whole_set:
-            for shard in self.layout.add(self.extent(line)):
-                self.begin_shard(pool, Plan(0), shard)
+            self.spilled.append(line["unit"])
+            for shard in self.layout.add(line["unit"], extent_of(self.job, line)):
+                self.begin_shard(pool, Plan(), shard)
             self.note_shards(wait=False)
-
-    def extent(self, line: dict) -> int:
-        """What a unit adds to the output: tokens, or documents."""
-        return line["tokens"] if self.job.options.mode == "chunks" else line["documents"]
 
     def write(self, pool: Any) -> None:
         """Write the files that are still to be written."""
-        plan, options = Plan(0), self.job.options
-        lines = self.ledger.units
-        if options.deduplicate:
-            self.account.add(mark_duplicates(self.job, len(lines), sum(line["documents"] for line in lines)).counts())
-        if options.whole_set:
-            plan, extents = plan_whole_set(self.job, map(self.extent, lines))
-            for extent in extents:
-                for shard in self.layout.add(extent):
-                    self.begin_shard(pool, plan, shard)
-        for shard in self.layout.finish():
-            self.account.fill_tokens += shard.fill
+        plan = Plan()
+        if self.job.options.whole_set:
+            plan, shards, change = lay_out(self.job, self.ledger.units)
+            self.totals.account.add(change.counts())
+        else:
+            shards = self.layout.finish()
+            self.totals.account.fill_tokens += sum(shard.fill for shard in shards)
+        for shard in shards:
             self.begin_shard(pool, plan, shard)
         self.note_shards(wait=True)
 
@@ -242,30 +228,31 @@ class Run:
             if future is not None:
                 self.ledger.add_shard(result_of(future, self.job.options.output_dir))
             needed = self.writing[0][0].parts[0].unit if self.writing else self.layout.first_needed()
-            if not self.job.options.whole_set:
-                while self.kept < needed:
-                    spill.delete_spill(self.job, self.kept)
-                    self.kept += 1
+            while self.spilled and (needed is None or self.spilled[0] < needed):
+                spill.delete_spill(self.job, self.spilled.popleft())
 
     def manifest(self, tokenizer: Tokenizer) -> dict:
-        """The manifest of the finished run, its account balanced.
+        """The manifest of the finished run.
 
         Raises:
           DataError: there is no record.
         """
-        options, account = self.job.options, self.account
         files = [self.ledger.shards[number] for number in sorted(self.ledger.shards)]
-        account.records_written = sum(entry["records"] for entry in files)
-        account.tokens_written = sum(entry["tokens"] for entry in files)
-        if not account.records_written:
-            given = ", ".join(options.inputs)
-            with contextlib.suppress(OSError):
-                clear(self.job)
-            raise DataError(f"{given}: {account.documents_in} documents gave no record")
-        if account.imbalance():
-            raise AssertionError(account.imbalance())
-        self.noted["bad"] = [str(found) for found in with_lines(self.noted["bad"])]
-        return build_manifest(options, tokenizer, self.job.separator, files, account, self.noted)
+        try:
+            return build_manifest(self.job.options, tokenizer, self.job.separator, files, self.totals)
+        except DataError:
+            clear(self.job)  # there is nothing to go on with
+            raise
+
+
+def stop_at_bad(line: dict) -> None:
+    """Stop at what a unit could not read.
+
+    Raises:
+      DataError: names it.
+    """
+    if "failed" in line:
+        raise DataError(str(with_lines([Bad(*line["failed"])])[0]))
 
 
 def result_of(future: concurrent.futures.Future, folder: str) -> dict:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Optional
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.dataprep import spill
-from gpt_neo.dataprep.layout import Part, Shard
+from gpt_neo.dataprep.account import Account
+from gpt_neo.dataprep.duplicates import mark_duplicates
+from gpt_neo.dataprep.layout import Layout, Part, Shard
 from gpt_neo.dataprep.options import Job
 from gpt_neo.dataprep.records import encode_example, encode_rows, frame
 
 BLOCK = 1 << 20  # ids handled at once
 WINDOW_TOKENS = 1 << 25  # ids of the records that are shuffled together
+UNITS = "units"  # file of the numbers of all units
 BUCKET_EXTENT = 1 << 25  # ids of the documents that are shuffled together; ranges of the random keys
 
 
 class Plan(NamedTuple):
-    """How the units' documents are ordered.
+    """How the documents of the units are ordered.
 
     Attributes:
-      units: number of units.
-      buckets: with shuffling, the ranges of keys that take the place of units; else 0.
+      buckets: with shuffling, the number of ranges of keys that take the place of units; else 0.
     """
 
-    units: int
     buckets: int = 0
 
 
@@ -121,17 +122,20 @@ def documents(job: Job, plan: Plan, number: int) -> Iterator[np.ndarray]:
     if not plan.buckets:
         yield from read_rows(job, number, spill.kept_documents(job, number))
         return
-    low, high = (None if edge == 1 << 64 else np.uint64(edge) for edge in bucket_edges(plan, number))
-    assert low is not None
+    edges = bucket_edges(plan)
     found: list[tuple[int, int, np.ndarray]] = []
-    for unit in range(plan.units):
+    for unit in all_units(job):
         index = spill.kept_documents(job, unit)
-        begin = int(np.searchsorted(index["key"], low))
-        end = len(index) if high is None else int(np.searchsorted(index["key"], high))
+        begin, end = np.searchsorted(np.searchsorted(edges, index["key"], side="right"), [number, number + 1])
         rows = index[begin:end]
         found += [(key, unit, ids) for key, ids in zip(rows["key"].tolist(), read_rows(job, unit, rows))]
     found.sort(key=lambda entry: entry[:2])
     yield from (ids for _, _, ids in found)
+
+
+def all_units(job: Job) -> list[int]:
+    """Numbers of all units, as plan_whole_set left them for the workers."""
+    return spill.read_array(storage.join(job.work, UNITS)).tolist()
 
 
 def read_rows(job: Job, unit: int, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -144,32 +148,51 @@ def read_rows(job: Job, unit: int, rows: np.ndarray) -> Iterator[np.ndarray]:
         yield ids[offset - start : offset - start + length]
 
 
-def bucket_edges(plan: Plan, bucket: int) -> tuple[int, int]:
-    """The range of keys of a bucket: from the first number to below the second."""
-    return (bucket << 64) // plan.buckets, (bucket + 1 << 64) // plan.buckets
+def bucket_edges(plan: Plan) -> np.ndarray:
+    """The keys at which buckets after the first begin, uint64 [buckets - 1]."""
+    return np.array([(bucket << 64) // plan.buckets for bucket in range(1, plan.buckets)], np.uint64)
 
 
-def plan_whole_set(job: Job, extents: Iterable[int]) -> tuple[Plan, list[int]]:
+def extent_of(job: Job, line: dict) -> int:
+    """What a unit adds to the output: tokens, or documents."""
+    return line["tokens"] if job.options.mode == "chunks" else line["documents"]
+
+
+def plan_whole_set(job: Job, lines: Sequence[dict]) -> tuple[Plan, list[tuple[int, int]]]:
     """Order the documents of all units, once all are known.
 
     Returns:
-      the plan, and the extents of its units or buckets.
+      the plan; number and extent of its units or buckets.
     """
-    extents = list(extents)
-    units = len(extents)
-    measure = "length" if job.options.mode == "chunks" else None
-    if not job.options.shuffle:
-        return Plan(units), [extent_of(spill.kept_documents(job, unit), measure) for unit in range(units)]
-    plan = Plan(units, max(1, -(-sum(extents) // BUCKET_EXTENT)))
-    edges = np.array([bucket_edges(plan, bucket)[0] for bucket in range(1, plan.buckets)], np.uint64)
-    sizes = np.zeros(plan.buckets, np.int64)
-    for unit in range(units):
+    units = [line["unit"] for line in lines]
+    if not job.options.whole_set:
+        return Plan(), [(line["unit"], extent_of(job, line)) for line in lines]
+    spill.write_array(storage.join(job.work, UNITS), np.array(units, np.int64))
+    total = sum(extent_of(job, line) for line in lines)
+    plan = Plan(max(1, -(-total // BUCKET_EXTENT)) if job.options.shuffle else 0)
+    edges, sizes = bucket_edges(plan), np.zeros(plan.buckets, np.int64)
+    extents = []
+    for unit in units:
         index = spill.kept_documents(job, unit)
-        inside = np.searchsorted(edges, index["key"], side="right")
-        np.add.at(sizes, inside, index["length"] if measure else 1)
-    return plan, sizes.tolist()
+        each = index["length"] if job.options.mode == "chunks" else np.ones(len(index), np.int64)
+        extents.append((unit, int(each.sum())))
+        if plan.buckets:
+            np.add.at(sizes, np.searchsorted(edges, index["key"], side="right"), each)
+    return plan, list(enumerate(sizes.tolist())) if plan.buckets else extents
 
 
-def extent_of(index: np.ndarray, measure: Optional[str]) -> int:
-    """Tokens or documents of index rows."""
-    return int(index[measure].sum()) if measure else len(index)
+def lay_out(job: Job, lines: Sequence[dict]) -> tuple[Plan, list[Shard], Account]:
+    """All output files, once all units are known.
+
+    Returns:
+      the plan, the files, and what the account gains by it.
+    """
+    change = Account()
+    if job.options.deduplicate:
+        documents = sum(line["documents"] for line in lines)
+        change = mark_duplicates(job, [line["unit"] for line in lines], documents)
+    plan, extents = plan_whole_set(job, lines)
+    layout = Layout(job.options.record, job.options.files_per)
+    shards = [shard for unit, extent in extents for shard in layout.add(unit, extent)] + layout.finish()
+    change.fill_tokens += sum(shard.fill for shard in shards)
+    return plan, shards, change

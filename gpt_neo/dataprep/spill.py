@@ -31,7 +31,7 @@ def has_index(job: Job) -> bool:
 
 def spill_path(job: Job, unit: int, kind: str) -> str:
     """Path of a spill file; kinds are tokens, index and dropped."""
-    return storage.join(job.work, f"{unit:07d}.{kind}")
+    return storage.join(job.work, f"{unit:014d}.{kind}")
 
 
 def keys_of(seed: int, unit: int, count: int) -> np.ndarray:

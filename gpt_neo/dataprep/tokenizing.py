@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from gpt_neo.dataprep.account import Account
+from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.cleaning import detokenize_wikitext, repair
 from gpt_neo.dataprep.documents import Document, documents_of
 from gpt_neo.dataprep.encoder import BLOCK, Encoder
@@ -20,8 +20,6 @@ from gpt_neo.dataprep.units import Unit
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import load_tokenizer
 
-MOST_BAD = 100  # places named in the manifest; all are counted
-
 
 @functools.lru_cache(maxsize=1)
 def encoder_of(encoder_path: Optional[str], fast: bool) -> Encoder:
@@ -29,12 +27,12 @@ def encoder_of(encoder_path: Optional[str], fast: bool) -> Encoder:
     return Encoder(load_tokenizer(encoder_path), fast)
 
 
-def tokenize_unit(job: Job, number: int, unit: Unit) -> dict:
+def tokenize_unit(job: Job, unit: Unit) -> dict:
     """Write the spill of a unit and return what the ledger keeps of it.
 
     Returns:
-      group, part, last, stored (of the unit); tokens, documents (of the spill); account, sets, bad (places as lists)
-      and reasons (counts); or `failed`, the first place that cannot be read, if bad documents are not to be skipped.
+      unit, group, part, last, stored (of the unit); tokens, documents (of the spill); account, sets, bad (places as
+      lists) and reasons (counts); or unit and `failed`, a place that cannot be read, if such are not to be skipped.
     """
     work = UnitWork(job, encoder_of(job.options.encoder_path, job.fast))
     for found in documents_of(unit, job.rules):
@@ -44,15 +42,15 @@ def tokenize_unit(job: Job, number: int, unit: Unit) -> dict:
         else:
             work.take(found)
         if work.failed is not None:
-            return {"failed": list(work.failed)}
+            break
     work.flush()
     if work.failed is not None:
-        return {"failed": list(work.failed)}
-    write_spill(job, number, work.kept, work.digests)
+        return {"unit": unit.number, "failed": list(work.failed)}
+    write_spill(job, unit.number, work.kept, work.digests)
     return {
-        "group": unit.group, "part": unit.part, "last": unit.last, "stored": unit.stored,
+        "unit": unit.number, "group": unit.group, "part": unit.part, "last": unit.last, "stored": unit.stored,
         "tokens": sum(len(ids) for ids in work.kept), "documents": len(work.kept), "account": work.account.counts(),
-        "sets": work.sets, "bad": [list(bad) for bad in work.bad[:MOST_BAD]], "reasons": work.reasons,
+        "sets": work.totals.sets, "bad": [list(bad) for bad in work.totals.bad], "reasons": work.totals.reasons,
     }  # fmt: skip
 
 
@@ -62,12 +60,10 @@ class UnitWork:
     def __init__(self, job: Job, encoder: Encoder) -> None:
         self.job, self.encoder = job, encoder
         self.separator = np.array(job.separator if job.options.mode == "chunks" else (), token_type(job))
-        self.account = Account()
+        self.totals = Totals()
+        self.account = self.totals.account
         self.kept: list[np.ndarray] = []
         self.digests: list[bytes] = []
-        self.sets: dict[str, list[int]] = {}  # name: documents, bytes, tokens
-        self.bad: list[Bad] = []
-        self.reasons: dict[str, int] = {}
         self.failed: Optional[Bad] = None
         self.waiting: list[Document] = []
         self.size = 0
@@ -116,9 +112,7 @@ class UnitWork:
         if not self.job.options.skip_bad:
             self.failed = self.failed or bad
             return
-        self.bad.append(bad)
-        self.reasons[bad.reason] = self.reasons.get(bad.reason, 0) + 1
-        self.account.add({"documents_in": 1, "documents_dropped_bad": 1})
+        self.totals.add_bad([bad])
 
     def put(self, document: Document, ids: np.ndarray) -> None:
         """Keep a document's ids, or drop it."""
@@ -127,7 +121,7 @@ class UnitWork:
         account.tokens_in += len(ids)
         account.documents_in += document.closes
         if document.set_name is not None:
-            seen = self.sets.setdefault(document.set_name, [0, 0, 0])
+            seen = self.totals.sets.setdefault(document.set_name, [0, 0, 0])
             for place, more in enumerate((1, len(text.encode("utf-8")), len(ids))):
                 seen[place] += more
         if document.opens and document.closes:

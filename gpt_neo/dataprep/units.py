@@ -44,6 +44,16 @@ class Unit(NamedTuple):
     segments: tuple[Segment, ...] = ()
     items: tuple[Union[Item, Bad], ...] = ()
 
+    @property
+    def number(self) -> int:
+        """Names the unit; numbers rise with the order of the units."""
+        return number_of(self.group, self.part)
+
+
+def number_of(group: int, part: int) -> int:
+    """Number of a unit by its place: known without those of other groups."""
+    return (group << 24) + part
+
 
 def groups_of(sources: Sequence[Source]) -> list[tuple[Source, ...]]:
     """Input files that share units (neighbouring small plain ones) or have some of their own."""

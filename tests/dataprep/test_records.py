@@ -22,6 +22,7 @@ from gpt_neo.errors import DataError
 TOKENS = st.lists(st.integers(0, (1 << 28) - 1), max_size=200)
 
 
+@settings(deadline=None)
 @given(TOKENS)
 def test_varints_and_examples_equal_protobuf(tokens):
     from gpt_neo.mtf_compat import tf

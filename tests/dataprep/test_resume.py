@@ -15,7 +15,9 @@ import gpt_neo
 from gpt_neo import storage
 from gpt_neo.dataprep import ledger, prepare, spill, units
 from gpt_neo.dataprep.options import PrepareOptions
-from gpt_neo.dataprep.units import Unit
+from gpt_neo.dataprep.readers import find_sources
+from gpt_neo.dataprep.streams import Rules
+from gpt_neo.dataprep.units import Unit, groups_of, units_of
 from gpt_neo.errors import DataError
 from tests.dataprep.test_prepare import contents, silent, write_lines
 
@@ -224,13 +226,14 @@ def test_a_resumed_run_does_not_tokenize_again(corpus, tmp_path, small_tokenizer
     done = []
     real = prepare.tokenize_unit
 
-    def watched(job, number, unit):
-        done.append(number)
-        return real(job, number, unit)
+    def watched(job, unit):
+        done.append((unit.group, unit.part))
+        return real(job, unit)
 
     monkeypatch.setattr(prepare, "tokenize_unit", watched)
     prepare.prepare(options, silent)
-    assert done == list(range(5, len(done) + 5)) and len(done) > 2
+    made = units_of(groups_of(find_sources([str(corpus)])[0]), Rules(split=True))
+    assert done == [(unit.group, unit.part) for unit in made][5:] and len(done) > 2
 
 
 def test_a_full_disk_is_a_mistake_with_a_name(corpus, tmp_path, small_tokenizer, monkeypatch):
