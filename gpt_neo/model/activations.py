@@ -84,7 +84,8 @@ def odd_waves(x: Any, wave: Callable[[Any], Any], power_of: int) -> Any:
 def aria(x: Any, v: dict) -> Any:
     """x (a + k / (c + q exp(b x)^(1/nu))), Richards' curve as a gate (Patel et al. 2018)."""
     c, nu = softplus(v["c"]), softplus(v["nu"]) + 1.0
-    return x * (v["a"] + v["k"] / (c + v["q"] * mtf.exp(v["b"] * x / nu)))
+    exponent = mtf.minimum(v["b"] * x / nu, 40.0)  # the gate is 0 there already, and its gradient stays a number
+    return x * (v["a"] + v["k"] / (c + v["q"] * mtf.exp(exponent)))
 
 
 def prelu(x: Any, v: dict) -> Any:
