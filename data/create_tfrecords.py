@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--restart", action="store_true", help="throw away the unfinished work of an earlier run first")
     p.add_argument("--legacy", action="store_true", help="write the records of the 2021 program, byte for byte; its "
                    "defaults are ftfy and WikiText detokenization on and minimum_size 100")  # fmt: skip
+    p.add_argument("--beam", nargs=argparse.REMAINDER, metavar="OPTION",
+                   help="run as an Apache Beam pipeline; everything after it are Beam's options, such as "
+                   "--runner=DataflowRunner")
     return p
 
 
@@ -131,6 +134,10 @@ def main(argv=None) -> int:
         from gpt_neo.dataprep.legacy import prepare_legacy
 
         manifest = prepare_legacy(options)
+    elif args.beam is not None:
+        from gpt_neo.dataprep.beam import prepare_on_beam
+
+        manifest = prepare_on_beam(options, args.beam)
     else:
         manifest = run(args, options)
     show(manifest, options)
