@@ -50,7 +50,8 @@ def attempt(job, steps):
     def train_spec(features, run, placement, params):
         spec = build(features, run, placement, params)
         hook = Consumed(features, job["log"], job.get("fail_at"))
-        return spec._replace(training_hooks=(*spec.training_hooks, hook))
+        # First, so that a kill between the two loses a checkpoint and not the note of a step that one holds.
+        return spec._replace(training_hooks=(hook, *spec.training_hooks))
     model_fn.train_spec = train_spec
     sys.stdout = open(os.devnull, "w")
     quiet.filter_native_stderr = lambda: None
