@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 
-FORMS = ("global", "local", "gla", "linear", "linear, cumulative")
-STEPS = 4
+FORMS = ("none", "global", "local", "gla", "linear", "linear, cumulative")
+STEPS = 3
 
 
 def cumulative_layer(x, kind, dims, config, context):
@@ -55,7 +55,7 @@ def measure(form: str, n_ctx: int) -> dict:
 
     if form == "linear, cumulative":
         LAYERS["linear"] = cumulative_layer
-    model = ModelConfig(n_head=4, n_embd=256, n_layer=1, n_vocab=512, n_ctx=n_ctx,
+    model = ModelConfig(n_head=4, n_embd=512, n_layer=1, n_vocab=512, n_ctx=n_ctx,
                         attention_types=(form.split(",")[0],))  # fmt: skip
     run = RunConfig("", form, model, OptimizerConfig(lr=1e-3), MeshConfig(), TrainingConfig(1, 100), ())
     data = np.random.RandomState(0).randint(0, 512, [1, n_ctx + 1])
@@ -74,7 +74,7 @@ def measure(form: str, n_ctx: int) -> dict:
 
 def main() -> None:
     """Measure every form and print a table and the ratio that counts."""
-    parser = argparse.ArgumentParser(description="Training step of one block: 4 heads of 64 features, float32.")
+    parser = argparse.ArgumentParser(description="Training step of one block: 4 heads of 128 features, float32.")
     parser.add_argument("--n_ctx", type=int, default=2048)
     parser.add_argument("--json", help="where the figures go, besides the table")
     parser.add_argument("--form", choices=FORMS, help="measure this one here and print one JSON line")

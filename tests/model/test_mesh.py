@@ -14,8 +14,7 @@ LAYOUTS = [
 ]  # fmt: skip
 # Whatever is split, linear and gla layers have whole sequences and features, gathered where they must be.
 STATEFUL_LAYOUTS = [
-    ([2], "batch"), ([4], "heads"), ([2], "embd"), ([2], "features_per_head"), ([2], "sequence"),
-    ([2, 2], "batch,heads"), ([2, 2], "heads,features_per_head"),
+    ([4], "heads"), ([2], "sequence"), ([2, 2], "batch,heads"), ([2, 2], "embd,features_per_head"),
 ]  # fmt: skip
 
 # The devices have to be set up before TensorFlow starts, so this part has a process of its own.
