@@ -114,12 +114,3 @@ def check_finite(block: np.ndarray, name: str, path: str) -> np.ndarray:
     if is_float(block.dtype) and not np.isfinite(block).all():
         raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite numbers; nothing was converted")
     return block
-
-
-def size_text(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.2f} {unit}"
-        count /= 1000
-    raise AssertionError
