@@ -62,7 +62,7 @@ def neox(parallel=True, rotary=0.5):
     def mapped(state):
         yield "wte", state["gpt_neox.embed_in.weight"]
         yield "ln_f", norm(state, "gpt_neox.final_layer_norm")
-        yield "wte_final_linear/conv1d_main/linear_out", {"kernel": state.get("lm_head.weight", state.get("embed_out.weight")).T}
+        yield "wte_final_linear/conv1d_main/linear_out", linear(state, "lm_head")
         for i in range(LAYERS):
             layer = f"gpt_neox.layers.{i}"
             yield f"h{i}/norm_1", norm(state, f"{layer}.input_layernorm")
