@@ -157,7 +157,7 @@ def main() -> None:
             figures = json.loads(done.stdout.splitlines()[-1])
             wanted = WANTED.get((args.model, args.dtype)) if step == "sample" else None
             verdict = f"  wanted: under {wanted}" if wanted else ""
-            print(f"{args.model} {args.dtype} {step:8s} " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items())
+            print(f"{args.model} {args.dtype} {step:8s} " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
                   + verdict, flush=True)  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,10 @@ TensorFlow 2.15 without the repair below.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import tensorflow.compat.v1 as tf
@@ -19,10 +22,24 @@ if not hasattr(_ops, "register_tensor_conversion_function"):
 
 import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 
-__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "row_times_matrix", "tf", "zeros_initializer"]
+__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "row_times_matrix", "tf", "uncompiled",
+           "zeros_initializer"]  # fmt: skip
 
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
+
+
+COMPILES: contextvars.ContextVar = contextvars.ContextVar("COMPILES", default=True)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Graphs built inside have plain operations only: the compiler takes tens of megabytes and seconds when it runs."""
+    token = COMPILES.set(False)
+    try:
+        yield
+    finally:
+        COMPILES.reset(token)
 
 
 def always_compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,12 +50,14 @@ def always_compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function of TensorFlow tensors so that XLA compiles it to one pass, on whatever device runs it.
 
-    Small tensors, such as those of a decoding step, go through the plain operations.
+    Small tensors, such as those of a decoding step, go through the plain operations, as all do in `uncompiled`.
     """
     fused = always_compiled(kernel)
 
     @functools.wraps(kernel)
     def call(*args: Any) -> Any:
+        if not COMPILES.get():
+            return kernel(*args)
         small = args[0].shape.is_fully_defined() and args[0].shape.num_elements() < WORTH_COMPILING
         return kernel(*args) if small else fused(*args)
 
@@ -53,7 +72,7 @@ def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any =
     return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=True)
 
 
-@functools.partial(_function, jit_compile=True, autograph=False)
+@always_compiled
 def _compiled_product(row: Any, matrix: Any) -> Any:
     return tf.linalg.matmul(row, matrix)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, map_array
+from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, forget_pages, map_array
 from gpt_neo.errors import CheckpointError
 
 # Values of TensorFlow's DataType enumeration.
@@ -106,6 +106,7 @@ class Bundle:
         array = map_array(self.shard_path(entry.shard), entry.dtype, entry.shape, entry.offset)
         if masked(checksum(array.reshape(-1).view(np.uint8))) != entry.crc:
             raise CheckpointError(f"{self.path}: tensor {name} is damaged: its checksum is wrong")
+        forget_pages(array)
         return array
 
 

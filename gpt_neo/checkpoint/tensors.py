@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -66,11 +67,23 @@ def map_array(path: str, dtype: np.dtype, shape: tuple, offset: int) -> np.ndarr
         if not size:
             return np.zeros(shape, dtype)
         # Copy on write: TensorFlow may take the pages as a variable's own and update them; the file never changes.
-        raw = np.memmap(path, np.uint8, "c", offset, (size,))
+        first = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        with open(path, "rb") as handle:
+            pages = mmap.mmap(handle.fileno(), offset - first + size, access=mmap.ACCESS_COPY, offset=first)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    raw = np.frombuffer(pages, np.uint8, size, offset - first)
     raw.flags.writeable = False
-    return np.asarray(raw).view(dtype).reshape(shape)
+    return raw.view(dtype).reshape(shape)
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Let the system take the memory of a mapped array's pages: they come back from the file when they are read."""
+    base: Any = array
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.obj if isinstance(base, memoryview) else base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def blocks(array: np.ndarray, dtype: Any = None) -> Iterator[np.ndarray]:
@@ -101,12 +114,3 @@ def check_finite(block: np.ndarray, name: str, path: str) -> np.ndarray:
     if is_float(block.dtype) and not np.isfinite(block).all():
         raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite numbers; nothing was converted")
     return block
-
-
-def size_text(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.2f} {unit}"
-        count /= 1000
-    raise AssertionError

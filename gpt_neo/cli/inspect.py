@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any, Optional
 
+from gpt_neo.cli.job import size_text
 from gpt_neo.errors import CheckpointError
 
 
@@ -61,8 +62,6 @@ def main(argv: Optional[list] = None) -> int:
 
 def print_summary(path: str, step: Optional[int], weights: list, reports: list, record: Any) -> None:
     """Totals, and what the record says."""
-    from gpt_neo.checkpoint.tensors import size_text
-
     count = sum(r.size // (2 if r.dtype in ("bfloat16", "float16") else 4) for r in weights)
     slots = len(reports) - len(weights) - (step is not None)
     print(f"checkpoint {path}: step {step if step is not None else 'unknown'}, {len(weights)} weights "

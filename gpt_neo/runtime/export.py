@@ -17,7 +17,7 @@ from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.quantized import INT8
 from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import mtf, tf, uncompiled
 from gpt_neo.runtime.int8 import Int8Weights
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import PREFILL, load_weights
@@ -191,8 +191,9 @@ def decoding_step(tokens: Any, slot: Any, start: Any, caches: list, slots: int, 
         slots, carried,
     )  # fmt: skip
     context = Context(decoding=decoding, last_only=True)
-    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, context)
-    out = placement.lower(graph, mesh).export_to_tf_tensor(logits)[:, 0]
+    with uncompiled():
+        logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, context)
+        out = placement.lower(graph, mesh).export_to_tf_tensor(logits)[:, 0]
     return out, carried.tensors
 
 

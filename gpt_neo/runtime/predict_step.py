@@ -17,7 +17,7 @@ from gpt_neo.model.attention.cached import CACHES
 from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import mtf, tf, uncompiled
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 
@@ -85,11 +85,14 @@ class Sampler:
             self.fed = {size: tf.placeholder(tf.int32, [batch_size, size]) for size in (self.chunk, 1)}
             self.logits: dict[int, Any] = {}
             copies = []
-            with tf.variable_scope("", reuse=tf.AUTO_REUSE):
+            with tf.variable_scope("", reuse=tf.AUTO_REUSE), uncompiled():
                 for size, tokens in self.fed.items():
                     self.logits[size], lowering = self.build(tokens, placement)
                     copies.append(lowering.copy_masters_to_slices())
-            self.session = tf.Session(config=session_config(placement.plan))
+            options = session_config(placement.plan)
+            # The graph is as it should be; the optimizer's copies of it would stay in memory.
+            options.graph_options.rewrite_options.disable_meta_optimizer = True
+            self.session = tf.Session(config=options)
             self.notes = load_weights(self.session, checkpoint)
             zero_caches(self.session)
             self.session.run(copies)

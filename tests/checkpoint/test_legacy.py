@@ -187,5 +187,5 @@ def test_the_best_checkpoint_is_kept_and_read(trained, command, capsys):
     folder = load_config(trained).training.model_path
     assert command("--model", trained, "--eval") == 0
     assert os.path.isfile(os.path.join(folder, "best", "model.ckpt-20.index"))
-    assert command("--model", trained, "--predict", "--checkpoint", "best", "--max_tokens", 2, "--seed", 1) == 0
+    assert command("--model", trained, "--predict", "--checkpoint", "best", "--max_tokens", 2, "--sacred_id", "b") == 0
     assert os.path.join("best", "model.ckpt-20") in capsys.readouterr().out

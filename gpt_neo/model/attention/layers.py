@@ -22,6 +22,8 @@ def softmax_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: C
     memory = memory_kv(x.mesh, dims, config) if kind == "global" and config.num_mem_kv else None
     if context.decoding:
         at = context.decoding
+        if radius is not None and at.slots <= radius:
+            radius = None  # a window that no text here outgrows needs no ring of its own
         out = (at.attend or cached_attention)(q, k, v, at.slot, at.start, at.slots, radius, memory)
     elif radius is None:
         out = global_attention(q, k, v, dims.sequence, config.attn_dropout, context.is_training, config.causal, memory)
