@@ -1,4 +1,4 @@
-"""One variable, five given gradients, and the optimizer that the config names."""
+"""One variable, given gradients, and an optimizer."""
 
 import numpy as np
 
@@ -10,19 +10,26 @@ START = np.linspace(-1, 1, 6).astype(np.float32)
 GRADS = np.random.RandomState(0).normal(size=(5, 6)).astype(np.float32)
 
 
-def train(name, config, start=START, grads=GRADS, dtype=tf.float32, rate=None):
-    """The variables after a step for each of `grads`."""
+def train(name, config, start=START, grads=GRADS, dtype=tf.float32):
+    """The variables after a step of the configured optimizer for each of `grads`."""
+
+    def updates(variable, grad, step):
+        return optimizer_updates([variable], [grad], tf.constant(config.lr), step, config, SlotLayout())
+
+    return train_with(updates, name, start, grads, dtype)
+
+
+def train_with(updates, name, start, grads, dtype=tf.float32):
+    """The same for `updates`: (variable, gradient, step) -> mtf operations."""
     with tf.Graph().as_default(), tf.Session() as session:
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
         shape = mtf.Shape([mtf.Dimension(f"d{i}", size) for i, size in enumerate(start.shape)])
         value = mtf.get_variable(mesh, name, shape, dtype=dtype, initializer=tf.constant_initializer(start))
         fed, step = tf.placeholder(tf.float32, start.shape), tf.placeholder(tf.int64, [])
-        grad = mtf.import_tf_tensor(mesh, fed, shape)
-        rate = tf.constant(config.lr if rate is None else rate, tf.float32)
-        updates = optimizer_updates([value.operation], [grad], rate, step, config, SlotLayout())
+        made = updates(value.operation, mtf.import_tf_tensor(mesh, fed, shape), step)
         lowering = lower_locally(graph, mesh)
-        operations = [lowering.lowered_operation(op) for op in updates]
+        operations = [lowering.lowered_operation(op) for op in made]
         session.run(tf.global_variables_initializer())
         for i, row in enumerate(grads):
             session.run(operations, {fed: row, step: i})

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.schedules import learning_rate, learning_rate_tensor
-from tests.optim.common import train
+from tests.optim.common import train, train_with
 
 CONFIG = OptimizerConfig(lr=0.02, opt_name="adafactor", beta1=0.0, ada_epsilon1=1e-20, ada_epsilon2=1e-2)
 SHAPES = {"vector": (6,), "small matrix": (16, 130), "matrix": (128, 140), "experts": (3, 132, 128)}
@@ -23,23 +23,15 @@ def data(shape):
 
 
 def mesh_tf(start, grads, config, decay_rate=None):
-    with tf.Graph().as_default(), tf.Session() as session:
-        graph = mtf.Graph()
-        mesh = mtf.Mesh(graph, "mesh")
-        shape = mtf.Shape([mtf.Dimension(f"d{i}", size) for i, size in enumerate(start.shape)])
-        value = mtf.get_variable(mesh, "w", shape, initializer=tf.constant_initializer(start))
-        fed, step = tf.placeholder(tf.float32, start.shape), tf.placeholder(tf.float32, [])
+    def updates(variable, grad, step):
+        memory = 1.0 - (tf.cast(step, tf.float32) + 1.0) ** -0.8 if decay_rate is None else decay_rate
         optimizer = mtf.optimize.AdafactorOptimizer(
-            learning_rate=config.lr, decay_rate=1.0 - (step + 1.0) ** -0.8 if decay_rate is None else decay_rate,
-            beta1=config.beta1, epsilon1=config.ada_epsilon1, epsilon2=config.ada_epsilon2,
+            learning_rate=config.lr, decay_rate=memory, beta1=config.beta1, epsilon1=config.ada_epsilon1,
+            epsilon2=config.ada_epsilon2,
         )  # fmt: skip
-        updates = optimizer.apply_grads([mtf.import_tf_tensor(mesh, fed, shape)], [value.operation])
-        lowering = lower_locally(graph, mesh)
-        operations = [lowering.lowered_operation(op) for op in updates]
-        session.run(tf.global_variables_initializer())
-        for i, row in enumerate(grads):
-            session.run(operations, {fed: row, step: i})
-        return session.run({v.op.name: v for v in tf.global_variables()})
+        return optimizer.apply_grads([grad], [variable])
+
+    return train_with(updates, "w", start, grads)
 
 
 def numpy_adafactor(value, grads, config, decay=0.0):
