@@ -1,5 +1,6 @@
 """Which files are read and how; every mistake and every kind of damage in one clear line."""
 
+import dataclasses
 import os
 import shutil
 
@@ -62,6 +63,14 @@ def test_mistakes_in_entries(two, shelf):
         training_sources(make_run([("a", type(two[0])(path=shelf.folder + "/none_*"))]))
     with pytest.raises(ConfigError, match="key 'eos_id' is 5000, n_vocab is 1000"):
         training_sources(make_run([(entry("a", 2, "documents_fixed"), type(two[0])(path=two[0].path, eos_id=5000))]))
+
+
+def test_datasets_without_held_out_records_are_left_out_of_evaluation(two):
+    held_out = dataclasses.replace(two[1], eval_path=two[1].path)
+    for weights, names in (((None, None), ["b"]), ((1.0, 2.0), ["b"])):
+        entries = [entry(name, weight=weight) for name, weight in zip("ab", weights)]
+        run = make_run(list(zip(entries, (two[0], held_out))))
+        assert [source.name for source in evaluation_sources(run)] == names
 
 
 def test_notes_tell_of_legacy_readings(two):
