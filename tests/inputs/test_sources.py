@@ -82,6 +82,8 @@ def test_notes_tell_of_legacy_readings(two):
     (line,) = preflight.notes(run, training_sources(run))
     assert "reads 'a' in chunks; its entry says documents_random" in line
     assert not preflight.notes(make_run(list(zip(documents, two)), input_fn="generic_text"), [])
+    (line,) = preflight.notes(make_run(list(zip([entry("a", 25)], two))), [])
+    assert line == "stitch 25 of 'a' does nothing: its records are read in chunks"
 
 
 def test_counts_without_names_are_counted(shelf, tmp_path):
