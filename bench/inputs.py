@@ -1,7 +1,8 @@
 """How much of a training step the input costs: `python -m bench.inputs [--steps 12] [--json FILE]`.
 
 For each way of reading: batches alone, as fast as they come; and training steps fed by the pipeline and by one fixed
-batch, in turn. The difference of the two is what the model waits for its input, or shares its cores with it.
+batch, in turn. The difference of the two is what the model waits for its input. CPU time counts all threads, and is
+the same on a busy machine: the input's share of it is what the pipeline takes away from the model's cores.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def write_records(folder: str) -> None:
 
 
 def measure(folder: str, mode: str, steps: int) -> dict:
-    """Milliseconds of a batch alone, of a step fed by the pipeline, and of one fed by a fixed batch."""
+    """Figures of a batch alone, of a step fed by the pipeline, and of one fed by a fixed batch."""
     from gpt_neo.config import load_config
     from gpt_neo.inputs.train_input import training_batches
     from gpt_neo.mtf_compat import tf
@@ -64,7 +65,7 @@ def measure(folder: str, mode: str, steps: int) -> dict:
         alone = tf.group(*fed.values())
         for _ in range(20):
             session.run(alone)
-        batch = timed(lambda: session.run(alone), 200)
+        batch, batch_cpu = timed(lambda: session.run(alone), 100)
         fixed = {name: tf.constant(value) for name, value in session.run(fed).items()}
         trains = []
         for scope, features in (("fed", fed), ("fixed", fixed)):
@@ -78,18 +79,18 @@ def measure(folder: str, mode: str, steps: int) -> dict:
                 took = timed(lambda train=train: session.run(train), 1)
                 if i > 1:
                     kept.append(took)
-    with_input, without = (statistics.median(row) for row in times)
-    share = max(0.0, 1 - without / with_input)
-    return {"batch_ms": batch, "tokens_per_second": BATCH * N_CTX / batch * 1e3, "fed_ms": with_input,
-            "fixed_ms": without, "input_share": share}  # fmt: skip
+    (with_input, cpu), (without, _) = ([statistics.median(column) for column in zip(*rows)] for rows in times)
+    return {"batch_ms": batch, "batch_cpu_ms": batch_cpu, "tokens_per_second": BATCH * N_CTX / batch * 1e3,
+            "fed_ms": with_input, "fixed_ms": without, "waiting": max(0.0, 1 - without / with_input),
+            "cpu_share": batch_cpu / cpu}  # fmt: skip
 
 
-def timed(run, times: int) -> float:
-    """Milliseconds of one of `times` runs in a row."""
-    began = time.perf_counter()
+def timed(run, times: int) -> tuple:
+    """Milliseconds by the clock and of CPU time of one of `times` runs in a row."""
+    began, used = time.perf_counter(), time.process_time()
     for _ in range(times):
         run()
-    return (time.perf_counter() - began) / times * 1e3
+    return (time.perf_counter() - began) / times * 1e3, (time.process_time() - used) / times * 1e3
 
 
 def main() -> None:
@@ -100,15 +101,16 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     print(f"model n_embd 256, 4 layers; batches of {BATCH} x {N_CTX} tokens; milliseconds")
-    heads = ("batch alone", "tokens/s", "step, fed", "step, fixed", "input share")
+    heads = ("batch alone", "its CPU time", "tokens/s", "step, fed", "step, fixed", "waiting", "share of CPU")
     print(f"{'read as':12s}" + "".join(f"{head:>13s}" for head in heads))
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         write_records(folder)
         for mode in MODES:
             row = results[mode] = measure(folder, mode, args.steps)
-            print(f"{mode:12s}{row['batch_ms']:13.2f}{row['tokens_per_second']:13,.0f}{row['fed_ms']:13.1f}"
-                  f"{row['fixed_ms']:13.1f}{row['input_share']:13.1%}", flush=True)  # fmt: skip
+            print(f"{mode:12s}{row['batch_ms']:13.2f}{row['batch_cpu_ms']:13.2f}{row['tokens_per_second']:13,.0f}"
+                  f"{row['fed_ms']:13.1f}{row['fixed_ms']:13.1f}{row['waiting']:13.1%}{row['cpu_share']:13.1%}",
+                  flush=True)  # fmt: skip
     if args.json:
         with open(args.json, "w", encoding="utf-8") as handle:
             json.dump(results, handle, indent=2)

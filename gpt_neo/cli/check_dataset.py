@@ -55,19 +55,20 @@ def scan(source: Source) -> Scan:
     Raises:
       DataError: a file is remote, damaged, or holds another number of records than it should.
     """
-    lengths: list[int] = []
+    lengths: list[np.ndarray] = []
     smallest, largest = 1 << 60, -1
     for path, promised in zip(source.paths, source.counts):
-        before = len(lengths)
         if not os.path.exists(path):
             raise DataError(f"{path}: --check_dataset reads local files; copy it here first")
+        found = []
         for row in read_records(path):
-            lengths.append(len(row))
+            found.append(len(row))
             if len(row):
                 smallest, largest = min(smallest, int(row.min())), max(largest, int(row.max()))
-        if len(lengths) - before != promised:
-            raise DataError(f"{path}: its name promises {promised} records, it holds {len(lengths) - before}")
-    return Scan(np.array(lengths), smallest, largest)
+        if len(found) != promised:
+            raise DataError(f"{path}: its name promises {promised} records, it holds {len(found)}")
+        lengths.append(np.array(found, np.int64))
+    return Scan(np.concatenate(lengths), smallest, largest)
 
 
 def report(run: RunConfig, source: Source, seen: Scan, tokenizer: Tokenizer) -> bool:

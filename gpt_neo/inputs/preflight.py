@@ -82,11 +82,12 @@ def check_records(run: RunConfig, sources: Sequence[Source]) -> None:
 def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
     """What a person should know about how the records will be read, one line each."""
     found = []
-    if reads_in_turn(run):
-        for ref, _ in run.datasets:
-            if ref.datatype not in (None, CHUNKS):
-                found.append(f"input_fn sequential_input reads {ref.name!r} in chunks; its entry says {ref.datatype}")
-        return found
+    in_turn = reads_in_turn(run)
+    for ref, _ in run.datasets:
+        if ref.datatype not in (None, CHUNKS) and in_turn:
+            found.append(f"input_fn sequential_input reads {ref.name!r} in chunks; its entry says {ref.datatype}")
+        elif ref.datatype in (None, CHUNKS) and ref.stitch is not None:
+            found.append(f"stitch {ref.stitch} of {ref.name!r} does nothing: its records are read in chunks")
     for source in sources:
         local = [path for path in source.paths[:1] if source.kind != CHUNKS and os.path.exists(path)]
         lengths = {len(row) for path in local for row in itertools.islice(read_records(path), FIRST_RECORDS)}

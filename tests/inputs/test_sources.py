@@ -1,5 +1,6 @@
 """Which files are read and how; every mistake and every kind of damage in one clear line."""
 
+import dataclasses
 import os
 import shutil
 
@@ -64,6 +65,14 @@ def test_mistakes_in_entries(two, shelf):
         training_sources(make_run([(entry("a", 2, "documents_fixed"), type(two[0])(path=two[0].path, eos_id=5000))]))
 
 
+def test_datasets_without_held_out_records_are_left_out_of_evaluation(two):
+    held_out = dataclasses.replace(two[1], eval_path=two[1].path)
+    for weights, names in (((None, None), ["b"]), ((1.0, 2.0), ["b"])):
+        entries = [entry(name, weight=weight) for name, weight in zip("ab", weights)]
+        run = make_run(list(zip(entries, (two[0], held_out))))
+        assert [source.name for source in evaluation_sources(run)] == names
+
+
 def test_notes_tell_of_legacy_readings(two):
     documents = [entry("a", 25, "documents_random", 1.0)]
     run = make_run(list(zip(documents, two)))
@@ -73,6 +82,8 @@ def test_notes_tell_of_legacy_readings(two):
     (line,) = preflight.notes(run, training_sources(run))
     assert "reads 'a' in chunks; its entry says documents_random" in line
     assert not preflight.notes(make_run(list(zip(documents, two)), input_fn="generic_text"), [])
+    (line,) = preflight.notes(make_run(list(zip([entry("a", 25)], two))), [])
+    assert line == "stitch 25 of 'a' does nothing: its records are read in chunks"
 
 
 def test_counts_without_names_are_counted(shelf, tmp_path):

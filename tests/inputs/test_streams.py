@@ -63,7 +63,7 @@ def test_records_in_turn_from_any_position(source):
         assert got.tolist() == [(position + i) % source.records for i in range(len(got))]
 
 
-@pytest.mark.parametrize("block", [1, 2, 4, 100])
+@pytest.mark.parametrize("block", [2, 100])
 def test_shuffled_records_come_once_per_epoch_and_the_same_from_any_position(source, block, monkeypatch):
     monkeypatch.setattr(streams, "SHUFFLED_SAMPLES", block)
     shuffled = dataclasses.replace(source, kind="documents_fixed", shuffled=True)

@@ -10,6 +10,7 @@ import pytest
 
 from gpt_neo.model.dropout import dropout, dropout_source, threefry
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from tests.conftest import ROOT
 
 SHAPE = {"batch": 8, "sequence": 64, "heads": 4, "memory_length": 128}
 
@@ -113,6 +114,7 @@ from gpt_neo.config.schema import ModelConfig, OptimizerConfig, RunConfig, Train
 from gpt_neo.model.dims import make_dims
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.train_step import loss_and_gradients
+from tests.model.spread import evaluate, largest_error
 
 model = ModelConfig(n_head=4, n_embd=16, n_layer=1, n_vocab=32, n_ctx=24, attention_types=("local",),
                     local_attention_radius=8, embed_dropout=0.2, attn_dropout=0.3, res_dropout=0.25)
@@ -121,11 +123,9 @@ tokens = np.random.RandomState(0).randint(0, 32, (8, 25)).astype(np.int32)
 weights = {}
 
 def run(sizes, names, splits, recompute, step=3):
-    axes = ["m%d" % i for i in range(len(sizes))]
-    count = int(np.prod(sizes)) if sizes else 1
     config = RunConfig("", "", dataclasses.replace(model, recompute_grad=recompute), OptimizerConfig(lr=1.0),
                        MeshConfig(), training, ())
-    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={"CPU": 4})) as session:
+    with tf.Graph().as_default():
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
         dims = make_dims(model, 8)
@@ -134,36 +134,20 @@ def run(sizes, names, splits, recompute, step=3):
                     "rows": mtf.range(mesh, dims.batch, tf.int32)}
         step = mtf.import_tf_tensor(mesh, tf.constant(step), mtf.Shape([]))
         loss, grads = loss_and_gradients(graph, features, step, config, splits)
-        shape = ",".join("%s:%d" % pair for pair in zip(axes, sizes))
-        layout = ",".join("%s:%s" % pair for pair in zip(names, axes))
-        impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape, layout, ["/cpu:%d" % i for i in range(count)])
-        lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
-        fetches = [lowering.export_to_tf_tensor(t) for t in [loss] + list(grads)]
-        session.run(tf.global_variables_initializer())
-        for variable in tf.global_variables():
-            name = variable.op.name
-            if name not in weights:
-                weights[name] = np.random.RandomState(len(weights)).normal(0, 0.3, variable.shape.as_list())
-            variable.load(weights[name], session)
-        session.run(lowering.copy_masters_to_slices())
-        return session.run(fetches)
-
-def compare(a, b):
-    scale = max(np.abs(g).max() for g in a[1:])
-    return max([float(abs(b[0] - a[0]))] + [float(np.abs(x - y).max() / scale) for x, y in zip(a[1:], b[1:])])
+        return evaluate(graph, mesh, [loss, *grads], sizes, names, weights)
 
 alone = run([], [], 1, False)
-print(json.dumps({"errors": [compare(alone, run(sizes, names.split(","), splits, recompute))
+print(json.dumps({"errors": [largest_error(alone, run(sizes, names.split(","), splits, recompute))
                              for sizes, names, splits, recompute in json.loads(sys.argv[1])],
-                  "other step": compare(alone, run([], [], 1, False, step=4))}))
+                  "other step": largest_error(alone, run([], [], 1, False, step=4))}))
 """
 
 
 @pytest.fixture(scope="module")
 def report():
     env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
-    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(VARIANTS)], env=env, capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(VARIANTS)], env=env, cwd=ROOT, capture_output=True,
+                          text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -49,7 +49,7 @@ def test_the_mean_is_over_the_labels_that_count():
     assert loss == pytest.approx((losses.astype(np.float64) * COUNTED).sum() / COUNTED.sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("splits", [2, 8])
+@pytest.mark.parametrize("splits", [4])
 def test_microbatches_weigh_by_their_labels(splits):
     (loss, *grads), _ = run(1)
     (split_loss, *split_grads), _ = run(splits)

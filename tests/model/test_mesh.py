@@ -27,6 +27,7 @@ from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
+from tests.model.spread import evaluate
 
 config = ModelConfig(n_head=4, n_embd=16, n_layer=2, n_vocab=32, n_ctx=24,
                      attention_types=tuple(sys.argv[2].split(",")), local_attention_radius=8)
@@ -34,9 +35,7 @@ tokens = np.random.RandomState(0).randint(0, 32, (4, 25)).astype(np.int32)
 weights = {}
 
 def run(sizes, names):
-    axes = ["m%d" % i for i in range(len(sizes))]
-    count = int(np.prod(sizes)) if sizes else 1
-    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={"CPU": 4})) as session:
+    with tf.Graph().as_default():
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
         dims = make_dims(config, 4)
@@ -46,19 +45,7 @@ def run(sizes, names):
         loss = mtf.reduce_mean(cross_entropy_per_token(logits, labels, dims.vocab, 1e-4))
         variables = graph.trainable_variables
         grads = mtf.gradients([loss], [v.outputs[0] for v in variables])
-        shape = ",".join("%s:%d" % pair for pair in zip(axes, sizes))
-        layout = ",".join("%s:%s" % pair for pair in zip(names, axes))
-        impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape, layout, ["/cpu:%d" % i for i in range(count)])
-        lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
-        fetches = [lowering.export_to_tf_tensor(t) for t in [loss] + list(grads)]
-        session.run(tf.global_variables_initializer())
-        for variable in tf.global_variables():
-            name = variable.op.name
-            if name not in weights:
-                weights[name] = np.random.RandomState(len(weights)).normal(0, 0.3, variable.shape.as_list())
-            variable.load(weights[name], session)
-        session.run(lowering.copy_masters_to_slices())
-        return session.run(fetches)
+        return evaluate(graph, mesh, [loss, *grads], sizes, names, weights)
 
 alone = run([], [])
 errors = {}

@@ -15,6 +15,7 @@ import pytest
 
 from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.mtf_compat import tf
+from tests.conftest import ROOT
 
 STEPS, BATCH, N_CTX = 16, 8, 12
 THROWN_AT = 13  # the session is lost after this step; the newest checkpoint is then at step 8 + 3
@@ -114,8 +115,8 @@ def place(tmp_path_factory):
 
     def run(jobs):
         env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
-        done = subprocess.run([sys.executable, "-c", SCRIPT], input=json.dumps(jobs), env=env, capture_output=True,
-                              text=True, check=False)  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", SCRIPT], input=json.dumps(jobs), env=env, cwd=ROOT,
+                              capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return {os.path.basename(job["config"])[:-5]: outcome(job) for job in jobs}
 

@@ -1,0 +1,64 @@
+"""`--check_dataset` on every way of reading."""
+
+import glob
+import os
+import shutil
+
+import pytest
+
+from gpt_neo.dataprep.records import RecordWriter, read_records
+from tests.conftest import N_CTX
+
+
+@pytest.fixture(scope="module")
+def documents(world):
+    """The prepared records cut to documents of 1, 2, ... 33 tokens and an empty one."""
+    writer = RecordWriter(world.records, "cut", 0)
+    rows = read_records(sorted(glob.glob(os.path.join(world.records, "train_*.tfrecords")))[0])
+    writer.write([])
+    for size, row in zip(range(1, N_CTX + 2), rows):
+        writer.write(row[:size])
+    writer.close()
+    return world.dataset_config("cut", path=os.path.join(world.records, "cut_*.tfrecords"))
+
+
+def test_a_mixture_of_chunks_and_documents(world, documents, command, capsys):
+    mixed = [["small", None, None, 0.75], [documents, 4, "documents_random", 0.25]]
+    path = world.config("mixed", datasets=mixed, train_steps=100)
+    assert command("--model", path, "--check_dataset") == 0
+    out = capsys.readouterr().out
+    assert "dataset   cut: 34 records in 1 file(s), 561 tokens, read as documents_random" in out
+    # groups of four: 0 + 1 + 2 + 3 tokens and three ends, and so on
+    assert "4 document(s) each, joined by id 0: 65 tokens on average; 22.2% are shorter than 33" in out
+    assert "mixture   small: weight 0.75 of 1 (75.00%), gives 300 of 400 samples (75.00%), 1.07 epochs" in out
+    assert "mixture   cut: weight 0.25 of 1 (25.00%), gives 100 of 400 samples (25.00%), 11.76 epochs" in out
+    assert out.count("--- record") == 3 and "WARNING" not in out
+
+
+def test_masked_documents(world, documents, command, capsys):
+    path = world.config("masked", datasets=[[documents, 40, "documents_fixed", 1.0]], mlm_training=True, mlm_mask_id=2)
+    assert command("--model", path, "--check_dataset") == 0
+    out = capsys.readouterr().out
+    assert "[MASK]" in out and out.count("to predict: ") == 3 and "and 20 more, 32 tokens" in out
+
+
+def test_what_training_would_stop_at(world, documents, command, capsys):
+    path = world.config("cut_chunks", datasets=[documents])
+    assert command("--model", path, "--check_dataset") == 0
+    out = capsys.readouterr().out
+    assert "WARNING   a record of 0 tokens is too short" in out and "--- record" not in out
+
+
+def test_damage_far_from_the_beginning(world, command, capsys, tmp_path):
+    for path in glob.glob(os.path.join(world.records, "train_*.tfrecords")):
+        shutil.copy(path, tmp_path)
+    last = sorted(glob.glob(str(tmp_path / "*.tfrecords")))[-1]
+    data = bytearray(open(last, "rb").read())
+    data[len(data) // 2] ^= 255
+    open(last, "wb").write(data)
+    world.dataset_config("late", path=str(tmp_path / "*.tfrecords"))
+    path = world.config("late", datasets=["late"], train_steps=1000)
+    for flags in (["--check_dataset"], []):  # and in the middle of training
+        assert command("--model", path, *flags) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert line.startswith(f"error: {last}: record at byte ") and " is damaged: " in line
