@@ -95,8 +95,12 @@ class Encoder:
         Raises:
           DataError: it has lone surrogates, or a word too long to encode in bounded memory.
         """
-        parts = [ids for ids, _ in map(self.encode_texts, batched(self.pieces(text)))]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros(0, np.uint32)])
+        return np.concatenate(list(self.blocks(text)))
+
+    def blocks(self, text: str) -> Iterator[np.ndarray]:
+        """As `encode`, in blocks, so that a long text needs no second copy of its ids."""
+        for batch in batched(self.pieces(text)):
+            yield self.encode_texts(batch)[0]
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of several texts of together about BLOCK characters.
