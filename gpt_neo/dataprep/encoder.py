@@ -26,7 +26,7 @@ BLOCK = 1 << 20  # characters encoded at once
 SHORT = 16  # bytes of the longest word the vectorised table holds; longer ones are rare and have a dictionary
 TABLE_BITS = 21
 WORD_LIMIT = 1 << 20  # words remembered: half the table, so that a search is short; about 100 MB
-LONG_LIMIT, LONG_KEPT = 1 << 14, 1 << 10  # words of more than SHORT bytes remembered, and bytes of the longest of them
+LONG_LIMIT, LONG_KEPT = 1 << 17, 1 << 10  # words of more than SHORT bytes remembered, and bytes of the longest of them
 LONGEST_WORD = 8 << 20  # bytes; `tokenizers` needs 100 bytes of memory for each byte of a word
 END_CHARACTER = "\0"  # stands between the texts of a block; told from a NUL in a text by its place
 MOST_DOUBTFUL = 64  # places in a text with unknown characters; with more, the text goes to `tokenizers` as a whole
@@ -95,8 +95,12 @@ class Encoder:
         Raises:
           DataError: it has lone surrogates, or a word too long to encode in bounded memory.
         """
-        parts = [ids for ids, _ in map(self.encode_texts, batched(self.pieces(text)))]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros(0, np.uint32)])
+        return np.concatenate(list(self.blocks(text)))
+
+    def blocks(self, text: str) -> Iterator[np.ndarray]:
+        """As `encode`, in blocks, so that a long text needs no second copy of its ids."""
+        for batch in batched(self.pieces(text)):
+            yield self.encode_texts(batch)[0]
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of several texts of together about BLOCK characters.
@@ -112,7 +116,11 @@ class Encoder:
             raise DataError(LONE_SURROGATE) from error
         if found is not None:
             return found
-        each = [self.encode_around_unknown(text) for text in texts]
+        # Some text has an unknown character, which is not ASCII: the ASCII ones still go together.
+        plain = [text for text in texts if text.isascii()]
+        ids, counts = self.encode_texts(plain) if plain else (np.zeros(0, np.uint32), np.zeros(0, np.int64))
+        known = iter(np.split(ids, np.cumsum(counts)[:-1]))
+        each = [next(known) if text.isascii() else self.encode_around_unknown(text) for text in texts]
         return np.concatenate(each), np.array([len(ids) for ids in each], np.int64)
 
     def encode_whole(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -219,8 +227,10 @@ class Memory:
 
     def look_up(self, data: bytes, starts: np.ndarray) -> np.ndarray:
         """Entries of the words of `data` that begin at `starts`, int64 [words]; unknown words are learned."""
-        if self.entries + len(starts) > WORD_LIMIT or len(self.long_words) > LONG_LIMIT:
+        if self.entries + len(starts) > WORD_LIMIT:
             self.forget()
+        if len(self.long_words) > LONG_LIMIT:
+            self.long_words = {}
         padded = np.zeros(len(data) + SHORT, np.uint8)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
         eight: np.ndarray = np.ndarray((len(data) + 9,), "<u8", padded, strides=(1,))  # 8 bytes from every place on
@@ -272,13 +282,15 @@ class Memory:
           entries int64 [words]; the indices of one word of each kind that is new, int64 [new]
         """
         shown = codecs.charmap_decode(data, "strict", self.characters)[0]
-        seen = dict(self.long_words)
+        seen: dict[str, int] = {}
         entries: list[int] = []
         new: list[int] = []
         lists: list[list[int]] = []
         for index, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist())):
             word = shown[start : start + size]
             entry = seen.get(word)
+            if entry is None and size > SHORT:
+                entry = self.long_words.get(word)
             if entry is None:
                 if size > LONGEST_WORD:
                     raise DataError(f"{size:,} bytes are one word; at most {LONGEST_WORD:,} can be encoded")

@@ -65,7 +65,8 @@ class Bad(NamedTuple):
 
     def __str__(self) -> str:
         place = f":{self.number}" if self.noun == "line" else f", {self.noun} {self.number}"
-        return f"{self.path}{place if self.number else ''}: {self.reason}{': ' + self.detail if self.detail else ''}"
+        name = "standard input" if self.path == STDIN else self.path
+        return f"{name}{place if self.number else ''}: {self.reason}{': ' + self.detail if self.detail else ''}"
 
 
 def natural_key(path: str) -> list:

@@ -5,6 +5,7 @@ Written and read without TensorFlow, which takes seconds to import; tests hold b
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import struct
@@ -17,6 +18,7 @@ from gpt_neo import storage
 from gpt_neo.errors import DataError
 
 FEATURE = "text"
+BLOCK = 1 << 22  # numbers packed at once
 MASK_DELTA = 0xA282EAD8
 
 
@@ -30,7 +32,10 @@ def masked_crc(data: bytes) -> int:
 
 def pack_varints(values: np.ndarray) -> bytes:
     """Protobuf varints of non-negative numbers below 2**28, vectorised."""
-    values = np.asarray(values).astype(np.uint32)
+    values = np.asarray(values)
+    if len(values) > BLOCK:  # in parts: the columns below take several times the memory of the numbers
+        return b"".join(pack_varints(values[start : start + BLOCK]) for start in range(0, len(values), BLOCK))
+    values = values.astype(np.uint32)
     width = max(1, -(-int(values.max(initial=0)).bit_length() // 7))
     columns, used = np.empty((len(values), width), np.uint8), np.ones((len(values), width), bool)
     for place in range(width):
@@ -96,13 +101,27 @@ def pack_rows(rows: np.ndarray) -> tuple[bytes, np.ndarray]:
 
 def example_of(packed: bytes) -> bytes:
     """A serialised record of packed varints."""
-    return field(1, field(1, field(1, FEATURE.encode()) + field(2, field(3, field(1, packed)))))
+    return example_head(len(packed)) + packed
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def example_head(size: int) -> bytes:
+    """What stands before `size` bytes of packed varints in a record: Example, Features, entry, name, list."""
+    head, name = b"", field(1, FEATURE.encode())
+    for number, before in ((1, b""), (3, b""), (2, name), (1, b""), (1, b"")):
+        head = before + bytes([number << 3 | 2]) + varint(len(head) + size) + head
+    return head
 
 
 def frame(data: bytes) -> bytes:
     """Length and checksums around a record."""
+    return b"".join(frame_parts(data))
+
+
+def frame_parts(data: bytes) -> tuple[bytes, ...]:
+    """As `frame`, without a copy of the record."""
     length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
+    return length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))
 
 
 def parse_example(data: bytes) -> np.ndarray:

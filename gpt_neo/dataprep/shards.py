@@ -14,9 +14,10 @@ from gpt_neo.dataprep.account import Account
 from gpt_neo.dataprep.duplicates import mark_duplicates
 from gpt_neo.dataprep.layout import Layout, Part, Shard
 from gpt_neo.dataprep.options import Job
-from gpt_neo.dataprep.records import encode_example, encode_rows, frame
+from gpt_neo.dataprep.records import encode_example, encode_rows, frame_parts
 
 BLOCK = 1 << 20  # ids handled at once
+ROWS = 512  # records encoded at once
 WINDOW_TOKENS = 1 << 25  # ids of the records that are shuffled together
 UNITS = "units"  # file of the numbers of all units
 BUCKET_EXTENT = 1 << 25  # ids of the documents that are shuffled together; ranges of the random keys
@@ -48,11 +49,12 @@ def write_shard(job: Job, plan: Plan, shard: Shard) -> dict:
         if job.options.mode == "documents":
             for ids in joined_documents(job, plan, shard):
                 written += len(ids)
-                handle.write(frame(encode_example(ids)))
+                handle.writelines(frame_parts(encode_example(ids)))
         else:
             for rows in chunk_rows(job, plan, shard):
                 written += rows.size
-                handle.write(encode_rows(rows))
+                for start in range(0, len(rows), ROWS):
+                    handle.write(encode_rows(rows[start : start + ROWS]))
     return {"shard": shard.number, "file": name, "records": shard.records, "tokens": written}
 
 
@@ -102,8 +104,8 @@ def token_blocks(job: Job, plan: Plan, parts: Iterable[Part]) -> Iterator[np.nda
         place = 0
         for ids in documents(job, plan, part.unit):
             begin, end = max(part.start - place, 0), min(part.stop - place, len(ids))
-            if begin < end:
-                yield ids[begin:end]
+            for start in range(begin, end, BLOCK):
+                yield ids[start : min(start + BLOCK, end)]
             place += len(ids)
             if place >= part.stop:
                 break

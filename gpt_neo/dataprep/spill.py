@@ -8,6 +8,8 @@ of random keys, so that those of a range of keys lie together.
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,10 +41,10 @@ def keys_of(seed: int, unit: int, count: int) -> np.ndarray:
     return np.random.Philox(key=np.array([seed, unit], np.uint64)).random_raw(count).astype(np.uint64)
 
 
-def write_spill(job: Job, unit: int, documents: list[np.ndarray], digests: list[bytes]) -> None:
-    """Write the documents of a unit, ids [tokens] each, separators included."""
+def write_spill(job: Job, unit: int, documents: Sequence[Sequence[np.ndarray]], digests: Sequence[bytes]) -> None:
+    """Write the documents of a unit, each in blocks of ids, separators included."""
     index = np.zeros(len(documents), INDEX)
-    index["length"] = [len(ids) for ids in documents]
+    index["length"] = [sum(map(len, blocks)) for blocks in documents]
     index["place"] = np.arange(len(documents))
     if digests:
         index["digest"] = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
@@ -52,8 +54,8 @@ def write_spill(job: Job, unit: int, documents: list[np.ndarray], digests: list[
         documents = [documents[place] for place in index["place"].tolist()]
     index["offset"] = np.cumsum(index["length"]) - index["length"]
     with storage.writing(spill_path(job, unit, "tokens")) as handle:
-        for ids in documents:
-            handle.write(ids.astype(token_type(job), copy=False).tobytes())
+        for block in itertools.chain.from_iterable(documents):
+            handle.write(block.astype(token_type(job), copy=False).data)
     if has_index(job):
         write_array(spill_path(job, unit, "index"), index)
 

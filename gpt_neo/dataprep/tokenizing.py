@@ -49,8 +49,9 @@ def tokenize_unit(job: Job, unit: Unit) -> dict:
     write_spill(job, unit.number, work.kept, work.digests)
     return {
         "unit": unit.number, "group": unit.group, "part": unit.part, "last": unit.last, "stored": unit.stored,
-        "tokens": sum(len(ids) for ids in work.kept), "documents": len(work.kept), "account": work.account.counts(),
-        "sets": work.totals.sets, "bad": [list(bad) for bad in work.totals.bad], "reasons": work.totals.reasons,
+        "tokens": sum(len(block) for blocks in work.kept for block in blocks), "documents": len(work.kept),
+        "account": work.account.counts(), "sets": work.totals.sets, "bad": [list(bad) for bad in work.totals.bad],
+        "reasons": work.totals.reasons,
     }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ class UnitWork:
         self.separator = np.array(job.separator if job.options.mode == "chunks" else (), token_type(job))
         self.totals = Totals()
         self.account = self.totals.account
-        self.kept: list[np.ndarray] = []
+        self.kept: list[list[np.ndarray]] = []  # blocks of ids of each document, separators included
         self.digests: list[bytes] = []
         self.failed: Optional[Bad] = None
         self.waiting: list[Document] = []
@@ -82,28 +83,30 @@ class UnitWork:
     def flush(self) -> None:
         """Encode what is waiting."""
         waiting, self.waiting, self.size = self.waiting, [], 0
-        for document, ids in self.encoded(waiting):
+        for document, blocks in self.encoded(waiting):
             if self.failed is not None:
                 return
-            if isinstance(ids, Bad):
-                self.refuse(ids)
+            if isinstance(blocks, Bad):
+                self.refuse(blocks)
             else:
-                self.put(document, ids)
+                self.put(document, blocks)
 
     def encoded(self, waiting: list[Document]) -> Iterator[tuple[Document, Any]]:
-        """(document, ids), or (document, Bad) for one that cannot be encoded."""
+        """(document, blocks of ids), or (document, Bad) for one that cannot be encoded."""
         if self.failed is not None or not waiting:
             return
         try:
             if len(waiting) > 1:
                 ids, counts = self.encoder.encode_texts([document.text for document in waiting])
-                yield from zip(waiting, np.split(ids, np.cumsum(counts)[:-1]))
+                parts = np.split(ids.astype(self.separator.dtype), np.cumsum(counts)[:-1])
+                yield from ((document, [part]) for document, part in zip(waiting, parts))
                 return
         except DataError:
             pass  # one of them; which, the loop below finds
         for document in waiting:
             try:
-                yield document, self.encoder.encode(document.text)
+                kind = self.separator.dtype
+                yield document, [block.astype(kind) for block in self.encoder.blocks(document.text)]
             except DataError as error:
                 yield document, document.bad(str(error))
 
@@ -114,27 +117,37 @@ class UnitWork:
             return
         self.totals.add_bad([bad])
 
-    def put(self, document: Document, ids: np.ndarray) -> None:
+    def put(self, document: Document, blocks: list[np.ndarray]) -> None:
         """Keep a document's ids, or drop it."""
-        text, account = document.text, self.account
-        account.bytes_in += len(text) if text.isascii() else len(text.encode("utf-8"))
-        account.tokens_in += len(ids)
+        account, size = self.account, sum(map(len, utf8_blocks(document.text)))
+        tokens = sum(map(len, blocks))
+        account.bytes_in += size
+        account.tokens_in += tokens
         account.documents_in += document.closes
         if document.set_name is not None:
             seen = self.totals.sets.setdefault(document.set_name, [0, 0, 0])
-            for place, more in enumerate((1, len(text.encode("utf-8")), len(ids))):
+            for place, more in enumerate((1, size, tokens)):
                 seen[place] += more
         if document.opens and document.closes:
-            if not len(ids):
+            if not tokens:
                 account.documents_dropped_empty += 1
                 return
-            if len(ids) < self.job.options.minimum_size:
+            if tokens < self.job.options.minimum_size:
                 account.documents_dropped_short += 1
-                account.tokens_dropped_short += len(ids)
+                account.tokens_dropped_short += tokens
                 return
         end = self.separator if document.closes else self.separator[:0]
         account.documents_written += document.closes
         account.separator_tokens += len(end)
-        self.kept.append(np.concatenate([ids.astype(self.separator.dtype), end]))
+        self.kept.append([*blocks, end])
         if self.job.options.deduplicate:
-            self.digests.append(hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest())
+            digest = hashlib.blake2b(digest_size=16)
+            for block in utf8_blocks(document.text):
+                digest.update(block)
+            self.digests.append(digest.digest())
+
+
+def utf8_blocks(text: str) -> Iterator[bytes]:
+    """The bytes of a text, a block at a time."""
+    for start in range(0, len(text), BLOCK):
+        yield text[start : start + BLOCK].encode("utf-8")

@@ -1,0 +1,168 @@
+"""The scripts of data/, as a user calls them."""
+
+import glob
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpt_neo.cli.common import run_command
+from gpt_neo.dataprep.records import RecordWriter
+from gpt_neo.dataprep.survey import Lengths, manifest_of, survey
+from tests.conftest import ROOT
+from tests.dataprep.test_prepare import contents, write_lines
+
+SCRIPTS = sorted(glob.glob(os.path.join(ROOT, "data", "*.py")))
+
+
+def call(name, *arguments, **options):
+    """A script in a process of its own."""
+    path = os.path.join(ROOT, "data", f"{name}.py")
+    return subprocess.run([sys.executable, path, *map(str, arguments)], capture_output=True, cwd=ROOT, check=False,
+                          **options)  # fmt: skip
+
+
+def load(name):
+    """A script as a module of another name, as `inspect` would stand in for the standard library's."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", os.path.join(ROOT, "data", f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: run_command(module.main, [str(word) for word in arguments])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=os.path.basename)
+def test_help(path):
+    done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("usage: ") and not done.stderr
+
+
+def test_inspect_stands_in_for_no_module():
+    """Every script has its own folder first on the search path, and many modules import `inspect`."""
+    code = ("import sys; sys.path.insert(0, 'data'); import inspect, dataclasses; from inspect import signature; "
+            "print(inspect.__file__, inspect.isfunction(signature), sys.modules['inspect'] is inspect)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    place, *right = done.stdout.split()
+    assert os.path.dirname(place) == os.path.dirname(json.__file__.replace("/json/", "/")) and right == ["True", "True"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, small_tokenizer):
+    """Records of three documents."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_lines(folder / "in.jsonl", ["one two three", "x", "some more words " * 9])
+    arguments = ["--input_dir", folder / "in.jsonl", "--output_dir", folder / "out", "--encoder_path", small_tokenizer,
+                 "--chunk_size", 16, "--files_per", 2, "--processes", 1]  # fmt: skip
+    assert load("create_tfrecords")(*arguments) == 0
+    return folder
+
+
+def test_inspect(prepared, small_tokenizer, capsys):
+    picture = prepared / "lengths.png"
+    pattern = prepared / "out" / "data_*.tfrecords"
+    assert load("inspect")(pattern, "--samples", 1, "--histogram", picture) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("--- record 0 of ") and "one two three" in out
+    found = survey([str(pattern)])
+    assert f"documents  3, of 1 to {found.documents.max()} tokens" in out
+    assert "(tokenizer " in out and f"{small_tokenizer}: 400 ids)" in out and "WARNING" not in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert found.records == sum(manifest_of(glob.glob(str(pattern))[0])["records"]) and found.shortest == 16
+    account = manifest_of(glob.glob(str(pattern))[0])["account"]
+    assert found.documents.sum() == account["tokens_in"] and found.tokens == account["tokens_written"]
+
+
+def test_inspect_warns_and_refuses(prepared, tmp_path, capsys):
+    writer = RecordWriter(str(tmp_path), "x", 0)
+    writer.write([1, 2, 60_000])
+    os.rename(writer.close(), tmp_path / "x_0_7.tfrecords")
+    assert load("inspect")(tmp_path / "x_0_7.tfrecords", "--samples", 0) == 1
+    out = capsys.readouterr().out
+    assert "its name promises 7 records, it holds 1" in out and "id 60000 reaches the 50257 ids" in out
+    assert load("inspect")(tmp_path / "none*") == 2
+    assert "no such file, and no file matches it" in capsys.readouterr().err
+
+
+def test_lengths_of_documents_across_records():
+    stream = [1, 2, 0, 3, 0, 0, 4, 5, 6, 7, 0, 8]
+    for size in (1, 3, 4, 12):
+        lengths = Lengths(0)
+        for start in range(0, len(stream), size):
+            lengths.add(np.array(stream[start : start + size]))
+        assert lengths.all().tolist() == [2, 1, 4, 1]
+    whole = Lengths(None)
+    whole.add(np.array([1, 0, 2]))
+    assert whole.all().tolist() == [3]
+
+
+def test_train_tokenizer_from_any_reader(tmp_path, prose, capsys):
+    (tmp_path / "in").mkdir()
+    write_lines(tmp_path / "in" / "a.jsonl", [prose[:20_000]])
+    (tmp_path / "in" / "b.txt").write_text(prose[20_000:30_000], encoding="utf-8")
+    train = load("train_tokenizer")
+    assert train("--base_dir", tmp_path / "in", "--vocab_size", 300, "--output_dir", tmp_path / "t1") == 0
+    assert "300 ids from 2 file(s)" in capsys.readouterr().out
+    assert train("--base_dir", tmp_path / "in" / "a.jsonl", tmp_path / "in" / "b.txt", "--vocab_size", 300,
+                 "--output_dir", tmp_path / "t2") == 0  # fmt: skip
+    assert (tmp_path / "t1" / "tokenizer.json").read_bytes() == (tmp_path / "t2" / "tokenizer.json").read_bytes()
+    assert train("--base_dir", tmp_path / "in", "--file_type", "docx", "--vocab_size", 300, "--output_dir", "x") == 2
+    assert train("--base_dir", tmp_path / "in", "--vocab_size", 30, "--output_dir", "x") == 2
+    errors = capsys.readouterr().err
+    assert "no files of --file_type docx" in errors and "--vocab_size is 30; expected at least 258" in errors
+
+
+def test_standard_input(prepared, tmp_path, small_tokenizer):
+    common = ["--encoder_path", small_tokenizer, "--chunk_size", 16, "--processes", 1, "--files_per", 2]
+    text = (prepared / "in.jsonl").read_bytes()
+    done = call("create_tfrecords", "--input_dir", "-", "--output_dir", tmp_path / "out", *common, input=text)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = contents(tmp_path / "out"), contents(prepared / "out")
+    ours.pop("data_manifest.json"), theirs.pop("data_manifest.json")
+    assert ours == theirs
+    bad = b'{"text": 1}\n'
+    done = call("create_tfrecords", "--input_dir", "-", "--output_dir", tmp_path / "o2", *common, input=bad)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: standard input:1: expected an object with a string under 'text'")
+
+
+def test_separators_dataset_config_and_mistakes(prepared, tmp_path, small_tokenizer, capsys, monkeypatch):
+    create = load("create_tfrecords")
+    common = ["--input_dir", prepared / "in.jsonl", "--encoder_path", small_tokenizer, "--chunk_size", 16,
+              "--processes", 1]  # fmt: skip
+    made = []
+    for number, words in enumerate((["0"], ["[0]"], ["0", "1"], ["0,1"])):
+        assert create(*common, "--output_dir", tmp_path / str(number), "--separator", *words) == 0
+        made.append(manifest_of(str(tmp_path / str(number) / "data_0_1.tfrecords"))["separator"])
+    assert made == [[0], [0], [0, 1], [0, 1]]
+    monkeypatch.chdir(tmp_path)
+    assert create(*common, "--output_dir", "out", "--name", "mine", "--write_dataset_config") == 0
+    with open("configs/dataset_configs/mine.json", encoding="utf-8") as handle:
+        assert json.load(handle)["path"] == str(tmp_path / "out" / "mine_*.tfrecords")
+    capsys.readouterr()
+    for arguments, message in (
+        (["--separator", "x"], "--separator is 'x'"), (["--chunk_size", "1"], "--chunk_size is 1"),
+        (["--output_dir", "out", "--name", "mine"], "already holds mine_0_"),
+        (["--legacy"], "--legacy: the old program crashed with --encoder_path"),
+        (["--input_dir", "nowhere"], "--input_dir 'nowhere': no files there"),
+    ):  # fmt: skip
+        assert create(*common, *arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_legacy_takes_the_old_defaults(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("it 's a \u00c3\u00a9 , " * 40)
+    create = load("create_tfrecords")
+    arguments = ["--legacy", "--input_dir", tmp_path / "in", "--chunk_size", 31, "--processes", 1]
+    assert create(*arguments, "--output_dir", tmp_path / "a") == 0
+    manifest = manifest_of(glob.glob(str(tmp_path / "a" / "*.tfrecords"))[0])
+    assert (manifest["chunk_size"], manifest["minimum_size"]) == (32, 100)
+    assert manifest["ftfy"] and manifest["wikitext_detokenize"]
+    assert "it's a \u00e9, it's" in survey([str(tmp_path / "a" / "*.tfrecords")]).samples[0][1]
+    assert "dropped: " in capsys.readouterr().out
+    assert create(*arguments, "--no-ftfy", "--minimum_size", 1, "--output_dir", tmp_path / "b") == 0
+    assert "it's a \u00c3\u00a9" in survey([str(tmp_path / "b" / "*.tfrecords")]).samples[0][1]
