@@ -22,8 +22,8 @@ if not hasattr(_ops, "register_tensor_conversion_function"):
 
 import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 
-__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "row_times_matrix", "tf", "uncompiled",
-           "zeros_initializer"]  # fmt: skip
+__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "row_times_matrices", "row_times_matrix",
+           "tf", "uncompiled", "zeros_initializer"]  # fmt: skip
 
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
@@ -73,8 +73,8 @@ def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any =
 
 
 @always_compiled
-def _compiled_product(row: Any, matrix: Any) -> Any:
-    return tf.linalg.matmul(row, matrix)
+def _compiled_products(row: Any, *matrices: Any) -> list:
+    return [tf.linalg.matmul(row, matrix) for matrix in matrices]
 
 
 ROW_PARTS = 8  # more than cores, so that a slow one does not hold up the rest
@@ -93,13 +93,26 @@ def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
     Returns:
       [1, columns]
     """
+    if not transposed:
+        return row_times_matrices(row, [matrix])[0]
+    pieces = [piece for _, _, piece in row_slices(matrix, ROW_PARTS)]
+    return tf.concat([tf.linalg.matmul(row, piece, transpose_b=True) for piece in pieces], 1)
+
+
+def row_times_matrices(row: Any, matrices: list) -> list:
+    """One row [1, inner] times each matrix [inner, columns]: [1, columns] each, in two calls of one kernel."""
+    slices = zip(*(row_slices(matrix, 2) for matrix in matrices))
+    parts = [
+        _compiled_products(row[:, pieces[0][0] : pieces[0][1]], *(piece for _, _, piece in pieces)) for pieces in slices
+    ]
+    return [tf.add_n(list(terms)) for terms in zip(*parts)]
+
+
+def row_slices(matrix: Any, parts: int) -> list[tuple]:
+    """(first row, end, those rows) of a matrix in parts."""
     count = int(matrix.shape[0])
-    parts = ROW_PARTS if transposed else 2
     edges = [count * part // parts for part in range(parts + 1)]
-    slices = [(low, high, tf.slice(matrix, [low, 0], [high - low, -1])) for low, high in zip(edges, edges[1:])]
-    if transposed:
-        return tf.concat([tf.linalg.matmul(row, piece, transpose_b=True) for _, _, piece in slices], 1)
-    return tf.add_n([_compiled_product(row[:, low:high], piece) for low, high, piece in slices])
+    return [(low, high, tf.slice(matrix, [low, 0], [high - low, -1])) for low, high in zip(edges, edges[1:])]
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:

@@ -10,7 +10,7 @@ import math
 from typing import Any, Optional
 
 from gpt_neo.model.quantized import stored_int8, widened
-from gpt_neo.mtf_compat import mtf, row_times_matrix, tf
+from gpt_neo.mtf_compat import mtf, row_times_matrices, row_times_matrix, tf
 
 
 def contract(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:
@@ -32,6 +32,13 @@ def contract(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> 
         raise ValueError(f"the bias {bias.shape} has to have the dimensions {columns}")
     inputs = [x, weight] if bias is None else [x, weight, bias]
     return ContractOperation(inputs, mtf.Shape(rows + columns), len(reduced)).outputs[0]
+
+
+def contract_each(x: Any, weights: list, reduced: list) -> list:
+    """`contract` with each of several weights [reduced..., columns...], as one operation where x is a single row."""
+    if x.shape.size == mtf.Shape(reduced).size and len(weights) > 1:
+        return list(RowContractOperation(x, weights, reduced).outputs)
+    return [contract(x, weight, reduced) for weight in weights]
 
 
 class ContractOperation(mtf.ops.EinsumOperation):
@@ -77,6 +84,51 @@ class ContractOperation(mtf.ops.EinsumOperation):
             return tf.reshape(out, rows + columns)
 
         lower_sum(self, lowering, product, summed, addend=self.inputs[2] if len(self.inputs) > 2 else None)
+
+
+class RowContractOperation(mtf.Operation):
+    """A single row [1..., reduced...] times several weights [reduced..., columns...].
+
+    At this size the calls of kernels, one for each weight, take as long as reading the weights.
+    """
+
+    def __init__(self, x: Any, weights: list, reduced: list) -> None:
+        super().__init__([x, *weights], name="row_contract")
+        self.reduced = reduced
+        rows, depth = x.shape.dims[: -len(reduced)], len(reduced)
+        if any(weight.shape.dims[:depth] != reduced for weight in weights) or x.shape.dims[-depth:] != reduced:
+            raise ValueError(f"cannot contract {reduced} of {x.shape} and {[weight.shape for weight in weights]}")
+        self._outputs = [mtf.Tensor(self, mtf.Shape(rows + w.shape.dims[depth:]), x.dtype) for w in weights]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def gradient(self, grad_ys: Any) -> list:
+        """As of one product each; the gradients of x are added."""
+        x, *weights = self.inputs
+        rows = len(x.shape) - len(self.reduced)
+        pairs = [(dy, weight) for dy, weight in zip(grad_ys, weights)]
+        dx = sum(contract(dy, weight, weight.shape.dims[len(self.reduced) :]) for dy, weight in pairs)
+        return [dx, *(WeightGradOperation(x, dy, weight.shape, rows).outputs[0] for dy, weight in pairs)]
+
+    def lower(self, lowering: Any) -> None:
+        """Shards multiply what they hold; sums over split dimensions are added up across the mesh."""
+        depth = len(self.reduced)
+
+        def products(x: Any, *weights: Any) -> tuple:
+            rows, inner = x.shape.as_list()[:-depth], math.prod(x.shape.as_list()[-depth:])
+            flat = tf.reshape(x, [1, inner])
+            small = [stored_int8(weight) for weight in weights]
+            wide = [widened(s[0], x.dtype, x) if s else weight for s, weight in zip(small, weights)]
+            outs = row_times_matrices(flat, [tf.reshape(weight, [inner, -1]) for weight in wide])
+            outs = [out * tf.cast(s[1], out.dtype) if s else out for s, out in zip(small, outs)]
+            return tuple(tf.reshape(out, rows + w.shape.as_list()[depth:]) for out, w in zip(outs, weights))
+
+        mesh_impl = lowering.mesh_impl(self)
+        axes = [mesh_impl.tensor_dimension_to_mesh_axis(d) for d in self.reduced]
+        split = [axis for axis in axes if axis is not None]
+        outs = mesh_impl.slicewise(products, *[lowering.tensors[t] for t in self.inputs])
+        for tensor, out in zip(self.outputs, outs):
+            whole = mtf.ops.LazyAllreduceSum(mesh_impl, out, split) if split else out
+            lowering.set_tensor_lowering(tensor, whole)
 
 
 class WeightGradOperation(mtf.ops.EinsumOperation):

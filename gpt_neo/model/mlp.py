@@ -48,5 +48,5 @@ def gated(x: Any, dims: Dims, config: ModelConfig) -> Any:
     whole = mtf.Dimension("glu_joined", both.size)
     kernel, bias = (mtf.rename_dimension(t, both.name, whole.name) for t in (kernel, bias))
     kernel, bias = (mtf.replace_dimensions(t, whole, [halves, dims.hidden]) for t in (kernel, bias))
-    hidden, gate = mtf.unstack(contract(x, kernel, [dims.embd]) + bias, halves)
+    hidden, gate = mtf.unstack(contract(x, kernel, [dims.embd], bias), halves)
     return hidden * activate(gate, dims.hidden, config)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from gpt_neo.model.fused_ops import MASKED
 from gpt_neo.mtf_compat import mtf, tf, zeros_initializer
 
-MASKED = -1e10
 CACHES = "caches"  # collection of the cache variables
 BLOCK = 128  # slots by which the part of a global cache that is read grows
 

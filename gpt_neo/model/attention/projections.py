@@ -7,39 +7,47 @@ from typing import Any
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model import variables
 from gpt_neo.model.context import Context
-from gpt_neo.model.contract import contract
+from gpt_neo.model.contract import contract, contract_each
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.positions import rotate, token_numbers
 from gpt_neo.mtf_compat import mtf
 
 
-def project(x: Any, name: str, std: float, dims: Dims, config: ModelConfig) -> Any:
-    """Project [..., embd] to [..., heads, features_per_head], with a bias if the config has them.
+def project(x: Any, scales: dict[str, float], dims: Dims, config: ModelConfig) -> list:
+    """Project [..., embd] to [..., heads, features_per_head], once for each name, with a bias if the config has them.
 
-    The variable is stored as [embd, heads * features_per_head], heads major; its second dimension carries the
+    The variables are stored as [embd, heads * features_per_head], heads major; their second dimension carries the
     name `heads`, so a layout that splits heads splits it too.
+
+    Args:
+      scales: standard deviation of the initial values, by name of the variable.
     """
     merged = mtf.Dimension(dims.heads.name, dims.heads.size * dims.features.size)
-    weight = variables.normal(x.mesh, name, mtf.Shape([dims.embd, merged]), std, config)
-    weight = mtf.replace_dimensions(weight, merged, [dims.heads, dims.features])
-    out = contract(x, weight, [dims.embd])
-    if config.qkv_bias:
-        bias = variables.constant(x.mesh, f"compute_qkv_bias/{name}_b", mtf.Shape([merged]), 0.0, config)
-        out += mtf.replace_dimensions(bias, merged, [dims.heads, dims.features])
-    return out
+    apart = [dims.heads, dims.features]
+    shape = mtf.Shape([dims.embd, merged])
+    weights = [
+        mtf.replace_dimensions(variables.normal(x.mesh, name, shape, std, config), merged, apart)
+        for name, std in scales.items()
+    ]
+    if not config.qkv_bias:
+        return contract_each(x, weights, [dims.embd])
+    biases = [
+        variables.constant(x.mesh, f"compute_qkv_bias/{name}_b", mtf.Shape([merged]), 0.0, config) for name in scales
+    ]
+    return [
+        contract(x, weight, [dims.embd], mtf.replace_dimensions(bias, merged, apart))
+        for weight, bias in zip(weights, biases)
+    ]
 
 
-def project_qkv(x: Any, dims: Dims, config: ModelConfig) -> tuple:
+def project_qkv(x: Any, dims: Dims, config: ModelConfig) -> list:
     """Return q, k, v of [batch, sequence, heads, features_per_head].
 
     The initial scale of q holds the 1/sqrt(features) that scores are not divided by without `scale_attention`.
     """
-    scale = dims.features.size**-0.5
     kv_std = dims.embd.size**-0.5
-    q_std = kv_std if config.scale_attention else kv_std * scale
-    return tuple(
-        project(x, name, std, dims, config) for name, std in (("q", q_std), ("k", kv_std), ("v", kv_std))
-    )
+    q_std = kv_std if config.scale_attention else kv_std * dims.features.size**-0.5
+    return project(x, {"q": q_std, "k": kv_std, "v": kv_std}, dims, config)
 
 
 def rotate_and_scale(q: Any, k: Any, dims: Dims, config: ModelConfig, context: Context) -> tuple:
