@@ -20,9 +20,7 @@ from gpt_neo.config.schema import (
     DatasetConfig,
     DatasetRef,
     MeshConfig,
-    ModelConfig,
     RunConfig,
-    TrainingConfig,
 )
 from gpt_neo.errors import ConfigError
 
@@ -271,46 +269,9 @@ def check_combinations(sections: dict, path: str) -> None:
     """Refuse keys that contradict each other."""
     check_rules(sections, path)
     mesh: MeshConfig = sections["mesh"]
-    model: ModelConfig = sections["model"]
-    for layer in model.moe_layers:
-        if type(layer) is not int or not 0 <= layer < model.n_layer:
-            raise ConfigError(f"{path}: moe_layers has {layer!r}; expected layer numbers from 0 to {model.n_layer - 1}")
-    if "gla" in model.attention_types:
-        check_gla(model, path)
-    check_objective(model, sections["training"], path)
     names = {name for name, _ in mesh.mesh_shape}
     for tensor_dim, mesh_dim in mesh.layout:
         if names and mesh_dim not in names:
             raise ConfigError(
                 f"{path}: layout puts {tensor_dim!r} on {mesh_dim!r}, mesh_shape has {', '.join(sorted(names))}"
             )
-
-
-def check_gla(model: ModelConfig, path: str) -> None:
-    """The widths of keys and values have to split over the heads."""
-    for name, width in (("expand_k", model.gla_key_width), ("expand_v", model.gla_value_width)):
-        share = getattr(model.gla_params, name)
-        if width != model.n_embd * share or width % model.gla_heads or not width:
-            raise ConfigError(
-                f"{path}: gla_params: {name} is {share}: {share} of n_embd ({model.n_embd}) has to be a multiple of "
-                f"the {model.gla_heads} heads of gla layers"
-            )
-
-
-def check_objective(model: ModelConfig, training: TrainingConfig, path: str) -> None:
-    """What masked language modelling needs, and only it may have."""
-    if not training.mlm_training:
-        if not model.causal:
-            raise ConfigError(f"{path}: causal is false without mlm_training: a token would see the one to predict")
-        return
-    if training.mlm_mask_id is None:
-        raise ConfigError(f"{path}: mlm_training needs key 'mlm_mask_id', the token that stands for masked ones")
-    kept = training.mlm_same_token_prob + training.mlm_random_token_prob
-    if kept > 1 + 1e-9:
-        raise ConfigError(f"{path}: mlm_same_token_prob + mlm_random_token_prob is {kept:g}; expected at most 1")
-    named = [("mlm_mask_id", training.mlm_mask_id), ("mlm_cls_token_id", training.mlm_cls_token_id)]
-    for name, value in named + [("mlm_mask_ignore_ids", value) for value in training.mlm_mask_ignore_ids]:
-        if value is not None and not (type(value) is int and 0 <= value < model.n_vocab):
-            raise ConfigError(f"{path}: key {name!r} has {value!r}; expected an id from 0 to {model.n_vocab - 1}")
-    if training.mlm_cls_token_id is not None and model.n_ctx < 2:
-        raise ConfigError(f"{path}: mlm_cls_token_id takes one of the n_ctx tokens; n_ctx is {model.n_ctx}")

@@ -65,6 +65,33 @@ RULES: tuple = (
          and len({k for k in c.attention_types if k != "none"}) > 1,
          "share_parameters and attention_types of gla beside others exclude each other",
          "gla has variables of other shapes under the same names"),
+    Rule("gla layers, and gla_params.expand_k of n_embd does not split over their heads",
+         lambda c: "gla" in c.attention_types and not splits(c.n_embd * c.gla_params.expand_k, c.gla_heads),
+         "gla_params: expand_k is {gla_params.expand_k}; expected a share of n_embd ({n_embd}) that is a multiple of "
+         "the {gla_heads} heads of gla layers", "heads share the width of keys equally"),
+    Rule("gla layers, and gla_params.expand_v of n_embd does not split over their heads",
+         lambda c: "gla" in c.attention_types and not splits(c.n_embd * c.gla_params.expand_v, c.gla_heads),
+         "gla_params: expand_v is {gla_params.expand_v}; expected a share of n_embd ({n_embd}) that is a multiple of "
+         "the {gla_heads} heads of gla layers", "heads share the width of values equally"),
+    Rule("moe_layers that are not numbers of layers",
+         lambda c: not all(is_id(layer, c.n_layer) for layer in c.moe_layers),
+         "moe_layers is {moe_layers}; expected whole numbers from 0 to below n_layer ({n_layer})",
+         "layers are counted from 0"),
+    Rule("causal false without mlm_training", lambda c: not c.causal and not c.mlm_training,
+         "causal is false without mlm_training", "a token would see the one to predict"),
+    Rule("mlm_training without mlm_mask_id", lambda c: c.mlm_training and c.mlm_mask_id is None,
+         "mlm_training needs key 'mlm_mask_id'", "a token has to stand for the masked ones"),
+    Rule("mlm_same_token_prob + mlm_random_token_prob above 1",
+         lambda c: c.mlm_training and c.mlm_same_token_prob + c.mlm_random_token_prob > 1 + 1e-9,
+         "mlm_same_token_prob ({mlm_same_token_prob}) + mlm_random_token_prob ({mlm_random_token_prob}) is above 1",
+         "they are shares of the masked tokens"),
+    Rule("mlm_mask_id, mlm_cls_token_id or mlm_mask_ignore_ids outside the vocabulary",
+         lambda c: c.mlm_training and not all(is_id(value, c.n_vocab) for value in mlm_ids(c)),
+         "mlm_mask_id is {mlm_mask_id}, mlm_cls_token_id {mlm_cls_token_id}, mlm_mask_ignore_ids "
+         "{mlm_mask_ignore_ids!r}; expected ids from 0 to below n_vocab ({n_vocab})", "the model knows ids from 0 to n_vocab - 1"),
+    Rule("mlm_cls_token_id with n_ctx 1",
+         lambda c: c.mlm_training and c.mlm_cls_token_id is not None and c.n_ctx < 2,
+         "mlm_cls_token_id is set and n_ctx is {n_ctx}", "it takes one of the n_ctx tokens"),
 )  # fmt: skip
 
 
@@ -94,3 +121,19 @@ def is_factors(factors: Any, n_ctx: int) -> bool:
         return True
     valid = len(factors) == 2 and all(isinstance(f, int) and f > 0 for f in factors)
     return valid and factors[0] * factors[1] == n_ctx
+
+
+def splits(width: float, parts: int) -> bool:
+    """Whether a width is a whole number above 0 that divides by the parts."""
+    return width > 0 and width == int(width) and int(width) % parts == 0
+
+
+def is_id(value: Any, count: int) -> bool:
+    """Whether a value is a whole number from 0 to count - 1."""
+    return type(value) is int and 0 <= value < count
+
+
+def mlm_ids(config: Any) -> list:
+    """The token ids that masked language modelling is given."""
+    optional = [config.mlm_mask_id, config.mlm_cls_token_id]
+    return [value for value in optional if value is not None] + list(config.mlm_mask_ignore_ids)

@@ -1,4 +1,4 @@
-"""Dropout whose masks are a function of seed, step, place in the model and place in the tensor, and of nothing else.
+"""Dropout masks and uniform numbers: functions of seed, step, place in the model and place in the tensor alone.
 
 TensorFlow's random operations keep a stream that starts over with the process, so that a resumed run would see other
 masks than an uninterrupted one. Here every element hashes its own coordinates in the whole, unsplit batch: the masks
@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from gpt_neo.mtf_compat import always_compiled, mtf, tf
 
@@ -66,8 +66,25 @@ def dropout(x: Any, rate: float) -> Any:
     Raises:
       RuntimeError: built outside of `dropout_source`.
     """
-    if rate == 0:
-        return x
+    return DropoutOperation(x, places_of(x), rate).outputs[0] if rate else x
+
+
+def uniform_like(x: Any) -> Any:
+    """float32 numbers in [0, 1), one for each element of x, drawn as the masks of `dropout` are."""
+    return UniformOperation(x, places_of(x)).outputs[0]
+
+
+class Places(NamedTuple):
+    """Where an operation takes its randomness from: step and rows as of Source, its number in the model."""
+
+    step: Any
+    rows: Any
+    seed_word: int
+    number: int
+
+
+def places_of(x: Any) -> Places:
+    """The places of the next operation, which is on x."""
     source = ACTIVE.get()
     if source is None:
         raise RuntimeError("dropout is built within dropout_source, which gives it seed, step and rows")
@@ -75,25 +92,23 @@ def dropout(x: Any, rate: float) -> Any:
     if rows.shape.dims[0] not in x.shape.dims:
         # Row i of microbatch m is row i * splits + m of the batch: the smallest one tells the microbatches apart.
         rows = mtf.reduce_min(rows)
-    return DropoutOperation(x, source.step, rows, rate, source.seed_word, next(source.numbers)).outputs[0]
+    return Places(source.step, rows, source.seed_word, next(source.numbers))
 
 
-class DropoutOperation(mtf.Operation):
-    """See `dropout`. The mask depends on the attributes, which a clone for recomputation shares."""
+class PlacedOperation(mtf.Operation):
+    """An operation on x and a random number for each place. It depends on attributes, which a clone shares."""
 
-    def __init__(self, x: Any, step: Any, rows: Any, rate: float, seed_word: int, number: int) -> None:
-        super().__init__([x, step, rows], name="dropout")
-        if number >= 1 << (32 - ROW_BITS):
-            raise ValueError(f"the model has more than {number} dropouts")
-        self.rate, self.seed_word, self.number = rate, seed_word, number
-        self._outputs = [mtf.Tensor(self, x.shape, x.dtype)]
+    def __init__(self, x: Any, places: Places, dtype: Any, name: str) -> None:
+        super().__init__([x, places.step, places.rows], name=name)
+        if places.number >= 1 << (32 - ROW_BITS):
+            raise ValueError(f"the model has more than {places.number} dropouts")
+        self.seed_word, self.number = places.seed_word, places.number
+        self._outputs = [mtf.Tensor(self, x.shape, dtype)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
-    def gradient(self, grad_ys: Any) -> list:
-        """The same mask and scale, on the gradient."""
-        _, step, rows = self.inputs
-        grad = DropoutOperation(grad_ys[0], step, rows, self.rate, self.seed_word, self.number)
-        return [grad.outputs[0], None, None]
+    def kernel(self, x: Any, key: Any, high: Any, base: Any, strides: Any) -> Any:
+        """From a shard and the places of its elements (see `random_bits`) to the shard of the output."""
+        raise NotImplementedError
 
     def lower(self, lowering: Any) -> None:
         """Each shard hashes the coordinates of the elements it holds."""
@@ -114,17 +129,45 @@ class DropoutOperation(mtf.Operation):
                     base, mesh_impl.laid_out_pcoord(axis),
                 )  # fmt: skip
         row_shape = [-1 if i == batch else 1 for i in range(len(dims))]
-        threshold = min(round(self.rate * 2**32), 2**32 - 1)
-        scale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
 
-        def drop(x: Any, step: Any, rows: Any, base: Any) -> Any:
+        def apply(x: Any, step: Any, rows: Any, base: Any) -> Any:
             key = tf.stack([word(self.seed_word), tf.cast(step, tf.uint32)])
             high = tf.cast(rows, tf.uint32) + word(self.number << ROW_BITS)
-            return drop_kernel(x, key, tf.reshape(high, row_shape), base, tf.stack([word(s) for s in strides]),
-                               word(threshold), tf.constant(scale, x.dtype))  # fmt: skip
+            return self.kernel(x, key, tf.reshape(high, row_shape), base, tf.stack([word(s) for s in strides]))
 
-        out = mesh_impl.slicewise(drop, *[lowering.tensors[t] for t in self.inputs], base)
+        out = mesh_impl.slicewise(apply, *[lowering.tensors[t] for t in self.inputs], base)
         lowering.set_tensor_lowering(self.outputs[0], out)
+
+
+class DropoutOperation(PlacedOperation):
+    """See `dropout`."""
+
+    def __init__(self, x: Any, places: Places, rate: float) -> None:
+        super().__init__(x, places, x.dtype, "dropout")
+        self.rate = rate
+
+    def gradient(self, grad_ys: Any) -> list:
+        """The same mask and scale, on the gradient."""
+        _, step, rows = self.inputs
+        grad = DropoutOperation(grad_ys[0], Places(step, rows, self.seed_word, self.number), self.rate)
+        return [grad.outputs[0], None, None]
+
+    def kernel(self, x: Any, *places: Any) -> Any:
+        """The shard with its mask."""
+        threshold = min(round(self.rate * 2**32), 2**32 - 1)
+        scale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
+        return drop_kernel(x, *places, word(threshold), tf.constant(scale, x.dtype))
+
+
+class UniformOperation(PlacedOperation):
+    """See `uniform_like`; only the shape of x matters."""
+
+    def __init__(self, x: Any, places: Places) -> None:
+        super().__init__(x, places, tf.float32, "uniform")
+
+    def kernel(self, x: Any, *places: Any) -> Any:
+        """The shard's numbers."""
+        return uniform_kernel(x, *places)
 
 
 def word(value: int) -> Any:
@@ -134,15 +177,28 @@ def word(value: int) -> Any:
 
 @always_compiled
 def drop_kernel(x: Any, key: Any, high: Any, base: Any, strides: Any, threshold: Any, scale: Any) -> Any:
-    """Keep and scale the elements whose hash reaches the threshold.
+    """Keep and scale the elements whose bits reach the threshold, rate * 2**32 (uint32 scalar); see `random_bits`."""
+    return tf.where_v2(random_bits(x, key, high, base, strides) >= threshold, x * scale, tf.zeros_like(x))
+
+
+@always_compiled
+def uniform_kernel(x: Any, key: Any, high: Any, base: Any, strides: Any) -> Any:
+    """float32 in [0, 1) from the highest 24 bits, which it holds exactly; see `random_bits`."""
+    bits = tf.bitwise.right_shift(random_bits(x, key, high, base, strides), word(8))
+    return tf.cast(bits, tf.float32) * 2.0**-24
+
+
+def random_bits(x: Any, key: Any, high: Any, base: Any, strides: Any) -> Any:
+    """32 random bits for each element.
 
     Args:
       x: [...], a shard.
       key: uint32 [2].
       high: uint32, of a shape that broadcasts to x: first word of the counter.
       base: uint32 scalar; with uint32 [rank] `strides` it gives the second word, the place within the row.
-      threshold: uint32 scalar, rate * 2**32.
-      scale: scalar of the type of x.
+
+    Returns:
+      uint32 of a shape that broadcasts to that of x.
     """
     rank = len(x.shape)
     low = base
@@ -150,7 +206,7 @@ def drop_kernel(x: Any, key: Any, high: Any, base: Any, strides: Any, threshold:
         place = tf.cast(tf.range(x.shape[axis]), tf.uint32) * strides[axis]
         low = low + tf.reshape(place, [-1] + [1] * (rank - 1 - axis))
     bits, _ = threefry(key[0], key[1], high, low)
-    return tf.where_v2(bits >= threshold, x * scale, tf.zeros_like(x))
+    return bits
 
 
 def threefry(key_0: Any, key_1: Any, word_0: Any, word_1: Any) -> tuple:

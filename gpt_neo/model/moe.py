@@ -12,7 +12,6 @@ all-to-alls; on an axis of its own each device computes the share of its experts
 from __future__ import annotations
 
 import dataclasses
-import random
 from typing import Any, Optional
 
 from gpt_neo.config.schema import ModelConfig, MoeConfig
@@ -20,6 +19,7 @@ from gpt_neo.model import variables
 from gpt_neo.model.activations import get_activation
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
+from gpt_neo.model.dropout import uniform_like
 from gpt_neo.mtf_compat import mtf, tf
 
 TINY = 1e-9  # keeps quotients of gates finite
@@ -76,7 +76,7 @@ def mixture_of_experts(x: Any, dims: Dims, config: ModelConfig, context: Context
     tokens = mtf.reshape(x, mtf.Shape([dims.batch, groups, group, dims.embd]))
     first, second, loss = gating(tokens, names, dims, config, group)
     policy, threshold = moe.moe_second_policy_train, moe.moe_second_threshold_train
-    draws = uniform(x.mesh, second.gate.shape) if policy == "random" else None
+    draws = uniform_like(second.gate) if policy == "random" else None
     second.mask *= share_of_second(second.gate, policy, threshold, draws)
     dispatch, combine = assign_places(first, second, group, names, moe)
     out = chosen_experts(tokens, dispatch, combine, groups, names, dims, config)
@@ -157,16 +157,6 @@ def share_of_second(gate: Any, policy: str, threshold: float, draws: Optional[An
         return mtf.cast(mtf.greater(gate, threshold), gate.dtype)
     chance = mtf.minimum(gate / max(threshold, TINY), 1.0)
     return mtf.cast(mtf.less(draws, chance), gate.dtype) if draws is not None else chance
-
-
-def uniform(mesh: Any, shape: Any) -> Any:
-    """float32 numbers in [0, 1), a function of the seed of the run, the layer and the step.
-
-    They are drawn for the whole shape and then split, so a mesh sees the same ones; a block that is computed again
-    keeps them. The microbatches of a step share them.
-    """
-    seed = [random.getrandbits(31), tf.cast(tf.train.get_or_create_global_step(), tf.int32)]
-    return mtf.import_tf_tensor(mesh, tf.random.stateless_uniform(shape.to_integer_list, seed), shape)
 
 
 def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, moe: MoeConfig) -> tuple[Any, Any]:

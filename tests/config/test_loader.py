@@ -132,7 +132,7 @@ MISTAKES = [
     ({"gla_params": {"gate_low_rank_dim": 0}}, "gla_params: key 'gate_low_rank_dim' is 0; expected at least 1"),
     ({"gla_params": {"clamp_min": 0.5}}, "key 'clamp_min' is 0.5; expected at most 0.0"),
     ({"gla_params": 4}, "key 'gla_params' is 4; expected an object"),
-    ({"gla_params": {"expand_k": 0.3}, "attention_types": "gla"}, "0.3 of n_embd (8) has to be a multiple of the 2"),
+    ({"gla_params": {"expand_k": 0.3}, "attention_types": "gla"}, "expand_k is 0.3; expected a share of n_embd (8) that is a multiple of the 2"),
     ({"datasets": ["absent"]}, "dataset 'absent' has no file"),
     ({"datasets": [["pile", None, "books", 1]]}, "allowed: chunks, documents_fixed"),
     ({"input_fn": "openwebtext"}, "allowed: sequential_input, generic_text, mlm_sample_text"),
@@ -140,9 +140,9 @@ MISTAKES = [
     ({"mlm_training": True, "causal": True}, "causal true contradicts it"),
     ({"input_fn": "mlm_sample_text", "mlm_training": False}, "input_fn is 'mlm_sample_text' and mlm_training is false"),
     ({"causal": False}, "causal is false without mlm_training"),
-    ({**MASKED, "mlm_random_token_prob": 0.95}, "mlm_same_token_prob + mlm_random_token_prob is 1.05"),
-    ({**MASKED, "mlm_mask_id": 16}, "key 'mlm_mask_id' has 16; expected an id from 0 to 15"),
-    ({**MASKED, "mlm_mask_ignore_ids": [3, "x"]}, "key 'mlm_mask_ignore_ids' has 'x'"),
+    ({**MASKED, "mlm_random_token_prob": 0.95}, "mlm_random_token_prob (0.95) is above 1"),
+    ({**MASKED, "mlm_mask_id": 16}, "mlm_mask_id is 16"),
+    ({**MASKED, "mlm_mask_ignore_ids": [3, "x"]}, "mlm_mask_ignore_ids (3, 'x'); expected ids from 0"),
 ]
 
 

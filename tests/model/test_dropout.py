@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from gpt_neo.model.dropout import dropout, dropout_source, threefry
+from gpt_neo.model.dropout import dropout, dropout_source, threefry, uniform_like
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from tests.conftest import ROOT
 
@@ -91,6 +91,26 @@ def test_without_a_batch_dimension_microbatches_differ():
     shape = {"experts": 8, "embd": 512}
     first, second = (masks(0.5, rows=rows, shape=shape)[0][0][0][0] for rows in ([0, 2, 4], [1, 3, 5]))
     assert abs((first == second).mean() - 0.5) < 0.05
+
+
+def test_uniform_numbers_are_those_of_the_masks():
+    """An element is dropped at rate r where its number is below r; numbers fill [0, 1) evenly."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        x = mtf.ones(mesh, mtf.Shape([mtf.Dimension(*item) for item in SHAPE.items()]))
+        step = mtf.import_tf_tensor(mesh, tf.constant(3), mtf.Shape([]))
+        rows = mtf.import_tf_tensor(mesh, tf.range(8), x.shape.dims[:1])
+        outs = []
+        for build in (lambda x: dropout(x, 0.25), uniform_like):
+            with dropout_source(1, step, rows):
+                outs.append(build(x))
+        lowering = lower_locally(graph, mesh)
+        mask, numbers = session.run([lowering.export_to_tf_tensor(out) for out in outs])
+    np.testing.assert_array_equal(mask == 0, numbers < 0.25)
+    counts, _ = np.histogram(numbers, 64, (0, 1))
+    expected = numbers.size / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * np.sqrt(2 * 63)
 
 
 def test_edges():

@@ -73,8 +73,8 @@ def reference(x, weights, moe, training):
 
 def run(config, training, monkeypatch, grad_of=None):
     """Output, loss and gradients of sum(output * grad_of) + loss with respect to x and the weights."""
-    monkeypatch.setattr("gpt_neo.model.moe.uniform", lambda mesh, shape: mtf.import_tf_tensor(
-        mesh, tf.constant(DRAWS, tf.float32), shape))  # fmt: skip
+    monkeypatch.setattr("gpt_neo.model.moe.uniform_like", lambda x: mtf.import_tf_tensor(
+        x.mesh, tf.constant(DRAWS, tf.float32), x.shape))  # fmt: skip
     with tf.Graph().as_default(), tf.Session() as session:
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")

@@ -70,7 +70,7 @@ def exercise(run, folder):
         first, _ = session.run([step.loss, step.train])
         saver.save(session, checkpoint, write_meta_graph=False)
         second, _ = session.run([step.loss, step.train])
-        assert np.isfinite([first, second]).all() and second < first
+        assert np.isfinite([first, second]).all() and (second < first or run.model.res_dropout)  # masks differ
         trained = session.run(variables)
         saver.restore(session, checkpoint)
         assert session.run(tf.train.get_global_step()) == 1
