@@ -88,7 +88,8 @@ RULES: tuple = (
     Rule("mlm_mask_id, mlm_cls_token_id or mlm_mask_ignore_ids outside the vocabulary",
          lambda c: c.mlm_training and not all(is_id(value, c.n_vocab) for value in mlm_ids(c)),
          "mlm_mask_id is {mlm_mask_id}, mlm_cls_token_id {mlm_cls_token_id}, mlm_mask_ignore_ids "
-         "{mlm_mask_ignore_ids!r}; expected ids from 0 to below n_vocab ({n_vocab})", "the model knows ids from 0 to n_vocab - 1"),
+         "{mlm_mask_ignore_ids!r}; expected ids from 0 to below n_vocab ({n_vocab})",
+         "the model knows ids from 0 to n_vocab - 1"),
     Rule("mlm_cls_token_id with n_ctx 1",
          lambda c: c.mlm_training and c.mlm_cls_token_id is not None and c.n_ctx < 2,
          "mlm_cls_token_id is set and n_ctx is {n_ctx}", "it takes one of the n_ctx tokens"),

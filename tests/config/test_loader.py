@@ -132,7 +132,7 @@ MISTAKES = [
     ({"gla_params": {"gate_low_rank_dim": 0}}, "gla_params: key 'gate_low_rank_dim' is 0; expected at least 1"),
     ({"gla_params": {"clamp_min": 0.5}}, "key 'clamp_min' is 0.5; expected at most 0.0"),
     ({"gla_params": 4}, "key 'gla_params' is 4; expected an object"),
-    ({"gla_params": {"expand_k": 0.3}, "attention_types": "gla"}, "expand_k is 0.3; expected a share of n_embd (8) that is a multiple of the 2"),
+    ({"gla_params": {"expand_k": 0.3}, "attention_types": "gla"}, "expand_k is 0.3; expected a share of n_embd (8)"),
     ({"datasets": ["absent"]}, "dataset 'absent' has no file"),
     ({"datasets": [["pile", None, "books", 1]]}, "allowed: chunks, documents_fixed"),
     ({"input_fn": "openwebtext"}, "allowed: sequential_input, generic_text, mlm_sample_text"),
