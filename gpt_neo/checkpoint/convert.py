@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from gpt_neo.checkpoint.bundle import BundleWriter
+from gpt_neo.checkpoint.custom import copy_code, custom_config, own_pairs
 from gpt_neo.checkpoint.families import Family, Pair, family_of, is_ignored, pairs_of
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import write_state
@@ -150,34 +151,47 @@ def tokenizer_of_folder(folder: str, run: RunConfig) -> Optional[dict]:
 
 def export_hf(
     run: RunConfig, checkpoint: str, destination: str, dtype: Optional[str] = None, shard: int = SHARD,
-    tokenizer: Optional[str] = None, check: Check = lambda folder: None,
-) -> Family:  # fmt: skip
+    tokenizer: Optional[str] = None, check: Check = lambda folder: None, custom_code: bool = False,
+) -> str:  # fmt: skip
     """Make a folder that AutoModelForCausalLM and AutoTokenizer load, of a checkpoint.
 
     Args:
       dtype: float32 or bfloat16; that of the checkpoint's embedding table if absent.
       shard: bytes per weight file at most.
       tokenizer: a tokenizer.json; else the files beside the checkpoint, else GPT-2's if the vocabulary is that large.
+      custom_code: with a model file of ours for `trust_remote_code`, which knows every option.
+
+    Returns:
+      the name of the model's class.
 
     Raises:
       CheckpointError: no family has words for the model (the reasons are listed), the checkpoint does not fit its
         config, holds NaN, or the disk is full; the destination is as it was then.
     """
     family, reasons = family_of(run.model)
-    if family is None:
-        raise CheckpointError("Hugging Face has no model for this config: " + "; ".join(reasons))
-    pairs = pairs_of(family, run.model)
+    if family is None and not custom_code:
+        raise CheckpointError(
+            f"Hugging Face has no model for this config: {'; '.join(reasons)}. --custom_code exports it with a model "
+            "file of its own"
+        )
+    pairs = own_pairs(checkpoint, run.model) if custom_code or family is None else pairs_of(family, run.model)
     fit = fit_checkpoint(checkpoint, {name: pair.shape for pair in pairs for name in pair.ours})
     stored = DTYPES[dtype] if dtype else fit.bundle.dtype("gpt2/wte")
     precision = "bfloat16" if stored == BFLOAT16 else "float32"
+    if custom_code or family is None:
+        config = custom_config(run.model, pairs, precision)
+    else:
+        config = their_config(family, run.model, precision, run.model.eos_id)
     with staged_folder(destination) as staging:
         write_weights(staging, pairs, fit, DTYPES[precision], run.model, shard)
-        bos = run.model.eos_id
-        write_json(staging, "config.json", their_config(family, run.model, precision, bos))
-        write_json(staging, "generation_config.json", {"bos_token_id": bos, "eos_token_id": run.model.eos_id})
+        write_json(staging, "config.json", config)
+        write_json(staging, "generation_config.json",
+                   {name: config[name] for name in ("bos_token_id", "eos_token_id", "use_cache")})  # fmt: skip
+        if custom_code:
+            copy_code(staging)
         export_tokenizer(staging, os.path.dirname(checkpoint), run, tokenizer)
         check(staging)
-    return family
+    return config["architectures"][0]
 
 
 def write_weights(

@@ -24,6 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (default: as stored)")
     p.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json (default: the one of the run, else GPT-2's)")
     p.add_argument("--shard_gb", type=float, default=5.0, metavar="GB", help="most per weight file (default: 5)")
+    p.add_argument("--custom_code", action="store_true",
+                   help="write a model file of ours beside the weights, for what Hugging Face has no model for (gla, "
+                   "linear, experts, ...); load it with trust_remote_code=True")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     add_verify(p)
     return p
@@ -57,9 +60,10 @@ def main(argv: Optional[list] = None) -> int:
         lines.append(verdict_text(verify(found.path, run.model, staging, args.verify,
                                          DTYPES.get(args.dtype), args.bound)))  # fmt: skip
 
-    family = export_hf(run, found.path, args.destination, args.dtype, int(args.shard_gb * 1e9), args.tokenizer, check)
+    made = export_hf(run, found.path, args.destination, args.dtype, int(args.shard_gb * 1e9), args.tokenizer, check,
+                     args.custom_code)  # fmt: skip
     print(model_text(run))
     for line in (*(f"note      {note}" for note in found.notes), *lines):
         print(line)
-    print(f"written   {args.destination}: {family.architecture}")
+    print(f"written   {args.destination}: {made}")
     return 0

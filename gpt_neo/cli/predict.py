@@ -54,7 +54,8 @@ def predict(job: Job) -> int:
     tokenizer, eos = job_tokenizer(job)
     seed = args.seed if args.seed is not None else int(time.time()) % 100_000
     alpha = run.model.entmax_alpha if args.entmax_sampling else None
-    options = SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos, alpha)
+    options = SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos, alpha,
+                            tokenizer.n_vocab)  # fmt: skip
     prompt = None if args.interactive else read_prompt(args.prompt)
     batch = min(args.num_samples, run.training.predict_batch_size) if not args.interactive else 1
     print(model_text(run))

@@ -166,7 +166,7 @@ class ModelConfig:
                         source="arXiv 1906.02762")  # fmt: skip
     num_mem_kv: int = key(0, "Learned keys and values that every query of a global layer sees.", low=0,
                           source="arXiv 1907.01470")  # fmt: skip
-    qkv_bias: bool = key(False, "Biases on queries, keys and values.", source="GPT-2, GPT-NeoX")
+    qkv_bias: bool = key(False, "Biases on queries, keys and values; gla layers have none.", source="GPT-2, GPT-NeoX")
     attn_output_bias: bool = key(True, "Bias on the output of attention; GPT-J has none.")
     scale_attention: bool = key(
         False, "Divide attention scores by sqrt(features per head), in place of an initial scale of q that holds it.",

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.custom import CUSTOM_TYPE
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.reference import our_logits, their_logits
 from gpt_neo.config.estimate import count_parameters
@@ -47,14 +48,18 @@ def verify(
     """
     if way == "none":
         return None
+    custom = HfFolder(folder).config.get("model_type") == CUSTOM_TYPE
+    if custom and (way == "numpy" or not has_torch()):
+        raise ConfigError("--custom_code is verified by running the model file: install the extra 'bench' (torch, "
+                          "transformers), or give --verify none")  # fmt: skip
     if way == "auto":
-        way = "torch" if has_torch() and fits(model) else "numpy"
+        way = "torch" if custom or (has_torch() and fits(model)) else "numpy"
     # Ids that are all over the table, each time the same.
     tokens = np.random.default_rng(0).integers(0, model.n_vocab, min(LENGTH, model.n_ctx)).astype(np.int32)
     if way == "torch":
         if not has_torch():
             raise ConfigError("--verify torch: needs torch and transformers; install the extra 'bench', or give numpy")
-        ours, theirs = network_logits(checkpoint, model, tokens), torch_logits(folder, tokens, rounded)
+        ours, theirs = network_logits(checkpoint, model, tokens), torch_logits(folder, tokens, rounded, custom)
         ways = "our network, transformers on PyTorch"
     else:
         ours = our_logits(Bundle(checkpoint), model, tokens)
@@ -91,13 +96,15 @@ def network_logits(checkpoint: str, model: ModelConfig, tokens: np.ndarray) -> n
         return session.run(logits)[0]
 
 
-def torch_logits(folder: str, tokens: np.ndarray, rounded: Optional[np.dtype]) -> np.ndarray:
-    """float32 [sequence, vocab] from transformers, in float32."""
+def torch_logits(folder: str, tokens: np.ndarray, rounded: Optional[np.dtype], custom: bool) -> np.ndarray:
+    """float32 [sequence, vocab] from transformers, in float32; `custom` with the model file in the folder."""
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=custom
+    )
     with torch.no_grad():
         for parameter in model.parameters() if rounded is not None and rounded.itemsize == 2 else ():
             parameter.copy_(parameter.bfloat16().float())

@@ -16,6 +16,7 @@ class SampleOptions:
 
     max_tokens: most new tokens; None fills the context. temperature 0 takes the likeliest token. top_k 0 and top_p 1
     keep every token. eos_id: ends a sample; None for never. entmax_alpha: draw from entmax; None for softmax.
+    n_ids: only ids below it are drawn, where the tokenizer has fewer than the table has rows (GPT-J, GPT-NeoX).
     """
 
     max_tokens: Optional[int] = None
@@ -25,6 +26,7 @@ class SampleOptions:
     seed: int = 0
     eos_id: Optional[int] = None
     entmax_alpha: Optional[float] = None
+    n_ids: Optional[int] = None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -83,6 +85,7 @@ def entmax(logits: np.ndarray, alpha: float) -> np.ndarray:
 def draw(logits: Any, options: SampleOptions, generator: np.random.Generator) -> int:
     """One token; uses one number of the generator whatever the options, so that rows stay in step."""
     uniform = generator.random()
+    logits = logits[: options.n_ids]
     if options.temperature == 0:
         return int(np.argmax(logits))
     mass = np.cumsum(probabilities(logits, options))

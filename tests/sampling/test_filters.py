@@ -24,6 +24,12 @@ def test_distribution(options, expected):
     np.testing.assert_allclose(probabilities(LOGITS, SampleOptions(**options)), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}, {"entmax_alpha": 1.5}], ids=str)
+def test_ids_that_the_tokenizer_lacks_are_not_drawn(options):
+    logits, generator = np.array([0.0, 1.0, 9.0, 9.5]), row_generator(0, 0, 0)
+    assert {draw(logits, SampleOptions(n_ids=2, **options), generator) for _ in range(50)} <= {0, 1}
+
+
 def test_equal_logits_at_the_edge_of_top_k_all_stay():
     got = probabilities(np.array([1.0, 0.0, 0.0, -1.0]), SampleOptions(top_k=2))
     assert (got > 0).tolist() == [True, True, True, False]

@@ -40,9 +40,9 @@ def gla_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Conte
     features = mtf.Dimension("features_per_head", config.gla_value_width // heads.size)
     wide_in, wide = (dataclasses.replace(dims, heads=heads, features=f) for f in (features_in, features))
     std = dims.embd.size**-0.5
-    q, k = project(x, {"q": std, "k": std}, wide_in, config)
+    q, k = project(x, {"q": std, "k": std}, wide_in, config, bias=False)
     gated = {"output_gate": std} if params.use_output_gate else {}
-    v, *gate = project(x, {"v": std, **gated}, wide, config)
+    v, *gate = project(x, {"v": std, **gated}, wide, config, bias=False)
     tensors = [q, k, v, gate_logits(x, heads, features_in, dims, config), *gate]
     kernel = functools.partial(gla_kernel, params=params)
     out = attend(kernel, tensors, v, (features_in.size, features.size), dims, context)

@@ -13,8 +13,8 @@ from gpt_neo.model.positions import rotate, token_numbers
 from gpt_neo.mtf_compat import mtf
 
 
-def project(x: Any, scales: dict[str, float], dims: Dims, config: ModelConfig) -> list:
-    """Project [..., embd] to [..., heads, features_per_head], once for each name, with a bias if the config has them.
+def project(x: Any, scales: dict[str, float], dims: Dims, config: ModelConfig, bias: bool) -> list:
+    """Project [..., embd] to [..., heads, features_per_head], once for each name.
 
     The variables are stored as [embd, heads * features_per_head], heads major; their second dimension carries the
     name `heads`, so a layout that splits heads splits it too.
@@ -29,7 +29,7 @@ def project(x: Any, scales: dict[str, float], dims: Dims, config: ModelConfig) -
         mtf.replace_dimensions(variables.normal(x.mesh, name, shape, std, config), merged, apart)
         for name, std in scales.items()
     ]
-    if not config.qkv_bias:
+    if not bias:
         return contract_each(x, weights, [dims.embd])
     biases = [
         variables.constant(x.mesh, f"compute_qkv_bias/{name}_b", mtf.Shape([merged]), 0.0, config) for name in scales
@@ -47,7 +47,7 @@ def project_qkv(x: Any, dims: Dims, config: ModelConfig) -> list:
     """
     kv_std = dims.embd.size**-0.5
     q_std = kv_std if config.scale_attention else kv_std * dims.features.size**-0.5
-    return project(x, {"q": q_std, "k": kv_std, "v": kv_std}, dims, config)
+    return project(x, {"q": q_std, "k": kv_std, "v": kv_std}, dims, config, config.qkv_bias)
 
 
 def rotate_and_scale(q: Any, k: Any, dims: Dims, config: ModelConfig, context: Context) -> tuple:
