@@ -104,10 +104,17 @@ def slot_bytes(optimizer: OptimizerConfig) -> int:
     return {"adam": 8, "adamw": 8, "lion": 4, "adafactor": adafactor}[optimizer.opt_name]
 
 
-def attention_span(model: ModelConfig, kind: str) -> int:
-    """Attention weights per token and head that a layer holds at once: linear and gla have chunks of 64 tokens."""
-    spans = {"local": 2 * model.local_attention_radius, "linear": 64, "gla": 64, "none": 0}
-    return min(spans.get(kind, model.n_ctx), model.n_ctx)
+def kept_span(model: ModelConfig, kind: str) -> int:
+    """Attention weights per token and head that a layer keeps for the backward pass: none but with dropout on them."""
+    if kind not in ("global", "local") or not model.attn_dropout:
+        return 0
+    return min(2 * model.local_attention_radius if kind == "local" else model.n_ctx, model.n_ctx)
+
+
+def passing_span(model: ModelConfig) -> int:
+    """Attention weights per token and head that exist at once: 256 queries over all keys, or chunks of 64 tokens."""
+    spans = {"global": 256, "local": 256, "linear": 64, "gla": 64, "none": 0}
+    return max(min(spans[kind], model.n_ctx) for kind in model.attention_types)
 
 
 def cache_bytes(model: ModelConfig, kind: str) -> int:
@@ -156,11 +163,12 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     batch = max(1, run.training.train_batch_size // replicas)
     rows = batch // microbatches(run.mesh, model.n_ctx, batch)
     tokens = rows * model.n_ctx
-    # Per token and block: about 16 n_embd-wide tensors, and float32 attention weights over what a query can see.
+    # Per token and block: about 16 n_embd-wide tensors, and what there is of float32 attention weights.
     inside = 24 if model.mlp_glu else 16
-    spans = [attention_span(model, kind) for kind in model.attention_types]
+    spans = [kept_span(model, kind) for kind in model.attention_types]
     blocks = [inside * model.n_embd * width + span * model.n_head * 4 for span in spans]
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
+    kept += passing_span(model) * model.n_head * 4
     return Memory(
         weights=parameters * width,
         slots=parameters * slot_bytes(run.optimizer),

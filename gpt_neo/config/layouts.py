@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Optional
 
-from gpt_neo.config.estimate import attention_span, microbatches
+from gpt_neo.config.estimate import attention_parameters, kept_span, microbatches, passing_span
 from gpt_neo.config.schema import RunConfig
 
 # A core of a TPU v3, the device that the released models were trained on: memory, what of its peak a matrix product
@@ -53,10 +53,11 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
 def variable_sizes(run: RunConfig) -> list[tuple[int, tuple]]:
     """(elements, dimensions) of the large variables."""
     model, d = run.model, run.model.n_embd
-    square = d * d * model.n_layer
+    attention = sum(attention_parameters(model, kind) for kind in model.attention_types)
     return [
         (model.n_vocab * d, ("vocab", "embd")), (model.n_ctx * d, ("embed_sequence", "embd")),
-        (4 * square, ("embd", "heads")), ((12 if model.mlp_glu else 8) * square, ("embd", "intermediate_expanded")),
+        (attention, ("embd", "heads")),
+        ((12 if model.mlp_glu else 8) * d * d * model.n_layer, ("embd", "intermediate_expanded")),
         (model.n_vocab * d * model.own_head, ("vocab", "embd")),
     ]  # fmt: skip
 
@@ -80,8 +81,8 @@ def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float,
     memory = sum(stored) * (width + 8 + 4)
     layers = 1 if model.recompute_grad else model.n_layer
     kept = model.n_layer if model.recompute_grad else 0
-    seen = [attention_span(model, kind) for kind in model.attention_types]
-    spans = max(seen) if model.recompute_grad else sum(seen)
+    seen = [kept_span(model, kind) for kind in model.attention_types]
+    spans = (max(seen) if model.recompute_grad else sum(seen)) + passing_span(model)
     residual = tokens * model.n_embd * width
     memory += residual / split("embd") * (6 * layers + kept)
     memory += residual * 4 / split("heads") * layers

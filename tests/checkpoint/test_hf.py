@@ -11,6 +11,7 @@ from gpt_neo.__main__ import main as run
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.config import load_config
 from gpt_neo.errors import CheckpointError
@@ -72,21 +73,37 @@ def test_round_trip_changes_no_bit_and_no_greedy_token(imported, tmp_path):
     logits, peer = peer_logits(str(tmp_path / "out"), TOKENS)
     # PyTorch's own sums depend on where a file's tensors lie in memory
     np.testing.assert_allclose(logits, peer_logits(source, TOKENS)[0], atol=2e-6, rtol=0)
+    compare_greedy_text(run, checkpoint, peer)
+
+
+def compare_greedy_text(run, checkpoint, peer):
+    """300 tokens of ours, in float32 on the stored weights, are those of transformers."""
     prompt = TOKENS[0, :8].tolist()
     text = peer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, 8), do_sample=False, max_new_tokens=300,
                          min_new_tokens=300, eos_token_id=None, pad_token_id=0)[0, 8:].tolist()  # fmt: skip
     options = SampleOptions(max_tokens=300, temperature=0.0)
-    made = [t.token for t in Sampler(run.model, checkpoint).generate([prompt], options)]
+    config = dataclasses.replace(run.model, precision="float32")
+    made = [t.token for t in Sampler(config, checkpoint).generate([prompt], options)]
     assert made == text and len(made) == 300
 
 
 def test_ten_steps_of_training_in_between(imported, tmp_path):
     _, source, run, checkpoint = imported
+    path = str(tmp_path / "run" / "model.ckpt-17")
+    train_ten_steps(run, checkpoint, path)
+    export_hf(run, path, str(tmp_path / "out"))
+    ours = network_logits(path, run.model, TOKENS[0])
+    np.testing.assert_allclose(ours, peer_logits(str(tmp_path / "out"), TOKENS)[0][0], atol=1e-4, rtol=0)
+    before, after = tensors(source), tensors(tmp_path / "out")
+    assert all(np.abs(before[name] - after[name]).max() > 0 for name in before)
+
+
+def train_ten_steps(run, checkpoint, path):
+    """From a checkpoint without slots to a checkpoint ten steps later."""
     changes = {"train_batch_size": 2, "train_steps": 100}
     run = dataclasses.replace(run, training=dataclasses.replace(run.training, **changes),
                               optimizer=dataclasses.replace(run.optimizer, lr=1e-2, warmup_steps=0))  # fmt: skip
     batch = np.random.RandomState(3).randint(0, VOCAB, [2, LENGTH + 1])
-    path = str(tmp_path / "run" / "model.ckpt-17")
     with tf.Graph().as_default(), tf.Session() as session:
         fed = tf.placeholder(tf.int32, batch.shape)
         step = build_train_step(fed, run, LocalPlacement(MeshPlan()))
@@ -94,13 +111,27 @@ def test_ten_steps_of_training_in_between(imported, tmp_path):
         notes = load_weights(session, checkpoint)
         assert any("optimizer slots are missing" in note for note in notes)
         losses = [session.run([step.loss, step.train], {fed: batch})[0] for _ in range(10)]
-        assert losses[-1] < losses[0] - 0.1 and session.run(tf.train.get_global_step()) == 17
+        assert losses[-1] < losses[0] - 0.1 and session.run(tf.train.get_global_step()) == step_of(path)
         tf.train.Saver().save(session, path, write_meta_graph=False)
-    export_hf(run, path, str(tmp_path / "out"))
-    ours = network_logits(path, run.model, TOKENS[0])
-    np.testing.assert_allclose(ours, peer_logits(str(tmp_path / "out"), TOKENS)[0][0], atol=1e-4, rtol=0)
-    before, after = tensors(source), tensors(tmp_path / "out")
-    assert all(np.abs(before[name] - after[name]).max() > 0 for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_whole_way(family, dtype, sharded, tmp_path):
+    """In, ten steps, out: logits over 600 tokens on both ends, and the text of what came out."""
+    source = save_peer(make_peer(family), tmp_path / "hf", dtype, sharded)
+    run = import_hf(source, str(tmp_path / "run"))
+    assert run.model.precision == dtype
+    before, after = (str(tmp_path / "run" / f"model.ckpt-{step}") for step in (0, 10))
+    assert verify(before, run.model, source, "torch").difference < 1e-4
+    train_ten_steps(run, before, after)
+    export_hf(run, after, str(tmp_path / "out"), shard=40_000 if sharded else 10**9)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1 or not sharded
+    logits, peer = peer_logits(str(tmp_path / "out"), TOKENS)
+    np.testing.assert_allclose(network_logits(after, run.model, TOKENS[0]), logits[0], atol=1e-4, rtol=0)
+    compare_greedy_text(run, after, peer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
