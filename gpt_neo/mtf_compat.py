@@ -22,8 +22,8 @@ if not hasattr(_ops, "register_tensor_conversion_function"):
 
 import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 
-__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "row_times_matrix", "tf", "uncompiled",
-           "zeros_initializer"]  # fmt: skip
+__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "reason_of", "row_times_matrix", "tf",
+           "uncompiled", "zeros_initializer"]  # fmt: skip
 
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
@@ -100,6 +100,19 @@ def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
     if transposed:
         return tf.concat([tf.linalg.matmul(row, piece, transpose_b=True) for _, _, piece in slices], 1)
     return tf.add_n([_compiled_product(row[:, low:high], piece) for low, high, piece in slices])
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line, of an error of TensorFlow or the system.
+
+    A failure inside a graph is told as "Graph execution error", the places in the source that made the node, then the
+    reason, then the node as [[{{node ...}}]].
+    """
+    lines = [line.strip() for line in str(getattr(error, "message", None) or error).splitlines() if line.strip()]
+    marks = [i for i, line in enumerate(lines) if line.startswith("[[{{node")]
+    if marks and marks[0]:
+        return lines[marks[0] - 1].rstrip(".")
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:
