@@ -69,9 +69,9 @@ class Child:
 class Forks:
     """The server."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, **variables):
         self.folder, self.count = folder, 0
-        env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
+        env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", **variables)
         self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=env, cwd=ROOT)  # fmt: skip
 
@@ -94,9 +94,9 @@ class Forks:
 
 
 @contextlib.contextmanager
-def forks(folder):
-    """Run a server."""
-    server = Forks(str(folder))
+def forks(folder, **variables):
+    """Run a server with these environment variables."""
+    server = Forks(str(folder), **variables)
     try:
         yield server
     finally:

@@ -15,7 +15,7 @@ from gpt_neo.checkpoint.fit import fit_checkpoint, load_variables
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
-from gpt_neo.checkpoint.record import write_record
+from gpt_neo.checkpoint.record import drop_records, write_record
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import reason_of, tf
 
@@ -97,15 +97,23 @@ def writing_to(path: str) -> Iterator[None]:
 
 
 class RecordListener(tf.estimator.CheckpointSaverListener):
-    """Writes the record beside every checkpoint that `saver` has written; one that was restored keeps its own."""
+    """Writes the record beside every checkpoint that `saver` writes; one that was restored keeps its own.
+
+    The record comes first: whenever a run is killed, no checkpoint is without its record.
+    """
 
     def __init__(self, folder: str, record: Callable[[int], dict], saver: RunSaver) -> None:
         self.folder, self.record, self.saver = folder, record, saver
 
-    def after_save(self, session: Any, global_step_value: int) -> None:
+    def before_save(self, session: Any, global_step_value: int) -> None:
         """Write it."""
         step = int(global_step_value)
         prefix = os.path.join(self.folder, f"{PREFIX}{step}")
         with writing_to(prefix + ".json"):
             if os.path.basename(prefix) != self.saver.restored or file_size(prefix + ".json") is None:
                 write_record(prefix, self.record(step))
+
+    def after_save(self, session: Any, global_step_value: int) -> None:
+        """Drop the records of checkpoints that were deleted to make room."""
+        with writing_to(self.folder):
+            drop_records(self.folder)

@@ -12,15 +12,18 @@ from typing import Optional
 from gpt_neo.checkpoint.folder import BEST, find_latest
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.cli.job import Job, count_text, memory_text, model_text, time_text
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
+from gpt_neo.storage import check_fence
 
 CHECKPOINT_FILES = ("checkpoint", "model.ckpt-", "events.out.tfevents", "graph.pbtxt", "train_log.jsonl", "eval",
                     WATCH_LOG, STALL_FILE)  # fmt: skip
@@ -153,7 +156,7 @@ def evaluate(job: Job, limit: Optional[int] = None) -> int:
     result = runtime.evaluate(estimator, run, job.folder, limit, job.args.checkpoint)
     print(f"held out  {result_text(result)}")
     path = os.path.join(job.folder, f"eval_{job.args.sacred_id or run.name}.jsonl")
-    with open(path, "a", encoding="utf-8") as handle:
+    with writing_to(path), tf.io.gfile.GFile(path, "a") as handle:
         handle.write(json.dumps(result) + "\n")
     return 0
 
@@ -175,19 +178,29 @@ def delete_checkpoints(job: Job) -> None:
       CheckpointError: the answer was no.
     """
     folder = job.folder
-    if not os.path.isdir(folder):
+    paths = checkpoint_paths(folder)
+    if not paths:
         return
-    names = [name for name in os.listdir(folder) if name.startswith(CHECKPOINT_FILES)]
-    names = [name for name in names if os.path.isfile(os.path.join(folder, name))]
-    kept = os.path.join(folder, BEST)
-    names += [os.path.join(BEST, name) for name in (os.listdir(kept) if os.path.isdir(kept) else [])]
-    if not names:
-        return
+    try:
+        for path in paths:
+            check_fence(path, folder)
+    except ValueError as error:
+        raise CheckpointError(f"--new: model_path {folder!r} is a whole bucket or disk; nothing is deleted") from error
     if not job.args.yes:
         if not sys.stdin.isatty():
-            raise CheckpointError(f"--new would delete {len(names)} files in {folder!r}: add --yes to agree")
-        answer = input(f"delete {len(names)} files of checkpoints and logs in {folder}? [y/N] ")
+            raise CheckpointError(f"--new would delete {len(paths)} files in {folder!r}: add --yes to agree")
+        answer = input(f"delete {len(paths)} files of checkpoints and logs in {folder}? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             raise CheckpointError(f"--new: nothing deleted in {folder!r}")
-    for name in names:
-        os.remove(os.path.join(folder, name))
+    for path in paths:
+        tf.io.gfile.remove(path)
+
+
+def checkpoint_paths(folder: str) -> list[str]:
+    """Files of a run's folder, local or remote, that training made: checkpoints, the best one, and logs."""
+    found = []
+    for place, prefixes in ((folder, CHECKPOINT_FILES), (os.path.join(folder, BEST), ("",))):
+        names = tf.io.gfile.listdir(place) if tf.io.gfile.isdir(place) else []
+        paths = [os.path.join(place, name) for name in names if name.startswith(prefixes) and not name.endswith("/")]
+        found += [path for path in paths if not tf.io.gfile.isdir(path)]
+    return found
