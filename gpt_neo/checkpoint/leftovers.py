@@ -14,7 +14,7 @@ UNFINISHED = (
     re.escape(PREFIX) + r"\d+\.(?:data-\d+-of-\d+|index|meta)\.tempstate\w*",
     re.escape(PREFIX) + r"\d+_temp(?:_\w+)?",
     r"(?:checkpoint|graph\.pbtxt|" + re.escape(PREFIX) + r"\d+\.(?:meta|json))\.?\d*\.?tmp\w*",
-    r"\.writable",
+    r"\.writable(?:\.\w+)?",
 )
 PART = re.compile("(" + re.escape(PREFIX) + r"\d+)\.(?:data-\d+-of-\d+|meta|json)")  # of a checkpoint with an index
 

@@ -24,6 +24,7 @@ ATTEMPTS = 4  # of a save to remote storage, whose own client has tried each req
 PAUSE = 10.0  # seconds before the second attempt; doubles
 PASSING = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.InternalError,
            tf.errors.UnknownError)  # fmt: skip
+WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
 
 
 class RunSaver(tf.train.Saver):
@@ -55,18 +56,18 @@ class RunSaver(tf.train.Saver):
         prefix = f"{save_path}-{int(global_step)}"
         if os.path.basename(prefix) == self.restored:
             return prefix
+        failure: Exception
         for attempt in range(ATTEMPTS if "://" in save_path else 1):
             if attempt:
                 time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
                 return super().save(sess, save_path, global_step, *args, **options)
-            except PASSING as error:
-                failure: Any = error
-                if "://" not in save_path:  # a worker that went away: the session is made anew
-                    raise
             except (OSError, tf.errors.OpError, ValueError) as error:
+                if "://" not in save_path and isinstance(error, WORKER_LOST):
+                    raise  # the session is made anew
                 failure = error
-                break
+                if not isinstance(error, PASSING):
+                    break
         raise unwritten(prefix, failure) from failure
 
 

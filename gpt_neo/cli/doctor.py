@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -203,10 +204,12 @@ def device_line() -> Line:
 
 def path_lines(folders: list[str], run: Optional[RunConfig]) -> Iterator[Line]:
     """Access to every path of the config, and to those of --path."""
-    from gpt_neo.runtime.access import check_writable, path_checks
+    from gpt_neo.runtime.access import check_writable, read_checks
 
-    checks: list[Any] = path_checks(run, model_folder(run)) if run else []
-    checks += [("--path", folder, lambda folder=folder: check_writable(folder, "--path")) for folder in folders]
+    checks: list[Any] = read_checks(run, evaluates=True) if run else []
+    written = [("model_path", model_folder(run))] if run else []
+    for what, folder in [*written, *(("--path", folder) for folder in folders)]:
+        checks.append((what, folder, functools.partial(check_writable, folder, what)))
     for what, path, check in checks:
         try:
             count = check()

@@ -4,9 +4,10 @@ file systems, which training uses too."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
-from typing import Callable, Optional
+from typing import Callable
 
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, DataError, GptNeoError
@@ -56,7 +57,7 @@ def check_writable(folder: str, where: str = "model_path") -> None:
     Raises:
       CheckpointError: one of these cannot be done.
     """
-    probe = os.path.join(folder, ".writable")
+    probe = os.path.join(folder, f".writable.{os.urandom(4).hex()}")  # not that of a run that starts now as well
     with trying("write", folder, where, CheckpointError):
         tf.io.gfile.makedirs(folder)
     with trying("list", folder, where, CheckpointError):
@@ -70,25 +71,22 @@ def check_writable(folder: str, where: str = "model_path") -> None:
         tf.io.gfile.remove(probe)
 
 
-def path_checks(run: RunConfig, folder: Optional[str]) -> list[tuple[str, str, Callable[[], object]]]:
-    """(what it is, path, check) of everything a run reads and writes."""
-    checks: list[tuple[str, str, Callable[[], object]]] = []
+def read_checks(run: RunConfig, evaluates: bool) -> list[tuple[str, str, Callable[[], int]]]:
+    """(what it is, path, check) of everything a run reads. evaluates: held-out records too."""
+    checks = []
     for ref, dataset in run.datasets:
-        for key in ("path", "eval_path"):
-            pattern = getattr(dataset, key)
+        for key in ("path", "eval_path") if evaluates else ("path",):
+            pattern, where = getattr(dataset, key), f"dataset {ref.name!r}, key {key!r}:"
             if pattern:
-                where = f"dataset {ref.name!r}, key {key!r}:"
-                checks.append((where, pattern, lambda pattern=pattern, where=where: check_readable(pattern, where)))
-    if folder is not None:
-        checks.append(("model_path", folder, lambda: check_writable(folder)))
+                checks.append((where, pattern, functools.partial(check_readable, pattern, where)))
     return checks
 
 
-def check_paths(run: RunConfig, folder: str) -> None:
-    """Try every path of a training run, its folder of checkpoints last.
+def check_reads(run: RunConfig) -> None:
+    """Try every path that training reads.
 
     Raises:
-      DataError, CheckpointError: names the path and, for a bucket, the permission.
+      DataError: names the path and, for a bucket, the permission.
     """
-    for _, _, check in path_checks(run, folder):
+    for _, _, check in read_checks(run, evaluates=run.training.eval_steps > 0):
         check()

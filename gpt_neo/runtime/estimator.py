@@ -20,7 +20,7 @@ from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
 from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
 from gpt_neo.mtf_compat import reason_of, tf
-from gpt_neo.runtime.access import check_paths
+from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.hooks import Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
 from gpt_neo.runtime.model_fn import model_fn, summarize
@@ -122,7 +122,7 @@ def train(
       Stopped: a signal came before the first step.
     """
     check_layout(run, plan, run.training.train_batch_size)
-    check_paths(run, folder)
+    check_reads(run)
     sources = training_sources(run)
     preflight.check_datasets(run)
     preflight.check_records(run, sources)

@@ -80,9 +80,7 @@ class Watch:
             raise Stopped(number)
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.signal is None:
-            self.signal = number
-            self.notice(f"{signal.Signals(number).name}: saving after this step")
+        self.signal = self.signal or number
 
     def mark(self) -> None:
         """The run is alive."""
@@ -144,6 +142,7 @@ class WatchHook(tf.estimator.SessionRunHook):
         if self.watch.lock:
             self.watch.lock.check()
         if self.watch.signal is not None:
+            self.watch.notice(f"{signal.Signals(self.watch.signal).name}: saving, then stopping")
             run_context.request_stop()
 
     def end(self, session: Any) -> None:
