@@ -22,8 +22,8 @@ if not hasattr(_ops, "register_tensor_conversion_function"):
 
 import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 
-__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "row_times_matrices", "row_times_matrix",
-           "tf", "uncompiled", "zeros_initializer"]  # fmt: skip
+__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "reason_of", "row_times_matrices",
+           "row_times_matrix", "tf", "uncompiled", "zeros_initializer"]  # fmt: skip
 
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
@@ -113,6 +113,19 @@ def row_slices(matrix: Any, parts: int) -> list[tuple]:
     count = int(matrix.shape[0])
     edges = [count * part // parts for part in range(parts + 1)]
     return [(low, high, tf.slice(matrix, [low, 0], [high - low, -1])) for low, high in zip(edges, edges[1:])]
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line, of an error of TensorFlow or the system.
+
+    A failure inside a graph is told as "Graph execution error", the places in the source that made the node, then the
+    reason, then the node as [[{{node ...}}]].
+    """
+    lines = [line.strip() for line in str(getattr(error, "message", None) or error).splitlines() if line.strip()]
+    marks = [i for i, line in enumerate(lines) if line.startswith("[[{{node")]
+    if marks and marks[0]:
+        return lines[marks[0] - 1].rstrip(".")
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:

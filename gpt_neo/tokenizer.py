@@ -33,8 +33,15 @@ class Tokenizer:
         self.byte_level = "ByteLevel" in type(backend.decoder).__name__
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Ids of a text.
+
+        Raises:
+          DataError: it holds bytes that are no UTF-8, which Python lets in from the command line as lone surrogates.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise DataError(f"the text is no UTF-8, from its character {surrogate(text)} on") from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, on all cores."""
@@ -78,6 +85,11 @@ class Tokenizer:
         """SHA-256 of the vocabulary in order of ids: equal for equal tokenizers, whatever file they came from."""
         vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def surrogate(text: str) -> int:
+    """Place of the first character that is half of one."""
+    return next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), len(text))
 
 
 @functools.lru_cache(maxsize=1)

@@ -135,9 +135,12 @@ def settle_state(folder: str) -> tuple:
 
 
 def is_later(prefix: str, folder: str) -> bool:
-    """Whether a checkpoint's index was written after the state file; only told of local files."""
+    """Whether a checkpoint's index was written after the state file."""
     if "://" in folder:
-        return False
+        from gpt_neo.mtf_compat import tf
+
+        index, state = (tf.io.gfile.stat(path).mtime_nsec for path in (prefix + ".index", os.path.join(folder, STATE)))
+        return index > state
     return os.path.getmtime(prefix + ".index") > os.path.getmtime(os.path.join(folder, STATE))
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 
 from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.folder import checkpoints_of, write_state
+from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.tensors import blocks, is_float
 from gpt_neo.errors import CheckpointError
 
+ALL_ZERO = "ALL ZERO"
 # Variables that start at 0 and may still be there.
 ZERO_AT_FIRST = ("/b", "_b", "bias", "rezero_1/g", "rezero_2/g", "adam_m", "adam_v")
 
@@ -49,5 +53,37 @@ def examine(bundle: Bundle, name: str) -> Report:
     std = max(0.0, second / max(1, total) - mean**2) ** 0.5
     trouble = f"{bad:,} NaN OR INFINITE" if bad else ""
     if not bad and largest == 0.0 and total and is_float(entry.dtype) and not name.endswith(ZERO_AT_FIRST):
-        trouble = "ALL ZERO"
+        trouble = ALL_ZERO
     return Report(name, str(entry.dtype), entry.shape, entry.size, mean, std, largest, trouble)
+
+
+def keep_sound(folder: str) -> str:
+    """After a divergence: let the folder's state name the newest checkpoint whose numbers are all finite.
+
+    A step whose loss was still a number may have put the first ones that are none into the weights.
+
+    Returns:
+      a line for the person.
+    """
+    passed: list[str] = []
+    for prefix in sorted(checkpoints_of(folder), key=step_of, reverse=True):
+        name = os.path.basename(prefix)
+        try:
+            trouble = first_trouble(Bundle(prefix))
+        except CheckpointError:
+            trouble = "it is damaged"
+        if not trouble:
+            if passed:
+                write_state(folder, prefix)
+            return f"the last good checkpoint is {name}" + (f" ({'; '.join(passed)})" if passed else "")
+        passed.append(f"{name} is not: {trouble}")
+    return "there is no good checkpoint" + (f" ({'; '.join(passed)})" if passed else "")
+
+
+def first_trouble(bundle: Bundle) -> str:
+    """The first tensor that is damaged or holds NaN or infinities; "" without one."""
+    for name in bundle.names():
+        trouble = examine(bundle, name).trouble
+        if trouble and trouble != ALL_ZERO:
+            return f"{name} has {trouble}"
+    return ""

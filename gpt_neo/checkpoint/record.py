@@ -85,14 +85,18 @@ def tokenizer_reference(run: RunConfig) -> Optional[dict]:
 def write_record(prefix: str, record: dict) -> None:
     """Write the record of a checkpoint, and drop those whose checkpoint the keep rules have deleted."""
     write_text(prefix + ".json", json.dumps(record, indent=2) + "\n")
-    folder = os.path.dirname(prefix)
-    if "://" in folder:
-        return
-    kept = {os.path.basename(path) for path in checkpoints_of(folder)} | {os.path.basename(prefix)}
-    for name in os.listdir(folder):
+    drop_records(os.path.dirname(prefix), os.path.basename(prefix))
+
+
+def drop_records(folder: str, coming: str = "") -> None:
+    """Remove records that have no checkpoint. coming: the name of one that is about to be written."""
+    from gpt_neo.mtf_compat import tf
+
+    kept = {os.path.basename(path) for path in checkpoints_of(folder)} | {coming}
+    for name in tf.io.gfile.listdir(folder):
         stem, extension = os.path.splitext(name)
         if extension == ".json" and stem.startswith("model.ckpt-") and stem not in kept:
-            os.remove(os.path.join(folder, name))
+            tf.io.gfile.remove(os.path.join(folder, name))
 
 
 def read_record(prefix: str) -> Optional[dict]:

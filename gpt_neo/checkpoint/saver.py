@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Any, Callable
+import time
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
 
 import numpy as np
 
+from gpt_neo.checkpoint.bundle import file_size
 from gpt_neo.checkpoint.fit import fit_checkpoint, load_variables
-from gpt_neo.checkpoint.names import PREFIX
-from gpt_neo.checkpoint.record import write_record
-from gpt_neo.mtf_compat import tf
+from gpt_neo.checkpoint.folder import latest_checkpoint
+from gpt_neo.checkpoint.leftovers import remove_leftovers
+from gpt_neo.checkpoint.names import PREFIX, step_of
+from gpt_neo.checkpoint.record import drop_records, write_record
+from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import reason_of, tf
 
 KEEP_HOURS = 2  # besides the newest ones, one checkpoint per so many hours is kept for ever, as in the legacy program
+ATTEMPTS = 4  # of a save to remote storage, whose own client has tried each request several times
+PAUSE = 10.0  # seconds before the second attempt; doubles
+PASSING = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.InternalError,
+           tf.errors.UnknownError)  # fmt: skip
+WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
 
 
 class RunSaver(tf.train.Saver):
     """Restores what `fit_checkpoint` accepts: without optimizer slots, in another float type, with padded rows."""
+
+    restored: Optional[str] = None  # the checkpoint that this session started from
 
     def restore(self, sess: Any, save_path: str) -> None:
         """Load a checkpoint into the variables.
@@ -31,15 +45,76 @@ class RunSaver(tf.train.Saver):
             super().restore(sess, save_path)
         else:
             load_variables(sess, save_path, variables)
+        self.restored = os.path.basename(save_path)
+
+    def save(self, sess: Any, save_path: str, global_step: Any = None, *args: Any, **options: Any) -> Any:
+        """Write a checkpoint; not the one that was read a moment ago, which a kill in the middle would cost.
+
+        Raises:
+          CheckpointError: the storage does not take it; the checkpoints before it are as they were.
+        """
+        prefix = f"{save_path}-{int(global_step)}"
+        if os.path.basename(prefix) == self.restored:
+            return prefix
+        failure: Exception
+        for attempt in range(ATTEMPTS if "://" in save_path else 1):
+            if attempt:
+                time.sleep(PAUSE * 2 ** (attempt - 1))
+            try:
+                return super().save(sess, save_path, global_step, *args, **options)
+            except (OSError, tf.errors.OpError, ValueError) as error:
+                if "://" not in save_path and isinstance(error, WORKER_LOST):
+                    raise  # the session is made anew
+                failure = error
+                if not isinstance(error, PASSING):
+                    break
+        raise unwritten(prefix, failure) from failure
+
+
+def unwritten(prefix: str, failure: Exception) -> CheckpointError:
+    """The error of a file that could not be written, once its parts are removed.
+
+    Args:
+      prefix: the path, which TensorFlow's message need not name.
+    """
+    folder = os.path.dirname(prefix)
+    with contextlib.suppress(OSError, tf.errors.OpError):
+        remove_leftovers(folder)
+    with contextlib.suppress(CheckpointError, OSError, tf.errors.OpError):
+        newest = latest_checkpoint(folder)
+        kept = f"the newest whole checkpoint is that of step {step_of(newest)}" if newest else "no checkpoint is there"
+        return CheckpointError(f"{prefix}: cannot be written: {reason_of(failure)}. Nothing is lost: {kept}; once that "
+                               "is mended, the same command goes on from there")  # fmt: skip
+    return CheckpointError(f"{prefix}: cannot be written: {reason_of(failure)}")
+
+
+@contextlib.contextmanager
+def writing_to(path: str) -> Iterator[None]:
+    """Context in which a failure to write is a CheckpointError that names the path."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise unwritten(path, error) from error
 
 
 class RecordListener(tf.estimator.CheckpointSaverListener):
-    """Writes the record beside every checkpoint."""
+    """Writes the record beside every checkpoint that `saver` writes; one that was restored keeps its own.
 
-    def __init__(self, folder: str, record: Callable[[int], dict]) -> None:
-        self.folder, self.record = folder, record
+    The record comes first: whenever a run is killed, no checkpoint is without its record.
+    """
 
-    def after_save(self, session: Any, global_step_value: int) -> None:
+    def __init__(self, folder: str, record: Callable[[int], dict], saver: RunSaver) -> None:
+        self.folder, self.record, self.saver = folder, record, saver
+
+    def before_save(self, session: Any, global_step_value: int) -> None:
         """Write it."""
         step = int(global_step_value)
-        write_record(os.path.join(self.folder, f"{PREFIX}{step}"), self.record(step))
+        prefix = os.path.join(self.folder, f"{PREFIX}{step}")
+        with writing_to(prefix + ".json"):
+            if os.path.basename(prefix) != self.saver.restored or file_size(prefix + ".json") is None:
+                write_record(prefix, self.record(step))
+
+    def after_save(self, session: Any, global_step_value: int) -> None:
+        """Drop the records of checkpoints that were deleted to make room."""
+        with writing_to(self.folder):
+            drop_records(self.folder)

@@ -28,6 +28,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
     train.add_argument("--new", action="store_true", help="delete the checkpoints of model_path first (asks)")
     train.add_argument("--yes", action="store_true", help="answer yes to --new")
+    train.add_argument("--stall_minutes", type=float, default=30.0, metavar="N",
+                       help="end a run that makes no step for so long, with status 75; 0 waits (default: 30)")
+    train.add_argument("--skip_spikes", action="store_true",
+                       help="leave out the update of batches whose loss is a spike or no number")
     train.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
     devices = p.add_argument_group("devices")
     devices.add_argument("--tpu", metavar="NAME", help="TPU name, colab, or local")

@@ -31,6 +31,8 @@ def load_job(args: argparse.Namespace) -> Job:
     """
     if args.steps_per_checkpoint < 1:
         raise ConfigError(f"--steps_per_checkpoint is {args.steps_per_checkpoint}; expected at least 1")
+    if not 0 <= args.stall_minutes < float("inf"):
+        raise ConfigError(f"--stall_minutes is {args.stall_minutes}; expected a number of minutes, or 0 to wait")
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
     searched = ["layout="] if args.auto_layout or args.auto_layout_and_mesh_shape else []
     dtype = [f"precision={args.dtype}"] if args.dtype else []

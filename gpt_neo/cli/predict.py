@@ -14,6 +14,7 @@ from gpt_neo.cli.train import device_plan, device_text
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
+from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.predict_step import Sampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
@@ -166,6 +167,6 @@ def answer(
                 break
     seconds = time.monotonic() - began
     print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
-    with open(path, "a", encoding="utf-8") as handle:
+    with tf.io.gfile.GFile(path, "a") as handle:
         for number, sample in enumerate(texts):
             handle.write(f"=== sample {number + 1}, seed {options.seed}\n{text}{sample}\n")

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from typing import Optional
 
 from gpt_neo.checkpoint.folder import BEST, find_latest
+from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.cli.job import Job, count_text, memory_text, model_text, time_text
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
+from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.hooks import Progress
+from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh
+from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
+from gpt_neo.storage import check_fence
 
-CHECKPOINT_FILES = ("checkpoint", "model.ckpt-", "events.out.tfevents", "graph.pbtxt", "train_log.jsonl", "eval")
+CHECKPOINT_FILES = ("checkpoint", "model.ckpt-", "events.out.tfevents", "graph.pbtxt", "train_log.jsonl", "eval",
+                    WATCH_LOG, STALL_FILE)  # fmt: skip
 
 
 class ProgressLine:
@@ -42,6 +51,11 @@ class ProgressLine:
         text = (f"step {progress.step:,}/{progress.train_steps:,}  loss {progress.loss:.4f}  "
                 f"lr {progress.rate:.2e}  {speed}{left}")  # fmt: skip
         print(f"\r\x1b[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+
+    def note(self, line: str) -> None:
+        """Print a line of its own between those of the steps."""
+        print(f"{chr(13)}\x1b[K" if self.terminal else "", end="")
+        note(line)
 
     def finish(self) -> None:
         """End the line."""
@@ -71,14 +85,27 @@ def device_text(job: Job, plan: MeshPlan) -> str:
 
 
 def train(job: Job) -> int:
-    """Train to train_steps; evaluate after it when the config asks for it."""
-    run, plan = job.run, device_plan(job)
+    """Train to train_steps; evaluate after it when the config asks for it. Returns the exit status."""
+    plan = device_plan(job)
+    check_writable(job.folder)
+    with FolderLock(job.folder, tell=note) as lock:
+        status = train_alone(job, plan, lock)
+    run = job.run
+    if status == 0 and run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets):
+        return evaluate(job, limit=run.training.eval_steps)
+    return status
+
+
+def train_alone(job: Job, plan: MeshPlan, lock: FolderLock) -> int:
+    """Train, as the only run in the folder."""
+    run = job.run
     if job.args.new:
         delete_checkpoints(job)
+    remove_leftovers(job.folder)
     found = find_latest(job.folder)
     start = step_of(found.path) if found else 0
-    for note in found.notes if found else ():
-        print(f"note      {note}")
+    for line in found.notes if found else ():
+        note(line)
     steps = run.training.train_steps
     print(model_text(run))
     print(memory_text(training_memory(run, plan.replicas())))
@@ -89,22 +116,36 @@ def train(job: Job) -> int:
         print(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {steps:,}")
         return 0
     line = ProgressLine()
+    watch = Watch(job.folder, lock, job.args.stall_minutes, job.args.skip_spikes, notice=line.note)
     estimator = runtime.make_estimator(
-        run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show
+        run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show, watch=watch
     )
     began = time.monotonic()
     try:
-        runtime.train(estimator, run, plan, job.folder, tell=lambda line: print(f"note      {line}", flush=True))
+        reached = runtime.train(estimator, run, plan, job.folder, note, watch)
+    except Stopped as stopped:
+        return stop_status(stopped.number, "before the first step; nothing is to be saved")
     finally:
         line.finish()
+    if watch.signal is not None:
+        return stop_status(watch.signal, f"step {reached:,} is saved")
     if line.latest:
         seconds = time.monotonic() - began
         tokens = (steps - start) * run.tokens_per_step
         print(f"trained   {steps - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
               f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}")
-    if run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets):
-        return evaluate(job, limit=run.training.eval_steps)
     return 0
+
+
+def note(line: str) -> None:
+    """Print a line that a person should know about."""
+    print(f"note      {line}", flush=True)
+
+
+def stop_status(number: int, what: str) -> int:
+    """Say how a run that a signal ended goes on; the exit status that shells give to that signal."""
+    print(f"stopped   by {signal.Signals(number).name}: {what}. The same command goes on from there", flush=True)
+    return 128 + number
 
 
 def evaluate(job: Job, limit: Optional[int] = None) -> int:
@@ -115,7 +156,7 @@ def evaluate(job: Job, limit: Optional[int] = None) -> int:
     result = runtime.evaluate(estimator, run, job.folder, limit, job.args.checkpoint)
     print(f"held out  {result_text(result)}")
     path = os.path.join(job.folder, f"eval_{job.args.sacred_id or run.name}.jsonl")
-    with open(path, "a", encoding="utf-8") as handle:
+    with writing_to(path), tf.io.gfile.GFile(path, "a") as handle:
         handle.write(json.dumps(result) + "\n")
     return 0
 
@@ -137,19 +178,29 @@ def delete_checkpoints(job: Job) -> None:
       CheckpointError: the answer was no.
     """
     folder = job.folder
-    if not os.path.isdir(folder):
+    paths = checkpoint_paths(folder)
+    if not paths:
         return
-    names = [name for name in os.listdir(folder) if name.startswith(CHECKPOINT_FILES)]
-    names = [name for name in names if os.path.isfile(os.path.join(folder, name))]
-    kept = os.path.join(folder, BEST)
-    names += [os.path.join(BEST, name) for name in (os.listdir(kept) if os.path.isdir(kept) else [])]
-    if not names:
-        return
+    try:
+        for path in paths:
+            check_fence(path, folder)
+    except ValueError as error:
+        raise CheckpointError(f"--new: model_path {folder!r} is a whole bucket or disk; nothing is deleted") from error
     if not job.args.yes:
         if not sys.stdin.isatty():
-            raise CheckpointError(f"--new would delete {len(names)} files in {folder!r}: add --yes to agree")
-        answer = input(f"delete {len(names)} files of checkpoints and logs in {folder}? [y/N] ")
+            raise CheckpointError(f"--new would delete {len(paths)} files in {folder!r}: add --yes to agree")
+        answer = input(f"delete {len(paths)} files of checkpoints and logs in {folder}? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             raise CheckpointError(f"--new: nothing deleted in {folder!r}")
-    for name in names:
-        os.remove(os.path.join(folder, name))
+    for path in paths:
+        tf.io.gfile.remove(path)
+
+
+def checkpoint_paths(folder: str) -> list[str]:
+    """Files of a run's folder, local or remote, that training made: checkpoints, the best one, and logs."""
+    found = []
+    for place, prefixes in ((folder, CHECKPOINT_FILES), (os.path.join(folder, BEST), ("",))):
+        names = tf.io.gfile.listdir(place) if tf.io.gfile.isdir(place) else []
+        paths = [os.path.join(place, name) for name in names if name.startswith(prefixes) and not name.endswith("/")]
+        found += [path for path in paths if not tf.io.gfile.isdir(path)]
+    return found

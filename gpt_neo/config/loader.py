@@ -119,7 +119,7 @@ def build_sections(raw: dict, path: str) -> dict:
     scalenorm = raw.pop("scalenorm", None)
     if scalenorm is not None and coerce(scalenorm, bool, "scalenorm", path):
         raw["norm_type"] = legacy.merge_scalenorm(raw.get("norm_type"), path)
-    if raw.get("precision") is not None:
+    if isinstance(raw.get("precision"), str):
         raw["precision"] = legacy.PRECISION_ALIASES.get(raw["precision"], raw["precision"])
     if isinstance(raw.get("opt_name"), str):
         raw["opt_name"] = raw["opt_name"].lower()  # the legacy program took any case

@@ -183,7 +183,7 @@ def read_records(path: str) -> Iterator[np.ndarray]:
 def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, serialised record), both checksums verified."""
     try:
-        handle = storage.open_read(path)
+        whole, handle = storage.size(path), storage.open_read(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     with handle:
@@ -197,7 +197,8 @@ def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
             if struct.unpack("<I", head[8:])[0] != masked_crc(head[:8]):
                 raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong")
             size = struct.unpack("<Q", head[:8])[0]
-            body = handle.read(size + 4)
+            # A length may be right by its checksum and wrong all the same: no memory is asked for what is not there.
+            body = handle.read(size + 4) if offset + 16 + size <= whole else b""
             if len(body) < size + 4:
                 raise DataError(f"{path}: record at byte {offset} is cut off")
             if struct.unpack("<I", body[size:])[0] != masked_crc(body[:size]):

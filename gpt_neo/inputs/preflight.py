@@ -17,7 +17,7 @@ from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.position import locate
 from gpt_neo.inputs.samples import needed_text, tokens_needed
 from gpt_neo.inputs.sources import CHUNKS, Source, count_remote, reads_in_turn
-from gpt_neo.mtf_compat import tf
+from gpt_neo.mtf_compat import reason_of, tf
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 FIRST_RECORDS = 64  # looked at before a run; every later one is checked as it is read
@@ -132,8 +132,7 @@ def explain_damage(error: Any, run: RunConfig, sources: Sequence[Source], step: 
                 found = damage_of(path, run, source)
                 if found:
                     return found
-    lines = [line for line in error.message.splitlines() if line and "IteratorGetNext" not in line]
-    return DataError(f"records cannot be read: {lines[1] if len(lines) > 1 else error.message}")
+    return DataError(f"records cannot be read: {reason_of(error)}")
 
 
 def damage_of(path: str, run: RunConfig, source: Source) -> Optional[DataError]:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
 import numpy as np
 
 from gpt_neo.checkpoint.folder import find_checkpoint, keep_best, latest_checkpoint, settle_state
+from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, DeviceError, GptNeoError
 from gpt_neo.inputs import preflight
+from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
-from gpt_neo.inputs.train_input import evaluation_batches, training_batches
-from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.hooks import DIVERGED, Progress
+from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
+from gpt_neo.mtf_compat import reason_of, tf
+from gpt_neo.runtime.access import check_reads
+from gpt_neo.runtime.hooks import Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
 from gpt_neo.runtime.model_fn import model_fn, summarize
+from gpt_neo.runtime.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +57,16 @@ def resolve_tpu(options: TpuOptions) -> Any:
 def make_estimator(
     run: RunConfig, folder: str, plan: MeshPlan, steps_per_checkpoint: int = 5000, tpu: Optional[TpuOptions] = None,
     report: Callable[[Progress], None] = lambda progress: None, byte_lengths: Optional[np.ndarray] = None,
+    watch: Optional[Watch] = None,
 ) -> Any:  # fmt: skip
-    """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`."""
+    """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
+
+    Raises:
+      ConfigError: the watch is to skip spikes, and the device is a TPU.
+    """
+    watch = watch or Watch(folder)
+    if tpu and watch.skip_spikes:
+        raise ConfigError("--skip_spikes works on CPUs and GPUs: a TPU runs many steps before the host sees a loss")
     tpu_config = tf.estimator.tpu.TPUConfig(
         iterations_per_loop=run.training.iterations,
         num_cores_per_replica=1,
@@ -73,6 +87,7 @@ def make_estimator(
         "run": run, "plan": plan, "folder": folder, "steps_per_checkpoint": steps_per_checkpoint,
         # a plain function: the Estimator makes a deep copy of its params, a bound method's object with it
         "report": lambda progress: report(progress), "use_tpu": tpu is not None, "byte_lengths": byte_lengths,
+        "watch": lambda: watch, "origin": lambda step: origin_text(run, step),
     }  # fmt: skip
     return tf.estimator.tpu.TPUEstimator(
         use_tpu=tpu is not None, model_fn=model_fn, config=config, params=params,
@@ -85,23 +100,6 @@ def eval_batch_size(run: RunConfig) -> int:
     return run.training.eval_batch_size or run.training.train_batch_size
 
 
-def prepare_folder(folder: str) -> None:
-    """Make the folder of checkpoints, and write to it once.
-
-    Raises:
-      CheckpointError: it cannot be written.
-    """
-    probe = os.path.join(folder, ".writable")
-    try:
-        tf.io.gfile.makedirs(folder)
-        with tf.io.gfile.GFile(probe, "w") as handle:
-            handle.write("")
-        tf.io.gfile.remove(probe)
-    except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "message", None) or str(error)
-        raise CheckpointError(f"model_path {folder!r} cannot be written: {reason}") from error
-
-
 def current_step(folder: str) -> int:
     """Step of the newest checkpoint, 0 without one."""
     path = latest_checkpoint(folder)
@@ -109,23 +107,27 @@ def current_step(folder: str) -> int:
 
 
 def train(
-    estimator: Any, run: RunConfig, plan: MeshPlan, folder: str, tell: Callable[[str], None] = lambda line: None
-) -> int:
-    """Train to `train_steps`, from the newest checkpoint on. Returns the step reached.
+    estimator: Any, run: RunConfig, plan: MeshPlan, folder: str, tell: Callable[[str], None] = lambda line: None,
+    watch: Optional[Watch] = None,
+) -> int:  # fmt: skip
+    """Train to `train_steps`, from the newest checkpoint on. Returns the step reached, the earlier one where a signal
+    ended the run.
 
     Args:
       tell: called with each line that a person should know about how the records are read.
+      watch: the one that the estimator was made with.
 
     Raises:
       GptNeoError: anything that is the user's to mend, found before the graph is built where it can be.
+      Stopped: a signal came before the first step.
     """
     check_layout(run, plan, run.training.train_batch_size)
+    check_reads(run)
     sources = training_sources(run)
     preflight.check_datasets(run)
     preflight.check_records(run, sources)
     for line in preflight.notes(run, sources):
         tell(line)
-    prepare_folder(folder)
     start = current_step(folder)
     if start >= run.training.train_steps:
         return start
@@ -137,9 +139,33 @@ def train(
         step = tf.cast(tf.train.get_or_create_global_step(), tf.int64)
         return training_batches(run, params["batch_size"], step, sources)
 
-    with reading(run, sources, start, run.training.train_batch_size):
+    watch = watch or Watch(folder)
+    with watch, after_divergence(run, folder), reading(run, sources, start, run.training.train_batch_size):
         estimator.train(input_fn, max_steps=run.training.train_steps)
-    return run.training.train_steps
+    return run.training.train_steps if watch.signal is None else current_step(folder)
+
+
+@contextlib.contextmanager
+def after_divergence(run: RunConfig, folder: str) -> Iterator[None]:
+    """Context in which a loss that is no number ends the run with its records and the checkpoint to go on from."""
+    try:
+        yield
+    except (Diverged, tf.estimator.NanLossDuringTrainingError) as error:
+        known = error if isinstance(error, Diverged) else Diverged("the loss is nan")
+        batch = f"; its batch is {origin_text(run, known.step)}" if known.step is not None else ""
+        raise Diverged(
+            f"{known}{batch}; {keep_sound(folder)}. Lower lr, or raise warmup_steps, or set gradient_clipping, or pass "
+            "over such batches with --skip_spikes", known.step,
+        ) from error  # fmt: skip
+
+
+def origin_text(run: RunConfig, step: int) -> str:
+    """The files and records of the batch whose update ended a step."""
+    try:
+        samples = first_samples(run, run.training.train_batch_size, step - 1)
+    except (GptNeoError, tf.errors.OpError) as error:  # a report of one failure should not end in another
+        return f"unknown ({str(error).splitlines()[0]})"
+    return places_text([place for sample in samples for place in sample["origin"]])
 
 
 def evaluate(
@@ -201,10 +227,8 @@ class reading:  # noqa: N801  (used as a statement)
         """Look for the damage when TensorFlow met some while it fetched a batch."""
         if isinstance(error, tf.errors.OpError) and "IteratorGetNext" in error.message:
             raise preflight.explain_damage(error, self.run, self.sources, self.step, self.batch_size) from error
-        if isinstance(error, tf.estimator.NanLossDuringTrainingError):
-            raise GptNeoError(DIVERGED.format(loss="nan")) from error
         if isinstance(error, tf.errors.ResourceExhaustedError):
             raise ConfigError(
                 "out of memory: lower train_batch_size, or tokens_per_mb_per_replica, or set recompute_grad "
-                f"({error.message.splitlines()[0]})"
+                f"({reason_of(error)})"
             ) from error

@@ -1,4 +1,4 @@
-"""What happens between steps: progress, the log, and stopping at a loss that is no number."""
+"""What happens between steps: progress, the log, losses that are spikes or no numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,24 @@ import os
 import time
 from typing import Any, Callable, Optional
 
+from gpt_neo.checkpoint.folder import PREFIX
+from gpt_neo.checkpoint.record import read_record
+from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.spikes import IN_A_ROW, SpikeRule
+from gpt_neo.runtime.watch import Watch
 
-DIVERGED = ("the loss is {loss}; the checkpoints so far are kept. Lower lr, or raise warmup_steps, or "
-            "set gradient_clipping")  # fmt: skip
+
+class Diverged(GptNeoError):
+    """The loss is no number. step: the one that ended with it, 1 for the first; None where that is not known."""
+
+    def __init__(self, message: str, step: Optional[int] = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+SPIKE_LOSSES = "spike_losses"  # key of a checkpoint's record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +45,16 @@ class ProgressHook(tf.estimator.SessionRunHook):
     """Calls `report` after every step, and appends to `train_log.jsonl` every `log_every` steps.
 
     Raises:
-      GptNeoError: the loss is NaN or infinite; the checkpoints so far are kept.
+      Diverged: the loss is NaN or infinite; the checkpoints so far are kept.
     """
 
     def __init__(
         self, loss: Any, rate: Any, train_steps: int, tokens_per_step: int, folder: str,
-        report: Callable[[Progress], None], log_every: int = 10,
+        report: Callable[[Progress], None], watch: Watch, log_every: int = 10,
     ) -> None:  # fmt: skip
         self.fetches = {"loss": loss, "rate": rate}
         self.train_steps, self.tokens_per_step = train_steps, tokens_per_step
-        self.report, self.log_every = report, log_every
+        self.report, self.watch, self.log_every = report, watch, log_every
         self.log_path = os.path.join(folder, "train_log.jsonl")
         self.window: list[tuple[int, float]] = []
 
@@ -58,8 +71,9 @@ class ProgressHook(tf.estimator.SessionRunHook):
         values = run_values.results
         step = int(run_context.session.run(self.fetches["step"]))
         loss, rate = float(values["loss"]), float(values["rate"])
-        if not math.isfinite(loss):
-            raise GptNeoError(DIVERGED.format(loss=loss))
+        self.watch.step = step
+        if not math.isfinite(loss) and not self.watch.skip_spikes:
+            raise Diverged(f"step {step:,}: the loss is {loss}", step)
         self.window = [*self.window[-20:], (step, time.monotonic())]
         (first, start), (last, now) = self.window[0], self.window[-1]
         speed = (last - first) / (now - start) if last > first and now > start else None
@@ -67,6 +81,49 @@ class ProgressHook(tf.estimator.SessionRunHook):
         tokens = speed * self.tokens_per_step if speed else None
         if step % self.log_every == 0 or step == self.train_steps:
             row = {"step": step, "loss": loss, "lr": rate, "tokens_per_second": tokens}
-            with tf.io.gfile.GFile(self.log_path, "a") as handle:
+            with writing_to(self.log_path), tf.io.gfile.GFile(self.log_path, "a") as handle:
                 handle.write(json.dumps(row) + "\n")
         self.report(Progress(step, self.train_steps, loss, rate, tokens, left))
+
+
+class SpikeHook(tf.estimator.SessionRunHook):
+    """Feeds the greatest loss that the next update may have, and tells of those that were left out.
+
+    Args:
+      limit: the placeholder that the updates are guarded with.
+      origin: the files and records of the batch that ended a step.
+    """
+
+    def __init__(self, loss: Any, limit: Any, watch: Watch, origin: Callable[[int], str]) -> None:
+        self.loss, self.limit, self.watch, self.origin = loss, limit, watch, origin
+        self.rule, self.fed = SpikeRule(), math.inf
+
+    def begin(self) -> None:
+        """Find the step counter."""
+        self.counter = tf.train.get_global_step()
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Take up the losses that the checkpoint was written with."""
+        step = int(session.run(self.counter))
+        record = read_record(os.path.join(self.watch.folder, f"{PREFIX}{step}")) or {}
+        self.rule = SpikeRule(record.get(SPIKE_LOSSES, ()))
+
+    def before_run(self, run_context: Any) -> Any:
+        """Feed the limit."""
+        self.fed = self.rule.limit
+        return tf.estimator.SessionRunArgs(self.loss, feed_dict={self.limit: self.fed})
+
+    def after_run(self, run_context: Any, run_values: Any) -> None:
+        """Tell of a batch that was skipped.
+
+        Raises:
+          Diverged: too many in a row.
+        """
+        loss, step = float(run_values.results), self.watch.step
+        if not self.rule.judge(loss, self.fed) or step is None:
+            return
+        if self.rule.skipped >= IN_A_ROW:
+            raise Diverged(f"step {step:,}: the loss is {loss}, and {IN_A_ROW} batches in a row were skipped", step)
+        records = self.origin(step)
+        self.watch.notice(f"step {step:,}: loss {loss:.4f}, limit {self.fed:.4f}: batch skipped ({records})")
+        self.watch.log("skipped", step=step, loss=repr(loss), limit=repr(self.fed), records=records)

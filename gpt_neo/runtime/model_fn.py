@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.folder import latest_checkpoint
@@ -12,9 +12,10 @@ from gpt_neo.checkpoint.saver import KEEP_HOURS, RecordListener, RunSaver
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.eval_step import build_eval_step
-from gpt_neo.runtime.hooks import Progress, ProgressHook
+from gpt_neo.runtime.hooks import SPIKE_LOSSES, Progress, ProgressHook, SpikeHook
 from gpt_neo.runtime.mesh import LocalPlacement, TpuPlacement
 from gpt_neo.runtime.train_step import build_train_step
+from gpt_neo.runtime.watch import Watch, WatchHook
 
 
 def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
@@ -24,7 +25,7 @@ def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
       features: a batch of inputs/train_input.py; for evaluation with {"weight": float32 [batch]}, 0 for rows that
         only fill it up.
       params: `run` (RunConfig), `plan` (MeshPlan), `folder`, `steps_per_checkpoint`, `report`, `byte_lengths`,
-        as `make_estimator` puts them; with a TPU also TPUEstimator's `context`.
+        `watch`, `origin`, as `make_estimator` puts them; with a TPU also TPUEstimator's `context`.
     """
     run: RunConfig = params["run"]
     if params["use_tpu"]:
@@ -38,27 +39,34 @@ def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
 
 def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
     """TPUEstimatorSpec of training."""
-    step = build_train_step(batch, run, placement)
     folder: str = params["folder"]
     use_tpu: bool = params["use_tpu"]
+    watch: Watch = params["watch"]()
+    limit = tf.placeholder_with_default(math.inf, [], name="loss_limit") if watch.skip_spikes else None
+    step = build_train_step(batch, run, placement, limit)
+    spikes = SpikeHook(step.loss, limit, watch, params["origin"]) if watch.skip_spikes else None
     with mtf.utils.outside_all_rewrites():
-        hooks = [mtf.MtfRestoreHook(step.lowering), saver_hook(step.lowering, run, params)]
+        hooks = [mtf.MtfRestoreHook(step.lowering)]
         existing = latest_checkpoint(folder)
         if existing:
             fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
         if not use_tpu:
             report: Callable[[Progress], None] = params["report"]
             hooks.append(ProgressHook(step.loss, step.rate, run.training.train_steps, run.tokens_per_step, folder,
-                                      report))  # fmt: skip
+                                      report, watch))  # fmt: skip
             tf.summary.scalar("loss", step.loss)
             tf.summary.scalar("learning_rate", step.rate)
-    host_call = None
+        # The saver comes last: what the others refuse is not saved.
+        hooks += [*([spikes] if spikes else []), WatchHook(watch), saver_hook(step.lowering, run, params, spikes)]
+    host_call, loss = None, step.loss
     if use_tpu:
         values = [tf.reshape(tf.train.get_global_step(), [1]), tf.reshape(step.loss, [1]), tf.reshape(step.rate, [1])]
         host_call = (lambda *tensors: write_summaries(folder, *tensors), values)
+    else:
+        # The Estimator ends a run at NaN by a hook that comes before ours and knows no step.
+        loss = tf.where(tf.math.is_nan(loss), tf.fill(tf.shape(loss), math.inf), loss)
     return tf.estimator.tpu.TPUEstimatorSpec(
-        mode=tf.estimator.ModeKeys.TRAIN, loss=step.loss, train_op=step.train, host_call=host_call,
-        training_hooks=hooks,
+        mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=step.train, host_call=host_call, training_hooks=hooks,
     )  # fmt: skip
 
 
@@ -83,16 +91,18 @@ def add_saver(keep: int) -> Any:
     return saver
 
 
-def saver_hook(lowering: Any, run: RunConfig, params: dict) -> Any:
+def saver_hook(lowering: Any, run: RunConfig, params: dict, spikes: Optional[SpikeHook] = None) -> Any:
     """A hook that writes checkpoints and their records; slices are copied to their masters first."""
     tokenizer = tokenizer_reference(run)
-    listeners = [
-        mtf.MtfCheckpointSaverListener(lowering),
-        RecordListener(params["folder"], lambda step: make_record(run, step, tokenizer)),
-    ]
+    saver = add_saver(run.training.keep_checkpoints)
+
+    def record(step: int) -> dict:
+        made = make_record(run, step, tokenizer)
+        return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
+
     return tf.train.CheckpointSaverHook(
-        params["folder"], save_steps=params["steps_per_checkpoint"], listeners=listeners,
-        saver=add_saver(run.training.keep_checkpoints),
+        params["folder"], save_steps=params["steps_per_checkpoint"], saver=saver,
+        listeners=[mtf.MtfCheckpointSaverListener(lowering), RecordListener(params["folder"], record, saver)],
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batc
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.build import optimizer_updates
+from gpt_neo.optim.guard import guard_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
 from gpt_neo.optim.slots import SlotLayout
 
@@ -32,12 +33,13 @@ class TrainStep:
     lowering: Any
 
 
-def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
+def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any = None) -> TrainStep:
     """Build and lower a training step.
 
     Args:
       batch: TensorFlow tensors as `split_batch` takes them: int32 [batch, n_ctx + 1], or inputs, labels, weights.
       placement: LocalPlacement or TpuPlacement.
+      loss_limit: float32 scalar; the update of a batch with a greater loss is left out. None updates always.
     """
     # Mesh-TF draws the seeds of its random operations from Python's generator while it lowers.
     random.seed(run.training.seed or 1)
@@ -53,6 +55,8 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
     slots = SlotLayout(placement.mesh_shape, placement.layout)
     updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, slots)
+    if loss_limit is not None:
+        guard_updates(updates, loss, loss_limit)
     lowering = placement.lower(graph, mesh)
     loss_out = lowering.export_to_tf_tensor(loss)
     # Loss and rate belong to the step before the update.

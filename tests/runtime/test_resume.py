@@ -18,6 +18,7 @@ from gpt_neo.mtf_compat import tf
 from tests.conftest import ROOT
 
 STEPS, BATCH, N_CTX = 16, 8, 12
+KEPT, PARTS = 4, ("index", "data-00000-of-00001", "json")
 THROWN_AT = 13  # the session is lost after this step; the newest checkpoint is then at step 8 + 3
 RECORDS = {"chunk": (11, 9), "tiny": (3,), "doc": (7, 6)}  # per file
 WEIGHTS = {"chunk": 0.5, "tiny": 0.25, "doc": 0.25}
@@ -107,7 +108,7 @@ def place(tmp_path_factory):
             "train_batch_size": BATCH, "train_steps": STEPS, "tokens_per_mb_per_replica": BATCH // 2 * N_CTX,
             "datasets": [["chunk", None, None, WEIGHTS["chunk"]], ["tiny", None, None, WEIGHTS["tiny"]],
                          ["doc", 2, "documents_random", WEIGHTS["doc"]]],
-            "model_path": str(folder / "runs" / name), "padding_id": 59, "eos_id": 58,
+            "model_path": str(folder / "runs" / name), "keep_checkpoints": KEPT, "padding_id": 59, "eos_id": 58,
         }  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(model))
         return {"config": str(folder / f"{name}.json"), "log": str(folder / f"{name}.log"), "stops": [], "kills": 0,
@@ -122,12 +123,23 @@ def place(tmp_path_factory):
 
     def outcome(job):
         log = [json.loads(line) for line in open(job["log"], encoding="utf-8")]
-        reader = tf.train.load_checkpoint(os.path.join(job["config"][: job["config"].rindex("/")], "runs",
-                                                       os.path.basename(job["config"])[:-5], f"model.ckpt-{STEPS}"))
+        run_folder = str(folder / "runs" / os.path.basename(job["config"])[:-5])
+        check_no_orphans(run_folder)
+        reader = tf.train.load_checkpoint(os.path.join(run_folder, f"model.ckpt-{STEPS}"))
         return log, {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
     run.write = write
     return run
+
+
+def check_no_orphans(folder):
+    """Whole checkpoints, as many as are kept, and the logs: nothing unfinished, nothing left of what was deleted."""
+    names = [name for name in os.listdir(folder) if not name.startswith("events.out.tfevents")]
+    steps = {int(name[len("model.ckpt-") : -len(".index")]) for name in names if name.endswith(".index")}
+    assert len(steps) <= KEPT
+    needed = {f"model.ckpt-{step}.{part}" for step in steps for part in PARTS}
+    graphs = {f"model.ckpt-{step}.meta" for step in steps}  # written last, read by nothing here
+    assert needed | {"checkpoint", "graph.pbtxt", "train_log.jsonl"} == set(names) - graphs
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,39 @@
+"""What a killed or failed save leaves behind, and nothing else: found by name, and removed before a run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+
+from gpt_neo.checkpoint.names import PREFIX
+from gpt_neo.mtf_compat import tf
+
+# Names under which TensorFlow and this package write what is to become a checkpoint, a state file or a record.
+UNFINISHED = (
+    re.escape(PREFIX) + r"\d+\.(?:data-\d+-of-\d+|index|meta)\.tempstate\w*",
+    re.escape(PREFIX) + r"\d+_temp(?:_\w+)?",
+    r"(?:checkpoint|graph\.pbtxt|" + re.escape(PREFIX) + r"\d+\.(?:meta|json))\.?\d*\.?tmp\w*",
+    r"\.writable(?:\.\w+)?",
+)
+PART = re.compile("(" + re.escape(PREFIX) + r"\d+)\.(?:data-\d+-of-\d+|meta|json)")  # of a checkpoint with an index
+
+
+def remove_leftovers(folder: str) -> list[str]:
+    """Remove unfinished files and parts of checkpoints that have no index, as a kill in the middle of saving, or of
+    deleting an old one, leaves them. Only for the run that has the folder's lock.
+
+    Returns:
+      the names removed.
+    """
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(folder)]
+    indexed = {name[: -len(".index")] for name in names if name.endswith(".index")}
+    removed = []
+    for name in names:
+        part = PART.fullmatch(name)
+        if (part and part[1] not in indexed) or any(re.fullmatch(pattern, name) for pattern in UNFINISHED):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
+                removed.append(name)
+    return removed

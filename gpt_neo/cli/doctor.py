@@ -1,0 +1,253 @@
+"""`python -m gpt_neo doctor`: whether this machine can run a config, line by line, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, Optional
+
+from gpt_neo.cli.job import model_folder, size_text
+from gpt_neo.config import load_config
+from gpt_neo.config.estimate import count_parameters, training_memory
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.errors import DeviceError, GptNeoError
+
+CONSTRAINTS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+                           "constraints.txt")  # fmt: skip
+LITTLE_DISK = 1 << 30  # bytes; less is called wrong where no config says how much is needed
+FIND, CONNECT = 20.0, 5.0  # seconds to look a TPU up, and to connect to it
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One finding. advice: what to do; empty where all is well."""
+
+    subject: str
+    text: str
+    advice: str = ""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    p = argparse.ArgumentParser(
+        prog="python -m gpt_neo doctor",
+        description="Check versions, devices, memory, disk, the paths of a config, and a TPU. The exit status is 1 if "
+        "something is wrong.",
+    )
+    p.add_argument("--model", metavar="CONFIG", help="check memory, disk and paths for this config too")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    p.add_argument("--path", action="append", default=[], metavar="FOLDER",
+                   help="list, read and write this folder or gs:// prefix; may be given several times")  # fmt: skip
+    p.add_argument("--tpu", metavar="NAME", help="TPU name, colab, or local")
+    p.add_argument("--tpu_zone", metavar="ZONE", help="zone of the TPU")
+    p.add_argument("--tpu_project", metavar="PROJECT", help="project of the TPU")
+    return p
+
+
+def main(argv: Optional[list] = None) -> int:
+    """Print the lines."""
+    args = build_parser().parse_args(argv)
+    from gpt_neo.cli.quiet import silence
+
+    silence(verbose=False)
+    run = load_config(args.model, args.set) if args.model else None
+    wrong = 0
+    for line in findings(args, run):
+        wrong += bool(line.advice)
+        print(f"{'wrong' if line.advice else 'ok   '}  {line.subject:10s} {line.text}", flush=True)
+        if line.advice:
+            print(f"       {'':10s} what to do: {line.advice}", flush=True)
+    print(f"{wrong} of these lines need something done" if wrong else "all is well")
+    return 1 if wrong else 0
+
+
+def findings(args: argparse.Namespace, run: Optional[RunConfig]) -> Iterator[Line]:
+    """Every check in turn; one that fails does not end those after it, unless they need it."""
+    yield python_line()
+    yield from version_lines()
+    imported = import_line()
+    yield imported
+    yield memory_line(run)
+    folder = model_folder(run) if run else os.getcwd()
+    if "://" not in folder:
+        yield disk_line(folder, run)
+    if imported.advice:
+        return
+    yield device_line()
+    yield from path_lines(args.path, run)
+    if args.tpu:
+        yield tpu_line(args)
+
+
+def python_line() -> Line:
+    """The interpreter."""
+    good = (3, 9) <= sys.version_info[:2] <= (3, 11)
+    advice = "" if good else "TensorFlow 2.15 has builds for Python 3.9, 3.10 and 3.11 only: install one"
+    return Line("python", f"{platform.python_version()} on {platform.platform()}", advice)
+
+
+def version_lines() -> Iterator[Line]:
+    """Installed packages against the ranges of setup.py, and against the versions that the tests ran with."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = [Requirement(text) for text in importlib.metadata.requires("gpt_neo") or []]
+    except importlib.metadata.PackageNotFoundError:
+        yield Line("packages", "gpt_neo is not installed", "pip install -c constraints.txt -e .")
+        return
+    wanted, checked = tested_versions(), 0
+    others = []
+    for need in required:
+        extra = need.marker is not None and "extra" in str(need.marker)
+        try:
+            found = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            if not extra:
+                yield Line(need.name, "is not installed", f"pip install -c constraints.txt '{need.name}'")
+            continue
+        checked += 1
+        if not need.specifier.contains(found, prereleases=True):
+            fix = wanted.get(canonical(need.name))
+            yield Line(need.name, f"{found} is outside {need.specifier}",
+                       f"pip install '{need.name}{'==' + fix if fix else need.specifier}'")  # fmt: skip
+        elif wanted.get(canonical(need.name), found) != found:
+            others.append(f"{need.name} {found} (tested: {wanted[canonical(need.name)]})")
+    note = f"; other than tested, within range: {', '.join(others)}" if others else ""
+    yield Line("packages", f"{checked} of those that gpt_neo names are here{note}")
+
+
+def canonical(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def tested_versions() -> dict[str, str]:
+    """Package to version of constraints.txt; empty where there is none, as in an installed package."""
+    if not os.path.isfile(CONSTRAINTS):
+        return {}
+    with open(CONSTRAINTS, encoding="utf-8") as handle:
+        pairs = [line.strip().split("==") for line in handle if "==" in line and not line.startswith("#")]
+    return {canonical(name): version for name, version in pairs}
+
+
+def import_line() -> Line:
+    """Whether the graph libraries can be imported together."""
+    try:
+        from gpt_neo.mtf_compat import tf
+    except Exception as error:  # whatever a broken installation raises is what this line is about
+        return Line("import", f"TensorFlow and Mesh-TensorFlow: {type(error).__name__}: {error}",
+                    "pip install -c constraints.txt -e . in a fresh virtual environment")  # fmt: skip
+    return Line("import", f"TensorFlow {tf.__version__} and Mesh-TensorFlow work together")
+
+
+def memory_line(run: Optional[RunConfig]) -> Line:
+    """Memory of this machine against what training takes on one device."""
+    available = available_memory()
+    if available is None:
+        return Line("memory", "unknown on this system")
+    text = f"{size_text(available)} available"
+    if run is None:
+        return Line("memory", text)
+    need = training_memory(run, 1).total
+    advice = ("fine for a GPU or TPU of that size; else lower train_batch_size or tokens_per_mb_per_replica, or set "
+              "recompute_grad" if need > available else "")  # fmt: skip
+    return Line("memory", f"{text}; training {run.name} on one device takes about {size_text(need)}", advice)
+
+
+def available_memory() -> Optional[int]:
+    """Bytes that programs can still take; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as handle:
+            found = re.search(r"MemAvailable:\s+(\d+) kB", handle.read())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def disk_line(folder: str, run: Optional[RunConfig]) -> Line:
+    """Free space where checkpoints go, against those that will be kept."""
+    place = folder
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    free = shutil.disk_usage(place).free
+    text = f"{size_text(free)} free for {folder}"
+    if run is None:
+        return Line("disk", text, "" if free > LITTLE_DISK else "free some, or set model_path to another disk")
+    slots = {"adam": 2, "adamw": 2, "lion": 1}.get(run.optimizer.opt_name, 1)
+    need = count_parameters(run.model) * 4 * (1 + slots) * (run.training.keep_checkpoints + 1)
+    advice = "lower keep_checkpoints, or set model_path to another disk" if need > free else ""
+    return Line("disk", f"{text}; {run.training.keep_checkpoints} checkpoints take about {size_text(need)}", advice)
+
+
+def device_line() -> Line:
+    """Processors and accelerators that TensorFlow sees."""
+    from gpt_neo.mtf_compat import tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"{cores} CPU core(s), {len(gpus)} GPU(s)" + "".join(f", {gpu.name}" for gpu in gpus)
+    if not gpus and os.path.exists("/dev/nvidia0"):
+        return Line("devices", f"{text}; there is an NVIDIA device that TensorFlow does not see",
+                    "pip install 'tensorflow[and-cuda]==2.15.1', and a driver for CUDA 12.2")  # fmt: skip
+    return Line("devices", text)
+
+
+def path_lines(folders: list[str], run: Optional[RunConfig]) -> Iterator[Line]:
+    """Access to every path of the config, and to those of --path."""
+    from gpt_neo.runtime.access import check_writable, read_checks
+
+    checks: list[Any] = read_checks(run, evaluates=True) if run else []
+    written = [("model_path", model_folder(run))] if run else []
+    for what, folder in [*written, *(("--path", folder) for folder in folders)]:
+        checks.append((what, folder, functools.partial(check_writable, folder, what)))
+    for what, path, check in checks:
+        try:
+            count = check()
+        except GptNeoError as error:
+            yield Line("access", str(error), "correct the path, or grant the permission")
+        else:
+            done = "listed, written, replaced, read, deleted" if count is None else f"{count} file(s), listed and read"
+            yield Line("access", f"{what} {path}: {done}")
+
+
+def tpu_line(args: argparse.Namespace) -> Line:
+    """Whether a TPU is found and answers, within a bounded time: Google's client tries for minutes."""
+    answers: list[Line] = []
+    thread = threading.Thread(target=lambda: answers.append(reach_tpu(args)), daemon=True)
+    thread.start()
+    thread.join(FIND)
+    if answers:
+        return answers[0]
+    return Line("tpu", f"{args.tpu}: Google Cloud gave no answer in {FIND:.0f} seconds",
+                "see that this machine has a network, and credentials (gcloud auth application-default login)")
+
+
+def reach_tpu(args: argparse.Namespace) -> Line:
+    """Look a TPU up and connect to it."""
+    from gpt_neo.runtime.estimator import TpuOptions, resolve_tpu
+
+    try:
+        address = resolve_tpu(TpuOptions(args.tpu, args.tpu_zone, args.tpu_project)).master()
+    except DeviceError as error:
+        return Line("tpu", str(error), "check name, --tpu_zone and --tpu_project, and that it is READY")
+    except Exception as error:  # the resolver asks the cloud only now, and raises whatever its HTTP client does
+        return Line("tpu", f"{args.tpu}: {str(error).splitlines()[0]}", "check name, zone and credentials")
+    host, _, port = address.removeprefix("grpc://").rpartition(":")
+    if not host:
+        return Line("tpu", f"{args.tpu}: attached to this machine")
+    try:
+        socket.create_connection((host, int(port)), CONNECT).close()
+    except OSError as error:
+        return Line("tpu", f"{args.tpu}: {address} does not answer: {error}",
+                    "call from a machine of the same network; see that a firewall lets the port through")
+    return Line("tpu", f"{args.tpu}: {address} answers")

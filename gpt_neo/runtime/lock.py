@@ -1,0 +1,207 @@
+"""One run at a time in a folder of checkpoints: a lock that names its owner and tells how long ago it was alive.
+
+The lock is the file `run.lock`. In a local folder the kernel holds it for a process (flock), and lets go of it however
+that process ends. Where the kernel cannot know, on a bucket or a file system that other machines share, the owner
+renews the file every few seconds: one that was not renewed for a while is nobody's any more, and an owner that finds
+another name in the file stops before it writes anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from typing import Any, Callable, Optional
+
+from gpt_neo.checkpoint.folder import write_text
+from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import tf
+
+LOCK_FILE = "run.lock"
+BEAT = 20.0  # seconds between renewals
+SIZE = 500  # bytes of a local lock
+STALE = 120.0  # seconds without one after which an owner that cannot be asked counts as gone
+
+
+def this_machine() -> dict:
+    """What process numbers are unique within: host, boot and process namespace."""
+    found = {"host": socket.gethostname(), "boot": "", "processes": ""}
+    with contextlib.suppress(OSError):
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as handle:
+            found["boot"] = handle.read().strip()
+        found["processes"] = os.readlink("/proc/self/ns/pid")
+    return found
+
+
+def start_of(pid: int) -> str:
+    """When a process of this machine started, in the kernel's ticks; "" for one that is not there."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as handle:
+            return handle.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def age_text(seconds: float) -> str:
+    """A duration for people."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} seconds"
+
+
+class FolderLock:
+    """Context in which a folder is this process's own.
+
+    Args:
+      folder: of checkpoints; there already, if local.
+      tell: called with a line for the person when the lock of a run that is gone is taken over.
+      clock: seconds since 1970.
+
+    Raises:
+      CheckpointError: another run is at work in the folder, or the lock cannot be written.
+    """
+
+    def __init__(
+        self, folder: str, tell: Callable[[str], None] = lambda line: None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.path = os.path.join(folder, LOCK_FILE)
+        self.remote = "://" in folder
+        self.tell, self.clock = tell, clock
+        pid = os.getpid()
+        self.record = {**this_machine(), "pid": pid, "started": start_of(pid), "token": os.urandom(8).hex(),
+                       "since": clock(), "alive": clock()}  # fmt: skip
+        self.lost: Optional[str] = None  # why the folder is no longer ours
+        self.ended = threading.Event()
+        self.handle: Any = None
+        self.thread = threading.Thread(target=self.renew_until_the_end, daemon=True)
+
+    def __enter__(self) -> FolderLock:
+        try:
+            if not self.remote:
+                self.hold()
+            known = self.read()
+            if known:
+                self.take_over(known)
+            self.write()
+        except (OSError, tf.errors.OpError) as error:
+            self.drop()
+            raise CheckpointError(f"{self.path}: the lock cannot be written: {error}") from error
+        except CheckpointError:
+            self.drop()
+            raise
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.ended.set()
+        self.thread.join(5)
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            if not self.lost and (self.read() or {}).get("token") == self.record["token"]:
+                os.remove(self.path) if not self.remote else tf.io.gfile.remove(self.path)
+        self.drop()
+
+    def hold(self) -> None:
+        """Let the kernel hold the file for this process."""
+        while True:
+            self.handle = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
+            try:
+                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(self.in_use(self.read() or {}, "")) from None
+            # A run that ended just now may have removed the file that was opened.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self.handle.fileno()), os.stat(self.path)):
+                    return
+            self.handle.close()
+
+    def drop(self) -> None:
+        """Let go of the file."""
+        if self.handle:
+            self.handle.close()
+            self.handle = None
+
+    def read(self) -> Optional[dict]:
+        """What the lock says; None where there is none, empty where it says nothing sensible."""
+        if not tf.io.gfile.exists(self.path):
+            return None
+        with tf.io.gfile.GFile(self.path, "r") as handle:
+            text = handle.read()
+        try:
+            record = json.loads(text)
+            return record if {"host", "pid", "since", "alive"} <= set(record) else {}
+        except (ValueError, TypeError):
+            return {}
+
+    def take_over(self, known: dict) -> None:
+        """Go past a lock whose owner is gone, and say so.
+
+        Raises:
+          CheckpointError: the owner may be alive.
+        """
+        here = this_machine()
+        silent = max(0.0, self.clock() - known["alive"])
+        who = f"process {known['pid']} on {known['host']}"
+        if known["host"] == here["host"] and known.get("boot") != here["boot"]:
+            reason = f"{known['host']} has started anew since"
+        elif here["boot"] and all(known.get(key) == value for key, value in here.items()):
+            alive = start_of(known["pid"]) == known.get("started", "") != ""
+            # A process that is there and has a local folder no longer locked has left it.
+            if alive and self.remote and known["pid"] != os.getpid():
+                raise CheckpointError(self.in_use(known, ""))
+            reason = "it has left the folder" if alive else "that process is gone"
+        elif silent >= STALE:
+            reason = f"it gave no sign of life for {age_text(silent)}"
+        else:
+            raise CheckpointError(self.in_use(known, f" If it is gone, the lock is free {age_text(STALE - silent)} "
+                                                     f"from now; or delete {self.path}."))  # fmt: skip
+        self.tell(f"the lock of {who}, held for {age_text(known['alive'] - known['since'])}, is taken over: {reason}")
+
+    def in_use(self, known: dict, advice: str) -> str:
+        """The refusal."""
+        folder = os.path.dirname(self.path)
+        if not known:
+            return f"model_path {folder!r} is in use by another run ({self.path})"
+        now = self.clock()
+        return (f"model_path {folder!r} is in use: process {known['pid']} on {known['host']} has held it for "
+                f"{age_text(now - known['since'])}, last sign of life {age_text(now - known['alive'])} ago. Two runs "
+                f"in one folder would overwrite each other's checkpoints: stop that one, or set another model_path."
+                f"{advice}")  # fmt: skip
+
+    def write(self) -> None:
+        """Write the lock. The local file keeps its inode, which the kernel's lock hangs on, and its size: renewing it
+        takes no room on a full disk."""
+        text = json.dumps(self.record)
+        if self.remote:
+            write_text(self.path, text + "\n")
+            return
+        self.handle.seek(0)
+        self.handle.write(f"{text:{SIZE}s}\n")
+        self.handle.flush()
+
+    def renew_until_the_end(self) -> None:
+        """Renew the lock every BEAT seconds. A failure to is none of the run's: its own writes will tell."""
+        while not self.ended.wait(BEAT):
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                self.renew()
+
+    def renew(self) -> None:
+        """Write the time into the lock, unless it has become another's."""
+        known = self.read()
+        if known is None or known.get("token", self.record["token"]) != self.record["token"]:
+            owner = f"process {known['pid']} on {known['host']} has taken it" if known else "its lock was deleted"
+            self.lost = (f"model_path {os.path.dirname(self.path)!r} is no longer this run's: {owner}. Nothing more is "
+                         "written; the checkpoints so far are kept")  # fmt: skip
+            self.ended.set()
+            return
+        self.record["alive"] = self.clock()
+        self.write()
+
+    def check(self) -> None:
+        """Raises: CheckpointError: the folder is no longer ours."""
+        if self.lost:
+            raise CheckpointError(self.lost)

@@ -1,0 +1,70 @@
+"""`python -m gpt_neo doctor`: each line is ok, or wrong with what to do."""
+
+import importlib.metadata
+import re
+import socket
+import threading
+
+import pytest
+
+from gpt_neo.cli import doctor, quiet
+from gpt_neo.cli.common import run_command
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    monkeypatch.setattr(quiet, "filter_native_stderr", lambda: None)
+
+    def call(*argv):
+        status = run_command(doctor.main, [str(word) for word in argv])
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return status, captured.out
+
+    return call
+
+
+def test_a_machine_that_is_fine(run, trained, tmp_path):
+    status, out = run("--model", trained, "--path", tmp_path)
+    assert status == 0 and out.endswith("all is well\n"), out
+    for subject, text in [
+        ("python", r"3\.\d+"), ("packages", r"\d+ of those that gpt_neo names are here"), ("import", "work together"),
+        ("memory", r"available; training trained on one device takes about \d+ KB"), ("disk", "10 checkpoints take"),
+        ("devices", r"\d+ CPU core\(s\), 0 GPU"), ("access", r"dataset 'small', key 'path': .*: 3 file\(s\), listed"),
+        ("access", r"--path .*: listed, written, replaced, read, deleted"),
+    ]:  # fmt: skip
+        assert re.search(rf"^ok     {subject} +.*{text}", out, re.M), (subject, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_is_said_with_what_to_do(run, world, monkeypatch):
+    versions = {"numpy": "2.3.0", "tensorflow": "2.16.1"}
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or real(name))
+    monkeypatch.setattr(doctor, "available_memory", lambda: 1000)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    world.dataset_config("nowhere_there", path="/nowhere/x_*.tfrecords")
+    status, out = run("--model", world.config("ill", datasets=["nowhere_there"], model_path="/proc/x/run"))
+    assert status == 1
+    for line, todo in [
+        ("tensorflow 2.16.1 is outside <2.16,>=2.15.1", "pip install 'tensorflow==2.15.1'"),
+        ("memory     1 KB available; training ill on one", "lower train_batch_size"),
+        ("disk       1 KB free for /proc/x/run; 10 ch", "lower keep_checkpoints"),
+        ("no records match '/nowhere/x_*.tfrecords'", "correct the path"),
+        ("model_path '/proc/x/run' cannot be written", "correct the path"),
+    ]:
+        assert re.search(rf"^wrong  .*{re.escape(line)}.*\n +what to do: .*{re.escape(todo)}", out, re.M), (line, out)
+    assert re.search(r"^\d+ of these lines need something done$", out, re.M)
+
+
+def test_a_tpu(run, monkeypatch):
+    status, out = run("--tpu", "colab")
+    assert status == 1 and "wrong  tpu        --tpu colab: COLAB_TPU_ADDR is not set" in out
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("COLAB_TPU_ADDR", address)
+        assert f"ok     tpu        colab: grpc://{address} answers" in run("--tpu", "colab")[1]
+    assert f"{address} does not answer" in run("--tpu", "colab")[1]
+    monkeypatch.setattr(doctor, "FIND", 0.05)
+    monkeypatch.setattr(doctor, "reach_tpu", lambda args: threading.Event().wait(1))
+    assert "gave no answer in 0 seconds" in run("--tpu", "mine")[1]

@@ -1,0 +1,76 @@
+"""Storage that fills up, or loses its permission, under a running training. The file systems are real ones, mounted in
+a namespace of the run's own."""
+
+import os
+import re
+
+import pytest
+
+from gpt_neo.config import load_config
+from tests.forks import forks
+from tests.namespaces import need_mounts
+
+# A file system of its own for the run's folder; {act} happens at step 5.
+MOUNTED = """
+import os, subprocess
+from gpt_neo.cli.common import run_command
+from gpt_neo.runtime.hooks import ProgressHook
+from tests.namespaces import drop_capabilities, leave_mounts, mount
+leave_mounts()
+folder = {folder!r}
+os.makedirs(folder)
+mount("tmpfs", folder, "size=60m")
+drop_capabilities()
+after_run = ProgressHook.after_run
+def acting(self, context, values):
+    after_run(self, context, values)
+    if self.watch.step == 5:
+        {act}
+ProgressHook.after_run = acting
+print("status", run_command(main, argv), flush=True)
+print("left", sorted(os.listdir(folder)))
+{mend}
+ProgressHook.after_run = after_run
+"""
+FILL = """
+        with open(os.path.join(folder, "filler"), "wb", 0) as filler:
+            try:
+                while True:
+                    filler.write(bytes(4096))
+            except OSError:
+                pass"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with forks(tmp_path_factory.mktemp("forks")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name, act, mend, reason", [
+    ("full", FILL, "os.remove(os.path.join(folder, 'filler'))", "No space left on device"),
+    pytest.param("forbidden", "os.chmod(folder, 0o500)", "os.chmod(folder, 0o700)", "Permission denied",
+                 marks=pytest.mark.slow),
+])  # fmt: skip
+def test_the_error_names_the_path_and_nothing_is_lost(world, server, name, act, mend, reason):
+    need_mounts()
+    path = world.config(name, train_steps=8)
+    folder = load_config(path).training.model_path
+    before = MOUNTED.format(folder=folder, act=act, mend=mend)
+    status, text = server.run("--model", path, "--steps_per_checkpoint", 3, before=before)
+    first, _, second = text.partition("status ")
+    assert status == 0 and second.startswith("2\n"), text
+    assert "Traceback" not in text
+    assert re.search(rf"error: {re.escape(folder)}/model.ckpt-6: cannot be written: .*{reason}.*Nothing is lost: the "
+                     r"newest whole checkpoint is that of step 3; once that is mended, the same command", first)
+    left = re.search("left (.*)", second)[1]
+    assert "tempstate" not in left and "model.ckpt-6" not in left
+    assert "steps 3 to 8" in second and "trained   5 steps" in second
+
+
+def test_a_folder_without_permission(world, server):
+    folder = os.path.join(world.folder, "runs", "nowhere")
+    path = world.config("nowhere", model_path="/proc/forbidden/run")
+    status, text = server.run("--model", path)
+    assert status == 2 and "error: model_path '/proc/forbidden/run' cannot be written" in text
+    assert not os.path.exists(folder)

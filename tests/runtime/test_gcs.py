@@ -1,0 +1,167 @@
+"""Records, checkpoints, logs, evaluation and samples at gs://, through TensorFlow's own client, with faults."""
+
+import glob
+import json
+import os
+import re
+import signal
+
+import pytest
+
+from gpt_neo.mtf_compat import tf
+from tests.fake_gcs import CLIENT, fake_gcs
+from tests.forks import forks
+from tests.namespaces import need_mounts
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, world):
+    """The server with the records of the world, and a way to run main.py against it."""
+    need_mounts()
+    folder = tmp_path_factory.mktemp("gcs")
+    dataset = {"path": "gs://bucket/data/train_*.tfrecords", "eval_path": "gs://bucket/data/held_*.tfrecords"}
+    world.dataset_config("bucket", **dataset)
+    with fake_gcs(str(folder)) as server, forks(folder, **CLIENT) as runner:
+
+        def fill():
+            server.clear()
+            for path in glob.glob(os.path.join(world.records, "*.tfrecords")):
+                server.put(f"bucket/data/{os.path.basename(path)}", open(path, "rb").read())
+
+        server.fill = fill
+        server.start = lambda *argv, before="": runner.start(*argv, before=server.before + before)
+        server.run = lambda *argv, before="": runner.run(*argv, before=server.before + before)
+        server.local = runner.run
+        yield server
+
+
+@pytest.fixture
+def gcs_place(place):
+    place.fill()
+    return place
+
+
+@pytest.fixture(scope="module")
+def whole(world, place):
+    """Weights of the same run on local files."""
+    path = world.config("on_disk", train_steps=STEPS)
+    assert place.local("--model", path)[0] == 0
+    return weights_of(os.path.join(world.folder, "runs", "on_disk", f"model.ckpt-{STEPS}"))
+
+
+def weights_of(prefix):
+    reader = tf.train.load_checkpoint(prefix)
+    return {name: reader.get_tensor(name).tobytes() for name in reader.get_variable_to_shape_map()}
+
+
+def weights_in(store, run, step, folder):
+    for name, (data, _, _) in store.items():
+        if name.startswith(f"bucket/runs/{run}/model.ckpt-{step}."):
+            (folder / os.path.basename(name)).write_bytes(data)
+    return weights_of(str(folder / f"model.ckpt-{step}"))
+
+
+def names_of(store, run):
+    return {name.rpartition("/")[2] for name in store if name.startswith(f"bucket/runs/{run}/")}
+
+
+def test_a_run_on_a_bucket_with_faults_on_the_way(world, gcs_place, whole, tmp_path):
+    path = world.config("remote", train_steps=STEPS, datasets=["bucket"], model_path="gs://bucket/runs/remote")
+    gcs_place.fail("create", None, None, "503", "503", None, "timeout", None, "503")
+    gcs_place.fail("read", None, "truncate", None, "503", "truncate")
+    gcs_place.fail("list", "503")
+    gcs_place.fail("get", None, "503")
+    status, text = gcs_place.run("--model", path, "--steps_per_checkpoint", 2)
+    assert status == 0, text
+    store = gcs_place.store
+    assert weights_in(store, "remote", STEPS, tmp_path) == whole
+    names = names_of(store, "remote")
+    assert {f"model.ckpt-{step}.{part}" for step in (0, 2, 4, 6) for part in ("index", "json")} <= names
+    assert not [name for name in names if name.startswith(".writable") or name.endswith(".lock")]
+    assert any("tfevents" in name for name in names)
+
+    status, text = gcs_place.run("--model", path, "--eval")
+    assert status == 0 and "held out  step 6: loss" in text, text
+    assert json.loads(store["bucket/runs/remote/eval_remote.jsonl"][0])["step"] == STEPS
+    status, text = gcs_place.run("--model", path, "--predict", "--max_tokens", 2, "--prompt", "The")
+    assert status == 0 and b"=== sample 1" in store["bucket/runs/remote/predictions_remote_6.txt"][0], text
+
+    # --new deletes what training made, below its prefix, and nothing else
+    for name in ("bucket/runs/remote2/model.ckpt-1.index", "bucket/runs/remote/notes.txt", "bucket/model.ckpt-9.index"):
+        gcs_place.put(name, b"mine")
+    before = set(store)
+    status, text = gcs_place.run("--model", path, "--new", "--yes", "--set", "train_steps=0")
+    assert status == 0, text
+    gone = before - set(store)
+    assert {name.rpartition("/")[0] for name in gone} == {"bucket/runs/remote"}
+    assert names_of(store, "remote") <= {"notes.txt", "predictions_remote_6.txt", ""}
+    status, text = gcs_place.run("--model", path, "--new", "--yes", "--set", "model_path=gs://bucket")
+    assert status == 2 and "--new: model_path 'gs://bucket' is a whole bucket" in text
+    assert "bucket/model.ckpt-9.index" in store
+
+
+BUILT = """
+from gpt_neo.runtime import model_fn
+def build(*arguments):
+    raise AssertionError("a graph is built")
+model_fn.build_train_step = build
+"""
+
+
+@pytest.mark.parametrize("denied, where, permission", [
+    ("list", r"model_path 'gs://bucket/runs/denied' cannot be (written|listed)", "storage.objects.list"),
+    ("read", r"'gs://bucket/data/train_\S+' cannot be read", "storage.objects.get"),
+    ("create", r"model_path 'gs://bucket/runs/denied' cannot be written", "storage.objects.create"),
+    ("delete", r"model_path 'gs://bucket/runs/denied' cannot be (written over|deleted)", "storage.objects.delete"),
+])  # fmt: skip
+def test_a_missing_permission_is_named_before_a_graph_is_built(world, gcs_place, denied, where, permission):
+    path = world.config("denied", datasets=["bucket"], model_path="gs://bucket/runs/denied")
+    gcs_place.denied = {denied}
+    status, text = gcs_place.run("--model", path, before=BUILT)
+    assert status == 2, text
+    assert re.search(rf"error: .*{where}: .*403.*; this takes the permission {re.escape(permission)}", text), text
+
+
+def test_a_bucket_that_is_not_there(world, gcs_place):
+    path = world.config("nowhere_at_all", datasets=["bucket"], model_path="gs://bucket/runs/x")
+    gcs_place.clear()
+    status, text = gcs_place.run("--model", path, before=BUILT)
+    assert status == 2 and "gs://bucket/data/train_*.tfrecords" in text and "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_kills_and_lost_permissions_cost_nothing(world, gcs_place, whole, tmp_path):
+    path = world.config("tried", train_steps=STEPS, datasets=["bucket"], model_path="gs://bucket/runs/tried")
+    argv = ["--model", path, "--steps_per_checkpoint", 1]
+    child = gcs_place.start(*argv)
+    child.until(lambda: "bucket/runs/tried/model.ckpt-2.index" in gcs_place.store)
+    status, text = gcs_place.run(*argv)
+    assert status == 2 and f"is in use: process {child.pid} on " in text
+    child.kill(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    # the permission goes once the run has started
+    deny = """
+from gpt_neo.runtime.hooks import ProgressHook
+after_run = ProgressHook.after_run
+def tell(self, context, values):
+    after_run(self, context, values)
+    open({mark!r}, "w")
+    while not os.path.exists({go!r}):
+        pass
+ProgressHook.after_run = tell
+""".format(mark=str(tmp_path / "mark"), go=str(tmp_path / "go"))
+    child = gcs_place.start(*argv, before=deny)
+    child.until(lambda: os.path.exists(tmp_path / "mark"))
+    gcs_place.denied = {"create"}
+    (tmp_path / "go").write_text("")
+    assert child.wait() == 2
+    assert "that process is gone" in child.text
+    assert re.search(r"error: gs://bucket/runs/tried/\S+: cannot be written: .*403", child.text)
+    gcs_place.denied = set()
+    status, text = gcs_place.run(*argv)
+    assert status == 0, text
+    assert weights_in(gcs_place.store, "tried", STEPS, tmp_path) == whole
+    names = names_of(gcs_place.store, "tried")
+    assert not [name for name in names if "tempstate" in name or name.endswith((".tmp", ".lock"))]

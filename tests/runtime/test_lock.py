@@ -1,0 +1,114 @@
+"""The lock of a run's folder: who is let in, what is said, and what an owner does who has lost it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from gpt_neo.errors import CheckpointError
+from gpt_neo.runtime import lock
+from gpt_neo.runtime.lock import BEAT, LOCK_FILE, STALE, FolderLock, start_of, this_machine
+
+NOW = 1_700_000_000.0
+
+
+def written(folder, **changes):
+    """A lock file of another owner."""
+    record = {**this_machine(), "pid": 4_000_000, "started": "1", "token": "x", "since": NOW - 7200, "alive": NOW - 30,
+              **changes}  # fmt: skip
+    (folder / LOCK_FILE).write_text(json.dumps(record))
+
+
+def take(folder, now=NOW):
+    lines = []
+    with FolderLock(str(folder), tell=lines.append, clock=lambda: now) as held:
+        assert held.read()["pid"] == os.getpid()
+    assert not os.path.exists(folder / LOCK_FILE)
+    return lines
+
+
+def test_a_free_folder(tmp_path):
+    assert take(tmp_path) == [] == take(tmp_path)
+
+
+def test_two_in_one_folder(tmp_path):
+    with FolderLock(str(tmp_path)):
+        with pytest.raises(CheckpointError, match=rf"is in use: process {os.getpid()} on \S+ has held it for \d+ sec"):
+            FolderLock(str(tmp_path)).__enter__()
+    take(tmp_path)
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({}, "that process is gone"), ({"pid": os.getpid()}, "that process is gone"),
+    ({"boot": "another"}, "has started anew since"),
+    ({"host": "elsewhere", "alive": NOW - STALE - 1}, "it gave no sign of life for 2 minutes"),
+])  # fmt: skip
+def test_stale_locks_are_explained(tmp_path, changes, reason):
+    written(tmp_path, **changes)
+    (line,) = take(tmp_path)
+    assert re.search(r"the lock of process \d+ on \S+, held for \d+ minutes, is taken over: ", line)
+    assert reason in line
+
+
+@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"processes": "pid:[1]"}])
+def test_an_owner_that_cannot_be_asked_is_given_time(tmp_path, changes):
+    written(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=r"held it for 2 hours, last sign of life 30 sec.*is free 90 seconds"):
+        take(tmp_path)
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["token"] == "x"
+    assert take(tmp_path, NOW + STALE)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": 3}', "\x00" * 500])
+def test_a_lock_that_says_nothing(tmp_path, text):
+    (tmp_path / LOCK_FILE).write_text(text)
+    assert take(tmp_path) == []
+
+
+def test_where_the_kernel_does_not_lock(tmp_path, monkeypatch):
+    """As on a bucket: the file alone decides, and the owner of the same machine is looked up."""
+    monkeypatch.setattr(FolderLock, "hold", lambda self: None)
+    monkeypatch.setattr(FolderLock, "write", lambda self: lock.write_text(self.path, json.dumps(self.record)))
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def enter():
+        held = FolderLock(str(tmp_path))
+        held.remote = True
+        return held.__enter__()
+
+    try:
+        written(tmp_path, pid=other.pid, started=start_of(other.pid))
+        with pytest.raises(CheckpointError, match=f"is in use: process {other.pid}"):
+            enter()
+    finally:
+        other.communicate(b"\n")
+    held = enter()
+    held.renew()
+    held.check()
+    written(tmp_path, host="elsewhere")
+    held.renew()
+    with pytest.raises(CheckpointError, match="no longer this run's: process 4000000 on elsewhere has taken it"):
+        held.check()
+    held.__exit__()
+    assert (tmp_path / LOCK_FILE).exists()  # another's is not removed
+
+
+def test_renewing(tmp_path):
+    now = [NOW]
+    with FolderLock(str(tmp_path), clock=lambda: now[0]) as held:
+        size = os.path.getsize(held.path)
+        now[0] += BEAT
+        held.renew()
+        assert held.read()["alive"] == NOW + BEAT and os.path.getsize(held.path) == size
+        os.remove(held.path)
+        held.renew()
+        with pytest.raises(CheckpointError, match="its lock was deleted"):
+            held.check()
+
+
+def test_a_folder_that_takes_no_file():
+    with pytest.raises(CheckpointError, match="/proc/nowhere/run.lock: the lock cannot be written"):
+        take(__import__("pathlib").Path("/proc/nowhere"))

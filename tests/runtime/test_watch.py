@@ -1,0 +1,212 @@
+"""Runs that are stopped, killed, stalled or fed with bad batches: what they say, and that they go on."""
+
+import glob
+import json
+import os
+import re
+import signal
+
+import pytest
+
+from gpt_neo.config import load_config
+from gpt_neo.dataprep.readers import natural_key
+from gpt_neo.dataprep.records import count_records
+from gpt_neo.mtf_compat import tf
+from tests.forks import forks
+
+# Steps that take a while, so that a signal comes between two of them.
+SLOW = """
+import time
+from gpt_neo.runtime.hooks import ProgressHook
+after_run = ProgressHook.after_run
+def slow(self, context, values):
+    time.sleep(0.02)
+    after_run(self, context, values)
+ProgressHook.after_run = slow
+"""
+# The loss of step K + 1 times a factor; its gradients as well.
+FACTOR = """
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.runtime import train_step
+mean_loss = train_step.mean_loss
+def changed(losses, *rest):
+    at = tf.equal(tf.cast(tf.train.get_global_step(), tf.int32), {steps})
+    factor = tf.where(tf.reduce_any(at), {factor}, 1.0)
+    return mean_loss(losses, *rest) * mtf.import_tf_tensor(losses.mesh, factor, mtf.Shape([]))
+train_step.mean_loss = changed
+"""
+NAN = "float('nan')"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with forks(tmp_path_factory.mktemp("forks")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def whole(world, server):
+    """Weights of an undisturbed run of six steps."""
+    path = world.config("whole", train_steps=6)
+    assert server.run("--model", path)[0] == 0
+    return weights_of(folder_of(path), 6)
+
+
+def folder_of(path):
+    return load_config(path).training.model_path
+
+
+def weights_of(folder, step):
+    reader = tf.train.load_checkpoint(os.path.join(folder, f"model.ckpt-{step}"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def check_equal(some, other):
+    assert set(some) == set(other)
+    for name, value in some.items():
+        assert value.tobytes() == other[name].tobytes(), name
+
+
+def records_of(path, step):
+    """(file, record) of a batch of four, read in turn."""
+    pattern = load_config(path).datasets[0][1].path
+    places = [(p, n) for p in sorted(glob.glob(pattern), key=natural_key) for n in range(count_records(p))]
+    return [places[(step * 4 + row) % len(places)] for row in range(4)]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(world, server):
+    path = world.config("terminated", train_steps=2000, lr_decay_end=2000)
+    folder = folder_of(path)
+    child = server.start("--model", path, before=SLOW)
+    child.until(lambda: os.path.exists(os.path.join(folder, "train_log.jsonl")))
+    lock = json.load(open(os.path.join(folder, "run.lock")))
+    assert lock["pid"] == child.pid
+    status, text = server.run("--model", path)
+    assert status == 2
+    assert re.search(rf"error: model_path '.*' is in use: process {child.pid} on \S+ has held it for \d+ seconds, last "
+                     r"sign of life \d+ seconds ago", text)  # fmt: skip
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 143
+    step = int(re.search(r"stopped   by SIGTERM: step (\d+) is saved. The same command", child.text)[1])
+    assert 10 <= step < 2000 and os.path.exists(os.path.join(folder, f"model.ckpt-{step}.index"))
+    assert not os.path.exists(os.path.join(folder, "run.lock"))
+    before = os.stat(os.path.join(folder, f"model.ckpt-{step}.index"))
+
+    child = server.start("--model", path, before=SLOW)
+    child.until(lambda: f"steps {step} to 2,000" in child.text and "first step" in child.text)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    # what was read is not written again: a kill in the middle would cost it
+    after = os.stat(os.path.join(folder, f"model.ckpt-{step}.index"))
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+    status, text = server.run("--model", path, "--set", f"train_steps={step + 1}")
+    assert status == 0 and f"the lock of process {child.pid} on " in text
+    assert "is taken over: that process is gone" in text and "loss" in text
+
+
+def test_a_signal_before_the_first_step_ends_at_once(world, server):
+    path = world.config("early", train_steps=2)
+    before = """
+import os, signal
+from gpt_neo.runtime import model_fn
+def build(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+model_fn.build_train_step = build
+"""
+    status, text = server.run("--model", path, before=before)
+    assert status == 143 and "stopped   by SIGTERM: before the first step" in text and "Traceback" not in text
+    assert "run.lock" not in os.listdir(folder_of(path))
+
+
+def test_a_loss_that_is_no_number(world, server):
+    path = world.config("diverged", train_steps=8)
+    status, text = server.run("--model", path, "--steps_per_checkpoint", 2, before=FACTOR.format(steps=[5], factor=NAN))
+    assert status == 2 and "Traceback" not in text
+    (file, first), (_, last) = records_of(path, 5)[0], records_of(path, 5)[-1]
+    assert f"error: step 6: the loss is nan; its batch is records {first}-{last} of {file}; " in text
+    assert "the last good checkpoint is model.ckpt-4. Lower lr" in text
+
+
+def test_a_checkpoint_with_nan_is_passed_over(world, server, whole):
+    path = world.config("poisoned", train_steps=6)
+    before = """
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.optim import build
+clip = build.clip_by_global_norm
+def poison(grads, limit):
+    at = tf.equal(tf.cast(tf.train.get_global_step(), tf.int32), 3)
+    factor = mtf.import_tf_tensor(grads[0].mesh, tf.where(at, float('nan'), 1.0), mtf.Shape([]))
+    return [grad * factor for grad in clip(grads, limit)]
+build.clip_by_global_norm = poison
+"""
+    status, text = server.run("--model", path, "--steps_per_checkpoint", 1, before=before)
+    assert status == 2 and "step 5: the loss is nan; " in text
+    assert re.search(r"the last good checkpoint is model.ckpt-3 \(model.ckpt-4 is not: gpt2/.* has .* NaN OR INF", text)
+    status, text = server.run("--model", path)
+    assert status == 0 and "steps 3 to 6" in text
+    check_equal(weights_of(folder_of(path), 6), whole)
+
+
+def test_spikes_are_skipped_and_decided_alike_after_a_restart(world, server):
+    before = """
+from gpt_neo.runtime import spikes
+spikes.ENOUGH = 4
+""" + FACTOR.format(steps=[5, 7], factor=f"tf.where(at[0], 50.0, {NAN})")
+    path = world.config("spiky", train_steps=9)
+    argv = ["--model", path, "--skip_spikes", "--steps_per_checkpoint", 1, "--set", "keep_checkpoints=20"]
+    status, text = server.run(*argv, before=before)
+    assert status == 0, text
+    folder = folder_of(path)
+    (file, first), (_, last) = records_of(path, 5)[0], records_of(path, 5)[-1]
+    assert f"batch skipped (records {first}-{last} of {file})" in text and text.count("batch skipped") == 2
+    for step, skipped in ((5, True), (6, False), (7, True), (8, False)):
+        old, new = weights_of(folder, step), weights_of(folder, step + 1)
+        assert (old.pop("global_step"), new.pop("global_step")) == (step, step + 1)
+        assert all((old[name] == new[name]).all() for name in old) == skipped, step
+    log = [json.loads(line) for line in open(os.path.join(folder, "watch_log.jsonl"))]
+    assert [(row["event"], row["step"], row["loss"] == "nan") for row in log] == [
+        ("skipped", 6, False), ("skipped", 8, True)]  # fmt: skip
+    assert len(json.load(open(os.path.join(folder, "model.ckpt-9.json")))["spike_losses"]) == 7
+
+    again = world.config("spiky_again", train_steps=9)
+    argv[1] = again
+    for steps in (4, 9):
+        assert server.run(*argv, "--set", f"train_steps={steps}", before=before)[0] == 0
+    check_equal(weights_of(folder, 9), weights_of(folder_of(again), 9))
+
+
+def test_skipping_changes_no_bit_where_there_is_no_spike(world, server, whole):
+    path = world.config("guarded", train_steps=6)
+    assert server.run("--model", path, "--skip_spikes")[0] == 0
+    check_equal(weights_of(folder_of(path), 6), whole)
+
+
+@pytest.mark.slow
+def test_many_spikes_in_a_row_end_the_run(world, server):
+    path = world.config("hopeless", train_steps=40)
+    before = FACTOR.format(steps=list(range(2, 40)), factor="float('inf')")
+    status, text = server.run("--model", path, "--skip_spikes", before=before)
+    assert status == 2 and "step 22: the loss is inf, and 20 batches in a row were skipped" in text
+
+
+def test_a_stall_shows_where_it_hangs(world, server, whole):
+    path = world.config("stalled", train_steps=6)
+    before = """
+import time
+from gpt_neo.runtime.hooks import ProgressHook
+after_run = ProgressHook.after_run
+def hang_in_the_fourth(self, context, values):
+    after_run(self, context, values)
+    if self.watch.step == 4:
+        self.watch.stall_seconds = 0.5
+        time.sleep(100)
+ProgressHook.after_run = hang_in_the_fourth
+"""
+    status, text = server.run("--model", path, "--steps_per_checkpoint", 3, before=before)
+    assert status == 75
+    for where in (text, open(os.path.join(folder_of(path), "stall.txt")).read()):
+        assert "in hang_in_the_fourth" in where and "no step for 0 seconds, after step 4" in where
+    status, text = server.run("--model", path)
+    assert status == 0 and "steps 3 to 6" in text and "that process is gone" in text
+    check_equal(weights_of(folder_of(path), 6), whole)
