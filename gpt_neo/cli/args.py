@@ -28,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
     train.add_argument("--new", action="store_true", help="delete the checkpoints of model_path first (asks)")
     train.add_argument("--yes", action="store_true", help="answer yes to --new")
+    train.add_argument("--steps_per_log", type=int, default=10, metavar="N", help="steps between rows of the log (10)")
     train.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
+    add_tracking(p)
     devices = p.add_argument_group("devices")
     devices.add_argument("--tpu", metavar="NAME", help="TPU name, colab, or local")
     devices.add_argument("--tpu_zone", metavar="ZONE", help="zone of the TPU")
@@ -46,3 +48,18 @@ def build_parser() -> argparse.ArgumentParser:
                         help="draw from entmax in place of softmax: unlikely tokens get the probability 0")  # fmt: skip
     sample.add_argument("--seed", type=int, help="seed of the draws (default: a new one each time, printed)")
     return p
+
+
+def add_tracking(p: argparse.ArgumentParser) -> None:
+    """The flags of a supervised, tracked run: docs/experiments.md."""
+    track = p.add_argument_group("supervised and tracked training")
+    track.add_argument("--experiment", metavar="NAME", help="record the run under this name, restart it when it dies")
+    track.add_argument("--observer", action="append", metavar="WHERE",
+                       help="a folder (default: experiments), an SQL database's URL, or mongodb://HOST/NAME")  # fmt: skip
+    track.add_argument("--recreate_tpu", metavar="COMMAND", help="run this before a restart, until it succeeds")
+    track.add_argument("--restart_stalled", type=float, default=30, metavar="MIN",
+                       help="restart after so many minutes without a step (default: %(default)s)")  # fmt: skip
+    track.add_argument("--max_failures", type=int, default=5, metavar="N",
+                       help="give up after N ends at the same step (default: %(default)s)")  # fmt: skip
+    track.add_argument("--pause", type=float, default=15, metavar="S",
+                       help="seconds before the first restart; doubles (default: %(default)s)")  # fmt: skip

@@ -29,8 +29,9 @@ def load_job(args: argparse.Namespace) -> Job:
     Raises:
       ConfigError: the config or a flag is wrong.
     """
-    if args.steps_per_checkpoint < 1:
-        raise ConfigError(f"--steps_per_checkpoint is {args.steps_per_checkpoint}; expected at least 1")
+    for flag in ("steps_per_checkpoint", "steps_per_log"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag} is {getattr(args, flag)}; expected at least 1")
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
     searched = ["layout="] if args.auto_layout or args.auto_layout_and_mesh_shape else []
     dtype = [f"precision={args.dtype}"] if args.dtype else []

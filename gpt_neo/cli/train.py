@@ -90,7 +90,8 @@ def train(job: Job) -> int:
         return 0
     line = ProgressLine()
     estimator = runtime.make_estimator(
-        run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show
+        run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show,
+        steps_per_log=job.args.steps_per_log,
     )
     began = time.monotonic()
     try:

@@ -51,6 +51,7 @@ def resolve_tpu(options: TpuOptions) -> Any:
 def make_estimator(
     run: RunConfig, folder: str, plan: MeshPlan, steps_per_checkpoint: int = 5000, tpu: Optional[TpuOptions] = None,
     report: Callable[[Progress], None] = lambda progress: None, byte_lengths: Optional[np.ndarray] = None,
+    steps_per_log: int = 10,
 ) -> Any:  # fmt: skip
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`."""
     tpu_config = tf.estimator.tpu.TPUConfig(
@@ -71,6 +72,7 @@ def make_estimator(
     )
     params = {
         "run": run, "plan": plan, "folder": folder, "steps_per_checkpoint": steps_per_checkpoint,
+        "steps_per_log": steps_per_log,
         # a plain function: the Estimator makes a deep copy of its params, a bound method's object with it
         "report": lambda progress: report(progress), "use_tpu": tpu is not None, "byte_lengths": byte_lengths,
     }  # fmt: skip
