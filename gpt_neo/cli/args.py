@@ -28,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
     train.add_argument("--new", action="store_true", help="delete the checkpoints of model_path first (asks)")
     train.add_argument("--yes", action="store_true", help="answer yes to --new")
+    train.add_argument("--stall_minutes", type=float, default=30.0, metavar="N",
+                       help="end a run that makes no step for so long, with status 75; 0 waits (default: 30)")
     train.add_argument("--steps_per_log", type=int, default=10, metavar="N", help="steps between rows of the log (10)")
     train.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
     add_tracking(p)
@@ -36,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     devices.add_argument("--tpu_zone", metavar="ZONE", help="zone of the TPU")
     devices.add_argument("--tpu_project", metavar="PROJECT", help="project of the TPU")
     devices.add_argument("--gpu_ids", nargs="+", default=[], metavar="ID", help="devices such as 0 1, or cpu:0 cpu:1")
+    devices.add_argument("--cluster_wait", type=float, default=600, metavar="S",
+                         help="seconds to wait for the other machines of TF_CONFIG (default: %(default)s)")  # fmt: skip
     sample = p.add_argument_group("sampling")
     sample.add_argument("--prompt", metavar="FILE|-|TEXT", help="a file, - for standard input, or the text itself")
     sample.add_argument("--interactive", action="store_true", help="ask for prompts until an empty one")
@@ -55,10 +59,8 @@ def add_tracking(p: argparse.ArgumentParser) -> None:
     track = p.add_argument_group("supervised and tracked training")
     track.add_argument("--experiment", metavar="NAME", help="record the run under this name, restart it when it dies")
     track.add_argument("--observer", action="append", metavar="WHERE",
-                       help="a folder (default: experiments), an SQL database's URL, or mongodb://HOST/NAME")  # fmt: skip
+                       help="folder (default: experiments), an SQL database's URL, or mongodb://HOST/NAME")  # fmt: skip
     track.add_argument("--recreate_tpu", metavar="COMMAND", help="run this before a restart, until it succeeds")
-    track.add_argument("--restart_stalled", type=float, default=30, metavar="MIN",
-                       help="restart after so many minutes without a step (default: %(default)s)")  # fmt: skip
     track.add_argument("--max_failures", type=int, default=5, metavar="N",
                        help="give up after N ends at the same step (default: %(default)s)")  # fmt: skip
     track.add_argument("--pause", type=float, default=15, metavar="S",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -21,7 +22,9 @@ from gpt_neo.tracking.metrics import Metrics, escaped, look
 from gpt_neo.tracking.supervisor import Policy, Supervisor, Watched
 
 OTHER_JOBS = ("predict", "eval", "check_dataset", "export", "auto_layout", "auto_layout_and_mesh_shape")
-REMOTE_POLL = 30.0  # seconds between looks at a bucket
+NEW = ("--new", "--yes")
+REMOTE_POLL, LOCAL_POLL = 30.0, 5.0  # seconds between looks at a run in a bucket, in a folder
+LENIENCE = 120.0  # seconds that a training has to find its own stall
 
 
 def run_experiment(job: Job, argv: list) -> int:
@@ -40,7 +43,7 @@ def run_experiment(job: Job, argv: list) -> int:
         raise ConfigError("--prompt - with --experiment: nobody is there to type; give a file or the text")
     if args.new and not args.yes:
         raise ConfigError("--new with --experiment: nobody is there to ask; add --yes to agree")
-    run = SupervisedRun(job, argv, policy)
+    run = SupervisedRun(job, argv, policy, restore_words(args.recreate_tpu))
     config, observers = recorded_config(job, argv), args.observer or [FOLDER]
     return track(args.experiment, config, observers, [job.run.source], run.run, run.printed, tell)
 
@@ -48,13 +51,14 @@ def run_experiment(job: Job, argv: list) -> int:
 def make_policy(job: Job) -> Policy:
     """The supervisor's limits. Raises: ConfigError."""
     args = job.args
-    for flag, low in (("restart_stalled", 0.0), ("pause", 0.0), ("max_failures", 1)):
-        if getattr(args, flag) < low:
+    for flag, low in (("stall_minutes", 0.0), ("pause", 0.0), ("max_failures", 1)):
+        if not low <= getattr(args, flag) < math.inf:
             raise ConfigError(f"--{flag} is {getattr(args, flag)}; expected at least {low:g}")
-    policy = Policy(stall=60 * args.restart_stalled, failures=args.max_failures, pause=args.pause)
-    if storage.is_remote(job.folder):
-        return dataclasses.replace(policy, poll=REMOTE_POLL)
-    return dataclasses.replace(policy, poll=min(policy.poll, policy.stall / 4 + 0.1))
+    # The training looks after its steps itself; this is for when it is too far gone to do so.
+    stall = 60 * args.stall_minutes
+    stall = stall + min(stall, LENIENCE) if stall else math.inf
+    poll = REMOTE_POLL if storage.is_remote(job.folder) else LOCAL_POLL
+    return Policy(stall=stall, failures=args.max_failures, pause=args.pause, poll=min(poll, stall / 4))
 
 
 def recorded_config(job: Job, argv: list) -> dict:
@@ -76,8 +80,8 @@ def tell(line: str) -> None:
 class SupervisedRun:
     """The training of a job as a child, its metrics and files recorded."""
 
-    def __init__(self, job: Job, argv: list, policy: Policy) -> None:
-        self.job, self.policy = job, policy
+    def __init__(self, job: Job, argv: list, policy: Policy, restore: Optional[list]) -> None:
+        self.job, self.policy, self.restore = job, policy, restore
         self.supervisor: Optional[Supervisor] = None
         self.words = child_words(argv)
 
@@ -95,7 +99,7 @@ class SupervisedRun:
         print(f"run       {tracked.identity} of experiment {args.experiment}", flush=True)
         tracked.note(folder=job.folder, attempts=0)
         self.supervisor = Supervisor(
-            self.command, self.watch, self.policy, self.say, self.restore_words(), child_environment(job), self.tick
+            self.command, self.watch, self.policy, self.say, self.restore, child_environment(job), self.tick
         )
         try:
             status = self.supervisor.run()
@@ -111,19 +115,6 @@ class SupervisedRun:
         tell(line)
         if self.supervisor:
             self.supervisor.output.keep(f"note      {line}\n")
-
-    def restore_words(self) -> Optional[list]:
-        """Words of --recreate_tpu. Raises: ConfigError."""
-        text = self.job.args.recreate_tpu
-        if text is None:
-            return None
-        try:
-            words = shlex.split(text)
-        except ValueError as error:
-            raise ConfigError(f"--recreate_tpu {text!r}: {error}") from error
-        if not words:
-            raise ConfigError("--recreate_tpu is empty; expected a command")
-        return words
 
     def command(self, attempt: int) -> list:
         """The training's words. --new is for the first attempt: after it there is something to lose."""
@@ -164,7 +155,17 @@ class SupervisedRun:
         self.tracked.store(paths, final)
 
 
-NEW = ("--new", "--yes")
+def restore_words(text: Optional[str]) -> Optional[list]:
+    """Words of --recreate_tpu. Raises: ConfigError."""
+    if text is None:
+        return None
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--recreate_tpu {text!r}: {error}") from error
+    if not words:
+        raise ConfigError("--recreate_tpu is empty; expected a command")
+    return words
 
 
 def child_words(argv: list) -> list:

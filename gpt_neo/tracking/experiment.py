@@ -175,7 +175,11 @@ def track(
             raise RunEndedError(f"exit status {status[0]}\n{last}")
 
     try:
-        experiment.run(options={"--capture": "no"})  # what the work prints is known: see `printed`
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sacred's use of databases and clocks
+            # What the work prints is known: see `printed`. Several observers have to agree on an id.
+            identity = {"--id": next_identity(experiment.observers)} if len(observers) > 1 else {}
+            experiment.run(options={"--capture": "no", **identity})
     except (RunEndedError, Interrupted):
         pass
     except GptNeoError:
@@ -186,6 +190,26 @@ def track(
         where = ", ".join(shown(url) for url in observers)
         raise ConfigError(f"--observer {where}: cannot be used: {first_line(error)}") from error
     return status[0]
+
+
+def next_identity(observers: Sequence[Any]) -> int:
+    """The least id above those that any of the observers knows."""
+    known = [0]
+    for observer in observers:
+        if hasattr(observer, "basedir"):
+            names = os.listdir(observer.basedir) if os.path.isdir(observer.basedir) else []
+            known += [int(name) for name in names if name.isdigit()]
+        elif hasattr(observer, "engine"):
+            import sqlalchemy
+
+            if sqlalchemy.inspect(observer.engine).has_table("run"):
+                with observer.engine.connect() as connection:
+                    found = connection.execute(sqlalchemy.text("SELECT run_id FROM run")).scalars()
+                    known += [int(text) for text in found if text.isdigit()]
+        else:
+            last = observer.runs.find_one(sort=[("_id", -1)])
+            known += [last["_id"]] if last and isinstance(last["_id"], int) else []
+    return max(known) + 1
 
 
 def started(experiment: Any) -> bool:
@@ -202,7 +226,7 @@ def make_experiment(sacred: Any, name: str, observers: list, tell: Callable[[str
     sacred.SETTINGS.DISCOVER_SOURCES = sacred.SETTINGS.DISCOVER_DEPENDENCIES = "none"
     experiment = sacred.Experiment(name, base_dir=os.path.dirname(PACKAGE), save_git_info=has_git(PACKAGE))
     experiment.observers.extend(observers)
-    experiment.logger = make_logger(tell)
+    experiment.logger = make_logger(experiment, tell)
     known = {source.filename for source in experiment.sources}  # this file, with the state of the repository
     for top, _, names in os.walk(PACKAGE):
         paths = [os.path.join(top, file) for file in names if file.endswith(".py")]
@@ -226,15 +250,20 @@ def has_git(folder: str) -> bool:
         return False
 
 
-def make_logger(tell: Callable[[str], None]) -> logging.Logger:
+def make_logger(experiment: Any, tell: Callable[[str], None]) -> logging.Logger:
     """Sacred's warnings become notes, save for what the supervisor says itself."""
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage().strip()
+            trace = text.startswith("Traceback")
+            if trace and not started(experiment):
+                return  # an observer that could not start a run cannot end it either; its error is raised
             if not text.startswith(("Failed after", "Aborted after")):
-                tell(f"tracking: {text.splitlines()[-1 if text.startswith('Traceback') else 0]}")
+                tell(f"tracking: {text.splitlines()[-1 if trace else 0]}")
 
-    logger = logging.Logger("gpt_neo.tracking", logging.WARNING)
-    logger.addHandler(Notes())
+    logger = logging.getLogger("gpt_neo.tracking")  # not a Logger made here: sacred asks for its children
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    logger.handlers[:] = [Notes()]
     return logger

@@ -60,10 +60,12 @@ class Output:
         self.lock = threading.Lock()
         self.parts: list[str] = []
         self.size = 0
+        self.seen = 0  # characters, kept or not
 
     def keep(self, text: str) -> None:
         """Keep text, as far as there is room."""
         with self.lock:
+            self.seen += len(text)
             if self.size < CAPTURED and self.size + len(text) >= CAPTURED:
                 text = "\n[more was printed, and is not kept]\n"
                 self.size = CAPTURED
@@ -179,12 +181,15 @@ class Supervisor:
     def attend(self) -> bool:
         """Look at the child until it has ended. Returns whether it was ended for standing still."""
         stalled = False
-        trace, since = None, time.monotonic()
+        trace: Optional[tuple] = None
+        since = time.monotonic()
         while self.wait(self.policy.poll) is None:
             seen = self.look()
             self.tick()
-            if seen.trace != trace or seen.finished or self.stop.is_set():
-                trace, since = seen.trace, time.monotonic()
+            # A step is printed as soon as it is made, and logged only now and then.
+            now = (seen.trace, self.output.seen)
+            if now != trace or seen.finished or self.stop.is_set():
+                trace, since = now, time.monotonic()
             elif time.monotonic() - since > self.policy.stall:
                 self.tell(f"no sign of life for {self.policy.stall / 60:.3g} min: ending the training")
                 stalled = True
