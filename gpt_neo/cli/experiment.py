@@ -15,6 +15,7 @@ from typing import Optional
 from gpt_neo import storage
 from gpt_neo.cli.args import add_tracking
 from gpt_neo.cli.job import Job
+from gpt_neo.config.cluster import cluster_of
 from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError
 from gpt_neo.tracking.experiment import FOLDER, PACKAGE, Tracked, track
@@ -22,6 +23,7 @@ from gpt_neo.tracking.metrics import Metrics, escaped, look
 from gpt_neo.tracking.supervisor import Policy, Supervisor, Watched
 
 OTHER_JOBS = ("predict", "eval", "check_dataset", "export", "auto_layout", "auto_layout_and_mesh_shape")
+COMMAND = (sys.executable, "-m", "gpt_neo.cli.main")
 NEW = ("--new", "--yes")
 REMOTE_POLL, LOCAL_POLL = 30.0, 5.0  # seconds between looks at a run in a bucket, in a folder
 LENIENCE = 120.0  # seconds that a training has to find its own stall
@@ -43,9 +45,26 @@ def run_experiment(job: Job, argv: list) -> int:
         raise ConfigError("--prompt - with --experiment: nobody is there to type; give a file or the text")
     if args.new and not args.yes:
         raise ConfigError("--new with --experiment: nobody is there to ask; add --yes to agree")
+    cluster = None if args.tpu else cluster_of(os.environ)
+    if cluster and not cluster.is_chief:
+        return supervise_worker(job, argv, policy)
     run = SupervisedRun(job, argv, policy, restore_words(args.recreate_tpu))
     config, observers = recorded_config(job, argv), args.observer or [FOLDER]
     return track(args.experiment, config, observers, [job.run.source], run.run, run.printed, tell)
+
+
+def supervise_worker(job: Job, argv: list, policy: Policy) -> int:
+    """Restart a task that lends its devices to a chief elsewhere, which records the run and finds its stalls.
+
+    How far the run has come is known there too; here an hour counts as progress.
+    """
+    words = [word for word in child_words(argv) if word not in NEW]
+    began = time.monotonic()
+    supervisor = Supervisor(
+        lambda attempt: [*COMMAND, *words], lambda: Watched((), (int((time.monotonic() - began) / 3600),), True),
+        policy, tell, environment=child_environment(job),
+    )  # fmt: skip
+    return supervisor.run()
 
 
 def make_policy(job: Job) -> Policy:
@@ -95,7 +114,6 @@ class SupervisedRun:
         self.identity = args.sacred_id or tracked.identity
         self.tracked = tracked
         self.metrics = Metrics(job.folder, self.identity, events=bool(args.tpu))
-        self.began = time.monotonic()
         print(f"run       {tracked.identity} of experiment {args.experiment}", flush=True)
         tracked.note(folder=job.folder, attempts=0)
         self.supervisor = Supervisor(
@@ -120,15 +138,13 @@ class SupervisedRun:
         """The training's words. --new is for the first attempt: after it there is something to lose."""
         self.tracked.note(attempts=attempt)
         words = self.words if attempt == 1 else [word for word in self.words if word not in NEW]
-        return [sys.executable, "-m", "gpt_neo.cli.main", *words, "--sacred_id", self.identity]
+        return [*COMMAND, *words, "--sacred_id", self.identity]
 
     def sample(self) -> int:
         """Sample from the finished run as `main.py --predict` does."""
         assert self.supervisor
         words = [word for word in self.words if word not in NEW]
-        self.supervisor.command = lambda attempt: [
-            sys.executable, "-m", "gpt_neo.cli.main", *words, "--predict", "--sacred_id", self.identity
-        ]  # fmt: skip
+        self.supervisor.command = lambda attempt: [*COMMAND, *words, "--predict", "--sacred_id", self.identity]
         return self.supervisor.one_attempt()[0]
 
     def watch(self) -> Watched:
@@ -139,7 +155,8 @@ class SupervisedRun:
         step = max(self.metrics.step, life.checkpoint)
         latest = {name: measurement.value for name, measurement in self.metrics.latest.items()}
         self.tracked.note(step=step, latest=latest)
-        return Watched(life.trace, (self.metrics.step, life.checkpoint), step >= self.job.run.training.train_steps)
+        finished = step >= self.job.run.training.train_steps
+        return Watched(life.trace, (self.metrics.step, life.checkpoint), finished, step)
 
     def tick(self, final: bool = False) -> None:
         """Store what has appeared: samples as they come, at the end the logs too."""

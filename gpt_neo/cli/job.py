@@ -21,6 +21,7 @@ class Job:
     args: argparse.Namespace
     run: RunConfig
     folder: str
+    plan: Any = None  # MeshPlan of a cluster; otherwise --gpu_ids says
 
 
 def load_job(args: argparse.Namespace) -> Job:

@@ -48,8 +48,9 @@ def main(argv: Optional[list] = None) -> int:
 
         return auto_layout(job)
     from gpt_neo.cli import train
+    from gpt_neo.cli.cluster import with_cluster
 
-    return train.evaluate(job) if args.eval else train.train(job)
+    return with_cluster(job, train.evaluate if args.eval else train.train)
 
 
 if __name__ == "__main__":

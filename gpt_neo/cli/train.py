@@ -50,7 +50,9 @@ class ProgressLine:
 
 
 def device_plan(job: Job) -> MeshPlan:
-    """The devices of --gpu_ids, or one."""
+    """The devices of a cluster, of --gpu_ids, or one."""
+    if job.plan is not None:
+        return job.plan
     devices = parse_devices(job.args.gpu_ids)
     check_visible(devices)
     return plan_mesh(job.run.mesh, devices)

@@ -61,6 +61,8 @@ def make_estimator(
     )
     config = tf.estimator.tpu.RunConfig(
         cluster=resolve_tpu(tpu) if tpu else None,
+        master=None if tpu else plan.target,
+        device_fn=on_chief(plan.chief) if plan.chief else None,
         model_dir=folder,
         tf_random_seed=run.training.seed or 1,
         session_config=None if tpu else session_config(plan),
@@ -80,6 +82,12 @@ def make_estimator(
         use_tpu=tpu is not None, model_fn=model_fn, config=config, params=params,
         train_batch_size=run.training.train_batch_size, eval_batch_size=eval_batch_size(run),
     )  # fmt: skip
+
+
+def on_chief(chief: str) -> Callable[[Any], str]:
+    """A device function that puts what has no task of a cluster on its chief."""
+    default = tf.DeviceSpec.from_string(chief)
+    return lambda op: default.make_merged_spec(tf.DeviceSpec.from_string(op.device)).to_string()
 
 
 def eval_batch_size(run: RunConfig) -> int:

@@ -19,6 +19,7 @@ from gpt_neo.errors import ConfigError
 MISTAKE = 2  # exit statuses of a training: an error that is the user's to mend
 PREEMPTED = 143  # saved after SIGTERM
 STALLED = 75  # found by the training itself
+LOST = 69  # a machine of a cluster is gone
 CAPTURED = 32 << 20  # characters of output that are kept for the record
 
 
@@ -45,12 +46,14 @@ class Policy:
 class Watched:
     """What the supervisor asks of the run. trace changes whenever there is a sign of life; reached only grows.
 
+    step: where the run is, for people; None where that is not known here.
     finished: no sign of life is due any more: what follows the last step, such as an evaluation, writes nothing.
     """
 
     trace: tuple
     reached: tuple
     finished: bool
+    step: Optional[int] = None
 
 
 class Output:
@@ -138,13 +141,14 @@ class Supervisor:
                     return status
                 if status == MISTAKE and self.attempt == 1 and not progress:
                     return status
-                what = f"{ending(status, stalled)} at step {max(reached):,}"
+                step = self.last.step if self.last else None
+                what = ending(status, stalled) + (f" at step {step:,}" if step is not None else "")
                 if same >= self.policy.failures:
                     self.tell(f"{what}, {same} times now: given up")
                     return status
                 pause = min(self.policy.pause * 2 ** (same - 1), self.policy.longest)
                 self.tell(f"{what}; attempt {self.attempt + 1} in {pause:.0f} s")
-                if self.stop.wait(pause) or not self.restored(status, max(reached)):
+                if self.stop.wait(pause) or not self.restored(status, step or 0):
                     return status
 
     def look(self) -> Watched:
@@ -266,6 +270,8 @@ def ending(status: int, stalled: bool) -> str:
         return "the training stood still"
     if status == PREEMPTED:
         return "the training was preempted"
+    if status == LOST:
+        return "the training has lost a machine"
     if status > 128:
         try:
             return f"the training was ended by {signal.Signals(status - 128).name}"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -31,17 +32,23 @@ def started(monkeypatch):
     return found
 
 
+def hit_once(started, model, number):
+    """Send a signal to the training once it has made some steps."""
+
+    def hit():
+        log = model / "train_log.jsonl"
+        while not (log.exists() and log.read_text().count("\n") >= KILLED_AT):
+            time.sleep(0.005)
+        os.kill(started[0].supervisor.child.pid, number)
+
+    threading.Thread(target=hit, daemon=True).start()
+
+
 def test_a_killed_training_goes_on_and_is_recorded(world, command, started, tmp_path, capsys):
     model = tmp_path / "model"
     path = world.config("watched", train_steps=STEPS, eval_steps=1, model_path=str(model))
 
-    def kill():
-        log = model / "train_log.jsonl"
-        while not (log.exists() and log.read_text().count("\n") >= KILLED_AT):
-            time.sleep(0.005)
-        os.kill(started[0].supervisor.child.pid, signal.SIGKILL)
-
-    threading.Thread(target=kill, daemon=True).start()
+    hit_once(started, model, signal.SIGKILL)
     place, url = str(tmp_path / "experiments"), f"sqlite:///{tmp_path}/runs.db"
     assert command(
         "--model", path, "--experiment", "night", "--observer", place, "--observer", url, "--steps_per_log", 1,
@@ -110,16 +117,22 @@ def test_a_training_that_stands_still_is_started_again(world, command, started, 
     model = tmp_path / "model"
     path = world.config("still", train_steps=1000, model_path=str(model))
 
-    def stop():
-        log = model / "train_log.jsonl"
-        while not (log.exists() and log.read_text().count("\n") >= KILLED_AT):
-            time.sleep(0.005)
-        os.kill(started[0].supervisor.child.pid, signal.SIGSTOP)
-
-    threading.Thread(target=stop, daemon=True).start()
+    hit_once(started, model, signal.SIGSTOP)
     started_at = time.monotonic()
     assert command("--model", path, "--experiment", "night", "--observer", tmp_path / "experiments",
                    "--steps_per_log", 1, "--steps_per_checkpoint", 20, "--pause", 0.1, "--stall_minutes", 0.5) == 0
     out = capsys.readouterr().out
     assert "no sign of life for 1 min" in out and "the training stood still at step" in out
     assert time.monotonic() - started_at < 300
+
+
+def test_a_task_that_lends_its_devices_is_restarted_and_not_recorded(trained, command, monkeypatch, tmp_path, capsys):
+    jobs = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": jobs, "task": {"type": "worker", "index": 1}}))
+    mark = str(tmp_path / "mark")  # left by the first attempt
+    script = f"import os, sys; sys.exit(0) if os.path.exists({mark!r}) else open({mark!r}, 'w'); sys.exit(69)"
+    monkeypatch.setattr(experiment, "COMMAND", (sys.executable, "-S", "-c", script))
+    place = tmp_path / "experiments"
+    assert command("--model", trained, "--experiment", "night", "--observer", place, "--pause", 0.1) == 0
+    out = capsys.readouterr().out
+    assert out == "note      the training has lost a machine; attempt 2 in 0 s\n" and not place.exists()

@@ -40,7 +40,7 @@ class Harness:
         def watch():
             self.metrics.poll()
             life, step = look(self.folder), self.metrics.step
-            return Watched(life.trace, (step, life.checkpoint), step >= train_steps)
+            return Watched(life.trace, (step, life.checkpoint), step >= train_steps, step)
 
         self.supervisor = Supervisor(command, watch, policy, self.told.append, **changes)
         return self.supervisor.run()
@@ -53,13 +53,15 @@ def harness(tmp_path):
 
 def test_dead_runs_start_again_with_growing_pauses(harness):
     killed = "os.kill(os.getpid(), signal.SIGKILL)"
-    scenes = [(1, 3, killed), (2, 3, "sys.exit(1)"), (2, 3, "sys.exit(75)"), (2, 9, "sys.exit(143)"), (9, 20, "")]
-    assert harness.supervise(*scenes, policy={"pause": 0.02, "longest": 0.04}) == 0
+    scenes = [(1, 3, killed), (2, 3, "sys.exit(1)"), (2, 3, "sys.exit(75)"), (2, 3, "sys.exit(69)"),
+              (2, 9, "sys.exit(143)"), (9, 20, "")]
+    assert harness.supervise(*scenes, policy={"pause": 0.02, "longest": 0.04, "failures": 6}) == 0
     assert [line.partition(";")[0] for line in harness.told] == [
         "the training was ended by SIGKILL at step 3", "the training ended with status 1 at step 3",
-        "the training stood still at step 3", "the training was preempted at step 9",
+        "the training stood still at step 3", "the training has lost a machine at step 3",
+        "the training was preempted at step 9",
     ]  # fmt: skip
-    assert harness.metrics.step == 20 and harness.supervisor.output.text().count("attempt") == 5
+    assert harness.metrics.step == 20 and harness.supervisor.output.text().count("attempt") == 6
 
 
 def test_a_repeated_failure_at_the_same_step_ends_it(harness):
