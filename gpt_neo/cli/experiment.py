@@ -18,7 +18,7 @@ from gpt_neo.cli.job import Job
 from gpt_neo.config.cluster import cluster_of
 from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError
-from gpt_neo.tracking.experiment import FOLDER, PACKAGE, Tracked, track
+from gpt_neo.tracking.experiment import FOLDER, PACKAGE, Tracked, shown, track
 from gpt_neo.tracking.metrics import Metrics, escaped, look
 from gpt_neo.tracking.supervisor import Policy, Supervisor, Watched
 
@@ -87,7 +87,7 @@ def recorded_config(job: Job, argv: list) -> dict:
     datasets = [{**dataclasses.asdict(ref), **dataclasses.asdict(data)} for ref, data in run.datasets]
     # Sacred would draw a seed of its own where it finds none, and that would be a lie.
     keys.update(seed=run.training.seed or 1, datasets=datasets, model_path=job.folder, model=run.name,
-                command=shlex.join(["main.py", *map(str, argv)]))  # fmt: skip
+                command=shown(shlex.join(["main.py", *map(str, argv)])))  # fmt: skip
     return json.loads(json.dumps(keys))
 
 

@@ -127,10 +127,13 @@ class Mailbox:
             pass
 
     def read(self) -> Optional[int]:
-        """The number that has come, or None."""
-        if not self.session.run(self.count, options=self.limit):
-            return None
-        return int(self.session.run(self.take, options=self.limit))
+        """The number that has come, or None; also where a busy machine does not answer in time."""
+        try:
+            if self.session.run(self.count, options=self.limit):
+                return int(self.session.run(self.take, options=self.limit))
+        except tf.errors.OpError:
+            pass
+        return None
 
 
 def serve(cluster: Cluster, server: Any, seconds: float, tell: Callable[[str], None], asked: threading.Event) -> int:
@@ -141,7 +144,7 @@ def serve(cluster: Cluster, server: Any, seconds: float, tell: Callable[[str], N
       asked: set when this task is to end: the chief is told, saves, and ends the run for all.
 
     Raises:
-      DeviceError: there is no chief, or it is gone.
+      DeviceError: there is no chief.
     """
     ended = Mailbox(server, cluster.own, cluster.own, ENDED)
     wait_for([cluster.chief], seconds, tell)
@@ -187,10 +190,17 @@ class Lead:
         self.dismiss(self.cluster.others, self.status)
 
     def dismiss(self, tasks: Sequence[Task], status: int) -> None:
-        """Tell tasks that the run has ended."""
-        for task in tasks:
+        """Tell tasks that the run has ended. One that hangs does not keep the others, or us, from ending."""
+
+        def tell(task: Task) -> None:
             if answers(task, 1.0):
                 Mailbox(self.server, self.cluster.own, task, ENDED).send(status)
+
+        threads = [threading.Thread(target=tell, args=(task,), daemon=True) for task in tasks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2 * QUEUE_TIME / 1000)
 
     def watch(self) -> None:
         """Look after the workers until the run is over."""

@@ -65,8 +65,8 @@ def database_of(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """A URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:...@", url)
+    """Text with the passwords of URLs left out."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:...@", url)
 
 
 def first_line(error: BaseException) -> str:

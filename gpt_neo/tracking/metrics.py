@@ -87,6 +87,15 @@ def measurements(row: dict, names: dict) -> Iterator[Measurement]:
             yield Measurement(name, row["step"], float(value))
 
 
+def event_measurements(record: bytes) -> list[Measurement]:
+    """The metrics of an Event; none of a damaged one, which is no reason to end what follows them."""
+    try:
+        return [Measurement(EVENT_NAMES[tag], step, value) for tag, step, value in scalars_of(record)
+                if tag in EVENT_NAMES]  # fmt: skip
+    except ValueError:
+        return []
+
+
 class Tail:
     """What was appended to a file since the last time, whole records only."""
 
@@ -150,8 +159,7 @@ class Metrics:
             tail = self.event_files.setdefault(path, Tail(path))
             records, taken = split_records(tail.read())
             tail.place += taken
-            found += [Measurement(EVENT_NAMES[tag], step, value) for record in records
-                      for tag, step, value in scalars_of(record) if tag in EVENT_NAMES]  # fmt: skip
+            found += [m for record in records for m in event_measurements(record)]
         new = []
         for m in found:
             if m.step > self.reached.get(m.name, -1):

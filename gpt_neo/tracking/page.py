@@ -82,6 +82,7 @@ def plot(lines: Sequence[tuple], title: str) -> str:
         parts.append(f'<line x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#f2f2f2"/>')
         anchor = "end" if tick == xs[-1] else "middle"
         parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}">{tick:,.6g}</text>')
+    parts.append(f'<text x="{LEFT - 8}" y="{HEIGHT - BOTTOM + 18}" text-anchor="end">step</text>')
     for label, colour, line in lines:
         kept = [(place(s, xs, LEFT, WIDTH - RIGHT), place(v, ys, HEIGHT - BOTTOM, TOP)) for s, v in thinned(line)]
         name = f"<title>{html.escape(label)}: {line[-1][1]:.6g} at step {line[-1][0]:,}</title>"

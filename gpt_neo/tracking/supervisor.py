@@ -122,6 +122,7 @@ class Supervisor:
         self.signals: list[int] = []
         self.attempt = 0
         self.last: Optional[Watched] = None
+        self.trouble = ""  # why the last look failed
 
     def run(self) -> int:
         """Supervise. Returns the exit status of the last attempt, as a shell gives it.
@@ -155,8 +156,11 @@ class Supervisor:
         """The run as it is now, or as it was when storage last answered."""
         try:
             self.last = self.watch()
+            self.trouble = ""
         except OSError as error:
-            self.tell(f"the run's folder cannot be read just now: {error}")
+            if str(error) != self.trouble:  # once, not at every look
+                self.trouble = str(error)
+                self.tell(f"the run's folder cannot be read just now: {error}")
         return self.last or Watched((), (0,), False)
 
     def one_attempt(self) -> tuple[int, bool]:

@@ -157,6 +157,8 @@ def test_an_observer_that_cannot_be_used_is_one_line(tmp_path, where, message):
 
 def test_passwords_are_not_shown():
     assert shown("postgresql://me:secret@host/db") == "postgresql://me:...@host/db"
+    words = "main.py --observer sqlite:///runs.db --observer mongodb://me:secret@host:27017/db --prompt a@b"
+    assert shown(words) == words.replace("secret", "...")
     with pytest.raises(ConfigError) as error:
         make_observer("nowhere://me:secret@host/db")
     assert "secret" not in str(error.value)

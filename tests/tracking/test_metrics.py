@@ -6,7 +6,7 @@ import pytest
 
 from gpt_neo.tracking import metrics as module
 from gpt_neo.tracking.events import scalars_of
-from gpt_neo.tracking.metrics import Measurement, Metrics, look
+from gpt_neo.tracking.metrics import Measurement, Metrics, event_measurements, look
 
 
 def append(path, *rows):
@@ -56,6 +56,7 @@ def test_event_files_as_tensorflow_writes_them(tmp_path):
     assert metrics.poll() == [Measurement("loss", 400, 2.0)]
     with pytest.raises(ValueError):
         list(scalars_of(event[:-1]))
+    assert event_measurements(event[:-1]) == [] and len(event_measurements(event)) == 1
 
 
 def test_signs_of_life(tmp_path):
