@@ -11,7 +11,7 @@ from typing import Any, Optional
 from gpt_neo import storage
 from gpt_neo.errors import DataError
 from gpt_neo.tracking.experiment import database_of, first_line, shown
-from gpt_neo.tracking.metrics import EVAL_NAMES, TRAIN_LOG, TRAIN_NAMES, Metrics, json_rows, measurements
+from gpt_neo.tracking.metrics import EVAL_NAMES, TRAIN_LOG, TRAIN_NAMES, Metrics, escaped, json_rows, measurements
 
 DEAD = 120.0  # seconds without a heartbeat after which a run that says it runs does not
 
@@ -75,7 +75,7 @@ def training_folder(folder: str) -> list[TrackedRun]:
 
 def folder_metrics(folder: str) -> dict:
     """Metrics in the logs of a training's folder."""
-    pattern = storage.join(folder, "eval_*.jsonl")
+    pattern = storage.join(escaped(folder), "eval_*.jsonl")
     metrics: dict = {}
     try:
         add_points(metrics, [(m.name, m.step, m.value) for m in Metrics(folder, "", from_start=True).poll()])

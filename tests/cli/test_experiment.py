@@ -44,17 +44,19 @@ def hit_once(started, model, number):
     threading.Thread(target=hit, daemon=True).start()
 
 
-def test_a_killed_training_goes_on_and_is_recorded(world, command, started, tmp_path, capsys):
+def test_a_killed_training_goes_on_and_is_recorded(world, command, started, tmp_path, capsys, monkeypatch):
     model = tmp_path / "model"
     path = world.config("watched", train_steps=STEPS, eval_steps=1, model_path=str(model))
 
     hit_once(started, model, signal.SIGKILL)
     place, url = str(tmp_path / "experiments"), f"sqlite:///{tmp_path}/runs.db"
+    monkeypatch.setenv("MADE", str(tmp_path / "made"))
     assert command(
         "--model", path, "--experiment", "night", "--observer", place, "--observer", url, "--steps_per_log", 1,
         "--steps_per_checkpoint", 20, "--pause", 0.1, "--new", "--yes", "--prompt", "The if", "--max_tokens", 4,
-        "--seed", 1,
+        "--seed", 1, "--recreate_tpu", f"{sys.executable} -S -c 'import os; os.mkdir(os.environ[\"MADE\"])'",
     ) == 0  # fmt: skip
+    assert os.path.isdir(tmp_path / "made")  # once, before the second attempt
     out = capsys.readouterr().out
     assert "note      the training was ended by SIGKILL at step" in out and "attempt 2 in 0 s" in out
     (run,), (stored,) = load_runs(place), load_runs(url)

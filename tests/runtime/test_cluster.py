@@ -52,7 +52,7 @@ for job in json.load(sys.stdin):
     if job.get("kill"):
         while rows(job["kill"]["log"]) < job["kill"]["rows"] and os.waitpid(pids[0], os.WNOHANG) == (0, 0):
             time.sleep(0.01)
-        os.kill(pids[job["kill"]["task"]], signal.SIGKILL)
+        os.kill(pids[job["kill"]["task"]], job["kill"].get("signal", signal.SIGKILL))
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 """
 
@@ -89,11 +89,17 @@ def outcome(world, tmp_path_factory):
          "kill": {"log": log, "rows": KILLED_AT, "task": 2}},
         {"argv": ["--model", four, *flags], "clusters": tf_configs(4), "log": str(folder / "again")},
     ]  # fmt: skip
+    statuses = run(jobs)
+    texts = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+    return folder, statuses, texts
+
+
+def run(jobs):
+    """Exit statuses of the tasks of every job."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], input=json.dumps(jobs), capture_output=True, text=True,
                           env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"), cwd=ROOT, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    texts = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
-    return folder, [json.loads(line) for line in done.stdout.splitlines()], texts
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def losses(path):
@@ -123,6 +129,18 @@ def test_a_killed_worker_ends_the_run_cleanly_and_it_resumes(outcome):
     start = int(texts["again.0"].partition("steps ")[2].split()[0])
     assert start and start % 2 == 0 and start >= KILLED_AT - 2
     assert texts["again.2"].splitlines()[-1].endswith("with status 0")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_asked_to_end_leaves_a_checkpoint(world, tmp_path):
+    pytest.importorskip("gpt_neo.runtime.watch")
+    path = world.config("asked", model_path=str(tmp_path / "model"), mesh_shape="x:2", train_steps=5000)
+    job = {"argv": ["--model", path, "--steps_per_log", "1"], "clusters": tf_configs(2), "log": str(tmp_path / "asked"),
+           "kill": {"log": str(tmp_path / "model" / "train_log.jsonl"), "rows": KILLED_AT, "task": 1,
+                    "signal": signal.SIGTERM}}  # fmt: skip
+    assert run([job]) == [[143, 143]]
+    reached = max(step for step, _ in losses(tmp_path / "model" / "train_log.jsonl"))
+    assert (tmp_path / "model" / f"model.ckpt-{reached}.index").exists() and KILLED_AT <= reached < 5000
 
 
 def config_of(cluster, **task):
