@@ -34,12 +34,14 @@ setup(
         "text": ["ftfy>=6"],  # dataprep: --ftfy
         "parquet": ["pyarrow>=12,<26"],  # dataprep: .parquet; later ones need NumPy 2, TensorFlow 2.15 NumPy 1
         "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine
-        "track": ["sacred>=0.8.4"],  # tracking: --sacred_id
+        # tracking: --experiment, to a folder, an SQL database, a MongoDB server
+        "track": ["sacred>=0.8.7", "sqlalchemy>=1.4", "pymongo>=4"],
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         "dev": [
             "pytest>=8",  # tests
             "hypothesis>=6",  # tests: properties
+            "mongomock>=4",  # tests: a pretended MongoDB server
             "gcp-storage-emulator>=2024.8.3",  # tests: a GCS server on loopback
             "ruff>=0.6",  # make lint
             "mypy>=1.10",  # make lint

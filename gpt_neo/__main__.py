@@ -12,6 +12,7 @@ COMMANDS = {
     "export-hf": ("gpt_neo.cli.export_hf", "make a Hugging Face model of a checkpoint"),
     "inspect": ("gpt_neo.cli.inspect", "what a checkpoint holds, and whether it is sound"),
     "doctor": ("gpt_neo.cli.doctor", "whether this machine can run a config, and what to do where it cannot"),
+    "runs": ("gpt_neo.cli.runs", "list recorded runs, plot their losses side by side"),
     "average": ("gpt_neo.cli.average", "the mean of several checkpoints"),
 }
 

@@ -32,12 +32,16 @@ def build_parser() -> argparse.ArgumentParser:
                        help="end a run that makes no step for so long, with status 75; 0 waits (default: 30)")
     train.add_argument("--skip_spikes", action="store_true",
                        help="leave out the update of batches whose loss is a spike or no number")
+    train.add_argument("--steps_per_log", type=int, default=10, metavar="N", help="steps between rows of the log (10)")
     train.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
+    add_tracking(p)
     devices = p.add_argument_group("devices")
     devices.add_argument("--tpu", metavar="NAME", help="TPU name, colab, or local")
     devices.add_argument("--tpu_zone", metavar="ZONE", help="zone of the TPU")
     devices.add_argument("--tpu_project", metavar="PROJECT", help="project of the TPU")
     devices.add_argument("--gpu_ids", nargs="+", default=[], metavar="ID", help="devices such as 0 1, or cpu:0 cpu:1")
+    devices.add_argument("--cluster_wait", type=float, default=600, metavar="S",
+                         help="seconds to wait for the other machines of TF_CONFIG (default: %(default)s)")  # fmt: skip
     sample = p.add_argument_group("sampling")
     sample.add_argument("--prompt", metavar="FILE|-|TEXT", help="a file, - for standard input, or the text itself")
     sample.add_argument("--interactive", action="store_true", help="ask for prompts until an empty one")
@@ -50,3 +54,16 @@ def build_parser() -> argparse.ArgumentParser:
                         help="draw from entmax in place of softmax: unlikely tokens get the probability 0")  # fmt: skip
     sample.add_argument("--seed", type=int, help="seed of the draws (default: a new one each time, printed)")
     return p
+
+
+def add_tracking(p: argparse.ArgumentParser) -> None:
+    """The flags of a supervised, tracked run: docs/experiments.md."""
+    track = p.add_argument_group("supervised and tracked training")
+    track.add_argument("--experiment", metavar="NAME", help="record the run under this name, restart it when it dies")
+    track.add_argument("--observer", action="append", metavar="WHERE",
+                       help="folder (default: experiments), an SQL database's URL, or mongodb://HOST/NAME")  # fmt: skip
+    track.add_argument("--recreate_tpu", metavar="COMMAND", help="run this before a restart, until it succeeds")
+    track.add_argument("--max_failures", type=int, default=5, metavar="N",
+                       help="give up after N ends at the same step (default: %(default)s)")  # fmt: skip
+    track.add_argument("--pause", type=float, default=15, metavar="S",
+                       help="seconds before the first restart; doubles (default: %(default)s)")  # fmt: skip

@@ -21,6 +21,7 @@ class Job:
     args: argparse.Namespace
     run: RunConfig
     folder: str
+    plan: Any = None  # MeshPlan of a cluster; otherwise --gpu_ids says
 
 
 def load_job(args: argparse.Namespace) -> Job:
@@ -29,8 +30,9 @@ def load_job(args: argparse.Namespace) -> Job:
     Raises:
       ConfigError: the config or a flag is wrong.
     """
-    if args.steps_per_checkpoint < 1:
-        raise ConfigError(f"--steps_per_checkpoint is {args.steps_per_checkpoint}; expected at least 1")
+    for flag in ("steps_per_checkpoint", "steps_per_log"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag} is {getattr(args, flag)}; expected at least 1")
     if not 0 <= args.stall_minutes < float("inf"):
         raise ConfigError(f"--stall_minutes is {args.stall_minutes}; expected a number of minutes, or 0 to wait")
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.

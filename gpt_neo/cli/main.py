@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Optional
 
 from gpt_neo.cli.args import build_parser
+from gpt_neo.cli.common import run_command
 from gpt_neo.cli.job import load_job
 from gpt_neo.errors import ConfigError
 
@@ -22,6 +24,10 @@ def main(argv: Optional[list] = None) -> int:
         from gpt_neo.cli.plan import show_plan
 
         return show_plan(job)
+    if args.experiment:
+        from gpt_neo.cli.experiment import run_experiment
+
+        return run_experiment(job, sys.argv[1:] if argv is None else argv)
     from gpt_neo.cli.quiet import silence
 
     silence(args.verbose, sampling=args.predict)
@@ -42,5 +48,10 @@ def main(argv: Optional[list] = None) -> int:
 
         return auto_layout(job)
     from gpt_neo.cli import train
+    from gpt_neo.cli.cluster import with_cluster
 
-    return train.evaluate(job) if args.eval else train.train(job)
+    return with_cluster(job, train.evaluate if args.eval else train.train)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

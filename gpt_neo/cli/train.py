@@ -64,7 +64,9 @@ class ProgressLine:
 
 
 def device_plan(job: Job) -> MeshPlan:
-    """The devices of --gpu_ids, or one."""
+    """The devices of a cluster, of --gpu_ids, or one."""
+    if job.plan is not None:
+        return job.plan
     devices = parse_devices(job.args.gpu_ids)
     check_visible(devices)
     return plan_mesh(job.run.mesh, devices)
@@ -118,7 +120,8 @@ def train_alone(job: Job, plan: MeshPlan, lock: FolderLock) -> int:
     line = ProgressLine()
     watch = Watch(job.folder, lock, job.args.stall_minutes, job.args.skip_spikes, notice=line.note)
     estimator = runtime.make_estimator(
-        run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show, watch=watch
+        run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show, watch=watch,
+        steps_per_log=job.args.steps_per_log,
     )
     began = time.monotonic()
     try:

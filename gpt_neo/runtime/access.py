@@ -73,7 +73,7 @@ def check_writable(folder: str, where: str = "model_path") -> None:
 
 def read_checks(run: RunConfig, evaluates: bool) -> list[tuple[str, str, Callable[[], int]]]:
     """(what it is, path, check) of everything a run reads. evaluates: held-out records too."""
-    checks = []
+    checks: list[tuple[str, str, Callable[[], int]]] = []
     for ref, dataset in run.datasets:
         for key in ("path", "eval_path") if evaluates else ("path",):
             pattern, where = getattr(dataset, key), f"dataset {ref.name!r}, key {key!r}:"

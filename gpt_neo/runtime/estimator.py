@@ -57,7 +57,7 @@ def resolve_tpu(options: TpuOptions) -> Any:
 def make_estimator(
     run: RunConfig, folder: str, plan: MeshPlan, steps_per_checkpoint: int = 5000, tpu: Optional[TpuOptions] = None,
     report: Callable[[Progress], None] = lambda progress: None, byte_lengths: Optional[np.ndarray] = None,
-    watch: Optional[Watch] = None,
+    watch: Optional[Watch] = None, steps_per_log: int = 10,
 ) -> Any:  # fmt: skip
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
 
@@ -74,6 +74,8 @@ def make_estimator(
     )
     config = tf.estimator.tpu.RunConfig(
         cluster=resolve_tpu(tpu) if tpu else None,
+        master=None if tpu else plan.target,
+        device_fn=on_chief(plan.chief) if plan.chief else None,
         model_dir=folder,
         tf_random_seed=run.training.seed or 1,
         session_config=None if tpu else session_config(plan),
@@ -85,6 +87,7 @@ def make_estimator(
     )
     params = {
         "run": run, "plan": plan, "folder": folder, "steps_per_checkpoint": steps_per_checkpoint,
+        "steps_per_log": steps_per_log,
         # a plain function: the Estimator makes a deep copy of its params, a bound method's object with it
         "report": lambda progress: report(progress), "use_tpu": tpu is not None, "byte_lengths": byte_lengths,
         "watch": lambda: watch, "origin": lambda step: origin_text(run, step),
@@ -93,6 +96,12 @@ def make_estimator(
         use_tpu=tpu is not None, model_fn=model_fn, config=config, params=params,
         train_batch_size=run.training.train_batch_size, eval_batch_size=eval_batch_size(run),
     )  # fmt: skip
+
+
+def on_chief(chief: str) -> Callable[[Any], str]:
+    """A device function that puts what has no task of a cluster on its chief."""
+    default = tf.DeviceSpec.from_string(chief)
+    return lambda op: default.make_merged_spec(tf.DeviceSpec.from_string(op.device)).to_string()
 
 
 def eval_batch_size(run: RunConfig) -> int:

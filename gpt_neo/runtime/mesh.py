@@ -20,12 +20,16 @@ class MeshPlan:
     devices: TensorFlow device names; one empty name is "wherever TensorFlow likes".
     mesh_shape, layout: pairs, empty on one device.
     note: what was done differently from the config, for the person to read.
+    target: of the session; "" is this process.
+    chief: the task of a cluster that holds all that is not on the mesh.
     """
 
     devices: tuple = ("",)
     mesh_shape: tuple = ()
     layout: tuple = ()
     note: Optional[str] = None
+    target: str = ""
+    chief: str = ""
 
     @property
     def size(self) -> int:
@@ -53,8 +57,11 @@ def parse_devices(words: Sequence[str]) -> tuple:
     return tuple(names)
 
 
-def plan_mesh(config: MeshConfig, devices: Sequence[str] = ()) -> MeshPlan:
-    """Fit the hints of a config to local devices.
+def plan_mesh(config: MeshConfig, devices: Sequence[str] = (), owner: str = "--gpu_ids names") -> MeshPlan:
+    """Fit the hints of a config to devices.
+
+    Args:
+      owner: whose they are, for the error.
 
     Raises:
       DeviceError: several devices, and not as many as mesh_shape multiplies to.
@@ -68,7 +75,7 @@ def plan_mesh(config: MeshConfig, devices: Sequence[str] = ()) -> MeshPlan:
         return MeshPlan(tuple(devices), (("x", len(devices)),), (("batch", "x"),), "layout batch:x, as none was given")
     if wanted != len(devices):
         raise DeviceError(
-            f"mesh_shape {text} multiplies to {wanted} devices, --gpu_ids names {len(devices)}: "
+            f"mesh_shape {text} multiplies to {wanted} devices, {owner} {len(devices)}: "
             f"give as many, or set --set mesh_shape=x:{len(devices)}"
         )
     return MeshPlan(tuple(devices), config.mesh_shape, config.layout)

@@ -24,8 +24,8 @@ def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
     Args:
       features: a batch of inputs/train_input.py; for evaluation with {"weight": float32 [batch]}, 0 for rows that
         only fill it up.
-      params: `run` (RunConfig), `plan` (MeshPlan), `folder`, `steps_per_checkpoint`, `report`, `byte_lengths`,
-        `watch`, `origin`, as `make_estimator` puts them; with a TPU also TPUEstimator's `context`.
+      params: `run` (RunConfig), `plan` (MeshPlan), `folder`, `steps_per_checkpoint`, `steps_per_log`, `report`,
+        `byte_lengths`, `watch`, `origin`, as `make_estimator` puts them; with a TPU also TPUEstimator's `context`.
     """
     run: RunConfig = params["run"]
     if params["use_tpu"]:
@@ -53,7 +53,7 @@ def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
         if not use_tpu:
             report: Callable[[Progress], None] = params["report"]
             hooks.append(ProgressHook(step.loss, step.rate, run.training.train_steps, run.tokens_per_step, folder,
-                                      report, watch))  # fmt: skip
+                                      report, watch, params["steps_per_log"]))  # fmt: skip
             tf.summary.scalar("loss", step.loss)
             tf.summary.scalar("learning_rate", step.rate)
         # The saver comes last: what the others refuse is not saved.

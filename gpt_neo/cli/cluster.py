@@ -1,0 +1,101 @@
+"""Training and evaluation on several machines: the same command on each, with its TF_CONFIG."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+from typing import Any, Callable
+
+from gpt_neo.cli.job import Job
+from gpt_neo.config.cluster import Cluster, cluster_of
+from gpt_neo.errors import ConfigError, GptNeoError
+from gpt_neo.runtime.cluster import Lead, plan_cluster, serve, start_server, wait_for
+from gpt_neo.runtime.mesh import parse_devices
+
+MISTAKE = 2
+
+
+def with_cluster(job: Job, command: Callable[[Job], int]) -> int:
+    """Run a command on this machine, or on those of TF_CONFIG: as their chief, or lending the devices of this one.
+
+    Raises:
+      DeviceError: TF_CONFIG is wrong, or a machine does not answer.
+    """
+    if job.args.tpu:
+        return command(job)
+    cluster = cluster_of(os.environ)
+    # The Estimator reads it too, and would make a job of parameter servers of it.
+    hidden = os.environ.pop("TF_CONFIG", None)
+    try:
+        if cluster is None:
+            return command(job)
+        if job.args.cluster_wait <= 0:
+            raise ConfigError(f"--cluster_wait is {job.args.cluster_wait}; expected more than 0")
+        return lead(job, cluster, command) if cluster.is_chief else lend(job, cluster)
+    finally:
+        if hidden is not None:
+            os.environ["TF_CONFIG"] = hidden
+
+
+def tell(line: str) -> None:
+    """A line for the person."""
+    print(f"note      {line}", flush=True)
+
+
+def lead(job: Job, cluster: Cluster, command: Callable[[Job], int]) -> int:
+    """Run the command as the chief."""
+    devices = parse_devices(job.args.gpu_ids)
+    server = start_server(cluster, devices)
+    wait_for(cluster.others, job.args.cluster_wait, tell)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with Lead(cluster, server, tell, leave, interrupt) as context:
+        try:
+            plan = plan_cluster(job.run.mesh, cluster, server, devices)
+            context.status = command(dataclasses.replace(job, plan=plan))
+        except GptNeoError:
+            context.status = MISTAKE
+            raise
+        except KeyboardInterrupt:
+            context.status = 128 + signal.SIGINT
+            raise
+        return context.status
+
+
+def lend(job: Job, cluster: Cluster) -> int:
+    """Lend the devices of this machine until the run ends."""
+    server = start_server(cluster, parse_devices(job.args.gpu_ids))
+    asked = threading.Event()
+    before: dict = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: listen(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+    print(f"lending   the devices of {cluster.own} to {cluster.chief}", flush=True)
+    try:
+        status = serve(cluster, server, job.args.cluster_wait, tell, asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print(f"ended     the run of {cluster.chief}, with status {status}", flush=True)
+    return leave(status)
+
+
+def listen(number: int, asked: threading.Event) -> Any:
+    """Let a signal ask for the end; the same one once more ends this process at once."""
+
+    def hear(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        asked.set()
+
+    return signal.signal(number, hear)
+
+
+def leave(status: int) -> int:
+    """End this process at once: TensorFlow's servers cannot be stopped, and can wait for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

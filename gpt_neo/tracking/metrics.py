@@ -1,0 +1,174 @@
+"""What training writes into its folder, followed from outside: metrics as they come, and signs of life."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any, Optional
+
+from gpt_neo import storage
+from gpt_neo.tracking.events import scalars_of, split_records
+
+TRAIN_LOG = "train_log.jsonl"
+EVENTS = "events.out.tfevents.*"
+CHECKPOINTS = "model.ckpt-*.index"
+# Keys of the rows of train_log.jsonl and eval_<id>.jsonl -> names of metrics.
+TRAIN_NAMES = {"loss": "loss", "lr": "learning_rate", "tokens_per_second": "tokens_per_second"}
+EVAL_NAMES = {"loss": "eval_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
+EVENT_NAMES = {"loss": "loss", "learning_rate": "learning_rate"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A value of a metric at a step."""
+
+    name: str
+    step: int
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Life:
+    """Signs of life of a training: a trace that differs after every write; the step of the newest checkpoint."""
+
+    trace: tuple
+    checkpoint: int
+
+
+def look(folder: str) -> Life:
+    """Look at a folder once.
+
+    Raises:
+      OSError: it cannot be read; a folder that is not there yet is empty.
+    """
+    paths = [storage.join(folder, TRAIN_LOG), *storage.glob(storage.join(escaped(folder), EVENTS))]
+    checkpoints = storage.glob(storage.join(escaped(folder), CHECKPOINTS))
+    trace = tuple((path, version_of(path)) for path in [*paths, *checkpoints[-1:]])
+    steps = [path[: -len(".index")].rpartition("-")[2] for path in checkpoints]
+    return Life((*trace, len(checkpoints)), max((int(step) for step in steps if step.isdigit()), default=0))
+
+
+def escaped(folder: str) -> str:
+    """A folder as part of a glob pattern."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in folder)
+
+
+def version_of(path: str) -> Optional[str]:
+    """Version of a file, None without one."""
+    try:
+        return storage.version(path)
+    except FileNotFoundError:
+        return None
+
+
+def json_rows(data: bytes) -> tuple[list[dict], int]:
+    """Rows of the whole lines at the start of `data`, and the number of bytes that they take.
+
+    A line cut off by a kill is no row.
+    """
+    end = data.rfind(b"\n") + 1
+    rows = []
+    for line in data[:end].splitlines():
+        try:
+            row: Any = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows, end
+
+
+def measurements(row: dict, names: dict) -> Iterator[Measurement]:
+    """The metrics of a row."""
+    for key, name in names.items():
+        value = row.get(key)
+        if isinstance(value, (int, float)):
+            yield Measurement(name, row["step"], float(value))
+
+
+def event_measurements(record: bytes) -> list[Measurement]:
+    """The metrics of an Event; none of a damaged one, which is no reason to end what follows them."""
+    try:
+        return [Measurement(EVENT_NAMES[tag], step, value) for tag, step, value in scalars_of(record)
+                if tag in EVENT_NAMES]  # fmt: skip
+    except ValueError:
+        return []
+
+
+class Tail:
+    """What was appended to a file since the last time, whole records only."""
+
+    def __init__(self, path: str, place: int = 0) -> None:
+        self.path, self.place, self.seen = path, place, version_of(path) if place else None
+
+    def read(self) -> bytes:
+        """Bytes behind the place. Raises: OSError."""
+        version = version_of(self.path)
+        if version is None or version == self.seen:
+            return b""
+        if storage.size(self.path) < self.place:
+            self.place = 0  # written anew
+        with storage.open_read(self.path) as handle:
+            handle.seek(self.place)
+            data = handle.read()
+        self.seen = version
+        return data
+
+
+class Metrics:
+    """Metrics of a run as they are written, each step of each metric once.
+
+    A run that goes on from a checkpoint repeats the steps behind it, with the same values.
+
+    Args:
+      identity: names the evaluation log, as --sacred_id does.
+      events: read TensorBoard's files instead of train_log.jsonl, which a TPU's run does not write.
+      from_start: take what is there already.
+    """
+
+    def __init__(self, folder: str, identity: str, events: bool = False, from_start: bool = False) -> None:
+        self.folder, self.events = folder, events
+        self.reached: dict[str, int] = {}
+        self.latest: dict[str, Measurement] = {}
+        self.logs = [(self.tail(TRAIN_LOG, from_start), TRAIN_NAMES), (self.tail(f"eval_{identity}.jsonl"), EVAL_NAMES)]
+        self.event_files = {} if from_start else {path: self.tail_at_end(path) for path in self.event_paths()}
+
+    def tail(self, name: str, from_start: bool = True) -> Tail:
+        """A file of the folder, from its start or from its present end on."""
+        path = storage.join(self.folder, name)
+        return Tail(path) if from_start else self.tail_at_end(path)
+
+    @staticmethod
+    def tail_at_end(path: str) -> Tail:
+        """A file from its present end on."""
+        return Tail(path, storage.size(path) if storage.exists(path) else 0)
+
+    def event_paths(self) -> list[str]:
+        """The event files."""
+        return storage.glob(storage.join(escaped(self.folder), EVENTS)) if self.events else []
+
+    def poll(self) -> list[Measurement]:
+        """What is new. Raises: OSError."""
+        found: list[Measurement] = []
+        for tail, names in self.logs:
+            rows, taken = json_rows(tail.read())
+            tail.place += taken
+            found += [m for row in rows for m in measurements(row, names)]
+        for path in self.event_paths():
+            tail = self.event_files.setdefault(path, Tail(path))
+            records, taken = split_records(tail.read())
+            tail.place += taken
+            found += [m for record in records for m in event_measurements(record)]
+        new = []
+        for m in found:
+            if m.step > self.reached.get(m.name, -1):
+                self.reached[m.name] = m.step
+                self.latest[m.name] = m
+                new.append(m)
+        return new
+
+    @property
+    def step(self) -> int:
+        """The last step that training reported."""
+        return self.reached.get("loss", 0)

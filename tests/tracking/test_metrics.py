@@ -1,0 +1,92 @@
+"""Metrics followed from outside, against what was written, and against TensorFlow's own writer."""
+
+import json
+
+import pytest
+
+from gpt_neo.tracking import metrics as module
+from gpt_neo.tracking.events import scalars_of
+from gpt_neo.tracking.metrics import Measurement, Metrics, event_measurements, look
+
+
+def append(path, *rows):
+    with open(path, "a", encoding="utf-8") as handle:
+        for row in rows:
+            handle.write(row if isinstance(row, str) else json.dumps(row) + "\n")
+
+
+def test_new_rows_only_and_each_step_once(tmp_path):
+    log = tmp_path / "train_log.jsonl"
+    append(log, {"step": 10, "loss": 9.0})
+    metrics = Metrics(str(tmp_path), "7")  # what is there belongs to an earlier run
+    assert metrics.poll() == []
+    append(log, {"step": 20, "loss": 3.0, "lr": 0.5, "tokens_per_second": None}, '{"step": 30, "lo')
+    assert metrics.poll() == [Measurement("loss", 20, 3.0), Measurement("learning_rate", 20, 0.5)]
+    append(log, 'ss": 2.0}\n', {"step": 20, "loss": 3.0}, {"step": 40, "loss": 1.5})
+    assert [m.step for m in metrics.poll()] == [30, 40] and metrics.step == 40
+    append(tmp_path / "eval_7.jsonl", {"step": 40, "loss": 1.25, "perplexity": 3.5, "bits_per_byte": None})
+    append(tmp_path / "eval_8.jsonl", {"step": 41, "loss": 1.25})
+    assert metrics.poll() == [Measurement("eval_loss", 40, 1.25), Measurement("perplexity", 40, 3.5)]
+    log.write_text("")  # --new
+    append(log, {"step": 50, "loss": 1.0})
+    assert metrics.poll() == [Measurement("loss", 50, 1.0)]
+
+
+def test_from_the_start(tmp_path):
+    append(tmp_path / "train_log.jsonl", {"step": 10, "loss": 9.0}, "no json\n", {"step": 11, "loss": 8.0})
+    assert [m.value for m in Metrics(str(tmp_path), "x", from_start=True).poll()] == [9.0, 8.0]
+
+
+def test_event_files_as_tensorflow_writes_them(tmp_path):
+    import tensorflow as tf
+
+    metrics = Metrics(str(tmp_path), "1", events=True)
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    with writer.as_default():  # as a TPU's host does
+        tf.summary.scalar("loss", 2.5, step=300)
+        tf.summary.scalar("other", 1.0, step=300)
+    writer.flush()
+    assert metrics.poll() == [Measurement("loss", 300, 2.5)]
+    old = tf.compat.v1.Summary(value=[tf.compat.v1.Summary.Value(tag="learning_rate", simple_value=0.25)])
+    event = tf.compat.v1.Event(step=1 << 33, summary=old).SerializeToString()
+    assert list(scalars_of(event)) == [("learning_rate", 1 << 33, 0.25)]
+    with writer.as_default():
+        tf.summary.scalar("loss", 2.0, step=400)
+    writer.close()
+    assert metrics.poll() == [Measurement("loss", 400, 2.0)]
+    with pytest.raises(ValueError):
+        list(scalars_of(event[:-1]))
+    assert event_measurements(event[:-1]) == [] and len(event_measurements(event)) == 1
+
+
+def test_signs_of_life(tmp_path):
+    odd = tmp_path / "run[1]"
+    assert look(str(odd)).checkpoint == 0
+    odd.mkdir()
+    first = look(str(odd))
+    append(odd / "train_log.jsonl", {"step": 1})
+    second = look(str(odd))
+    (odd / "model.ckpt-120.index").write_text("")
+    (odd / "model.ckpt-90.index").write_text("")
+    third = look(str(odd))
+    assert len({first.trace, second.trace, third.trace}) == 3 and third.checkpoint == 120
+
+
+def test_a_run_in_a_bucket(gcs):
+    from gpt_neo import storage
+    from tests.gcs import BUCKET
+
+    folder = f"gs://{BUCKET}/run"
+    metrics = Metrics(folder, "1")
+    rows = [json.dumps({"step": step, "loss": float(step)}) + "\n" for step in (1, 2)]
+    storage.write_bytes(f"{folder}/train_log.jsonl", rows[0].encode())
+    before = look(folder)
+    assert [m.step for m in metrics.poll()] == [1]
+    storage.write_bytes(f"{folder}/train_log.jsonl", "".join(rows).encode())
+    storage.write_bytes(f"{folder}/model.ckpt-2.index", b"")
+    assert [m.step for m in metrics.poll()] == [2] and metrics.poll() == []
+    assert look(folder).trace != before.trace and look(folder).checkpoint == 2
+
+
+def test_names_of_metrics():
+    assert set(module.TRAIN_NAMES) == {"loss", "lr", "tokens_per_second"}

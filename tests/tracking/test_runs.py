@@ -1,0 +1,138 @@
+"""The list of runs and their plots, seen in a real browser where there is one."""
+
+import html.parser
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from gpt_neo.__main__ import main as gpt_neo
+from gpt_neo.tracking.page import COLOURS, MOST_POINTS, axis, page_of, thinned
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs as sacred's FileStorageObserver leaves them, and the folder of a third that was not tracked."""
+    place = tmp_path / "experiments"
+    for number, (scale, status) in enumerate([(4.0, "COMPLETED"), (8.0, "RUNNING")], 1):
+        folder = place / str(number)
+        folder.mkdir(parents=True)
+        steps = list(range(1, 2001))
+        values = [scale / step**0.3 for step in steps]
+        entry = {"experiment": {"name": "<b>sweep</b>"}, "host": {"hostname": "box"}, "status": status,
+                 "start_time": "2026-01-02T03:04:05", "heartbeat": "2026-01-02T04:04:05"}  # fmt: skip
+        if status == "COMPLETED":
+            entry["stop_time"] = "2026-01-02T05:04:05"
+        metrics = {"loss": {"steps": steps, "values": values}, "eval_loss": {"steps": [2000], "values": [scale / 9]}}
+        for name, value in (("run", entry), ("metrics", metrics), ("config", {}), ("info", {"folder": "/m"})):
+            (folder / f"{name}.json").write_text(json.dumps(value))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "train_log.jsonl").write_text('{"step": 5, "loss": 2.5}\n{"step": 10, "loss": NaN}\n')
+    return tmp_path
+
+
+def test_the_list(runs, capsys):
+    assert gpt_neo(["runs", str(runs / "experiments"), str(runs / "model")]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["run", "status"]
+    assert lines[0].split() == ["<b>sweep</b>", "1", "completed", "2026-01-02", "03:04", "2", "h", "00", "min",
+                                "2,000", f"{4 / 2000**0.3:.4f}", "0.4444", "box", "/m"]  # fmt: skip
+    assert "dead" in lines[1] and "nan" in lines[2]
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["nowhere"], "nowhere: no runs; expected what --observer was given, or a model_path"),
+    (["sqlite:///nowhere.db"], "no such file"),
+    (["{}", "--run", "7"], "no run 7; there are: 1, 2"),
+    (["{}", "--experiment", "x"], "no runs of experiment 'x'"),
+    (["{}", "--html", "/nowhere/x.html"], "--html /nowhere/x.html: cannot be written"),
+    (["{}", "--png", "/nowhere/x.png"], "--png /nowhere/x.png: cannot be written"),
+])  # fmt: skip
+def test_mistakes_are_one_line(runs, capsys, argv, message):
+    words = [word.format(runs / "experiments") for word in argv]
+    assert gpt_neo(["runs", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_damaged_records_are_named(runs, capsys):
+    (runs / "experiments" / "1" / "metrics.json").write_text("{")
+    assert gpt_neo(["runs", str(runs / "experiments")]) == 2
+    assert "1/metrics.json: cannot be read" in capsys.readouterr().err
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(runs):
+    assert gpt_neo(["runs", str(runs / "experiments"), "--html", str(runs / "page.html")]) == 0
+    text = (runs / "page.html").read_text(encoding="utf-8")
+    assert "<b>sweep" not in text and "&lt;b&gt;sweep" in text
+    tags = []
+    parser = html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(text)
+    assert not [a for _, a in tags if {"src", "href"} & set(a)] and "@import" not in text
+    assert [tag for tag, _ in tags].count("svg") == 2 and [tag for tag, _ in tags].count("polyline") == 2
+
+
+def colour_counts(path):
+    """Pixels of a picture that have the colours of the first and second run."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    wanted = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS[:2]]
+    return [(np.abs(pixels - rgb).max(-1) < 40).sum() for rgb in wanted]
+
+
+def test_the_png_shows_both_runs(runs):
+    assert gpt_neo(["runs", str(runs / "experiments"), "--png", str(runs / "runs.png")]) == 0
+    assert min(colour_counts(runs / "runs.png")) > 500
+
+
+def test_the_page_in_a_real_browser(runs):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    assert gpt_neo(["runs", str(runs / "experiments"), "--html", str(runs / "page.html")]) == 0
+    common = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,800",
+              f"--user-data-dir={runs / 'profile'}"]  # fmt: skip
+    # The plots' boxes as the browser lays them out, and the number of points that each line has for it.
+    script = """<script>document.title = JSON.stringify([...document.querySelectorAll("svg")].map(s => ({
+        id: s.parentNode.id, width: s.getBoundingClientRect().width, height: s.getBoundingClientRect().height,
+        lines: [...s.querySelectorAll("polyline")].map(p => p.points.length), lengths:
+        [...s.querySelectorAll("polyline")].map(p => p.getTotalLength()),
+        dots: s.querySelectorAll("circle").length})))</script></body>"""
+    seen = runs / "measured.html"
+    seen.write_text((runs / "page.html").read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    argv = [*common, "--dump-dom", seen.as_uri()]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    title = html.unescape(done.stdout.partition("<title>")[2].partition("</title>")[0])
+    loss, held_out = json.loads(title)
+    assert loss["id"] == "loss" and min(loss["width"], loss["height"]) > 150
+    assert len(loss["lines"]) == 2 and min(loss["lines"]) > 400 and min(loss["lengths"]) > 400
+    assert held_out["id"] == "eval_loss" and held_out["dots"] == 2
+    picture = runs / "page.png"
+    subprocess.run([*common, f"--screenshot={picture}", (runs / "page.html").as_uri()], capture_output=True, timeout=60,
+                   check=True)  # fmt: skip
+    assert min(colour_counts(picture)) > 300
+
+
+@pytest.mark.parametrize("values", [[1, 2], [0.1], [-3, 7.5], [0, 0], [1e-9, 3e-9], [12345, 99999]])
+def test_axes_enclose_their_values(values):
+    ticks = axis(values)
+    assert ticks[0] <= min(values) and ticks[-1] >= max(values) and 2 <= len(ticks) <= 9
+    assert len({round(b - a, 12) for a, b in zip(ticks, ticks[1:])}) == 1
+
+
+def test_long_lines_keep_their_peaks():
+    line = [(step, 1.0) for step in range(50_000)]
+    line[31_234] = (31_234, 9.0)
+    kept = thinned(line)
+    assert len(kept) <= MOST_POINTS and (31_234, 9.0) in kept and kept == sorted(kept)
+    assert thinned([(1, float("nan")), (2, 1.0)]) == [(2, 1.0)]
+
+
+def test_a_page_of_runs_without_metrics():
+    assert "0 runs" in page_of([], [], ["run"])

@@ -1,0 +1,165 @@
+"""Restarts: when, how often, and what is said about it. The children are small scripts."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from gpt_neo.errors import ConfigError
+from gpt_neo.tracking.metrics import Metrics, look
+from gpt_neo.tracking.supervisor import CAPTURED, Output, Policy, Supervisor, Watched
+
+# Logs the steps from `first` on, as training does, then does as told.
+CHILD = """
+import json, os, signal, sys, time
+folder, attempt, first, last = sys.argv[1], *map(int, sys.argv[2:5])
+for step in range(first, last + 1):
+    with open(os.path.join(folder, "train_log.jsonl"), "a") as log:
+        log.write(json.dumps({"step": step, "loss": 1 / step}) + "\\n")
+print("attempt", attempt, flush=True)
+"""
+
+
+class Harness:
+    """A folder, and children that act out a list of scenes (first step, last step, what then)."""
+
+    def __init__(self, folder):
+        self.folder, self.told, self.scenes = str(folder), [], []
+
+    def supervise(self, *scenes, train_steps=100, **changes):
+        policy = Policy(**{"stall": 30, "pause": 0.01, "grace": 0.2, "poll": 0.05, **changes.pop("policy", {})})
+        self.metrics = Metrics(self.folder, "1")
+
+        def command(attempt):
+            first, last, then = scenes[min(attempt, len(scenes)) - 1]
+            return [sys.executable, "-S", "-c", CHILD + then, self.folder, str(attempt), str(first), str(last)]
+
+        def watch():
+            self.metrics.poll()
+            life, step = look(self.folder), self.metrics.step
+            return Watched(life.trace, (step, life.checkpoint), step >= train_steps, step)
+
+        self.supervisor = Supervisor(command, watch, policy, self.told.append, **changes)
+        return self.supervisor.run()
+
+
+@pytest.fixture
+def harness(tmp_path):
+    return Harness(tmp_path)
+
+
+def test_dead_runs_start_again_with_growing_pauses(harness):
+    killed = "os.kill(os.getpid(), signal.SIGKILL)"
+    scenes = [(1, 3, killed), (2, 3, "sys.exit(1)"), (2, 3, "sys.exit(75)"), (2, 3, "sys.exit(69)"),
+              (2, 9, "sys.exit(143)"), (9, 20, "")]
+    assert harness.supervise(*scenes, policy={"pause": 0.02, "longest": 0.04, "failures": 6}) == 0
+    assert [line.partition(";")[0] for line in harness.told] == [
+        "the training was ended by SIGKILL at step 3", "the training ended with status 1 at step 3",
+        "the training stood still at step 3", "the training has lost a machine at step 3",
+        "the training was preempted at step 9",
+    ]  # fmt: skip
+    assert harness.metrics.step == 20 and harness.supervisor.output.text().count("attempt") == 6
+
+
+def test_a_repeated_failure_at_the_same_step_ends_it(harness):
+    assert harness.supervise((1, 4, "sys.exit(1)"), (3, 4, "sys.exit(1)"), policy={"failures": 3}) == 1
+    assert harness.supervisor.attempt == 3
+    assert harness.told[-1] == "the training ended with status 1 at step 4, 3 times now: given up"
+
+
+def test_a_mistake_is_not_repeated(harness):
+    assert harness.supervise((1, 0, "sys.exit(2)")) == 2
+    assert harness.supervisor.attempt == 1 and not harness.told
+
+
+def test_an_error_in_the_middle_is_tried_again(harness):
+    assert harness.supervise((1, 4, "sys.exit(2)"), (3, 8, "")) == 0
+
+
+def test_a_stalled_run_is_ended_with_its_stacks_and_started_again(harness, capfd):
+    stuck = """
+signal.signal(signal.SIGTERM, lambda *_: time.sleep(60))
+import faulthandler; faulthandler.enable()
+def stuck_here(): time.sleep(60)
+stuck_here()
+"""
+    began = time.monotonic()
+    assert harness.supervise((1, 2, stuck), (2, 5, ""), policy={"stall": 0.5}) == 0
+    assert time.monotonic() - began < 20
+    assert harness.told[0].startswith("no sign of life for 0.00833 min")
+    assert harness.told[1].startswith("the training stood still at step 2; attempt 2")
+    assert "stuck_here" in harness.supervisor.output.text()
+
+
+def test_after_the_last_step_silence_is_no_stall(harness):
+    assert harness.supervise((1, 7, "time.sleep(1.5)"), train_steps=7, policy={"stall": 0.3}) == 0
+
+
+@pytest.mark.parametrize("number, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_reach_the_child_once_and_end_it(harness, number, expected):
+    scene = """
+heard = []
+def hear(number, frame):
+    heard.append(number)
+    time.sleep(0.3)
+    sys.exit(128 + number if len(heard) == 1 else 1)
+signal.signal(signal.SIGTERM, hear); signal.signal(signal.SIGINT, hear)
+print("ready", flush=True)
+time.sleep(30)
+"""
+
+    def send():
+        while "ready" not in harness.supervisor.output.text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    harness.supervisor = type("Early", (), {"output": Output()})
+    threading.Thread(target=send, daemon=True).start()
+    before = signal.getsignal(number)
+    assert harness.supervise((1, 2, scene)) == expected
+    assert harness.supervisor.attempt == 1 and signal.getsignal(number) is before
+
+
+def test_a_preempted_tpu_is_made_again_before_each_attempt(harness, tmp_path):
+    made = tmp_path / "made"
+    script = f"""
+import os, sys
+path = {str(made)!r}
+lines = open(path).read().splitlines() if os.path.exists(path) else []
+open(path, "a").write(os.environ["GPT_NEO_STATUS"] + " " + os.environ["GPT_NEO_STEP"] + "\\n")
+sys.exit(0 if lines else 1)  # there is none to be had at first
+"""
+    restore = [sys.executable, "-S", "-c", script]
+    assert harness.supervise((1, 4, "sys.exit(143)"), (3, 8, "sys.exit(1)"), (8, 9, ""), restore=restore) == 0
+    assert made.read_text().splitlines() == ["143 4", "143 4", "1 8"]
+    assert "--recreate_tpu ended with status 1; again in 0 s" in harness.told
+
+
+def test_a_command_that_cannot_be_run_is_a_mistake(harness):
+    with pytest.raises(ConfigError, match="--recreate_tpu no-such-command again: cannot be run"):
+        harness.supervise((1, 4, "sys.exit(143)"), restore=["no-such-command", "again"])
+
+
+def test_unreadable_storage_ends_nothing(harness, monkeypatch):
+    calls = []
+
+    def watch():
+        calls.append(1)
+        if len(calls) < 4:
+            raise OSError("503")
+        return Watched((), (5,), False)
+
+    supervisor = Supervisor(lambda attempt: [sys.executable, "-S", "-c", "import time; time.sleep(0.5)"], watch,
+                            Policy(poll=0.05), harness.told.append)  # fmt: skip
+    assert supervisor.run() == 0 and len(calls) > 4
+    assert harness.told == ["the run's folder cannot be read just now: 503"]
+
+
+def test_kept_output_has_a_limit():
+    output = Output()
+    for _ in range(5):
+        output.keep("x" * (CAPTURED // 3))
+    assert len(output.text()) < CAPTURED + 100 and output.text().endswith("[more was printed, and is not kept]\n")
