@@ -16,7 +16,7 @@ from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.runtime.predict_step import Sampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
-from gpt_neo.tokenizer import Tokenizer, load_tokenizer
+from gpt_neo.tokenizer import Tokenizer
 
 DEFAULT_PROMPT = (
     "A team of biologists following reindeer across the far north of Norway reported last week that the animals "
@@ -51,7 +51,7 @@ def predict(job: Job) -> int:
         raise ConfigError("--predict runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
     if args.num_samples < 1:
         raise ConfigError(f"--num_samples is {args.num_samples}; expected at least 1")
-    tokenizer, eos = job_tokenizer(job)
+    tokenizer, eos = preflight.run_tokenizer(run, job.folder)
     seed = args.seed if args.seed is not None else int(time.time()) % 100_000
     alpha = run.model.entmax_alpha if args.entmax_sampling else None
     options = SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos, alpha)
@@ -78,20 +78,6 @@ def predict(job: Job) -> int:
         if prompt is not None:
             print(f"written to {path}")
             return 0
-
-
-def job_tokenizer(job: Job) -> tuple[Tokenizer, Optional[int]]:
-    """Tokenizer and end-of-text id of the run; GPT-2's where no dataset names one."""
-    run = job.run
-    if run.datasets:
-        ref, dataset = run.datasets[0]
-        tokenizer = preflight.dataset_tokenizer(dataset)
-        preflight.check_tokenizer(run, dataset, ref.name)
-        return tokenizer, dataset.eos_id
-    beside = os.path.join(job.folder, "tokenizer.json")  # an imported model brings its own
-    own = os.path.isfile(beside)
-    tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id if own else None)
-    return tokenizer, tokenizer.eos_id
 
 
 def read_prompt(given: Optional[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -72,7 +71,11 @@ def device_text(job: Job, plan: MeshPlan) -> str:
 
 def train(job: Job) -> int:
     """Train to train_steps; evaluate after it when the config asks for it."""
+    from gpt_neo.cli.evaluate import evaluate, job_tasks
+
     run, plan = job.run, device_plan(job)
+    tasks = job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
+    evaluates = run.training.eval_steps and (tasks or any(dataset.eval_path for _, dataset in run.datasets))
     if job.args.new:
         delete_checkpoints(job)
     found = find_latest(job.folder)
@@ -102,32 +105,7 @@ def train(job: Job) -> int:
         tokens = (steps - start) * run.tokens_per_step
         print(f"trained   {steps - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
               f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}")
-    if run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets):
-        return evaluate(job, limit=run.training.eval_steps)
-    return 0
-
-
-def evaluate(job: Job, limit: Optional[int] = None) -> int:
-    """Evaluate the newest checkpoint, print the result and append it to eval_<id>.jsonl."""
-    run, plan = job.run, device_plan(job)
-    lengths = runtime.byte_lengths(run)
-    estimator = runtime.make_estimator(run, job.folder, plan, tpu=tpu_options(job), byte_lengths=lengths)
-    result = runtime.evaluate(estimator, run, job.folder, limit, job.args.checkpoint)
-    print(f"held out  {result_text(result)}")
-    path = os.path.join(job.folder, f"eval_{job.args.sacred_id or run.name}.jsonl")
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(result) + "\n")
-    return 0
-
-
-def result_text(result: dict) -> str:
-    """An evaluation for people."""
-    where, count = f"step {result['step']:,}: loss {result['loss']:.4f}", f"{result['tokens']:,} tokens"
-    if result["perplexity"] is None:
-        return f"{where} (entmax, which has no perplexity), {count}"
-    per_byte = result["bits_per_byte"]
-    per_byte_text = f"{per_byte:.4f} bits/byte" if per_byte else "bits/byte unknown (no tokenizer)"
-    return f"{where} nats/token, perplexity {result['perplexity']:.3f}, {per_byte_text}, {count}"
+    return evaluate(job, limit=run.training.eval_steps) if evaluates else 0
 
 
 def delete_checkpoints(job: Job) -> None:
