@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Optional
@@ -50,18 +49,17 @@ def generate_batch(
         rows.append(Row(i, 0, kept, room, row_generator(options.seed, i, 0)))
     ids: dict[int, list[int]] = {i: [] for i in batch}
     texts: dict[int, str] = {}
-    with contextlib.closing(sampler.generate_batch(rows, options)) as events:
-        for event in events:
-            if event.prompt in texts:
-                continue
-            if event.token != options.eos_id:
-                ids[event.prompt].append(event.token)
-            text = tokenizer.decode(ids[event.prompt])
-            cut = first_stop(text, prompts[event.prompt].stop)
-            if cut is not None or event.last:
-                texts[event.prompt] = text[:cut]
-            if len(texts) == len(batch):
-                break
+    for event in sampler.generate_batch(rows, options):
+        if event.prompt in texts:
+            continue
+        if event.token != options.eos_id:
+            ids[event.prompt].append(event.token)
+        text = tokenizer.decode(ids[event.prompt])
+        cut = first_stop(text, prompts[event.prompt].stop)
+        if cut is not None or event.last:
+            texts[event.prompt] = text[:cut]
+        if len(texts) == len(batch):
+            break
     return [texts[i] for i in batch]
 
 

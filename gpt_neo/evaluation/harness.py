@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Optional, Union
 
+import lm_eval.models  # noqa: F401  (those of the harness: it looks for them only while no model is registered)
 from lm_eval.api.model import LM
 from lm_eval.api.registry import MODEL_REGISTRY, register_model
 from tqdm import tqdm

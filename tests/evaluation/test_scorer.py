@@ -13,8 +13,8 @@ VOCAB, LENGTH = 50, 90
 COMMON = {"n_head": 2, "n_embd": 16, "n_layer": 2, "n_vocab": VOCAB, "n_ctx": LENGTH}
 MODELS = {
     "neo": ModelConfig(**COMMON, attention_types=("global", "local"), local_attention_radius=7),
-    "mixed": ModelConfig(**COMMON, attention_types=("gla", "linear"), gla_params=GlaParams(num_heads=2), no_pos_emb=True,
-                         moe_layers=(1,), moe_params=MoeConfig(moe_num_experts=4, moe_hidden_size=16)),
+    "mixed": ModelConfig(**COMMON, attention_types=("gla", "linear"), gla_params=GlaParams(num_heads=2),
+                         no_pos_emb=True, moe_layers=(1,), moe_params=MoeConfig(moe_num_experts=4, moe_hidden_size=16)),
 }  # fmt: skip
 SHAPES = ((3, 2), (60, 9), (91, 91 - 1), (92, 1), (200, 150), (2, 1), (33, 32), (40, 0), (91, 5))
 
