@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 from gpt_neo.checkpoint.names import step_of
@@ -14,13 +14,14 @@ from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.train import device_plan, tpu_options
 from gpt_neo.evaluation.model import required_prefix
 from gpt_neo.evaluation.run import Part, Result, run_task
-from gpt_neo.evaluation.scorer import Scorer
+from gpt_neo.evaluation.scorer import Scorer, check_scorable
 from gpt_neo.evaluation.tasks import EvalTask, load_tasks
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.intervals import Interval
+from gpt_neo.runtime.mesh import check_layout
 
 EVENTS = "eval"  # where the Estimator writes those of held-out records, too
 
@@ -44,9 +45,12 @@ def job_tasks(job: Job) -> list[EvalTask]:
     """The tasks asked for.
 
     Raises:
-      ConfigError: one is wrong, or there is nothing it could score.
+      ConfigError: one is wrong, or the model gives texts no likelihood.
     """
-    return load_tasks(job.args.eval_tasks or job.run.training.eval_tasks, job.run)
+    tasks = load_tasks(job.args.eval_tasks or job.run.training.eval_tasks, job.run)
+    if tasks:
+        check_scorable(job.run.model)
+    return tasks
 
 
 def evaluate_records(job: Job, limit: Optional[int]) -> None:
@@ -65,22 +69,26 @@ def evaluate_records(job: Job, limit: Optional[int]) -> None:
 
 def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
     """The tasks, on this machine's devices; each is written as soon as it is done."""
-    checkpoint = job_checkpoint(job).path
+    checkpoint, plan = job_checkpoint(job).path, device_plan(job)
+    check_layout(job.run, plan, plan.replicas())
     tokenizer, eos = preflight.run_tokenizer(job.run, job.folder)
     prefix = required_prefix(tokenizer, eos)
-    scorer = Scorer(job.run.model, checkpoint, device_plan(job))
+    scorer = Scorer(job.run.model, checkpoint, plan)
     for note in scorer.notes:
         print(f"note      {note}")
     print(f"tasks     {', '.join(task.name for task in tasks)}, checkpoint at step {step_of(checkpoint):,}")
     rows: list[Sequence[str]] = [("task", "metric", "value", "95 % interval", "examples")]
-    for task in tasks:
-        result = run_task(task, scorer, tokenizer, prefix, progress(task.name))
-        append_result(job, {"step": step_of(checkpoint), **result.as_json()})
-        write_events(os.path.join(job.folder, EVENTS), step_of(checkpoint), result)
-        rows += part_rows(task.name, result.overall)
-        for name, part in result.sets.items():
-            rows += part_rows(f"{task.name}, {name}", part)
-    print(table(rows))
+    try:
+        for task in tasks:
+            result = run_task(task, scorer, tokenizer, prefix, progress(task.name))
+            append_result(job, {"step": step_of(checkpoint), **result.as_json()})
+            write_events(os.path.join(job.folder, EVENTS), step_of(checkpoint), result)
+            rows += part_rows(task.name, result.overall)
+            for name, part in result.sets.items():
+                rows += part_rows(f"{task.name}, {name}", part)
+    finally:  # what was done before a task that fails is shown
+        if rows[1:]:
+            print(table(rows))
 
 
 def append_result(job: Job, result: dict) -> None:
@@ -99,7 +107,7 @@ def write_events(folder: str, step: int, result: Result) -> None:
         writer.add_summary(tf.Summary(value=values), step)
 
 
-def progress(name: str):  # type: ignore[no-untyped-def]
+def progress(name: str) -> Callable[[int, int], None]:
     """A callback that renews one line on a terminal, and prints nothing elsewhere."""
     began = time.monotonic()
 

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=float, metavar="N", help="first documents per task, or their share if below 1")
     p.add_argument("--batch_size", default="auto", metavar="N", help="rows at once (default: auto)")
     p.add_argument("--max_length", type=int, metavar="N", help="ids read at once (default: n_ctx)")
-    p.add_argument("--gen_kwargs", metavar="K=V,...", help="in place of the generation_kwargs of tasks")
+    p.add_argument("--gen_kwargs", metavar="K=V,...", help="changes to the generation_kwargs of tasks")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling, where a task asks for it")
     p.add_argument("--output", metavar="FILE", help="write everything the harness returns, as JSON")
     p.add_argument("--log_samples", action="store_true", help="with --output: each document, request and answer too")
@@ -44,6 +44,8 @@ def main(argv: Optional[list] = None) -> int:
         raise ConfigError("harness needs lm_eval: pip install 'gpt_neo[harness]' (Python 3.10 or later)")
     if args.log_samples and not args.output:
         raise ConfigError("--log_samples says what --output holds; give --output FILE too")
+    if args.output and not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
+        raise ConfigError(f"--output {args.output!r}: its folder does not exist")
     if args.offline:
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
             os.environ[name] = "1"  # read when their packages are imported

@@ -72,9 +72,12 @@ def device_text(job: Job, plan: MeshPlan) -> str:
 def train(job: Job) -> int:
     """Train to train_steps; evaluate after it when the config asks for it."""
     from gpt_neo.cli.evaluate import evaluate, job_tasks
+    from gpt_neo.evaluation.documents import files_of
 
     run, plan = job.run, device_plan(job)
     tasks = job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
+    for task in tasks:
+        files_of(task.name, task.documents)
     evaluates = run.training.eval_steps and (tasks or any(dataset.eval_path for _, dataset in run.datasets))
     if job.args.new:
         delete_checkpoints(job)

@@ -18,16 +18,25 @@ PLAIN = (".raw", ".tokens")  # how WikiText names its text files
 TOKEN_LISTS = ".json"  # the 2021 program's file of LAMBADA's ids: an array of arrays
 
 
-def documents_in(inputs: Sequence[str], text_key: str, tokenizer: Tokenizer) -> Iterator[Document]:
-    """Every document of files, globs and folders, local or gs://, in natural order.
+def files_of(task: str, inputs: Sequence[str]) -> list[str]:
+    """Files of a task's documents, in natural order.
+
+    Raises:
+      DataError: an input gives none.
+    """
+    return find_inputs(*inputs, where=f"eval task {task!r}, documents")
+
+
+def documents_in(paths: Sequence[str], text_key: str, tokenizer: Tokenizer) -> Iterator[Document]:
+    """Every document of files, local or gs://.
 
     Args:
       tokenizer: decodes files that hold ids, which is what the 2021 program kept of LAMBADA.
 
     Raises:
-      DataError: there is none, or one cannot be read; names file and line.
+      DataError: one cannot be read; names file and line.
     """
-    for path in find_inputs(*inputs):
+    for path in paths:
         if path.lower().endswith(PLAIN):
             yield Document(decoded(path), path)
         elif path.lower().endswith(TOKEN_LISTS) and (lists := token_lists(path)) is not None:

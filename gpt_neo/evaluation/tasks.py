@@ -14,7 +14,7 @@ from gpt_neo.config.schema import RunConfig, key
 from gpt_neo.dataprep.cleaning import detokenize_wikitext
 from gpt_neo.dataprep.documents import Document
 from gpt_neo.errors import ConfigError, DataError
-from gpt_neo.evaluation.documents import documents_in
+from gpt_neo.evaluation.documents import documents_in, files_of
 from gpt_neo.evaluation.metrics import METRICS, Metric
 from gpt_neo.tokenizer import Tokenizer
 
@@ -129,7 +129,8 @@ def examples_of(task: EvalTask, tokenizer: Tokenizer) -> list[Example]:
     """
     form = named(task.form, FORMS, "form", task.name)
     found = []
-    for number, document in enumerate(documents_in(task.documents, task.text_key, tokenizer)):
+    paths = files_of(task.name, task.documents)
+    for number, document in enumerate(documents_in(paths, task.text_key, tokenizer)):
         if task.limit is not None and number >= task.limit:
             break
         found += [dataclasses.replace(example, set_name=example.set_name or document.set_name)

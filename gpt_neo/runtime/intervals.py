@@ -66,7 +66,8 @@ def proportion(successes: int, n: int) -> Interval:
     centre = share + Z * Z / (2 * n)
     margin = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     scale = 1 + Z * Z / n
-    return Interval(share, max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale))
+    low, high = (centre - margin) / scale, (centre + margin) / scale  # 0 and 1 but for rounding, where all are alike
+    return Interval(share, low if successes else 0.0, high if successes < n else 1.0)
 
 
 def exp(x: float) -> float:

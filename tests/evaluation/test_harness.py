@@ -149,6 +149,8 @@ def test_command(trained, tasks, tmp_path, capsys, monkeypatch):
     from gpt_neo.__main__ import main
 
     monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "")  # so that what --offline sets ends with this test
     output = tmp_path / "all.json"
     argv = ["harness", "--model", trained, "--tasks", "cloze,rolling", "--include_path", tasks[0], "--offline",
             "--limit", "3", "--output", str(output)]  # fmt: skip
@@ -160,7 +162,16 @@ def test_command(trained, tasks, tmp_path, capsys, monkeypatch):
     assert {line["task"] for line in lines[-2:]} == {"cloze", "rolling"}
     whole = json.loads(output.read_text())
     assert lines[-1]["metrics"]["bits_per_byte,none"] == whole["results"]["rolling"]["bits_per_byte,none"]
-    assert main([*argv[:4], "clozes", *argv[5:]]) == 2
+    assert main([*argv[:6], "nowhere"]) == 2 and "--include_path 'nowhere': no such folder" in capsys.readouterr().err
+    assert main([*argv[:5], "--output", "no/where.json"]) == 2 and "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # the harness's index of its own tasks
+def test_command_with_an_unknown_task(trained, tasks, capsys, monkeypatch):
+    from gpt_neo.__main__ import main
+
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    assert main(["harness", "--model", trained, "--tasks", "clozes", "--include_path", tasks[0]]) == 2
     assert "--tasks clozes: the harness has no such task" in capsys.readouterr().err
 
 

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.evaluation.tasks import FORMS, examples_of, load_task
 from gpt_neo.mtf_compat import tf
 from gpt_neo.tokenizer import load_tokenizer
+from tests.conftest import ROOT
 
 PAGES = (" \n = First page = \n \n Some words , and a @-@ joined one . \n \n = = Part = = \n \n More of it . \n"
          " \n = Second = \n \n It has ( few ) words . \n")  # fmt: skip
@@ -102,6 +105,16 @@ def test_wikitext_is_detokenized_as_the_harness_does():
     assert detokenize_wikitext(tricky, legacy=True) == harness.wikitext_detokenizer({"page": tricky})
 
 
+def test_a_mesh_gives_the_same(evaluated, trained, texts):
+    argv = ["--model", trained, "--eval", "--sacred_id", "mesh", "--eval_tasks", f"pile={texts[0]}", "--gpu_ids",
+            "cpu:0", "cpu:1", "--set", "mesh_shape=x:2", "--set", "layout=heads:x,vocab:x"]  # fmt: skip
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "main.py"), *argv], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    spread, alone = lines_of(trained, "mesh")[-1], evaluated(f"pile={texts[0]}")[0]["pile"]
+    assert spread["metrics"] == pytest.approx(alone["metrics"], rel=1e-5) and spread["tokens"] == alone["tokens"]
+
+
 def test_tensorboard_holds_what_was_printed(evaluated, trained, texts):
     found, _ = evaluated(f"lambada={texts[0]}")
     seen = {}
@@ -163,7 +176,7 @@ def test_the_2021_program_kept_lambada_as_ids(world, trained, texts, tmp_path):
     ("lambada", ConfigError, "names no documents; give lambada=FILE"),
     ("wrong", ConfigError, "unknown key 'metric'; nearest known key: 'metrics'"),
     ("odd", ConfigError, "metric 'losses' is unknown; there are loss, perplexity"),
-    ("lambada=nowhere.jsonl", DataError, "no files there"),
+    ("lambada=nowhere.jsonl", DataError, "eval task 'lambada', documents 'nowhere.jsonl': no files there"),
     ("lambada={empty}", DataError, "nothing to score in"),
     ("lambada={bad}", DataError, "bad.jsonl:2: "),
 ])  # fmt: skip
