@@ -46,6 +46,15 @@ metric_list: [{metric: exact_match}]
 NAMES = list(TASKS)
 
 
+def write_tasks(folder, docs):
+    """TASKS over the documents, as files in a folder."""
+    data = folder / "docs.json"
+    data.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
+    for name, body in TASKS.items():
+        source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        (folder / f"{name}.yaml").write_text(f"task: {name}{body}{source}", encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """A folder of local tasks with their data, and the documents."""
@@ -57,11 +66,7 @@ def tasks(tmp_path_factory):
         target = f" {target}" if context else target
         docs.append({"context": context, "target": target, "text": context + target, "choices": [" one", target]})
     docs[1]["context"] += "  "  # white space that belongs to the continuation
-    data = folder / "docs.json"
-    data.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
-    for name, body in TASKS.items():
-        source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
-        (folder / f"{name}.yaml").write_text(f"task: {name}{body}{source}", encoding="utf-8")
+    write_tasks(folder, docs)
     return str(folder), docs
 
 
