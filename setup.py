@@ -29,6 +29,10 @@ setup(
         "tqdm>=4.60",  # dataprep: progress bars
         "zstandard>=0.20",  # dataprep: .jsonl.zst, the form The Pile comes in
     ],
+    entry_points={
+        # versions of the harness that look for models of other packages find ours here
+        "lm_eval.models": ["gpt_neo = gpt_neo.evaluation.harness:GptNeoLM"],
+    },
     extras_require={
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
         "text": ["ftfy>=6"],  # dataprep: --ftfy
@@ -37,11 +41,15 @@ setup(
         # tracking: --experiment, to a folder, an SQL database, a MongoDB server
         "track": ["sacred>=0.8.7", "sqlalchemy>=1.4", "pymongo>=4"],
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
+        # evaluation: python -m gpt_neo harness
+        "harness": ["lm_eval>=0.4.9,<0.5; python_version >= '3.10'"],
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         "dev": [
             "pytest>=8",  # tests
             "hypothesis>=6",  # tests: properties
             "mongomock>=4",  # tests: a pretended MongoDB server
+            "accelerate>=1",  # tests: the harness's own model of Hugging Face, beside torch and transformers
+            "tenacity>=8",  # tests: the harness's client of a server
             "gcp-storage-emulator>=2024.8.3",  # tests: a GCS server on loopback
             "ruff>=0.6",  # make lint
             "mypy>=1.10",  # make lint

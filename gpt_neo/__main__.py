@@ -13,6 +13,7 @@ COMMANDS = {
     "inspect": ("gpt_neo.cli.inspect", "what a checkpoint holds, and whether it is sound"),
     "doctor": ("gpt_neo.cli.doctor", "whether this machine can run a config, and what to do where it cannot"),
     "runs": ("gpt_neo.cli.runs", "list recorded runs, plot their losses side by side"),
+    "harness": ("gpt_neo.cli.harness", "score a checkpoint on tasks of lm-evaluation-harness"),
     "average": ("gpt_neo.cli.average", "the mean of several checkpoints"),
 }
 

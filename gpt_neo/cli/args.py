@@ -18,6 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     jobs = p.add_argument_group("jobs")
     jobs.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
     jobs.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
+    jobs.add_argument("--eval_tasks", nargs="+", default=[], metavar="TASK[=FILE]",
+                      help="with --eval: score these tasks (lambada, wikitext, ...) on FILE, and nothing else")
     jobs.add_argument("--plan", action="store_true", help="parameters, memory, steps per epoch, layout; builds nothing")
     jobs.add_argument("--check_dataset", action="store_true", help="decode samples of the dataset and check its ids")
     jobs.add_argument("--export", metavar="FOLDER", nargs="?", const="export", help="write a SavedModel")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
-import os
 from typing import Any
 
 from gpt_neo.config import load_config
 from gpt_neo.config.estimate import Memory, count_parameters
+from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
 
@@ -40,24 +39,6 @@ def load_job(args: argparse.Namespace) -> Job:
     dtype = [f"precision={args.dtype}"] if args.dtype else []
     run = load_config(args.model, [*args.set, *dtype, *searched])
     return Job(args, run, model_folder(run, reads_only=bool(args.predict or args.eval or args.export)))
-
-
-def model_folder(run: RunConfig, reads_only: bool = False) -> str:
-    """`model_path`, else the config's own folder if it holds checkpoints (a release), else runs/<name>.
-
-    A release as downloaded names the model_path of the machine that trained it. A job that only reads takes the
-    checkpoints beside the config when model_path has none.
-    """
-    beside = os.path.dirname(os.path.abspath(run.source))
-    path = run.training.model_path
-    if path and not (reads_only and has_checkpoints(beside) and not has_checkpoints(path)):
-        return path if path.startswith("gs://") else os.path.abspath(path)
-    return beside if has_checkpoints(beside) else os.path.abspath(os.path.join("runs", run.name))
-
-
-def has_checkpoints(folder: str) -> bool:
-    """Whether a local folder holds checkpoints."""
-    return bool(glob.glob(os.path.join(glob.escape(folder), "model.ckpt-*.index")))
 
 
 def job_checkpoint(job: Job) -> Any:

@@ -19,6 +19,8 @@ def main(argv: Optional[list] = None) -> int:
     asked = [job for job in JOBS if getattr(args, job)]
     if len(asked) > 1:
         raise ConfigError(f"--{asked[0]} and --{asked[1]} are two jobs; give one")
+    if args.eval_tasks and not args.eval:
+        raise ConfigError("--eval_tasks says what --eval scores; give --eval too")
     job = load_job(args)
     if args.plan:
         from gpt_neo.cli.plan import show_plan
@@ -47,10 +49,10 @@ def main(argv: Optional[list] = None) -> int:
         from gpt_neo.cli.auto_layout import auto_layout
 
         return auto_layout(job)
-    from gpt_neo.cli import train
+    from gpt_neo.cli import evaluate, train
     from gpt_neo.cli.cluster import with_cluster
 
-    return with_cluster(job, train.evaluate if args.eval else train.train)
+    return with_cluster(job, evaluate.evaluate if args.eval else train.train)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from gpt_neo.inputs import preflight
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.predict_step import Sampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
-from gpt_neo.tokenizer import Tokenizer, load_tokenizer
+from gpt_neo.tokenizer import Tokenizer
 
 DEFAULT_PROMPT = (
     "A team of biologists following reindeer across the far north of Norway reported last week that the animals "
@@ -83,17 +83,8 @@ def predict(job: Job) -> int:
 
 
 def job_tokenizer(job: Job) -> tuple[Tokenizer, Optional[int]]:
-    """Tokenizer and end-of-text id of the run; GPT-2's where no dataset names one."""
-    run = job.run
-    if run.datasets:
-        ref, dataset = run.datasets[0]
-        tokenizer = preflight.dataset_tokenizer(dataset)
-        preflight.check_tokenizer(run, dataset, ref.name)
-        return tokenizer, dataset.eos_id
-    beside = os.path.join(job.folder, "tokenizer.json")  # an imported model brings its own
-    own = os.path.isfile(beside)
-    tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id if own else None)
-    return tokenizer, tokenizer.eos_id
+    """Tokenizer and end-of-text id of a job's run."""
+    return preflight.run_tokenizer(job.run, job.folder)
 
 
 def read_prompt(given: Optional[str]) -> str:

@@ -8,9 +8,9 @@ import sys
 import threading
 import warnings
 
-# Lines that native code writes past every log level: they say nothing to a user.
+# Lines that native code, and git as lm_eval calls it, write past every log level: they say nothing to a user.
 NOISE = (b"Compiled cluster using XLA", b"All log messages before absl::InitializeLog", b"device_compiler.h",
-         b"gpu_timer", b"cuda_")  # fmt: skip
+         b"gpu_timer", b"cuda_", b"fatal: not a git repository")  # fmt: skip
 
 
 def silence(verbose: bool, sampling: bool = False) -> None:

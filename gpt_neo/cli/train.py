@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,6 @@ from typing import Optional
 from gpt_neo.checkpoint.folder import BEST, find_latest
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.cli.job import Job, count_text, memory_text, model_text, time_text
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
@@ -88,14 +86,18 @@ def device_text(job: Job, plan: MeshPlan) -> str:
 
 def train(job: Job) -> int:
     """Train to train_steps; evaluate after it when the config asks for it. Returns the exit status."""
-    plan = device_plan(job)
+    from gpt_neo.cli.evaluate import evaluate, job_tasks
+    from gpt_neo.evaluation.documents import files_of
+
+    run, plan = job.run, device_plan(job)
+    tasks = job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
+    for task in tasks:
+        files_of(task.name, task.documents)
+    evaluates = run.training.eval_steps and (tasks or any(dataset.eval_path for _, dataset in run.datasets))
     check_writable(job.folder)
     with FolderLock(job.folder, tell=note) as lock:
         status = train_alone(job, plan, lock)
-    run = job.run
-    if status == 0 and run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets):
-        return evaluate(job, limit=run.training.eval_steps)
-    return status
+    return evaluate(job, limit=run.training.eval_steps) if evaluates and status == 0 else status
 
 
 def train_alone(job: Job, plan: MeshPlan, lock: FolderLock) -> int:
@@ -149,29 +151,6 @@ def stop_status(number: int, what: str) -> int:
     """Say how a run that a signal ended goes on; the exit status that shells give to that signal."""
     print(f"stopped   by {signal.Signals(number).name}: {what}. The same command goes on from there", flush=True)
     return 128 + number
-
-
-def evaluate(job: Job, limit: Optional[int] = None) -> int:
-    """Evaluate the newest checkpoint, print the result and append it to eval_<id>.jsonl."""
-    run, plan = job.run, device_plan(job)
-    lengths = runtime.byte_lengths(run)
-    estimator = runtime.make_estimator(run, job.folder, plan, tpu=tpu_options(job), byte_lengths=lengths)
-    result = runtime.evaluate(estimator, run, job.folder, limit, job.args.checkpoint)
-    print(f"held out  {result_text(result)}")
-    path = os.path.join(job.folder, f"eval_{job.args.sacred_id or run.name}.jsonl")
-    with writing_to(path), tf.io.gfile.GFile(path, "a") as handle:
-        handle.write(json.dumps(result) + "\n")
-    return 0
-
-
-def result_text(result: dict) -> str:
-    """An evaluation for people."""
-    where, count = f"step {result['step']:,}: loss {result['loss']:.4f}", f"{result['tokens']:,} tokens"
-    if result["perplexity"] is None:
-        return f"{where} (entmax, which has no perplexity), {count}"
-    per_byte = result["bits_per_byte"]
-    per_byte_text = f"{per_byte:.4f} bits/byte" if per_byte else "bits/byte unknown (no tokenizer)"
-    return f"{where} nats/token, perplexity {result['perplexity']:.3f}, {per_byte_text}, {count}"
 
 
 def delete_checkpoints(job: Job) -> None:

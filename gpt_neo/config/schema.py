@@ -290,7 +290,7 @@ class TrainingConfig:
     seed: Optional[int] = key(None, "Seed of every random choice.", low=0)
     no_dataset: bool = key(False, "Run without data (layout search, export).")
     log_grads: bool = key(False, "Summaries of gradient norms.")
-    eval_tasks: tuple = key((), "Names of extra evaluation tasks.")
+    eval_tasks: tuple = key((), "Evaluation tasks: names in eval_tasks/, or paths, with =FILE for other documents.")
     slow_sampling: bool = key(False, "Sample without the key/value cache.")
     remove_partial_sequences: bool = key(False, "Leave unfinished samples out of the predictions file.")
     mlm_training: bool = key(False, "Masked instead of causal language modelling.")

@@ -103,8 +103,11 @@ def kind_of(path: str) -> tuple[str, str]:
     raise DataError(f"{path}: unknown extension; readable are {supported()}")
 
 
-def find_inputs(*inputs: str) -> list[str]:
+def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:
     """Files of folders (searched to their bottom), globs and paths, local or gs://, each group in natural order.
+
+    Args:
+      where: what the inputs were given by, for errors.
 
     Raises:
       DataError: one of them gives no file, or cannot be listed.
@@ -119,9 +122,9 @@ def find_inputs(*inputs: str) -> list[str]:
             if not found and storage.exists(given):  # a name with characters of a pattern in it
                 found = [given]
         except OSError as error:
-            raise DataError(f"--input_dir {given!r}: cannot be listed: {reason_of(error)}") from error
+            raise DataError(f"{where} {given!r}: cannot be listed: {reason_of(error)}") from error
         if not found:
-            raise DataError(f"--input_dir {given!r}: no files there")
+            raise DataError(f"{where} {given!r}: no files there")
         paths += sorted(found, key=natural_key)
     return list(dict.fromkeys(paths))
 

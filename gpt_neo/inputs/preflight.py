@@ -28,6 +28,18 @@ def dataset_tokenizer(dataset: DatasetConfig) -> Tokenizer:
     return load_tokenizer(dataset.tokenizer_path, eos_id=dataset.eos_id if dataset.tokenizer_path else None)
 
 
+def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]]:
+    """Tokenizer and end-of-text id of a run: of its dataset, else of its folder, else GPT-2's."""
+    if run.datasets:
+        ref, dataset = run.datasets[0]
+        check_tokenizer(run, dataset, ref.name)
+        return dataset_tokenizer(dataset), dataset.eos_id
+    beside = os.path.join(folder, "tokenizer.json")  # an imported model brings its own
+    own = os.path.isfile(beside)
+    tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id if own else None)
+    return tokenizer, tokenizer.eos_id
+
+
 def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
     """Hold model, tokenizer and manifest of the records against one another.
 

@@ -77,17 +77,19 @@ def evaluation_batches(
     """Every held-out record once, or those of the first `limit` batches.
 
     Returns:
-      tf.data.Dataset of batches as `training_batches` has them and {"weight": float32 [batch]}; the last batch is
-      filled up with rows of weight 0.
+      tf.data.Dataset of batches as `training_batches` has them and {"weight": float32 [batch], "source": int32 [batch]
+      (the number of the source)}; the last batch is filled up with rows of weight 0.
     """
     sources = sources or evaluation_sources(run)
     weights = weighted(run, sources)
     count = sum(source.samples for source in sources)
     count = count if limit is None else min(count, limit * batch_size)
     passes = [
-        one_pass_groups(source).map(sample_maker(run, source, weights), PARALLEL, deterministic=True)
-        for source in sources
-    ]  # fmt: skip
+        one_pass_groups(source)
+        .map(sample_maker(run, source, weights), PARALLEL, deterministic=True)
+        .map(lambda features, number=number: {**features, "source": tf.constant(number)})
+        for number, source in enumerate(sources)
+    ]
     samples = functools.reduce(lambda joined, following: joined.concatenate(following), passes)
     rows = samples.take(count).map(lambda features: {**features, "weight": tf.ones([])})
     blank = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in rows.element_spec.items()}

@@ -17,13 +17,14 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, DeviceError, GptNeoError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
-from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
+from gpt_neo.inputs.sources import Source, training_sources
 from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
 from gpt_neo.mtf_compat import reason_of, tf
 from gpt_neo.runtime.access import check_reads
+from gpt_neo.runtime.eval_metrics import summarize
 from gpt_neo.runtime.hooks import Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
-from gpt_neo.runtime.model_fn import model_fn, summarize
+from gpt_neo.runtime.model_fn import model_fn
 from gpt_neo.runtime.watch import Watch
 
 
@@ -56,8 +57,8 @@ def resolve_tpu(options: TpuOptions) -> Any:
 
 def make_estimator(
     run: RunConfig, folder: str, plan: MeshPlan, steps_per_checkpoint: int = 5000, tpu: Optional[TpuOptions] = None,
-    report: Callable[[Progress], None] = lambda progress: None, byte_lengths: Optional[np.ndarray] = None,
-    watch: Optional[Watch] = None, steps_per_log: int = 10,
+    report: Callable[[Progress], None] = lambda progress: None, text_lengths: Optional[np.ndarray] = None,
+    watch: Optional[Watch] = None, steps_per_log: int = 10, eval_sources: int = 1,
 ) -> Any:  # fmt: skip
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
 
@@ -89,8 +90,8 @@ def make_estimator(
         "run": run, "plan": plan, "folder": folder, "steps_per_checkpoint": steps_per_checkpoint,
         "steps_per_log": steps_per_log,
         # a plain function: the Estimator makes a deep copy of its params, a bound method's object with it
-        "report": lambda progress: report(progress), "use_tpu": tpu is not None, "byte_lengths": byte_lengths,
-        "watch": lambda: watch, "origin": lambda step: origin_text(run, step),
+        "report": lambda progress: report(progress), "use_tpu": tpu is not None, "text_lengths": text_lengths,
+        "watch": lambda: watch, "origin": lambda step: origin_text(run, step), "eval_sources": eval_sources,
     }  # fmt: skip
     return tf.estimator.tpu.TPUEstimator(
         use_tpu=tpu is not None, model_fn=model_fn, config=config, params=params,
@@ -178,11 +179,13 @@ def origin_text(run: RunConfig, step: int) -> str:
 
 
 def evaluate(
-    estimator: Any, run: RunConfig, folder: str, limit: Optional[int] = None, which: Optional[str] = None
-) -> dict:
+    estimator: Any, run: RunConfig, folder: str, sources: list[Source], limit: Optional[int] = None,
+    which: Optional[str] = None,
+) -> dict:  # fmt: skip
     """Token-weighted loss, perplexity and bits per byte of the held-out records. The best checkpoint is kept.
 
     Args:
+      sources: `evaluation_sources(run)`; the estimator was made for as many.
       limit: batches; all records when None.
       which: the checkpoint, as `find_checkpoint` takes it.
 
@@ -192,7 +195,6 @@ def evaluate(
     found = find_checkpoint(folder, which)
     if found is None:
         raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
-    sources = evaluation_sources(run)
     preflight.check_records(run, sources)
     size = eval_batch_size(run)
     batches = -(-sum(source.samples for source in sources) // size)
@@ -203,23 +205,25 @@ def evaluate(
 
     with reading(run, sources, 0, size):
         metrics = estimator.evaluate(input_fn, steps=steps, checkpoint_path=found.path)
-    result = summarize(metrics, in_nats=not run.model.entmax_loss)
+    result = summarize(metrics, [source.name for source in sources], in_nats=not run.model.entmax_loss)
     keep_best(folder, found.path, result["loss"])
-    return {**result, "datasets": [source.name for source in sources]}
+    return result
 
 
-def byte_lengths(run: RunConfig) -> Optional[np.ndarray]:
-    """float32 [n_vocab]: bytes of text that each id stands for; None without a tokenizer.
+def text_lengths(run: RunConfig) -> Optional[np.ndarray]:
+    """float32 [n_vocab, 2]: bytes and characters of text that each id stands for; None without a tokenizer.
 
-    None for masked language modelling too: what it costs to name some tokens is no length of the text.
+    A character of several tokens counts with the one that begins it. None for masked language modelling too: what it
+    costs to name some tokens is no length of the text.
     """
     dataset = run.datasets[0][1] if run.datasets else None
     if dataset is None or not dataset.tokenizer_path or run.training.mlm_training:
         return None
     tokenizer = preflight.dataset_tokenizer(dataset)
-    lengths = np.zeros(run.model.n_vocab, np.float32)
+    lengths = np.zeros([run.model.n_vocab, 2], np.float32)
     for i in range(min(tokenizer.n_vocab, run.model.n_vocab)):
-        lengths[i] = len(tokenizer.bytes_of(i)) if tokenizer.byte_level else len(tokenizer.decode_bytes([i]))
+        text = tokenizer.bytes_of(i) if tokenizer.byte_level else tokenizer.decode_bytes([i])
+        lengths[i] = len(text), sum(byte & 0xC0 != 0x80 for byte in text)  # 10xxxxxx goes on with a character
     return lengths
 
 

@@ -11,6 +11,7 @@ from gpt_neo.checkpoint.record import make_record, tokenizer_reference
 from gpt_neo.checkpoint.saver import KEEP_HOURS, RecordListener, RunSaver
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.hooks import SPIKE_LOSSES, Progress, ProgressHook, SpikeHook
 from gpt_neo.runtime.mesh import LocalPlacement, TpuPlacement
@@ -23,9 +24,10 @@ def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
 
     Args:
       features: a batch of inputs/train_input.py; for evaluation with {"weight": float32 [batch]}, 0 for rows that
-        only fill it up.
+        only fill it up, and "source": int32 [batch], the number of the dataset.
       params: `run` (RunConfig), `plan` (MeshPlan), `folder`, `steps_per_checkpoint`, `steps_per_log`, `report`,
-        `byte_lengths`, `watch`, `origin`, as `make_estimator` puts them; with a TPU also TPUEstimator's `context`.
+        `text_lengths`, `eval_sources`, `watch`, `origin`, as `make_estimator` puts them; with a TPU also TPUEstimator's
+        `context`.
     """
     run: RunConfig = params["run"]
     if params["use_tpu"]:
@@ -109,54 +111,16 @@ def saver_hook(lowering: Any, run: RunConfig, params: dict, spikes: Optional[Spi
 def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> Any:
     """TPUEstimatorSpec of evaluation: token-weighted means."""
     losses, lowering = build_eval_step(features, run, placement)
-    weights = features["weight"][:, tf.newaxis] * features.get("weights", tf.ones_like(losses))
-    # [n_vocab] bytes of text per token, or nothing where no tokenizer is known
-    lengths = params.get("byte_lengths")
-    known = lengths is not None
-    table = tf.constant(lengths if known else [0.0] * run.model.n_vocab, tf.float32)
-    byte_counts = tf.gather(table, features["labels"])
-
-    def metrics(losses: Any, weights: Any, byte_counts: Any) -> dict:
-        result = {
-            "loss_per_token": tf.metrics.mean(losses, weights=weights),
-            "bytes_per_token": tf.metrics.mean(byte_counts, weights=weights),
-            "tokens": total(weights),
-        }
-        return result
-
-    mean_loss = tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    weights = features.get("weights", tf.ones_like(losses))
+    lengths = params.get("text_lengths")  # None where no tokenizer is known
+    table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
+    records = record_sums(losses, weights, features["labels"], features["weight"], table)
+    sources: int = params["eval_sources"]
+    total = tf.reduce_sum(records, 0)
     with mtf.utils.outside_all_rewrites():
         restore = mtf.MtfRestoreHook(lowering)
         add_saver(run.training.keep_checkpoints)
     return tf.estimator.tpu.TPUEstimatorSpec(
-        mode=tf.estimator.ModeKeys.EVAL, loss=mean_loss, evaluation_hooks=[restore],
-        eval_metrics=(metrics, [losses, weights, byte_counts]),
+        mode=tf.estimator.ModeKeys.EVAL, loss=total[NATS] / tf.maximum(total[TOKENS], 1.0), evaluation_hooks=[restore],
+        eval_metrics=(lambda records, source: streaming(records, source, sources), [records, features["source"]]),
     )  # fmt: skip
-
-
-def total(values: Any) -> tuple:
-    """A streaming sum as (value, update), in float64 so that long evaluations count exactly."""
-    kept = tf.get_variable(
-        "total", [], tf.float64, tf.zeros_initializer(), trainable=False,
-        collections=[tf.GraphKeys.LOCAL_VARIABLES, tf.GraphKeys.METRIC_VARIABLES],
-    )  # fmt: skip
-    update = tf.assign_add(kept, tf.reduce_sum(tf.cast(values, tf.float64)))
-    return tf.identity(kept), update
-
-
-def summarize(metrics: dict, in_nats: bool = True) -> dict:
-    """Loss, perplexity and bits per byte from the streamed means.
-
-    perplexity = exp(total nats / tokens); bits per byte = total nats / (ln 2 * bytes of the text scored). Both are
-    None where the loss is not `in_nats`: entmax gives tokens the probability 0, so they are infinite or undefined.
-    """
-    loss = float(metrics["loss_per_token"])
-    perplexity = None if not in_nats else math.exp(loss) if loss < 700 else math.inf
-    result: dict = {
-        "step": int(metrics["global_step"]), "loss": loss, "perplexity": perplexity, "tokens": int(metrics["tokens"]),
-    }  # fmt: skip
-    per_token = float(metrics["bytes_per_token"])
-    result["bits_per_byte"] = loss / math.log(2) / per_token if per_token and in_nats else None
-    return result
-
-

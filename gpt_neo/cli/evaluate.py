@@ -1,0 +1,165 @@
+"""Evaluation from the command line: held-out records, then tasks; a table, eval_<id>.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Optional
+
+from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.saver import writing_to
+from gpt_neo.cli.job import Job, job_checkpoint
+from gpt_neo.cli.train import device_plan, tpu_options
+from gpt_neo.evaluation.model import required_prefix
+from gpt_neo.evaluation.run import Part, Result, run_task
+from gpt_neo.evaluation.scorer import Scorer, check_scorable
+from gpt_neo.evaluation.tasks import EvalTask, load_tasks
+from gpt_neo.inputs import preflight
+from gpt_neo.inputs.sources import evaluation_sources
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime import estimator as runtime
+from gpt_neo.runtime.intervals import Interval
+from gpt_neo.runtime.mesh import check_layout
+
+EVENTS = "eval"  # where the Estimator writes those of held-out records, too
+
+
+def evaluate(job: Job, limit: Optional[int] = None) -> int:
+    """Evaluate a checkpoint on the held-out records and the tasks of the config, or on the tasks of --eval_tasks.
+
+    Args:
+      limit: batches of held-out records; all when None.
+    """
+    tasks = job_tasks(job)
+    held_out = any(dataset.eval_path for _, dataset in job.run.datasets)
+    if not job.args.eval_tasks and (held_out or not tasks):
+        evaluate_records(job, limit)
+    if tasks:
+        evaluate_tasks(job, tasks)
+    return 0
+
+
+def job_tasks(job: Job) -> list[EvalTask]:
+    """The tasks asked for.
+
+    Raises:
+      ConfigError: one is wrong, or the model gives texts no likelihood.
+    """
+    tasks = load_tasks(job.args.eval_tasks or job.run.training.eval_tasks, job.run)
+    if tasks:
+        check_scorable(job.run.model)
+    return tasks
+
+
+def evaluate_records(job: Job, limit: Optional[int]) -> None:
+    """The held-out records, on the TPU if one is named."""
+    run, plan = job.run, device_plan(job)
+    sources = evaluation_sources(run)
+    estimator = runtime.make_estimator(
+        run, job.folder, plan, tpu=tpu_options(job), text_lengths=runtime.text_lengths(run), eval_sources=len(sources)
+    )
+    result = runtime.evaluate(estimator, run, job.folder, sources, limit, job.args.checkpoint)
+    print(f"held out  {result_text(result)}")
+    for name, part in result.get("by_dataset", {}).items():
+        print(f"          {name}: {loss_text(part)}")
+    append_result(job, result)
+
+
+def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
+    """The tasks, on this machine's devices; each is written as soon as it is done."""
+    checkpoint, plan = job_checkpoint(job).path, device_plan(job)
+    check_layout(job.run, plan, plan.replicas())
+    tokenizer, eos = preflight.run_tokenizer(job.run, job.folder)
+    prefix = required_prefix(tokenizer, eos)
+    scorer = Scorer(job.run.model, checkpoint, plan)
+    for note in scorer.notes:
+        print(f"note      {note}")
+    print(f"tasks     {', '.join(task.name for task in tasks)}, checkpoint at step {step_of(checkpoint):,}")
+    rows: list[Sequence[str]] = [("task", "metric", "value", "95 % interval", "examples")]
+    try:
+        for task in tasks:
+            result = run_task(task, scorer, tokenizer, prefix, progress(task.name))
+            append_result(job, {"step": step_of(checkpoint), **result.as_json()})
+            write_events(os.path.join(job.folder, EVENTS), step_of(checkpoint), result)
+            rows += part_rows(task.name, result.overall)
+            for name, part in result.sets.items():
+                rows += part_rows(f"{task.name}, {name}", part)
+    finally:  # what was done before a task that fails is shown
+        if rows[1:]:
+            print(table(rows))
+
+
+def append_result(job: Job, result: dict) -> None:
+    """Add a line to eval_<id>.jsonl in the folder of checkpoints, local or gs://."""
+    path = os.path.join(job.folder, f"eval_{job.args.sacred_id or job.run.name}.jsonl")
+    with writing_to(path), tf.io.gfile.GFile(path, "a") as handle:
+        handle.write(json.dumps(result) + "\n")
+
+
+def write_events(folder: str, step: int, result: Result) -> None:
+    """Scalars for TensorBoard: task/metric, and task/set/metric."""
+    parts = [(result.task.name, result.overall), *((f"{result.task.name}/{n}", p) for n, p in result.sets.items())]
+    values = [tf.Summary.Value(tag=f"{tag}/{name}", simple_value=found.value)
+              for tag, part in parts for name, found in part.metrics.items()]  # fmt: skip
+    with tf.Graph().as_default(), tf.summary.FileWriter(folder) as writer:
+        writer.add_summary(tf.Summary(value=values), step)
+
+
+def progress(name: str) -> Callable[[int, int], None]:
+    """A callback that renews one line on a terminal, and prints nothing elsewhere."""
+    began = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if sys.stdout.isatty():
+            speed = done / max(time.monotonic() - began, 1e-9)
+            text = f"{name}: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s"
+            print(f"\r\x1b[K{text if done < total else ''}", end="", flush=True)
+
+    return show
+
+
+def part_rows(label: str, part: Part) -> list[Sequence[str]]:
+    """A line of the table for each metric."""
+    return [(label, name, number_text(found.value), interval_text(found), f"{part.examples:,}")
+            for name, found in part.metrics.items()]  # fmt: skip
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; the first two are words, the others numbers."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+             for row in rows]  # fmt: skip
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def number_text(value: float) -> str:
+    """A number with as many digits as are worth reading."""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.3e}"
+
+
+def interval_text(found: Interval) -> str:
+    """The ends of an interval."""
+    if found.low is None or found.high is None:
+        return "unknown (1 example)"
+    return f"{number_text(found.low)} .. {number_text(found.high)}"
+
+
+def result_text(result: dict) -> str:
+    """An evaluation of records for people."""
+    return f"step {result['step']:,}: {loss_text(result)}"
+
+
+def loss_text(part: dict) -> str:
+    """Loss and what follows from it."""
+    low, high = part["intervals"]["loss"]
+    margin = f" ± {(high - low) / 2:.4f}" if low is not None else ""
+    where, count = f"loss {part['loss']:.4f}{margin}", f"{part['tokens']:,} tokens"
+    if part["perplexity"] is None:
+        return f"{where} (entmax, which has no perplexity), {count}"
+    per_byte, per_character = part["bits_per_byte"], part["bits_per_character"]
+    bits = (f"{per_byte:.4f} bits/byte, {per_character:.4f} bits/character" if per_byte
+            else "bits/byte unknown (no tokenizer)")  # fmt: skip
+    return f"{where} nats/token, perplexity {part['perplexity']:.3f}, {bits}, {count}"

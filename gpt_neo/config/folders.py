@@ -1,0 +1,26 @@
+"""Where the checkpoints of a run live."""
+
+from __future__ import annotations
+
+import glob
+import os
+
+from gpt_neo.config.schema import RunConfig
+
+
+def model_folder(run: RunConfig, reads_only: bool = False) -> str:
+    """`model_path`, else the config's own folder if it holds checkpoints (a release), else runs/<name>.
+
+    A release as downloaded names the model_path of the machine that trained it. A job that only reads takes the
+    checkpoints beside the config when model_path has none.
+    """
+    beside = os.path.dirname(os.path.abspath(run.source))
+    path = run.training.model_path
+    if path and not (reads_only and has_checkpoints(beside) and not has_checkpoints(path)):
+        return path if path.startswith("gs://") else os.path.abspath(path)
+    return beside if has_checkpoints(beside) else os.path.abspath(os.path.join("runs", run.name))
+
+
+def has_checkpoints(folder: str) -> bool:
+    """Whether a local folder holds checkpoints."""
+    return bool(glob.glob(os.path.join(glob.escape(folder), "model.ckpt-*.index")))

@@ -1,0 +1,69 @@
+"""Texts that go on from others until a stop string comes, in batches by length."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Optional
+
+from gpt_neo.runtime.predict_step import Row, Sampler, check_prompt, fit_prompt
+from gpt_neo.sampling.filters import SampleOptions, row_generator
+from gpt_neo.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Ids to go on from, the strings that end the text, and how tokens are drawn."""
+
+    tokens: Sequence[int]
+    stop: tuple[str, ...]
+    options: SampleOptions
+
+
+def generate(sampler: Sampler, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
+    """(number of a prompt, what follows it, cut before the first stop string), as batches are done.
+
+    A batch has prompts of about one length and of equal options; a row's draws depend on the seed and on its number
+    alone. A prompt that leaves no room for new tokens loses its beginning (`fit_prompt`).
+
+    Raises:
+      DataError: a prompt is empty, or has an id outside the vocabulary.
+    """
+    for number, prompt in enumerate(prompts):
+        check_prompt(prompt.tokens, number, sampler.config.n_vocab)
+    order = sorted(range(len(prompts)), key=lambda i: (repr(prompts[i].options), -len(prompts[i].tokens)))
+    while order:
+        options = prompts[order[0]].options
+        batch = [i for i in order[: sampler.batch_size] if prompts[i].options == options]
+        order = order[len(batch) :]
+        yield from zip(batch, generate_batch(sampler, tokenizer, prompts, batch, options))
+
+
+def generate_batch(
+    sampler: Sampler, tokenizer: Tokenizer, prompts: Sequence[Prompt], batch: Sequence[int], options: SampleOptions
+) -> list[str]:
+    """The texts of one batch; it ends as soon as every row has."""
+    rows = []
+    for i in batch:
+        kept, _, room = fit_prompt(prompts[i].tokens, sampler.length, options.max_tokens)
+        rows.append(Row(i, 0, kept, room, row_generator(options.seed, i, 0)))
+    ids: dict[int, list[int]] = {i: [] for i in batch}
+    texts: dict[int, str] = {}
+    for event in sampler.generate_batch(rows, options):
+        if event.prompt in texts:
+            continue
+        if event.token != options.eos_id:
+            ids[event.prompt].append(event.token)
+        text = tokenizer.decode(ids[event.prompt])
+        cut = first_stop(text, prompts[event.prompt].stop)
+        if cut is not None or event.last:
+            texts[event.prompt] = text[:cut]
+        if len(texts) == len(batch):
+            break
+    return [texts[i] for i in batch]
+
+
+def first_stop(text: str, stop: Sequence[str]) -> Optional[int]:
+    """Where the first of the stop strings begins; None without one. Empty strings stop nothing."""
+    places = [text.find(word) for word in stop if word]
+    return min((place for place in places if place >= 0), default=None)

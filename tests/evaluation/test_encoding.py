@@ -1,0 +1,35 @@
+"""Contexts and continuations as the harness cuts them."""
+
+import pytest
+
+from gpt_neo.evaluation.encoding import encode_pair
+from gpt_neo.evaluation.windows import Request
+from gpt_neo.tokenizer import load_tokenizer
+
+END = 50256
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return load_tokenizer("gpt2")
+
+
+@pytest.mark.parametrize("context, continuation, before, after", [
+    ("Hello", " world", ["Hello"], [" world"]),
+    ("Hello ", "world", ["Hello"], [" world"]),  # the space goes to the word after it
+    ("", "Hello world", [END], ["Hello", " world"]),
+    (" ", "world", [END], [" world"]),
+    ("Hello", "", ["Hello"], []),
+    ("", "", [END], []),
+    ("a\n\n", "b", ["a"], ["\n", "\n", "b"]),
+])  # fmt: skip
+def test_pairs(gpt2, context, continuation, before, after):
+    ids = [[i] if isinstance(i, int) else gpt2.encode(i) for i in before + after]
+    assert all(len(one) == 1 for one in ids)
+    assert encode_pair(gpt2, context, continuation, END) == Request([i for (i,) in ids], len(after))
+
+
+def test_a_continuation_inside_the_last_token_of_the_context(gpt2):
+    assert len(gpt2.encode("absolut")) == 3 and len(gpt2.encode("absolute")) == 1
+    assert encode_pair(gpt2, "absolut", "e", END) == Request([END, *gpt2.encode("absolute")], 1)
+    assert encode_pair(gpt2, "so absolut", "e", END) == Request(gpt2.encode("so absolute"), 1)

@@ -1,0 +1,61 @@
+"""The harness against our server: its client of completions gives what the adapter in this process gives."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.evaluation.conftest import WORDS
+from tests.evaluation.test_harness import NAMES, TASKS, answers, write_tasks
+
+lm_eval = pytest.importorskip("lm_eval")
+pytest.importorskip("tenacity")
+pytest.importorskip("gpt_neo.serving")
+
+
+@pytest.fixture(scope="module")
+def url(trained):
+    """A server of the trained model."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt_neo", "serve", "--model", trained, "--port", "0", "--rows", "4"], cwd=ROOT,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    found = next((m for m in (re.search(r"http://\S+:\d+", line) for line in process.stdout) if m), None)
+    assert found, process.wait()
+    yield found.group()
+    process.terminate()
+    process.wait(30)
+
+
+def test_three_ways(url, trained, peer, tmp_path):
+    """Texts that fit the n_ctx of 32 with the room that the client wants: longer ones it cuts into other windows."""
+    from lm_eval.tasks import TaskManager
+
+    import gpt_neo.evaluation.harness  # noqa: F401  (it registers the model)
+
+    docs = [{"context": a, "target": f" {b}", "text": f"{a} {b}", "choices": [" in", f" {b}"]}
+            for a, b in zip(WORDS[:8], WORDS[1:])]  # fmt: skip
+    docs = [doc for doc in docs if len(peer.encode(doc["text"])) < 19]
+    assert len(docs) > 4
+    write_tasks(tmp_path, docs)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    there = {"model": "trained", "base_url": f"{url}/v1/completions", "tokenizer_backend": "remote", "max_length": 32}
+    ours, served = (
+        lm_eval.simple_evaluate(model=model, model_args=options, tasks=NAMES, task_manager=manager, bootstrap_iters=0)
+        for model, options in (("gpt_neo", {"model": trained}), ("local-completions", there))
+    )
+    for name in TASKS:
+        for mine, other in zip(answers(ours, name), answers(served, name), strict=True):
+            if name == "generation":
+                assert mine == other
+            elif name == "rolling":
+                assert mine == pytest.approx(other, abs=1e-4)
+            else:
+                assert [x for x, _ in mine] == pytest.approx([x for x, _ in other], abs=1e-4)
+                assert [bool(flag) for _, flag in mine] == [bool(flag) for _, flag in other]
+    for (answer,), doc in zip(answers(served, "rolling"), docs, strict=True):
+        assert -answer == pytest.approx(peer.text_nats(doc["text"])[0], abs=1e-4)
+    assert json.dumps(served["results"]["choice"]["acc,none"]) == json.dumps(ours["results"]["choice"]["acc,none"])
