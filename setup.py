@@ -16,6 +16,7 @@ setup(
     description="GPT-Neo on Mesh-TensorFlow: train, evaluate, sample and convert",
     license="MIT",
     packages=find_packages(include=["gpt_neo", "gpt_neo.*"]),
+    package_data={"gpt_neo.serving": ["page/*"]},
     python_requires=">=3.9,<3.12",
     install_requires=[
         "tensorflow>=2.15.1,<2.16",  # model, runtime: the last line with Estimator and TPUEstimator
@@ -33,12 +34,15 @@ setup(
         "text": ["ftfy>=6"],  # dataprep: --ftfy
         "parquet": ["pyarrow>=12,<26"],  # dataprep: .parquet; later ones need NumPy 2, TensorFlow 2.15 NumPy 1
         "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine
+        # serving: HTTP, and figures for Prometheus
+        "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
         "track": ["sacred>=0.8.4"],  # tracking: --sacred_id
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         "dev": [
             "pytest>=8",  # tests
             "hypothesis>=6",  # tests: properties
+            "openai>=1.50",  # tests: the client that the server is to answer
             "gcp-storage-emulator>=2024.8.3",  # tests: a GCS server on loopback
             "ruff>=0.6",  # make lint
             "mypy>=1.10",  # make lint

@@ -43,6 +43,7 @@ def gla_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Conte
     q, k = (project(x, name, std, wide_in, config) for name in ("q", "k"))
     v = project(x, "v", std, wide, config)
     tensors = [q, k, v, gate_logits(x, heads, features_in, dims, config)]
+    context.show(kind, q, k, tensors[3])
     if params.use_output_gate:
         tensors.append(project(x, "output_gate", std, wide, config))
     kernel = functools.partial(gla_kernel, params=params)
