@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--drain", type=float, default=60.0, metavar="S", help="seconds that SIGTERM leaves to what is "
                    "under way (default: 60)")  # fmt: skip
     p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
+    p.set_defaults(tpu=None)  # the jobs of main.py, whose lines on devices are shown here too, may have one
     return p
 
 

@@ -56,8 +56,7 @@ class Choice:
     index: int
     prompt: list
     prompt_text: str
-    echo: bool
-    logprobs: Optional[int]
+    request: Completion
     text: str = ""
     tokens: list = dataclasses.field(default_factory=list)
     offsets: list = dataclasses.field(default_factory=list)
@@ -68,13 +67,13 @@ class Choice:
     def add(self, piece: Piece, served: Served) -> tuple[str, list, list]:
         """Take a piece from the engine; return the text, tokens and offsets that it adds, the prompt's first."""
         text, tokens, offsets = piece.text, list(piece.tokens), list(piece.offsets)
-        before = len(self.prompt_text) if self.echo else 0
+        before = len(self.prompt_text) if self.request.echo else 0
         if not offsets and tokens:  # the scored prompt, which comes in one piece
             offsets = prompt_offsets(self.prompt, served.tokenizer)
         else:
             self.made += len(tokens)
             offsets = [before + at for at in offsets]
-        if self.echo and not self.begun:
+        if self.request.echo and not self.begun:
             text = self.prompt_text + text
         self.begun = True
         self.text += text
@@ -90,16 +89,13 @@ class Choice:
 
     def json(self, served: Served) -> dict:
         """The choice as it is in a whole answer."""
-        return choice_json(self.index, self.text, self.tokens, self.offsets, self.finish, self.logprobs, served)
+        return self.part(self.text, self.tokens, self.offsets, served)
 
-
-def choice_json(
-    index: int, text: str, tokens: Sequence[Scored], offsets: Sequence[int], finish: Optional[str],
-    logprobs: Optional[int], served: Served,
-) -> dict:  # fmt: skip
-    """A choice, or what a piece of a stream adds to it."""
-    found = None if logprobs is None else logprobs_object(served.tokenizer, tokens, offsets)
-    return {"index": index, "text": text, "logprobs": found, "finish_reason": finish}
+    def part(self, text: str, tokens: Sequence[Scored], offsets: Sequence[int], served: Served) -> dict:
+        """The choice as it is in an event of a stream, which adds these to it."""
+        found = None if self.request.logprobs is None else logprobs_object(served.tokenizer, tokens, offsets)
+        body = {"index": self.index, "text": text, "logprobs": found, "finish_reason": self.finish}
+        return {**body, "token_ids": [s.token for s in tokens]} if self.request.token_ids else body
 
 
 def prompt_offsets(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from gpt_neo.serving.answers import Choice, choice_json, completion_json, error_json, usage_json
+from gpt_neo.serving.answers import Choice, completion_json, error_json, usage_json
 from gpt_neo.serving.engine import Engine, Sequence
 from gpt_neo.serving.metrics import Metrics
 from gpt_neo.serving.requests import Completion, RequestError, Served, decode, parse_completion
@@ -75,7 +75,7 @@ class Task:
                 text = decode([i for i in prompt if i < self.served.tokenizer.n_vocab], self.served)
             for sample in range(c.best_of):
                 number = len(self.sequences)
-                self.choices.append(Choice(number, prompt, text or "", c.echo, c.logprobs))
+                self.choices.append(Choice(number, prompt, text or "", c))
                 # What is best is decided by log-probabilities.
                 logprobs = 0 if c.logprobs is None and c.best_of > c.n else c.logprobs
                 self.sequences.append(Sequence(
@@ -150,9 +150,7 @@ class Task:
         """The answer as server-sent events."""
         try:
             async for choice, text, tokens, offsets in self.take():
-                part = choice_json(
-                    choice.index, text, tokens, offsets, choice.finish, self.completion.logprobs, self.served
-                )
+                part = choice.part(text, tokens, offsets, self.served)
                 yield event(completion_json(self.name, self.created, self.served, [part], None))
             if self.completion.include_usage:
                 usage = usage_json(self.completion, sum(choice.made for choice in self.choices))

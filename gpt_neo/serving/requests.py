@@ -50,7 +50,10 @@ class Served:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A request for /v1/completions. texts: of the prompts as they were given, None for ids."""
+    """A request for /v1/completions.
+
+    texts: of the prompts as they were given, None for ids. token_ids: whether an answer has those of its tokens.
+    """
 
     prompts: list
     texts: list
@@ -65,6 +68,7 @@ class Completion:
     include_usage: bool
     presence: float
     frequency: float
+    token_ids: bool = False
 
 
 def parse_json(body: bytes) -> dict:
@@ -153,6 +157,7 @@ def parse_completion(body: dict, served: Served) -> Completion:
         prompts, texts, max_tokens, parse_options(body), n, best_of, parse_stop(body), parse_logprobs(body), echo,
         stream, flag(stream_options or {}, "include_usage"),
         number(body, "presence_penalty", 0.0, -2, 2), number(body, "frequency_penalty", 0.0, -2, 2),
+        flag(body, "return_token_ids"),
     )  # fmt: skip
 
 
