@@ -16,7 +16,7 @@ setup(
     description="GPT-Neo on Mesh-TensorFlow: train, evaluate, sample and convert",
     license="MIT",
     packages=find_packages(include=["gpt_neo", "gpt_neo.*"]),
-    package_data={"gpt_neo.checkpoint": ["custom_code/*.py"]},
+    package_data={"gpt_neo.checkpoint": ["custom_code/*.py"], "gpt_neo.serving": ["page/*"]},
     python_requires=">=3.9,<3.12",
     install_requires=[
         "tensorflow>=2.15.1,<2.16",  # model, runtime: the last line with Estimator and TPUEstimator
@@ -40,6 +40,8 @@ setup(
         "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine
         # tracking: --experiment, to a folder, an SQL database, a MongoDB server
         "track": ["sacred>=0.8.7", "sqlalchemy>=1.4", "pymongo>=4"],
+        # serving: HTTP, and figures for Prometheus
+        "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
         # evaluation: python -m gpt_neo harness
         "harness": ["lm_eval>=0.4.9,<0.5; python_version >= '3.10'"],
@@ -50,6 +52,7 @@ setup(
             "mongomock>=4",  # tests: a pretended MongoDB server
             "accelerate>=1",  # tests: the harness's own model of Hugging Face, beside torch and transformers
             "tenacity>=8",  # tests: the harness's client of a server
+            "openai>=1.50",  # tests: the client that the server is to answer
             "gcp-storage-emulator>=2024.8.3",  # tests: a GCS server on loopback
             "ruff>=0.6",  # make lint
             "mypy>=1.10",  # make lint

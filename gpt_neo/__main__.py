@@ -10,6 +10,7 @@ from typing import Optional
 COMMANDS = {
     "import-hf": ("gpt_neo.cli.import_hf", "make a run folder of a Hugging Face model"),
     "export-hf": ("gpt_neo.cli.export_hf", "make a Hugging Face model of a checkpoint"),
+    "serve": ("gpt_neo.cli.serve", "completions over HTTP as OpenAI's API has them, and a page"),
     "inspect": ("gpt_neo.cli.inspect", "what a checkpoint holds, and whether it is sound"),
     "doctor": ("gpt_neo.cli.doctor", "whether this machine can run a config, and what to do where it cannot"),
     "runs": ("gpt_neo.cli.runs", "list recorded runs, plot their losses side by side"),

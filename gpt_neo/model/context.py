@@ -10,15 +10,20 @@ from typing import Any, Callable, Optional
 class Decoding:
     """Where new tokens go: slots slot .. slot + sequence - 1 of the caches.
 
-    slot: int32 scalar. start: int32 [batch], slot of each row's first token; slots before it are padding.
+    slot: int32 scalar, or [batch] where rows are at slots of their own; such a pass reads one token of each row.
+    start: int32 [batch], slot of each row's first token; slots before it are padding.
     slots: entries of the caches of global layers.
     attend: stands in for `cached_attention`, with caches of its own; None takes those in variables.
+    rows: rows that the caches have; None where they are those of the batch.
+    row: int32 scalar, the row of the caches that a batch of 1 is; None where the batch is all of them.
     """
 
     slot: Any
     start: Any
     slots: int
     attend: Optional[Callable[..., Any]] = None
+    rows: Optional[int] = None
+    row: Optional[Any] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +34,16 @@ class Context:
     decoding: new tokens against caches of the old ones; None reads whole sequences.
     last_only: give the logits of the last token alone.
     auxiliary_losses: float32 scalars that layers add to the loss, filled by the pass.
+    seen: (kind, tensors) of each attention layer, what its weights follow from; filled by the pass where it is a list.
     """
 
     is_training: bool = False
     decoding: Optional[Decoding] = None
     last_only: bool = False
     auxiliary_losses: list = dataclasses.field(default_factory=list)
+    seen: Optional[list] = None
+
+    def show(self, kind: str, *tensors: Any) -> None:
+        """Called by an attention layer with [batch, sequence, heads, some features] each."""
+        if self.seen is not None:
+            self.seen.append((kind, tensors))

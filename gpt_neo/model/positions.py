@@ -22,7 +22,8 @@ def token_numbers(mesh: Any, dims: Dims, context: Context) -> Any:
     numbers = mtf.range(mesh, dims.sequence, tf.int32)
     if context.decoding is None:
         return numbers
-    return mtf.sub(numbers + context.decoding.slot, context.decoding.start, output_shape=dims.tokens)
+    offset = mtf.sub(context.decoding.slot, context.decoding.start, output_shape=mtf.Shape([dims.batch]))
+    return mtf.add(numbers, offset, output_shape=dims.tokens)
 
 
 def position_embedding(tokens: Any, dims: Dims, config: ModelConfig, context: Context) -> Optional[Any]:

@@ -89,15 +89,7 @@ class Sampler:
                 for size, tokens in self.fed.items():
                     self.logits[size], lowering = self.build(tokens, placement)
                     copies.append(lowering.copy_masters_to_slices())
-            options = session_config(placement.plan)
-            # The graph is as it should be; the optimizer's copies of it would stay in memory.
-            options.graph_options.rewrite_options.disable_meta_optimizer = True
-            self.session = tf.Session(config=options)
-            self.notes = load_weights(self.session, checkpoint)
-            zero_caches(self.session)
-            self.session.run(copies)
-            self.graph.finalize()
-        release_free_memory()
+            self.session, self.notes = open_session(placement.plan, checkpoint, copies)
 
     def build(self, tokens: Any, placement: LocalPlacement) -> tuple:
         """Lower one step for `tokens` [batch, chunk]: logits [batch, vocab] of the last one, and the lowering."""
@@ -184,6 +176,27 @@ def check_prompt(prompt: Sequence[int], number: int, n_vocab: int) -> None:
         raise DataError(f"prompt {number} is empty; give it at least one token (such as the end-of-text id)")
     if max(prompt) >= n_vocab or min(prompt) < 0:
         raise DataError(f"prompt {number} has token id {max(prompt)}; the model's n_vocab is {n_vocab}")
+
+
+def open_session(plan: MeshPlan, checkpoint: str, copies: list) -> tuple[Any, list[str]]:
+    """Load the weights and empty caches of the default graph, which is finished by that.
+
+    Args:
+      copies: operations that hand the weights to the shards, one of each lowering.
+
+    Returns:
+      (session, notes on what was done on the way)
+    """
+    options = session_config(plan)
+    # The graph is as it should be; the optimizer's copies of it would stay in memory.
+    options.graph_options.rewrite_options.disable_meta_optimizer = True
+    session = tf.Session(config=options)
+    notes = load_weights(session, checkpoint)
+    zero_caches(session)
+    session.run(copies)
+    tf.get_default_graph().finalize()
+    release_free_memory()
+    return session, notes
 
 
 def zero_caches(session: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from gpt_neo.model.attention.cached import attend_slots, rows_of, visible
+from gpt_neo.model.context import Decoding
 from gpt_neo.mtf_compat import mtf, tf
 
 
@@ -24,13 +25,12 @@ class CarriedCaches:
         self.layers = 0
 
     def __call__(
-        self, q: Any, k: Any, v: Any, slot: Any, start: Any, slots: int, radius: Optional[int],
-        memory: Optional[tuple] = None,
-    ) -> Any:  # fmt: skip
+        self, q: Any, k: Any, v: Any, at: Decoding, radius: Optional[int], memory: Optional[tuple] = None
+    ) -> Any:
         """See `cached_attention`."""
-        inputs = [q, k, v, slot, start, *(memory or ())]
+        inputs = [q, k, v, at.slot, at.start, *(memory or ())]
         self.layers += 1
-        return CarriedAttentionOperation(inputs, slots, radius, self, 2 * (self.layers - 1)).outputs[0]
+        return CarriedAttentionOperation(inputs, at.slots, radius, self, 2 * (self.layers - 1)).outputs[0]
 
 
 class CarriedAttentionOperation(mtf.Operation):

@@ -44,6 +44,7 @@ def gla_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Conte
     gated = {"output_gate": std} if params.use_output_gate else {}
     v, *gate = project(x, {"v": std, **gated}, wide, config, bias=False)
     tensors = [q, k, v, gate_logits(x, heads, features_in, dims, config), *gate]
+    context.show(kind, q, k, tensors[3])
     kernel = functools.partial(gla_kernel, params=params)
     out = attend(kernel, tensors, v, (features_in.size, features.size), dims, context)
     out *= variables.constant(x.mesh, "g_norm/g", mtf.Shape([features]), 1.0, config)

@@ -18,13 +18,14 @@ def softmax_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: C
     """Global or local softmax attention with its projections: [batch, sequence, embd] -> the same."""
     q, k, v = project_qkv(x, dims, config)
     q, k = rotate_and_scale(q, k, dims, config, context)
+    context.show(kind, q, k)
     radius = config.local_attention_radius if kind == "local" else None
     memory = memory_kv(x.mesh, dims, config) if kind == "global" and config.num_mem_kv else None
     if context.decoding:
         at = context.decoding
         if radius is not None and at.slots <= radius:
             radius = None  # a window that no text here outgrows needs no ring of its own
-        out = (at.attend or cached_attention)(q, k, v, at.slot, at.start, at.slots, radius, memory)
+        out = (at.attend or cached_attention)(q, k, v, at, radius, memory)
     elif radius is None:
         out = global_attention(q, k, v, dims.sequence, config.attn_dropout, context.is_training, config.causal, memory)
     else:

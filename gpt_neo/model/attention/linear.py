@@ -29,6 +29,7 @@ def linear_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Co
       ConfigError: decoding with `causal` false, where a new token changes every earlier output.
     """
     q, k, v = project_qkv(x, dims, config)
+    context.show(kind, q, k)
     if config.causal:
         size = dims.features.size
         out = attend(linear_kernel, [q, k, v], v, (size, size + 1), dims, context)

@@ -69,14 +69,15 @@ def recomputed(kernel: Callable[..., Any], inputs: list, shape: Any, dtype: Any)
 
 
 class StateOperation(mtf.Operation):
-    """New tokens from a state that is a variable, one per shard. It starts anew at slot 0."""
+    """New tokens from a state that is a variable, one per shard. Rows start anew at slot 0."""
 
     def __init__(
         self, kernel: Callable[..., tuple], tensors: list, shape: Any, dtype: Any, state: Sequence[int], at: Decoding
     ) -> None:
-        super().__init__([*tensors, at.slot, at.start], name="stateful_attention")
+        row = [] if at.row is None else [at.row]
+        super().__init__([*tensors, at.slot, at.start, *row], name="stateful_attention")
         self.scope = tf.get_variable_scope()
-        self.kernel, self.state = kernel, state
+        self.kernel, self.state, self.rows, self.count = kernel, state, at.rows, len(tensors)
         self._outputs = [mtf.Tensor(self, shape, dtype)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
@@ -86,17 +87,18 @@ class StateOperation(mtf.Operation):
         shards = iter(range(mesh_impl.size))
 
         def run(*inputs: Any) -> Any:
-            *tensors, slot, start = inputs
+            tensors, (slot, start, *row) = inputs[: self.count], inputs[self.count :]
             batch, length, heads, _ = tensors[0].shape.as_list()
             with tf.variable_scope(self.scope, auxiliary_name_scope=False):
-                variable = tf.get_variable(f"state_{next(shards)}", [batch, heads, *self.state], tf.float32,
-                                           tf.zeros_initializer(), trainable=False, use_resource=True,
-                                           collections=[CACHES])  # fmt: skip
-            state = variable.read_value()
-            state = tf.where_v2(tf.equal(slot, 0), tf.zeros_like(state), state)
-            real = slot + tf.range(length) >= start[:, tf.newaxis]
+                shape = [self.rows or batch, heads, *self.state]
+                variable = tf.get_variable(f"state_{next(shards)}", shape, tf.float32, tf.zeros_initializer(),
+                                           trainable=False, use_resource=True, collections=[CACHES])  # fmt: skip
+            state = tf.gather(variable, row) if row else variable.read_value()
+            state = tf.where_v2(tf.reshape(tf.equal(slot, 0), [-1, 1, 1, 1]), tf.zeros_like(state), state)
+            real = tf.reshape(slot, [-1, 1]) + tf.range(length) >= start[:, tf.newaxis]
             out, state = self.kernel(*tensors, real=real, state=state)
-            with tf.control_dependencies([tf.assign(variable, state)]):
+            kept = variable.scatter_update(tf.IndexedSlices(state, row)) if row else tf.assign(variable, state)
+            with tf.control_dependencies([kept]):
                 return tf.identity(out)
 
         out = mesh_impl.slicewise(run, *[lowering.tensors[x] for x in self.inputs])

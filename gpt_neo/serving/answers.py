@@ -1,0 +1,128 @@
+"""Answers in the words of OpenAI's completions API."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from gpt_neo.serving.requests import Completion, Served
+from gpt_neo.serving.writer import Piece, Scored, TextStream
+from gpt_neo.tokenizer import END_OF_TEXT, Tokenizer
+
+
+def token_name(tokenizer: Tokenizer, token: int) -> str:
+    """A token as text, half a character as `bytes:\\xe2\\x82`, a token without text by its name."""
+    if token in tokenizer.special_ids:
+        return tokenizer.backend.id_to_token(token) or END_OF_TEXT
+    raw = tokenizer.decode_bytes([token])
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def safe_name(tokenizer: Tokenizer, token: int) -> str:
+    """The same; ids that the model has and the tokenizer lacks by their number."""
+    return token_name(tokenizer, token) if token < tokenizer.n_vocab else f"id:{token}"
+
+
+def logprobs_object(tokenizer: Tokenizer, tokens: Sequence[Scored], offsets: Sequence[int]) -> dict:
+    """`logprobs` of a choice: one entry per token.
+
+    The chosen token is among its `top_logprobs`. Where two tokens have one name, the likelier one's number stays.
+    """
+    tops: list[Optional[dict]] = []
+    for scored in tokens:
+        if scored.logprob is None:
+            tops.append(None)
+            continue
+        top: dict[str, float] = {}
+        for token, logprob in (*scored.top, (scored.token, scored.logprob)):
+            top.setdefault(safe_name(tokenizer, token), logprob)
+        tops.append(top)
+    return {
+        "tokens": [safe_name(tokenizer, s.token) for s in tokens],
+        "token_logprobs": [s.logprob for s in tokens],
+        "top_logprobs": tops,
+        "text_offset": list(offsets),
+    }
+
+
+@dataclasses.dataclass
+class Choice:
+    """One answer as it grows. index: its place among those of the request."""
+
+    index: int
+    prompt: list
+    prompt_text: str
+    request: Completion
+    text: str = ""
+    tokens: list = dataclasses.field(default_factory=list)
+    offsets: list = dataclasses.field(default_factory=list)
+    finish: Optional[str] = None
+    made: int = 0
+    begun: bool = False
+
+    def add(self, piece: Piece, served: Served) -> tuple[str, list, list]:
+        """Take a piece from the engine; return the text, tokens and offsets that it adds, the prompt's first."""
+        text, tokens, offsets = piece.text, list(piece.tokens), list(piece.offsets)
+        before = len(self.prompt_text) if self.request.echo else 0
+        if not offsets and tokens:  # the scored prompt, which comes in one piece
+            offsets = prompt_offsets(self.prompt, served.tokenizer)
+        else:
+            self.made += len(tokens)
+            offsets = [before + at for at in offsets]
+        if self.request.echo and not self.begun:
+            text = self.prompt_text + text
+        self.begun = True
+        self.text += text
+        self.tokens += tokens
+        self.offsets += offsets
+        self.finish = piece.finish
+        return text, tokens, offsets
+
+    def mean_logprob(self) -> float:
+        """Of the new tokens."""
+        found = [s.logprob for s in self.tokens[-self.made :]] if self.made else [0.0]
+        return sum(found) / len(found)
+
+    def json(self, served: Served) -> dict:
+        """The choice as it is in a whole answer."""
+        return self.part(self.text, self.tokens, self.offsets, served)
+
+    def part(self, text: str, tokens: Sequence[Scored], offsets: Sequence[int], served: Served) -> dict:
+        """The choice as it is in an event of a stream, which adds these to it."""
+        found = None if self.request.logprobs is None else logprobs_object(served.tokenizer, tokens, offsets)
+        body = {"index": self.index, "text": text, "logprobs": found, "finish_reason": self.finish}
+        return {**body, "token_ids": [s.token for s in tokens]} if self.request.token_ids else body
+
+
+def prompt_offsets(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Where each token of a prompt begins in its text."""
+    stream, length, offsets = TextStream(tokenizer), 0, []
+    for token in prompt:
+        offsets.append(length)
+        length += len(stream.add(token))
+    return offsets
+
+
+def completion_json(number: str, created: int, served: Served, choices: list, usage: Optional[dict]) -> dict:
+    """The body of an answer, or of one event of a stream."""
+    body: dict[str, Any] = {
+        "id": number, "object": "text_completion", "created": created, "model": served.name, "choices": choices,
+    }  # fmt: skip
+    return body if usage is None else {**body, "usage": usage}
+
+
+def usage_json(request: Completion, made: int) -> dict:
+    """Tokens that a request took."""
+    prompt = sum(map(len, request.prompts))
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+
+
+def error_json(message: str, status: int, field: Optional[str] = None, code: Optional[str] = None) -> dict:
+    """The body of a refusal."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": field, "code": code}}

@@ -1,0 +1,229 @@
+"""The routes, and what stands before them: the token, the origin, limits of size and time."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import hmac
+import importlib.resources
+import json
+import logging
+import urllib.parse
+from collections.abc import Awaitable
+from typing import Any, Callable, Optional
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gpt_neo.serving.answers import error_json, safe_name
+from gpt_neo.serving.completions import Completions
+from gpt_neo.serving.engine import Engine
+from gpt_neo.serving.metrics import Metrics
+from gpt_neo.serving.picture import picture_json
+from gpt_neo.serving.requests import (
+    RequestError,
+    Served,
+    checked_ids,
+    decode,
+    parse_json,
+    parse_picture,
+    parse_text_or_ids,
+)
+
+LOG = logging.getLogger("gpt_neo.serving")
+# Nothing is loaded from elsewhere, and no other page may hold this one.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
+}  # fmt: skip
+PAGE_FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript", "attention.js": "text/javascript"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one client, or all of them, may ask for.
+
+    body: bytes. body_seconds: until a body is there. seconds: until an answer is. waiting: answers that may wait for a
+    row. key: the bearer token, None for no need of one.
+    """
+
+    body: int = 1 << 20
+    body_seconds: float = 20.0
+    seconds: float = 600.0
+    waiting: int = 256
+    key: Optional[str] = None
+
+
+class Server:
+    """The routes over one engine."""
+
+    def __init__(self, engine: Engine, served: Served, limits: Limits, metrics: Metrics, created: int) -> None:
+        self.engine, self.served, self.limits, self.metrics = engine, served, limits, metrics
+        self.created = created
+        self.completions = Completions(engine, served, metrics, limits.seconds, limits.waiting)
+        config = engine.decoder.config
+        self.heads = [config.gla_heads if kind == "gla" else config.n_head for kind in config.attention_types]
+        self.layers = [i for i, kind in enumerate(config.attention_types) if kind != "none"]
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            ("/v1/completions", self.complete, "POST"), ("/v1/models", self.models, "GET"),
+            ("/v1/models/{name:path}", self.model, "GET"), ("/tokenize", self.tokenize, "POST"),
+            ("/detokenize", self.detokenize, "POST"), ("/tokenizer_info", self.tokenizer_info, "GET"),
+            ("/attention", self.attention, "POST"), ("/metrics", self.show_metrics, "GET"),
+        ]  # fmt: skip
+        table = [Route(path, self.guarded(path, handler), methods=[method]) for path, handler, method in routes]
+        table += [Route("/healthz", self.health)]
+        table += [Route("/" + name, functools.partial(page_file, name)) for name in PAGE_FILES]
+        return Starlette(routes=table, exception_handlers={HTTPException: refuse_route})
+
+    def guarded(self, path: str, handler: Callable[[Request], Awaitable[Response]]) -> Callable:
+        """Check who asks, and answer mistakes as the API does."""
+
+        async def call(request: Request) -> Response:
+            headers = {}
+            try:
+                self.check_sender(request)
+                response = await handler(request)
+            except RequestError as error:
+                if error.status == 429:
+                    headers = {"Retry-After": str(self.completions.retry_after())}
+                if error.status == 401:
+                    headers = {"WWW-Authenticate": "Bearer"}
+                body = error_json(error.message, error.status, error.field, error.code)
+                response = JSONResponse(body, error.status, headers)
+            except (ClientDisconnect, asyncio.CancelledError):
+                self.metrics.requests.labels(path, "gone").inc()
+                raise
+            except Exception:  # the other requests go on
+                LOG.exception("%s failed", path)
+                response = JSONResponse(error_json("the server failed; its log says why", 500), 500)
+            self.metrics.requests.labels(path, str(response.status_code)).inc()
+            return response
+
+        return call
+
+    def check_sender(self, request: Request) -> None:
+        """The bearer token, where there is one; and no page of another site, which a browser would let in."""
+        origin = request.headers.get("origin")
+        if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get("host"):
+            raise RequestError(f"the page {origin} is not of this server", status=403)
+        key = self.limits.key
+        given = request.headers.get("authorization", "")
+        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            raise RequestError("the header Authorization has to be Bearer and the server's token", status=401)
+
+    async def body(self, request: Request) -> dict:
+        """The JSON object that was sent."""
+        limit = self.limits.body
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise RequestError(f"the body has {length} bytes; expected at most {limit}", status=413)
+
+        async def receive() -> bytes:
+            found = bytearray()
+            async for part in request.stream():
+                found += part
+                if len(found) > limit:
+                    raise RequestError(f"the body has more than {limit} bytes", status=413)
+            return bytes(found)
+
+        try:
+            return parse_json(await asyncio.wait_for(receive(), self.limits.body_seconds))
+        except asyncio.TimeoutError as error:
+            raise RequestError(f"no whole body within {self.limits.body_seconds:g} s", status=408) from error
+
+    async def complete(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        return await self.completions.answer(request, await self.body(request))
+
+    def model_json(self) -> dict:
+        """The model as /v1/models lists it, with what the page needs to know."""
+        kinds = self.engine.decoder.config.attention_types
+        layers = [{"layer": i, "kind": kinds[i], "heads": self.heads[i]} for i in self.layers]
+        return {"id": self.served.name, "object": "model", "created": self.created, "owned_by": "local",
+                "max_model_len": self.served.length, "layers": layers,
+                "picture_tokens": self.engine.decoder.picture}  # fmt: skip
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [self.model_json()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        if request.path_params["name"] != self.served.name:
+            raise RequestError(f"no such model; this server has {self.served.name!r}", "model", 404, "model_not_found")
+        return JSONResponse(self.model_json())
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize {prompt} -> {tokens}."""
+        body = await self.body(request)
+        ids = await run_in_threadpool(parse_text_or_ids, {"prompt": body.get("prompt")}, self.served)
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self.served.length})
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize {tokens} -> {prompt}."""
+        body = await self.body(request)
+        ids = checked_ids(body.get("tokens"), "tokens", self.served.n_vocab)
+        return JSONResponse({"prompt": await run_in_threadpool(decode, ids, self.served)})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info: the names of the special tokens, as the evaluation harness asks for them."""
+        eos, tokenizer = self.served.eos_id, self.served.tokenizer
+        name = None if eos is None else tokenizer.backend.id_to_token(eos)
+        return JSONResponse({"eos_token": name, "bos_token": name, "pad_token": name, "eos_token_id": eos,
+                             "vocab_size": tokenizer.n_vocab, "chat_template": None})  # fmt: skip
+
+    async def attention(self, request: Request) -> Response:
+        """POST /attention {prompt or tokens, layer, head}: the weights of that head, see `picture`."""
+        body = await self.body(request)
+        decoder = self.engine.decoder
+        ids, layer, head = await run_in_threadpool(
+            parse_picture, body, self.served, self.layers, self.heads, decoder.picture
+        )
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future = loop.create_future()
+
+        def tell(found: Any) -> None:
+            loop.call_soon_threadsafe(lambda: None if told.done() else told.set_result(found))
+
+        self.engine.picture(ids, layer, tell)
+        found = await asyncio.wait_for(told, self.limits.seconds)
+        if isinstance(found, BaseException):
+            raise found
+        names = [safe_name(self.served.tokenizer, i) for i in ids]
+        kind, tensors = found
+        return JSONResponse(await run_in_threadpool(picture_json, kind, tensors, layer, head, decoder.config, names))
+
+    async def show_metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        self.metrics.busy.set(len(self.engine.rows))
+        self.metrics.waiting.set(len(self.engine.waiting))
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def health(self, request: Request) -> Response:
+        """GET /healthz: 503 once no answer can come any more."""
+        well = self.engine.failure is None and not self.engine.stopping
+        return JSONResponse({"status": "ok" if well else "failed"}, 200 if well else 503)
+
+
+async def refuse_route(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    return Response(
+        json.dumps(error_json(f"{request.method} {request.url.path}: {error.detail}", error.status_code)),
+        error.status_code, dict(error.headers or {}), "application/json",
+    )  # fmt: skip
+
+
+async def page_file(name: str, request: Request) -> Response:
+    """A file of the page."""
+    folder = importlib.resources.files("gpt_neo.serving") / "page"
+    text = await run_in_threadpool((folder / (name or "page.html")).read_bytes)
+    return Response(text, headers=PAGE_HEADERS, media_type=PAGE_FILES[name])

@@ -1,0 +1,204 @@
+"""From a request's sequences to its answer: whole, or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Optional
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from gpt_neo.serving.answers import Choice, completion_json, error_json, usage_json
+from gpt_neo.serving.engine import Engine, Sequence
+from gpt_neo.serving.metrics import Metrics
+from gpt_neo.serving.requests import Completion, RequestError, Served, decode, parse_completion
+
+
+class Completions:
+    """Answers /v1/completions.
+
+    Args:
+      seconds: most time for one request.
+      limit: answers that may wait for a row.
+    """
+
+    def __init__(self, engine: Engine, served: Served, metrics: Metrics, seconds: float, limit: int) -> None:
+        self.engine, self.served, self.metrics, self.seconds, self.limit = engine, served, metrics, seconds, limit
+        self.open = 0  # answers on their way, waiting ones included
+        self.pace = 1.0  # seconds that an answer lately took
+
+    def retry_after(self) -> int:
+        """Seconds after which a row should be free, 1 to 60."""
+        ahead = max(0, self.open - self.engine.decoder.rows) / self.engine.decoder.rows
+        return max(1, min(60, math.ceil(self.pace * ahead / 2)))
+
+    async def answer(self, request: Request, body: dict) -> Response:
+        """The response to a request's JSON.
+
+        Raises:
+          RequestError: a field is wrong, or too many wait already.
+        """
+        completion = await run_in_threadpool(parse_completion, body, self.served)
+        task = Task(completion, self)
+        if self.engine.failure is not None or self.engine.stopping:
+            return JSONResponse(error_json("no answers can be given any more", 503), 503)
+        room = self.engine.decoder.rows + self.limit - self.open
+        if len(task.sequences) > room:
+            raise RequestError(f"{self.open} answers are on their way, and more may not wait", status=429)
+        task.submit()
+        if completion.stream:
+            return StreamingResponse(task.events(), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+                                     media_type="text/event-stream")  # fmt: skip
+        return await whole(request, task)
+
+
+class Task:
+    """One request on its way through the engine."""
+
+    def __init__(self, completion: Completion, owner: Completions) -> None:
+        self.completion, self.owner, self.served = completion, owner, owner.served
+        self.name, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self.pieces: asyncio.Queue = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self.began: Optional[float] = None
+        self.choices: list[Choice] = []
+        self.sequences: list[Sequence] = []
+        c = completion
+        for prompt, text in zip(c.prompts, c.texts):
+            if c.echo and text is None:
+                text = decode([i for i in prompt if i < self.served.tokenizer.n_vocab], self.served)
+            for sample in range(c.best_of):
+                number = len(self.sequences)
+                self.choices.append(Choice(number, prompt, text or "", c))
+                # What is best is decided by log-probabilities.
+                logprobs = 0 if c.logprobs is None and c.best_of > c.n else c.logprobs
+                self.sequences.append(Sequence(
+                    number, prompt, sample, c.max_tokens, c.options, c.stop, self.teller(number), c.presence,
+                    c.frequency, logprobs, score_prompt=c.echo and c.logprobs is not None,
+                ))  # fmt: skip
+
+    def teller(self, number: int) -> Any:
+        """The way of one sequence's pieces from the engine's thread to the event loop."""
+
+        def tell(piece: Any) -> None:
+            self.loop.call_soon_threadsafe(self.pieces.put_nowait, (number, piece))
+
+        return tell
+
+    def submit(self) -> None:
+        """Hand the sequences to the engine."""
+        self.began = time.monotonic()
+        self.owner.open += len(self.sequences)
+        self.owner.engine.submit(self.sequences)
+
+    def end(self) -> None:
+        """Free what the task holds, whether it has ended or nobody wants it any more."""
+        if self.began is None:
+            return
+        owner, seconds = self.owner, time.monotonic() - self.began
+        if all(choice.finish for choice in self.choices):
+            owner.metrics.seconds.observe(seconds)
+            owner.pace = 0.9 * owner.pace + 0.1 * seconds
+        else:
+            owner.metrics.cancelled.inc()
+        owner.open -= len(self.sequences)
+        for sequence in self.sequences:
+            sequence.cancel()
+        self.began = None
+
+    async def take(self) -> AsyncIterator[tuple]:
+        """Yield (choice, text, tokens, offsets) as they come, until every choice has ended.
+
+        Raises:
+          TimeoutError, or what the engine failed with.
+        """
+        left, first = len(self.choices), True
+        assert self.began is not None
+        while left:
+            spent = time.monotonic() - self.began
+            number, piece = await asyncio.wait_for(self.pieces.get(), max(0.0, self.owner.seconds - spent))
+            if isinstance(piece, BaseException):
+                raise EngineError(str(piece)) from piece
+            if first:
+                self.owner.metrics.first.observe(time.monotonic() - self.began)
+                first = False
+            choice = self.choices[number]
+            yield (choice, *choice.add(piece, self.served))
+            left -= choice.finish is not None
+
+    def json(self) -> dict:
+        """The whole answer: of each prompt's best_of choices the n of the highest mean log-probability."""
+        c, found = self.completion, []
+        for first in range(0, len(self.choices), c.best_of):
+            group = self.choices[first : first + c.best_of]
+            if c.best_of > c.n:
+                group = sorted(group, key=lambda choice: -choice.mean_logprob())[: c.n]
+            found += group
+        for index, choice in enumerate(found):
+            choice.index = index
+        usage = usage_json(c, sum(choice.made for choice in self.choices))
+        return completion_json(self.name, self.created, self.served, [choice.json(self.served) for choice in found],
+                               usage)  # fmt: skip
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
+        try:
+            async for choice, text, tokens, offsets in self.take():
+                part = choice.part(text, tokens, offsets, self.served)
+                yield event(completion_json(self.name, self.created, self.served, [part], None))
+            if self.completion.include_usage:
+                usage = usage_json(self.completion, sum(choice.made for choice in self.choices))
+                yield event(completion_json(self.name, self.created, self.served, [], usage))
+            yield b"data: [DONE]\n\n"
+        except (asyncio.TimeoutError, EngineError) as error:
+            yield event(error_json(failure_text(error, self.owner.seconds), 500))
+        finally:
+            self.end()
+
+
+class EngineError(Exception):
+    """The engine has stopped."""
+
+
+def event(body: dict) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def failure_text(error: BaseException, seconds: float) -> str:
+    """What to tell a client whose answer did not come."""
+    late = isinstance(error, asyncio.TimeoutError)
+    return f"the answer was not complete within {seconds:g} s" if late else str(error)
+
+
+async def whole(request: Request, task: Task) -> Response:
+    """The answer in one piece; a client that leaves frees its rows."""
+
+    async def collect() -> None:
+        async for _ in task.take():
+            pass
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect()
+        await work
+        return JSONResponse(await run_in_threadpool(task.json))
+    except (asyncio.TimeoutError, EngineError) as error:
+        status = 504 if isinstance(error, asyncio.TimeoutError) else 503
+        return JSONResponse(error_json(failure_text(error, task.owner.seconds), status), status)
+    finally:
+        work.cancel()
+        leaving.cancel()
+        task.end()

@@ -1,0 +1,249 @@
+"""Continuous batching: one thread runs the model; sequences join a free row, and leave it when they end.
+
+What a sequence gives depends on its own prompt, options and seed alone (see `RowDecoder`).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import threading
+from typing import Any, Callable, Optional
+
+import numpy as np
+
+from gpt_neo.runtime.rows import RowDecoder
+from gpt_neo.sampling.filters import SampleOptions, row_generator
+from gpt_neo.serving.choosing import choose, score
+from gpt_neo.serving.writer import Piece, Scored, Writer
+from gpt_neo.tokenizer import Tokenizer
+
+LOG = logging.getLogger("gpt_neo.serving")
+
+
+@dataclasses.dataclass
+class Sequence:
+    """One prompt and one answer to it.
+
+    number: which choice of its request. sample: which draw for its prompt, part of the seed. logprobs: alternatives to
+    report per token; None for no log-probabilities. score_prompt: report those of the prompt's tokens too.
+    tell: called in the engine's thread with each Piece, or with an exception as the last.
+    """
+
+    number: int
+    prompt: list
+    sample: int
+    max_tokens: int
+    options: SampleOptions
+    stop: tuple
+    tell: Callable[[Any], None]
+    presence: float = 0.0
+    frequency: float = 0.0
+    logprobs: Optional[int] = None
+    score_prompt: bool = False
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """No more is wanted; its row is free after the step that is under way."""
+        self.cancelled = True
+
+
+class Row:
+    """A sequence in its row of the batch.
+
+    tokens: the prompt, filled on the left to whole chunks. slot: where the next token goes. next: the token that does.
+    """
+
+    def __init__(self, sequence: Sequence, index: int, chunk: int, tokenizer: Tokenizer) -> None:
+        self.sequence, self.index = sequence, index
+        length = -(-len(sequence.prompt) // chunk) * chunk
+        self.start = length - len(sequence.prompt)
+        self.tokens = np.zeros([length], np.int32)
+        self.tokens[self.start :] = sequence.prompt
+        self.slot, self.next, self.made = 0, 0, 0
+        self.counts: collections.Counter = collections.Counter()
+        self.generator = row_generator(sequence.options.seed, 0, sequence.sample)
+        self.writer = Writer(tokenizer, sequence.stop, sequence.prompt)
+        self.scores: list[Scored] = []
+
+    @property
+    def reading(self) -> bool:
+        """Whether a part of the prompt is still to be read."""
+        return self.slot < len(self.tokens)
+
+
+class Engine:
+    """The model, its rows and its queue.
+
+    observe: called with (name, amount) of what happened: prompt_tokens, new_tokens, steps.
+    """
+
+    def __init__(
+        self, decoder: RowDecoder, tokenizer: Tokenizer, eos_id: Optional[int],
+        observe: Callable[[str, float], None] = lambda name, amount: None,
+    ) -> None:  # fmt: skip
+        self.decoder, self.tokenizer, self.eos_id, self.observe = decoder, tokenizer, eos_id, observe
+        self.waiting: collections.deque = collections.deque()
+        self.errands: collections.deque = collections.deque()
+        self.rows: dict[int, Row] = {}
+        self.changed = threading.Condition()
+        self.stopping = False
+        self.failure: Optional[BaseException] = None
+        self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
+
+    def begin(self) -> None:
+        """Start the thread."""
+        self.thread.start()
+
+    def submit(self, sequences: list[Sequence]) -> None:
+        """Queue sequences, first come first served."""
+        with self.changed:
+            self.waiting.extend(sequences)
+            self.changed.notify()
+
+    def call(self, errand: Callable[[], None]) -> None:
+        """Run something that needs the model between two steps."""
+        with self.changed:
+            self.errands.append(errand)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """End the thread after the step under way; what is unanswered gets an error."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify()
+        if self.thread.is_alive():
+            self.thread.join()
+
+    def run(self) -> None:
+        """The thread."""
+        try:
+            while self.admit():
+                while self.errands:
+                    self.errands.popleft()()
+                self.read_one()
+                self.step()
+        except Exception as error:  # whatever it is, those who wait have to hear of it
+            LOG.exception("the engine stopped")
+            self.failure = error
+        finally:
+            self.abandon(self.failure or RuntimeError("the server is stopping"))
+
+    def abandon(self, error: BaseException) -> None:
+        """Tell everybody that no more comes."""
+        for sequence in [row.sequence for row in self.rows.values()] + list(self.waiting):
+            sequence.tell(error)
+        self.rows.clear()
+        self.waiting.clear()
+
+    def admit(self) -> bool:
+        """Drop who has left, give free rows to who waits, and sleep while there is nothing to do; False to end."""
+        with self.changed:
+            while True:
+                self.rows = {i: row for i, row in self.rows.items() if not row.sequence.cancelled}
+                while any(s.cancelled for s in self.waiting):
+                    self.waiting = collections.deque(s for s in self.waiting if not s.cancelled)
+                if self.stopping:
+                    return False
+                free = [i for i in range(self.decoder.rows) if i not in self.rows]
+                for index in free[: len(self.waiting)]:
+                    sequence = self.waiting.popleft()
+                    self.rows[index] = Row(sequence, index, self.decoder.chunk, self.tokenizer)
+                if self.rows or self.errands:
+                    return True
+                self.changed.wait()
+
+    def read_one(self) -> None:
+        """Read one chunk of the prompt that came first, so that a long one holds up the others only a little."""
+        row = next((row for row in self.rows.values() if row.reading), None)
+        if row is None:
+            return
+        sequence, at = row.sequence, row.slot
+        chunk = row.tokens[at : at + self.decoder.chunk]
+        logits = self.decoder.read(row.index, chunk, at, row.start, every=sequence.score_prompt)
+        self.observe("prompt_tokens", at + len(chunk) - max(at, row.start))
+        row.slot += len(chunk)
+        if sequence.score_prompt:
+            self.score_chunk(row, logits, at)
+            logits = logits[-1]
+        if not row.reading:
+            if sequence.score_prompt:
+                sequence.tell(Piece("", tuple(row.scores)))
+            self.take(row, logits)
+
+    def score_chunk(self, row: Row, logits: np.ndarray, at: int) -> None:
+        """Scores of the prompt's tokens that follow those of a chunk; the first token has none."""
+        if not row.scores:
+            row.scores.append(Scored(row.sequence.prompt[0]))
+        for column in range(max(row.start - at, 0), len(logits)):
+            following = at + column + 1
+            if following < len(row.tokens):
+                token = int(row.tokens[following])
+                row.scores.append(score(logits[column], token, row.sequence.logprobs or 0))
+
+    def step(self) -> None:
+        """One token of every row that has read its prompt."""
+        going = [row for row in self.rows.values() if not row.reading]
+        if not going:
+            return
+        tokens = np.zeros([self.decoder.rows], np.int32)
+        slot = np.zeros([self.decoder.rows], np.int32)
+        for row in self.rows.values():
+            slot[row.index] = row.slot
+        start = slot + 1  # keeps nothing of the step
+        for row in going:
+            tokens[row.index], start[row.index] = row.next, row.start
+            row.slot += 1
+        logits = self.decoder.step(tokens, slot, start)
+        self.observe("steps", 1)
+        for row in going:
+            if not row.sequence.cancelled:
+                self.take(row, logits[row.index])
+
+    def take(self, row: Row, logits: np.ndarray) -> None:
+        """Choose a row's next token and tell of it; the row is free after the last."""
+        sequence = row.sequence
+        if sequence.max_tokens == 0:
+            self.leave(row, row.writer.finish("length"))
+            return
+        token = choose(
+            logits, sequence.options, row.generator, row.counts, sequence.presence, sequence.frequency
+        )
+        row.counts[token] += 1
+        row.next, row.made = token, row.made + 1
+        self.observe("new_tokens", 1)
+        wanted = sequence.logprobs
+        scored = Scored(token) if wanted is None else score(logits, token, wanted)
+        piece = row.writer.add(scored, is_end=token == self.eos_id)
+        if row.made >= sequence.max_tokens and (piece is None or piece.finish is None):
+            rest = row.writer.finish("length")
+            piece = rest if piece is None else joined(piece, rest)
+        if piece is not None and piece.finish is not None:
+            self.leave(row, piece)
+        elif piece is not None:
+            sequence.tell(piece)
+
+    def leave(self, row: Row, piece: Piece) -> None:
+        """The row's last piece."""
+        self.rows.pop(row.index, None)
+        row.sequence.tell(piece)
+        self.observe("finished_" + str(piece.finish), 1)
+
+    def picture(self, tokens: list, layer: int, tell: Callable[[Any], None]) -> None:
+        """What a layer attends with (see `RowDecoder.attention_inputs`), told between two steps."""
+
+        def look() -> None:
+            try:
+                tell(self.decoder.attention_inputs(tokens, layer))
+            except Exception as error:  # the one who asked has to hear of it, nobody else
+                tell(error)
+
+        self.call(look)
+
+
+def joined(first: Piece, second: Piece) -> Piece:
+    """Two pieces as one."""
+    return Piece(
+        first.text + second.text, first.tokens + second.tokens, first.offsets + second.offsets, second.finish
+    )

@@ -1,0 +1,132 @@
+"""From tokens to the text that may be shown: whole characters, nothing of a stop string, tokens beside their text."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+from collections.abc import Sequence
+from typing import Optional
+
+from gpt_neo.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A token with the natural logarithm of its probability, and the likeliest tokens (id, logarithm) at its place."""
+
+    token: int
+    logprob: Optional[float] = None
+    top: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What is added to an answer: text, tokens with the place in the answer's text where each begins, and the end.
+
+    finish: None while it goes on, `stop` after the end-of-text token or a stop string, `length` at max_tokens.
+    """
+
+    text: str
+    tokens: tuple[Scored, ...] = ()
+    offsets: tuple[int, ...] = ()
+    finish: Optional[str] = None
+
+
+class TextStream:
+    """Text of tokens as they come; a character of several tokens comes with the last of them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.ids: list[int] = []
+        self.shown = 0
+
+    def add(self, token: int) -> str:
+        """What a token adds; nothing where the model has an id that the tokenizer lacks."""
+        if token >= self.tokenizer.n_vocab:
+            return ""
+        if self.tokenizer.byte_level:
+            return self.decoder.decode(self.tokenizer.decode_bytes([token]))
+        # Others put spaces between tokens by what stands before them, so the text is made of all.
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        return self.take(text) if not text.endswith("\ufffd") else ""
+
+    def end(self) -> str:
+        """What is left over: characters that were cut off."""
+        if self.tokenizer.byte_level:
+            return self.decoder.decode(b"", final=True)
+        return self.take(self.tokenizer.decode(self.ids))
+
+    def take(self, text: str) -> str:
+        new = text[self.shown :]
+        self.shown = max(self.shown, len(text))
+        return new
+
+
+class Writer:
+    """The answer to one prompt.
+
+    Args:
+      stop: strings that end it, of which nothing is shown.
+      prompt: its last token may be half a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int]) -> None:
+        self.stream = TextStream(tokenizer)
+        for token in prompt:
+            self.stream.add(token)
+        self.stop = tuple(stop)
+        self.text, self.sent = "", 0
+        self.waiting: list[tuple[Scored, int]] = []
+
+    def add(self, scored: Scored, is_end: bool = False) -> Optional[Piece]:
+        """Take a token; return what it makes certain. A piece with `finish` is the last.
+
+        Args:
+          is_end: the end-of-text token, which has no text.
+        """
+        self.waiting.append((scored, len(self.text)))
+        if is_end:
+            return self.finish("stop")
+        searched = max(self.sent, len(self.text) - max(map(len, self.stop), default=0))
+        self.text += self.stream.add(scored.token)
+        if self.cut(searched):
+            return self.piece(len(self.text), "stop")
+        piece = self.piece(len(self.text) - self.held(), None)
+        return piece if piece.text or piece.tokens else None
+
+    def finish(self, reason: str) -> Piece:
+        """The last piece, when no token follows."""
+        searched = max(self.sent, len(self.text) - max(map(len, self.stop), default=0))
+        self.text += self.stream.end()
+        reason = "stop" if self.cut(searched) else reason
+        return self.piece(len(self.text), reason)
+
+    def cut(self, searched: int) -> bool:
+        """Cut the text before the first stop string in it, and drop the tokens from there on."""
+        places = [at for at in (self.text.find(stop, searched) for stop in self.stop) if at >= 0]
+        if not places:
+            return False
+        self.text = self.text[: min(places)]
+        self.waiting = [(scored, at) for scored, at in self.waiting if at < len(self.text)]
+        return True
+
+    def held(self) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        longest = 0
+        for stop in self.stop:
+            for size in range(min(len(stop) - 1, len(self.text) - self.sent), longest, -1):
+                if self.text.endswith(stop[:size]):
+                    longest = size
+                    break
+        return longest
+
+    def piece(self, end: int, finish: Optional[str]) -> Piece:
+        """Everything up to `end` that is not sent yet."""
+        # A token goes with its first character, one without text (half a character, the end) with what is before it.
+        whole = finish is not None or end == len(self.text)
+        ready = [pair for pair in self.waiting if whole or pair[1] < end]
+        self.waiting = self.waiting[len(ready) :]
+        text, self.sent = self.text[self.sent : end], end
+        return Piece(text, tuple(s for s, _ in ready), tuple(at for _, at in ready), finish)

@@ -1,0 +1,129 @@
+"""Rows that come and go: each gives what the uncached network gives, to the bit whoever else is there."""
+
+import numpy as np
+import pytest
+
+from gpt_neo.config.schema import GlaParams, ModelConfig
+from gpt_neo.errors import ConfigError
+from gpt_neo.runtime.mesh import MeshPlan
+from gpt_neo.runtime.rows import RowDecoder
+from tests.model.tools import save_random, uncached
+
+VOCAB, ROWS = 48, 16
+KINDS = ("global", "local", "gla", "linear", "none", "global")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    config = ModelConfig(n_head=2, n_embd=16, n_layer=len(KINDS), n_vocab=VOCAB, n_ctx=300, attention_types=KINDS,
+                         local_attention_radius=40, gla_params=GlaParams(num_heads=4))  # fmt: skip
+    checkpoint = save_random(config, str(tmp_path_factory.mktemp("rows")))
+    return config, checkpoint, RowDecoder(config, checkpoint, ROWS - 3)  # rounded up
+
+
+def read(decoder, row, prompt, every=False):
+    """Read a whole prompt: (logits of its end or of every token, next slot, start)."""
+    length = -(-len(prompt) // decoder.chunk) * decoder.chunk
+    start = length - len(prompt)
+    tokens = np.concatenate([np.zeros(start, np.int32), prompt])
+    parts = [
+        decoder.read(row, tokens[at : at + decoder.chunk], at, start, every) for at in range(0, length, decoder.chunk)
+    ]
+    return np.concatenate(parts)[start:] if every else parts[-1], length, start
+
+
+class Play:
+    """Rows of a decoder, driven by hand."""
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+        self.slot, self.start = np.zeros(ROWS, np.int32), np.ones(ROWS, np.int32)
+
+    def read(self, row, prompt):
+        logits, self.slot[row], self.start[row] = read(self.decoder, row, prompt)
+        return logits
+
+    def step(self, tokens):
+        fed = np.zeros(ROWS, np.int32)
+        for row, token in tokens.items():
+            fed[row] = token
+        start = np.where([row in tokens for row in range(ROWS)], self.start, self.slot + 1).astype(np.int32)
+        logits = self.decoder.step(fed, self.slot, start)
+        for row in tokens:
+            self.slot[row] += 1
+        return logits
+
+
+def test_rows_at_their_own_places_equal_the_uncached_network(model):
+    config, checkpoint, decoder = model
+    tokens = np.random.RandomState(1).randint(0, VOCAB, [3, 300]).astype(np.int32)
+    expected = uncached(config, checkpoint, tokens)
+    every, _, _ = read(decoder, 1, tokens[1, :150], every=True)
+    np.testing.assert_allclose(every, expected[1, :150], atol=1e-4, rtol=1e-4)
+    play, at = Play(decoder), [200, 1, 64]
+    for row in range(3):
+        np.testing.assert_allclose(play.read(row, tokens[row, : at[row]]), expected[row, at[row] - 1], atol=1e-4,
+                                   rtol=1e-4)  # fmt: skip
+    for step in range(90):
+        going = [row for row in range(3) if (step + row) % 4 or row == 0]  # the others pause
+        logits = play.step({row: tokens[row, at[row]] for row in going})
+        for row in going:
+            np.testing.assert_allclose(logits[row], expected[row, at[row]], atol=1e-4, rtol=1e-4)
+            at[row] += 1
+
+
+def test_a_row_is_the_same_to_the_bit_in_any_company_and_place(model):
+    _, _, decoder = model
+    rng = np.random.RandomState(2)
+    prompt, following = rng.randint(0, VOCAB, 70), rng.randint(0, VOCAB, 60)
+
+    def run(row, company):
+        play = Play(decoder)
+        found = [play.read(row, prompt)]
+        others = {}
+        for at, token in enumerate(following):
+            for other, (joins, leaves, length) in company.items():
+                if at == joins:
+                    play.read(other, rng.randint(0, VOCAB, length))
+                    others[other] = True
+                if at == leaves:
+                    others.pop(other)
+            found.append(play.step({row: token, **{o: rng.randint(VOCAB) for o in others}})[row])
+        return np.stack(found)
+
+    alone = run(0, {})
+    assert np.array_equal(alone, run(15, {0: (0, 40, 230), 7: (7, 30, 5)}))
+    assert np.array_equal(alone, run(6, {r: (20, 59, 9 * r + 1) for r in range(16) if r != 6}))
+
+
+def test_a_chunk_read_between_steps_finds_the_row_as_it_left_it(model):
+    config, checkpoint, decoder = model
+    tokens = np.random.RandomState(3).randint(0, VOCAB, [2, 192]).astype(np.int32)
+    expected = uncached(config, checkpoint, tokens)
+    play = Play(decoder)
+    play.read(0, tokens[0, :10])
+    for count, at in enumerate(range(0, 192, 64)):
+        logits = decoder.read(1, tokens[1, at : at + 64], at, 0)
+        play.slot[1] = at + 64
+        for token in tokens[0, 10 + 5 * count : 15 + 5 * count]:
+            play.step({0: token})
+    np.testing.assert_allclose(logits, expected[1, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_memory_and_rotary_positions(tmp_path):
+    config = ModelConfig(n_head=2, n_embd=16, n_layer=2, n_vocab=VOCAB, n_ctx=40, attention_types=("global", "local"),
+                         local_attention_radius=8, num_mem_kv=3, rotary_emb=True, rotary_dim=4)  # fmt: skip
+    checkpoint = save_random(config, str(tmp_path))
+    decoder = RowDecoder(config, checkpoint, ROWS)
+    tokens = np.random.RandomState(1).randint(0, VOCAB, [1, 30]).astype(np.int32)
+    expected = uncached(config, checkpoint, tokens)[0]
+    play = Play(decoder)
+    play.read(2, tokens[0, :9])
+    for at in range(9, 30):
+        np.testing.assert_allclose(play.step({2: tokens[0, at]})[2], expected[at], atol=1e-4, rtol=1e-4)
+
+
+def test_a_layout_that_splits_the_batch_is_refused(model):
+    config, checkpoint, _ = model
+    with pytest.raises(ConfigError, match="splits batch"):
+        RowDecoder(config, checkpoint, 2, MeshPlan(("/device:CPU:0",) * 2, (("x", 2),), (("batch", "x"),)))

@@ -1,0 +1,125 @@
+"""The page, driven in headless Chromium: needs the extra `browser` and a Chromium on the machine."""
+
+import os
+import re
+import shutil
+
+import pytest
+
+pytestmark = pytest.mark.slow
+SHOTS = os.environ.get("GPT_NEO_SCREENSHOTS")  # a folder to look at
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium here")
+    with playwright.sync_playwright() as p:
+        found = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def open_page(browser, server, **options):
+    """The page, and the addresses that it asked for; a script's error fails the test."""
+    page = browser.new_page(**options)
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(server.url + "/")
+    until(page, "document.querySelector('#layer').options.length > 0")
+    return page, asked, errors
+
+
+def until(page, condition):
+    """Wait for a JavaScript condition; Playwright's own waiting evaluates strings, which the page's policy forbids."""
+    for _ in range(1500):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError(f"never came true: {condition}")
+
+
+def shoot(page, name):
+    if SHOTS:
+        page.screenshot(path=os.path.join(SHOTS, name + ".png"), full_page=True)
+
+
+def generate(page, prompt, **fields):
+    page.fill("#prompt", prompt)
+    for name, value in fields.items():
+        page.fill("#" + name, str(value))
+    page.click("#generate")
+    until(page, "!document.querySelector('#generate').disabled")
+
+
+def test_generate_hover_and_switch_layers(browser, server):
+    page, asked, errors = open_page(browser, server, viewport={"width": 1100, "height": 900})
+    generate(page, "The reindeer of the far — naïve", max_tokens=60, seed=4)
+    assert re.match(r"\d+ tokens in [\d.]+ s", page.inner_text("#status"))
+    expected = server.fetch("/v1/completions", {
+        "prompt": "The reindeer of the far — naïve", "max_tokens": 60, "seed": 4, "temperature": 0.8, "top_p": 0.95,
+        "echo": True,
+    })[2]["choices"][0]["text"]  # fmt: skip
+    assert page.text_content("#text") == expected
+    token = page.locator("#text .token:not(.prompt):not(:empty)").nth(1)
+    token.hover()
+    assert "probability" in page.inner_text("#detail") and page.locator("#detail tr").count() >= 8
+    assert page.locator("#detail tr.taken").count() == 1
+    colours = page.eval_on_selector_all("#text .token", "found => found.map(x => getComputedStyle(x).backgroundColor)")
+    assert len(set(colours)) > 5
+    page.focus("#text")
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    pictures = set()
+    for value, kind in (("0", "global"), ("1", "local, window 24"), ("2", "gla")):
+        page.select_option("#layer", value)
+        until(page, f"document.querySelector('#kind').textContent === '{kind}'")
+        pictures.add(page.eval_on_selector("#picture", "canvas => canvas.toDataURL()"))
+        assert "looks at" in page.inner_text("#cell")
+        shoot(page, f"wide_{kind.split(',')[0]}")
+    assert len(pictures) == 3 and page.locator("#head option").count() == 4
+    page.uncheck("#colour")
+    assert page.eval_on_selector("#text .token:last-child", "x => x.style.backgroundColor") == ""
+    assert not errors and all(url.startswith((server.url, "data:")) for url in asked)
+
+
+def test_stop_by_button_and_by_key(browser, server):
+    page, _, errors = open_page(browser, server)
+    for halt in (lambda: page.click("#halt"), lambda: page.keyboard.press("Escape")):
+        page.fill("#prompt", "ice")
+        page.fill("#max_tokens", "150")
+        page.fill("#temperature", "3")
+        page.focus("#prompt")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#text .token:not(.prompt)")
+        halt()
+        until(page, "!document.querySelector('#generate').disabled")
+        assert re.match(r"stopped after|\d+ tokens in", page.inner_text("#status"))
+    assert not errors
+    for _ in range(200):
+        if not server.engine.rows:
+            break
+        page.wait_for_timeout(10)
+    assert not server.engine.rows
+
+
+def test_phone_dark_and_errors(browser, server):
+    page, _, _ = open_page(browser, server, viewport={"width": 390, "height": 844}, color_scheme="dark",
+                           has_touch=True, device_scale_factor=2)  # fmt: skip
+    generate(page, "The ice", max_tokens=40, seed=1)
+    page.locator("#text .token").nth(3).tap()
+    assert "token 4" in page.inner_text("#detail")
+    page.wait_for_selector("#picture:not([hidden])")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", ground)[:3])) < 60
+    shoot(page, "phone_dark")
+    page.fill("#stop", "")
+    page.evaluate("document.querySelector('#form').noValidate = true")
+    generate(page, "The ice", max_tokens=4000)
+    assert "the model's length is 160" in page.inner_text("#status")
+    assert page.get_attribute("#status", "class") == "error"
