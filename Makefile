@@ -31,8 +31,9 @@ lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Two processes, a file to each at a time: files share what they build.
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Every pair of options, large inputs, many kills: minutes each.
 slow: setup-test

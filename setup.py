@@ -48,6 +48,7 @@ setup(
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         "dev": [
             "pytest>=8",  # tests
+            "pytest-xdist>=3",  # tests: two processes
             "hypothesis>=6",  # tests: properties
             "mongomock>=4",  # tests: a pretended MongoDB server
             "accelerate>=1",  # tests: the harness's own model of Hugging Face, beside torch and transformers
