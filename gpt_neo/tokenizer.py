@@ -42,10 +42,17 @@ class Tokenizer:
             return self.backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise DataError(f"the text is no UTF-8, from its character {surrogate(text)} on") from error
+        except BaseException as error:
+            refuse_panic(error, self.name)
+            raise
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, on all cores."""
-        return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        try:
+            return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        except BaseException as error:
+            refuse_panic(error, self.name)
+            raise
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; bytes that are no UTF-8 become the replacement character."""
@@ -62,7 +69,11 @@ class Tokenizer:
             if not 0 <= i < self.n_vocab:
                 raise DataError(f"tokenizer {self.name}: id {i} is outside its {self.n_vocab} ids")
         if not self.byte_level:
-            return self.backend.decode(ids, skip_special_tokens=True).encode("utf-8")
+            try:
+                return self.backend.decode(ids, skip_special_tokens=True).encode("utf-8")
+            except BaseException as error:
+                refuse_panic(error, self.name)
+                raise
         return b"".join(self.bytes_of(i) for i in ids)
 
     @functools.cached_property
@@ -85,6 +96,16 @@ class Tokenizer:
         """SHA-256 of the vocabulary in order of ids: equal for equal tokenizers, whatever file they came from."""
         vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def refuse_panic(error: BaseException, name: str) -> None:
+    """The package panics over a file whose parts contradict each other, with an exception that is no Exception.
+
+    Raises:
+      DataError: that is what `error` is.
+    """
+    if type(error).__name__ == "PanicException":
+        raise DataError(f"{name}: a tokenizer whose parts contradict each other: {error}") from error
 
 
 def surrogate(text: str) -> int:
@@ -122,6 +143,9 @@ def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = N
         backend = tokenizers.Tokenizer.from_file(name)
     except Exception as error:  # the package raises bare Exception
         raise DataError(f"{name}: not a tokenizer.json: {error}") from error
+    except BaseException as error:
+        refuse_panic(error, name)
+        raise
     return Tokenizer(name, backend, eos_id)
 
 

@@ -1,8 +1,10 @@
 """Whatever files and texts a user has: what comes out is a result or one of the project's own errors."""
 
+import io
 import json
 import os
 import struct
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -126,9 +128,10 @@ def prompt(folder):
     @given(st.one_of(st.text(), st.text(st.characters()), st.sampled_from(["<|endoftext|>" * 3, "\x00", "🧪" * 9])),
            BYTES, st.integers(2, 40), st.one_of(st.none(), st.integers(1, 60)))  # fmt: skip
     def check(text, data, n_ctx, wanted):
-        for given_text in (text, write(folder, "prompt.txt", data), os.fsdecode(data)):
+        for given_text in (text, write(folder, "prompt.txt", data), os.fsdecode(data), "-"):
             try:
-                read = read_prompt(given_text)
+                with mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")):
+                    read = read_prompt(given_text)
                 ids = tokenizer.encode(read)
             except DataError:
                 continue

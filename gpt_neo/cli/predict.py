@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import sys
 import time
@@ -95,11 +96,9 @@ def read_prompt(given: Optional[str]) -> str:
     """
     if given is None:
         return DEFAULT_PROMPT
-    if given == "-":
-        text = sys.stdin.read()
-    elif os.path.isfile(given):
+    if given == "-" or os.path.isfile(given):
         try:
-            with open(given, encoding="utf-8") as handle:
+            with contextlib.nullcontext(sys.stdin) if given == "-" else open(given, encoding="utf-8") as handle:
                 text = handle.read()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--prompt {given!r}: cannot be read as UTF-8 text: {error}") from error

@@ -43,8 +43,7 @@ def check_readable(pattern: str, where: str) -> int:
       DataError: it cannot be, or there are none.
     """
     with trying("list", pattern, where, DataError):
-        if pattern.startswith("gs://"):
-            tf.io.gfile.listdir(os.path.dirname(pattern.split("*")[0]) + "/")
+        tf.io.gfile.glob(pattern)
     paths = find_records(pattern, where)
     with trying("read", paths[0], where, DataError), tf.io.gfile.GFile(paths[0], "rb") as handle:
         handle.read(1)
@@ -58,6 +57,13 @@ def check_writable(folder: str, where: str = "model_path") -> None:
       CheckpointError: one of these cannot be done.
     """
     probe = os.path.join(folder, f".writable.{os.urandom(4).hex()}")  # not that of a run that starts now as well
+    if "://" in folder:
+        # Making a folder and writing look before they write: what they may not look at has to be found out first. By
+        # glob, as listdir takes a refusal for a folder that is not there.
+        with trying("list", folder, where, CheckpointError):
+            tf.io.gfile.glob(probe + "*")
+        with trying("read", folder, where, CheckpointError), contextlib.suppress(tf.errors.NotFoundError):
+            tf.io.gfile.stat(probe)
     with trying("write", folder, where, CheckpointError):
         tf.io.gfile.makedirs(folder)
     with trying("list", folder, where, CheckpointError):

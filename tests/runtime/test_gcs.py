@@ -45,10 +45,11 @@ def gcs_place(place):
 
 @pytest.fixture(scope="module")
 def whole(world, place):
-    """Weights of the same run on local files."""
+    """Weights of the same run on local files, every two steps."""
     path = world.config("on_disk", train_steps=STEPS)
-    assert place.local("--model", path)[0] == 0
-    return weights_of(os.path.join(world.folder, "runs", "on_disk", f"model.ckpt-{STEPS}"))
+    assert place.local("--model", path, "--steps_per_checkpoint", 2)[0] == 0
+    folder = os.path.join(world.folder, "runs", "on_disk")
+    return {step: weights_of(os.path.join(folder, f"model.ckpt-{step}")) for step in (2, STEPS)}
 
 
 def weights_of(prefix):
@@ -68,6 +69,18 @@ def names_of(store, run):
 
 
 def test_a_run_on_a_bucket_with_faults_on_the_way(world, gcs_place, whole, tmp_path):
+    path = world.config("short", train_steps=2, datasets=["bucket"], model_path="gs://bucket/runs/short",
+                        lr_decay_end=20)  # fmt: skip
+    gcs_place.fail("create", None, None, "503", None, "503")
+    gcs_place.fail("read", None, "truncate", None, "503")
+    gcs_place.fail("list", "503")
+    status, text = gcs_place.run("--model", path, "--steps_per_checkpoint", 2)
+    assert status == 0, text
+    assert weights_in(gcs_place.store, "short", 2, tmp_path) == whole[2]
+
+
+@pytest.mark.slow
+def test_everything_on_a_bucket(world, gcs_place, whole, tmp_path):
     path = world.config("remote", train_steps=STEPS, datasets=["bucket"], model_path="gs://bucket/runs/remote")
     gcs_place.fail("create", None, None, "503", "503", None, "timeout", None, "503")
     gcs_place.fail("read", None, "truncate", None, "503", "truncate")
@@ -76,7 +89,7 @@ def test_a_run_on_a_bucket_with_faults_on_the_way(world, gcs_place, whole, tmp_p
     status, text = gcs_place.run("--model", path, "--steps_per_checkpoint", 2)
     assert status == 0, text
     store = gcs_place.store
-    assert weights_in(store, "remote", STEPS, tmp_path) == whole
+    assert weights_in(store, "remote", STEPS, tmp_path) == whole[STEPS]
     names = names_of(store, "remote")
     assert {f"model.ckpt-{step}.{part}" for step in (0, 2, 4, 6) for part in ("index", "json")} <= names
     assert not [name for name in names if name.startswith(".writable") or name.endswith(".lock")]
@@ -88,18 +101,21 @@ def test_a_run_on_a_bucket_with_faults_on_the_way(world, gcs_place, whole, tmp_p
     status, text = gcs_place.run("--model", path, "--predict", "--max_tokens", 2, "--prompt", "The")
     assert status == 0 and b"=== sample 1" in store["bucket/runs/remote/predictions_remote_6.txt"][0], text
 
-    # --new deletes what training made, below its prefix, and nothing else
-    for name in ("bucket/runs/remote2/model.ckpt-1.index", "bucket/runs/remote/notes.txt", "bucket/model.ckpt-9.index"):
-        gcs_place.put(name, b"mine")
-    before = set(store)
-    status, text = gcs_place.run("--model", path, "--new", "--yes", "--set", "train_steps=0")
+
+def test_new_stays_below_its_prefix(world, gcs_place):
+    path = world.config("anew_there", train_steps=0, datasets=["bucket"], model_path="gs://bucket/runs/a")
+    made = ["model.ckpt-3.index", "model.ckpt-3.data-00000-of-00001", "checkpoint", "train_log.jsonl", "best/best.json"]
+    kept = ["bucket/runs/a/notes.txt", "bucket/runs/a/deeper/model.ckpt-3.index", "bucket/runs/a2/model.ckpt-3.index",
+            "bucket/runs/model.ckpt-3.index", "bucket/model.ckpt-3.index"]  # fmt: skip
+    for name in [*kept, *(f"bucket/runs/a/{name}" for name in made)]:
+        gcs_place.put(name, b"")
+    before = set(gcs_place.store)
+    status, text = gcs_place.run("--model", path, "--new", "--yes")
     assert status == 0, text
-    gone = before - set(store)
-    assert {name.rpartition("/")[0] for name in gone} == {"bucket/runs/remote"}
-    assert names_of(store, "remote") <= {"notes.txt", "predictions_remote_6.txt", ""}
+    assert before - set(gcs_place.store) == {f"bucket/runs/a/{name}" for name in made}
     status, text = gcs_place.run("--model", path, "--new", "--yes", "--set", "model_path=gs://bucket")
     assert status == 2 and "--new: model_path 'gs://bucket' is a whole bucket" in text
-    assert "bucket/model.ckpt-9.index" in store
+    assert set(kept) <= set(gcs_place.store)
 
 
 BUILT = """
@@ -111,8 +127,9 @@ model_fn.build_train_step = build
 
 
 @pytest.mark.parametrize("denied, where, permission", [
-    ("list", r"model_path 'gs://bucket/runs/denied' cannot be (written|listed)", "storage.objects.list"),
-    ("read", r"'gs://bucket/data/train_\S+' cannot be read", "storage.objects.get"),
+    ("list", r"model_path 'gs://bucket/runs/denied' cannot be listed", "storage.objects.list"),
+    ("get", r"model_path 'gs://bucket/runs/denied' cannot be read", "storage.objects.get"),
+    ("read", r"'gs://bucket/\S+' cannot be read", "storage.objects.get"),
     ("create", r"model_path 'gs://bucket/runs/denied' cannot be written", "storage.objects.create"),
     ("delete", r"model_path 'gs://bucket/runs/denied' cannot be (written over|deleted)", "storage.objects.delete"),
 ])  # fmt: skip
@@ -162,6 +179,6 @@ ProgressHook.after_run = tell
     gcs_place.denied = set()
     status, text = gcs_place.run(*argv)
     assert status == 0, text
-    assert weights_in(gcs_place.store, "tried", STEPS, tmp_path) == whole
+    assert weights_in(gcs_place.store, "tried", STEPS, tmp_path) == whole[STEPS]
     names = names_of(gcs_place.store, "tried")
     assert not [name for name in names if "tempstate" in name or name.endswith((".tmp", ".lock"))]

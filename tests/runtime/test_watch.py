@@ -128,6 +128,7 @@ def test_a_loss_that_is_no_number(world, server):
     assert "the last good checkpoint is model.ckpt-4. Lower lr" in text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_nan_is_passed_over(world, server, whole):
     path = world.config("poisoned", train_steps=6)
     before = """
@@ -176,6 +177,7 @@ spikes.ENOUGH = 4
     check_equal(weights_of(folder, 9), weights_of(folder_of(again), 9))
 
 
+@pytest.mark.slow
 def test_skipping_changes_no_bit_where_there_is_no_spike(world, server, whole):
     path = world.config("guarded", train_steps=6)
     assert server.run("--model", path, "--skip_spikes")[0] == 0
