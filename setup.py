@@ -36,6 +36,7 @@ setup(
         "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine
         # serving: HTTP, and figures for Prometheus
         "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
+        "browser": ["playwright>=1.40"],  # tests: the page in a Chromium, which the system brings
         "track": ["sacred>=0.8.4"],  # tracking: --sacred_id
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against

@@ -56,7 +56,9 @@ def test_the_small_routes(server, model):
     _, _, found = server.fetch("/tokenize", {"prompt": text, "add_special_tokens": False})
     assert found["tokens"] == model.tokenizer.encode(text) and found["count"] == len(found["tokens"])
     assert server.fetch("/detokenize", {"tokens": found["tokens"]})[2] == {"prompt": text}
-    assert server.fetch("/tokenizer_info")[2]["eos_token"] == "<|endoftext|>"
+    end = server.fetch("/tokenizer_info")[2]["eos_token"]
+    assert server.fetch("/tokenize", {"prompt": end})[2]["tokens"] == [0] and end == "<|endoftext|>"
+    assert server.fetch("/tokenize", {"prompt": "x" + end})[2]["tokens"] == model.tokenizer.encode("x" + end)
     assert server.fetch("/healthz")[::2] == (200, {"status": "ok"})
     server.fetch("/v1/completions", {**FINE, "temperature": 0})
     figures = server.fetch("/metrics")[2]
