@@ -34,6 +34,7 @@ from gpt_neo.serving.requests import (
     parse_picture,
     parse_text_or_ids,
 )
+from gpt_neo.serving.run import is_loopback
 
 LOG = logging.getLogger("gpt_neo.serving")
 # Nothing is loaded from elsewhere, and no other page may hold this one.
@@ -112,9 +113,20 @@ class Server:
         return call
 
     def check_sender(self, request: Request) -> None:
-        """The bearer token, where there is one; and no page of another site, which a browser would let in."""
-        origin = request.headers.get("origin")
-        if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get("host"):
+        """The bearer token, where there is one; and no page of another site, which a browser would let in.
+
+        A page can also make the name of its own site lead to this machine: so without a token only names of this
+        machine are answered.
+        """
+        here, origin = request.headers.get("host", ""), request.headers.get("origin")
+        try:
+            host = urllib.parse.urlsplit("//" + here).hostname or ""
+            site = urllib.parse.urlsplit(origin).netloc if origin else here
+        except ValueError as error:
+            raise RequestError(f"the header Host or Origin is no address: {error}") from error
+        if self.limits.key is None and not is_loopback(host):
+            raise RequestError(f"the header Host names {host!r}; without a token it has to be this machine", status=403)
+        if site != here:
             raise RequestError(f"the page {origin} is not of this server", status=403)
         key = self.limits.key
         given = request.headers.get("authorization", "")
@@ -218,7 +230,7 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         """GET /healthz: 503 once no answer can come any more."""
-        well = self.engine.failure is None and not self.engine.stopping
+        well = not (self.engine.ended or self.engine.stopping)
         return JSONResponse({"status": "ok" if well else "failed"}, 200 if well else 503)
 
 
