@@ -42,6 +42,7 @@ setup(
         "track": ["sacred>=0.8.7", "sqlalchemy>=1.4", "pymongo>=4"],
         # serving: HTTP, and figures for Prometheus
         "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
+        "browser": ["playwright>=1.40"],  # tests: the page in a Chromium, which the system brings
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
         # evaluation: python -m gpt_neo harness
         "harness": ["lm_eval>=0.4.9,<0.5; python_version >= '3.10'"],

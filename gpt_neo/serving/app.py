@@ -34,6 +34,7 @@ from gpt_neo.serving.requests import (
     parse_picture,
     parse_text_or_ids,
 )
+from gpt_neo.serving.run import is_loopback
 
 LOG = logging.getLogger("gpt_neo.serving")
 # Nothing is loaded from elsewhere, and no other page may hold this one.
@@ -68,6 +69,8 @@ class Server:
         self.completions = Completions(engine, served, metrics, limits.seconds, limits.waiting)
         config = engine.decoder.config
         self.heads = [config.gla_heads if kind == "gla" else config.n_head for kind in config.attention_types]
+        eos = served.eos_id
+        self.eos_name = None if eos is None else served.tokenizer.backend.id_to_token(eos)
         self.layers = [i for i, kind in enumerate(config.attention_types) if kind != "none"]
 
     def app(self) -> Starlette:
@@ -110,9 +113,20 @@ class Server:
         return call
 
     def check_sender(self, request: Request) -> None:
-        """The bearer token, where there is one; and no page of another site, which a browser would let in."""
-        origin = request.headers.get("origin")
-        if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get("host"):
+        """The bearer token, where there is one; and no page of another site, which a browser would let in.
+
+        A page can also make the name of its own site lead to this machine: so without a token only names of this
+        machine are answered.
+        """
+        here, origin = request.headers.get("host", ""), request.headers.get("origin")
+        try:
+            host = urllib.parse.urlsplit("//" + here).hostname or ""
+            site = urllib.parse.urlsplit(origin).netloc if origin else here
+        except ValueError as error:
+            raise RequestError(f"the header Host or Origin is no address: {error}") from error
+        if self.limits.key is None and not is_loopback(host):
+            raise RequestError(f"the header Host names {host!r}; without a token it has to be this machine", status=403)
+        if site != here:
             raise RequestError(f"the page {origin} is not of this server", status=403)
         key = self.limits.key
         given = request.headers.get("authorization", "")
@@ -162,9 +176,17 @@ class Server:
         return JSONResponse(self.model_json())
 
     async def tokenize(self, request: Request) -> Response:
-        """POST /tokenize {prompt} -> {tokens}."""
+        """POST /tokenize {prompt} -> {tokens}.
+
+        The name of the end-of-text token alone is its id, which the evaluation harness finds out in this way; within a
+        text it is text, as in training.
+        """
         body = await self.body(request)
-        ids = await run_in_threadpool(parse_text_or_ids, {"prompt": body.get("prompt")}, self.served)
+        ids: list
+        if self.eos_name is not None and body.get("prompt") == self.eos_name:
+            ids = [self.served.eos_id]
+        else:
+            ids = await run_in_threadpool(parse_text_or_ids, {"prompt": body.get("prompt")}, self.served)
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self.served.length})
 
     async def detokenize(self, request: Request) -> Response:
@@ -175,10 +197,9 @@ class Server:
 
     async def tokenizer_info(self, request: Request) -> Response:
         """GET /tokenizer_info: the names of the special tokens, as the evaluation harness asks for them."""
-        eos, tokenizer = self.served.eos_id, self.served.tokenizer
-        name = None if eos is None else tokenizer.backend.id_to_token(eos)
-        return JSONResponse({"eos_token": name, "bos_token": name, "pad_token": name, "eos_token_id": eos,
-                             "vocab_size": tokenizer.n_vocab, "chat_template": None})  # fmt: skip
+        name, served = self.eos_name, self.served
+        return JSONResponse({"eos_token": name, "bos_token": name, "pad_token": name, "chat_template": None,
+                             "eos_token_id": served.eos_id, "vocab_size": served.tokenizer.n_vocab})  # fmt: skip
 
     async def attention(self, request: Request) -> Response:
         """POST /attention {prompt or tokens, layer, head}: the weights of that head, see `picture`."""
@@ -209,7 +230,7 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         """GET /healthz: 503 once no answer can come any more."""
-        well = self.engine.failure is None and not self.engine.stopping
+        well = not (self.engine.ended or self.engine.stopping)
         return JSONResponse({"status": "ok" if well else "failed"}, 200 if well else 503)
 
 

@@ -46,15 +46,14 @@ class Completions:
         """
         completion = await run_in_threadpool(parse_completion, body, self.served)
         task = Task(completion, self)
-        if self.engine.failure is not None or self.engine.stopping:
+        if self.engine.ended or self.engine.stopping:
             return JSONResponse(error_json("no answers can be given any more", 503), 503)
         room = self.engine.decoder.rows + self.limit - self.open
         if len(task.sequences) > room:
             raise RequestError(f"{self.open} answers are on their way, and more may not wait", status=429)
         task.submit()
         if completion.stream:
-            return StreamingResponse(task.events(), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-                                     media_type="text/event-stream")  # fmt: skip
+            return EventStream(task)
         return await whole(request, task)
 
 
@@ -158,8 +157,22 @@ class Task:
             yield b"data: [DONE]\n\n"
         except (asyncio.TimeoutError, EngineError) as error:
             yield event(error_json(failure_text(error, self.owner.seconds), 500))
+
+
+class EventStream(StreamingResponse):
+    """A task's events; a client that leaves, even before the first one, frees its rows."""
+
+    def __init__(self, task: Task) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(task.events(), headers=headers, media_type="text/event-stream")
+        self.task = task
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            self.end()
+            self.task.end()
 
 
 class EngineError(Exception):

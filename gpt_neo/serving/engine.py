@@ -20,6 +20,7 @@ from gpt_neo.serving.writer import Piece, Scored, Writer
 from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo.serving")
+STOPPED = "the server is stopping"
 
 
 @dataclasses.dataclass
@@ -88,7 +89,7 @@ class Engine:
         self.errands: collections.deque = collections.deque()
         self.rows: dict[int, Row] = {}
         self.changed = threading.Condition()
-        self.stopping = False
+        self.stopping, self.ended = False, False
         self.failure: Optional[BaseException] = None
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
 
@@ -99,14 +100,21 @@ class Engine:
     def submit(self, sequences: list[Sequence]) -> None:
         """Queue sequences, first come first served."""
         with self.changed:
-            self.waiting.extend(sequences)
-            self.changed.notify()
+            if not self.ended:
+                self.waiting.extend(sequences)
+                self.changed.notify()
+                return
+        for sequence in sequences:
+            sequence.tell(self.failure or RuntimeError(STOPPED))
 
     def call(self, errand: Callable[[], None]) -> None:
-        """Run something that needs the model between two steps."""
+        """Run something that needs the model between two steps; at once when no step will follow."""
         with self.changed:
-            self.errands.append(errand)
-            self.changed.notify()
+            if not self.ended:
+                self.errands.append(errand)
+                self.changed.notify()
+                return
+        errand()
 
     def close(self) -> None:
         """End the thread after the step under way; what is unanswered gets an error."""
@@ -128,10 +136,14 @@ class Engine:
             LOG.exception("the engine stopped")
             self.failure = error
         finally:
-            self.abandon(self.failure or RuntimeError("the server is stopping"))
+            self.abandon(self.failure or RuntimeError(STOPPED))
 
     def abandon(self, error: BaseException) -> None:
         """Tell everybody that no more comes."""
+        with self.changed:
+            self.ended = True
+        while self.errands:
+            self.errands.popleft()()
         for sequence in [row.sequence for row in self.rows.values()] + list(self.waiting):
             sequence.tell(error)
         self.rows.clear()
@@ -228,7 +240,6 @@ class Engine:
         """The row's last piece."""
         self.rows.pop(row.index, None)
         row.sequence.tell(piece)
-        self.observe("finished_" + str(piece.finish), 1)
 
     def picture(self, tokens: list, layer: int, tell: Callable[[Any], None]) -> None:
         """What a layer attends with (see `RowDecoder.attention_inputs`), told between two steps."""

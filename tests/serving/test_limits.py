@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.serving.engine import Sequence
 from tests.serving.conftest import running
 
 FINE = {"prompt": "ice", "max_tokens": 2}
@@ -56,7 +58,9 @@ def test_the_small_routes(server, model):
     _, _, found = server.fetch("/tokenize", {"prompt": text, "add_special_tokens": False})
     assert found["tokens"] == model.tokenizer.encode(text) and found["count"] == len(found["tokens"])
     assert server.fetch("/detokenize", {"tokens": found["tokens"]})[2] == {"prompt": text}
-    assert server.fetch("/tokenizer_info")[2]["eos_token"] == "<|endoftext|>"
+    end = server.fetch("/tokenizer_info")[2]["eos_token"]
+    assert server.fetch("/tokenize", {"prompt": end})[2]["tokens"] == [0] and end == "<|endoftext|>"
+    assert server.fetch("/tokenize", {"prompt": "x" + end})[2]["tokens"] == model.tokenizer.encode("x" + end)
     assert server.fetch("/healthz")[::2] == (200, {"status": "ok"})
     server.fetch("/v1/completions", {**FINE, "temperature": 0})
     figures = server.fetch("/metrics")[2]
@@ -71,11 +75,25 @@ def test_the_token_and_other_sites(server, model):
     status, _, found = server.fetch("/v1/models", headers={"Origin": "http://elsewhere.example"})
     assert status == 403 and "elsewhere" in found["error"]["message"]
     assert server.fetch("/v1/models", headers={"Origin": server.url})[0] == 200
+    status, _, found = server.fetch("/v1/models", headers={"Host": "elsewhere.example"})
+    assert status == 403 and "elsewhere" in found["error"]["message"]
+    assert server.fetch("/v1/models", headers={"Host": "[::1"})[0] == 400
+    assert server.fetch("/v1/models", headers={"Origin": "http://[x"})[0] == 400
     with running(model, server.decoder, key="secret") as closed:
         for path in ("/v1/models", "/metrics", "/tokenizer_info"):
             assert closed.fetch(path)[0] == closed.fetch(path, headers={"Authorization": "Bearer wröng"})[0] == 401
             assert closed.fetch(path, headers={"Authorization": "Bearer secret"})[0] == 200
         assert closed.fetch("/healthz")[0] == closed.fetch("/")[0] == 200
+
+
+def test_an_engine_that_fails_tells_everybody(server, model):
+    with running(model, server.decoder) as broken:
+        broken.engine.call(lambda: 1 / 0)
+        assert broken.engine.thread.join(10) is None and not broken.engine.thread.is_alive()
+        assert broken.fetch("/healthz")[0] == 503 == broken.fetch("/v1/completions", FINE)[0]
+        told = []
+        broken.engine.submit([Sequence(0, [1], 0, 1, SampleOptions(), (), told.append)])
+        assert isinstance(told[0], ZeroDivisionError)
 
 
 def test_overload_time_and_slow_bodies(server, model):

@@ -1,0 +1,68 @@
+"""From tokens to text: half characters, stop strings over several tokens, tokenizers that are not of bytes."""
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_neo.serving.writer import Scored, Writer
+from gpt_neo.tokenizer import Tokenizer, train_tokenizer
+
+BYTES = Tokenizer("bytes", train_tokenizer(["naïve 小さな ½"], 258), 0)
+
+
+def write(tokenizer, ids, stop=(), prompt=()):
+    """(pieces, text, tokens) of an answer of these ids."""
+    writer, pieces = Writer(tokenizer, stop, prompt), []
+    for token in ids:
+        piece = writer.add(Scored(token), is_end=token == 0)
+        pieces += [piece] if piece else []
+        if piece and piece.finish:
+            break
+    else:
+        pieces.append(writer.finish("length"))
+    return pieces, "".join(p.text for p in pieces), [s.token for p in pieces for s in p.tokens]
+
+
+@given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+def test_every_text_and_stop_string(text, stop):
+    ids = BYTES.encode(text)
+    pieces, shown, tokens = write(BYTES, ids, stop)
+    ends = [text.index(s) for s in stop if s in text]
+    # The earliest end counts, where one string's end comes before another's is seen.
+    firsts = [at for at in ends if at == len(shown)]
+    assert text.startswith(shown) and not any(s in shown for s in stop)
+    assert shown == text if not ends else firsts
+    assert tokens == ids[: len(tokens)]
+    offsets = [at for p in pieces for at in p.offsets]
+    assert offsets == sorted(offsets) and all(at <= len(shown) for at in offsets)
+    assert pieces[-1].finish == ("stop" if ends else "length")
+    assert all(p.finish is None for p in pieces[:-1])
+
+
+def test_half_characters_come_whole_or_as_a_replacement():
+    ids = BYTES.encode("a½b")
+    assert [p.text for p in write(BYTES, ids)[0]] == ["a", "", "½", "b", ""]
+    assert write(BYTES, ids[:2])[1] == "a\ufffd"
+    assert write(BYTES, ids[2:], prompt=ids[:2])[1] == "½b"  # the prompt had the first half
+
+
+def test_the_end_of_text_is_a_token_without_text():
+    pieces, text, tokens = write(BYTES, [*BYTES.encode("ab"), 0, 5])
+    assert text == "ab" and tokens[-1] == 0 and len(tokens) == 3 and pieces[-1].finish == "stop"
+
+
+def test_nothing_of_a_stop_string_is_shown_before_it_is_known():
+    pieces, text, _ = write(BYTES, BYTES.encode("one. Two. three"), stop=[". t"])
+    assert text == "one. Two"
+    assert all(len("".join(p.text for p in pieces[: i + 1])) <= len("one. Two") for i in range(len(pieces)))
+
+
+@pytest.mark.parametrize("text", ["a b", "b  a"])
+def test_a_tokenizer_that_joins_words_by_itself(text):
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[e]": 0, "a": 1, "b": 2}, unk_token="[e]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words = Tokenizer("words", backend, 0)
+    ids = words.encode(text)
+    assert write(words, ids)[1] == words.decode(ids)
+    assert write(words, ids[1:], prompt=ids[:1])[1] == words.decode(ids)[1:]
