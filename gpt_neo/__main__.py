@@ -11,6 +11,7 @@ COMMANDS = {
     "import-hf": ("gpt_neo.cli.import_hf", "make a run folder of a Hugging Face model"),
     "export-hf": ("gpt_neo.cli.export_hf", "make a Hugging Face model of a checkpoint"),
     "inspect": ("gpt_neo.cli.inspect", "what a checkpoint holds, and whether it is sound"),
+    "spmd-run": ("gpt_neo.cli.spmd_run", "train with the exported program of one core, on any devices of JAX"),
     "average": ("gpt_neo.cli.average", "the mean of several checkpoints"),
 }
 

@@ -7,7 +7,8 @@ import os
 import gpt_neo
 
 ROOMS = (
-    "errors storage config tokenizer dataprep mtf_compat inputs model optim checkpoint sampling runtime cli __main__"
+    "errors storage config tokenizer dataprep mtf_compat inputs model optim checkpoint sampling runtime spmd "
+    "cli __main__"
 ).split()
 LIGHT = ("errors", "storage", "config", "tokenizer", "dataprep")  # no TensorFlow before a job needs it
 PACKAGE = os.path.dirname(gpt_neo.__file__)

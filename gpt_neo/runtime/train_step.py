@@ -23,7 +23,8 @@ from gpt_neo.optim.slots import SlotLayout
 class TrainStep:
     """Tensors of a lowered training step.
 
-    loss, rate: float32 scalars, before the update. train: the operation that updates and counts the step.
+    loss, rate: float32 scalars, before the update. train: the operation that updates and counts the step; where the
+    placement does not update in place, counting is left to whoever runs the step.
     """
 
     loss: Any
@@ -51,7 +52,7 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
     loss, grads = loss_and_gradients(graph, features, mtf_step, run, splits)
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
-    slots = SlotLayout(placement.mesh_shape, placement.layout)
+    slots = SlotLayout(placement.mesh_shape, placement.layout, placement.in_place)
     updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, slots)
     lowering = placement.lower(graph, mesh)
     loss_out = lowering.export_to_tf_tensor(loss)
@@ -59,7 +60,7 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any) -> TrainStep:
     with tf.control_dependencies([loss_out, rate]):
         assigns = tf.group([lowering.lowered_operation(op) for op in updates])
     with tf.control_dependencies([assigns]):
-        train = tf.assign_add(step, 1).op
+        train = tf.assign_add(step, 1).op if placement.in_place else assigns
     return TrainStep(loss_out, rate, train, lowering)
 
 
