@@ -20,6 +20,7 @@ from gpt_neo.model import variables
 from gpt_neo.model.activations import get_activation
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
+from gpt_neo.model.dropout import threefry, word
 from gpt_neo.mtf_compat import mtf, tf
 
 TINY = 1e-9  # keeps quotients of gates finite
@@ -165,8 +166,10 @@ def uniform(mesh: Any, shape: Any) -> Any:
     They are drawn for the whole shape and then split, so a mesh sees the same ones; a block that is computed again
     keeps them. The microbatches of a step share them.
     """
-    seed = [random.getrandbits(31), tf.cast(tf.train.get_or_create_global_step(), tf.int32)]
-    return mtf.import_tf_tensor(mesh, tf.random.stateless_uniform(shape.to_integer_list, seed), shape)
+    step = tf.cast(tf.train.get_or_create_global_step(), tf.uint32)
+    words, _ = threefry(word(random.getrandbits(31)), step, tf.cast(tf.range(shape.size), tf.uint32), word(0))
+    draws = tf.cast(tf.bitwise.right_shift(words, word(8)), tf.float32) * 2.0**-24  # as many bits as float32 holds
+    return mtf.import_tf_tensor(mesh, tf.reshape(draws, shape.to_integer_list), shape)
 
 
 def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, moe: MoeConfig) -> tuple[Any, Any]:

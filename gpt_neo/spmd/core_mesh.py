@@ -73,13 +73,12 @@ class CoreMesh(SimdMeshImpl):
         return self.LaidOutTensor([named_call(name, x, shape, json.dumps(options))])
 
     def allreduce(self, x: Any, mesh_axes: list, reduction_fn_string: str) -> Any:
-        """Sum, or largest, over the cores along some axes. bfloat16 is added up in float32 in large groups."""
+        """Sum, largest or smallest over the cores along some axes."""
         x = x.to_laid_out_tensor()
         if not mesh_axes:
             return x
         groups, given = self.groups(mesh_axes), x.one_slice
-        exact = given.dtype == tf.bfloat16 and len(groups[0]) <= self._allreduce_in_bfloat16_max_group_size
-        wide = given if exact or given.dtype == tf.float32 else tf.cast(given, tf.float32)
+        wide = self.wide_enough(given, groups)
         kind = {"SUM": "add", "MAX": "maximum", "MIN": "minimum"}[reduction_fn_string]
         out = self.call("all_reduce", wide, wide.shape.as_list(), groups=groups, kind=kind)
         return self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
@@ -92,6 +91,23 @@ class CoreMesh(SimdMeshImpl):
         groups, shape = self.groups([mesh_axis]), part.shape.as_list()
         shape[concat_axis] *= len(groups[0])
         return self.call("all_gather", part, shape, groups=groups, axis=concat_axis)
+
+    def allsplit(self, x: Any, mesh_axis: int, split_axis: int, which: Optional[Any] = None) -> Any:
+        """This core's part along a dimension. Of a sum still to be made over that axis, only the part is made."""
+        lazy = which is None and isinstance(x, mtf.ops.LazyAllreduceSum) and x.mesh_axes == [mesh_axis]
+        if not lazy:
+            return super().allsplit(x.to_laid_out_tensor(), mesh_axis, split_axis, which)
+        given, groups = x.laid_out_input.one_slice, self.groups([mesh_axis])
+        shape = given.shape.as_list()
+        shape[split_axis] //= len(groups[0])
+        wide = self.wide_enough(given, groups)
+        out = self.call("reduce_scatter", wide, shape, groups=groups, axis=split_axis)
+        return self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
+
+    def wide_enough(self, x: Any, groups: list) -> Any:
+        """x in the type that it is added up in: float32, or bfloat16 in small groups."""
+        exact = x.dtype == tf.bfloat16 and len(groups[0]) <= self._allreduce_in_bfloat16_max_group_size
+        return x if exact or x.dtype == tf.float32 else tf.cast(x, tf.float32)
 
     def alltoall(self, x: Any, mesh_axis: int, split_axis: int, concat_axis: int) -> Any:
         """Split along one dimension, send the parts around, join along another; in the type that is given."""
@@ -142,10 +158,10 @@ class CorePlacement:
     in_place = False  # variables are inputs, their new values outputs
 
     def __init__(self, config: MeshConfig) -> None:
-        plan = MeshPlan(("",), config.mesh_shape, config.layout)
+        plan = MeshPlan(("",), config.mesh_shape or (("all", 1),), config.layout)
         self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
         self.replicas = plan.replicas()
-        self.cores = math.prod(size for _, size in config.mesh_shape)
+        self.cores = math.prod(size for _, size in plan.mesh_shape)
         self.impl: Any = None
 
     def make_mesh(self, graph: Any) -> Any:

@@ -19,12 +19,12 @@ from gpt_neo.spmd.stablehlo import finished
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """stablehlo: text of the module, whose function is `main`. description: see `describe`. masters: the variables,
-    which hold nothing and whose initial values can be drawn (`initial_values`)."""
+    """stablehlo: text of the module, whose function is `main`. description: see `describe`. initial: tensors that
+    `initial_values` draws."""
 
     stablehlo: str
     description: dict
-    masters: dict = dataclasses.field(repr=False)
+    initial: dict = dataclasses.field(repr=False)
 
 
 def export_train_step(run: RunConfig, weighted: bool = False) -> Program:
@@ -88,18 +88,20 @@ def finish_program(
     outputs = {**results, **{n: part.fresh for n, (_, part) in mesh.slices.items() if part.fresh is not None}}
     description = describe(kind, run, placement, inputs, outputs)
     text = export_mlir(graph, list(inputs.values()), list(outputs.values()))
-    masters = {name: variable.get_master() for name, (variable, _) in mesh.slices.items()}
-    return Program(finished(text, description["donated"]), description, masters)
+    initial = {name: variable.get_master().initial_value for name, (variable, _) in mesh.slices.items()}
+    return Program(finished(text, description["donated"]), description, initial)
 
 
 def initial_values(program: Program) -> Iterator[tuple[str, np.ndarray]]:
     """Draw what a new run starts from, one variable at a time: (name, whole value)."""
-    masters = program.masters
-    if not masters:
-        return
-    with tf.Session(graph=next(iter(masters.values())).graph) as session:
-        for name, master in masters.items():
-            yield name, session.run(master.initial_value)
+    names = {name: tensor.name for name, tensor in program.initial.items()}
+    # A graph of their own: TensorFlow has no kernels for the collectives of the other one.
+    whole = next(iter(program.initial.values())).graph.as_graph_def()
+    part = tf.graph_util.extract_sub_graph(whole, [tensor.op.name for tensor in program.initial.values()])
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(part, name="")
+        for name, initial in names.items():
+            yield name, session.run(initial)
 
 
 def describe(kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, outputs: dict) -> dict:

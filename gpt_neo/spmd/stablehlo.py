@@ -10,7 +10,7 @@ from typing import Any, Callable
 from gpt_neo.errors import ConfigError
 
 CALL = re.compile(
-    r'(?P<out>%\S+) = "tf\.XlaCustomCallV2"\((?P<x>%\S+|)\) \{backend_config = "(?P<options>.*?)", '
+    r'(?P<out>%\S+) = "tf\.XlaCustomCallV2"\((?P<x>%\S+|)\) \{(?:\w+ = \w+, )*backend_config = "(?P<options>.*?)", '
     r'call_target_name = "(?P<name>\w+)".*?\} : \((?P<given>tensor<\S+>|)\) -> (?P<made>tensor<\S+>)'
 )
 LARGE = 1 << 16  # elements of a constant; masks and positions come from iota, so there is none of that size
