@@ -18,25 +18,25 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "bench", "tpu_check.json")
 PAGE = os.path.join(ROOT, "docs", "tpu.md")
 TOP, BOTTOM = "<!-- tpu-check -->", "<!-- /tpu-check -->"
-MEGATRON = "layout=batch:x,heads:y,intermediate_expanded:y,slots:x"
+SPLIT = "layout=batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x"
 
 # (config, slice, overrides). No override is the config as it is shipped.
 CASES = [
     ("gpt3_1-3B", "v3-256", []),
-    ("gpt3_1-3B", "v3-256", [MEGATRON]),
+    ("gpt3_1-3B", "v3-256", [SPLIT]),
     ("gpt3_2-7B", "v3-256", []),
-    ("gpt3_2-7B", "v3-256", [MEGATRON]),
+    ("gpt3_2-7B", "v3-256", [SPLIT]),
     ("gpt3_125M", "v3-8", []),
     ("gpt3_350M", "v3-32", ["mesh_shape=x:32"]),
-    ("gpt3_1-3B", "v3-8", ["mesh_shape=x:4,y:2", MEGATRON]),
-    ("gpt3_2-7B", "v3-8", ["mesh_shape=x:2,y:4", MEGATRON]),
-    ("gpt3_6-7B", "v3-256", [MEGATRON]),
-    ("gpt3_13B", "v3-256", [MEGATRON]),
+    ("gpt3_1-3B", "v3-8", ["mesh_shape=x:4,y:2", SPLIT]),
+    ("gpt3_2-7B", "v3-8", ["mesh_shape=x:2,y:4", SPLIT]),
+    ("gpt3_6-7B", "v3-256", [SPLIT]),
+    ("gpt3_13B", "v3-256", [SPLIT]),
     ("gptj_6B", "v3-256", []),
     ("gptneox_20B", "v3-256", []),
-    ("gpt3_1-3B_gla", "v3-256", ["layout=batch:x,heads:y,intermediate_expanded:y,slots:x"]),
-    ("gpt3_1-3B_local_gla", "v3-256", [MEGATRON]),
-    ("gpt3_2-7B_gla", "v3-256", [MEGATRON]),
+    ("gpt3_1-3B_gla", "v3-256", [SPLIT]),
+    ("gpt3_1-3B_local_gla", "v3-256", [SPLIT]),
+    ("gpt3_2-7B_gla", "v3-256", [SPLIT]),
 ]
 
 

@@ -12,7 +12,7 @@ from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.dropout import dropout_source
 from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batch
-from gpt_neo.model.transformer import transformer
+from gpt_neo.model.transformer import spread, transformer
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.build import optimizer_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
@@ -75,11 +75,12 @@ def loss_and_gradients(graph: Any, features: dict, step: Any, run: RunConfig, sp
 
     def forward(parts: dict) -> dict:
         dims = make_dims(run.model, parts["inputs"].shape.dims[0].size)
-        context = Context(is_training=True)
+        context = Context(is_training=True, spread_loss=True)
         with dropout_source(run.training.seed or 1, step, parts["rows"]):
             logits = transformer(parts["inputs"], dims, run.model, context)
-        losses = loss_per_token(logits, parts["labels"], dims.vocab, run.model, run.model.z_loss)
-        return {"loss": mtf.add_n([mean_loss(losses, parts, count, splits),
+        named = {name: spread(parts[name], context) for name in ("labels", "weights") if name in parts}
+        losses = loss_per_token(logits, named["labels"], dims.vocab, run.model, run.model.z_loss)
+        return {"loss": mtf.add_n([mean_loss(losses, named, count, splits),
                                    *[auxiliary / splits for auxiliary in context.auxiliary_losses]])}
 
     if splits > 1:

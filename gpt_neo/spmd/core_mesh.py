@@ -94,15 +94,16 @@ class CoreMesh(SimdMeshImpl):
 
     def allsplit(self, x: Any, mesh_axis: int, split_axis: int, which: Optional[Any] = None) -> Any:
         """This core's part along a dimension. Of a sum still to be made over that axis, only the part is made."""
-        lazy = which is None and isinstance(x, mtf.ops.LazyAllreduceSum) and x.mesh_axes == [mesh_axis]
-        if not lazy:
+        if which is not None or not isinstance(x, mtf.ops.LazyAllreduceSum) or mesh_axis not in x.mesh_axes:
             return super().allsplit(x.to_laid_out_tensor(), mesh_axis, split_axis, which)
         given, groups = x.laid_out_input.one_slice, self.groups([mesh_axis])
         shape = given.shape.as_list()
         shape[split_axis] //= len(groups[0])
         wide = self.wide_enough(given, groups)
         out = self.call("reduce_scatter", wide, shape, groups=groups, axis=split_axis)
-        return self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
+        part = self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
+        others = [axis for axis in x.mesh_axes if axis != mesh_axis]
+        return mtf.ops.LazyAllreduceSum(self, part, others) if others else part
 
     def wide_enough(self, x: Any, groups: list) -> Any:
         """x in the type that it is added up in: float32, or bfloat16 in small groups."""

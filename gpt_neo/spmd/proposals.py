@@ -50,6 +50,8 @@ def layouts(run: RunConfig, devices: int) -> Iterator[tuple[tuple, tuple]]:
             yield (("x", devices),), (("batch", "x"), ("slots", "x"))
         elif sizes["heads"] % ways == 0:
             split = tuple((name, "y") for name in SPLIT if sizes[name] % ways == 0)
+            if ("vocab", "y") not in split:
+                split += (("loss_sequence", "y"),)
             yield (("x", replicas), ("y", ways)), (("batch", "x"), *split, ("slots", "x"))
 
 
