@@ -12,7 +12,7 @@ DEMO := demo_run
 RECORDS = $(BIN)/python data/create_tfrecords.py --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
     --output_dir $(DEMO)/records
 
-.PHONY: setup setup-test lint test slow demo bench clean
+.PHONY: setup setup-test lint test slow demo bench spmd-check tpu-check clean
 
 setup: $(VENV)/.installed
 
@@ -56,6 +56,14 @@ demo: setup
 # Speed and memory against the stock Hugging Face model, in one run: docs/performance.md.
 bench: setup-test
 	$(BIN)/python -m bench
+
+# The exported program on eight virtual devices: makes the JAX environment on first use.
+spmd-check: setup-test
+	$(BIN)/python -m pytest -q -m slow tests/spmd
+
+# Every shipped config by the TPU compiler, one after the other (minutes each); writes the table of docs/tpu.md.
+tpu-check: setup
+	$(BIN)/python -m bench.tpu_check
 
 clean:
 	rm -rf $(VENV) $(DEMO)

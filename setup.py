@@ -16,7 +16,10 @@ setup(
     description="GPT-Neo on Mesh-TensorFlow: train, evaluate, sample and convert",
     license="MIT",
     packages=find_packages(include=["gpt_neo", "gpt_neo.*"]),
-    package_data={"gpt_neo.checkpoint": ["custom_code/*.py"], "gpt_neo.serving": ["page/*"]},
+    package_data={
+        "gpt_neo.checkpoint": ["custom_code/*.py"], "gpt_neo.serving": ["page/*"],
+        "gpt_neo.spmd": ["constraints.txt"],  # what its worker's environment is made of
+    },  # fmt: skip
     python_requires=">=3.9,<3.12",
     install_requires=[
         "tensorflow>=2.15.1,<2.16",  # model, runtime: the last line with Estimator and TPUEstimator

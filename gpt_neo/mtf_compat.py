@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
 import tensorflow.compat.v1 as tf
@@ -22,14 +22,18 @@ if not hasattr(_ops, "register_tensor_conversion_function"):
 
 import mesh_tensorflow as mtf  # noqa: E402  (needs the repair above)
 
-__all__ = ["always_compiled", "compiled", "lower_locally", "mtf", "reason_of", "row_times_matrices",
-           "row_times_matrix", "tf", "uncompiled", "zeros_initializer"]  # fmt: skip
+SimdMeshImpl = mtf.simd_mesh_impl.SimdMeshImpl
+
+__all__ = ["SimdMeshImpl", "always_compiled", "compiled", "export_mlir", "inlined", "lower_locally", "mtf",
+           "named_call", "reason_of", "row_times_matrices", "row_times_matrix", "tf", "uncompiled",
+           "zeros_initializer"]  # fmt: skip
 
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
 
 
 COMPILES: contextvars.ContextVar = contextvars.ContextVar("COMPILES", default=True)
+INLINES: contextvars.ContextVar = contextvars.ContextVar("INLINES", default=False)
 
 
 @contextlib.contextmanager
@@ -42,9 +46,26 @@ def uncompiled() -> Iterator[None]:
         COMPILES.reset(token)
 
 
+@contextlib.contextmanager
+def inlined() -> Iterator[None]:
+    """Graphs built inside are compiled as a whole: every kernel is its plain operations, with no call around them."""
+    token = INLINES.set(True)
+    try:
+        with uncompiled():
+            yield
+    finally:
+        INLINES.reset(token)
+
+
 def always_compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function of TensorFlow tensors of so many operations that XLA is to compile it at any size."""
-    return _function(kernel, jit_compile=True, autograph=False)
+    fused = _function(kernel, jit_compile=True, autograph=False)
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        return kernel(*args) if INLINES.get() else fused(*args)
+
+    return call
 
 
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,3 +159,72 @@ def lower_locally(graph: Any, mesh: Any) -> Any:
     """
     mesh_impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape=[], layout={}, devices=[""])
     return mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
+
+
+# From TensorFlow's executor dialect to StableHLO. Not TensorFlow's own `tf-standard-pipeline`: it folds constants, into
+# gigabytes of text at long contexts. Not inside `builtin.module(...)`: then it silently does nothing.
+PASSES = (
+    "func.func(tf-executor-graph-pruning),func.func(tf-executor-to-functional-conversion),tf-shape-inference,"
+    "tf-functional-control-flow-to-regions,func.func(tf-einsum),xla-legalize-tf,canonicalize,cse,inline,"
+    "symbol-dce,hlo-legalize-to-stablehlo"
+)
+
+
+def named_call(name: str, x: Any, shape: Sequence[int], options: str) -> Any:
+    """A call of something outside of TensorFlow, for graphs that `export_mlir` takes: x -> a tensor of `shape`."""
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+    (out,) = gen_xla_ops.xla_custom_call_v2([x], name, options, False, [x.dtype], [shape])
+    return out
+
+
+def export_mlir(graph: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> str:
+    """StableHLO text of a graph without variables, its placeholders `inputs` as arguments in that order.
+
+    Calls by name, and `iota` for every range of numbers, are left as operations tf.XlaCustomCallV2.
+    """
+    from tensorflow.python import pywrap_mlir
+
+    definition = graph.as_graph_def()
+    for nodes in [definition.node, *(function.node_def for function in definition.library.function)]:
+        purify(nodes)
+    dtypes = [f"DT_{x.dtype.name.upper()}" for x in inputs]
+    dtypes = ["DT_FLOAT" if dtype == "DT_FLOAT32" else dtype for dtype in dtypes]
+    shapes = [",".join(map(str, x.shape.as_list())) for x in inputs]
+    text = pywrap_mlir.import_graphdef(
+        definition, "", False, [x.op.name for x in inputs], dtypes, shapes, [x.name for x in outputs]
+    )
+    return tf.mlir.experimental.run_pass_pipeline(text, PASSES)
+
+
+def purify(nodes: Any) -> None:
+    """Take order and devices out of the nodes of a graph or function, and name its ranges of numbers."""
+    constants = {node.name: node for node in nodes if node.op == "Const"}
+    ranges = {node.name for node in nodes if node.op == "Range" and name_range(node, constants)}
+    for node in nodes:
+        # Order is of no meaning to a pure function, and the importer keeps nothing apart that has it.
+        kept = [name for name in node.input if not name.startswith("^")]
+        parts = [name.partition(":output:") for name in kept]  # as functions have it, by the name of the output
+        kept = [f"{name}:results:{number}" if name in ranges and colon else name + colon + number
+                for name, colon, number in parts]  # fmt: skip
+        del node.input[:]
+        node.input.extend(kept)
+        node.device = ""
+
+
+def name_range(node: Any, constants: dict) -> bool:
+    """Make a node 0, 1, ... n - 1 a call of `iota`: TensorFlow would fold it, and masks made of it, into constants."""
+    parts: list[Any] = [constants.get(name.split(":")[0]) for name in node.input]
+    if None in parts:
+        return False
+    start, limit, delta = (tf.make_ndarray(part.attr["value"].tensor).item() for part in parts)
+    if start != 0 or delta != 1:
+        return False
+    call = tf.NodeDef(name=node.name, op="XlaCustomCallV2")
+    call.attr["call_target_name"].s, call.attr["backend_config"].s = b"iota", b"{}"
+    call.attr["has_side_effect"].b = False
+    call.attr["operand_dtypes"].list.SetInParent()
+    call.attr["result_dtypes"].list.type.append(node.attr["Tidx"].type)
+    call.attr["result_shapes"].list.shape.append(tf.TensorShape([int(limit)]).as_proto())
+    node.CopyFrom(call)
+    return True

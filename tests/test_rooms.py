@@ -8,7 +8,7 @@ import gpt_neo
 
 ROOMS = (
     "errors storage config tokenizer dataprep mtf_compat inputs model optim checkpoint tracking sampling runtime "
-    "evaluation serving cli __main__"
+    "evaluation serving spmd cli __main__"
 ).split()
 LIGHT = ("errors", "storage", "config", "tokenizer", "dataprep", "tracking")  # no TensorFlow before a job needs it
 PACKAGE = os.path.dirname(gpt_neo.__file__)

@@ -24,6 +24,10 @@ def build_parser() -> argparse.ArgumentParser:
     jobs.add_argument("--check_dataset", action="store_true", help="decode samples of the dataset and check its ids")
     jobs.add_argument("--export", metavar="FOLDER", nargs="?", const="export", help="write a SavedModel")
     jobs.add_argument("--int8", action="store_true", help="with --export: weights as int8, a quarter of the size")
+    jobs.add_argument("--compile_for", metavar="SLICE",
+                      help="does it fit a TPU such as v3-256, and how fast: asks the TPU compiler, needs no TPU; "
+                      "with --plan: find mesh, layout and microbatches for it")  # fmt: skip
+    jobs.add_argument("--json", action="store_true", help="with --compile_for: the figures as JSON")
     jobs.add_argument("--auto_layout", action="store_true", help="search a layout for mesh_shape, print it")
     jobs.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="search mesh shape and layout")
     train = p.add_argument_group("training")

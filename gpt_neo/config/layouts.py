@@ -43,7 +43,7 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
     experts = {"experts": moe.moe_num_experts, "expert_hidden": moe.moe_hidden_size} if model.moe_layers else {}
     heads = math.gcd(model.n_head, model.gla_heads if "gla" in model.attention_types else 0)  # a split divides both
     return {
-        "batch": run.training.train_batch_size, "sequence": model.n_ctx,
+        "batch": run.training.train_batch_size, "sequence": model.n_ctx, "loss_sequence": model.n_ctx,
         "memory_length": model.n_ctx + model.num_mem_kv, "embed_sequence": model.n_ctx, "embd": model.n_embd,
         "heads": heads, "vocab": model.n_vocab, "intermediate_expanded": 4 * model.n_embd,
         "features_per_head": model.features_per_head, **experts,
@@ -117,7 +117,8 @@ def search_layout(run: RunConfig, mesh_shape: tuple) -> list[Layout]:
 TOGETHER = (
     ("batch", "embd"), ("batch", "heads"), ("batch", "intermediate_expanded"), ("batch", "vocab"), ("embd", "heads"),
     ("embd", "intermediate_expanded"), ("embd", "vocab"), ("experts", "embd"), ("experts", "expert_hidden"),
-    ("expert_hidden", "embd"), ("batch", "expert_hidden"),
+    ("expert_hidden", "embd"), ("batch", "expert_hidden"), ("batch", "loss_sequence"), ("loss_sequence", "embd"),
+    ("loss_sequence", "vocab"),
 )  # fmt: skip
 
 

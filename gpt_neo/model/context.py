@@ -33,6 +33,7 @@ class Context:
     is_training: dropout and recomputation are on.
     decoding: new tokens against caches of the old ones; None reads whole sequences.
     last_only: give the logits of the last token alone.
+    spread_loss: logits are [batch, loss_sequence, vocab], see `transformer.spread`.
     auxiliary_losses: float32 scalars that layers add to the loss, filled by the pass.
     seen: (kind, tensors) of each attention layer, what its weights follow from; filled by the pass where it is a list.
     """
@@ -40,6 +41,7 @@ class Context:
     is_training: bool = False
     decoding: Optional[Decoding] = None
     last_only: bool = False
+    spread_loss: bool = False
     auxiliary_losses: list = dataclasses.field(default_factory=list)
     seen: Optional[list] = None
 

@@ -19,6 +19,8 @@ from gpt_neo.model.positions import position_embedding
 from gpt_neo.model.vocab_ops import embed
 from gpt_neo.mtf_compat import mtf, tf
 
+LOSS_SEQUENCE = "loss_sequence"
+
 
 def check_supported(config: ModelConfig, context: Context) -> None:
     """Refuse options that the network does not have.
@@ -40,12 +42,12 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
       tokens: int32 [batch, sequence].
 
     Returns:
-      float32 logits [batch, sequence or 1, vocab].
+      float32 logits [batch, sequence or 1, vocab]; [batch, loss_sequence, vocab] with `spread_loss`.
     """
     check_supported(config, context)
     with tf.variable_scope("gpt2"):
         wte = variables.normal(tokens.mesh, "wte", mtf.Shape([dims.vocab, dims.embd]), 0.02, config)
-        x = embed(wte, tokens, dims.vocab)
+        x = spread(embed(wte, spread(tokens, context), dims.vocab), context, back=True)
         places = position_embedding(tokens, dims, config, context)
         x = x if places is None else x + places
         if config.embed_dropout > 0 and context.is_training:
@@ -54,7 +56,18 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
             x = block(x, layer, dims, config, context)
         if context.last_only:
             x = mtf.slice(x, dims.sequence.size - 1, 1, dims.sequence.name)
-        return head(x, wte, dims, config)
+        return head(spread(x, context), wte, dims, config)
+
+
+def spread(x: Any, context: Context, back: bool = False) -> Any:
+    """Where the context asks for it, call `sequence` by another name around the table and the head, or undo that.
+
+    A layout rule `loss_sequence:y` then splits the head, the logits and the loss over cores that would all compute the
+    same, where `vocab` does not divide.
+    """
+    if not context.spread_loss:
+        return x
+    return mtf.rename_dimension(x, *((LOSS_SEQUENCE, "sequence") if back else ("sequence", LOSS_SEQUENCE)))
 
 
 def head(x: Any, wte: Any, dims: Dims, config: ModelConfig) -> Any:

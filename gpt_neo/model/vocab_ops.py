@@ -106,8 +106,8 @@ class EmbedGradOperation(mtf.Operation):
 
         table = mesh_impl.slicewise(add_up, *[lowering.tensors[x] for x in self.inputs], offset)
         axes = [a for a in split_axes(mesh_impl, self.inputs[1].shape) if a != axis]
-        if axes:
-            table = mesh_impl.allreduce(table, axes, "SUM")
+        if axes:  # lazily: microbatches and the head's part of a tied table are added up before
+            table = mtf.ops.LazyAllreduceSum(mesh_impl, table, axes)
         lowering.set_tensor_lowering(self.outputs[0], table)
 
 

@@ -31,7 +31,7 @@ class Adam:
         """Operations that update a variable and its slots once `after` is done. grad: float32, in the slots' shape."""
         shape = slots.shape(variable.shape)
         m, v = slot(variable, "/adam_m", shape), slot(variable, "/adam_v", shape)
-        if shape == variable.shape and variable.slice_dtype == self.IN_PLACE:
+        if slots.in_place and shape == variable.shape and variable.slice_dtype == self.IN_PLACE:
             return [AdamOperation(self, variable, m, v, grad, decay, after)]
         config, grad = self.config, wait(grad, after)
         new_m = config.beta1 * m + (1 - config.beta1) * grad

@@ -20,11 +20,13 @@ SLOTS = "slots"
 class SlotLayout:
     """Which dimension of a variable is split.
 
-    mesh_shape, layout: pairs as in the config; empty on one device.
+    mesh_shape, layout: pairs as in the config; empty on one device. in_place: whether there are variables that
+    TensorFlow's kernels can update, or else inputs and outputs of a pure function.
     """
 
     mesh_shape: tuple = ()
     layout: tuple = ()
+    in_place: bool = True
 
     def split_dimension(self, shape: Any) -> Optional[Any]:
         """The first dimension that divides and is not split yet; None without one, or without a rule for `slots`.

@@ -117,6 +117,8 @@ def check_layout(run: RunConfig, plan: MeshPlan, batch_size: int) -> None:
 class LocalPlacement:
     """Lowers graphs onto local devices as planned."""
 
+    in_place = True  # variables are TensorFlow's, which a step updates
+
     def __init__(self, plan: MeshPlan) -> None:
         self.plan = plan
         self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
@@ -138,6 +140,8 @@ class LocalPlacement:
 
 class TpuPlacement:
     """Lowers graphs onto the cores of a TPU, from the context that TPUEstimator hands to the model function."""
+
+    in_place = True
 
     def __init__(self, config: MeshConfig, context: Any) -> None:
         self.config, self.context = config, context

@@ -12,7 +12,7 @@ from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.dropout import dropout_source
 from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batch
-from gpt_neo.model.transformer import transformer
+from gpt_neo.model.transformer import spread, transformer
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.build import optimizer_updates
 from gpt_neo.optim.guard import guard_updates
@@ -24,7 +24,8 @@ from gpt_neo.optim.slots import SlotLayout
 class TrainStep:
     """Tensors of a lowered training step.
 
-    loss, rate: float32 scalars, before the update. train: the operation that updates and counts the step.
+    loss, rate: float32 scalars, before the update. train: the operation that updates and counts the step; where the
+    placement does not update in place, counting is left to whoever runs the step.
     """
 
     loss: Any
@@ -53,7 +54,7 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
     loss, grads = loss_and_gradients(graph, features, mtf_step, run, splits)
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
-    slots = SlotLayout(placement.mesh_shape, placement.layout)
+    slots = SlotLayout(placement.mesh_shape, placement.layout, placement.in_place)
     updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, slots)
     if loss_limit is not None:
         guard_updates(updates, loss, loss_limit)
@@ -63,7 +64,7 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     with tf.control_dependencies([loss_out, rate]):
         assigns = tf.group([lowering.lowered_operation(op) for op in updates])
     with tf.control_dependencies([assigns]):
-        train = tf.assign_add(step, 1).op
+        train = tf.assign_add(step, 1).op if placement.in_place else assigns
     return TrainStep(loss_out, rate, train, lowering)
 
 
@@ -78,11 +79,12 @@ def loss_and_gradients(graph: Any, features: dict, step: Any, run: RunConfig, sp
 
     def forward(parts: dict) -> dict:
         dims = make_dims(run.model, parts["inputs"].shape.dims[0].size)
-        context = Context(is_training=True)
+        context = Context(is_training=True, spread_loss=True)
         with dropout_source(run.training.seed or 1, step, parts["rows"]):
             logits = transformer(parts["inputs"], dims, run.model, context)
-        losses = loss_per_token(logits, parts["labels"], dims.vocab, run.model, run.model.z_loss)
-        return {"loss": mtf.add_n([mean_loss(losses, parts, count, splits),
+        named = {name: spread(parts[name], context) for name in ("labels", "weights") if name in parts}
+        losses = loss_per_token(logits, named["labels"], dims.vocab, run.model, run.model.z_loss)
+        return {"loss": mtf.add_n([mean_loss(losses, named, count, splits),
                                    *[auxiliary / splits for auxiliary in context.auxiliary_losses]])}
 
     if splits > 1:

@@ -1,0 +1,113 @@
+"""Every shipped config compiled for its pod: `make tpu-check`, or `python -m bench.tpu_check [--only WORD] [--again]`.
+
+A compile takes minutes and gigabytes, so they go one at a time. Each result is kept in bench/tpu_check.json; a later
+run compiles what is missing (`--again`: all of it) and writes the table of docs/tpu.md from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = os.path.join(ROOT, "bench", "tpu_check.json")
+PAGE = os.path.join(ROOT, "docs", "tpu.md")
+TOP, BOTTOM = "<!-- tpu-check -->", "<!-- /tpu-check -->"
+SPLIT = "layout=batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x"
+
+# (config, slice, overrides). No override is the config as it is shipped.
+CASES = [
+    ("gpt3_1-3B", "v3-256", []),
+    ("gpt3_1-3B", "v3-256", [SPLIT]),
+    ("gpt3_2-7B", "v3-256", []),
+    ("gpt3_2-7B", "v3-256", [SPLIT]),
+    ("gpt3_125M", "v3-8", []),
+    ("gpt3_350M", "v3-32", ["mesh_shape=x:32"]),
+    ("gpt3_1-3B", "v3-8", ["mesh_shape=x:4,y:2", SPLIT]),
+    ("gpt3_2-7B", "v3-8", ["mesh_shape=x:2,y:4", SPLIT]),
+    ("gpt3_6-7B", "v3-256", [SPLIT]),
+    ("gpt3_13B", "v3-256", [SPLIT]),
+    ("gptj_6B", "v3-256", []),
+    ("gptneox_20B", "v3-256", []),
+    ("gpt3_1-3B_gla", "v3-256", [SPLIT]),
+    ("gpt3_1-3B_local_gla", "v3-256", [SPLIT]),
+    ("gpt3_2-7B_gla", "v3-256", [SPLIT]),
+]
+
+
+def key_of(case: tuple) -> str:
+    """A case as one word."""
+    return " ".join([case[0], case[1], *case[2]])
+
+
+def compile_case(case: tuple) -> dict:
+    """Run main.py --compile_for in a process of its own."""
+    config, slice_, overrides = case
+    words = [sys.executable, "main.py", "--model", f"configs/{config}.json", "--compile_for", slice_, "--json"]
+    for text in overrides:
+        words += ["--set", text]
+    began = time.monotonic()
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode > 1:
+        return {"error": (done.stderr.strip().splitlines() or ["no reason given"])[-1]}
+    return {**json.loads(done.stdout[done.stdout.index("{") :]), "check_seconds": round(time.monotonic() - began)}
+
+
+def row_of(case: tuple, report: dict) -> str:
+    """A line of the table."""
+    config, slice_, _ = case
+    if "error" in report:
+        return f"| {config} | {slice_} | | error: {report['error']} | | | | |"
+    mesh, layout = (",".join(f"{a}:{b}" for a, b in report[name]) for name in ("mesh_shape", "layout"))
+    place = f"{mesh}; {layout}"
+    used = f"{report['used_bytes'] / 1e9:.2f} GB" if "used_bytes" in report else ""
+    if not report["fits"]:
+        return f"| {config} | {slice_} | {place} | DOES NOT FIT | {used} | | | |"
+    held = report["weights_bytes"] + report["slots_bytes"]
+    return (f"| {config} | {slice_} | {place} | FITS | {used} | {held / 1e9:.2f} GB | {report['seconds']:.2f} s | "
+            f"{report['utilisation']:.0%} |")  # fmt: skip
+
+
+def write_table(results: dict) -> None:
+    """Put the table between its marks on the page."""
+    head = ["| config | slice | mesh; layout | verdict | memory per core | of it weights and slots | "
+            "estimate per step | utilisation |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = [row_of(case, results[key_of(case)]) if key_of(case) in results
+            else f"| {case[0]} | {case[1]} | {' '.join(case[2]) or 'as shipped'} | not compiled yet | | | | |"
+            for case in CASES]  # fmt: skip
+    with open(PAGE, encoding="utf-8") as handle:
+        text = handle.read()
+    table = "\n".join([TOP, *head, *rows, BOTTOM])
+    text = re.sub(re.escape(TOP) + ".*" + re.escape(BOTTOM), lambda match: table, text, flags=re.DOTALL)
+    with open(PAGE, "w", encoding="utf-8") as handle:
+        handle.write(text)
+
+
+def main() -> int:
+    """Compile what is missing, one at a time; write the table."""
+    p = argparse.ArgumentParser(prog="python -m bench.tpu_check", description=__doc__.splitlines()[0])
+    p.add_argument("--only", default="", metavar="WORD", help="cases that have this in them")
+    p.add_argument("--again", action="store_true", help="also what has a result")
+    args = p.parse_args()
+    results = {}
+    if os.path.exists(RESULTS):
+        with open(RESULTS, encoding="utf-8") as handle:
+            results = json.load(handle)
+    for case in CASES:
+        key = key_of(case)
+        if args.only in key and (args.again or key not in results):
+            results[key] = compile_case(case)
+            print(row_of(case, results[key]), flush=True)
+            with open(RESULTS, "w", encoding="utf-8") as handle:
+                json.dump(results, handle, indent=1)
+    write_table(results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

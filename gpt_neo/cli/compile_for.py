@@ -1,0 +1,64 @@
+"""`--compile_for v3-256`: does the run fit that TPU, and how fast would it be. No TPU is needed."""
+
+from __future__ import annotations
+
+import json
+
+from gpt_neo.cli.job import Job, size_text
+
+
+def compile_for(job: Job) -> int:
+    """Print the verdict, then the figures; the exit status is 0 if it fits, else 1."""
+    from gpt_neo.spmd.compile_check import check
+
+    quiet = job.args.json
+    report = check(job.run, job.args.compile_for, tell=lambda line: None if quiet else print(f"note      {line}"))
+    print(json.dumps(report, indent=1) if quiet else "\n".join(report_lines(report)))
+    return 0 if report["fits"] else 1
+
+
+def propose_for(job: Job) -> int:
+    """Compile candidates for a slice; print the best and the command that runs it. Exit status 1 if none fits."""
+    from gpt_neo.spmd.proposals import propose
+
+    quiet, name = job.args.json, job.args.compile_for
+    found = propose(job.run, name, tell=lambda line: None if quiet else print(f"note      {line}", flush=True))
+    if quiet:
+        print(json.dumps([{"set": candidate.settings, **report} for candidate, report in found], indent=1))
+    elif found:
+        best, report = found[0]
+        print("\n".join(report_lines(report)))
+        words = " ".join(f"--set {text}" for text in best.settings)
+        print(f"run it    python main.py --model {job.args.model} --tpu NAME {words}")
+    else:
+        print(f"DOES NOT FIT: no layout of {name} that divides holds this model")
+    return 0 if found else 1
+
+
+def report_lines(report: dict) -> list[str]:
+    """A report for people, the verdict first."""
+    used, usable = report.get("used_bytes"), report.get("usable_bytes")
+    of = f" of {usable / 2**30:.2f} GiB" if usable else ""
+    verdict = "FITS" if report["fits"] else "DOES NOT FIT"
+    amount = f": {used / 2**30:.2f} GiB{of} per core" if used else ""
+    mesh, layout = (",".join(f"{a}:{b}" for a, b in report[key]) for key in ("mesh_shape", "layout"))
+    lines = [
+        f"{verdict}{amount}",
+        f"model     {report['model']}: {report['parameters']:,} parameters, {report['train_batch_size']} sequences per "
+        f"step in {report['microbatches']} microbatch(es) per replica",
+        f"slice     {report['slice']} ({report['kind']}, {report['devices']} devices), mesh {mesh}, layout {layout}",
+    ]
+    if not report["fits"]:
+        return [*lines, f"compiler  {report['reason']}"]
+    parts = [("weights", "weights_bytes"), ("slots", "slots_bytes"), ("batch", "batch_bytes"),
+             ("gradients, activations and other temporaries", "temporary_bytes")]  # fmt: skip
+    lines.append("memory    " + ", ".join(f"{name} {size_text(report[key])}" for name, key in parts))
+    lines.append(f"step      {report['seconds']:.3f} s by the compiler's estimate, "
+                 f"{report['tokens_per_second']:,.0f} tokens/s on the slice")  # fmt: skip
+    lines.append(f"work      {report['flops'] / 1e12:.2f} TFLOP in matrix products and {size_text(report['bytes'])} of "
+                 f"memory traffic per core and step")  # fmt: skip
+    lines.append(f"use       {report['utilisation']:.1%} of the peak of {report['peak_flops'] / 1e12:.1f} TFLOP/s per "
+                 f"core by the model's own {report['model_flops'] / 1e15:.3f} PFLOP per step")  # fmt: skip
+    for kind, found in report["collectives"].items():
+        lines.append(f"sends     {kind}: {found['count']:,} times, {size_text(found['bytes'])} per core and step")
+    return lines

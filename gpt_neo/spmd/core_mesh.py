@@ -1,0 +1,175 @@
+"""Mesh-TF's lowering for TPU cores as a plain graph of one core: a pure function of its number, a batch and its slices.
+
+Collectives are calls by name that `stablehlo.py` turns into StableHLO's own: TensorFlow 2.15 has no operation for an
+all-gather, and Mesh-TF makes do with an all-reduce of zeros, which moves twice the bytes and needs n times the memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Optional
+
+from gpt_neo.config.schema import MeshConfig
+from gpt_neo.mtf_compat import SimdMeshImpl, mtf, named_call, tf
+from gpt_neo.runtime.mesh import MeshPlan, mesh_strings
+
+
+class SliceInput:
+    """A core's slice of a variable: a graph input that stands where Mesh-TF has a TensorFlow variable.
+
+    fresh: what the program assigns to it, in the end.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.dtype, self.fresh = value, value.dtype, None
+
+    def assign(self, value: Any, **_: Any) -> Any:
+        """Take note of the new value; reads stay those of the old one."""
+        self.fresh = value
+        return value
+
+    def __add__(self, other: Any) -> Any:
+        """The old value plus something."""
+        return self.value + other
+
+    def __sub__(self, other: Any) -> Any:
+        """The old value minus something."""
+        return self.value - other
+
+
+class CoreMesh(SimdMeshImpl):
+    """A mesh of cores that all run this one graph.
+
+    core: int32 scalar input, the number of the core. slices: variable name -> (mtf.Variable, SliceInput).
+    """
+
+    def __init__(self, shape: Any, layout: Any) -> None:
+        super().__init__(shape, layout)
+        self.core = tf.placeholder(tf.int32, [], "core")
+        self._pnum_tensor = self.core
+        self.slices: dict[str, tuple] = {}
+
+    class LaidOutVariable:
+        """A variable as one graph input."""
+
+        def __init__(self, variable: Any, mesh_impl: Any) -> None:
+            shape = mesh_impl.slice_shape(variable.outputs[0].shape)
+            self.variable = variable
+            self.slice = SliceInput(tf.placeholder(variable.slice_dtype, shape, "slice"))
+            self.laid_out_tensor = mesh_impl.LaidOutTensor([self.slice.value])
+            mesh_impl.slices[variable.name] = variable, self.slice
+
+        def assign_to_slices(self, assign_fn: Any, values: list, assign_to_tensor_list: Optional[list] = None) -> Any:
+            """Record the new value of the slice."""
+            return assign_fn(self.variable, self.slice, values[0])
+
+    def groups(self, axes: list) -> list:
+        """Cores that differ only in their places along some mesh axes, in the order of these places."""
+        return self._create_group_assignment(axes)
+
+    def call(self, name: str, x: Any, shape: list, **options: Any) -> Any:
+        """A collective, by name: see `stablehlo.COLLECTIVES`."""
+        return self.LaidOutTensor([named_call(name, x, shape, json.dumps(options))])
+
+    def allreduce(self, x: Any, mesh_axes: list, reduction_fn_string: str) -> Any:
+        """Sum, largest or smallest over the cores along some axes."""
+        x = x.to_laid_out_tensor()
+        if not mesh_axes:
+            return x
+        groups, given = self.groups(mesh_axes), x.one_slice
+        wide = self.wide_enough(given, groups)
+        kind = {"SUM": "add", "MAX": "maximum", "MIN": "minimum"}[reduction_fn_string]
+        out = self.call("all_reduce", wide, wide.shape.as_list(), groups=groups, kind=kind)
+        return self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
+
+    def allconcat(self, x: Any, mesh_axis: int, concat_axis: int, stack: bool = False) -> Any:
+        """Parts of a tensor that the cores along an axis hold, put together on each of them."""
+        part = x.to_laid_out_tensor().one_slice
+        if stack:
+            part = tf.expand_dims(part, concat_axis)
+        groups, shape = self.groups([mesh_axis]), part.shape.as_list()
+        shape[concat_axis] *= len(groups[0])
+        return self.call("all_gather", part, shape, groups=groups, axis=concat_axis)
+
+    def allsplit(self, x: Any, mesh_axis: int, split_axis: int, which: Optional[Any] = None) -> Any:
+        """This core's part along a dimension. Of a sum still to be made over that axis, only the part is made."""
+        if which is not None or not isinstance(x, mtf.ops.LazyAllreduceSum) or mesh_axis not in x.mesh_axes:
+            return super().allsplit(x.to_laid_out_tensor(), mesh_axis, split_axis, which)
+        given, groups = x.laid_out_input.one_slice, self.groups([mesh_axis])
+        shape = given.shape.as_list()
+        shape[split_axis] //= len(groups[0])
+        wide = self.wide_enough(given, groups)
+        out = self.call("reduce_scatter", wide, shape, groups=groups, axis=split_axis)
+        part = self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
+        others = [axis for axis in x.mesh_axes if axis != mesh_axis]
+        return mtf.ops.LazyAllreduceSum(self, part, others) if others else part
+
+    def wide_enough(self, x: Any, groups: list) -> Any:
+        """x in the type that it is added up in: float32, or bfloat16 in small groups."""
+        exact = x.dtype == tf.bfloat16 and len(groups[0]) <= self._allreduce_in_bfloat16_max_group_size
+        return x if exact or x.dtype == tf.float32 else tf.cast(x, tf.float32)
+
+    def alltoall(self, x: Any, mesh_axis: int, split_axis: int, concat_axis: int) -> Any:
+        """Split along one dimension, send the parts around, join along another; in the type that is given."""
+        part = x.to_laid_out_tensor().one_slice
+        groups, shape = self.groups([mesh_axis]), part.shape.as_list()
+        shape[split_axis] //= len(groups[0])
+        shape[concat_axis] *= len(groups[0])
+        return self.call("all_to_all", part, shape, groups=groups, split=split_axis, axis=concat_axis)
+
+    def receive(self, x: Any, mesh_axis: int, source_pcoord: list) -> Any:
+        """Take what the core at place source_pcoord[k] has, at place k of an axis; zeros where that is None."""
+        pairs = []
+        for core in range(self.size):
+            place = mtf.ops.pnum_to_processor_coordinates(self.shape, core)
+            source = source_pcoord[place[mesh_axis]]
+            if source is not None:
+                place[mesh_axis] = source
+                pairs.append([mtf.ops.processor_coordinates_to_pnum(self.shape, place), core])
+        part = x.to_laid_out_tensor().one_slice
+        return self.call("collective_permute", part, part.shape.as_list(), pairs=pairs)
+
+    def slice(self, tf_tensor: Any, tensor_shape: Any) -> Any:
+        """This core's part of a tensor that every core has; offsets come from its number, not from a table."""
+        layout, whole = self.tensor_layout(tensor_shape), tf.convert_to_tensor(tf_tensor)
+        if layout.is_fully_replicated:
+            return self.LaidOutTensor([whole])
+        sizes = self.slice_shape(tensor_shape)
+        begin = [
+            tf.constant(0) if axis is None else self.laid_out_pcoord(axis).one_slice * size
+            for axis, size in zip(layout.tensor_axis_to_mesh_axis, sizes)
+        ]
+        return self.LaidOutTensor([tf.slice(whole, tf.stack(begin), sizes)])
+
+    def export_to_tf_tensor(self, x: Any, laid_out_x: Any) -> Any:
+        """The whole tensor, on every core."""
+        for place, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
+            if axis is not None:
+                laid_out_x = self.allconcat(laid_out_x, axis, place)
+        return laid_out_x.to_laid_out_tensor().one_slice
+
+
+class CorePlacement:
+    """Lowers graphs for one core of the mesh of a config.
+
+    impl: the CoreMesh of the last graph lowered.
+    """
+
+    in_place = False  # variables are inputs, their new values outputs
+
+    def __init__(self, config: MeshConfig) -> None:
+        plan = MeshPlan(("",), config.mesh_shape or (("all", 1),), config.layout)
+        self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
+        self.replicas = plan.replicas()
+        self.cores = math.prod(size for _, size in plan.mesh_shape)
+        self.impl: Any = None
+
+    def make_mesh(self, graph: Any) -> Any:
+        """The mesh of a new mtf.Graph."""
+        return mtf.Mesh(graph, "mesh")
+
+    def lower(self, graph: Any, mesh: Any) -> Any:
+        """mtf.Lowering of a finished graph."""
+        self.impl = CoreMesh(*mesh_strings(self.mesh_shape, self.layout))
+        return mtf.Lowering(graph, {mesh: self.impl}, autostack=False)

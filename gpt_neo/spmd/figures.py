@@ -1,0 +1,87 @@
+"""Counting what a program does: matrix products and collectives in its text, loops in full; cycles of the compiler."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+TENSOR = re.compile(r"tensor<((?:\d+x)*)(\w+)>")
+WIDTHS = {"f32": 4, "bf16": 2, "i32": 4, "ui32": 4, "f64": 8, "i64": 8, "i1": 1, "f16": 2}
+KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective_permute")
+
+
+@dataclasses.dataclass
+class Work:
+    """Of one core and step. flops: of matrix products. collectives: kind -> [count, bytes that go in]."""
+
+    flops: float = 0.0
+    collectives: dict = dataclasses.field(default_factory=lambda: collections.defaultdict(lambda: [0, 0]))
+
+
+def work_of(text: str, trips: int) -> Work:
+    """Products and collectives of a StableHLO text; its one loop, over microbatches, runs `trips` times."""
+    work = Work()
+    for line, times in lines_with_counts(text, trips):
+        if "stablehlo.dot" in line:
+            work.flops += times * product_flops(line)
+            continue
+        match = re.search(r'"stablehlo\.(\w+)"', line)
+        if match and match[1] in KINDS:
+            given = TENSOR.findall(line.rsplit(" : (", 1)[1])[0]
+            entry = work.collectives[match[1]]
+            entry[0] += times
+            entry[1] += times * size_of(given)
+    return work
+
+
+def lines_with_counts(text: str, trips: int) -> Iterator[tuple[str, int]]:
+    """Lines, and how often each runs: those between a loop's head and the brace that closes it at its depth."""
+    depth = None
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if depth is None and "= stablehlo.while(" in line:
+            depth = indent
+        elif depth is not None and indent <= depth + 1 and line.strip() == "}":
+            depth = None
+        yield line, 1 if depth is None else trips
+
+
+def sizes_of(found: tuple) -> list[int]:
+    """Dimensions of a tensor type."""
+    return [int(size) for size in found[0].split("x") if size]
+
+
+def size_of(found: tuple) -> int:
+    """Bytes of a tensor type."""
+    return math.prod(sizes_of(found)) * WIDTHS[found[1]]
+
+
+def product_flops(line: str) -> int:
+    """Two per multiplication: elements of the result times the length of what is summed over."""
+    types = TENSOR.findall(line.rsplit(" : ", 1)[1])
+    left, result = sizes_of(types[0]), sizes_of(types[-1])
+    match = re.search(r"contracting_dims = \[([\d, ]*)\]", line)
+    summed = [int(axis) for axis in match[1].split(",")] if match else [len(left) - 1]
+    return 2 * math.prod(result) * math.prod(left[axis] for axis in summed)
+
+
+def loop_share(compiled: str) -> float:
+    """Share of the cycles of an optimised program, each part counted once, that lies in its loops.
+
+    The compiler writes its estimate of cycles beside every fused operation; computations other than the entry are the
+    bodies of loops.
+    """
+    entry = inside = 0
+    at_entry = False
+    for line in compiled.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            at_entry = line.startswith("ENTRY")
+        match = re.search(r'"estimated_cycles":"(\d+)"', line)
+        if match and at_entry:
+            entry += int(match[1])
+        elif match:
+            inside += int(match[1])
+    return inside / (entry + inside) if entry + inside else 0.0

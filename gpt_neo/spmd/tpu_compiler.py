@@ -1,0 +1,63 @@
+"""Compiles a program for a TPU that is not there. A script for an environment without TensorFlow.
+
+usage: tpu_compiler.py MODULE.mlir TOPOLOGY DEVICES OUT.hlo    prints one JSON object with what the compiler says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+
+import numpy as np
+from jax._src.interpreters import mlir as jax_mlir
+from jax._src.lib import xla_client
+from jax.experimental import topologies
+from jaxlib._jax import DeviceList
+from jaxlib.mlir import ir
+
+
+def compile_for(path: str, topology: str, count: int, output: str) -> dict:
+    """Memory and cost as the compiler has them; the optimised program goes to `output`."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    if len(devices) != count:
+        return {"error": f"{topology} has {len(devices)} devices, expected {count}"}
+    options = xla_client.CompileOptions()
+    options.num_replicas, options.num_partitions = count, 1
+    ids = np.array([device.id for device in devices]).reshape(count, 1)
+    options.device_assignment = xla_client.DeviceAssignment.create(ids)
+    report: dict = {"topology": topology, "kind": devices[0].device_kind, "devices": count}
+    started = time.monotonic()
+    with open(path, encoding="utf-8") as handle, jax_mlir.make_ir_context():
+        module = ir.Module.parse(handle.read())
+        try:
+            executable = devices[0].client.compile(module, DeviceList(tuple(devices)), options)
+        except Exception as error:  # the compiler's verdict comes as one type, as do its failures
+            return {**report, **refusal(str(error))}
+    memory, cost = executable.get_compiled_memory_stats(), executable.cost_analysis()
+    with open(output, "w", encoding="utf-8") as handle:
+        handle.write(executable.hlo_modules()[0].to_string())
+    return {
+        **report, "fits": True, "compile_seconds": round(time.monotonic() - started, 1),
+        "argument_bytes": memory.argument_size_in_bytes, "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes, "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes, "flops_once": cost.get("flops"),
+        "bytes_once": cost.get("bytes accessed"), "seconds_once": cost.get("optimal_seconds"),
+    }  # fmt: skip
+
+
+def refusal(text: str) -> dict:
+    """Out of memory as a verdict with what was used and what there is, anything else as an error."""
+    if "RESOURCE_EXHAUSTED" not in text:
+        return {"error": text.strip().splitlines()[0]}
+    match = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", text)
+    scale = {"K": 2**10, "M": 2**20, "G": 2**30}
+    sizes = {} if not match else {
+        "used_bytes": float(match[1]) * scale[match[2]], "usable_bytes": float(match[3]) * scale[match[4]],
+    }  # fmt: skip
+    return {"fits": False, **sizes, "reason": text.strip().splitlines()[0][:300]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_for(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])))

@@ -1,0 +1,130 @@
+"""Runs an exported program on the devices that JAX sees. A script for an environment without TensorFlow.
+
+It reads messages of `wire.py` from standard input and answers each on standard output: `load` a program, `put` whole
+variables, `step`, `get` whole variables. The slices stay on the devices; a step's new ones take the place of its old.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import wire  # beside this script
+from jax._src.interpreters import mlir as jax_mlir
+from jax._src.lib import xla_client
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxlib._jax import DeviceList
+from jaxlib.mlir import ir
+
+
+class Runner:
+    """A program on its devices. state: input name -> array whose shard on a device is that core's own slice."""
+
+    def __init__(self, path: str, description: dict) -> None:
+        self.description, cores = description, description["cores"]
+        devices = jax.devices()
+        if len(devices) < cores:
+            raise ValueError(f"the program is for {cores} devices, there are {len(devices)} ({devices[0].device_kind})")
+        self.devices = devices[:cores]
+        options = xla_client.CompileOptions()
+        options.num_replicas, options.num_partitions = cores, 1
+        ids = np.array([device.id for device in self.devices]).reshape(cores, 1)
+        options.device_assignment = xla_client.DeviceAssignment.create(ids)
+        with open(path, encoding="utf-8") as handle, jax_mlir.make_ir_context():
+            module = ir.Module.parse(handle.read())
+            client = self.devices[0].client
+            self.executable = client.compile_and_load(module, DeviceList(tuple(self.devices)), options)
+        # Replicated as far as JAX knows: it takes the shards as they are, and they may differ.
+        self.sharding = NamedSharding(Mesh(np.array(self.devices), ("core",)), PartitionSpec())
+        self.state = {"core": self.joined([np.int32(core) for core in range(cores)])}
+
+    def joined(self, parts: Sequence[Any]) -> Any:
+        """One array of a part per device."""
+        placed = [jax.device_put(part, device) for part, device in zip(parts, self.devices)]
+        return jax.make_array_from_single_device_arrays(placed[0].shape, self.sharding, placed)
+
+    def slice_of(self, name: str, core: int) -> tuple:
+        """Where a core's slice lies in a variable."""
+        about, place, rest = self.description["variables"][name], {}, core
+        for axis, size in reversed(self.description["mesh"]):
+            place[axis], rest = rest % size, rest // size
+        sizes = dict(self.description["mesh"])
+        spans = []
+        for length, axis in zip(about["shape"], about["axes"]):
+            count = length // sizes[axis] if axis else length
+            first = place[axis] * count if axis else 0
+            spans.append(slice(first, first + count))
+        return tuple(spans)
+
+    def put(self, name: str, whole: np.ndarray) -> None:
+        """Give every device its slice of a variable."""
+        self.state[name] = self.joined([whole[self.slice_of(name, core)] for core in range(len(self.devices))])
+
+    def get(self, name: str) -> np.ndarray:
+        """A whole variable."""
+        parts = [shard.data for shard in self.state[name].addressable_shards]
+        by_device = {next(iter(part.devices())): part for part in parts}
+        whole = np.zeros(self.description["variables"][name]["shape"], parts[0].dtype)
+        done: set = set()
+        for core, device in enumerate(self.devices):
+            spans = self.slice_of(name, core)
+            key = str(spans)
+            if key not in done:
+                whole[spans] = np.asarray(by_device[device])
+                done.add(key)
+        return whole
+
+    def step(self, given: Mapping[str, Any]) -> dict:
+        """Run the program once: its results, each [cores, ...], once the new slices are in place."""
+        fed = {name: self.joined([value] * len(self.devices)) for name, value in given.items()}
+        inputs = [fed[entry["name"]] if entry["name"] in fed else self.state[entry["name"]]
+                  for entry in self.description["inputs"]]  # fmt: skip
+        outs = self.executable.execute_sharded(inputs).disassemble_into_single_device_arrays()
+        results = {}
+        for entry, parts in zip(self.description["outputs"], outs):
+            if entry["name"] in self.description["variables"]:
+                shape = parts[0].shape
+                self.state[entry["name"]] = jax.make_array_from_single_device_arrays(shape, self.sharding, parts)
+            else:
+                results[entry["name"]] = np.stack([np.asarray(part) for part in parts])
+        return results
+
+
+def answer(runner: Any, header: dict, arrays: dict) -> tuple[Any, dict, dict]:
+    """What one message asks for: the runner from now on, header and arrays of the answer."""
+    if header["do"] == "load":
+        runner = Runner(header["path"], header["description"])
+        kinds = [device.device_kind for device in runner.devices]
+        return runner, {"devices": kinds, "platform": runner.devices[0].platform, "jax": jax.__version__}, {}
+    if header["do"] == "put":
+        for name, whole in arrays.items():
+            runner.put(name, whole)
+        return runner, {}, {}
+    if header["do"] == "get":
+        return runner, {}, {name: runner.get(name) for name in header["names"]}
+    return runner, {}, runner.step(arrays)
+
+
+def main() -> None:
+    """Answer until the other side closes."""
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not get between the messages
+    runner: Any = None
+    while True:
+        try:
+            header, arrays = wire.receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            runner, reply, results = answer(runner, header, arrays)
+        except Exception as error:  # whatever the runtime raises is for the other side to tell
+            reply, results = {"error": f"{type(error).__name__}: {error}"}, {}
+        wire.send(output, reply, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Counting by hand-made texts, slices by their names."""
+
+import pytest
+
+from gpt_neo.errors import ConfigError
+from gpt_neo.spmd.figures import loop_share, work_of
+from gpt_neo.spmd.topologies import find_slice
+
+TEXT = """module {
+  func.func @main(%arg0: tensor<2x4xf32>) -> tensor<2x4xf32> {
+    %0 = stablehlo.dot %arg0, %arg1, precision = [DEFAULT, DEFAULT] : (tensor<2x4xf32>, tensor<4x8xf32>) -> tensor<2x8xf32>
+    %1:2 = stablehlo.while(%iterArg = %c, %iterArg_0 = %d) : tensor<i32>, tensor<f32>
+     cond {
+      stablehlo.return %9 : tensor<i1>
+    } do {
+      %2 = stablehlo.dot_general %3, %4, batching_dims = [0] x [0], contracting_dims = [2] x [1] : (tensor<3x2x5xbf16>, tensor<3x5x7xbf16>) -> tensor<3x2x7xbf16>
+      %5 = "stablehlo.all_gather"(%2) {all_gather_dim = 0 : i64} : (tensor<3x2x7xbf16>) -> tensor<6x2x7xbf16>
+      stablehlo.return %6 : tensor<i32>
+    }
+    %7 = "stablehlo.all_reduce"(%0) ({ ^bb0(%a: tensor<f32>): stablehlo.return %a : tensor<f32> }) {x = 1} : (tensor<2x8xf32>) -> tensor<2x8xf32>
+  }
+}"""  # noqa: E501
+
+
+def test_loops_count_in_full():
+    work = work_of(TEXT, trips=4)
+    assert work.flops == 2 * 2 * 8 * 4 + 4 * (2 * 3 * 2 * 7 * 5)
+    assert dict(work.collectives) == {"all_gather": [4, 4 * 3 * 2 * 7 * 2], "all_reduce": [1, 64]}
+
+
+def test_the_share_of_loops_is_that_of_their_cycles():
+    body = '%body (a: f32[]) -> f32[] {\n  %f = f32[] fusion(), backend_config={"estimated_cycles":"30"}\n}\n'
+    entry = 'ENTRY %main (a: f32[]) -> f32[] {\n  %g = f32[] fusion(), backend_config={"estimated_cycles":"10"}\n}'
+    assert loop_share(body + entry) == 0.75
+
+
+@pytest.mark.parametrize("name, topology, devices", [
+    ("v2-8", "v2:2x2", 8), ("v3-8", "v3:2x2", 8), ("v3-32", "v3:4x4", 32), ("v3-256", "v3:8x16", 256),
+    ("v4-8", "v4:2x2x1", 8), ("v4-128", "v4:4x4x4", 128), ("v5p-8", "v5p:2x2x1", 4), ("v5e-256", "v5e:16x16", 256),
+    ("v5litepod-8", "v5e:2x4", 8), ("v6e-4", "v6e:2x2", 4),
+])  # fmt: skip
+def test_slices(name, topology, devices):
+    found = find_slice(name)
+    assert (found.topology, found.devices) == (topology, devices)
+
+
+@pytest.mark.parametrize("name, told", [("v3-12", "v3-8, v3-32"), ("gpu-8", "v2, v3, v4"), ("v9-8", "v2, v3, v4")])
+def test_unknown_slices_are_refused(name, told):
+    with pytest.raises(ConfigError, match=told):
+        find_slice(name)

@@ -1,0 +1,93 @@
+"""The exported step as text and description. Nothing is compiled here."""
+
+import re
+
+import pytest
+
+from gpt_neo.errors import ConfigError
+from gpt_neo.spmd.program import export_eval_step, export_train_step, initial_values
+from gpt_neo.spmd.stablehlo import finished
+from tests.spmd.tools import MOE, make_run
+
+SPLIT = {"mesh_shape": "x:2,y:2", "layout": "batch:x,heads:y,vocab:y,intermediate_expanded:y"}
+
+
+def count(text, name):
+    return len(re.findall(rf"stablehlo\.{name}\b", text))
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return export_train_step(make_run(tmp_path_factory.mktemp("program"), **SPLIT))
+
+
+def test_description_names_every_input_and_output(program):
+    about, text = program.description, program.stablehlo
+    assert about["kind"] == "train" and about["cores"] == 4
+    assert about["mesh"] == [["x", 2], ["y", 2]]
+    names = [entry["name"] for entry in about["inputs"]]
+    assert names[:4] == ["core", "step", "inputs", "labels"]
+    assert [entry["name"] for entry in about["outputs"][:2]] == ["loss", "rate"]
+    assert names[4:] == list(about["variables"])
+    assert sorted(names[4:]) == sorted(entry["name"] for entry in about["outputs"][2:])
+    wte = about["variables"]["gpt2/wte"]
+    assert wte == {"shape": [64, 32], "dtype": "float32", "axes": ["y", None]}
+    assert about["inputs"][names.index("gpt2/wte")]["shape"] == [32, 32]
+    assert about["variables"]["gpt2/h0/attn/q/adam_m"]["axes"] == [None, "y"]
+    # every slice takes the memory of its old value
+    assert len(about["donated"]) == len(about["variables"]) == count_donated(text)
+
+
+def count_donated(text):
+    return len(re.findall(r"tf\.aliasing_output = \d+", text))
+
+
+def test_text_is_stablehlo_alone(program):
+    text = re.sub(r"\{tf\.aliasing_output = \d+ : i32\}", "", program.stablehlo)
+    assert not re.findall(r"\b(?:tf|mhlo|chlo|tf_executor|tf_type)\.", text)
+    assert text.count("func.func") == 1 and "func.func @main(" in text
+    assert count(text, "all_reduce") > 10
+
+
+def test_no_large_constants_at_long_contexts(tmp_path):
+    run = make_run(tmp_path, **SPLIT, n_ctx=2048, local_attention_radius=256, tokens_per_mb_per_replica=2048)
+    text = export_train_step(run).stablehlo
+    assert count(text, "while") == 1 and count(text, "iota") > 0
+    assert len(text) < 1_000_000 and 'dense<"' not in text
+
+
+def test_initial_values_follow_the_seed(program):
+    values = dict(initial_values(program))
+    assert set(values) == set(program.description["variables"])
+    assert abs(values["gpt2/wte"].std() - 0.02) < 2e-3 and (values["gpt2/ln_f/g"] == 1).all()
+    assert not values["gpt2/wte/adam_v"].any()
+
+
+@pytest.mark.parametrize("changes, collectives", [
+    ({**MOE, "layout": "batch:x,experts:x"}, {"all_to_all": 4}),
+    ({"embed_dropout": 0.1, "res_dropout": 0.1, "recompute_grad": True, "tokens_per_mb_per_replica": 32}, {"while": 1}),
+    ({"attn_dropout": 0.1, "layout": "batch:x,memory_length:y,embd:y"}, {}),
+    ({"attention_types": [[["linear", "gla"], 1]], "precision": "bfloat16"}, {}),
+    ({"entmax_loss": True, "rotary_emb": True, "mlp_glu": True, "rezero": True}, {}),
+    ({"opt_name": "adafactor", "n_embd": 128}, {}),
+    ({"opt_name": "lion", "layout": "batch:x,slots:x"}, {"reduce_scatter": 30, "all_gather": 30}),
+])  # fmt: skip
+def test_every_operation_leaves_tensorflow(tmp_path, changes, collectives):
+    run = make_run(tmp_path, **{**SPLIT, **changes})
+    text = export_train_step(run).stablehlo
+    assert {name: count(text, name) for name in collectives} == collectives
+    assert export_eval_step(run, 4).description["outputs"][0]["shape"] == [4, 32]
+
+
+@pytest.mark.parametrize("layout, named", [
+    ("batch:x,heads:y", "heads of 4 into 3"), ("batch:x,vocab:y", "vocab of 64 into 3"),
+    ("batch:x,heads:x", "batch and heads"), ("batch:y", "batch of 8 into 3"),
+])  # fmt: skip
+def test_wrong_layout_is_refused_with_the_dimension(tmp_path, layout, named):
+    with pytest.raises(ConfigError, match=named):
+        export_train_step(make_run(tmp_path, mesh_shape="x:2,y:3", layout=layout))
+
+
+def test_leftovers_are_an_error():
+    with pytest.raises(ConfigError, match=r"XLA has nothing for tf\.Unique"):
+        finished('module {\n  %0 = "tf.Unique"(%arg0) : (tensor<4xi32>) -> tensor<4xi32>\n}')
