@@ -22,20 +22,17 @@ BLOCK = 1 << 22  # numbers packed at once
 MASK_DELTA = 0xA282EAD8
 
 
-def masked_crc(data: bytes) -> int:
-    """CRC-32C, rotated and shifted as the TFRecord format has it."""
+def masked_crc(*parts: bytes) -> int:
+    """CRC-32C of the parts one after the other, rotated and shifted as the TFRecord format has it."""
     import google_crc32c
 
-    crc = google_crc32c.value(data)
+    crc = functools.reduce(google_crc32c.extend, parts, 0)
     return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & 0xFFFFFFFF
 
 
 def pack_varints(values: np.ndarray) -> bytes:
     """Protobuf varints of non-negative numbers below 2**28, vectorised."""
-    values = np.asarray(values)
-    if len(values) > BLOCK:  # in parts: the columns below take several times the memory of the numbers
-        return b"".join(pack_varints(values[start : start + BLOCK]) for start in range(0, len(values), BLOCK))
-    values = values.astype(np.uint32)
+    values = np.asarray(values).astype(np.uint32)
     width = max(1, -(-int(values.max(initial=0)).bit_length() // 7))
     columns, used = np.empty((len(values), width), np.uint8), np.ones((len(values), width), bool)
     for place in range(width):
@@ -113,15 +110,21 @@ def example_head(size: int) -> bytes:
     return head
 
 
-def frame(data: bytes) -> bytes:
-    """Length and checksums around a record."""
-    return b"".join(frame_parts(data))
+def frame(*parts: bytes) -> bytes:
+    """Length and checksums around a record, which is given in parts."""
+    return b"".join(frame_parts(*parts))
 
 
-def frame_parts(data: bytes) -> tuple[bytes, ...]:
+def frame_parts(*parts: bytes) -> tuple[bytes, ...]:
     """As `frame`, without a copy of the record."""
-    length = struct.pack("<Q", len(data))
-    return length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))
+    length = struct.pack("<Q", sum(map(len, parts)))
+    return length, struct.pack("<I", masked_crc(length)), *parts, struct.pack("<I", masked_crc(*parts))
+
+
+def framed_example(ids: np.ndarray) -> tuple[bytes, ...]:
+    """A framed record of any length in parts: never twice in memory."""
+    blocks = [pack_varints(ids[start : start + BLOCK]) for start in range(0, len(ids), BLOCK)]
+    return frame_parts(example_head(sum(map(len, blocks))), *blocks)
 
 
 def parse_example(data: bytes) -> np.ndarray:

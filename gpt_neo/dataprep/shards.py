@@ -14,7 +14,7 @@ from gpt_neo.dataprep.account import Account
 from gpt_neo.dataprep.duplicates import mark_duplicates
 from gpt_neo.dataprep.layout import Layout, Part, Shard
 from gpt_neo.dataprep.options import Job
-from gpt_neo.dataprep.records import encode_example, encode_rows, frame_parts
+from gpt_neo.dataprep.records import encode_rows, framed_example
 
 BLOCK = 1 << 20  # ids handled at once
 ROWS = 512  # records encoded at once
@@ -49,7 +49,7 @@ def write_shard(job: Job, plan: Plan, shard: Shard) -> dict:
         if job.options.mode == "documents":
             for ids in joined_documents(job, plan, shard):
                 written += len(ids)
-                handle.writelines(frame_parts(encode_example(ids)))
+                handle.writelines(framed_example(ids))
         else:
             for rows in chunk_rows(job, plan, shard):
                 written += rows.size

@@ -12,6 +12,7 @@ from gpt_neo.dataprep.records import (
     encode_example,
     encode_rows,
     frame,
+    framed_example,
     pack_varints,
     parse_example,
     read_records,
@@ -41,6 +42,7 @@ def test_rows_at_once_equal_one_by_one(width, count, bits, kind, random):
     limit = min(1 << bits, int(np.iinfo(kind).max))
     rows = np.array([[random.randrange(limit) for _ in range(width)] for _ in range(count)], kind)
     assert encode_rows(rows) == b"".join(frame(encode_example(row)) for row in rows.tolist())
+    assert encode_rows(rows) == b"".join(b"".join(framed_example(row)) for row in rows)
 
 
 def test_tensorflow_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
