@@ -144,8 +144,8 @@ def own_slots_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, 
     """One token of each row, each at its own slot [batch]: write, then attend block by block.
 
     A sum over all entries up to the longest row's end could be grouped by its length, and so give a short row other
-    last digits than it gets alone. Here every kernel sees one block, of one size, and a row adds
-    exactly 0 past its own end.
+    last digits than it gets alone. Here every kernel sees one block, of one size, and a row adds exactly 0 past its
+    own end.
     """
     # A loop takes no reference; the identity of one shares its memory.
     caches = [tf.identity(write(cache, new, slot)) for cache, new in zip(caches, (k, v))]
