@@ -25,7 +25,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 def test_it_serves_drains_on_sigterm_and_exits_with_0(model, tmp_path):  # noqa: F811
     model.tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
     keys = {"n_head": 2, "n_embd": 16, "n_layer": 1, "n_vocab": 300, "n_ctx": 600, "attention_types": [[["global"], 1]],
-            "eos_id": 0, "model_path": str(tmp_path), "train_batch_size": 1, "datasets": []}  # fmt: skip
+            "eos_id": 0, "model_path": str(tmp_path), "train_batch_size": 1, "train_steps": 1,
+            "lr": 0.001, "datasets": []}  # fmt: skip
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(keys))
     from gpt_neo.config import load_config

@@ -102,10 +102,10 @@ def write(cache: Any, values: Any, at: Any, row: Optional[Any] = None) -> Any:
         entries = tf.stack([*places, tf.tile(at[:, tf.newaxis], [1, heads])], 2)
         return tf.raw_ops.ScatterNdUpdate(ref=cache, indices=entries, updates=values[:, :, 0])
     zero = tf.zeros_like(at)
-    first = zero if row is None else row
+    first, last = (zero, zero) if row is None else (row, row + 1)
     whole = 0b1011 if row is None else 0b1010  # dimensions that are taken whole
     return tf.raw_ops.StridedSliceAssign(
-        ref=cache, begin=tf.stack([first, zero, at, zero]), end=tf.stack([first + 1, zero, at + values.shape[2], zero]),
+        ref=cache, begin=tf.stack([first, zero, at, zero]), end=tf.stack([last, zero, at + values.shape[2], zero]),
         strides=[1, 1, 1, 1], value=values, begin_mask=whole, end_mask=whole,
     )  # fmt: skip
 
@@ -144,8 +144,8 @@ def own_slots_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, 
     """One token of each row, each at its own slot [batch]: write, then attend block by block.
 
     A sum over all entries up to the longest row's end could be grouped by its length, and so give a short row other
-    last digits than it gets alone. Here every kernel sees one block, of one size, and a row adds
-    exactly 0 past its own end.
+    last digits than it gets alone. Here every kernel sees one block, of one size, and a row adds exactly 0 past its
+    own end.
     """
     # A loop takes no reference; the identity of one shares its memory.
     caches = [tf.identity(write(cache, new, slot)) for cache, new in zip(caches, (k, v))]
@@ -211,13 +211,16 @@ def visible(count: int, slot: Any, key_slots: Any, start: Any, radius: Optional[
       slot: int32 scalar or [batch].
       key_slots: int32 [entries] or [batch, entries].
     """
-    queries = tf.reshape(slot, [-1, 1]) + tf.range(count)
-    distance = queries[:, :, tf.newaxis] - key_slots[..., tf.newaxis, :]
+    # One slot for all rows keeps the mask as small as it can be: a step of one row is made of many small operations.
+    queries = (slot[:, tf.newaxis] if slot.shape.ndims else slot) + tf.range(count)
+    distance = queries[..., tf.newaxis] - (key_slots if key_slots.shape.ndims == 1 else key_slots[:, tf.newaxis])
     allowed = distance >= 0
     if radius is not None:
         allowed = tf.logical_and(allowed, distance < radius)
     begun = key_slots >= tf.maximum(start, 0)[:, tf.newaxis]
-    return tf.logical_and(allowed, begun[:, tf.newaxis, :])[:, tf.newaxis]
+    if slot.shape.ndims:
+        allowed = allowed[:, tf.newaxis]
+    return tf.logical_and(allowed, begun[:, tf.newaxis, tf.newaxis, :])
 
 
 def attend_slots(q: Any, keys: Any, values: Any, allowed: Any) -> Any:
