@@ -108,6 +108,20 @@ def current_step(folder: str) -> int:
     return step_of(path) if path else 0
 
 
+def checked_sources(run: RunConfig, tell: Callable[[str], None]) -> list[Source]:
+    """Where the records of a training run come from, found sound.
+
+    Raises:
+      DataError: they are not there, damaged, or not of this model.
+    """
+    sources = training_sources(run)
+    preflight.check_datasets(run)
+    preflight.check_records(run, sources)
+    for line in preflight.notes(run, sources):
+        tell(line)
+    return sources
+
+
 def train(
     estimator: Any, run: RunConfig, plan: MeshPlan, folder: str, tell: Callable[[str], None] = lambda line: None
 ) -> int:
@@ -120,11 +134,7 @@ def train(
       GptNeoError: anything that is the user's to mend, found before the graph is built where it can be.
     """
     check_layout(run, plan, run.training.train_batch_size)
-    sources = training_sources(run)
-    preflight.check_datasets(run)
-    preflight.check_records(run, sources)
-    for line in preflight.notes(run, sources):
-        tell(line)
+    sources = checked_sources(run, tell)
     prepare_folder(folder)
     start = current_step(folder)
     if start >= run.training.train_steps:

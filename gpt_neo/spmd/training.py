@@ -20,12 +20,10 @@ from gpt_neo.checkpoint.record import make_record, tokenizer_reference, write_re
 from gpt_neo.checkpoint.tensors import BFLOAT16, blocks
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, GptNeoError
-from gpt_neo.inputs import preflight
 from gpt_neo.inputs.samples import weighted
-from gpt_neo.inputs.sources import training_sources
 from gpt_neo.inputs.train_input import training_batches
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.estimator import prepare_folder, reading
+from gpt_neo.runtime.estimator import checked_sources, prepare_folder, reading
 from gpt_neo.runtime.hooks import DIVERGED, Progress
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
@@ -57,11 +55,7 @@ def train(
     """
     if "://" in folder:
         raise CheckpointError(f"model_path {folder!r}: spmd-run writes to local folders (--set model_path=...)")
-    sources = training_sources(run)
-    preflight.check_datasets(run)
-    preflight.check_records(run, sources)
-    for line in preflight.notes(run, sources):
-        tell(line)
+    sources = checked_sources(run, tell)
     prepare_folder(folder)
     found = find_latest(folder)
     start = step_of(found.path) if found else 0
