@@ -214,10 +214,10 @@ def purify(nodes: Any) -> None:
 
 def name_range(node: Any, constants: dict) -> bool:
     """Make a node 0, 1, ... n - 1 a call of `iota`: TensorFlow would fold it, and masks made of it, into constants."""
-    parts: list[Any] = [constants.get(name.split(":")[0]) for name in node.input]
-    if None in parts:
+    names = [name.split(":")[0] for name in node.input]
+    if not all(name in constants for name in names):
         return False
-    start, limit, delta = (tf.make_ndarray(part.attr["value"].tensor).item() for part in parts)
+    start, limit, delta = (tf.make_ndarray(constants[name].attr["value"].tensor).item() for name in names)
     if start != 0 or delta != 1:
         return False
     call = tf.NodeDef(name=node.name, op="XlaCustomCallV2")

@@ -116,6 +116,20 @@ def current_step(folder: str) -> int:
     return step_of(path) if path else 0
 
 
+def checked_sources(run: RunConfig, tell: Callable[[str], None]) -> list[Source]:
+    """Where the records of a training run come from, found sound.
+
+    Raises:
+      DataError: they are not there, damaged, or not of this model.
+    """
+    sources = training_sources(run)
+    preflight.check_datasets(run)
+    preflight.check_records(run, sources)
+    for line in preflight.notes(run, sources):
+        tell(line)
+    return sources
+
+
 def train(
     estimator: Any, run: RunConfig, plan: MeshPlan, folder: str, tell: Callable[[str], None] = lambda line: None,
     watch: Optional[Watch] = None,
@@ -133,11 +147,7 @@ def train(
     """
     check_layout(run, plan, run.training.train_batch_size)
     check_reads(run)
-    sources = training_sources(run)
-    preflight.check_datasets(run)
-    preflight.check_records(run, sources)
-    for line in preflight.notes(run, sources):
-        tell(line)
+    sources = checked_sources(run, tell)
     start = current_step(folder)
     if start >= run.training.train_steps:
         return start

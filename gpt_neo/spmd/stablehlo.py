@@ -13,7 +13,7 @@ CALL = re.compile(
     r'(?P<out>%\S+) = "tf\.XlaCustomCallV2"\((?P<x>%\S+|)\) \{(?:\w+ = \w+, )*backend_config = "(?P<options>.*?)", '
     r'call_target_name = "(?P<name>\w+)".*?\} : \((?P<given>tensor<\S+>|)\) -> (?P<made>tensor<\S+>)'
 )
-LARGE = 1 << 16  # elements of a constant; masks and positions come from iota, so there is none of that size
+WINDOW = re.compile(r"(?P<name>(?:window|base)_\w+) = dense<(?P<value>[\d, \[\]]+)> : tensor<(?P<count>\d+)xi64>")
 
 
 def finished(text: str, donated: Sequence[tuple[int, int]] = ()) -> str:
@@ -29,12 +29,20 @@ def finished(text: str, donated: Sequence[tuple[int, int]] = ()) -> str:
     text = re.sub(r"module attributes \{tf\.versions.*?\}\} \{", "module {", text, count=1)
     text = re.sub(r" attributes \{tf\..*\} \{$", " {", text, flags=re.MULTILINE)
     text = re.sub(r" \{tf\._user_specified_name = \".*?\"\}", "", text)
+    text = WINDOW.sub(window_array, text)
     for place, source in donated:
         text = re.sub(rf"(%arg{source}: tensor<\S*>)", rf"\1 {{tf.aliasing_output = {place} : i32}}", text, count=1)
     left = sorted(set(re.findall(r'"?((?:tf|mhlo|chlo|tf_executor|tf_device)\.[A-Z]\w+)"?', text)))
     if left:
         raise ConfigError(f"the model cannot leave TensorFlow: XLA has nothing for {', '.join(left)}")
     return text
+
+
+def window_array(match: Any) -> str:
+    """Sizes of a window as later versions of StableHLO write them."""
+    value = json.loads(match["value"])
+    sizes = value if isinstance(value, list) else [value] * int(match["count"])
+    return f"{match['name']} = array<i64: {', '.join(map(str, sizes))}>"
 
 
 def collective(match: Any) -> str:

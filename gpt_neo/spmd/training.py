@@ -20,13 +20,11 @@ from gpt_neo.checkpoint.record import make_record, tokenizer_reference, write_re
 from gpt_neo.checkpoint.tensors import BFLOAT16, blocks
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.inputs import preflight
 from gpt_neo.inputs.samples import weighted
-from gpt_neo.inputs.sources import training_sources
 from gpt_neo.inputs.train_input import training_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.access import check_writable
-from gpt_neo.runtime.estimator import after_divergence, reading
+from gpt_neo.runtime.estimator import after_divergence, checked_sources, reading
 from gpt_neo.runtime.hooks import Diverged, Progress
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.spmd.devices import Devices
@@ -59,11 +57,7 @@ def train(
     """
     if "://" in folder:
         raise CheckpointError(f"model_path {folder!r}: spmd-run writes to local folders (--set model_path=...)")
-    sources = training_sources(run)
-    preflight.check_datasets(run)
-    preflight.check_records(run, sources)
-    for line in preflight.notes(run, sources):
-        tell(line)
+    sources = checked_sources(run, tell)
     check_writable(folder)
     with FolderLock(folder, tell=tell):
         return train_alone(run, folder, options, sources, report, tell)
