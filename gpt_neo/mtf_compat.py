@@ -146,7 +146,9 @@ def reason_of(error: Exception) -> str:
     marks = [i for i, line in enumerate(lines) if line.startswith("[[{{node")]
     if marks and marks[0]:
         return lines[marks[0] - 1].rstrip(".")
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if lines[0].startswith("Graph execution error") else 0].rstrip(".")
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:

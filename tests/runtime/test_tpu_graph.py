@@ -9,6 +9,7 @@ import pytest
 from gpt_neo.config import load_config
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.model_fn import model_fn
+from gpt_neo.runtime.watch import Watch
 
 CONFIG = {
     "n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2, "train_batch_size": 8,
@@ -29,7 +30,8 @@ def tpu(tmp_path_factory):
         num_replicas=4, num_of_cores_per_replica=1, num_hosts=1, device_assignment=assignment,
         tpu_host_placement_function=lambda host_id: f"/job:worker/task:{host_id}/device:CPU:0",
     )  # fmt: skip
-    params = {"run": run, "folder": str(folder), "steps_per_checkpoint": 7, "use_tpu": True, "context": context}
+    params = {"run": run, "folder": str(folder), "steps_per_checkpoint": 7, "use_tpu": True, "context": context,
+              "watch": lambda: Watch(str(folder)), "origin": str}  # fmt: skip
     specs = []
 
     def program():
