@@ -37,7 +37,8 @@ def build(kind: str, width: int, fed: tuple) -> tuple:
     from gpt_neo.model.losses import cross_entropy_per_token
     from gpt_neo.model.transformer import transformer
     from gpt_neo.mtf_compat import lower_locally, mtf, tf
-    from gpt_neo.optim.adam import adam_updates, clip_by_global_norm
+    from gpt_neo.optim.build import optimizer_updates
+    from gpt_neo.optim.slots import SlotLayout
 
     tokens, labels, rate = fed
     config = ModelConfig(n_head=2, n_embd=width, n_layer=1, n_vocab=N_VOCAB, n_ctx=N_CTX, attention_types=(kind,),
@@ -53,9 +54,8 @@ def build(kind: str, width: int, fed: tuple) -> tuple:
     loss = mtf.reduce_sum(losses * counts) / answers
     right = mtf.cast(mtf.equal(mtf.argmax(logits, dims.vocab), labels), tf.float32)
     grads = mtf.gradients([loss], [v.outputs[0] for v in graph.trainable_variables])
-    optimizer = OptimizerConfig(lr=1.0, beta2=0.98)
-    rate = mtf.import_tf_tensor(mesh, rate, mtf.Shape([]))
-    updates = adam_updates(graph.trainable_variables, clip_by_global_norm(grads, 1.0), rate, optimizer)
+    optimizer = OptimizerConfig(lr=1.0, beta2=0.98, gradient_clipping=1.0)
+    updates = optimizer_updates(graph.trainable_variables, grads, rate, tf.constant(0), optimizer, SlotLayout())
     share = mtf.reduce_sum(right * counts) / answers
     lowering = lower_locally(graph, mesh)
     fetches = [lowering.export_to_tf_tensor(x) for x in (loss, share)]
