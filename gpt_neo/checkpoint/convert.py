@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -174,14 +175,16 @@ def export_hf(
             f"Hugging Face has no model for this config: {'; '.join(reasons)}. --custom_code exports it with a model "
             "file of its own"
         )
-    pairs = own_pairs(checkpoint, run.model) if custom_code or family is None else pairs_of(family, run.model)
+    if custom_code or family is None:
+        pairs = own_pairs(checkpoint, run.model)
+        describe = functools.partial(custom_config, run.model, pairs)
+    else:
+        pairs = pairs_of(family, run.model)
+        describe = functools.partial(their_config, family, run.model, run.model.eos_id)
     fit = fit_checkpoint(checkpoint, {name: pair.shape for pair in pairs for name in pair.ours})
     stored = DTYPES[dtype] if dtype else fit.bundle.dtype("gpt2/wte")
     precision = "bfloat16" if stored == BFLOAT16 else "float32"
-    if custom_code or family is None:
-        config = custom_config(run.model, pairs, precision)
-    else:
-        config = their_config(family, run.model, precision, run.model.eos_id)
+    config = describe(precision)
     with staged_folder(destination) as staging:
         write_weights(staging, pairs, fit, DTYPES[precision], run.model, shard)
         write_json(staging, "config.json", config)

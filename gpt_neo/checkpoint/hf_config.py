@@ -88,7 +88,7 @@ def rotary_keys(theirs: dict, keys: dict, where: str) -> dict:
     }
 
 
-def their_config(family: Family, model: ModelConfig, dtype: str, bos_id: int) -> dict:
+def their_config(family: Family, model: ModelConfig, bos_id: int, dtype: str) -> dict:
     """config.json of a model of a family."""
     theirs: dict = {"model_type": family.name, "architectures": [family.architecture]}
     for ours, name in family.sizes.items():

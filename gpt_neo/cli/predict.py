@@ -53,7 +53,7 @@ def predict(job: Job) -> int:
         raise ConfigError("--predict runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
     if args.num_samples < 1:
         raise ConfigError(f"--num_samples is {args.num_samples}; expected at least 1")
-    tokenizer, eos = job_tokenizer(job)
+    tokenizer, eos = preflight.run_tokenizer(run, job.folder)
     seed = args.seed if args.seed is not None else int(time.time()) % 100_000
     alpha = run.model.entmax_alpha if args.entmax_sampling else None
     options = SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos, alpha,
@@ -81,11 +81,6 @@ def predict(job: Job) -> int:
         if prompt is not None:
             print(f"written to {path}")
             return 0
-
-
-def job_tokenizer(job: Job) -> tuple[Tokenizer, Optional[int]]:
-    """Tokenizer and end-of-text id of a job's run."""
-    return preflight.run_tokenizer(job.run, job.folder)
 
 
 def read_prompt(given: Optional[str]) -> str:

@@ -81,9 +81,9 @@ def main(argv: Optional[list] = None) -> int:
 
 def serve_job(job: Job, checkpoint: str, key: Optional[str]) -> int:
     """Everything that needs TensorFlow."""
-    from gpt_neo.cli.predict import job_tokenizer
     from gpt_neo.cli.train import device_plan, device_text
     from gpt_neo.config.estimate import sampling_memory
+    from gpt_neo.inputs.preflight import run_tokenizer
     from gpt_neo.runtime.rows import RowDecoder
     from gpt_neo.serving.app import Limits, Server
     from gpt_neo.serving.engine import Engine
@@ -92,7 +92,7 @@ def serve_job(job: Job, checkpoint: str, key: Optional[str]) -> int:
     from gpt_neo.serving.run import bind, serve
 
     args, run = job.args, job.run
-    tokenizer, eos = job_tokenizer(job)
+    tokenizer, eos = run_tokenizer(run, job.folder)
     listener = bind(args.host, args.port)
     print(model_text(run))
     print(memory_text(sampling_memory(run.model, args.rows)))

@@ -105,7 +105,7 @@ class RowContractOperation(mtf.Operation):
         """As of one product each; the gradients of x are added."""
         x, *weights = self.inputs
         rows = len(x.shape) - len(self.reduced)
-        pairs = [(dy, weight) for dy, weight in zip(grad_ys, weights)]
+        pairs = list(zip(grad_ys, weights))
         dx = sum(contract(dy, weight, weight.shape.dims[len(self.reduced) :]) for dy, weight in pairs)
         return [dx, *(WeightGradOperation(x, dy, weight.shape, rows).outputs[0] for dy, weight in pairs)]
 
@@ -122,13 +122,7 @@ class RowContractOperation(mtf.Operation):
             outs = [out * tf.cast(s[1], out.dtype) if s else out for s, out in zip(small, outs)]
             return tuple(tf.reshape(out, rows + w.shape.as_list()[depth:]) for out, w in zip(outs, weights))
 
-        mesh_impl = lowering.mesh_impl(self)
-        axes = [mesh_impl.tensor_dimension_to_mesh_axis(d) for d in self.reduced]
-        split = [axis for axis in axes if axis is not None]
-        outs = mesh_impl.slicewise(products, *[lowering.tensors[t] for t in self.inputs])
-        for tensor, out in zip(self.outputs, outs):
-            whole = mtf.ops.LazyAllreduceSum(mesh_impl, out, split) if split else out
-            lowering.set_tensor_lowering(tensor, whole)
+        lower_sum(self, lowering, products, self.reduced)
 
 
 class WeightGradOperation(mtf.ops.EinsumOperation):
@@ -182,16 +176,17 @@ def lower_sum(
     """Lower an operation that sums over the dimensions `summed`, split over the mesh or not.
 
     Args:
-      product: from the slices of the inputs to the slice of the output.
+      product: from the slices of the inputs to the slice of the output, or a tuple of those of several outputs.
       addend: an input that `product` adds to the sum; where shards hold parts of the sum, it is added to their total.
     """
     mesh_impl = lowering.mesh_impl(operation)
     axes = [mesh_impl.tensor_dimension_to_mesh_axis(d) for d in summed]
     split = [axis for axis in axes if axis is not None]
     terms = [x for x in operation.inputs if not (split and x is addend)]
-    out = mesh_impl.slicewise(product, *[lowering.tensors[x] for x in terms])
-    if split:
-        out = mtf.ops.LazyAllreduceSum(mesh_impl, out, split)
-    if split and addend is not None:
-        out = mesh_impl.slicewise(tf.add, out.to_laid_out_tensor(), lowering.tensors[addend])
-    lowering.set_tensor_lowering(operation.outputs[0], out)
+    outs = mesh_impl.slicewise(product, *[lowering.tensors[x] for x in terms])
+    for tensor, out in zip(operation.outputs, outs if isinstance(outs, tuple) else (outs,)):
+        if split:
+            out = mtf.ops.LazyAllreduceSum(mesh_impl, out, split)
+        if split and addend is not None:
+            out = mesh_impl.slicewise(tf.add, out.to_laid_out_tensor(), lowering.tensors[addend])
+        lowering.set_tensor_lowering(tensor, out)

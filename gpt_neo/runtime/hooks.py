@@ -41,22 +41,44 @@ class Progress:
     seconds_left: Optional[float]
 
 
+class ProgressLog:
+    """Tells how far a run is, and appends to `train_log.jsonl` in its folder every `log_every` steps."""
+
+    def __init__(self, train_steps: int, tokens_per_step: int, folder: str, log_every: int = 10) -> None:
+        self.train_steps, self.tokens_per_step, self.log_every = train_steps, tokens_per_step, log_every
+        self.path = os.path.join(folder, "train_log.jsonl")
+        self.window: list[tuple[int, float]] = []
+
+    def add(self, step: int, loss: float, rate: float) -> Progress:
+        """The state after a step, by the times of the last ones.
+
+        Raises:
+          CheckpointError: the log cannot be written.
+        """
+        self.window = [*self.window[-20:], (step, time.monotonic())]
+        (first, start), (last, now) = self.window[0], self.window[-1]
+        speed = (last - first) / (now - start) if last > first and now > start else None
+        left = (self.train_steps - step) / speed if speed else None
+        tokens = speed * self.tokens_per_step if speed else None
+        if step % self.log_every == 0 or step == self.train_steps:
+            row = {"step": step, "loss": loss, "lr": rate, "tokens_per_second": tokens}
+            with writing_to(self.path), tf.io.gfile.GFile(self.path, "a") as handle:
+                handle.write(json.dumps(row) + "\n")
+        return Progress(step, self.train_steps, loss, rate, tokens, left)
+
+
 class ProgressHook(tf.estimator.SessionRunHook):
-    """Calls `report` after every step, and appends to `train_log.jsonl` every `log_every` steps.
+    """Calls `report` with what the log says after every step.
 
     Raises:
       Diverged: the loss is NaN or infinite; the checkpoints so far are kept.
     """
 
     def __init__(
-        self, loss: Any, rate: Any, train_steps: int, tokens_per_step: int, folder: str,
-        report: Callable[[Progress], None], watch: Watch, log_every: int = 10,
-    ) -> None:  # fmt: skip
+        self, loss: Any, rate: Any, log: ProgressLog, report: Callable[[Progress], None], watch: Watch
+    ) -> None:
         self.fetches = {"loss": loss, "rate": rate}
-        self.train_steps, self.tokens_per_step = train_steps, tokens_per_step
-        self.report, self.watch, self.log_every = report, watch, log_every
-        self.log_path = os.path.join(folder, "train_log.jsonl")
-        self.window: list[tuple[int, float]] = []
+        self.log, self.report, self.watch = log, report, watch
 
     def begin(self) -> None:
         """Find the step counter."""
@@ -74,16 +96,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
         self.watch.step = step
         if not math.isfinite(loss) and not self.watch.skip_spikes:
             raise Diverged(f"step {step:,}: the loss is {loss}", step)
-        self.window = [*self.window[-20:], (step, time.monotonic())]
-        (first, start), (last, now) = self.window[0], self.window[-1]
-        speed = (last - first) / (now - start) if last > first and now > start else None
-        left = (self.train_steps - step) / speed if speed else None
-        tokens = speed * self.tokens_per_step if speed else None
-        if step % self.log_every == 0 or step == self.train_steps:
-            row = {"step": step, "loss": loss, "lr": rate, "tokens_per_second": tokens}
-            with writing_to(self.log_path), tf.io.gfile.GFile(self.log_path, "a") as handle:
-                handle.write(json.dumps(row) + "\n")
-        self.report(Progress(step, self.train_steps, loss, rate, tokens, left))
+        self.report(self.log.add(step, loss, rate))
 
 
 class SpikeHook(tf.estimator.SessionRunHook):

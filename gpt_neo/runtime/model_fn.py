@@ -13,7 +13,7 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
-from gpt_neo.runtime.hooks import SPIKE_LOSSES, Progress, ProgressHook, SpikeHook
+from gpt_neo.runtime.hooks import SPIKE_LOSSES, Progress, ProgressHook, ProgressLog, SpikeHook
 from gpt_neo.runtime.mesh import LocalPlacement, TpuPlacement
 from gpt_neo.runtime.train_step import build_train_step
 from gpt_neo.runtime.watch import Watch, WatchHook
@@ -54,8 +54,8 @@ def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
             fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
         if not use_tpu:
             report: Callable[[Progress], None] = params["report"]
-            hooks.append(ProgressHook(step.loss, step.rate, run.training.train_steps, run.tokens_per_step, folder,
-                                      report, watch, params["steps_per_log"]))  # fmt: skip
+            log = ProgressLog(run.training.train_steps, run.tokens_per_step, folder, params["steps_per_log"])
+            hooks.append(ProgressHook(step.loss, step.rate, log, report, watch))
             tf.summary.scalar("loss", step.loss)
             tf.summary.scalar("learning_rate", step.rate)
         # The saver comes last: what the others refuse is not saved.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import time
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -25,12 +23,10 @@ from gpt_neo.inputs.train_input import training_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.estimator import after_divergence, checked_sources, reading
-from gpt_neo.runtime.hooks import Diverged, Progress
+from gpt_neo.runtime.hooks import Diverged, Progress, ProgressLog
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
-
-LOG_EVERY = 10  # steps between rows of train_log.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +102,16 @@ def run_steps(
 ) -> None:  # fmt: skip
     """Steps from `start` on, with a checkpoint every so many and at the end."""
     tokenizer, last = tokenizer_reference(run), run.training.train_steps
-    window: list[tuple[int, float]] = []
-    for step, batch in enumerate(batches_from(run, start, sources), start):
-        results = devices.step({"step": np.int32(step), **batch})
+    log = ProgressLog(last, run.tokens_per_step, folder)
+    for step, batch in enumerate(batches_from(run, start, sources), start + 1):
+        results = devices.step({"step": np.int32(step - 1), **batch})
         loss, rate = float(results["loss"][0]), float(results["rate"][0])
         if not math.isfinite(loss):
-            raise Diverged(f"step {step + 1:,}: the loss is {loss}", step + 1)
-        progress = progress_of(run, step + 1, loss, rate, window)
-        if progress.step % LOG_EVERY == 0 or progress.step == last:
-            row = {"step": progress.step, "loss": loss, "lr": rate, "tokens_per_second": progress.tokens_per_second}
-            with open(os.path.join(folder, "train_log.jsonl"), "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
-        report(progress)
-        if progress.step % options.steps_per_checkpoint == 0 or progress.step == last:
-            save(devices, folder, run, progress.step, tokenizer)
-        if progress.step == last:
+            raise Diverged(f"step {step:,}: the loss is {loss}", step)
+        report(log.add(step, loss, rate))
+        if step % options.steps_per_checkpoint == 0 or step == last:
+            save(devices, folder, run, step, tokenizer)
+        if step == last:
             return
 
 
@@ -131,16 +122,6 @@ def batches_from(run: RunConfig, start: int, sources: Any) -> Iterator[dict]:
         following = tf.data.make_one_shot_iterator(data).get_next()
         while True:
             yield session.run(following)
-
-
-def progress_of(run: RunConfig, step: int, loss: float, rate: float, window: list) -> Progress:
-    """Progress after a step; `window` holds the times of the last ones."""
-    window.append((step, time.monotonic()))
-    del window[:-21]
-    (first, begin), (last, now) = window[0], window[-1]
-    speed = (last - first) / (now - begin) if last > first and now > begin else None
-    left = (run.training.train_steps - step) / speed if speed else None
-    return Progress(step, run.training.train_steps, loss, rate, speed * run.tokens_per_step if speed else None, left)
 
 
 def save(devices: Devices, folder: str, run: RunConfig, step: int, tokenizer: Any) -> str:

@@ -95,18 +95,23 @@ def answers(results, name):
     return [sample["filtered_resps"] for sample in samples]
 
 
+def compare_answers(first, second, name):
+    """Two models answer alike: texts equal, log-probabilities to 1e-4, greedy flags equal."""
+    for mine, other in zip(answers(first, name), answers(second, name), strict=True):
+        if name == "generation":
+            assert mine == other
+        elif name == "rolling":
+            assert mine == pytest.approx(other, abs=1e-4)
+        else:
+            assert [x for x, _ in mine] == pytest.approx([x for x, _ in other], abs=1e-4)
+            assert [bool(flag) for _, flag in mine] == [bool(flag) for _, flag in other]
+
+
 def test_equals_the_harness_with_hugging_face(ours, evaluate, twin):
     pytest.importorskip("accelerate")
     theirs = evaluate("hf", model_args={"pretrained": twin, "dtype": "float32"}, batch_size=2, device="cpu")
     for name in NAMES:
-        for mine, other in zip(answers(ours[1], name), answers(theirs, name), strict=True):
-            if name == "generation":
-                assert mine == other
-            elif name == "rolling":
-                assert mine == pytest.approx(other, abs=1e-4)
-            else:
-                assert [x for x, _ in mine] == pytest.approx([x for x, _ in other], abs=1e-4)
-                assert [bool(flag) for _, flag in mine] == [bool(flag) for _, flag in other]
+        compare_answers(ours[1], theirs, name)
         for metric, value in ours[1]["results"][name].items():
             assert value == (pytest.approx(theirs["results"][name][metric], rel=1e-4) if isinstance(value, float)
                              else theirs["results"][name][metric])  # fmt: skip
