@@ -29,8 +29,9 @@ def export(job: Job) -> int:
         print(f"note      {note}")
     print(f"exported  {checkpoint} to {folder}{' with int8 weights' if job.args.int8 else ''}")
     shape = f"[{batch}, {run.model.n_ctx}"
-    print(f"          serving_default: tokens int32 [{batch}, longest], lengths [{batch}], max_tokens, temperature,")
-    print(f"          seed to tokens int32 [{batch}, new], lengths [{batch}]")
+    if run.model.causal:
+        print(f"          serving_default: tokens int32 [{batch}, longest], lengths [{batch}], max_tokens,")
+        print(f"          temperature, seed to tokens int32 [{batch}, new], lengths [{batch}]")
     print(f"          logits: tokens int32 {shape}] to logits float32 {shape}, {run.model.n_vocab}]")
     if job.args.int8:
         show_cost(job, checkpoint)

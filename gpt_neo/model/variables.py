@@ -25,7 +25,8 @@ def weight_scope(config: ModelConfig) -> Any:
     scope = tf.get_variable_scope()
     if not config.share_parameters:
         return contextlib.nullcontext()
-    shared = tf.VariableScope(scope.reuse, name=re.sub(r"^gpt2/h\d+", "gpt2/", scope.name))
+    name = re.sub(r"^gpt2/h\d+", "gpt2/", scope.name)
+    shared = tf.VariableScope(scope.reuse, name=name, custom_getter=scope.custom_getter)
     return tf.variable_scope(shared, auxiliary_name_scope=False)
 
 

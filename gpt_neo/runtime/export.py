@@ -12,7 +12,7 @@ import numpy as np
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.model.attention.carried import CarriedCaches
+from gpt_neo.model.attention.carried import CarriedCaches, empty_caches
 from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.quantized import INT8
@@ -21,8 +21,6 @@ from gpt_neo.mtf_compat import mtf, tf, uncompiled
 from gpt_neo.runtime.int8 import Int8Weights
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import PREFILL, load_weights
-
-KINDS = ("global", "local", "none")  # attention whose decoding state the loop can carry
 
 
 def export_saved_model(
@@ -44,18 +42,16 @@ def export_saved_model(
     """
     notes: list[str] = []
     signatures = {}
-    serves = config.causal and set(config.attention_types) <= set(KINDS)
     with place(folder) as staging, tf.Graph().as_default(), tf.Session() as session:
         weights = Int8Weights() if int8 else None
         with tf.variable_scope("", reuse=tf.AUTO_REUSE, custom_getter=weights):
             tokens = tf.placeholder(tf.int32, [batch_size, config.n_ctx], name="tokens")
             logits = build_logits(tokens, config)
             signatures["logits"] = tf.saved_model.predict_signature_def({"tokens": tokens}, {"logits": logits})
-            if serves:
+            if config.causal:
                 signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = serving_signature(config, batch_size)
             else:
-                notes.append("no signature for generation: its loop carries the state of causal models with layers of "
-                             f"type {', '.join(KINDS)} only; sample this model with main.py")  # fmt: skip
+                notes.append("no signature for generation: causal is False, so that a token depends on later ones")
         notes += weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
         try:
             session.graph.clear_collection(INT8)  # it served to build the graph, and cannot be saved
@@ -162,7 +158,8 @@ def generate(tokens: Any, lengths: Any, max_tokens: Any, temperature: Any, seed:
                 logits, *updated)  # fmt: skip
 
     logits = tf.zeros([batch, config.n_vocab])
-    state = tf.while_loop(lambda slot, *_: slot < length, read, (tf.constant(0), logits, *empty(batch, slots, config)),
+    caches = empty_caches(batch, slots, config)
+    state = tf.while_loop(lambda slot, *_: slot < length, read, (tf.constant(0), logits, *caches),
                           parallel_iterations=1)  # fmt: skip
     made = tf.TensorArray(tf.int32, room, element_shape=[batch])
     first = (tf.constant(0), tf.fill([batch], True), made, tf.zeros([batch], tf.int32), *state[1:])
@@ -170,13 +167,6 @@ def generate(tokens: Any, lengths: Any, max_tokens: Any, temperature: Any, seed:
                           parallel_iterations=1)  # fmt: skip
     drawn = tf.transpose(state[2].stack())[:, : state[0]]
     return drawn, state[3]
-
-
-def empty(batch: int, slots: int, config: ModelConfig) -> list:
-    """Caches before the first token, as `CarriedCaches` holds them."""
-    layers = sum(kind != "none" for kind in config.attention_types)
-    dtype = tf.bfloat16 if config.precision == "bfloat16" else tf.float32
-    return [tf.zeros([batch * config.n_head * slots, config.features_per_head], dtype) for _ in range(2 * layers)]
 
 
 def decoding_step(tokens: Any, slot: Any, start: Any, caches: list, slots: int, config: ModelConfig) -> tuple:
@@ -188,7 +178,7 @@ def decoding_step(tokens: Any, slot: Any, start: Any, caches: list, slots: int, 
     carried = CarriedCaches(caches)
     decoding = Decoding(
         mtf.import_tf_tensor(mesh, slot, mtf.Shape([])), mtf.import_tf_tensor(mesh, start, mtf.Shape([dims.batch])),
-        slots, carried,
+        slots, carried.attend, carried.advance,
     )  # fmt: skip
     context = Context(decoding=decoding, last_only=True)
     with uncompiled():

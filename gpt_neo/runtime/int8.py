@@ -13,7 +13,7 @@ from gpt_neo.mtf_compat import tf
 
 SMALLEST = 1 << 12  # numbers; a smaller matrix stays as it is
 # The weights that are used in products (model/contract.py) and look-ups (model/vocab_ops.py) and nowhere else.
-MATRICES = re.compile(r".*/(wte|attn/[qkvo]|conv1d_main/(c_fc|c_proj|linear_out)/kernel)")
+MATRICES = re.compile(r".*/(wte|attn/([qkvo]|output_gate)|conv1d_main/(c_fc|c_proj|linear_out)/kernel)")
 
 
 class Int8Weights:

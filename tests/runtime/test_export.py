@@ -5,10 +5,11 @@ import os
 import numpy as np
 import pytest
 
-from gpt_neo.config.schema import ModelConfig
+from gpt_neo.config.schema import GlaParams, ModelConfig
 from gpt_neo.errors import CheckpointError
+from gpt_neo.model.attention.layers import LAYERS
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.export import export_saved_model
+from gpt_neo.runtime.export import export_saved_model, losses
 from gpt_neo.runtime.int8 import MATRICES, quantize
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions
@@ -53,20 +54,35 @@ def served(request, tmp_path_factory):
     return config, checkpoint, Served(str(folder / "saved"))
 
 
-def test_generated_text_is_the_samplers(served):
-    config, checkpoint, model = served
+def compare_greedy_text(config, checkpoint, model):
+    """Both rows, the longer prompt read in two chunks, are as `--predict` samples them."""
     rng = np.random.RandomState(1)
     prompts = [rng.randint(0, VOCAB, n).tolist() for n in (3, 70)]
-    sampler = Sampler(config, checkpoint, BATCH)
     expected = {0: [], 1: []}
-    for token in sampler.generate(prompts, SampleOptions(max_tokens=40, temperature=0.0)):
+    for token in Sampler(config, checkpoint, BATCH).generate(prompts, SampleOptions(max_tokens=40, temperature=0.0)):
         expected[token.prompt].append(token.token)
     for _ in range(2):  # nothing is left over from one call to the next
         got = model.text(prompts, 40)
         assert got["tokens"].tolist() == [expected[0], expected[1]] and got["lengths"].tolist() == [40, 40]
+    return prompts
+
+
+def test_generated_text_is_the_samplers(served):
+    config, checkpoint, model = served
+    prompts = compare_greedy_text(config, checkpoint, model)
     assert model.text(prompts, 500)["tokens"].shape == (BATCH, LENGTH - 70)
     first, again, other = (model.text(prompts, 20, 1.0, seed)["tokens"].tolist() for seed in (4, 4, 5))
     assert first == again != other
+
+
+def test_every_type_of_attention_generates(tmp_path):
+    kinds = ("global", "gla", "none", "linear", "local")
+    config = ModelConfig(**{**COMMON, "n_embd": 16, "n_layer": 5}, attention_types=kinds, local_attention_radius=7,
+                         num_mem_kv=2, gla_params=GlaParams(num_heads=4))  # fmt: skip
+    assert {*kinds} == {*LAYERS, "none"}
+    checkpoint = save_random(config, str(tmp_path), scale=0.5)
+    assert export_saved_model(config, checkpoint, str(tmp_path / "saved"), BATCH) == []
+    compare_greedy_text(config, checkpoint, Served(str(tmp_path / "saved")))
 
 
 def test_rows_end_at_the_end_of_text(tmp_path):
@@ -120,6 +136,13 @@ def test_int8_is_a_quarter_of_the_size_and_close(served, tmp_path):
              for f in (folder, os.path.join(os.path.dirname(checkpoint), "saved"))]  # fmt: skip
     assert sizes[0] < 0.4 * sizes[1]  # a quarter, and what stays as it is
     assert small.text([[1, 2, 3], [4]], 10)["tokens"].shape == (BATCH, 10)
+
+
+def test_int8_weights_that_blocks_share(tmp_path):
+    config = ModelConfig(**COMMON, attention_types=("gla", "gla"), share_parameters=True)
+    checkpoint = save_random(config, str(tmp_path), scale=0.1)
+    exact, near = losses(config, checkpoint, np.random.RandomState(3).randint(0, VOCAB, [2, LENGTH + 1]))
+    assert 0 < abs(near - exact) < 0.01 * exact
 
 
 def test_quantizing():

@@ -1,36 +1,85 @@
 """Attention of a decoding step over caches that are tensors, which a loop carries from step to step.
 
-What `cached.py` keeps in variables is passed in and out here, so that a graph with the loop inside holds no state of
-its own and may answer several requests at once. Local layers keep every slot too, and look at their window.
+What `cached.py` and `stateful.py` keep in variables is passed in and out here, so that a graph with the loop inside
+holds no state of its own and may answer several requests at once. Local layers keep every slot too, and look at their
+window.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.attention.cached import attend_slots, rows_of, visible
+from gpt_neo.model.attention.stateful import StateOperation
 from gpt_neo.model.context import Decoding
 from gpt_neo.mtf_compat import mtf, tf
 
 
 class CarriedCaches:
-    """The caches of one pass: a function that stands in for `cached_attention`.
+    """The caches of one pass: functions that stand in for `cached_attention` and for `StateOperation`.
 
-    tensors: two per attention layer, in their order, [batch * heads * slots, features_per_head] each; after the pass
-    is lowered, what the next one starts from.
+    tensors: of each layer in turn, see `empty_caches`; after the pass is lowered, what the next one starts from.
     """
 
     def __init__(self, tensors: list) -> None:
         self.tensors = tensors
-        self.layers = 0
+        self.taken = 0
 
-    def __call__(
+    def take(self, count: int) -> int:
+        """The place of the next layer's tensors, of which it has so many."""
+        self.taken += count
+        return self.taken - count
+
+    def attend(
         self, q: Any, k: Any, v: Any, at: Decoding, radius: Optional[int], memory: Optional[tuple] = None
     ) -> Any:
         """See `cached_attention`."""
         inputs = [q, k, v, at.slot, at.start, *(memory or ())]
-        self.layers += 1
-        return CarriedAttentionOperation(inputs, at.slots, radius, self, 2 * (self.layers - 1)).outputs[0]
+        return CarriedAttentionOperation(inputs, at.slots, radius, self, self.take(2)).outputs[0]
+
+    def advance(
+        self, kernel: Callable[..., tuple], tensors: list, shape: Any, dtype: Any, state: Sequence[int], at: Decoding
+    ) -> Any:
+        """See `StateOperation`."""
+        return CarriedStateOperation(kernel, tensors, shape, dtype, state, at, self, self.take(1))
+
+
+def empty_caches(batch: int, slots: int, config: ModelConfig) -> list:
+    """Caches before the first token.
+
+    Softmax layers have two, keys and values, [batch * heads * slots, features_per_head] in the type of activations;
+    linear and gla layers one, the state, float32 [batch, heads, features_in, features].
+    """
+    dtype = tf.bfloat16 if config.precision == "bfloat16" else tf.float32
+    size, heads = config.features_per_head, config.gla_heads
+    states = {"linear": [batch, config.n_head, size, size + 1],
+              "gla": [batch, heads, config.gla_key_width // heads, config.gla_value_width // heads]}  # fmt: skip
+    tensors = []
+    for kind in config.attention_types:
+        if kind in states:
+            tensors.append(tf.zeros(states[kind]))
+        elif kind != "none":
+            tensors += [tf.zeros([batch * config.n_head * slots, size], dtype) for _ in "kv"]
+    return tensors
+
+
+class CarriedStateOperation(StateOperation):
+    """See `CarriedCaches`; on one device."""
+
+    def __init__(self, *given: Any) -> None:
+        *whole, self.caches, self.place = given
+        super().__init__(*whole)
+
+    def held(self, shape: list, row: list, shard: int) -> tuple[Any, Callable[[Any], list]]:
+        """The state is a tensor, and so is the next."""
+
+        def keep(state: Any) -> list:
+            self.caches.tensors[self.place] = tf.ensure_shape(state, shape)
+            return []
+
+        return self.caches.tensors[self.place], keep
 
 
 class CarriedAttentionOperation(mtf.Operation):
