@@ -1,7 +1,7 @@
 """The model families that Hugging Face has words for: names, layouts and config keys, as data.
 
 A rule pairs our variables with one of their tensors; `{}` is the layer. Sizes are letters: d n_embd, h the width inside
-the MLP (4 n_embd), V n_vocab, T n_ctx. The variables are those of model/; the tensors those of transformers.
+the MLP, V n_vocab, T n_ctx. The variables are those of model/; the tensors those of transformers.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Pair:
 
 def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
     """Every tensor of a model, in the order of the layers."""
-    letters = {"d": model.n_embd, "h": 4 * model.n_embd, "V": model.n_vocab, "T": model.n_ctx}
+    letters = {"d": model.n_embd, "h": model.mlp_width, "V": model.n_vocab, "T": model.n_ctx}
     rules = [(rule, family.prefix) for rule in family.rules]
     if model.untied_head:
         rules.append((Rule((f"{HEAD}/kernel",), f"{family.head}.weight", "dV", TURNED), ""))
@@ -203,7 +203,8 @@ THEIR_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "relu": "relu", "si
 WITHOUT_EFFECT = {"scale_by_depth", "scale_by_in", "recompute_grad", "precision", "z_loss", "padding_id", "eos_id",
                   "entmax_loss", "moe_params", "moe_activation", "model"}  # fmt: skip
 # Model keys that the conversion of configs takes care of by name.
-CONVERTED = {"attention_types", "local_attention_radius", "activation_function", "norm_epsilon", "untied_head"}
+CONVERTED = {"attention_types", "local_attention_radius", "n_inner", "activation_function", "norm_epsilon",
+             "untied_head"}  # fmt: skip
 
 
 def why_not(family: Family, model: ModelConfig) -> list[str]:

@@ -22,7 +22,8 @@ KEYS: tuple = (
     ("wte", ("n_vocab", "n_embd")), ("axial_wpe_1", ("axial_pos_emb", "n_embd")),
     ("axial_wpe_2", ("axial_pos_emb", "n_embd")), ("wpe", ("n_ctx", "n_embd")),
     ("linear_out/kernel", ("n_embd", "n_vocab")), ("linear_out/bias", ("n_vocab",)),
-    ("c_fc/kernel", ("n_embd", "n_embd")), ("c_proj/kernel", ("n_embd", "n_embd")),
+    ("c_fc/kernel", ("n_embd", "n_inner")),
+    ("c_fc/bias", ("n_embd or n_inner",)), ("c_proj/kernel", ("n_inner", "n_embd")),
     ("top_2_gating/kernel", ("n_embd", "moe_layers")),
     ("wi/kernel", ("moe_params", "n_embd", "moe_params")), ("wo/kernel", ("moe_params", "moe_params", "n_embd")),
 )  # fmt: skip
@@ -122,13 +123,13 @@ def explain(name: str, wanted: Optional[Sequence[int]], found: Optional[Sequence
     keys: tuple = next((keys for end, keys in KEYS if base.endswith(end)), ("n_embd",) * len(wanted))
     if len(found) != len(wanted):
         return "number of dimensions"
-    guesses = []
-    for key, has, wants in zip(keys, found, wanted):
-        if has != wants:
-            scale = 4 if ("c_fc" in base or "c_proj" in base) and max(wanted) == wants and len(set(wanted)) > 1 else 1
-            exact = key in ("n_vocab", "n_ctx", "n_embd") and has % scale == 0
-            guesses.append(f"{key}={has // scale}" if exact else key)
-    return ", ".join(dict.fromkeys(guesses))
+    sizes = {key: has for key, has, wants in zip(keys, found, wanted) if has != wants}
+    if "n_embd" in sizes:
+        sizes.pop("n_inner", None)  # which follows from n_embd where it is not set
+    if "c_fc" in base and sizes.get("n_inner") in (2 * wanted[-1], wanted[-1] // 2):
+        return "mlp_glu"
+    exact = ("n_vocab", "n_ctx", "n_embd", "n_inner")
+    return ", ".join(f"{key}={has}" if key in exact else key for key, has in sizes.items())
 
 
 def mismatch_table(path: str, rows: list[tuple]) -> str:

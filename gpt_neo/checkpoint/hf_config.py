@@ -26,7 +26,8 @@ def model_keys(theirs: dict, where: str) -> tuple[Family, dict]:
         if theirs.get(name) is None and name != "window_size":
             raise CheckpointError(f"{where}: key {name!r} is missing")
         keys[ours] = theirs.get(name, 256)
-    refuse_unless(where, family.inner, theirs.get(family.inner), (None, 4 * keys["n_embd"]))
+    if theirs.get(family.inner) not in (None, 4 * keys["n_embd"]):
+        keys["n_inner"] = theirs[family.inner]
     for name, wanted in family.required.items():
         refuse_unless(where, name, theirs.get(name, wanted), (wanted,))
     activation = theirs.get(family.activation, "gelu" if family is GPT_NEOX else "gelu_new")
@@ -95,7 +96,7 @@ def their_config(family: Family, model: ModelConfig, bos_id: int, dtype: str) ->
         theirs[name] = getattr(model, ours)
     theirs[family.activation] = THEIR_ACTIVATIONS[model.activation_function]
     theirs[family.epsilon] = model.norm_epsilon
-    theirs[family.inner] = 4 * model.n_embd
+    theirs[family.inner] = model.mlp_width
     for ours, name in family.dropouts.items():
         theirs[name] = getattr(model, ours)
     theirs.update(family.required)

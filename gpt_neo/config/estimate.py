@@ -53,12 +53,13 @@ def attention_parameters(model: ModelConfig, kind: str) -> int:
 
 
 def feed_forward_parameters(model: ModelConfig, moe: bool = False) -> int:
-    """MLP of one layer: two matrices with biases, 8 d^2 + 5 d, or 12 d^2 + 9 d when gated; or experts in its place."""
+    """MLP of one layer of width w inside: two matrices with biases, 2 d w + w + d, or 3 d w + 2 w + d when gated; or
+    experts in its place."""
     if moe:
         return mixture_parameters(model)
-    d = model.n_embd
-    width = 8 * d if model.mlp_glu else 4 * d
-    return d * width + width + 4 * d * d + d + len(ACTIVATION_VARIABLES.get(model.activation_function, ()))
+    d, width = model.n_embd, model.mlp_width
+    into = 2 * width if model.mlp_glu else width
+    return d * into + into + width * d + d + len(ACTIVATION_VARIABLES.get(model.activation_function, ()))
 
 
 def macaron_parameters(model: ModelConfig) -> int:
@@ -163,8 +164,9 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     batch = max(1, run.training.train_batch_size // replicas)
     rows = batch // microbatches(run.mesh, model.n_ctx, batch)
     tokens = rows * model.n_ctx
-    # Per token and block: about 16 n_embd-wide tensors, and what there is of float32 attention weights.
-    inside = 24 if model.mlp_glu else 16
+    # Per token and block: about 8 n_embd-wide tensors, 2 of the width inside the MLP (4 when gated), and what there is
+    # of float32 attention weights.
+    inside = 8 + (4 if model.mlp_glu else 2) * model.mlp_width / model.n_embd
     spans = [kept_span(model, kind) for kind in model.attention_types]
     blocks = [inside * model.n_embd * width + span * model.n_head * 4 for span in spans]
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
@@ -173,7 +175,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
         weights=parameters * width,
         slots=parameters * slot_bytes(run.optimizer),
         gradients=parameters * 4,
-        activations=tokens * kept,
+        activations=int(tokens * kept),
         logits=2 * tokens * model.n_vocab * 4,
     )
 

@@ -45,7 +45,7 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
     return {
         "batch": run.training.train_batch_size, "sequence": model.n_ctx, "loss_sequence": model.n_ctx,
         "memory_length": model.n_ctx + model.num_mem_kv, "embed_sequence": model.n_ctx, "embd": model.n_embd,
-        "heads": heads, "vocab": model.n_vocab, "intermediate_expanded": 4 * model.n_embd,
+        "heads": heads, "vocab": model.n_vocab, "intermediate_expanded": model.mlp_width,
         "features_per_head": model.features_per_head, **experts,
     }  # fmt: skip
 
@@ -57,7 +57,7 @@ def variable_sizes(run: RunConfig) -> list[tuple[int, tuple]]:
     return [
         (model.n_vocab * d, ("vocab", "embd")), (model.n_ctx * d, ("embed_sequence", "embd")),
         (attention, ("embd", "heads")),
-        ((12 if model.mlp_glu else 8) * d * d * model.n_layer, ("embd", "intermediate_expanded")),
+        ((3 if model.mlp_glu else 2) * d * model.mlp_width * model.n_layer, ("embd", "intermediate_expanded")),
         (model.n_vocab * d * model.own_head, ("vocab", "embd")),
     ]  # fmt: skip
 
@@ -67,6 +67,7 @@ def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float,
     model = run.model
     parts = {name: mesh[axis] for name, axis in rules}
     width = 2 if model.precision == "bfloat16" else 4
+    inner = model.mlp_width / model.n_embd
 
     def split(*names: str) -> int:
         return math.prod(parts.get(name, 1) for name in names)
@@ -86,13 +87,13 @@ def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float,
     residual = tokens * model.n_embd * width
     memory += residual / split("embd") * (6 * layers + kept)
     memory += residual * 4 / split("heads") * layers
-    memory += residual * 8 / split("intermediate_expanded") * layers
+    memory += residual * 2 * inner / split("intermediate_expanded") * layers
     memory += tokens * spans * model.n_head * 4 / split("heads") + 2 * tokens * model.n_vocab * 4 / split("vocab")
     everything = step_tokens * model.n_embd * width
     traffic = ring(sum(stored) * 4, split("batch"))
     # Forward and backward of a block: a sum per projection whose contracted dimension is split.
     traffic += 4 * model.n_layer * (ring(everything, split("heads")) + ring(everything, split("intermediate_expanded")))
-    products = 3 / split("heads") + 4 / split("intermediate_expanded") + 4
+    products = 3 / split("heads") + inner / split("intermediate_expanded") + 4
     traffic += 2 * model.n_layer * products * ring(everything, split("embd"))
     traffic += ring(step_tokens * model.n_vocab * 4 / split("vocab"), split("embd"))
     traffic += 3 * ring(everything, split("vocab"))

@@ -49,7 +49,7 @@ Variables beside those of the legacy program: `attn/compute_qkv_bias/{q_b,k_b,v_
 - `macaron`: the first MLP reads the stream without a norm, and rezero does not scale it.
 - attention type `none` adds the stream to itself, without a norm.
 - `num_mem_kv`: memory is not rotated, no mask hides it, and only global layers have it.
-- `mlp_glu`: c_fc has 8 n_embd columns, the first half is h and the second the gate.
+- `mlp_glu`: c_fc has twice n_inner (4 n_embd) columns, the first half is h and the second the gate.
 - `rrelu` has one fixed slope (the legacy program drew one anew for every graph); `proottanh` takes the absolute value
   of x under its root (it was not a number below 0).
 """

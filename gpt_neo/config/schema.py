@@ -129,6 +129,8 @@ class ModelConfig:
     activation_function: str = key(
         "gelu", "Activation of the MLP; gelu is the tanh approximation, gelu_erf the exact one.", choices=ACTIVATIONS
     )
+    n_inner: Optional[int] = key(None, "Width inside the MLP; 4 n_embd if absent.", low=1, unit="features",
+                                 source="GPT-2")  # fmt: skip
     scale_by_depth: bool = key(False, "Divide the initial std of c_proj by sqrt(n_layer).")
     scale_by_in: bool = key(False, "Divide the initial std of the MLP and of a head by sqrt(fan_in).")
     recompute_grad: bool = key(False, "Recompute each block in the backward pass to save memory.")
@@ -160,7 +162,7 @@ class ModelConfig:
         source="GPT-J, GPT-NeoX",
     )  # fmt: skip
     shared_norm: bool = key(False, "With parallel_residual: norm_1 feeds the MLP as well.", source="GPT-J")
-    mlp_glu: bool = key(False, "Gated MLP: hidden width 8 n_embd, split into h and gate, h * activation(gate).",
+    mlp_glu: bool = key(False, "Gated MLP: twice the width inside, split into h and gate, h * activation(gate).",
                         source="arXiv 2002.05202")  # fmt: skip
     macaron: bool = key(False, "An MLP before attention too, on the bare stream, both MLPs at half weight.",
                         source="arXiv 1906.02762")  # fmt: skip
@@ -187,6 +189,11 @@ class ModelConfig:
     def features_per_head(self) -> int:
         """Width of a head."""
         return self.n_embd // self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the MLP, of each half of a gated one."""
+        return self.n_inner or 4 * self.n_embd
 
     @property
     def positions(self) -> str:

@@ -37,6 +37,6 @@ def make_dims(config: ModelConfig, batch_size: int, length: int | None = None) -
         vocab=mtf.Dimension("vocab", config.n_vocab),
         heads=mtf.Dimension("heads", config.n_head),
         features=mtf.Dimension("features_per_head", config.n_embd // config.n_head),
-        hidden=mtf.Dimension("intermediate_expanded", 4 * config.n_embd),
+        hidden=mtf.Dimension("intermediate_expanded", config.mlp_width),
         embed_sequence=mtf.Dimension("embed_sequence", config.n_ctx),
     )

@@ -5,14 +5,14 @@ import os
 LENGTH, WIDTH, LAYERS, HEADS, VOCAB = 640, 32, 2, 4, 96
 
 
-def make_peer(family, seed=0):
-    """A model in float32."""
+def make_peer(family, seed=0, inner=None):
+    """A model in float32, of that width inside the MLP; four times the stream's if absent."""
     import torch
     import transformers
 
     ids = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": VOCAB}
-    sizes = {"n_positions": LENGTH, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
-    long_sizes = {"max_position_embeddings": LENGTH, "hidden_size": WIDTH}
+    sizes = {"n_positions": LENGTH, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_inner": inner}
+    long_sizes = {"max_position_embeddings": LENGTH, "hidden_size": WIDTH, "intermediate_size": inner or 4 * WIDTH}
     rope = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
     config = {
         "gpt_neo": lambda: transformers.GPTNeoConfig(**ids, **long_sizes, num_layers=LAYERS, num_heads=HEADS,
@@ -20,7 +20,7 @@ def make_peer(family, seed=0):
         "gpt2": lambda: transformers.GPT2Config(**ids, **sizes, layer_norm_epsilon=1e-6),
         "gptj": lambda: transformers.GPTJConfig(**ids, **sizes, rotary_dim=4),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(
-            **ids, **long_sizes, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=4 * WIDTH,
+            **ids, **long_sizes, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
             hidden_act="gelu_fast", rope_parameters=rope),
     }[family]()  # fmt: skip
     torch.set_num_threads(1)  # two processes of many threads each wait for one another

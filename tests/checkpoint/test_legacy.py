@@ -121,16 +121,18 @@ def test_a_mismatch_is_a_table_with_the_key_that_would_explain_it(tmp_path):
     shapes = {name: found.shape(name) for name in found.names()}
     wanted = {**shapes, "gpt2/wte": (700, 64), "gpt2/wpe": (256, 64), "gpt2/h4/attn/q": (64, 64)}
     wanted["gpt2/h0/mlp/conv1d_main/c_fc/kernel"] = (64, 512)
+    wanted["gpt2/h0/mlp/conv1d_main/c_proj/kernel"] = (300, 64)
     del wanted["gpt2/h3/attn/q"]
     with pytest.raises(CheckpointError) as caught:
         fit_checkpoint(prefix, wanted)
     lines = [line.split() for line in str(caught.value).splitlines()]
-    assert "does not fit the config in 5 tensor(s); nothing was loaded" in str(caught.value)
+    assert "does not fit the config in 6 tensor(s); nothing was loaded" in str(caught.value)
     assert ["gpt2/wte", "[700,", "64]", "[512,", "64]", "n_vocab=512"] in lines
     assert ["gpt2/wpe", "[256,", "64]", "[128,", "64]", "n_ctx=128"] in lines
     assert ["gpt2/h4/attn/q", "[64,", "64]", "missing", "n_layer"] in lines
     assert ["gpt2/h3/attn/q", "nothing", "[64,", "64]", "n_layer"] in lines
-    assert ["gpt2/h0/mlp/conv1d_main/c_fc/kernel", "[64,", "512]", "[64,", "256]", "n_embd=64"] in lines
+    assert ["gpt2/h0/mlp/conv1d_main/c_fc/kernel", "[64,", "512]", "[64,", "256]", "mlp_glu"] in lines
+    assert ["gpt2/h0/mlp/conv1d_main/c_proj/kernel", "[300,", "64]", "[256,", "64]", "n_inner=256"] in lines
 
 
 def test_ours_has_the_names_shapes_and_types_of_the_legacy_program(world, trained):

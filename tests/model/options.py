@@ -24,7 +24,7 @@ OPTIONS = {
                   {"rotary_emb": True, "rotary_dim": 4, "rotary_interleaved": True}],
     "norm": [{}, {"norm_type": "rmsnorm"}, {"scalenorm": True}, {"rezero": True}],
     "residual": [{}, {"parallel_residual": True}, {"parallel_residual": True, "shared_norm": True}],
-    "mlp": [{}, {"mlp_glu": True}],
+    "mlp": [{}, {"mlp_glu": True}, {"n_inner": 24}, {"mlp_glu": True, "n_inner": 40}],
     "macaron": [{}, {"macaron": True}],
     "activation": [{}, {"activation_fn": "aria"}, {"activation_function": "softmax"}],
     "memory": [{}, {"num_mem_kv": 3}],
