@@ -12,7 +12,16 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from gpt_neo.checkpoint.bundle import BundleWriter
-from gpt_neo.checkpoint.custom import copy_code, custom_config, own_pairs
+from gpt_neo.checkpoint.custom import (
+    CUSTOM,
+    CUSTOM_TYPE,
+    copy_code,
+    custom_config,
+    listed_pairs,
+    own_keys,
+    own_pairs,
+    refuse_foreign_code,
+)
 from gpt_neo.checkpoint.families import Family, Pair, family_of, is_ignored, pairs_of
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import write_state
@@ -41,7 +50,9 @@ def import_hf(
     source: str, destination: str, dtype: Optional[str] = None, step: int = 0, zero_slots: bool = False,
     overrides: Optional[dict] = None, check: Check = lambda folder: None,
 ) -> RunConfig:  # fmt: skip
-    """Make a run folder of a Hugging Face folder: config.json, model.ckpt-<step>, its record, tokenizer files.
+    """Make a run folder (config.json, model.ckpt-<step>, its record, tokenizer files) of a Hugging Face folder.
+
+    Also of one that `export_hf` wrote with `custom_code`.
 
     Args:
       dtype: float32 or bfloat16; that of the source's largest tensor if absent (float16 becomes float32).
@@ -54,7 +65,10 @@ def import_hf(
         destination is as it was then.
     """
     folder = HfFolder(source)
-    family, keys = model_keys(folder.config, os.path.join(source, "config.json"))
+    where = os.path.join(source, "config.json")
+    refuse_foreign_code(folder.config, where)
+    own = folder.config.get("model_type") == CUSTOM_TYPE
+    family, keys = (CUSTOM, own_keys(folder.config, where)) if own else model_keys(folder.config, where)
     largest = max(folder.names(), key=lambda name: int(np.prod(folder.shape(name), dtype=np.int64)))
     precision = dtype or ("bfloat16" if folder.dtype(largest) == BFLOAT16 else "float32")
     raw = {**keys, "precision": precision, **TRAINING, "train_steps": step + ADDED_STEPS, "datasets": [],
@@ -64,7 +78,7 @@ def import_hf(
         with open(config, "w", encoding="utf-8") as handle:
             handle.write(json.dumps(raw, indent=2) + "\n")
         run = load_config(config)
-        pairs = pairs_of(family, run.model)
+        pairs = listed_pairs(folder.config, run.model, where) if own else pairs_of(family, run.model)
         names = match_names(folder, family, pairs)
         prefix = os.path.join(staging, f"{PREFIX}{step}")
         writer = BundleWriter(prefix)

@@ -58,7 +58,7 @@ def main(argv: Optional[list] = None) -> int:
     def check(staging: str) -> None:
         lines.append(f"converted in {time.monotonic() - began:.1f} s")
         lines.append(verdict_text(verify(found.path, run.model, staging, args.verify,
-                                         DTYPES.get(args.dtype), args.bound)))  # fmt: skip
+                                         DTYPES.get(args.dtype), args.bound, args.custom_code)))  # fmt: skip
 
     made = export_hf(run, found.path, args.destination, args.dtype, int(args.shard_gb * 1e9), args.tokenizer, check,
                      args.custom_code)  # fmt: skip

@@ -16,7 +16,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m gpt_neo import-hf",
         description="Make a run folder (config.json, checkpoint, tokenizer) of a Hugging Face folder of GPT-Neo, "
-        "GPT-J, GPT-NeoX or GPT-2: safetensors or pytorch_model.bin, in one file or several.",
+        "GPT-J, GPT-NeoX or GPT-2, or of one that export-hf --custom_code wrote: safetensors or pytorch_model.bin, in "
+        "one file or several.",
     )
     p.add_argument("source", metavar="SRC", help="folder with config.json and weights")
     p.add_argument("destination", metavar="DST", help="new folder; main.py --model DST/config.json reads it")
@@ -56,6 +57,7 @@ def main(argv: Optional[list] = None) -> int:
 
     silence(False)
     from gpt_neo.checkpoint.convert import DTYPES, import_hf
+    from gpt_neo.checkpoint.custom import code_note
     from gpt_neo.config import load_config
     from gpt_neo.runtime.verify import verify
 
@@ -72,6 +74,7 @@ def main(argv: Optional[list] = None) -> int:
     run = import_hf(args.source, args.destination, args.dtype, args.step, args.slots == "zero",
                     dict(parse_override(text) for text in args.set), check)  # fmt: skip
     print(model_text(run))
-    print("\n".join(lines))
+    for line in (*(f"note      {note}" for note in code_note(args.source)), *lines):
+        print(line)
     print(f"written   {args.destination}: main.py --model {os.path.join(args.destination, 'config.json')} --predict")
     return 0

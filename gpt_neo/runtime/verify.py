@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import sys
 from typing import Any, Optional
 
 import numpy as np
 
 from gpt_neo.checkpoint.bundle import Bundle
-from gpt_neo.checkpoint.custom import CUSTOM_TYPE
+from gpt_neo.checkpoint.custom import CUSTOM_TYPE, FILE, FOLDER, MODEL
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.reference import our_logits, their_logits
 from gpt_neo.config.estimate import count_parameters
@@ -34,7 +35,7 @@ class Verdict:
 
 def verify(
     checkpoint: str, model: ModelConfig, folder: str, way: str = "auto", rounded: Optional[np.dtype] = None,
-    bound: float = BOUND,
+    bound: float = BOUND, run_code: bool = False,
 ) -> Optional[Verdict]:  # fmt: skip
     """Compare logits of our checkpoint with those of a Hugging Face folder, in float32 on the stored weights.
 
@@ -42,6 +43,8 @@ def verify(
       way: `torch` runs transformers on their side and our network on ours, `numpy` a forward pass that holds one layer
         at a time on both, `auto` the former where it is installed and memory allows, `none` nothing.
       rounded: type that the weights were rounded to on the way from or to Hugging Face.
+      run_code: run the model file in a folder of --custom_code, which has just been put there, as users will. Without
+        it the one of this package runs, and nothing of the folder.
 
     Raises:
       CheckpointError: the difference is above the bound.
@@ -50,8 +53,8 @@ def verify(
         return None
     custom = HfFolder(folder).config.get("model_type") == CUSTOM_TYPE
     if custom and (way == "numpy" or not has_torch()):
-        raise ConfigError("--custom_code is verified by running the model file: install the extra 'bench' (torch, "
-                          "transformers), or give --verify none")  # fmt: skip
+        raise ConfigError("a folder of --custom_code is verified by running our model file on PyTorch: give --verify "
+                          "torch (needs the extra 'bench': torch, transformers) or none")  # fmt: skip
     if way == "auto":
         way = "torch" if custom or (has_torch() and fits(model)) else "numpy"
     # Ids that are all over the table, each time the same.
@@ -59,7 +62,8 @@ def verify(
     if way == "torch":
         if not has_torch():
             raise ConfigError("--verify torch: needs torch and transformers; install the extra 'bench', or give numpy")
-        ours, theirs = network_logits(checkpoint, model, tokens), torch_logits(folder, tokens, rounded, custom)
+        ours = network_logits(checkpoint, model, tokens)
+        theirs = torch_logits(folder, tokens, rounded, custom, run_code)
         ways = "our network, transformers on PyTorch"
     else:
         ours = our_logits(Bundle(checkpoint), model, tokens)
@@ -96,16 +100,31 @@ def network_logits(checkpoint: str, model: ModelConfig, tokens: np.ndarray) -> n
         return session.run(logits)[0]
 
 
-def torch_logits(folder: str, tokens: np.ndarray, rounded: Optional[np.dtype], custom: bool) -> np.ndarray:
-    """float32 [sequence, vocab] from transformers, in float32; `custom` with the model file in the folder."""
+def torch_logits(
+    folder: str, tokens: np.ndarray, rounded: Optional[np.dtype], custom: bool, run_code: bool
+) -> np.ndarray:
+    """float32 [sequence, vocab] from transformers, in float32; `custom` with our model file, see `verify`."""
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=custom
-    )
+    if custom and not run_code:
+        model: Any = own_model_class().from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    else:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=run_code
+        )
     with torch.no_grad():
         for parameter in model.parameters() if rounded is not None and rounded.itemsize == 2 else ():
             parameter.copy_(parameter.bfloat16().float())
         return model.eval()(torch.tensor(tokens[np.newaxis].astype(np.int64))).logits[0].numpy()
+
+
+def own_model_class() -> Any:
+    """The class in the model file of this package."""
+    spec = importlib.util.spec_from_file_location(FILE, os.path.join(FOLDER, f"{FILE}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[FILE] = module  # transformers looks up a class's module by its name
+    spec.loader.exec_module(module)
+    return getattr(module, MODEL)

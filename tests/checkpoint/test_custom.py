@@ -3,14 +3,19 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from gpt_neo.__main__ import main as run_command
-from gpt_neo.checkpoint.convert import export_hf
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.custom import FILE, FOLDER
+from gpt_neo.checkpoint.names import is_slot
+from gpt_neo.config import load_config
 from gpt_neo.config.schema import ACTIVATIONS
+from gpt_neo.errors import CheckpointError
 from gpt_neo.model.activations import activate
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.runtime.predict_step import Sampler
@@ -44,6 +49,23 @@ def test_every_option_gives_our_logits(row, tmp_path):
     export_hf(run, checkpoint, str(tmp_path / "out"), custom_code=True)
     verdict = verify(checkpoint, run.model, str(tmp_path / "out"))
     assert verdict.length == run.model.n_ctx and "transformers" in verdict.ways
+    # and back: the same weights and keys, and the same bytes the next time
+    back = import_hf(str(tmp_path / "out"), str(tmp_path / "back"))
+    path = str(tmp_path / "back" / "model.ckpt-0")
+    assert back.model == run.model
+    compare_weights(checkpoint, path)
+    export_hf(back, path, str(tmp_path / "again"), custom_code=True)
+    for name in ("config.json", "model.safetensors", f"{FILE}.py"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def compare_weights(first, second):
+    first, second = Bundle(first), Bundle(second)
+    names = [name for name in first.names() if name != "global_step" and not is_slot(name)]
+    assert set(names) | {"global_step"} == set(second.names()) and len(names) > 5
+    for name in names:
+        assert first.dtype(name) == second.dtype(name)
+        np.testing.assert_array_equal(first.read(name), second.read(name), err_msg=name)
 
 
 @pytest.mark.parametrize("policy", ["all", "none", "threshold", "random"])
@@ -124,7 +146,55 @@ def test_from_the_command_line(exported, tmp_path, capsys, monkeypatch):
     assert run_command(["export-hf", str(folder), str(tmp_path / "out")]) == 2
     assert "--custom_code" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert run_command(["export-hf", str(folder), str(tmp_path / "out"), "--custom_code", "--verify", "numpy"]) == 2
-    assert "running the model file" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "running our model file" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert run_command(["export-hf", str(folder), str(tmp_path / "out"), "--custom_code"]) == 0
     assert "GPTNeoMTFForCausalLM" in capsys.readouterr().out
-    assert load(str(tmp_path / "out")).config.gpt_neo["attention_types"] == ["gla", "local"]
+    model = load(str(tmp_path / "out"))
+    assert model.config.gpt_neo["attention_types"] == ["gla", "local"]
+    # back, as it is and as transformers saves it again
+    model.save_pretrained(str(tmp_path / "saved"))
+    for source, back in (("out", "run2"), ("saved", "run3")):
+        assert run_command(["import-hf", str(tmp_path / source), str(tmp_path / back)]) == 0
+        out = capsys.readouterr().out
+        assert "verified  logits differ by at most" in out and "transformers on PyTorch" in out and "note" not in out
+        assert load_config(str(tmp_path / back / "config.json")).model == run.model
+        compare_weights(checkpoint, str(tmp_path / back / "model.ckpt-0"))
+
+
+def test_code_of_a_folder_never_runs(exported, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    monkeypatch.setenv("MARK", str(tmp_path / "ran"))
+    _, checkpoint, folder = exported
+    evil = 'import os\nopen(os.environ["MARK"], "w").close()\n'
+    shutil.copytree(folder, tmp_path / "src")
+    code, config = (tmp_path / "src" / name for name in (f"{FILE}.py", "config.json"))
+    code.write_text(evil + code.read_text())
+    assert run_command(["import-hf", str(tmp_path / "src"), str(tmp_path / "altered")]) == 0
+    assert "is not the model file of this version; it was not run" in capsys.readouterr().out
+    compare_weights(checkpoint, str(tmp_path / "altered" / "model.ckpt-0"))
+    ours = json.loads(config.read_text())
+    (tmp_path / "src" / "other.py").write_text(evil + code.read_text())
+    foreign = {key: f"other.{value.partition('.')[2]}" for key, value in ours["auto_map"].items()}
+    for changes in ({"auto_map": foreign}, {"model_type": "other"}, {"model_type": "other", "auto_map": foreign},
+                    {"model_type": "gpt2", "auto_map": foreign}):  # fmt: skip
+        config.write_text(json.dumps({**ours, **changes}))
+        assert run_command(["import-hf", str(tmp_path / "src"), str(tmp_path / "foreign")]) == 2
+        error = capsys.readouterr().err
+        assert "auto_map names code of the folder's own" in error and error.count("\n") == 1
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "foreign").exists()
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"gpt_neo": None}, "expected a folder of export-hf --custom_code"),
+    ({"gpt_neo": {"later": 1}}, "gpt_neo has the key 'later', which this version does not know"),
+    ({"variables": {"gpt2/wte": [48, -1]}}, "which is no weight with its sizes"),
+    ({"variables": {"gpt2/wte": [48, 16]}}, "variables hold 768 numbers, the model of its keys has"),
+])  # fmt: skip
+def test_configs_that_are_not_whole_are_refused(exported, tmp_path, changes, message):
+    _, _, folder = exported
+    shutil.copytree(folder, tmp_path / "src")
+    path = tmp_path / "src" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(CheckpointError, match=message):
+        import_hf(str(tmp_path / "src"), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
