@@ -29,6 +29,7 @@ from gpt_neo.checkpoint.hf_config import model_keys, their_config
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.record import make_record
+from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.checkpoint.safetensors import write_safetensors
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import BFLOAT16, FLOATS, blocks, check_finite
@@ -206,7 +207,8 @@ def export_hf(
                    {name: config[name] for name in ("bos_token_id", "eos_token_id", "use_cache")})  # fmt: skip
         if custom_code:
             copy_code(staging)
-        export_tokenizer(staging, os.path.dirname(checkpoint), run, tokenizer)
+        with small_files(os.path.dirname(checkpoint)) as beside:
+            export_tokenizer(staging, beside, run, tokenizer)
         check(staging)
     return config["architectures"][0]
 

@@ -8,6 +8,8 @@ import re
 import shutil
 from collections.abc import Iterator
 
+from gpt_neo import storage
+from gpt_neo.checkpoint.remote import uploaded_folder
 from gpt_neo.errors import CheckpointError
 
 
@@ -16,13 +18,17 @@ def staged_folder(destination: str) -> Iterator[str]:
     """A folder to write into, which becomes `destination` when the block ends without an error.
 
     After an error, or a kill, `destination` is as it was: absent, or empty. What a killed run has left behind under
-    the other name is removed by the next one.
+    the other name is removed by the next one. For a folder in a bucket see `uploaded_folder`.
 
     Raises:
       CheckpointError: the destination holds something, or the disk does not take what is written.
     """
+    if storage.is_remote(destination):
+        with uploaded_folder(destination) as staging:
+            yield staging
+        return
     if "://" in destination:
-        raise CheckpointError(f"{destination}: conversions write to local folders; copy the result from there")
+        raise CheckpointError(f"{destination}: expected a local folder or {storage.REMOTE}bucket/folder")
     destination = os.path.abspath(destination)
     if os.path.lexists(destination) and not (os.path.isdir(destination) and not os.listdir(destination)):
         raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")

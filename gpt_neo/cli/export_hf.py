@@ -18,8 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Make a folder that AutoModelForCausalLM.from_pretrained and AutoTokenizer load, of a checkpoint "
         "of this program or of the 2021 one.",
     )
-    p.add_argument("model", metavar="MODEL", help="config (name or path), or a run folder with config.json")
-    p.add_argument("destination", metavar="DST", help="new folder")
+    p.add_argument("model", metavar="MODEL", help="config (name or path), or a run folder with config.json, "
+                   "local or gs://")
+    p.add_argument("destination", metavar="DST", help="new folder, local or gs://")
     p.add_argument("--checkpoint", metavar="WHICH", help="latest (the default), best, or a step")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (default: as stored)")
     p.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json (default: the one of the run, else GPT-2's)")
@@ -43,11 +44,14 @@ def main(argv: Optional[list] = None) -> int:
     silence(False)
     from gpt_neo.checkpoint.convert import DTYPES, export_hf
     from gpt_neo.checkpoint.folder import find_checkpoint
+    from gpt_neo.checkpoint.remote import small_files
     from gpt_neo.config import load_config
     from gpt_neo.runtime.verify import verify
 
-    path = os.path.join(args.model, "config.json") if os.path.isdir(args.model) else args.model
-    run = load_config(path, args.set)
+    if "://" in args.model:
+        args.set.append(f"model_path={args.model}")
+    with small_files(args.model) as beside:
+        run = load_config(os.path.join(beside, "config.json") if os.path.isdir(beside) else beside, args.set)
     folder = model_folder(run, reads_only=True)
     found = find_checkpoint(folder, args.checkpoint)
     if found is None:

@@ -7,7 +7,9 @@ import os
 import time
 from typing import Any, Optional
 
+from gpt_neo.config import load_config
 from gpt_neo.config.loader import parse_override
+from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
 
 
@@ -19,8 +21,8 @@ def build_parser() -> argparse.ArgumentParser:
         "GPT-J, GPT-NeoX or GPT-2, or of one that export-hf --custom_code wrote: safetensors or pytorch_model.bin, in "
         "one file or several.",
     )
-    p.add_argument("source", metavar="SRC", help="folder with config.json and weights")
-    p.add_argument("destination", metavar="DST", help="new folder; main.py --model DST/config.json reads it")
+    p.add_argument("source", metavar="SRC", help="folder with config.json and weights, local or gs://")
+    p.add_argument("destination", metavar="DST", help="new folder, local or gs://, with config.json")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (default: as in SRC)")
     p.add_argument("--step", type=int, default=0, metavar="N", help="global step; the data position follows from it")
     p.add_argument("--slots", choices=("fresh", "zero"), default="fresh",
@@ -56,9 +58,25 @@ def main(argv: Optional[list] = None) -> int:
     from gpt_neo.cli.quiet import silence
 
     silence(False)
+    from gpt_neo.checkpoint.remote import source_folder
+    from gpt_neo.storage import is_remote
+
+    with source_folder(args.source) as source:
+        run, lines = convert(args, source)
+    print(model_text(run))
+    for line in lines:
+        print(line)
+    config = os.path.join(args.destination, "config.json")
+    if is_remote(args.destination):
+        config = f"a copy of its config.json --set model_path={args.destination}"
+    print(f"written   {args.destination}: main.py --model {config} --predict")
+    return 0
+
+
+def convert(args: argparse.Namespace, source: str) -> tuple[RunConfig, list[str]]:
+    """Convert and compare. Returns the run and lines for the person."""
     from gpt_neo.checkpoint.convert import DTYPES, import_hf
     from gpt_neo.checkpoint.custom import code_note
-    from gpt_neo.config import load_config
     from gpt_neo.runtime.verify import verify
 
     began = time.monotonic()
@@ -68,13 +86,9 @@ def main(argv: Optional[list] = None) -> int:
         run = load_config(os.path.join(folder, "config.json"))
         lines.append(f"converted in {time.monotonic() - began:.1f} s")
         checkpoint = os.path.join(folder, f"model.ckpt-{args.step}")
-        lines.append(verdict_text(verify(checkpoint, run.model, args.source, args.verify,
+        lines.append(verdict_text(verify(checkpoint, run.model, source, args.verify,
                                          DTYPES[run.model.precision], args.bound)))  # fmt: skip
 
-    run = import_hf(args.source, args.destination, args.dtype, args.step, args.slots == "zero",
+    run = import_hf(source, args.destination, args.dtype, args.step, args.slots == "zero",
                     dict(parse_override(text) for text in args.set), check)  # fmt: skip
-    print(model_text(run))
-    for line in (*(f"note      {note}" for note in code_note(args.source)), *lines):
-        print(line)
-    print(f"written   {args.destination}: main.py --model {os.path.join(args.destination, 'config.json')} --predict")
-    return 0
+    return run, [*(f"note      {note}" for note in code_note(source)), *lines]

@@ -8,9 +8,12 @@ import signal
 
 import pytest
 
+from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.mtf_compat import tf
 from tests.fake_gcs import CLIENT, fake_gcs
 from tests.forks import forks
+from tests.model.options import BASE, make_run
+from tests.model.tools import save_random
 from tests.namespaces import need_mounts
 
 STEPS = 6
@@ -182,3 +185,22 @@ ProgressHook.after_run = tell
     assert weights_in(gcs_place.store, "tried", STEPS, tmp_path) == whole[STEPS]
     names = names_of(gcs_place.store, "tried")
     assert not [name for name in names if "tempstate" in name or name.endswith((".tmp", ".lock"))]
+
+
+def test_a_run_folder_on_a_bucket_is_exported(gcs_place, tmp_path):
+    keys = {"n_layer": 1, "attention_types": "global"}
+    checkpoint = save_random(make_run(keys).model, str(tmp_path))
+    for name in os.listdir(tmp_path):
+        if name.startswith("model.ckpt"):
+            gcs_place.put(f"bucket/conv/{name}", (tmp_path / name).read_bytes())
+    gcs_place.put("bucket/conv/config.json", json.dumps({**BASE, **keys, "datasets": []}).encode())
+    gcs_place.put("bucket/conv/tokenizer_config.json", b"{}")
+    out = tmp_path / "out"
+    command = ["export-hf", "gs://bucket/conv", str(out), "--verify", "none"]
+    text = ("import os, sys\nfrom gpt_neo.__main__ import main as command\n"
+            f"status = command({command})\nsys.stdout.flush()\nos._exit(status)\n")  # fmt: skip
+    status, text = gcs_place.run(before=text)
+    assert status == 0, text
+    assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= set(os.listdir(out))
+    table = HfFolder(str(out)).read("transformer.wte.weight")
+    assert table.tobytes() == tf.train.load_checkpoint(checkpoint).get_tensor("gpt2/wte").tobytes()
