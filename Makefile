@@ -12,7 +12,7 @@ DEMO := demo_run
 RECORDS = $(BIN)/python data/create_tfrecords.py --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
     --output_dir $(DEMO)/records
 
-.PHONY: setup setup-test lint test slow demo bench spmd-check tpu-check clean
+.PHONY: setup setup-test lint test slow transformers4 demo bench spmd-check tpu-check clean
 
 setup: $(VENV)/.installed
 
@@ -38,6 +38,12 @@ test: lint
 # Every pair of options, large inputs, many kills: minutes each.
 slow: setup-test
 	$(BIN)/python -m pytest -q -m slow
+
+# The reader of legacy checkpoints in transformers 4, which 5 has dropped, on the legacy program's files and on ours.
+transformers4: setup-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/transformers4 \
+	    transformers==4.57.1 huggingface_hub==0.36.0 tokenizers==0.22.1
+	GPT_NEO_TRANSFORMERS4=$(VENV)/transformers4 $(BIN)/python -m pytest -q -m slow tests/checkpoint/test_transformers4.py
 
 # Real text, a tokenizer, records, training, evaluation, samples, a plot: the whole chain, nothing downloaded.
 demo: setup

@@ -1,7 +1,7 @@
 """Stock code of transformers 4 that reads legacy GPT-Neo checkpoints, on the legacy program's files and on ours.
 
-transformers 5 has dropped it. `pip install --no-deps --target DIR` of transformers 4, a huggingface_hub below 1 and a
-tokenizers that goes with them, then GPT_NEO_TRANSFORMERS4=DIR, makes this run.
+transformers 5 has dropped it. `make transformers4` puts transformers 4 into a folder of its own and runs this;
+GPT_NEO_TRANSFORMERS4 names the folder.
 """
 
 import os
