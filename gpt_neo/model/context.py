@@ -14,6 +14,7 @@ class Decoding:
     start: int32 [batch], slot of each row's first token; slots before it are padding.
     slots: entries of the caches of global layers.
     attend: stands in for `cached_attention`, with caches of its own; None takes those in variables.
+    advance: stands in for `stateful.StateOperation` likewise.
     rows: rows that the caches have; None where they are those of the batch.
     row: int32 scalar, the row of the caches that a batch of 1 is; None where the batch is all of them.
     """
@@ -22,6 +23,7 @@ class Decoding:
     start: Any
     slots: int
     attend: Optional[Callable[..., Any]] = None
+    advance: Optional[Callable[..., Any]] = None
     rows: Optional[int] = None
     row: Optional[Any] = None
 

@@ -34,7 +34,8 @@ def attend(
     whole = [rename_whole(x, dims) for x in tensors]
     out_shape, dtype = whole[tensors.index(like)].shape, like.dtype
     if context.decoding:
-        out = StateOperation(kernel, whole, out_shape, dtype, state, context.decoding).outputs[0]
+        operation = context.decoding.advance or StateOperation
+        out = operation(kernel, whole, out_shape, dtype, state, context.decoding).outputs[0]
     else:
         out = recomputed(lambda *xs: kernel(*xs, real=None, state=None)[0], whole, out_shape, dtype)
     return mtf.reshape(out, like.shape)
@@ -89,20 +90,26 @@ class StateOperation(mtf.Operation):
         def run(*inputs: Any) -> Any:
             tensors, (slot, start, *row) = inputs[: self.count], inputs[self.count :]
             batch, length, heads, _ = tensors[0].shape.as_list()
-            with tf.variable_scope(self.scope, auxiliary_name_scope=False):
-                shape = [self.rows or batch, heads, *self.state]
-                variable = tf.get_variable(f"state_{next(shards)}", shape, tf.float32, tf.zeros_initializer(),
-                                           trainable=False, use_resource=True, collections=[CACHES])  # fmt: skip
-            state = tf.gather(variable, row) if row else variable.read_value()
+            state, keep = self.held([self.rows or batch, heads, *self.state], row, next(shards))
             state = tf.where_v2(tf.reshape(tf.equal(slot, 0), [-1, 1, 1, 1]), tf.zeros_like(state), state)
             real = tf.reshape(slot, [-1, 1]) + tf.range(length) >= start[:, tf.newaxis]
             out, state = self.kernel(*tensors, real=real, state=state)
-            kept = variable.scatter_update(tf.IndexedSlices(state, row)) if row else tf.assign(variable, state)
-            with tf.control_dependencies([kept]):
+            with tf.control_dependencies(keep(state)):
                 return tf.identity(out)
 
         out = mesh_impl.slicewise(run, *[lowering.tensors[x] for x in self.inputs])
         lowering.set_tensor_lowering(self.outputs[0], out)
+
+    def held(self, shape: list, row: list, shard: int) -> tuple[Any, Callable[[Any], list]]:
+        """The state so far, of all rows or of one, and a function that keeps the next: operations to wait for."""
+        with tf.variable_scope(self.scope, auxiliary_name_scope=False):
+            variable = tf.get_variable(f"state_{shard}", shape, tf.float32, tf.zeros_initializer(), trainable=False,
+                                       use_resource=True, collections=[CACHES])  # fmt: skip
+
+        def keep(state: Any) -> list:
+            return [variable.scatter_update(tf.IndexedSlices(state, row)) if row else tf.assign(variable, state)]
+
+        return tf.gather(variable, row) if row else variable.read_value(), keep
 
 
 def only_real(x: Any, real: Any) -> Any:
