@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from gpt_neo.cli.job import Job, size_text
 
@@ -28,11 +29,24 @@ def propose_for(job: Job) -> int:
     elif found:
         best, report = found[0]
         print("\n".join(report_lines(report)))
-        words = " ".join(f"--set {text}" for text in best.settings)
-        print(f"run it    python main.py --model {job.args.model} --tpu NAME {words}")
+        print(f"run it    {run_command(job, best.settings)}")
     else:
         print(f"DOES NOT FIT: no layout of {name} that divides holds this model")
     return 0 if found else 1
+
+
+def run_command(job: Job, settings: list[str]) -> str:
+    """The command that trains with a choice, and with what was overridden when it was looked for.
+
+    TPUEstimator's driver knows TPUs up to v4; on later ones the exported program runs.
+    """
+    newer = job.args.compile_for.lower().startswith(("v5", "v6"))
+    start = "python -m gpt_neo spmd-run --platform tpu" if newer else "python main.py --tpu NAME"
+    decided = {text.split("=")[0] for text in settings}
+    kept = [text for text in job.args.set if text.split("=")[0] not in decided]
+    kept += [f"precision={job.args.dtype}"] if job.args.dtype else []
+    words = [word for text in [*kept, *settings] for word in ("--set", text)]
+    return shlex.join([*start.split(), "--model", job.args.model, *words])
 
 
 def report_lines(report: dict) -> list[str]:

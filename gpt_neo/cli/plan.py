@@ -61,6 +61,8 @@ def layout_lines(run: RunConfig) -> list[str]:
             lines.append(f"optimizer slots over {mesh_dim}: {parts} parts, where a dimension of the variable divides")
         elif size is None:
             lines.append(f"{name} over {mesh_dim}: the model has no such dimension, the rule does nothing")
+        elif name == "memory_length" and not {"global", "local"} & set(run.model.attention_types):
+            lines.append(f"{name} over {mesh_dim}: no layer has keys to split, the rule does nothing")
         elif size % parts:
             lower, upper = size // parts * parts, -(-size // parts) * parts
             near = f"{lower} or {upper}" if lower else str(upper)

@@ -119,7 +119,8 @@ TOGETHER = (
     ("batch", "embd"), ("batch", "heads"), ("batch", "intermediate_expanded"), ("batch", "vocab"), ("embd", "heads"),
     ("embd", "intermediate_expanded"), ("embd", "vocab"), ("experts", "embd"), ("experts", "expert_hidden"),
     ("expert_hidden", "embd"), ("batch", "expert_hidden"), ("batch", "loss_sequence"), ("loss_sequence", "embd"),
-    ("loss_sequence", "vocab"),
+    ("loss_sequence", "vocab"), ("memory_length", "batch"), ("memory_length", "heads"), ("memory_length", "sequence"),
+    ("batch", "sequence"), ("heads", "sequence"), ("embd", "sequence"),
 )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import pytest
 LAYOUTS = [
     ([2], "batch"), ([2], "heads"), ([2], "embd"), ([2], "vocab"), ([4], "batch"), ([4], "heads"),
     ([4], "embd"), ([2], "memory_length"), ([2, 2], "batch,heads"), ([2, 2], "batch,vocab"), ([2, 2], "embd,vocab"),
+    ([3], "memory_length"), ([2, 2], "heads,memory_length"), ([2, 2], "sequence,memory_length"),
+    ([2, 2], "features_per_head,memory_length"),
 ]  # fmt: skip
 # Whatever is split, linear and gla layers have whole sequences and features, gathered where they must be.
 STATEFUL_LAYOUTS = [
@@ -22,6 +24,7 @@ SCRIPT = """
 import json, sys
 import numpy as np
 from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.attention import blockwise
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import cross_entropy_per_token
@@ -29,6 +32,7 @@ from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
 from tests.model.spread import evaluate
 
+blockwise.BLOCK = 8  # several blocks
 config = ModelConfig(n_head=4, n_embd=16, n_layer=2, n_vocab=32, n_ctx=24,
                      attention_types=tuple(sys.argv[2].split(",")), local_attention_radius=8)
 tokens = np.random.RandomState(0).randint(0, 32, (4, 25)).astype(np.int32)

@@ -67,6 +67,8 @@ def test_initial_values_follow_the_seed(program):
     ({**MOE, "layout": "batch:x,experts:x"}, {"all_to_all": 4}),
     ({"embed_dropout": 0.1, "res_dropout": 0.1, "recompute_grad": True, "tokens_per_mb_per_replica": 32}, {"while": 1}),
     ({"attn_dropout": 0.1, "layout": "batch:x,memory_length:y,embd:y"}, {}),
+    # per layer: the greatest score, the sum of weights and the output; the gradients of q, of k and v
+    ({"layout": "batch:x,memory_length:y"}, {"all_gather": 4}),
     ({"attention_types": [[["linear", "gla"], 1]], "precision": "bfloat16"}, {}),
     ({"entmax_loss": True, "rotary_emb": True, "mlp_glu": True, "rezero": True}, {}),
     ({"opt_name": "adafactor", "n_embd": 128}, {}),
@@ -81,11 +83,14 @@ def test_every_operation_leaves_tensorflow(tmp_path, changes, collectives):
 
 @pytest.mark.parametrize("layout, named", [
     ("batch:x,heads:y", "heads of 4 into 3"), ("batch:x,vocab:y", "vocab of 64 into 3"),
-    ("batch:x,heads:x", "batch and heads"), ("batch:y", "batch of 8 into 3"),
+    ("batch:x,heads:x", "batch and heads"), ("batch:y", "batch of 8 into 3"), ("embd:y", "embd of 32 into 3"),
+    ("memory_length:y", "memory_length of 32 into 3"), ("intermediate_expanded:y", "intermediate_expanded of 128 into"),
+    ("experts:y", "experts of 4 into 3"), ("loss_sequence:y", "loss_sequence of 32 into 3"),
+    ("batch:x,memory_length:x", "memory_length and batch"),
 ])  # fmt: skip
 def test_wrong_layout_is_refused_with_the_dimension(tmp_path, layout, named):
     with pytest.raises(ConfigError, match=named):
-        export_train_step(make_run(tmp_path, mesh_shape="x:2,y:3", layout=layout))
+        export_train_step(make_run(tmp_path, mesh_shape="x:2,y:3", layout=layout, **MOE))
 
 
 def test_leftovers_are_an_error():

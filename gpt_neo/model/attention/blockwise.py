@@ -3,16 +3,38 @@
 A block of queries is held against the keys it can see and nothing else: half of the products of global attention, a
 band of those of local attention. The backward pass computes the weights again from the log of their sum, which is all
 that is kept beside q, k, v and the output (Dao et al. 2022, section 3.1 and appendix B.4).
+
+A layout rule for `memory_length` splits the keys: each device of that mesh axis attends to every n-th key, so that all
+have the same work under a causal mask, and the partial results are joined by their shares of the softmax.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Optional
 
 from gpt_neo.model.fused_ops import MASKED, last_sum
 from gpt_neo.mtf_compat import compiled, mtf, tf
 
 BLOCK = 256  # queries; large enough for the matrix units, small beside a context
+MEMORY = "memory_length"  # what a layout calls the keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Stripe:
+    """The keys of one device: numbers place, place + step, place + 2 step, ... place is an int32 scalar or an int."""
+
+    step: int = 1
+    place: Any = 0
+
+    def take(self, x: Any) -> Any:
+        """[batch, sequence, heads, features] -> the same with its part of the sequence."""
+        if self.step == 1:
+            return x
+        batch, length, heads, features = x.shape.as_list()
+        rows = tf.reshape(x, [batch, length // self.step, self.step, heads, features])
+        size = [batch, length // self.step, 1, heads, features]
+        return tf.reshape(tf.slice(rows, tf.stack([0, 0, self.place, 0, 0]), size), [batch, -1, heads, features])
 
 
 def blockwise_attention(q: Any, k: Any, v: Any, radius: Optional[int]) -> Any:
@@ -27,12 +49,13 @@ def blockwise_attention(q: Any, k: Any, v: Any, radius: Optional[int]) -> Any:
     return BlockwiseAttention(q, k, v, radius).outputs[0]
 
 
-def blocks(length: int, radius: Optional[int]) -> list[tuple[int, int, int]]:
-    """(first query, end of queries, first key) of every block; keys end where queries do."""
+def blocks(length: int, radius: Optional[int], step: int = 1) -> list[tuple[int, int, int]]:
+    """(first query, end of queries, first key) of every block; keys end where queries do. All divide by `step`."""
+    size = max(1, BLOCK // step) * step
     spans = []
-    for low in range(0, length, BLOCK):
-        first = 0 if radius is None else max(0, low - radius + 1) // BLOCK * BLOCK
-        spans.append((low, min(low + BLOCK, length), first))
+    for low in range(0, length, size):
+        first = 0 if radius is None else max(0, low - radius + 1) // size * size
+        spans.append((low, min(low + size, length), first))
     return spans
 
 
@@ -42,21 +65,39 @@ class WholeSequences(mtf.Operation):
     radius: Optional[int]
 
     def lower(self, lowering: Any) -> None:
-        """Rows and heads are independent; a sequence that a layout splits is put together first."""
+        """Rows and heads are independent; sequences and features that a layout splits are put together first."""
         mesh_impl = lowering.mesh_impl(self)
         tensors = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
-        axis = mesh_impl.tensor_dimension_to_mesh_axis(self.inputs[0].shape.dims[1])
-        if axis is not None:
-            where = [x.shape.dims.index(self.inputs[0].shape.dims[1]) for x in self.inputs]
-            tensors = [mesh_impl.allconcat(t, axis, at) for t, at in zip(tensors, where)]
-        outs = mesh_impl.slicewise(lambda *slices: self.kernel(*slices), *tensors)
+        _, sequence, _, features = self.inputs[0].shape.dims
+        split = [(dim, mesh_impl.tensor_dimension_to_mesh_axis(dim)) for dim in (sequence, features)]
+        split = [(dim, axis) for dim, axis in split if axis is not None]
+        for dim, axis in split:
+            tensors = [mesh_impl.allconcat(t, axis, x.shape.dims.index(dim)) if dim in x.shape.dims else t
+                       for t, x in zip(tensors, self.inputs)]  # fmt: skip
+        outs = self.attend(mesh_impl, tensors, sequence.size)
         for tensor, out in zip(self.outputs, outs):
-            if axis is not None:
-                out = mesh_impl.allsplit(out, axis, tensor.shape.dims.index(self.inputs[0].shape.dims[1]))
+            for dim, axis in split:
+                if dim in tensor.shape.dims:
+                    out = mesh_impl.allsplit(out, axis, tensor.shape.dims.index(dim))
             lowering.set_tensor_lowering(tensor, out)
 
-    def kernel(self, *slices: Any) -> Any:
-        """The operation on TensorFlow tensors."""
+    def attend(self, mesh_impl: Any, tensors: list, length: int) -> Any:
+        """Results of whole sequences and features; each device takes all keys, or those that the layout gives it."""
+        axis = mesh_impl.tensor_dimension_to_mesh_axis(mtf.Dimension(MEMORY, length))
+        step = 1 if axis is None else mesh_impl.shape[axis].size
+        if step == 1 or length % step:
+            return mesh_impl.slicewise(lambda *slices: self.kernel(Stripe(), *slices), *tensors)
+        outs = mesh_impl.slicewise(
+            lambda place, *slices: self.kernel(Stripe(step, place), *slices), mesh_impl.laid_out_pcoord(axis), *tensors
+        )
+        return self.joined(mesh_impl, axis, *outs)
+
+    def kernel(self, stripe: Stripe, *slices: Any) -> Any:
+        """The operation on TensorFlow tensors, for some of the keys."""
+        raise NotImplementedError
+
+    def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
+        """Whole results from those of the devices along a mesh axis."""
         raise NotImplementedError
 
 
@@ -76,15 +117,31 @@ class BlockwiseAttention(WholeSequences):
         out, log_sum = self.outputs
         return BlockwiseAttentionGrad([*self.inputs, out, log_sum, grad_ys[0]], self.radius).outputs
 
-    def kernel(self, q: Any, k: Any, v: Any) -> tuple:
+    def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any) -> tuple:
         """Three of [batch, sequence, heads, features] -> the same and [batch, heads, sequence]."""
-        q, k, v = (heads_first(x) for x in (q, k, v))
+        q, k, v = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v)))
         outs, log_sums = [], []
-        for low, high, first in blocks(q.shape[2], self.radius):
-            weights, log_sum = block_weights(block_scores(q, k, low, high, first), low - first, self.radius)
-            outs.append(tf.linalg.matmul(tf.cast(weights, v.dtype), v[:, :, first:high]))
+        for low, high, first in blocks(q.shape[2], self.radius, stripe.step):
+            keys = slice(first // stripe.step, high // stripe.step)
+            scores = block_scores(q[:, :, low:high], k[:, :, keys])
+            weights, log_sum = block_weights(scores, low - first, self.radius, stripe.step, stripe.place)
+            outs.append(tf.linalg.matmul(tf.cast(weights, v.dtype), v[:, :, keys]))
             log_sums.append(log_sum)
         return heads_first(tf.concat(outs, 2)), tf.concat(log_sums, 2)
+
+    def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
+        """Each device's output weighs as much as its keys do in the softmax; a query that sees none there, nothing."""
+        out, log_sum = outs
+        top = mesh_impl.allreduce(log_sum, [axis], "MAX")
+        mass = mesh_impl.slicewise(lambda one, most: tf.exp(one - most), log_sum, top)
+        total = mesh_impl.allreduce(mass, [axis], "SUM")
+
+        def part(out: Any, mass: Any, total: Any) -> Any:
+            share = tf.transpose(mass / total, [0, 2, 1])[..., tf.newaxis]
+            return tf.cast(tf.cast(out, tf.float32) * share, out.dtype)
+
+        whole = mesh_impl.allreduce(mesh_impl.slicewise(part, out, mass, total), [axis], "SUM")
+        return whole, mesh_impl.slicewise(lambda most, sum_: most + tf.math.log(sum_), top, total)
 
 
 class BlockwiseAttentionGrad(WholeSequences):
@@ -97,32 +154,44 @@ class BlockwiseAttentionGrad(WholeSequences):
         self._outputs = [mtf.Tensor(self, x.shape, x.dtype) for x in inputs[:3]]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
-    def kernel(self, q: Any, k: Any, v: Any, out: Any, log_sum: Any, grad: Any) -> tuple:
+    def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any, out: Any, log_sum: Any, grad: Any) -> tuple:
         """Gradients of q, k, v, each [batch, sequence, heads, features]."""
-        q, k, v, out, grad = (heads_first(x) for x in (q, k, v, out, grad))
+        q, k, v, out, grad = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v), out, grad))
         inner = last_sum(tf.cast(out, tf.float32) * tf.cast(grad, tf.float32))
-        spans = blocks(q.shape[2], self.radius)
+        spans, step = blocks(q.shape[2], self.radius, stripe.step), stripe.step
         dq: list = []
         dk: list[list] = [[] for _ in spans]
         dv: list[list] = [[] for _ in spans]
         for low, high, first in spans:
-            scores = block_scores(q, k, low, high, first)
+            keys = slice(first // step, high // step)
+            scores = block_scores(q[:, :, low:high], k[:, :, keys])
             d_out = grad[:, :, low:high]
-            d_weights = tf.linalg.matmul(d_out, v[:, :, first:high], transpose_b=True)
+            d_weights = tf.linalg.matmul(d_out, v[:, :, keys], transpose_b=True)
             weights, d_scores = block_gradients(
                 scores, log_sum[:, :, low:high], tf.cast(d_weights, tf.float32), inner[:, :, low:high], low - first,
-                self.radius,
+                self.radius, step, stripe.place,
             )  # fmt: skip
             weights, d_scores = tf.cast(weights, v.dtype), tf.cast(d_scores, q.dtype)
-            dq.append(tf.linalg.matmul(d_scores, k[:, :, first:high]))
+            dq.append(tf.linalg.matmul(d_scores, k[:, :, keys]))
             # Blocks of keys apart, each with its own sum over the blocks of queries that see it.
-            for number, (start, _, _) in enumerate(spans):
+            for number, (start, end, _) in enumerate(spans):
                 if first <= start < high:
-                    here = slice(start - first, min(start + BLOCK, high) - first)
+                    here = slice((start - first) // step, (end - first) // step)
                     dk[number].append(tf.linalg.matmul(d_scores[..., here], q[:, :, low:high], transpose_a=True))
                     dv[number].append(tf.linalg.matmul(weights[..., here], d_out, transpose_a=True))
         sums = [heads_first(tf.concat([tf.add_n(parts) for parts in grads], 2)) for grads in (dk, dv)]
         return heads_first(tf.concat(dq, 2)), *sums
+
+    def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
+        """Gradients of queries add up; those of keys and values take their places among the others."""
+        dq, *others = outs
+        whole = []
+        for x in others:
+            x = mesh_impl.allconcat(mesh_impl.slicewise(lambda part: tf.expand_dims(part, 2), x), axis, 2)
+            whole.append(mesh_impl.slicewise(
+                lambda rows: tf.reshape(rows, [rows.shape[0], -1, *rows.shape[3:]]), x
+            ))  # fmt: skip
+        return mesh_impl.allreduce(dq, [axis], "SUM"), *whole
 
 
 def heads_first(x: Any) -> Any:
@@ -130,16 +199,21 @@ def heads_first(x: Any) -> Any:
     return tf.transpose(x, [0, 2, 1, 3])
 
 
-def block_scores(q: Any, k: Any, low: int, high: int, first: int) -> Any:
-    """float32 scores of queries low .. high - 1 against keys first .. high - 1: [batch, heads, queries, keys]."""
-    queries, keys = (tf.cast(x, tf.float32) for x in (q[:, :, low:high], k[:, :, first:high]))
-    return tf.linalg.matmul(queries, keys, transpose_b=True)
+def block_scores(q: Any, k: Any) -> Any:
+    """float32 scores [batch, heads, queries, keys] of a block of queries against the keys that it may see."""
+    return tf.linalg.matmul(tf.cast(q, tf.float32), tf.cast(k, tf.float32), transpose_b=True)
 
 
-def mask_block(scores: Any, offset: int, radius: Optional[int]) -> Any:
-    """Scores, -1e10 added where key > query + offset, or too far back; positions come from iota."""
+def mask_block(scores: Any, offset: int, radius: Optional[int], step: int, place: Any) -> Any:
+    """Scores, -1e10 added where a key is later than the query or too far back; positions come from iota.
+
+    Args:
+      offset: from the first key of the block, of all devices' keys, to the first query.
+      step, place: of the stripe that the keys are.
+    """
     queries, keys = scores.shape.as_list()[-2:]
-    distance = (tf.range(queries) + offset)[:, tf.newaxis] - tf.range(keys)
+    numbers = tf.range(keys) if step == 1 else tf.range(keys) * step + place
+    distance = (tf.range(queries) + offset)[:, tf.newaxis] - numbers
     allowed = distance >= 0
     if radius is not None:
         allowed = tf.logical_and(allowed, distance < radius)
@@ -147,9 +221,9 @@ def mask_block(scores: Any, offset: int, radius: Optional[int]) -> Any:
 
 
 @compiled
-def block_weights(scores: Any, offset: int, radius: Optional[int]) -> tuple:
+def block_weights(scores: Any, offset: int, radius: Optional[int], step: int, place: Any) -> tuple:
     """Softmax of masked scores, and the log of its denominator [batch, heads, queries]."""
-    masked = mask_block(scores, offset, radius)
+    masked = mask_block(scores, offset, radius, step, place)
     peak = tf.reduce_max(masked, -1, keepdims=True)
     exponent = tf.exp(masked - peak)
     total = last_sum(exponent)
@@ -158,8 +232,8 @@ def block_weights(scores: Any, offset: int, radius: Optional[int]) -> tuple:
 
 @compiled
 def block_gradients(
-    scores: Any, log_sum: Any, d_weights: Any, inner: Any, offset: int, radius: Optional[int]
+    scores: Any, log_sum: Any, d_weights: Any, inner: Any, offset: int, radius: Optional[int], step: int, place: Any
 ) -> tuple:
     """Weights again, and the gradient of the scores; both [batch, heads, queries, keys]."""
-    weights = tf.exp(mask_block(scores, offset, radius) - log_sum[..., tf.newaxis])
+    weights = tf.exp(mask_block(scores, offset, radius, step, place) - log_sum[..., tf.newaxis])
     return weights, weights * (d_weights - inner)
