@@ -1,5 +1,6 @@
 """The exported step as text and description. Nothing is compiled here."""
 
+import collections
 import re
 
 import pytest
@@ -54,6 +55,18 @@ def test_no_large_constants_at_long_contexts(tmp_path):
     text = export_train_step(run).stablehlo
     assert count(text, "while") == 1 and count(text, "iota") > 0
     assert len(text) < 1_000_000 and 'dense<"' not in text
+
+
+def test_gradients_are_added_up_in_parts(tmp_path):
+    run = make_run(tmp_path, mesh_shape="x:4,y:2", layout="batch:x,heads:y,slots:x", precision="bfloat16",
+                   tokens_per_mb_per_replica=32)  # fmt: skip
+    program = export_train_step(run)
+    (loop,) = [line for line in program.stablehlo.splitlines() if "stablehlo.while(" in line]
+    held = collections.Counter(re.findall(r"tensor<((?:\d+x)+\w+)>", loop.rsplit(" : ", 1)[1]))
+    slots = collections.Counter("x".join(map(str, entry["shape"])) + "xf32" for entry in program.description["inputs"]
+                                if entry["name"].endswith("/adam_m"))  # fmt: skip
+    assert held == slots and held["16x32xf32"] == 1  # a quarter of wte
+    assert count(program.stablehlo, "reduce_scatter") == len(list(slots.elements()))
 
 
 def test_initial_values_follow_the_seed(program):
