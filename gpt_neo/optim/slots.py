@@ -1,7 +1,7 @@
 """What optimizers are made of: slots, whole on every device or split over replicas; scalars; order.
 
 Data-parallel replicas hold the same weights, and would hold the same slots. A layout rule `slots:x` splits them over
-mesh dimension x (Rajbhandari et al. 2020, ZeRO stage 1): each device keeps and updates its part, from its part of the
+mesh dimension x (Rajbhandari et al. 2020, ZeRO stage 2): each device keeps and updates its part, from its part of the
 gradient, and the new weights are gathered. In Mesh-TF's terms one dimension of the variable is called `slots` within
 the optimizer, so the layout splits it. Names and shapes in checkpoints are those of whole slots.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -73,6 +74,8 @@ def compile_program(program: Program, slice_: Slice, python: str, folder: str, o
     environment = {**kept, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     command = [python, str(COMPILER), module, slice_.topology, str(slice_.devices), output]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == -signal.SIGKILL:
+        raise DeviceError("the TPU compiler was killed: this machine has too little memory for a program of this size")
     if done.returncode:
         raise DeviceError(f"the TPU compiler cannot be run: {last_line(done.stderr)}")
     report = json.loads(done.stdout.strip().splitlines()[-1])
