@@ -23,6 +23,9 @@ CASES = {
         {"moe_layers": [0], "moe_params": {**PARAMS, "moe_second_policy_train": "all"}, "opt_name": "lion",
          "recompute_grad": True, "tokens_per_mb_per_replica": 8}, "x:2,y:2",
         "batch:x,experts:x,expert_hidden:y,heads:y,vocab:y,slots:x"),
+    "as the shipped configs have it": (
+        {"recompute_grad": True, "tokens_per_mb_per_replica": 8}, "x:2,y:2",
+        "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x"),
     "adamw": ({"opt_name": "adamw"}, "x:4", "batch:x,slots:x"),
     # gradients in bfloat16 depend on the mesh, so these are held against the mesh without split slots, its gradients
     # added up in float32 as the parts are
