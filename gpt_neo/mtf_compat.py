@@ -165,10 +165,12 @@ def lower_locally(graph: Any, mesh: Any) -> Any:
 
 # From TensorFlow's executor dialect to StableHLO. Not TensorFlow's own `tf-standard-pipeline`: it folds constants, into
 # gigabytes of text at long contexts. Not inside `builtin.module(...)`: then it silently does nothing.
+# Without `canonicalize`, whose time for a loop grows with the square of what the loop reads: inlining and cse leave the
+# same program.
 PASSES = (
     "func.func(tf-executor-graph-pruning),func.func(tf-executor-to-functional-conversion),tf-shape-inference,"
-    "tf-functional-control-flow-to-regions,func.func(tf-einsum),xla-legalize-tf,canonicalize,cse,inline,"
-    "symbol-dce,hlo-legalize-to-stablehlo"
+    "tf-functional-control-flow-to-regions,func.func(tf-einsum),xla-legalize-tf,cse,inline,symbol-dce,cse,"
+    "hlo-legalize-to-stablehlo"
 )
 
 

@@ -1,7 +1,7 @@
 """What optimizers are made of: slots, whole on every device or split over replicas; scalars; order.
 
 Data-parallel replicas hold the same weights, and would hold the same slots. A layout rule `slots:x` splits them over
-mesh dimension x (Rajbhandari et al. 2020, ZeRO stage 1): each device keeps and updates its part, from its part of the
+mesh dimension x (Rajbhandari et al. 2020, ZeRO stage 2): each device keeps and updates its part, from its part of the
 gradient, and the new weights are gathered. In Mesh-TF's terms one dimension of the variable is called `slots` within
 the optimizer, so the layout splits it. Names and shapes in checkpoints are those of whole slots.
 """
@@ -49,6 +49,14 @@ class SlotLayout:
         """A device's part of a tensor of a variable's shape."""
         return mtf.reshape(x, self.shape(x.shape))
 
+    def part(self, grad: Any) -> Any:
+        """Of a gradient whose variable's slots are split: a device's part of the sum over devices, float32.
+
+        Taken from every microbatch (ZeRO stage 2), so that between them no device holds a whole gradient and the parts
+        add up in float32. Other gradients stay as they are, their sum over devices left for later.
+        """
+        return self.scatter(WidenOperation(grad).outputs[0]) if self.split_dimension(grad.shape) else grad
+
     def gather(self, x: Any, shape: Any) -> Any:
         """The whole tensor, in the variable's own shape."""
         return mtf.reshape(x, shape)
@@ -74,6 +82,23 @@ def scalar(mesh: Any, value: Any) -> Any:
 def wait(x: Any, waits: list) -> Any:
     """x, once all of `waits` (mtf tensors or operations) are there."""
     return WaitOperation(x, waits).outputs[0]
+
+
+class WidenOperation(mtf.Operation):
+    """x in float32; of a sum over devices that is still to be made, its terms."""
+
+    def __init__(self, x: Any) -> None:
+        super().__init__([x], name="widen")
+        self._outputs = [mtf.Tensor(self, x.shape, tf.float32)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def lower(self, lowering: Any) -> None:
+        """Slices are independent of one another."""
+        (x,) = self.inputs
+        wide = lowering.mesh_impl(self).slicewise_delay_allreduce(
+            lambda part: tf.cast(part, tf.float32), lowering.tensors[x]
+        )
+        lowering.set_tensor_lowering(self.outputs[0], wide)
 
 
 class WaitOperation(mtf.Operation):

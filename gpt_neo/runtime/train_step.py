@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any
+from typing import Any, Callable
 
 from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.schema import RunConfig
@@ -52,9 +52,9 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
     mtf_step = mtf.import_tf_tensor(mesh, tf.cast(step, tf.int32), mtf.Shape([]))
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
-    loss, grads = loss_and_gradients(graph, features, mtf_step, run, splits)
-    rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
     slots = SlotLayout(placement.mesh_shape, placement.layout, placement.in_place)
+    loss, *grads = loss_and_gradients(graph, features, mtf_step, run, splits, slots)
+    rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
     updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, slots)
     if loss_limit is not None:
         guard_updates(updates, loss, loss_limit)
@@ -68,28 +68,51 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     return TrainStep(loss_out, rate, train, lowering)
 
 
-def loss_and_gradients(graph: Any, features: dict, step: Any, run: RunConfig, splits: int) -> tuple:
-    """Mean loss over the labels that count and its gradients, summed over `splits` microbatches.
+def loss_and_gradients(
+    graph: Any, features: dict, step: Any, run: RunConfig, splits: int, slots: SlotLayout
+) -> list:
+    """Mean loss over the labels that count, then its gradients, each summed over `splits` microbatches.
 
     Args:
       features: inputs, labels and perhaps weights [batch, sequence]; rows [batch], their numbers in the batch.
       step: int32 scalar.
+      slots: which gradients are held in parts, as the slots are: see `SlotLayout.part`.
     """
     count = count_of(features)
 
-    def forward(parts: dict) -> dict:
+    def differentiated(parts: dict) -> list:
         dims = make_dims(run.model, parts["inputs"].shape.dims[0].size)
         context = Context(is_training=True, spread_loss=True)
         with dropout_source(run.training.seed or 1, step, parts["rows"]):
             logits = transformer(parts["inputs"], dims, run.model, context)
         named = {name: spread(parts[name], context) for name in ("labels", "weights") if name in parts}
         losses = loss_per_token(logits, named["labels"], dims.vocab, run.model, run.model.z_loss)
-        return {"loss": mtf.add_n([mean_loss(losses, named, count, splits),
-                                   *[auxiliary / splits for auxiliary in context.auxiliary_losses]])}
+        loss = mtf.add_n([mean_loss(losses, named, count, splits),
+                          *[auxiliary / splits for auxiliary in context.auxiliary_losses]])  # fmt: skip
+        grads = mtf.gradients([loss], [v.outputs[0] for v in graph.trainable_variables])
+        return [loss, *(slots.part(grad) for grad in grads)]
 
-    if splits > 1:
-        batch_dim = features["inputs"].shape.dims[0]
-        grads, outputs = mtf.serialize_training_step(features, forward, batch_dim, splits)
-        return outputs["loss"], grads
-    loss = forward(features)["loss"]
-    return loss, mtf.gradients([loss], [v.outputs[0] for v in graph.trainable_variables])
+    return summed_over_microbatches(differentiated, features, splits) if splits > 1 else differentiated(features)
+
+
+def summed_over_microbatches(function: Callable[[dict], list], features: dict, splits: int) -> list:
+    """What a function of a batch gives, none of it with a batch dimension, added up over microbatches in a loop.
+
+    A sum over devices that is still to be made is made once, after the loop.
+
+    Args:
+      features: name -> [batch, ...].
+      splits: number of microbatches; it divides the batch.
+    """
+    batch = next(iter(features.values())).shape.dims[0]
+    number = mtf.Dimension("microbatch", splits)
+    smaller = mtf.Dimension(batch.name, batch.size // splits)
+
+    def body(done: Any) -> list:
+        # Rows of a replica are neighbours, so every microbatch takes some of each replica.
+        parts = {name: mtf.gather(mtf.replace_dimensions(x, batch, [smaller, number]), done, number)
+                 for name, x in features.items()}  # fmt: skip
+        return [done + 1, *function(parts)]
+
+    start = mtf.constant(next(iter(features.values())).mesh, 0, dtype=tf.int32)
+    return mtf.while_loop(lambda done: mtf.less(done, splits), body, [start], has_accumulators=True)[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -73,6 +74,8 @@ def compile_program(program: Program, slice_: Slice, python: str, folder: str, o
     environment = {**kept, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     command = [python, str(COMPILER), module, slice_.topology, str(slice_.devices), output]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == -signal.SIGKILL:
+        raise DeviceError("the TPU compiler was killed: this machine has too little memory for a program of this size")
     if done.returncode:
         raise DeviceError(f"the TPU compiler cannot be run: {last_line(done.stderr)}")
     report = json.loads(done.stdout.strip().splitlines()[-1])
@@ -90,12 +93,18 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
     weights, slots, batch, temporary: bytes. flops: of matrix products, recomputation included. bytes and seconds: the
     compiler's, which counts a loop once; its share of the cycles is taken for what repeats. model_flops: of the whole
     step on all devices, 6 per parameter and token and 12 n_embd per pair of tokens that attend, recomputation left out.
-    utilisation: model_flops over seconds, devices and peak.
+    utilisation: model_flops over seconds, devices and peak. least_seconds: flops at the peak. seconds, utilisation and
+    tokens_per_second are None for chips that the compiler has no estimate for.
     """
     trips = about(run, slice_)["microbatches"]
-    work, share = work_of(program.stablehlo, trips), loop_share(Path(output).read_text(encoding="utf-8"))
-    repeated = 1 + (trips - 1) * share if trips > 1 else 1.0
-    seconds, flops = report["seconds_once"] * repeated, model_flops(run)
+    work, compiled = work_of(program.stablehlo, trips), Path(output).read_text(encoding="utf-8")
+    if compiled:
+        repeated = 1 + (trips - 1) * loop_share(compiled)
+    else:  # no text of the compiled program: what the loop adds to the matrix products is taken instead
+        repeated = work.flops / work_of(program.stablehlo, 1).flops
+    flops = model_flops(run)
+    # For v4 and later this compiler's estimate comes out below 0: then there is none.
+    seconds = report["seconds_once"] * repeated if report["seconds_once"] > 0 else None
     variables = program.description["variables"]
     held = {entry["name"]: math.prod(entry["shape"]) * (2 if entry["dtype"] == "bfloat16" else 4)
             for entry in program.description["inputs"]}  # fmt: skip
@@ -104,8 +113,9 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
         "weights_bytes": weights, "slots_bytes": sum(held[name] for name in variables) - weights,
         "batch_bytes": sum(size for name, size in held.items() if name not in variables),
         "flops": work.flops, "bytes": report["bytes_once"] * repeated, "seconds": seconds, "model_flops": flops,
-        "peak_flops": slice_.peak, "utilisation": flops / (seconds * slice_.devices * slice_.peak),
-        "tokens_per_second": run.tokens_per_step / seconds,
+        "peak_flops": slice_.peak, "least_seconds": work.flops / slice_.peak,
+        "utilisation": flops / (seconds * slice_.devices * slice_.peak) if seconds else None,
+        "tokens_per_second": run.tokens_per_step / seconds if seconds else None,
         "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in work.collectives.items()},
     }  # fmt: skip
 

@@ -15,7 +15,8 @@ KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective
 
 @dataclasses.dataclass
 class Work:
-    """Of one core and step. flops: of matrix products. collectives: kind -> [count, bytes that go in]."""
+    """Of one core and step. flops: of matrix products. collectives: kind -> [count, bytes of the larger of what goes in
+    and what comes out]."""
 
     flops: float = 0.0
     collectives: dict = dataclasses.field(default_factory=lambda: collections.defaultdict(lambda: [0, 0]))
@@ -30,10 +31,9 @@ def work_of(text: str, trips: int) -> Work:
             continue
         match = re.search(r'"stablehlo\.(\w+)"', line)
         if match and match[1] in KINDS:
-            given = TENSOR.findall(line.rsplit(" : (", 1)[1])[0]
             entry = work.collectives[match[1]]
             entry[0] += times
-            entry[1] += times * size_of(given)
+            entry[1] += times * max(size_of(found) for found in TENSOR.findall(line.rsplit(" : (", 1)[1]))
     return work
 
 

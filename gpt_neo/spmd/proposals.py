@@ -68,7 +68,7 @@ def propose(run: RunConfig, name: str, tell: Callable[[str], None]) -> list[tupl
 
     def fits(candidate: Candidate) -> bool:
         report = check(candidate.applied(run), name, tell)
-        verdict = f"{report['seconds']:.3f} s a step" if report["fits"] else "does not fit"
+        verdict = f"{pace(report):.3f} s a step" if report["fits"] else "does not fit"
         tell(f"{' '.join(candidate.settings)}: {verdict}")
         if report["fits"]:
             found.append((candidate, report))
@@ -81,7 +81,12 @@ def propose(run: RunConfig, name: str, tell: Callable[[str], None]) -> list[tupl
         if not fits(dataclasses.replace(base, recompute=False)):
             grow(base, run, fits, found)
         break
-    return sorted(found, key=lambda item: item[1]["seconds"])
+    return sorted(found, key=lambda item: pace(item[1]))
+
+
+def pace(report: dict) -> float:
+    """Seconds of a step: estimated, or at the chip's peak where the compiler has no estimate."""
+    return report["seconds"] or report["least_seconds"]
 
 
 def grow(base: Candidate, run: RunConfig, fits: Callable[[Candidate], bool], found: list) -> None:
@@ -89,7 +94,7 @@ def grow(base: Candidate, run: RunConfig, fits: Callable[[Candidate], bool], fou
     replicas = math.prod(size for axis, size in base.mesh_shape if ("batch", axis) in base.layout)
     largest, tokens = run.tokens_per_step // replicas, 2 * base.tokens
     while tokens <= largest:
-        before = found[-1][1]["seconds"]
-        if not fits(dataclasses.replace(base, tokens=tokens)) or found[-1][1]["seconds"] >= before:
+        before = pace(found[-1][1])
+        if not fits(dataclasses.replace(base, tokens=tokens)) or pace(found[-1][1]) >= before:
             return
         tokens *= 2

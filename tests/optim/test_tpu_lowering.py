@@ -58,3 +58,11 @@ def test_whole_slots_are_updated_in_place(tmp_path):
     shapes, kinds = slice_shapes(tmp_path, layout="batch:x", moe_layers=[])
     assert shapes["gpt2/wte"] == shapes["gpt2/wte/adam_m"] == [32, 8]
     assert "ResourceApplyAdam" in kinds and "AllToAll" not in kinds
+
+
+def test_parts_of_gradients_in_the_loop_over_microbatches(tmp_path):
+    shapes, kinds = slice_shapes(tmp_path, mesh_shape="x:2,y:2", moe_layers=[], tokens_per_mb_per_replica=8,
+                                 layout="batch:x,heads:y,loss_sequence:y,slots:x", precision="bfloat16")  # fmt: skip
+    assert shapes["gpt2/wte"] == [32, 8] and shapes["gpt2/wte/adam_m"] == [16, 8]
+    assert shapes["gpt2/h0/attn/q"] == [8, 4] and shapes["gpt2/h0/attn/q/adam_v"] == [4, 4]
+    assert "While" in kinds

@@ -1,0 +1,65 @@
+"""What the compiler says, as a verdict or an error. Its own program is stood in for by a script of a few words."""
+
+import glob
+import json
+import os
+
+import pytest
+
+from gpt_neo.config import load_config
+from gpt_neo.errors import DeviceError
+from gpt_neo.runtime.mesh import MeshPlan, check_layout
+from gpt_neo.spmd.compile_check import compile_program, model_flops
+from gpt_neo.spmd.program import Program
+from gpt_neo.spmd.topologies import find_slice
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.json")))
+MEMORY = {"argument_bytes": 100, "output_bytes": 90, "alias_bytes": 80, "temporary_bytes": 7, "code_bytes": 3}
+
+
+def verdict(folder, script):
+    """Of a compiler that is this shell script."""
+    fake = folder / "python"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    return compile_program(Program("module {}", {}, {}), find_slice("v3-8"), str(fake), str(folder), "")
+
+
+def test_what_is_used_counts_donated_memory_once(tmp_path):
+    report = {"fits": True, **MEMORY}
+    assert verdict(tmp_path, f"echo '{json.dumps(report)}'") == {**report, "used_bytes": 100 + (90 - 80) + 7 + 3}
+
+
+def test_too_little_memory_of_a_core_is_a_verdict(tmp_path):
+    report = {"fits": False, "used_bytes": 5e10, "usable_bytes": 1e10, "reason": "out of memory"}
+    assert verdict(tmp_path, f"echo '{json.dumps(report)}'") == report
+
+
+@pytest.mark.parametrize("script, told", [
+    ("kill -9 $$", "this machine has too little memory"),
+    ("echo 'ImportError: no jax' >&2; exit 1", "cannot be run: ImportError: no jax"),
+    ("""echo '{"error": "no such operation"}'""", "refuses the program: no such operation"),
+])  # fmt: skip
+def test_failures_of_the_compiler_are_told(tmp_path, script, told):
+    with pytest.raises(DeviceError, match=told):
+        verdict(tmp_path, script)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=os.path.basename)
+def test_layouts_of_shipped_configs_divide(path):
+    run = load_config(path)
+    assert bool(run.mesh.mesh_shape) == (("slots", "x") in run.mesh.layout)
+    check_layout(run, MeshPlan(("",), run.mesh.mesh_shape, run.mesh.layout), run.training.train_batch_size)
+
+
+def test_model_flops_of_two_layers(tmp_path):
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({
+        "n_head": 2, "n_embd": 8, "n_layer": 2, "n_vocab": 10, "n_ctx": 4, "train_batch_size": 3, "train_steps": 1,
+        "attention_types": [[["global", "local"], 1]], "local_attention_radius": 2, "lr": 1e-3,
+    }))  # fmt: skip
+    table, norms, attention, mlp = (10 + 4) * 8, 5 * 16, 4 * 64 + 8, 2 * 256 + 40
+    # a global query sees 1, 2, 3 or 4 keys, a local one 1, 2, 2 or 2
+    expected = 12 * (6 * (table + norms + 2 * (attention + mlp)) + 12 * 8 * (10 / 4 + 7 / 4))
+    assert model_flops(load_config(str(path))) == expected
