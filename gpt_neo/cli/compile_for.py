@@ -67,17 +67,16 @@ def report_lines(report: dict) -> list[str]:
     parts = [("weights", "weights_bytes"), ("slots", "slots_bytes"), ("batch", "batch_bytes"),
              ("gradients, activations and other temporaries", "temporary_bytes")]  # fmt: skip
     lines.append("memory    " + ", ".join(f"{name} {size_text(report[key])}" for name, key in parts))
+    peak = report["peak_flops"] / 1e12
     if report["seconds"] is None:
-        lines.append(f"step      at least {report['least_seconds']:.3f} s, at the chip's peak: the compiler has no estimate")
+        lines.append(f"step      {report['least_seconds']:.3f} s at the chip's peak; the compiler has no estimate")
     else:
         lines.append(f"step      {report['seconds']:.3f} s by the compiler's estimate, "
                      f"{report['tokens_per_second']:,.0f} tokens/s on the slice")  # fmt: skip
+        lines.append(f"use       {report['utilisation']:.1%} of the peak of {peak:.1f} TFLOP/s per core by the model's "
+                     f"own {report['model_flops'] / 1e15:.3f} PFLOP per step")  # fmt: skip
     lines.append(f"work      {report['flops'] / 1e12:.2f} TFLOP in matrix products and {size_text(report['bytes'])} of "
                  f"memory traffic per core and step")  # fmt: skip
-    if report["utilisation"] is not None:
-        peak = report["peak_flops"] / 1e12
-        lines.append(f"use       {report['utilisation']:.1%} of the peak of {peak:.1f} TFLOP/s per core by the model's own "
-                     f"{report['model_flops'] / 1e15:.3f} PFLOP per step")  # fmt: skip
     for kind, found in report["collectives"].items():
         lines.append(f"sends     {kind}: {found['count']:,} times, {size_text(found['bytes'])} per core and step")
     return lines
