@@ -34,16 +34,19 @@ WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs
 
 COMPILES: contextvars.ContextVar = contextvars.ContextVar("COMPILES", default=True)
 INLINES: contextvars.ContextVar = contextvars.ContextVar("INLINES", default=False)
+# What plain operations of a `compiled` kernel made, in `uncompiled`: reference of a tensor -> (kernel, arguments).
+RECIPES: contextvars.ContextVar = contextvars.ContextVar("RECIPES")
 
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Graphs built inside have plain operations only: the compiler takes tens of megabytes and seconds when it runs."""
-    token = COMPILES.set(False)
+    tokens = COMPILES.set(False), RECIPES.set({})
     try:
         yield
     finally:
-        COMPILES.reset(token)
+        COMPILES.reset(tokens[0])
+        RECIPES.reset(tokens[1])
 
 
 @contextlib.contextmanager
@@ -78,7 +81,10 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(kernel)
     def call(*args: Any) -> Any:
         if not COMPILES.get():
-            return kernel(*args)
+            out = kernel(*args)
+            if isinstance(out, tf.Tensor):
+                RECIPES.get()[out.ref()] = kernel, args
+            return out
         small = args[0].shape.is_fully_defined() and args[0].shape.num_elements() < WORTH_COMPILING
         return kernel(*args) if small else fused(*args)
 
@@ -94,11 +100,17 @@ def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any =
 
 
 @always_compiled
-def _compiled_products(row: Any, *matrices: Any) -> list:
-    return [tf.linalg.matmul(row, matrix) for matrix in matrices]
+def _compiled_products(recipe: Callable[..., Any], ingredients: tuple, first: Any, *pieces: Any) -> list:
+    """A row made of its ingredients, from element `first` on, times pieces of matrices."""
+    count = int(pieces[0].shape[0])
+    row = tf.slice(tf.reshape(recipe(*ingredients), [1, -1]), tf.stack([0, first]), [1, count])
+    return [tf.linalg.matmul(row, piece) for piece in pieces]
 
 
-ROW_PARTS = 8  # more than cores, so that a slow one does not hold up the rest
+@always_compiled
+def _compiled_transposed_product(recipe: Callable[..., Any], ingredients: tuple, piece: Any) -> Any:
+    """A row made of its ingredients times a piece [columns, inner]."""
+    return tf.linalg.matmul(tf.reshape(recipe(*ingredients), [1, -1]), piece, transpose_b=True)
 
 
 def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
@@ -108,7 +120,7 @@ def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
     matrix's memory, and their products run side by side.
 
     Args:
-      row: [1, inner].
+      row: `inner` elements.
       matrix: [inner, columns], or [columns, inner] when `transposed`.
 
     Returns:
@@ -116,17 +128,28 @@ def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
     """
     if not transposed:
         return row_times_matrices(row, [matrix])[0]
-    pieces = [piece for _, _, piece in row_slices(matrix, ROW_PARTS)]
-    return tf.concat([tf.linalg.matmul(row, piece, transpose_b=True) for piece in pieces], 1)
+    recipe, ingredients = recipe_of(row)
+    pieces = [piece for _, _, piece in row_slices(matrix, 2)]
+    return tf.concat([_compiled_transposed_product(recipe, ingredients, piece) for piece in pieces], 1)
 
 
 def row_times_matrices(row: Any, matrices: list) -> list:
-    """One row [1, inner] times each matrix [inner, columns]: [1, columns] each, in two calls of one kernel."""
-    slices = zip(*(row_slices(matrix, 2) for matrix in matrices))
+    """One row of `inner` elements times each matrix [inner, columns]: [1, columns] each, in two calls of one kernel."""
+    recipe, ingredients = recipe_of(row)
     parts = [
-        _compiled_products(row[:, pieces[0][0] : pieces[0][1]], *(piece for _, _, piece in pieces)) for pieces in slices
+        _compiled_products(recipe, ingredients, pieces[0][0], *(piece for _, _, piece in pieces))
+        for pieces in zip(*(row_slices(matrix, 2) for matrix in matrices))
     ]
     return [tf.add_n(list(terms)) for terms in zip(*parts)]
+
+
+def recipe_of(row: Any) -> tuple:
+    """(kernel, arguments) that a row comes from.
+
+    What a `compiled` kernel made of small tensors is made anew inside of the products, which takes less time than its
+    operations do.
+    """
+    return RECIPES.get({}).get(row.ref(), (tf.identity, (row,)))
 
 
 def row_slices(matrix: Any, parts: int) -> list[tuple]:

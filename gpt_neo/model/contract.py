@@ -72,11 +72,10 @@ class ContractOperation(mtf.ops.EinsumOperation):
             if small:
                 weight = widened(small[0], x.dtype, x)
             flat = tf.reshape(weight, [inner, -1] if leading else [-1, inner])
-            flat_x = tf.reshape(x, [-1, inner])
             if math.prod(rows) == 1:
-                out = row_times_matrix(flat_x, flat, transposed=not leading)
+                out = row_times_matrix(x, flat, transposed=not leading)
             else:
-                out = tf.linalg.matmul(flat_x, flat, transpose_b=not leading)
+                out = tf.linalg.matmul(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
             if small:
                 out *= tf.cast(small[1], out.dtype)
             for b in bias:
@@ -115,10 +114,9 @@ class RowContractOperation(mtf.Operation):
 
         def products(x: Any, *weights: Any) -> tuple:
             rows, inner = x.shape.as_list()[:-depth], math.prod(x.shape.as_list()[-depth:])
-            flat = tf.reshape(x, [1, inner])
             small = [stored_int8(weight) for weight in weights]
             wide = [widened(s[0], x.dtype, x) if s else weight for s, weight in zip(small, weights)]
-            outs = row_times_matrices(flat, [tf.reshape(weight, [inner, -1]) for weight in wide])
+            outs = row_times_matrices(x, [tf.reshape(weight, [inner, -1]) for weight in wide])
             outs = [out * tf.cast(s[1], out.dtype) if s else out for s, out in zip(small, outs)]
             return tuple(tf.reshape(out, rows + w.shape.as_list()[depth:]) for out, w in zip(outs, weights))
 

@@ -225,4 +225,4 @@ def load_weights(session: Any, checkpoint: str) -> list[str]:
     Raises:
       CheckpointError: a variable is missing or of another shape; nothing is loaded then.
     """
-    return load_variables(session, checkpoint, tf.global_variables())
+    return load_variables(session, checkpoint, tf.global_variables(), constant=True)

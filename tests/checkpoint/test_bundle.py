@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from gpt_neo.checkpoint import fit
 from gpt_neo.checkpoint.bundle import ALIGNMENT, Bundle, BundleWriter
 from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, blocks
 from gpt_neo.errors import CheckpointError
@@ -101,3 +102,18 @@ def test_damage_is_found(tmp_path, how, message):
     damage(path, how)
     with pytest.raises(CheckpointError, match=message):
         Bundle(path).read("v")
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_constant_weights_are_loaded_the_same_mapped_or_in_one_block(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(fit, "IN_MEMORY", limit)
+    values = {f"v{n}": np.random.RandomState(n).standard_normal([n, 5]).astype(np.float32) for n in (1, 3, 700)}
+    writer = BundleWriter(str(tmp_path / "model.ckpt-0"))
+    for name, value in sorted(values.items()):
+        writer.add(name, value.shape, value.dtype, blocks(value))
+    writer.finish()
+    with tf.Graph().as_default(), tf.Session() as session:
+        variables = [tf.get_variable(name, value.shape, use_resource=True) for name, value in values.items()]
+        fit.load_variables(session, str(tmp_path / "model.ckpt-0"), variables, constant=True)
+        for variable, value in zip(variables, values.values()):
+            np.testing.assert_array_equal(session.run(variable), value)

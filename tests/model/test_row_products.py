@@ -1,0 +1,49 @@
+"""Products of a single row, as decoding makes them, against NumPy; with and without what made the row inside."""
+
+import numpy as np
+import pytest
+
+from gpt_neo.model.fused_ops import gelu_kernel
+from gpt_neo.model.layer_norm import layer_norm_kernel
+from gpt_neo.mtf_compat import row_times_matrices, row_times_matrix, tf, uncompiled
+
+
+def layer_norm(x, scale, shift):
+    """In float64."""
+    centred = x.astype(np.float64) - x.mean()
+    return centred / np.sqrt((centred**2).mean() + 1e-5) * scale + shift
+
+
+def gelu(x):
+    """In float64."""
+    x = x.astype(np.float64)
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("made_of", ["nothing", "layer norm", "gelu"])
+def test_row_products_equal_numpy(made_of):
+    draw = np.random.RandomState(0).standard_normal
+    x, scale, shift = draw([1, 1, 7]), draw([7]), draw([7])
+    matrices, table = [draw([7, 3]), draw([7, 5])], draw([9, 7])
+    x, scale, shift, table, *matrices = (np.float32(t) for t in (x, scale, shift, table, *matrices))
+    row = {"nothing": x, "layer norm": layer_norm(x, scale, shift), "gelu": gelu(x)}[made_of].reshape(1, 7)
+
+    with tf.Graph().as_default(), uncompiled(), tf.Session() as session:
+        made = tf.constant(x)
+        if made_of == "layer norm":
+            made = layer_norm_kernel(made, tf.constant(scale), tf.constant(shift), 1e-5)
+        elif made_of == "gelu":
+            made = gelu_kernel(made)
+        wide = [tf.constant(matrix) for matrix in matrices]
+        outs = session.run([*row_times_matrices(made, wide), row_times_matrix(made, wide[0], False),
+                            row_times_matrix(made, tf.constant(table), True)])  # fmt: skip
+    expected = [row @ matrices[0], row @ matrices[1], row @ matrices[0], row @ table.T]
+    for out, value in zip(outs, expected):
+        np.testing.assert_allclose(out, value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_that_was_changed_since_is_taken_as_it_is():
+    with tf.Graph().as_default(), uncompiled(), tf.Session() as session:
+        x = tf.constant(np.float32([[0.5, -1.0, 2.0]]))
+        (out,) = row_times_matrices(2.0 * gelu_kernel(x), [tf.eye(3)])
+        np.testing.assert_allclose(session.run(out), 2 * gelu(np.float32([[0.5, -1.0, 2.0]])), rtol=1e-5)
