@@ -34,6 +34,9 @@ class TrainStep:
     lowering: Any
 
 
+WHOLE = SlotLayout()  # nothing is split over replicas
+
+
 def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any = None) -> TrainStep:
     """Build and lower a training step.
 
@@ -69,7 +72,7 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
 
 
 def loss_and_gradients(
-    graph: Any, features: dict, step: Any, run: RunConfig, splits: int, slots: SlotLayout
+    graph: Any, features: dict, step: Any, run: RunConfig, splits: int, slots: SlotLayout = WHOLE
 ) -> list:
     """Mean loss over the labels that count, then its gradients, each summed over `splits` microbatches.
 

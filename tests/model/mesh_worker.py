@@ -34,7 +34,7 @@ def loss_and_gradients_over(changes, sizes, names, weights):
         step = mtf.constant(mesh, 0, mtf.Shape([]), tf.int32)
         replicas = dict(zip(names, sizes)).get("batch", 1)
         splits = microbatches(run.mesh, run.model.n_ctx, 4 // replicas)
-        loss, grads = loss_and_gradients(graph, features, step, run, splits)
+        loss, *grads = loss_and_gradients(graph, features, step, run, splits)
         shape = ",".join(f"m{i}:{size}" for i, size in enumerate(sizes))
         layout = ",".join(f"{name}:m{i}" for i, name in enumerate(names))
         devices = [f"/cpu:{i}" for i in range(count)]

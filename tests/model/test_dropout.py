@@ -153,7 +153,7 @@ def run(sizes, names, splits, recompute, step=3):
                     "labels": mtf.import_tf_tensor(mesh, tf.constant(tokens[:, 1:]), dims.tokens),
                     "rows": mtf.range(mesh, dims.batch, tf.int32)}
         step = mtf.import_tf_tensor(mesh, tf.constant(step), mtf.Shape([]))
-        loss, grads = loss_and_gradients(graph, features, step, config, splits)
+        loss, *grads = loss_and_gradients(graph, features, step, config, splits)
         return evaluate(graph, mesh, [loss, *grads], sizes, names, weights)
 
 alone = run([], [], 1, False)

@@ -33,7 +33,7 @@ def run(splits, weights=COUNTED, model=MODEL):
         features = {name: mtf.import_tf_tensor(mesh, tf.constant(t), dims.tokens) for name, t in parts.items()}
         features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
         step = mtf.import_tf_tensor(mesh, tf.constant(0), mtf.Shape([]))
-        loss, grads = loss_and_gradients(graph, features, step, dataclasses.replace(RUN, model=model), splits)
+        loss, *grads = loss_and_gradients(graph, features, step, dataclasses.replace(RUN, model=model), splits)
         lowering = lower_locally(graph, mesh)
         fetches = [lowering.export_to_tf_tensor(t) for t in [loss, *grads]]
         with tf.variable_scope("", reuse=True):
