@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
@@ -129,7 +130,8 @@ def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
     if not transposed:
         return row_times_matrices(row, [matrix])[0]
     recipe, ingredients = recipe_of(row)
-    pieces = [piece for _, _, piece in row_slices(matrix, 2)]
+    # Whole sums, so a machine of more cores takes more pieces and gets the same; sums over pieces are always of two.
+    pieces = [piece for _, _, piece in row_slices(matrix, max(2, os.cpu_count() or 1))]
     return tf.concat([_compiled_transposed_product(recipe, ingredients, piece) for piece in pieces], 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -187,8 +187,7 @@ class Block:
     """
 
     def __init__(self, size: int) -> None:
-        room = np.empty(size + ALIGNMENT, np.uint8)
-        self.rest = room[-room.ctypes.data % ALIGNMENT :]
+        self.rest = aligned_bytes(size, np.empty)
 
     def copy(self, array: np.ndarray) -> np.ndarray:
         """A copy in the next aligned place; the pages of a file that `array` is mapped from are given back."""
@@ -211,7 +210,11 @@ def aligned(array: np.ndarray) -> np.ndarray:
 def aligned_zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """Zeros whose memory is aligned; large ones take none before they are written."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(tuple(shape), dtype=np.int64)) * dtype.itemsize
-    room = np.zeros(size + ALIGNMENT, np.uint8)
+    return aligned_bytes(math.prod(shape) * dtype.itemsize, np.zeros).view(dtype).reshape(tuple(shape))
+
+
+def aligned_bytes(size: int, allocate: Callable[..., np.ndarray]) -> np.ndarray:
+    """Memory for `size` bytes, aligned, from a function of NumPy."""
+    room = allocate(size + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(tuple(shape))
+    return room[start : start + size]

@@ -103,7 +103,7 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
     else:  # no text of the compiled program: what the loop adds to the matrix products is taken instead
         repeated = work.flops / work_of(program.stablehlo, 1).flops
     flops = model_flops(run)
-    # For v4 and later this compiler's estimate comes out below 0: then there is none.
+    # For v4 and v5e this compiler's estimate comes out below 0: then there is none.
     seconds = report["seconds_once"] * repeated if report["seconds_once"] > 0 else None
     variables = program.description["variables"]
     held = {entry["name"]: math.prod(entry["shape"]) * (2 if entry["dtype"] == "bfloat16" else 4)
