@@ -48,6 +48,17 @@ def test_bodies_that_are_no_request(server):
         assert server.fetch("/attention", body)[0] == 400
 
 
+def test_a_client_that_sends_too_much_gets_its_answer(server):
+    for size in [(1 << 20) + 1, 4 << 20, 8 << 20] * 8:
+        assert server.fetch("/v1/completions", b" " * size)[0] == 413
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=10)
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Length", str(10**12))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
 def test_unknown_fields_and_all_of_the_harness_are_taken(server):
     more = {"user": "me", "do_sample": False, "stop": ["<|endoftext|>"], "until": [], "seed": 1234, "best_of": None}
     assert server.fetch("/v1/completions", {**FINE, **more})[0] == 200
