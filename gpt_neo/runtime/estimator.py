@@ -59,8 +59,12 @@ def make_estimator(
     run: RunConfig, folder: str, plan: MeshPlan, steps_per_checkpoint: int = 5000, tpu: Optional[TpuOptions] = None,
     report: Callable[[Progress], None] = lambda progress: None, text_lengths: Optional[np.ndarray] = None,
     watch: Optional[Watch] = None, steps_per_log: int = 10, eval_sources: int = 1,
+    function: Callable[..., Any] = model_fn,
 ) -> Any:  # fmt: skip
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
+
+    Args:
+      function: the model function; another one for steps that run outside of the session.
 
     Raises:
       ConfigError: the watch is to skip spikes, and the device is a TPU.
@@ -94,7 +98,7 @@ def make_estimator(
         "watch": lambda: watch, "origin": lambda step: origin_text(run, step), "eval_sources": eval_sources,
     }  # fmt: skip
     return tf.estimator.tpu.TPUEstimator(
-        use_tpu=tpu is not None, model_fn=model_fn, config=config, params=params,
+        use_tpu=tpu is not None, model_fn=function, config=config, params=params,
         train_batch_size=run.training.train_batch_size, eval_batch_size=eval_batch_size(run),
     )  # fmt: skip
 

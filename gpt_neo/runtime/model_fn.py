@@ -8,14 +8,14 @@ from typing import Any, Callable, Optional
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.record import make_record, tokenizer_reference
-from gpt_neo.checkpoint.saver import KEEP_HOURS, RecordListener, RunSaver
+from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.hooks import SPIKE_LOSSES, Progress, ProgressHook, ProgressLog, SpikeHook
 from gpt_neo.runtime.mesh import LocalPlacement, TpuPlacement
-from gpt_neo.runtime.train_step import build_train_step
+from gpt_neo.runtime.train_step import TrainStep, build_train_step
 from gpt_neo.runtime.watch import Watch, WatchHook
 
 
@@ -52,24 +52,35 @@ def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
         existing = latest_checkpoint(folder)
         if existing:
             fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
-        if not use_tpu:
-            report: Callable[[Progress], None] = params["report"]
-            log = ProgressLog(run.training.train_steps, run.tokens_per_step, folder, params["steps_per_log"])
-            hooks.append(ProgressHook(step.loss, step.rate, log, report, watch))
-            tf.summary.scalar("loss", step.loss)
-            tf.summary.scalar("learning_rate", step.rate)
         # The saver comes last: what the others refuse is not saved.
-        hooks += [*([spikes] if spikes else []), WatchHook(watch), saver_hook(step.lowering, run, params, spikes)]
-    host_call, loss = None, step.loss
-    if use_tpu:
-        values = [tf.reshape(tf.train.get_global_step(), [1]), tf.reshape(step.loss, [1]), tf.reshape(step.rate, [1])]
-        host_call = (lambda *tensors: write_summaries(folder, *tensors), values)
-    else:
-        # The Estimator ends a run at NaN by a hook that comes before ours and knows no step.
-        loss = tf.where(tf.math.is_nan(loss), tf.fill(tf.shape(loss), math.inf), loss)
+        hooks += [*([] if use_tpu else [progress_hook(step, run, params)]), *([spikes] if spikes else []),
+                  WatchHook(watch), saver_hook(run, params, add_saver(run.training.keep_checkpoints),
+                                               [mtf.MtfCheckpointSaverListener(step.lowering)], spikes)]  # fmt: skip
+    if not use_tpu:
+        return session_spec(step, hooks)
+    values = [tf.reshape(tf.train.get_global_step(), [1]), tf.reshape(step.loss, [1]), tf.reshape(step.rate, [1])]
     return tf.estimator.tpu.TPUEstimatorSpec(
-        mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=step.train, host_call=host_call, training_hooks=hooks,
+        mode=tf.estimator.ModeKeys.TRAIN, loss=step.loss, train_op=step.train, training_hooks=hooks,
+        host_call=(lambda *tensors: write_summaries(folder, *tensors), values),
     )  # fmt: skip
+
+
+def progress_hook(step: TrainStep, run: RunConfig, params: dict) -> ProgressHook:
+    """The hook of a session that sees every step: progress, the log, losses that are no numbers."""
+    report: Callable[[Progress], None] = params["report"]
+    log = ProgressLog(run.training.train_steps, run.tokens_per_step, params["folder"], params["steps_per_log"])
+    return ProgressHook(step.loss, step.rate, log, report, params["watch"]())
+
+
+def session_spec(step: TrainStep, hooks: list) -> Any:
+    """TPUEstimatorSpec of training in a session that sees every step; loss and rate go to TensorBoard."""
+    tf.summary.scalar("loss", step.loss)
+    tf.summary.scalar("learning_rate", step.rate)
+    # The Estimator ends a run at NaN by a hook that comes before ours and knows no step.
+    loss = tf.where(tf.math.is_nan(step.loss), tf.fill(tf.shape(step.loss), math.inf), step.loss)
+    return tf.estimator.tpu.TPUEstimatorSpec(
+        mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=step.train, training_hooks=hooks
+    )
 
 
 def write_summaries(folder: str, step: Any, loss: Any, rate: Any) -> Any:
@@ -85,18 +96,20 @@ def write_summaries(folder: str, step: Any, loss: Any, rate: Any) -> Any:
 
 def add_saver(keep: int) -> Any:
     """Make the saver of the session's variables, where the session looks for one."""
-    saver = RunSaver(
-        tf.global_variables(), max_to_keep=keep, keep_checkpoint_every_n_hours=KEEP_HOURS, defer_build=False,
-        save_relative_paths=True,
-    )  # fmt: skip
+    saver = RunSaver(tf.global_variables(), **keeping(keep))
     tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
     return saver
 
 
-def saver_hook(lowering: Any, run: RunConfig, params: dict, spikes: Optional[SpikeHook] = None) -> Any:
-    """A hook that writes checkpoints and their records; slices are copied to their masters first."""
+def saver_hook(
+    run: RunConfig, params: dict, saver: RunSaver, listeners: list, spikes: Optional[SpikeHook] = None
+) -> Any:
+    """A hook that writes checkpoints and their records.
+
+    Args:
+      listeners: called around a save, before the record is written.
+    """
     tokenizer = tokenizer_reference(run)
-    saver = add_saver(run.training.keep_checkpoints)
 
     def record(step: int) -> dict:
         made = make_record(run, step, tokenizer)
@@ -104,7 +117,7 @@ def saver_hook(lowering: Any, run: RunConfig, params: dict, spikes: Optional[Spi
 
     return tf.train.CheckpointSaverHook(
         params["folder"], save_steps=params["steps_per_checkpoint"], saver=saver,
-        listeners=[mtf.MtfCheckpointSaverListener(lowering), RecordListener(params["folder"], record, saver)],
+        listeners=[*listeners, RecordListener(params["folder"], record, saver)],
     )  # fmt: skip
 
 
