@@ -28,6 +28,10 @@ def build_parser() -> argparse.ArgumentParser:
     jobs.add_argument("--compile_for", metavar="SLICE",
                       help="does it fit a TPU such as v3-256, and how fast: asks the TPU compiler, needs no TPU; "
                       "with --plan: find mesh, layout and microbatches for it")  # fmt: skip
+    jobs.add_argument("--compile_candidates", type=int, default=12, metavar="N",
+                      help="with --plan --compile_for: compile no more than N (default: %(default)s)")  # fmt: skip
+    jobs.add_argument("--compile_minutes", type=float, default=60, metavar="N",
+                      help="with --plan --compile_for: end after N minutes (default: %(default)s)")  # fmt: skip
     jobs.add_argument("--json", action="store_true", help="with --compile_for: the figures as JSON")
     jobs.add_argument("--auto_layout", action="store_true", help="search a layout for mesh_shape, print it")
     jobs.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="search mesh shape and layout")
