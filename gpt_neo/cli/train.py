@@ -19,7 +19,7 @@ from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
-from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh
+from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh, whole_mesh
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
 
@@ -62,9 +62,11 @@ class ProgressLine:
 
 
 def device_plan(job: Job) -> MeshPlan:
-    """The devices of a cluster, of --gpu_ids, or one."""
+    """The cores of a TPU, the devices of a cluster, of --gpu_ids, or one."""
     if job.plan is not None:
         return job.plan
+    if job.args.tpu:
+        return whole_mesh(job.run.mesh)
     devices = parse_devices(job.args.gpu_ids)
     check_visible(devices)
     return plan_mesh(job.run.mesh, devices)

@@ -19,7 +19,7 @@ from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, training_sources
 from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
-from gpt_neo.mtf_compat import reason_of, tf
+from gpt_neo.mtf_compat import build_for_tpu, reason_of, tf
 from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
 from gpt_neo.runtime.hooks import Diverged, Progress
@@ -72,6 +72,8 @@ def make_estimator(
     watch = watch or Watch(folder)
     if tpu and watch.skip_spikes:
         raise ConfigError("--skip_spikes works on CPUs and GPUs: a TPU runs many steps before the host sees a loss")
+    if tpu:
+        build_for_tpu()
     tpu_config = tf.estimator.tpu.TPUConfig(
         iterations_per_loop=run.training.iterations,
         num_cores_per_replica=1,

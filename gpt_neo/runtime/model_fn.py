@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, Callable, Optional
 
@@ -10,10 +11,11 @@ from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.record import make_record, tokenizer_reference
 from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import inlined, mtf, tf
+from gpt_neo.optim.schedules import learning_rate_tensor
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
-from gpt_neo.runtime.hooks import SPIKE_LOSSES, Progress, ProgressHook, ProgressLog, SpikeHook
+from gpt_neo.runtime.hooks import SPIKE_LOSSES, LoopHook, Progress, ProgressHook, ProgressLog, SpikeHook
 from gpt_neo.runtime.mesh import LocalPlacement, TpuPlacement
 from gpt_neo.runtime.train_step import TrainStep, build_train_step
 from gpt_neo.runtime.watch import Watch, WatchHook
@@ -45,20 +47,25 @@ def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
     use_tpu: bool = params["use_tpu"]
     watch: Watch = params["watch"]()
     limit = tf.placeholder_with_default(math.inf, [], name="loss_limit") if watch.skip_spikes else None
-    step = build_train_step(batch, run, placement, limit)
+    # TPUEstimator compiles the step as a whole: no kernel is compiled by itself.
+    with inlined() if use_tpu else contextlib.nullcontext():
+        step = build_train_step(batch, run, placement, limit)
     spikes = SpikeHook(step.loss, limit, watch, params["origin"]) if watch.skip_spikes else None
     with mtf.utils.outside_all_rewrites():
         hooks = [mtf.MtfRestoreHook(step.lowering)]
         existing = latest_checkpoint(folder)
         if existing:
             fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
+        hooks.append(loop_hook(run, params) if use_tpu else progress_hook(step, run, params))
+        saver = add_saver(run.training.keep_checkpoints)
+        listeners = [mtf.MtfCheckpointSaverListener(step.lowering)]
         # The saver comes last: what the others refuse is not saved.
-        hooks += [*([] if use_tpu else [progress_hook(step, run, params)]), *([spikes] if spikes else []),
-                  WatchHook(watch), saver_hook(run, params, add_saver(run.training.keep_checkpoints),
-                                               [mtf.MtfCheckpointSaverListener(step.lowering)], spikes)]  # fmt: skip
+        hooks += [*([spikes] if spikes else []), WatchHook(watch), saver_hook(run, params, saver, listeners, spikes)]
     if not use_tpu:
         return session_spec(step, hooks)
-    values = [tf.reshape(tf.train.get_global_step(), [1]), tf.reshape(step.loss, [1]), tf.reshape(step.rate, [1])]
+    with tf.control_dependencies([step.train]):  # the step that ended with this update, as everywhere
+        number = tf.train.get_global_step().read_value()
+    values = [tf.reshape(value, [1]) for value in (number, step.loss, step.rate)]
     return tf.estimator.tpu.TPUEstimatorSpec(
         mode=tf.estimator.ModeKeys.TRAIN, loss=step.loss, train_op=step.train, training_hooks=hooks,
         host_call=(lambda *tensors: write_summaries(folder, *tensors), values),
@@ -70,6 +77,14 @@ def progress_hook(step: TrainStep, run: RunConfig, params: dict) -> ProgressHook
     report: Callable[[Progress], None] = params["report"]
     log = ProgressLog(run.training.train_steps, run.tokens_per_step, params["folder"], params["steps_per_log"])
     return ProgressHook(step.loss, step.rate, log, report, params["watch"]())
+
+
+def loop_hook(run: RunConfig, params: dict) -> LoopHook:
+    """The hook of a session that sees the last of many steps. TensorBoard's files have them all, the log none."""
+    last = run.training.train_steps
+    log = ProgressLog(last, run.tokens_per_step, params["folder"], log_every=0)
+    return LoopHook(lambda step: learning_rate_tensor(step, run.optimizer, last), log, params["report"],
+                    params["watch"]())  # fmt: skip
 
 
 def session_spec(step: TrainStep, hooks: list) -> Any:
@@ -123,7 +138,8 @@ def saver_hook(
 
 def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> Any:
     """TPUEstimatorSpec of evaluation: token-weighted means."""
-    losses, lowering = build_eval_step(features, run, placement)
+    with inlined() if params["use_tpu"] else contextlib.nullcontext():
+        losses, lowering = build_eval_step(features, run, placement)
     weights = features.get("weights", tf.ones_like(losses))
     lengths = params.get("text_lengths")  # None where no tokenizer is known
     table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)

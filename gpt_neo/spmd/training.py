@@ -16,7 +16,7 @@ from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.hooks import Progress
-from gpt_neo.runtime.mesh import MeshPlan
+from gpt_neo.runtime.mesh import whole_mesh
 from gpt_neo.runtime.model_fn import progress_hook, saver_hook, session_spec
 from gpt_neo.runtime.train_step import TrainStep
 from gpt_neo.runtime.watch import Watch, WatchHook
@@ -38,7 +38,7 @@ class DeviceTraining:
 
     def __init__(self, run: RunConfig, start: Callable[[Program], Devices], tell: Callable[[str], None]) -> None:
         self.run, self.start, self.tell = run, start, tell
-        self.plan = MeshPlan(("",), run.mesh.mesh_shape, run.mesh.layout)
+        self.plan = whole_mesh(run.mesh)
         self.devices: Any = None
         self.failure: Optional[GptNeoError] = None
 
