@@ -45,6 +45,8 @@ def main(argv: Optional[list] = None) -> int:
     from gpt_neo.spmd.environment import worker_python
     from gpt_neo.spmd.training import DeviceTraining
 
+    if run.training.eval_steps:
+        note("eval_steps: spmd-run trains only; main.py --eval evaluates the folder")
     with DeviceTraining(run, lambda program: Devices(program, worker_python(note), args.platform), note) as training:
         return train_in_folder(
             job, training.plan.replicas(), f"devices   {mesh_text(run)} on {args.platform}",

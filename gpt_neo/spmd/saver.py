@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from gpt_neo.checkpoint.fit import AT_ONCE, STEP, fit_checkpoint
+from gpt_neo.checkpoint.fit import AT_ONCE, STEP, Fit, fit_checkpoint
 from gpt_neo.checkpoint.saver import RunSaver, keeping
 from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.mtf_compat import tf
@@ -30,7 +30,7 @@ class DeviceSaver(RunSaver):
         self, devices: Any, count: int, tell: Callable[[str], None], noting: Callable[[Callable[[], Any]], Any]
     ) -> None:
         self.devices, self.tell, self.noting = devices, tell, noting
-        self.variables: Mapping[str, dict] = devices.program.description["variables"]
+        self.variables = variables_of(devices.program)
         self.counter = tf.train.get_or_create_global_step()
         options = keeping(count)
         relative = options.pop("save_relative_paths")
@@ -88,7 +88,7 @@ class DeviceSaver(RunSaver):
         Raises:
           CheckpointError: it does not fit, or is damaged; nothing is loaded then.
         """
-        fit = fit_checkpoint(save_path, {STEP: [], **{name: about["shape"] for name, about in self.variables.items()}})
+        fit = fit_program(save_path, self.devices.program)
         for note in fit.notes:
             self.tell(note)
         for name, about in self.variables.items():
@@ -99,6 +99,20 @@ class DeviceSaver(RunSaver):
     def save(self, sess: Any, save_path: str, global_step: Any = None, *args: Any, **options: Any) -> Any:
         """As the runtime's, without the graph beside it: it cannot be loaded without the devices."""
         return super().save(sess, save_path, global_step, *args, **{**options, "write_meta_graph": False})
+
+
+def variables_of(program: Any) -> Mapping[str, dict]:
+    """Shape and type of each variable of a program, as its description has them."""
+    return program.description["variables"]
+
+
+def fit_program(path: str, program: Any) -> Fit:
+    """Hold a checkpoint against the variables of a program.
+
+    Raises:
+      CheckpointError: it does not fit, or is damaged.
+    """
+    return fit_checkpoint(path, {STEP: [], **{name: about["shape"] for name, about in variables_of(program).items()}})
 
 
 def np_dtype(name: str) -> np.dtype:

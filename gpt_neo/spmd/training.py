@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 
+from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
@@ -22,7 +23,7 @@ from gpt_neo.runtime.train_step import TrainStep
 from gpt_neo.runtime.watch import Watch, WatchHook
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
-from gpt_neo.spmd.saver import DeviceSaver
+from gpt_neo.spmd.saver import DeviceSaver, fit_program
 
 Result = TypeVar("Result")
 
@@ -65,6 +66,9 @@ class DeviceTraining:
         """TPUEstimatorSpec of a session whose step is the program."""
         watch: Watch = params["watch"]()
         program = export_train_step(self.run, weighted="weights" in batch)
+        existing = latest_checkpoint(params["folder"])
+        if existing:
+            fit_program(existing, program)  # before the compiler works for minutes
         self.devices = self.start(program)
         self.tell(f"running on {len(self.devices.kinds)} x {self.devices.kinds[0]}")
         watch.mark()  # to export and to compile took its time

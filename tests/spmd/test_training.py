@@ -82,7 +82,7 @@ def steps_in(folder):
 
 def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     monkeypatch.setattr(saver, "AT_ONCE", 100)  # bytes: several parts
-    path = world.config("spmd_kept", train_steps=10, keep_checkpoints=2)
+    path = world.config("spmd_kept", train_steps=10, keep_checkpoints=2, eval_steps=5)
     status, text = spmd("--model", path, "--steps_per_checkpoint", 3, "--steps_per_log", 2)
     assert status == 0, text
     folder, (devices,) = folder_of(path), FakeDevices.made
@@ -107,7 +107,8 @@ def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     seen = {value.tag: value.simple_value for value in written}
     assert 0 < seen["loss"] < 3 and seen["learning_rate"] == 0.5
     lines = [line.split()[0] for line in text.splitlines()]
-    assert lines[:6] == ["model", "memory", "training", "devices", "folder", "note"] and lines[-1] == "trained"
+    assert lines[:7] == ["note", "model", "memory", "training", "devices", "folder", "note"] and lines[-1] == "trained"
+    assert text.startswith("note      eval_steps: spmd-run trains only")
     status, text = spmd("--model", path)
     assert status == 0 and "nothing to do" in text and len(FakeDevices.made) == 1
     status, text = spmd("--model", path, "--new", "--yes", "--set", "train_steps=1")
@@ -174,6 +175,14 @@ def test_what_fails_is_one_line(world, spmd, monkeypatch, act, told):
     assert status == 2 and told in text and "Traceback" not in text, text
     assert steps_in(folder_of(path)) == [0, 2, 4] and FakeDevices.made[0].closed
     spmd("--model", path, "--new", "--yes", "--set", "train_steps=0")
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_before_devices_are_asked(world, spmd, monkeypatch):
+    path = world.config("spmd_unfit", train_steps=4)
+    assert spmd("--model", path)[0] == 0
+    monkeypatch.setitem(VARIABLES, "gpt2/h0/b", {**VARIABLES["gpt2/h0/b"], "shape": [6]})
+    status, text = spmd("--model", path, "--set", "train_steps=6")
+    assert status == 2 and "does not fit the config in 1 tensor(s)" in text and len(FakeDevices.made) == 1
 
 
 def test_devices_that_fail_in_a_save_cost_no_checkpoint(world, spmd, monkeypatch):
