@@ -3,6 +3,8 @@
 import dataclasses
 
 import numpy as np
+import tensorflow as tf2
+from tensorflow.python.framework import kernels
 from tensorflow.python.tpu.tpu_system_metadata import TPUSystemMetadata
 from tensorflow_estimator.python.estimator.tpu import tpu_context
 
@@ -30,6 +32,36 @@ class Resolver:
 
     def cluster_spec(self):
         return tf.train.ClusterSpec({"worker": [f"10.0.0.{host}:8470" for host in range(1, self.hosts + 1)]})
+
+
+# What only TPUs have, and what a loop or condition is made of until the compiler rewrites it.
+OF_TPUS = {"AllToAll", "CollectivePermute", "CrossReplicaSum", "InfeedDequeueTuple", "OutfeedEnqueueTuple",
+           "TPUReplicateMetadata", "TPUReplicatedInput", "TPUReplicatedOutput"}  # fmt: skip
+OF_LOOPS = {"Enter", "Exit", "LoopCond", "Merge", "NextIteration", "Switch"}
+
+
+def not_compiled(ops):
+    """Of operations on cores, (type, name) of those that XLA has no kernel for with these types; of its kernels for
+    CPUs, as this TensorFlow has none for TPUs. Float64 counts too: a TPU has none."""
+    with tf.Graph().as_default(), tf.Session() as session:  # the first compilation registers the kernels
+        session.run(tf2.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0)))
+    missing = []
+    for op in ops:
+        known = [kernel for kernel in kernels.get_registered_kernels_for_op(op.type).kernel
+                 if kernel.device_type == "XLA_CPU_JIT"]  # fmt: skip
+        double = tf.float64 in [tensor.dtype for tensor in [*op.inputs, *op.outputs]]
+        if op.type not in OF_TPUS | OF_LOOPS and not any(allows(kernel, op) for kernel in known) or double:
+            missing.append((op.type, op.name))
+    return missing
+
+
+def allows(kernel, op):
+    """Whether a kernel takes an operation's types."""
+    for constraint in kernel.constraint:
+        value = op.node_def.attr[constraint.name]
+        if value.HasField("type") and value.type not in constraint.allowed_values.list.type:
+            return False
+    return True
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.hooks import LoopHook, ProgressLog
 from gpt_neo.runtime.mesh import GatheringMesh, mesh_strings
 from gpt_neo.runtime.watch import Watch, WatchHook
-from tests.runtime.fake_tpu import CORES, Slice
+from tests.runtime.fake_tpu import CORES, Slice, not_compiled
 
 SLICES = {"v3-8": (1, 1, "x:4,y:2"), "v3-32": (2, 2, "x:16,y:2")}
 BATCH = 16
@@ -262,7 +262,15 @@ def test_what_a_model_may_be_made_of_is_compiled_as_a_whole(world, monkeypatch, 
     made = Slice(monkeypatch, 1, 1).train(run, run.training.model_path)
     cores = made.on_cores()
     assert len(cores) > 300 and not [op.name for op in cores if "PartitionedCall" in op.type]
+    assert not_compiled(cores) == []
+    assert all(output.shape.is_fully_defined() for op in cores for output in op.outputs)
     assert len(made.ops("InfeedEnqueueTuple")) == CORES
+
+
+def test_the_look_for_kernels_finds_what_has_none():
+    with tf.Graph().as_default():
+        words, double, fine = tf.strings.as_string(1.0), tf.constant(1.0, tf.float64) + 1, tf.constant(1.0) + 1
+        assert [kind for kind, _ in not_compiled([words.op, double.op, fine.op])] == ["AsString", "AddV2"]
 
 
 def test_evaluation_gives_whole_losses_of_a_split_batch(world, trained, monkeypatch):
@@ -276,6 +284,7 @@ def test_evaluation_gives_whole_losses_of_a_split_batch(world, trained, monkeypa
     sent = {tuple(tensor.shape.as_list()) for op in made.ops("OutfeedEnqueueTuple") for tensor in op.inputs}
     assert (8, 5) in sent and (8,) in sent
     assert any(isinstance(hook, mtf.MtfRestoreHook) for hook in made.hooks)
+    assert not_compiled(made.on_cores()) == []
 
 
 def test_a_mesh_of_another_size_is_refused(world, monkeypatch):
