@@ -97,6 +97,7 @@ class DeviceTraining:
 
     def noting(self, act: Callable[[], Result]) -> Result:
         """Do something inside a graph, which turns every error into one of its own: keep ours."""
+        self.failure = None  # an earlier one was got over, as where a save is tried again
         try:
             return act()
         except GptNeoError as error:
