@@ -108,9 +108,9 @@ def describe(kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, 
     """What a caller has to know, as JSON.
 
     Returns:
-      kind; model; mesh and layout as pairs; cores; inputs and outputs in order, each {name, dtype, shape} as one core
-      has it; variables: name -> {shape, dtype, axes}, axes naming the mesh dimension that splits each dimension or
-      null; donated: pairs of an output and the input whose memory it takes.
+      kind; model; precision, of the config; mesh and layout as pairs; cores; inputs and outputs in order, each {name,
+      dtype, shape} as one core has it; variables: name -> {shape, dtype, axes}, axes naming the mesh dimension that
+      splits each dimension or null; donated: pairs of an output and the input whose memory it takes.
     """
     mesh = placement.impl
     names, places = [axis for axis, _ in placement.mesh_shape], list(inputs)
@@ -123,7 +123,8 @@ def describe(kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, 
             "axes": [None if axis is None else names[axis] for axis in split],
         }  # fmt: skip
     return {
-        "kind": kind, "model": run.name, "mesh": [list(pair) for pair in placement.mesh_shape],
+        "kind": kind, "model": run.name, "precision": run.model.precision,
+        "mesh": [list(pair) for pair in placement.mesh_shape],
         "layout": [list(pair) for pair in placement.layout], "cores": placement.cores,
         "inputs": [tensor_entry(name, tensor) for name, tensor in inputs.items()],
         "outputs": [tensor_entry(name, tensor) for name, tensor in outputs.items()], "variables": variables,
