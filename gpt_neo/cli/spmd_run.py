@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from typing import Optional
 
-from gpt_neo.cli.job import count_text, model_folder, model_text, time_text
+from gpt_neo.cli.args import add_training
+from gpt_neo.cli.job import Job, check_training
+from gpt_neo.cli.quiet import silence
 from gpt_neo.config import load_config
+from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import ConfigError
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
@@ -26,47 +27,32 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     p.add_argument("--platform", choices=PLATFORMS, default="cpu", help="kind of device (default: %(default)s, "
                    "as many virtual ones as mesh_shape multiplies to)")  # fmt: skip
-    p.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
     p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
+    p.set_defaults(skip_spikes=False)  # the exported program updates always
+    add_training(p)
     return p
 
 
 def main(argv: Optional[list] = None) -> int:
-    """Train, and say what was done."""
+    """Train as main.py does, with its exit status."""
     args = build_parser().parse_args(argv)
-    if args.steps_per_checkpoint < 1:
-        raise ConfigError(f"--steps_per_checkpoint is {args.steps_per_checkpoint}; expected at least 1")
+    check_training(args)
     run = load_config(args.model, args.set)
-    folder = model_folder(run)
-    print(model_text(run))
-    print(f"devices   {mesh_text(run)} on {args.platform}")
-    print(f"folder    {folder}", flush=True)
-    from gpt_neo.cli.quiet import silence
-
+    job = Job(args, run, model_folder(run))
     silence(args.verbose)
-    from gpt_neo.cli.train import ProgressLine
-    from gpt_neo.runtime.estimator import current_step
+    from gpt_neo.cli.train import note, train_in_folder
+    from gpt_neo.spmd.devices import Devices
     from gpt_neo.spmd.environment import worker_python
-    from gpt_neo.spmd.training import SpmdOptions, train
+    from gpt_neo.spmd.training import DeviceTraining
 
-    def tell(line: str) -> None:
-        print(f"note      {line}", flush=True)
-
-    steps = run.training.train_steps
-    if current_step(folder) >= steps:
-        print(f"nothing to do: the newest checkpoint is at step {current_step(folder):,}, train_steps is {steps:,}")
-        return 0
-    options = SpmdOptions(worker_python(tell), args.platform, args.steps_per_checkpoint)
-    line, start, began = ProgressLine(), current_step(folder), time.monotonic()
-    try:
-        train(run, folder, options, line.show, tell)
-    finally:
-        line.finish()
-    assert line.latest is not None
-    seconds, tokens = time.monotonic() - began, (steps - start) * run.tokens_per_step
-    print(f"trained   {steps - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)}, "
-          f"loss {line.first_loss:.4f} to {line.latest.loss:.4f}")  # fmt: skip
-    return 0
+    if run.training.eval_steps:
+        note("eval_steps: spmd-run trains only; main.py --eval evaluates the folder")
+    with DeviceTraining(run, lambda program: Devices(program, worker_python(note), args.platform), note) as training:
+        return train_in_folder(
+            job, training.plan.replicas(), f"devices   {mesh_text(run)} on {args.platform}",
+            lambda line, watch: training.train(job.folder, line.show, watch, args.steps_per_checkpoint,
+                                               args.steps_per_log),
+        )  # fmt: skip
 
 
 def mesh_text(run: RunConfig) -> str:
