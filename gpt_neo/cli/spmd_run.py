@@ -1,4 +1,4 @@
-"""`python -m gpt_neo spmd-run --model CONFIG`: train with the exported program of one core, on any devices of JAX."""
+"""`python -m gpt_neo spmd-run --model CONFIG`: the exported program of one core, on any devices of JAX."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import time
 from typing import Optional
 
-from gpt_neo.cli.job import count_text, model_folder, model_text, time_text
+from gpt_neo.cli.args import add_sampling
+from gpt_neo.cli.job import Job, count_text, model_folder, model_text, time_text
+from gpt_neo.cli.quiet import silence
 from gpt_neo.config import load_config
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
@@ -19,30 +21,42 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     p = argparse.ArgumentParser(
         prog="python -m gpt_neo spmd-run",
-        description="Train on any devices that JAX knows, with the program that a TPU core would run. It reads the "
-        "records and continues and writes the checkpoints of main.py.",
+        description="Train on any devices that JAX knows, with the program that a TPU core would run, or evaluate and "
+        "sample with it. It reads the records and continues and writes the checkpoints of main.py.",
     )
     p.add_argument("--model", required=True, metavar="CONFIG", help="name in configs/, or path, of a model config")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    p.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights in memory (key precision)")
+    p.add_argument("--checkpoint", metavar="WHICH", help="with --predict and --eval: latest (the default), best, or a "
+                   "step")  # fmt: skip
+    job = p.add_mutually_exclusive_group()
+    job.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
+    job.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
+    p.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
     p.add_argument("--platform", choices=PLATFORMS, default="cpu", help="kind of device (default: %(default)s, "
                    "as many virtual ones as mesh_shape multiplies to)")  # fmt: skip
     p.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
     p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
+    add_sampling(p)
     return p
 
 
 def main(argv: Optional[list] = None) -> int:
-    """Train, and say what was done."""
+    """Do the job, and say what was done."""
     args = build_parser().parse_args(argv)
     if args.steps_per_checkpoint < 1:
         raise ConfigError(f"--steps_per_checkpoint is {args.steps_per_checkpoint}; expected at least 1")
-    run = load_config(args.model, args.set)
-    folder = model_folder(run)
+    run = load_config(args.model, [*args.set, *([f"precision={args.dtype}"] if args.dtype else [])])
+    folder = model_folder(run, reads_only=args.predict or args.eval)
+    if args.predict or args.eval:
+        silence(args.verbose)
+        from gpt_neo.cli.spmd_jobs import evaluate_on_devices, predict_on_devices
+
+        do = predict_on_devices if args.predict else evaluate_on_devices
+        return do(Job(args, run, folder), f"devices   {mesh_text(run)} on {args.platform}")
     print(model_text(run))
     print(f"devices   {mesh_text(run)} on {args.platform}")
     print(f"folder    {folder}", flush=True)
-    from gpt_neo.cli.quiet import silence
-
     silence(args.verbose)
     from gpt_neo.cli.train import ProgressLine
     from gpt_neo.runtime.estimator import current_step
