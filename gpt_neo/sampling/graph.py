@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Optional
+import math
+from typing import Any, Callable, Optional
 
 from gpt_neo.mtf_compat import tf
 
@@ -41,9 +42,7 @@ def drawn(logits: Any, uniform: Any, options: GraphOptions) -> Any:
     count = int(logits.shape[-1])
     filters = tf.logical_or(tf.logical_and(options.top_k > 0, options.top_k < count), options.top_p < 1)
     weights = tf.cond(filters, lambda: kept_probabilities(logits, options), lambda: probabilities(logits, options))
-    mass = tf.cumsum(weights, -1)
-    below = tf.cast(mass <= uniform[:, tf.newaxis] * mass[:, -1:], tf.int32)
-    return tf.minimum(tf.reduce_sum(below, -1), count - 1)
+    return place_of(weights, lambda mass, total: mass <= uniform[:, tf.newaxis] * total)
 
 
 def kept_probabilities(logits: Any, options: GraphOptions) -> Any:
@@ -56,13 +55,44 @@ def kept_probabilities(logits: Any, options: GraphOptions) -> Any:
     ordered, ids = tf.math.top_k(logits, count)
     k = tf.where_v2(options.top_k > 0, tf.minimum(options.top_k, count), count)
     edge = tf.slice(ordered, tf.stack([0, k - 1]), [int(logits.shape[0]), 1])  # equally likely ones at it all stay
-    mass = tf.cumsum(probabilities(ordered, options, edge), -1)
-    before = tf.reduce_sum(tf.cast(mass < options.top_p, tf.int32), -1, keepdims=True)
-    last = tf.where_v2(options.top_p < 1, tf.minimum(before, count - 1), tf.fill(tf.shape(before), count - 1))
+    nucleus = place_of(probabilities(ordered, options, edge), lambda mass, _: mass < options.top_p)
+    last = tf.where_v2(options.top_p < 1, nucleus, tf.fill(nucleus.shape, count - 1))[:, tf.newaxis]
     final, final_id = (tf.gather(x, last, batch_dims=1) for x in (ordered, ids))
     level = tf.logical_and(tf.equal(logits, final), tf.range(count) <= final_id)
     weights = probabilities(logits, options, edge)
     return tf.where_v2(tf.logical_or(logits > final, level), weights, tf.zeros_like(weights))
+
+
+def place_of(weights: Any, passes: Callable[[Any, Any], Any]) -> Any:
+    """The first place whose running sum a search does not pass, the last if it passes all: int32 [batch].
+
+    By blocks of about the root of their number, since a running sum of a whole vocabulary in float64 takes the TPU
+    compiler minutes: first the block, then the place in it.
+
+    Args:
+      weights: float64 [batch, vocab].
+      passes: of running sums [batch, n] and the whole sum [batch, 1], whether the search goes on.
+    """
+    batch, count = weights.shape.as_list()
+    side = math.isqrt(count - 1) + 1
+    blocks = tf.reshape(tf.pad(weights, [[0, 0], [0, side * side - count]]), [batch, side, side])
+    ends = running_sum(tf.reduce_sum(blocks, -1))
+    block = tf.minimum(counted(passes(ends, ends[:, -1:])), side - 1)[:, tf.newaxis]
+    before = tf.where_v2(block > 0, tf.gather(ends, tf.maximum(block - 1, 0), batch_dims=1), 0.0)
+    inside = running_sum(tf.gather(blocks, block, batch_dims=1)[:, 0]) + before
+    return tf.minimum(block[:, 0] * side + counted(passes(inside, ends[:, -1:])), count - 1)
+
+
+def running_sum(x: Any) -> Any:
+    """Sums of x [batch, n] up to each place."""
+    places = tf.range(x.shape[-1])
+    upto = places <= places[:, tf.newaxis]
+    return tf.reduce_sum(tf.where_v2(upto, x[:, tf.newaxis], tf.zeros_like(x)[:, tf.newaxis]), -1)
+
+
+def counted(x: Any) -> Any:
+    """How many of boolean [batch, n] hold: int32 [batch]."""
+    return tf.reduce_sum(tf.cast(x, tf.int32), -1)
 
 
 def probabilities(logits: Any, options: GraphOptions, edge: Optional[Any] = None) -> Any:
