@@ -114,7 +114,7 @@ def sample(name: str, dtype: str, folder: str) -> dict:
     """Load, and sample greedily; the text is PROMPT + NEW_TOKENS long, and the caches with it."""
     from gpt_neo.cli.quiet import silence
 
-    silence(False)
+    silence(False, sampling=dtype)
     from gpt_neo.config import load_config
     from gpt_neo.runtime.predict_step import Sampler
     from gpt_neo.sampling.filters import SampleOptions

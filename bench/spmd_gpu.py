@@ -1,92 +1,230 @@
-"""Training on GPUs by `spmd-run`'s program, beside the stock Hugging Face model compiled by PyTorch, in one run.
+"""Training on a GPU by `spmd-run`'s program, beside the stock Hugging Face model compiled by PyTorch, in one run.
 
-    python -m bench.spmd_gpu --peak 989e12 [--models gpt3_125M gpt3_1-3B] [--devices 1] [--batch 8]
+    python -m bench.spmd_gpu export FOLDER [--models gpt3_125M:16 gpt3_1-3B:4]    # where TensorFlow is
+    python bench/spmd_gpu.py check FOLDER                                         # where JAX and the GPU are
+    python bench/spmd_gpu.py run FOLDER --peak 989e12                             # there too, with PyTorch
 
-For a machine with GPUs: GPT_NEO_SPMD_PYTHON has to name a Python with jax[cuda], and torch has to see the GPU. Both
-sides train in bfloat16 on the same random tokens; prints tokens/s and model-FLOPs utilisation of the peak that is
-given, the loss of both sides' first step left out of the time. It has not been run on a GPU.
+The last two need no TensorFlow. `check` trains the twenty steps that the legacy program recorded (tests/oracle/neo) on
+the device and holds losses and weights against its own. Both sides train in bfloat16 on the same
+random tokens with AdamW, each in a process of its own: three steps to warm up, then twenty. A model's number is the
+sequences per step; a side that runs out of memory tries half of them. Prints a line of JSON per model and side, then
+the table of docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-WARM, STEPS = 3, 10
+WARM, STEPS = 3, 20
+MODELS = ("gpt3_125M:16", "gpt3_125M:8", "gpt3_1-3B:4", "gpt3_1-3B:2")
+ROOT = Path(__file__).resolve().parent.parent
+SPMD, ORACLE = ROOT / "gpt_neo" / "spmd", ROOT / "tests" / "oracle" / "neo"
 
 
-def ours(run, python: str) -> float:
-    """Seconds per step of the exported program."""
-    from gpt_neo.spmd.devices import Devices
-    from gpt_neo.spmd.program import export_train_step, initial_values
+def export(folder: Path, models: list[str]) -> None:
+    """Write each program as NAME-BATCH.mlir and .json, the latter with what `run` has to know of the model."""
+    from gpt_neo.checkpoint.names import is_slot
+    from gpt_neo.config import load_config
+    from gpt_neo.spmd.compile_check import model_flops
+    from gpt_neo.spmd.devices import save_program
+    from gpt_neo.spmd.program import export_train_step
 
+    folder.mkdir(parents=True, exist_ok=True)
+    for text in models:
+        name, batch = text.split(":")
+        run = load_config(f"configs/{name}.json", [
+            "mesh_shape=x:1", "layout=batch:x", f"train_batch_size={batch}", "tokens_per_mb_per_replica=null",
+            "precision=bfloat16", "recompute_grad=false",
+        ])  # fmt: skip
+        program, model = export_train_step(run), run.model
+        program.description["bench"] = {
+            "model": name, "batch": int(batch), "flops": model_flops(run), "n_ctx": model.n_ctx,
+            "slots": [name for name in program.description["variables"] if is_slot(name)],
+            "peer": {"vocab_size": model.n_vocab, "hidden_size": model.n_embd, "num_layers": model.n_layer,
+                     "num_heads": model.n_head, "max_position_embeddings": model.n_ctx,
+                     "attention_types": [[["global", "local"], model.n_layer // 2]],
+                     "window_size": model.local_attention_radius},
+        }  # fmt: skip
+        print(*save_program(program, str(folder / f"{name}-{batch}")), flush=True)
+
+
+def export_oracle(folder: Path) -> None:
+    """Write the legacy program's model as oracle.mlir and .json, and as oracle.npz its weights and slots at the start
+    (before/NAME) and after twenty steps (after/NAME), the batches [20, batch, n_ctx] and its losses [20]."""
+    from gpt_neo.checkpoint.bundle import Bundle
+    from gpt_neo.config import load_config
+    from gpt_neo.runtime.estimator import checked_sources
+    from gpt_neo.spmd.devices import save_program
+    from gpt_neo.spmd.program import export_train_step
+    from gpt_neo.spmd.training import batches_from
+
+    record = json.loads((ORACLE / "oracle.json").read_text())
+    data = str(ORACLE / "data_*.tfrecords")
+    with tempfile.TemporaryDirectory() as place:
+        os.mkdir(os.path.join(place, "dataset_configs"))
+        about = {**record["dataset_config"], "path": data, "eval_path": data}
+        Path(place, "dataset_configs", "oracle.json").write_text(json.dumps(about))
+        config = {**record["config"], "mesh_shape": "x:1", "layout": "batch:x"}
+        Path(place, "model.json").write_text(json.dumps(config))
+        run = load_config(os.path.join(place, "model.json"))
+        following = batches_from(run, 0, checked_sources(run, print))
+        batches = [next(following) for _ in range(20)]
     program = export_train_step(run)
-    tokens = np.random.RandomState(0).randint(0, run.model.n_vocab, (run.training.train_batch_size,
-                                                                      run.model.n_ctx + 1)).astype(np.int32)
-    with Devices(program, python, "gpu") as devices:
-        for name, value in initial_values(program):
-            devices.put(name, value)
-        for step in range(WARM + STEPS):
-            if step == WARM:
-                began = time.monotonic()
-            devices.step({"step": np.int32(step), "inputs": tokens[:, :-1], "labels": tokens[:, 1:]})
-        return (time.monotonic() - began) / STEPS
+    save_program(program, str(folder / "oracle"))
+    arrays = {key: np.stack([batch[key] for batch in batches]) for key in ("inputs", "labels")}
+    for when, step in (("before", 0), ("after", 20)):
+        bundle = Bundle(str(ORACLE / f"model.ckpt-{step}"))
+        arrays |= {f"{when}/{name}": bundle.read(name) for name in program.description["variables"]}
+    np.savez(folder / "oracle.npz", losses=record["loss_before_update_at_step"], **arrays)
 
 
-def theirs(run) -> float:
-    """Seconds per step of the stock model, compiled, with fused AdamW."""
+def check(folder: Path) -> int:
+    """Twenty steps of the legacy program on the device. Returns 0 if losses are equal to 1e-3, weights to 1e-3 of the
+    largest of each."""
+    worker = load_worker()
+    given = np.load(folder / "oracle.npz")
+    runner = worker.Runner(str(folder / "oracle.mlir"), json.loads((folder / "oracle.json").read_text()))
+    names = list(runner.description["variables"])
+    for name in names:
+        runner.put(name, given[f"before/{name}"])
+    losses = [float(runner.step({"step": np.int32(step), "inputs": inputs, "labels": labels})["loss"][0])
+              for step, (inputs, labels) in enumerate(zip(given["inputs"], given["labels"]))]  # fmt: skip
+    loss = np.abs(np.array(losses) - given["losses"][:20]).max()
+    weight = max(np.abs(runner.get(name) - given[f"after/{name}"]).max() / np.abs(given[f"after/{name}"]).max()
+                 for name in names)  # fmt: skip
+    print(json.dumps({"device": runner.devices[0].device_kind, "largest_loss_difference": loss,
+                      "largest_relative_weight_difference": float(weight)}), flush=True)  # fmt: skip
+    return int(not (loss < 1e-3 and weight < 1e-3))
+
+
+def load_worker() -> Any:
+    """gpt_neo/spmd/worker.py, which runs without the package."""
+    sys.path.insert(0, str(SPMD))
+    import worker
+
+    return worker
+
+
+def tokens_of(about: dict) -> np.ndarray:
+    """The same random batch for both sides, [batch, n_ctx + 1]."""
+    shape = about["batch"], about["n_ctx"] + 1
+    return np.random.RandomState(0).randint(0, about["peer"]["vocab_size"], shape).astype(np.int32)
+
+
+def ours(prefix: str, description: dict) -> dict:
+    """Train with the exported program, from random weights."""
+    worker, about = load_worker(), description["bench"]
+    runner = worker.Runner(f"{prefix}.mlir", description)
+    noise = np.random.RandomState(0).randn(1 << 22).astype(np.float32) * 0.02
+    for name, variable in description["variables"].items():
+        shape, dtype = variable["shape"], worker.wire.np_dtype(variable["dtype"])
+        start = np.zeros(shape) if name in about["slots"] else np.resize(noise, shape)
+        runner.put(name, (np.ones(shape) if name.endswith("/g") else start).astype(dtype))
+    tokens = tokens_of(about)
+    batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}
+    losses = []
+    for step in range(WARM + STEPS):
+        if step == WARM:
+            began = time.monotonic()
+        losses.append(float(runner.step({"step": np.int32(step), **batch})["loss"][0]))
+    seconds = (time.monotonic() - began) / STEPS
+    peak = (runner.devices[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"seconds": seconds, "peak_bytes": peak, "losses": [losses[0], losses[-1]]}
+
+
+def theirs(prefix: str, description: dict) -> dict:
+    """Train the stock model, compiled, with fused AdamW."""
     import torch
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-    model = run.model
-    config = GPTNeoConfig(
-        vocab_size=model.n_vocab, hidden_size=model.n_embd, num_layers=model.n_layer, num_heads=model.n_head,
-        max_position_embeddings=model.n_ctx, attention_types=[[["global", "local"], model.n_layer // 2]],
-        window_size=model.local_attention_radius,
-    )  # fmt: skip
-    network = torch.compile(GPTNeoForCausalLM(config).to("cuda", torch.bfloat16))
+    torch.set_float32_matmul_precision("high")  # its attention is in float32, which the tensor cores take as TF32
+    about = description["bench"]
+    network = torch.compile(GPTNeoForCausalLM(GPTNeoConfig(**about["peer"])).to("cuda", torch.bfloat16))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-    tokens = torch.randint(0, model.n_vocab, (run.training.train_batch_size, model.n_ctx), device="cuda")
+    tokens = torch.tensor(tokens_of(about)[:, :-1].astype(np.int64), device="cuda")
+    losses = []
     for step in range(WARM + STEPS):
         if step == WARM:
-            torch.cuda.synchronize()
             began = time.monotonic()
-        network(input_ids=tokens, labels=tokens).loss.backward()
+        loss = network(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    torch.cuda.synchronize()
-    return (time.monotonic() - began) / STEPS
+        losses.append(float(loss))
+    seconds = (time.monotonic() - began) / STEPS
+    return {"seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated(), "losses": [losses[0], losses[-1]]}
+
+
+def measure(side: str, prefix: str, limit: float) -> dict:
+    """One side in a process of its own; {"error": the last line it wrote} where it fails."""
+    try:
+        done = subprocess.run([sys.executable, __file__, "one", side, prefix], capture_output=True, text=True,
+                              check=False, timeout=limit)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {limit:.0f} s"}
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no reason given"])[-1][:300]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run(folder: Path, peak: float, limit: float) -> int:
+    """Measure both sides of every model at the largest batch that each can, print a line each, then the table."""
+    found: dict[str, list] = {}
+    for path in sorted(folder.glob("*-*.json")):
+        about = json.loads(path.read_text())["bench"]
+        found.setdefault(about["model"], []).append((about["batch"], str(path.with_suffix("")), about))
+    rows = ["| model | side | sequences per step | tokens/s | utilisation | peak memory |", "|---|---|---|---|---|---|"]
+    for model, cases in found.items():
+        for side in SIDES:
+            for batch, prefix, about in sorted(cases, key=lambda case: -case[0]):
+                report = measure(side, prefix, limit)
+                if "error" not in report:
+                    speed, busy = batch * about["n_ctx"] / report["seconds"], about["flops"] / report["seconds"] / peak
+                    rows.append(f"| {model} | {side} | {batch} | {speed:,.0f} | {busy:.0%} | "
+                                f"{(report['peak_bytes'] or 0) / 1e9:.1f} GB |")  # fmt: skip
+                    report |= {"tokens_per_second": speed, "utilisation": busy, "peak_flops": peak}
+                print(json.dumps({"model": model, "side": side, "batch": batch, **report}), flush=True)
+                if "error" not in report:
+                    break
+    print("\n".join(rows))
+    return 0
+
+
+SIDES = {"gpt_neo": ours, "transformers": theirs}
 
 
 def main() -> int:
-    """Measure both sides, print a line of JSON per model and side."""
+    """Export programs, or measure both sides."""
     p = argparse.ArgumentParser(prog="python -m bench.spmd_gpu", description=__doc__.splitlines()[0])
-    p.add_argument("--models", nargs="+", default=["gpt3_125M", "gpt3_1-3B"], metavar="CONFIG")
-    p.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs of our side; the other uses one")
-    p.add_argument("--batch", type=int, default=8, metavar="N", help="sequences per GPU and step")
-    p.add_argument("--peak", type=float, required=True, metavar="FLOPS", help="dense bfloat16 FLOP/s of a GPU")
+    p.add_argument("command", choices=["export", "check", "run"])
+    p.add_argument("folder", type=Path, help="where the programs are")
+    p.add_argument("--models", nargs="+", default=MODELS, metavar="CONFIG:BATCH", help="what export writes")
+    p.add_argument("--peak", type=float, metavar="FLOPS", help="dense bfloat16 FLOP/s of the GPU, for run")
+    p.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="for one side of one model")
+    if sys.argv[1:2] == ["one"]:
+        side, prefix = sys.argv[2:]
+        print(json.dumps(SIDES[side](prefix, json.loads(Path(f"{prefix}.json").read_text()))))
+        return 0
     args = p.parse_args()
-    from gpt_neo.config import load_config
-    from gpt_neo.spmd.compile_check import model_flops
-    from gpt_neo.spmd.environment import worker_python
-
-    python = worker_python(print)
-    for name in args.models:
-        for side, count in (("gpt_neo", args.devices), ("transformers", 1)):
-            run = load_config(f"configs/{name}.json", [
-                f"mesh_shape=x:{count}", "layout=batch:x", f"train_batch_size={args.batch * count}",
-                "tokens_per_mb_per_replica=null", "precision=bfloat16", "recompute_grad=false",
-            ])  # fmt: skip
-            seconds = ours(run, python) if side == "gpt_neo" else theirs(run)
-            print(json.dumps({
-                "model": name, "side": side, "gpus": count, "tokens_per_second": run.tokens_per_step / seconds,
-                "utilisation": model_flops(run) / (seconds * count * args.peak), "peak": args.peak,
-            }), flush=True)  # fmt: skip
-    return 0
+    if args.command == "export":
+        export(args.folder, args.models)
+        export_oracle(args.folder)
+        return 0
+    if args.command == "check":
+        return check(args.folder)
+    if not args.peak:
+        p.error("run needs --peak, such as 989e12 for an H100")
+    return run(args.folder, args.peak, args.limit)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def ours_decode(folder: str) -> dict:
     began = time.perf_counter()
     from gpt_neo.cli.quiet import silence
 
-    silence(False, sampling=True)
+    silence(False, sampling="float32")
     from gpt_neo.mtf_compat import tf
 
     with tf.Graph().as_default(), tf.Session() as session:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Optional
 
 import numpy as np
 
 from gpt_neo.cli.job import Job, job_checkpoint, model_text
+from gpt_neo.cli.preflight import run_tokenizer
 from gpt_neo.dataprep.records import read_records
+from gpt_neo.errors import GptNeoError
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.runtime.export import export_saved_model, losses
 
@@ -25,17 +28,26 @@ def export(job: Job) -> int:
     checkpoint = job_checkpoint(job).path
     print(model_text(run))
     batch = run.training.predict_batch_size
-    for note in export_saved_model(run.model, checkpoint, folder, batch, job.args.int8):
+    for note in export_saved_model(run.model, checkpoint, folder, batch, job.args.int8, drawn_ids(job)):
         print(f"note      {note}")
     print(f"exported  {checkpoint} to {folder}{' with int8 weights' if job.args.int8 else ''}")
     shape = f"[{batch}, {run.model.n_ctx}"
     if run.model.causal:
         print(f"          serving_default: tokens int32 [{batch}, longest], lengths [{batch}], max_tokens,")
-        print(f"          temperature, seed to tokens int32 [{batch}, new], lengths [{batch}]")
+        print(f"          temperature, top_k, top_p, seed to tokens int32 [{batch}, new], lengths [{batch}]")
     print(f"          logits: tokens int32 {shape}] to logits float32 {shape}, {run.model.n_vocab}]")
     if job.args.int8:
         show_cost(job, checkpoint)
     return 0
+
+
+def drawn_ids(job: Job) -> Optional[int]:
+    """How many ids the tokenizer has; None without one."""
+    try:
+        return run_tokenizer(job.run, job.folder)[0].n_vocab
+    except GptNeoError as error:
+        print(f"note      every id of the table may be drawn, as there is no tokenizer to ask ({error})")
+        return None
 
 
 def show_cost(job: Job, checkpoint: str) -> None:

@@ -37,7 +37,7 @@ def main(argv: Optional[list] = None) -> int:
         from gpt_neo.cli.experiment import run_experiment
 
         return run_experiment(job, sys.argv[1:] if argv is None else argv)
-    quiet.silence(args.verbose, sampling=args.predict)
+    quiet.silence(args.verbose, sampling=job.run.model.precision if args.predict else None)
     if args.check_dataset:
         from gpt_neo.cli.check_dataset import check_dataset
 

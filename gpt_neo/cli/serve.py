@@ -75,7 +75,7 @@ def main(argv: Optional[list] = None) -> int:
     checkpoint = job_checkpoint(job).path
     from gpt_neo.cli.quiet import silence
 
-    silence(args.verbose, sampling=True)
+    silence(args.verbose, sampling=run.model.precision)
     return serve_job(job, checkpoint, key)
 
 

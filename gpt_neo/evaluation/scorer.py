@@ -17,8 +17,9 @@ from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
 from gpt_neo.model.vocab_ops import log_z_and_target
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.runtime.memory import release_unused_memory
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
-from gpt_neo.runtime.predict_step import load_weights, release_free_memory
+from gpt_neo.runtime.predict_step import load_weights
 
 SHORTEST = 32  # tokens of the shortest batch; longer ones double it, up to n_ctx
 MOST_ROWS = 32
@@ -98,7 +99,7 @@ class Scorer:
             self.session = tf.Session(config=options)
             self.notes = load_weights(self.session, checkpoint)
             self.session.run(copies)
-        release_free_memory()
+        release_unused_memory()
 
     def lengths(self) -> list[int]:
         """Batch lengths, ascending."""

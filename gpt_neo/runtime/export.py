@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -21,18 +21,24 @@ from gpt_neo.mtf_compat import mtf, tf, uncompiled
 from gpt_neo.runtime.int8 import Int8Weights
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import PREFILL, load_weights
+from gpt_neo.sampling.graph import choose
 
 
 def export_saved_model(
-    config: ModelConfig, checkpoint: str, folder: str, batch_size: int = 1, int8: bool = False
-) -> list[str]:
+    config: ModelConfig, checkpoint: str, folder: str, batch_size: int = 1, int8: bool = False,
+    n_ids: Optional[int] = None,
+) -> list[str]:  # fmt: skip
     """Write a SavedModel with two signatures, for batches of batch_size rows.
 
     serving_default: tokens int32 [batch, longest] (shorter prompts filled on the right), lengths int32 [batch],
-    max_tokens int32, temperature float32 (0 takes the likeliest token), seed int32, to tokens int32 [batch, new],
-    filled with eos_id after the end, and lengths int32 [batch] of the new tokens.
+    max_tokens int32, temperature float32 (0 takes the likeliest token), top_k int32 (0: all), top_p float32 (1: all),
+    seed int32, to tokens int32 [batch, new], filled with eos_id after the end, and lengths int32 [batch] of the new
+    tokens.
     logits: tokens int32 [batch, n_ctx], shorter texts filled on the right, as no token sees later ones, to logits
     float32 [batch, n_ctx, vocab].
+
+    Args:
+      n_ids: only ids below it are drawn, where the tokenizer has fewer than the table has rows; None for all.
 
     Returns:
       notes for the person.
@@ -49,7 +55,9 @@ def export_saved_model(
             logits = build_logits(tokens, config)
             signatures["logits"] = tf.saved_model.predict_signature_def({"tokens": tokens}, {"logits": logits})
             if config.causal:
-                signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = serving_signature(config, batch_size)
+                signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = serving_signature(
+                    config, batch_size, n_ids
+                )
             else:
                 notes.append("no signature for generation: causal is False, so that a token depends on later ones")
         notes += weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
@@ -83,14 +91,20 @@ def place(folder: str) -> Iterator[str]:
         os.rmdir(inside)
 
 
-def serving_signature(config: ModelConfig, batch_size: int) -> Any:
+def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int]) -> Any:
     """SignatureDef of generation."""
     fed = {
         "tokens": tf.placeholder(tf.int32, [batch_size, None]), "lengths": tf.placeholder(tf.int32, [batch_size]),
         "max_tokens": tf.placeholder(tf.int32, []), "temperature": tf.placeholder(tf.float32, []),
+        "top_k": tf.placeholder(tf.int32, []), "top_p": tf.placeholder(tf.float32, []),
         "seed": tf.placeholder(tf.int32, []),
     }  # fmt: skip
-    tokens, lengths = generate(config=config, **fed)
+    how = {name: fed[name] for name in ("temperature", "top_k", "top_p", "seed")}
+
+    def drawn(logits: Any, count: Any) -> Any:
+        return choose(logits[:, :n_ids], count=count, **how)
+
+    tokens, lengths = generate(fed["tokens"], fed["lengths"], fed["max_tokens"], drawn, config)
     return tf.saved_model.predict_signature_def(fed, {"tokens": tokens, "lengths": lengths})
 
 
@@ -122,11 +136,14 @@ def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[floa
     return found[0], found[1]
 
 
-def generate(tokens: Any, lengths: Any, max_tokens: Any, temperature: Any, seed: Any, config: ModelConfig) -> tuple:
+def generate(
+    tokens: Any, lengths: Any, max_tokens: Any, drawn: Callable[[Any, Any], Any], config: ModelConfig
+) -> tuple:
     """New tokens as a graph: the prompts are read in chunks, then one token follows another.
 
     Args:
-      tokens, lengths, max_tokens, temperature, seed: see `export_saved_model`.
+      tokens, lengths, max_tokens: see `export_saved_model`.
+      drawn: of logits [batch, vocab] and the number of a token, the tokens int32 [batch].
 
     Returns:
       (int32 [batch, new], int32 [batch])
@@ -153,7 +170,7 @@ def generate(tokens: Any, lengths: Any, max_tokens: Any, temperature: Any, seed:
         return (slot + chunk, logits, *updated)
 
     def draw(count: Any, alive: Any, made: Any, ends: Any, logits: Any, *caches: Any) -> tuple:
-        token = tf.where_v2(alive, choose(logits, temperature, seed, count), config.eos_id)
+        token = tf.where_v2(alive, drawn(logits, count), config.eos_id)
         logits, updated = step(token[:, tf.newaxis], length + count, list(caches))
         ends = tf.where_v2(alive, count + 1, ends)
         return (count + 1, tf.logical_and(alive, tf.not_equal(token, config.eos_id)), made.write(count, token), ends,
@@ -167,8 +184,8 @@ def generate(tokens: Any, lengths: Any, max_tokens: Any, temperature: Any, seed:
     first = (tf.constant(0), tf.fill([batch], True), made, tf.zeros([batch], tf.int32), *state[1:])
     state = tf.while_loop(lambda count, alive, *_: tf.logical_and(count < room, tf.reduce_any(alive)), draw, first,
                           parallel_iterations=1)  # fmt: skip
-    drawn = tf.transpose(state[2].stack())[:, : state[0]]
-    return drawn, state[3]
+    new = tf.transpose(state[2].stack())[:, : state[0]]
+    return new, state[3]
 
 
 def decoding_step(
@@ -186,10 +203,3 @@ def decoding_step(
     with uncompiled():
         logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, context)
         return placement.lower(graph, mesh).export_to_tf_tensor(logits)[:, 0]
-
-
-def choose(logits: Any, temperature: Any, seed: Any, count: Any) -> Any:
-    """int32 [batch]: the likeliest token at temperature 0, else one drawn."""
-    scaled = logits / tf.maximum(temperature, 1e-6)
-    drawn = tf.random.stateless_categorical(scaled, 1, tf.stack([seed, count]), tf.int32)[:, 0]
-    return tf.where_v2(temperature > 0, drawn, tf.argmax(logits, -1, output_type=tf.int32))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import gc
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
@@ -18,6 +16,7 @@ from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf, uncompiled
+from gpt_neo.runtime.memory import release_unused_memory
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 
@@ -232,7 +231,7 @@ def open_session(plan: MeshPlan, checkpoint: str, copies: list) -> tuple[Any, li
     zero_caches(session)
     session.run(copies)
     tf.get_default_graph().finalize()
-    release_free_memory()
+    release_unused_memory()
     return session, notes
 
 
@@ -243,14 +242,6 @@ def zero_caches(session: Any) -> None:
         v.initializer.inputs[1]: aligned_zeros(v.shape.as_list(), v.dtype.base_dtype.as_numpy_dtype) for v in caches
     }
     session.run([v.initializer for v in caches], feeds)
-
-
-def release_free_memory() -> None:
-    """Give the system back what building and loading have freed, which the C library would keep (glibc only)."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def load_weights(session: Any, checkpoint: str) -> list[str]:

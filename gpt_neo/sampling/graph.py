@@ -1,4 +1,5 @@
-"""From logits to tokens as a graph: what `filters.draw` does, in float64 as there, for all rows of a batch at once."""
+"""The rules of `filters.py` as TensorFlow operations, in float64 as there, for programs that draw their tokens
+themselves."""
 
 from __future__ import annotations
 
@@ -13,36 +14,46 @@ from gpt_neo.mtf_compat import tf
 class GraphOptions:
     """How tokens are drawn, see `SampleOptions`.
 
-    temperature, top_p: float64 scalars. top_k: int32 scalar. entmax_alpha, n_ids: fixed when the graph is built.
+    temperature, top_p: float64 scalars. top_k: int32 scalar. entmax_alpha: fixed when the graph is built.
     """
 
     temperature: Any
     top_k: Any
     top_p: Any
     entmax_alpha: Optional[float] = None
-    n_ids: Optional[int] = None
+
+
+def choose(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, count: Any) -> Any:
+    """One token of each row, drawn with random numbers that depend on two int32 scalars: int32 [batch].
+
+    Args:
+      temperature, top_p: float32 scalars.
+    """
+    options = GraphOptions(tf.cast(temperature, tf.float64), top_k, tf.cast(top_p, tf.float64))
+    uniform = tf.random.stateless_uniform([int(logits.shape[0])], tf.stack([seed, count]), dtype=tf.float64)
+    return draw_tokens(logits, uniform, options)
 
 
 def draw_tokens(logits: Any, uniform: Any, options: GraphOptions) -> Any:
-    """One token of each row: int32 [batch].
+    """One token of each row, as `filters.draw` draws it: int32 [batch].
 
     Args:
       logits: float32 [batch, vocab].
       uniform: float64 [batch], from 0 to 1; not looked at when the temperature is 0.
     """
-    logits = logits[:, : options.n_ids]
-    return tf.cond(
-        options.temperature > 0, lambda: drawn(logits, uniform, options),
-        lambda: tf.argmax(logits, -1, output_type=tf.int32),
-    )  # fmt: skip
+
+    def drawn() -> Any:
+        return place_of(distribution(logits, options), lambda mass, total: mass <= uniform[:, tf.newaxis] * total)
+
+    likeliest = tf.argmax(logits, -1, output_type=tf.int32)
+    return tf.cond(options.temperature > 0, drawn, lambda: likeliest)
 
 
-def drawn(logits: Any, uniform: Any, options: GraphOptions) -> Any:
-    """`draw_tokens` above temperature 0."""
+def distribution(logits: Any, options: GraphOptions) -> Any:
+    """What tokens are drawn from: float64 [batch, vocab], each row times some number. Sorted only if it has to be."""
     count = int(logits.shape[-1])
     filters = tf.logical_or(tf.logical_and(options.top_k > 0, options.top_k < count), options.top_p < 1)
-    weights = tf.cond(filters, lambda: kept_probabilities(logits, options), lambda: probabilities(logits, options))
-    return place_of(weights, lambda mass, total: mass <= uniform[:, tf.newaxis] * total)
+    return tf.cond(filters, lambda: kept_probabilities(logits, options), lambda: probabilities(logits, options))
 
 
 def kept_probabilities(logits: Any, options: GraphOptions) -> Any:

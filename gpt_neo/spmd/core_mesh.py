@@ -77,6 +77,7 @@ class CoreMesh(SimdMeshImpl):
     def allreduce(self, x: Any, mesh_axes: list, reduction_fn_string: str) -> Any:
         """Sum, largest or smallest over the cores along some axes."""
         x = x.to_laid_out_tensor()
+        mesh_axes = [axis for axis in mesh_axes if self.shape[axis].size > 1]
         if not mesh_axes:
             return x
         groups, given = self.groups(mesh_axes), x.one_slice
@@ -91,6 +92,8 @@ class CoreMesh(SimdMeshImpl):
         if stack:
             part = tf.expand_dims(part, concat_axis)
         groups, shape = self.groups([mesh_axis]), part.shape.as_list()
+        if len(groups[0]) == 1:
+            return self.LaidOutTensor([part])
         shape[concat_axis] *= len(groups[0])
         return self.call("all_gather", part, shape, groups=groups, axis=concat_axis)
 
@@ -99,6 +102,8 @@ class CoreMesh(SimdMeshImpl):
         if which is not None or not isinstance(x, mtf.ops.LazyAllreduceSum) or mesh_axis not in x.mesh_axes:
             return super().allsplit(x.to_laid_out_tensor(), mesh_axis, split_axis, which)
         given, groups = x.laid_out_input.one_slice, self.groups([mesh_axis])
+        if len(groups[0]) == 1:
+            return x.to_laid_out_tensor()
         shape = given.shape.as_list()
         shape[split_axis] //= len(groups[0])
         wide = self.wide_enough(given, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.model.attention.core_caches import CoreCaches, cache_shapes
@@ -54,7 +54,7 @@ def export_predict_step(
     with tf.Graph().as_default() as graph, inlined(), tf.variable_scope("", reuse=tf.AUTO_REUSE):
         fed = sampling_inputs(batch_size, slots, piece)
         kept = kept_inputs(run, batch_size, slots, placement)
-        options = GraphOptions(fed["temperature"], fed["top_k"], fed["top_p"], entmax_alpha, n_ids)
+        options = GraphOptions(fed["temperature"], fed["top_k"], fed["top_p"], entmax_alpha)
 
         def step(tokens: Any, slot: Any, caches: Sequence[Any]) -> tuple:
             carried = CoreCaches(list(caches))
@@ -65,7 +65,9 @@ def export_predict_step(
         # Variables have to be there before a loop reads them. What this gives goes nowhere and is left out.
         step(fed["following"][:, tf.newaxis], fed["slot"], caches)
         state = read_prompts(fed, chunk, step, (logits, *caches))
-        ids, count, state = draw_piece(fed, options, step, state)
+        ids, count, state = draw_piece(
+            fed, lambda logits, uniform: draw_tokens(logits[:, :n_ids], uniform, options), step, state
+        )
         for (_, part), value in zip(kept.values(), state):
             part.assign(value)
         return finish_program("predict", graph, run, placement, fed, {"ids": ids, "count": count}, kept)
@@ -103,13 +105,13 @@ def read_prompts(fed: dict, chunk: int, step: Any, state: Sequence[Any]) -> Sequ
     return state
 
 
-def draw_piece(fed: dict, options: GraphOptions, step: Any, state: Sequence[Any]) -> tuple:
+def draw_piece(fed: dict, drawn: Callable[[Any, Any], Any], step: Any, state: Sequence[Any]) -> tuple:
     """Draw and feed tokens until every row has ended or the piece is full: (ids, count, (logits, caches...))."""
     batch, piece = fed["uniform"].shape.as_list()
 
     def body(count: Any, last: Any, alive: Any, ids: Any, logits: Any, *caches: Any) -> tuple:
         uniform = tf.slice(fed["uniform"], tf.stack([0, count]), [batch, 1])[:, 0]
-        token = tf.where_v2(alive, draw_tokens(logits, uniform, options), last)
+        token = tf.where_v2(alive, drawn(logits, uniform), last)
         alive = tf.logical_and(alive, tf.logical_and(tf.not_equal(token, fed["eos_id"]), count + 1 < fed["left"]))
         ids = put_slice(ids, token[:, tf.newaxis], [0, count])
         return (count + 1, token, alive, ids, *step(token[:, tf.newaxis], fed["read"] + count, caches))

@@ -119,10 +119,10 @@ def describe(
       held: name -> (mtf.Shape, SliceInput) of what stays on the cores.
 
     Returns:
-      kind; model; mesh and layout as pairs; cores; inputs and outputs in order, each {name, dtype, shape} as one core
-      has it; variables: name -> {shape, dtype, axes}, axes naming the mesh dimension that splits each dimension or
-      null; donated: pairs of an output and the input whose memory it takes; kept: names of the variables that are in no
-      checkpoint and start at 0.
+      kind; model; precision, of the config; mesh and layout as pairs; cores; inputs and outputs in order, each {name,
+      dtype, shape} as one core has it; variables: name -> {shape, dtype, axes}, axes naming the mesh dimension that
+      splits each dimension or null; donated: pairs of an output and the input whose memory it takes; kept: names of the
+      variables that are in no checkpoint and start at 0.
     """
     mesh = placement.impl
     names, places = [axis for axis, _ in placement.mesh_shape], list(inputs)
@@ -134,7 +134,8 @@ def describe(
             "axes": [None if axis is None else names[axis] for axis in split],
         }  # fmt: skip
     return {
-        "kind": kind, "model": run.name, "mesh": [list(pair) for pair in placement.mesh_shape],
+        "kind": kind, "model": run.name, "precision": run.model.precision,
+        "mesh": [list(pair) for pair in placement.mesh_shape],
         "layout": [list(pair) for pair in placement.layout], "cores": placement.cores,
         "inputs": [tensor_entry(name, tensor) for name, tensor in inputs.items()],
         "outputs": [tensor_entry(name, tensor) for name, tensor in outputs.items()], "variables": variables,

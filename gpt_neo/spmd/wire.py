@@ -31,11 +31,16 @@ def receive(stream: BinaryIO) -> tuple[dict, dict]:
     header = json.loads(exactly(stream, struct.unpack("<Q", exactly(stream, 8))[0]))
     arrays = {}
     for about in header.pop("arrays"):
-        dtype = np.dtype(ml_dtypes.bfloat16 if about["dtype"] == "bfloat16" else about["dtype"])
+        dtype = np_dtype(about["dtype"])
         count = int(np.prod(about["shape"], dtype=np.int64))
         data = exactly(stream, count * dtype.itemsize)
         arrays[about["name"]] = np.frombuffer(data, dtype).reshape(about["shape"])
     return header, arrays
+
+
+def np_dtype(name: str) -> np.dtype:
+    """NumPy's type for a name that may be bfloat16."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def exactly(stream: BinaryIO, size: int) -> bytearray:

@@ -47,3 +47,19 @@ def test_a_row_that_was_changed_since_is_taken_as_it_is():
         x = tf.constant(np.float32([[0.5, -1.0, 2.0]]))
         (out,) = row_times_matrices(2.0 * gelu_kernel(x), [tf.eye(3)])
         np.testing.assert_allclose(session.run(out), 2 * gelu(np.float32([[0.5, -1.0, 2.0]])), rtol=1e-5)
+
+
+def test_row_products_in_bfloat16_equal_numpy():
+    """To the next of the numbers that 8 bits can say: oneDNN rounds the sum, TensorFlow's own kernel cuts it off."""
+    draw = np.random.RandomState(0).standard_normal
+    x, first, second, table = (draw(s).astype(tf.bfloat16.as_numpy_dtype)
+                               for s in ([1, 1, 70], [70, 33], [70, 50], [90, 70]))  # fmt: skip
+    with tf.Graph().as_default(), uncompiled(), tf.Session() as session:
+        row = tf.constant(x)
+        outs = session.run([*row_times_matrices(row, [tf.constant(first), tf.constant(second)]),
+                            row_times_matrix(row, tf.constant(table), True)])  # fmt: skip
+    row, *matrices = (t.astype(np.float64) for t in (x[0], first, second, table.T))
+    for out, matrix in zip(outs, matrices):
+        exact = row @ matrix
+        step = 2.0 ** (np.floor(np.log2(np.abs(exact))) - 7)
+        assert (np.abs(out.astype(np.float64) - exact) < 1.001 * step).all()

@@ -12,7 +12,8 @@ from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.export import export_saved_model, losses
 from gpt_neo.runtime.int8 import MATRICES, quantize
 from gpt_neo.runtime.predict_step import Sampler
-from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.sampling.filters import SampleOptions, probabilities
+from gpt_neo.sampling.graph import GraphOptions, distribution
 from tests.model.tools import save_random, save_weights, uncached
 
 VOCAB, LENGTH, BATCH = 48, 150, 2
@@ -38,12 +39,12 @@ class Served:
         feeds = {signature.inputs[key].name: value for key, value in inputs.items()}
         return self.session.run({key: value.name for key, value in signature.outputs.items()}, feeds)
 
-    def text(self, prompts, max_tokens, temperature=0.0, seed=0):
+    def text(self, prompts, max_tokens, temperature=0.0, seed=0, top_k=0, top_p=1.0):
         tokens = np.zeros([BATCH, max(map(len, prompts))], np.int32)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt)] = prompt
         return self("serving_default", tokens=tokens, lengths=[len(p) for p in prompts], max_tokens=max_tokens,
-                    temperature=temperature, seed=seed)  # fmt: skip
+                    temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -73,6 +74,28 @@ def test_generated_text_is_the_samplers(served):
     assert model.text(prompts, 500)["tokens"].shape == (BATCH, LENGTH - 70)
     first, again, other = (model.text(prompts, 20, 1.0, seed)["tokens"].tolist() for seed in (4, 4, 5))
     assert first == again != other
+
+
+@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (3, 1.0), (0, 0.7), (5, 0.6), (99, 0.001)])
+def test_what_may_be_drawn_is_what_predict_draws_from(top_k, top_p):
+    logits = np.random.RandomState(0).normal(0, 2, [3, VOCAB]).astype(np.float32)
+    logits[0, 7] = logits[0, 9] = logits[0].max() + 0.5  # a tie at the edge
+    with tf.Graph().as_default(), tf.Session() as session:
+        temperature, mass = (tf.constant(x, tf.float64) for x in (0.8, top_p))
+        got = session.run(distribution(tf.constant(logits), GraphOptions(temperature, tf.constant(top_k), mass)))
+    for row, given in zip(got / got.sum(-1, keepdims=True), logits):
+        np.testing.assert_allclose(row, probabilities(given, SampleOptions(temperature=0.8, top_k=top_k, top_p=top_p)),
+                                   atol=1e-6)  # fmt: skip
+
+
+def test_only_ids_of_the_tokenizer_are_drawn(served, tmp_path):
+    config, checkpoint, model = served
+    export_saved_model(config, checkpoint, str(tmp_path / "few"), BATCH, n_ids=5)
+    few = Served(str(tmp_path / "few"))
+    for options in ({}, {"temperature": 2.0}, {"temperature": 2.0, "top_k": 4, "top_p": 0.9}):
+        assert few.text([[1, 2], [3]], 60, **options)["tokens"].max() < 5
+    prompts = [[1, 2, 3], [4]]  # top_k 1 takes the likeliest, whatever the temperature
+    assert model.text(prompts, 20, 1.0, top_k=1)["tokens"].tolist() == model.text(prompts, 20)["tokens"].tolist()
 
 
 def test_every_type_of_attention_generates(tmp_path):

@@ -50,6 +50,13 @@ def test_text_is_stablehlo_alone(program):
     assert count(text, "all_reduce") > 10
 
 
+def test_one_device_sends_nothing(tmp_path):
+    program = export_train_step(make_run(tmp_path, mesh_shape="x:1", layout="batch:x,slots:x"))
+    for name in ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "collective_permute"):
+        assert count(program.stablehlo, name) == 0, name
+    assert program.description["precision"] == "float32"
+
+
 def test_no_large_constants_at_long_contexts(tmp_path):
     run = make_run(tmp_path, **SPLIT, n_ctx=2048, local_attention_radius=256, tokens_per_mb_per_replica=2048)
     text = export_train_step(run).stablehlo
