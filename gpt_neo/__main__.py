@@ -15,7 +15,7 @@ COMMANDS = {
     "doctor": ("gpt_neo.cli.doctor", "whether this machine can run a config, and what to do where it cannot"),
     "runs": ("gpt_neo.cli.runs", "list recorded runs, plot their losses side by side"),
     "harness": ("gpt_neo.cli.harness", "score a checkpoint on tasks of lm-evaluation-harness"),
-    "spmd-run": ("gpt_neo.cli.spmd_run", "train with the exported program of one core, on any devices of JAX"),
+    "spmd-run": ("gpt_neo.cli.spmd_run", "train, evaluate and sample on any devices of JAX"),
     "average": ("gpt_neo.cli.average", "the mean of several checkpoints"),
 }
 

@@ -35,7 +35,7 @@ for _name in _NOT_FOR_KERAS:
 SimdMeshImpl = mtf.simd_mesh_impl.SimdMeshImpl
 
 __all__ = ["SimdMeshImpl", "always_compiled", "build_for_tpu", "compiled", "export_mlir", "inlined", "lower_locally",
-           "mtf", "named_call", "reason_of", "row_times_matrices", "row_times_matrix", "tf", "uncompiled",
+           "mtf", "named_call", "put_slice", "reason_of", "row_times_matrices", "row_times_matrix", "tf", "uncompiled",
            "zeros_initializer"]  # fmt: skip
 
 
@@ -222,12 +222,22 @@ PASSES = (
 )
 
 
+TYPE_NAMES = {"float32": "float", "float64": "double"}  # those of TensorFlow's files
+
+
 def named_call(name: str, x: Any, shape: Sequence[int], options: str) -> Any:
     """A call of something outside of TensorFlow, for graphs that `export_mlir` takes: x -> a tensor of `shape`."""
     from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
     (out,) = gen_xla_ops.xla_custom_call_v2([x], name, options, False, [x.dtype], [shape])
     return out
+
+
+def put_slice(x: Any, part: Any, begin: Sequence[Any]) -> Any:
+    """x with a part of it, from `begin` on, replaced: the operation that XLA does in place. For `export_mlir`."""
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+    return gen_xla_ops.xla_dynamic_update_slice(x, part, tf.stack([tf.cast(at, tf.int32) for at in begin]))
 
 
 def export_mlir(graph: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> str:
@@ -240,8 +250,7 @@ def export_mlir(graph: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> st
     definition = graph.as_graph_def()
     for nodes in [definition.node, *(function.node_def for function in definition.library.function)]:
         purify(nodes)
-    dtypes = [f"DT_{x.dtype.name.upper()}" for x in inputs]
-    dtypes = ["DT_FLOAT" if dtype == "DT_FLOAT32" else dtype for dtype in dtypes]
+    dtypes = [f"DT_{TYPE_NAMES.get(x.dtype.name, x.dtype.name).upper()}" for x in inputs]
     shapes = [",".join(map(str, x.shape.as_list())) for x in inputs]
     text = pywrap_mlir.import_graphdef(
         definition, "", False, [x.op.name for x in inputs], dtypes, shapes, [x.name for x in outputs]

@@ -48,6 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
     devices.add_argument("--gpu_ids", nargs="+", default=[], metavar="ID", help="devices such as 0 1, or cpu:0 cpu:1")
     devices.add_argument("--cluster_wait", type=float, default=600, metavar="S",
                          help="seconds to wait for the other machines of TF_CONFIG (default: %(default)s)")  # fmt: skip
+    add_sampling(p)
+    return p
+
+
+def add_sampling(p: argparse.ArgumentParser) -> None:
+    """The flags of --predict."""
     sample = p.add_argument_group("sampling")
     sample.add_argument("--prompt", metavar="FILE|-|TEXT", help="a file, - for standard input, or the text itself")
     sample.add_argument("--interactive", action="store_true", help="ask for prompts until an empty one")
@@ -59,7 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--entmax_sampling", action="store_true",
                         help="draw from entmax in place of softmax: unlikely tokens get the probability 0")  # fmt: skip
     sample.add_argument("--seed", type=int, help="seed of the draws (default: a new one each time, printed)")
-    return p
 
 
 def add_training(train: Any) -> None:

@@ -61,7 +61,11 @@ def evaluate_records(job: Job, limit: Optional[int]) -> None:
     estimator = runtime.make_estimator(
         run, job.folder, plan, tpu=tpu_options(job), text_lengths=runtime.text_lengths(run), eval_sources=len(sources)
     )
-    result = runtime.evaluate(estimator, run, job.folder, sources, limit, job.args.checkpoint)
+    show_records(job, runtime.evaluate(estimator, run, job.folder, sources, limit, job.args.checkpoint))
+
+
+def show_records(job: Job, result: dict) -> None:
+    """Print an evaluation of held-out records and add it to the file."""
     print(f"held out  {result_text(result)}")
     for name, part in result.get("by_dataset", {}).items():
         print(f"          {name}: {loss_text(part)}")

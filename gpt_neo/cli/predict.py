@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from typing import Optional
+from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.job import Job, job_checkpoint, memory_text, model_text
@@ -16,7 +16,7 @@ from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.predict_step import Sampler, fit_prompt
+from gpt_neo.runtime.predict_step import BatchSampler, Sampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.tokenizer import Tokenizer
 
@@ -47,40 +47,60 @@ class Stream:
 
 def predict(job: Job) -> int:
     """Load the newest checkpoint and answer the prompt, or prompts one after another."""
+    if job.args.tpu:
+        raise ConfigError("--predict runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
+    plan = device_plan(job)
+
+    def load(checkpoint: str, options: SampleOptions, batch: int, length: Optional[int]) -> Any:
+        return contextlib.nullcontext(Sampler(job.run.model, checkpoint, batch, plan, length))
+
+    return sample(job, device_text(job, plan), load)
+
+
+def sample(job: Job, devices: str, load: Callable[..., contextlib.AbstractContextManager]) -> int:
+    """Answer the prompt, or prompts one after another, with whatever samples.
+
+    Args:
+      devices: the opening line on them.
+      load: (checkpoint, SampleOptions, rows at once, longest text or None) -> a context of a BatchSampler with notes.
+    """
     args, run = job.args, job.run
     checkpoint = job_checkpoint(job).path
-    if args.tpu:
-        raise ConfigError("--predict runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
     if args.num_samples < 1:
         raise ConfigError(f"--num_samples is {args.num_samples}; expected at least 1")
     tokenizer, eos = preflight.run_tokenizer(run, job.folder)
-    seed = args.seed if args.seed is not None else int(time.time()) % 100_000
-    alpha = run.model.entmax_alpha if args.entmax_sampling else None
-    options = SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos, alpha,
-                            tokenizer.n_vocab)  # fmt: skip
+    options = sample_options(job, eos, tokenizer.n_vocab)
     prompt = None if args.interactive else read_prompt(args.prompt)
     batch = min(args.num_samples, run.training.predict_batch_size) if not args.interactive else 1
     print(model_text(run))
     print(memory_text(sampling_memory(run.model, batch)))
-    print(device_text(job, device_plan(job)), flush=True)
+    print(devices, flush=True)
     began = time.monotonic()
     length = None
     if prompt is not None:
         kept, _, room = fit_prompt(tokenizer.encode(prompt), run.model.n_ctx, args.max_tokens)
         length = len(kept) + room
-    sampler = Sampler(run.model, checkpoint, batch, device_plan(job), length)
-    print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {seed}", flush=True)
-    for note in sampler.notes:
-        print(f"note      {note}")
     path = os.path.join(job.folder, f"predictions_{args.sacred_id or run.name}_{step_of(checkpoint)}.txt")
-    while True:
-        text = read_interactive() if prompt is None else prompt
-        if text is None:
-            return 0
-        answer(sampler, tokenizer, text, options, args.num_samples, path)
-        if prompt is not None:
-            print(f"written to {path}")
-            return 0
+    with load(checkpoint, options, batch, length) as sampler:
+        print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {options.seed}", flush=True)
+        for note in sampler.notes:
+            print(f"note      {note}")
+        while True:
+            text = read_interactive() if prompt is None else prompt
+            if text is None:
+                return 0
+            answer(sampler, tokenizer, text, options, args.num_samples, path)
+            if prompt is not None:
+                print(f"written to {path}")
+                return 0
+
+
+def sample_options(job: Job, eos_id: Optional[int], n_ids: int) -> SampleOptions:
+    """What the flags say; without --seed a new seed each time."""
+    args = job.args
+    seed = args.seed if args.seed is not None else int(time.time()) % 100_000
+    alpha = job.run.model.entmax_alpha if args.entmax_sampling else None
+    return SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos_id, alpha, n_ids)
 
 
 def read_prompt(given: Optional[str]) -> str:
@@ -116,7 +136,7 @@ def read_interactive() -> Optional[str]:
 
 
 def answer(
-    sampler: Sampler, tokenizer: Tokenizer, text: str, options: SampleOptions, num_samples: int, path: str
+    sampler: BatchSampler, tokenizer: Tokenizer, text: str, options: SampleOptions, num_samples: int, path: str
 ) -> None:
     """Sample, print and append to the predictions file; rows of a batch are printed one after another."""
     ids = tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""`python -m gpt_neo spmd-run --model CONFIG`: train with the exported program of one core, on any devices of JAX."""
+"""`python -m gpt_neo spmd-run --model CONFIG`: the exported program of one core, on any devices of JAX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import Optional
 
-from gpt_neo.cli.args import add_training
+from gpt_neo.cli.args import add_sampling, add_training
 from gpt_neo.cli.job import Job, check_training
 from gpt_neo.cli.quiet import silence
 from gpt_neo.config import load_config
@@ -20,25 +20,39 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     p = argparse.ArgumentParser(
         prog="python -m gpt_neo spmd-run",
-        description="Train on any devices that JAX knows, with the program that a TPU core would run. It reads the "
-        "records and continues and writes the checkpoints of main.py.",
+        description="Train on any devices that JAX knows, with the program that a TPU core would run, or evaluate and "
+        "sample with it. It reads the records and continues and writes the checkpoints of main.py.",
     )
     p.add_argument("--model", required=True, metavar="CONFIG", help="name in configs/, or path, of a model config")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    p.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights in memory (key precision)")
+    p.add_argument("--checkpoint", metavar="WHICH", help="with --predict and --eval: latest (the default), best, or a "
+                   "step")  # fmt: skip
+    job = p.add_mutually_exclusive_group()
+    job.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
+    job.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
+    p.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
     p.add_argument("--platform", choices=PLATFORMS, default="cpu", help="kind of device (default: %(default)s, "
                    "as many virtual ones as mesh_shape multiplies to)")  # fmt: skip
     p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
     p.set_defaults(skip_spikes=False)  # the exported program updates always
     add_training(p)
+    add_sampling(p)
     return p
 
 
 def main(argv: Optional[list] = None) -> int:
-    """Train as main.py does, with its exit status."""
+    """Train as main.py does, or sample or evaluate, with its exit status."""
     args = build_parser().parse_args(argv)
     check_training(args)
-    run = load_config(args.model, args.set)
-    job = Job(args, run, model_folder(run))
+    run = load_config(args.model, [*args.set, *([f"precision={args.dtype}"] if args.dtype else [])])
+    job = Job(args, run, model_folder(run, reads_only=args.predict or args.eval))
+    if args.predict or args.eval:
+        silence(args.verbose)
+        from gpt_neo.cli.spmd_jobs import evaluate_on_devices, predict_on_devices
+
+        do = predict_on_devices if args.predict else evaluate_on_devices
+        return do(job, f"devices   {mesh_text(run)} on {args.platform}")
     silence(args.verbose)
     from gpt_neo.cli.train import note, train_in_folder
     from gpt_neo.spmd.devices import Devices
@@ -46,7 +60,7 @@ def main(argv: Optional[list] = None) -> int:
     from gpt_neo.spmd.training import DeviceTraining
 
     if run.training.eval_steps:
-        note("eval_steps: spmd-run trains only; main.py --eval evaluates the folder")
+        note("eval_steps: nothing is evaluated after training here; spmd-run --eval does it")
     with DeviceTraining(run, lambda program: Devices(program, worker_python(note), args.platform), note) as training:
         return train_in_folder(
             job, training.plan.replicas(), f"devices   {mesh_text(run)} on {args.platform}",

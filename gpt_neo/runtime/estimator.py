@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from gpt_neo.checkpoint.folder import find_checkpoint, keep_best, latest_checkpoint, settle_state
+from gpt_neo.checkpoint.folder import Found, find_checkpoint, keep_best, latest_checkpoint, settle_state
 from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
@@ -208,22 +208,33 @@ def evaluate(
     Raises:
       CheckpointError: there is nothing to evaluate.
     """
-    found = find_checkpoint(folder, which)
-    if found is None:
-        raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
-    preflight.check_records(run, sources)
-    size = eval_batch_size(run)
-    batches = -(-sum(source.samples for source in sources) // size)
-    steps = batches if limit is None else min(batches, limit)
+    found, steps = what_to_evaluate(run, folder, sources, limit, which)
 
     def input_fn(params: dict) -> Any:
         return evaluation_batches(run, params["batch_size"], steps, sources)
 
-    with reading(run, sources, 0, size):
+    with reading(run, sources, 0, eval_batch_size(run)):
         metrics = estimator.evaluate(input_fn, steps=steps, checkpoint_path=found.path)
     result = summarize(metrics, [source.name for source in sources], in_nats=not run.model.entmax_loss)
     keep_best(folder, found.path, result["loss"])
     return result
+
+
+def what_to_evaluate(
+    run: RunConfig, folder: str, sources: list[Source], limit: Optional[int], which: Optional[str],
+    batch_size: Optional[int] = None,
+) -> tuple[Found, int]:  # fmt: skip
+    """The checkpoint, and the number of batches; see `evaluate`.
+
+    Args:
+      batch_size: where it is not the config's.
+    """
+    found = find_checkpoint(folder, which)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
+    preflight.check_records(run, sources)
+    batches = -(-sum(source.samples for source in sources) // (batch_size or eval_batch_size(run)))
+    return found, batches if limit is None else min(batches, limit)
 
 
 def text_lengths(run: RunConfig) -> Optional[np.ndarray]:

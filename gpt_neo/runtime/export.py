@@ -160,7 +160,9 @@ def generate(
     slots = config.n_ctx + chunk
 
     def step(fed: Any, slot: Any, caches: list) -> tuple:
-        return decoding_step(fed, slot, start, caches, slots, config)
+        carried = CarriedCaches(caches)
+        logits = decoding_step(fed, slot, start, carried, slots, config, LocalPlacement(MeshPlan()))
+        return logits, carried.tensors
 
     def read(slot: Any, logits: Any, *caches: Any) -> tuple:
         fed = tf.slice(aligned, tf.stack([0, slot]), [batch, chunk])
@@ -186,13 +188,13 @@ def generate(
     return new, state[3]
 
 
-def decoding_step(tokens: Any, slot: Any, start: Any, caches: list, slots: int, config: ModelConfig) -> tuple:
-    """Logits float32 [batch, vocab] of the last of `tokens` [batch, sequence], and the caches after it."""
-    placement = LocalPlacement(MeshPlan())
+def decoding_step(
+    tokens: Any, slot: Any, start: Any, carried: CarriedCaches, slots: int, config: ModelConfig, placement: Any
+) -> Any:
+    """Logits float32 [batch, vocab] of the last of `tokens` [batch, sequence]; the caches are after it then."""
     graph = mtf.Graph()
     mesh = placement.make_mesh(graph)
     dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
-    carried = CarriedCaches(caches)
     decoding = Decoding(
         mtf.import_tf_tensor(mesh, slot, mtf.Shape([])), mtf.import_tf_tensor(mesh, start, mtf.Shape([dims.batch])),
         slots, carried.attend, carried.advance,
@@ -200,5 +202,4 @@ def decoding_step(tokens: Any, slot: Any, start: Any, caches: list, slots: int, 
     context = Context(decoding=decoding, last_only=True)
     with uncompiled():
         logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, context)
-        out = placement.lower(graph, mesh).export_to_tf_tensor(logits)[:, 0]
-    return out, carried.tensors
+        return placement.lower(graph, mesh).export_to_tf_tensor(logits)[:, 0]

@@ -59,7 +59,73 @@ def fit_prompt(prompt: Sequence[int], n_ctx: int, max_tokens: Optional[int]) -> 
     return kept, len(prompt) - len(kept), min(wanted, n_ctx - len(kept))
 
 
-class Sampler:
+class BatchSampler:
+    """Prompts to rows, and rows in batches; drawing is left to those that have a model.
+
+    config: ModelConfig. batch_size: rows that are sampled at once. length: tokens of the longest text, prompt included.
+    chunk: tokens of a prompt that are read at once.
+    """
+
+    def __init__(self, config: ModelConfig, batch_size: int, length: Optional[int] = None) -> None:
+        self.config, self.batch_size = config, batch_size
+        self.length = min(length or config.n_ctx, config.n_ctx)
+        self.chunk = min(PREFILL, config.n_ctx)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], options: SampleOptions, num_samples: int = 1
+    ) -> Iterator[Token]:
+        """Yield the tokens of every sample as they are made, `batch_size` rows at a time.
+
+        A prompt longer than the context allows is cut on the left (see `fit_prompt`).
+
+        Raises:
+          DataError: a prompt is empty, or has an id outside the vocabulary.
+        """
+        rows = []
+        for number, prompt in enumerate(prompts):
+            check_prompt(prompt, number, self.config.n_vocab)
+            kept, _, room = fit_prompt(prompt, self.length, options.max_tokens)
+            rows += [
+                Row(number, sample, kept, room, row_generator(options.seed, number, sample))
+                for sample in range(num_samples)
+            ]
+        for batch in self.batches(rows):
+            yield from self.generate_batch(batch, options)
+
+    def batches(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """The rows in order, `batch_size` at a time; fewer where a short prompt that may grow long stands beside a long
+        one: all begin to draw at one slot, and the caches have length + chunk."""
+        batch: list[Row] = []
+        for row in rows:
+            joined = [*batch, row]
+            slots = self.padded([row.tokens for row in joined]) + max(row.left for row in joined)
+            if batch and (len(joined) > self.batch_size or slots > self.length + self.chunk):
+                yield batch
+                joined = [row]
+            batch = joined
+        if batch:
+            yield batch
+
+    def padded(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Slots that the prompts of a batch take: whole chunks."""
+        return -(-max(len(prompt) for prompt in prompts) // self.chunk) * self.chunk
+
+    def generate_batch(self, rows: list[Row], options: SampleOptions) -> Iterator[Token]:
+        """Sample the rows, `batch_size` at most, together until each has ended."""
+        raise NotImplementedError
+
+    def aligned(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts, aligned on the right: (int32 [batch, whole chunks], int32 [batch], the slot where each begins)."""
+        length = self.padded(prompts)
+        tokens = np.zeros([self.batch_size, length], np.int32)
+        start = np.full([self.batch_size], length - 1, np.int32)
+        for row, prompt in enumerate(prompts):
+            start[row] = length - len(prompt)
+            tokens[row, start[row] :] = prompt
+        return tokens, start
+
+
+class Sampler(BatchSampler):
     """A model ready to sample `batch_size` rows at once.
 
     Args:
@@ -73,9 +139,7 @@ class Sampler:
         self, config: ModelConfig, checkpoint: str, batch_size: int = 1, plan: Optional[MeshPlan] = None,
         length: Optional[int] = None,
     ) -> None:  # fmt: skip
-        self.config, self.batch_size = config, batch_size
-        self.length = min(length or config.n_ctx, config.n_ctx)
-        self.chunk = min(PREFILL, config.n_ctx)
+        super().__init__(config, batch_size, length)
         placement = LocalPlacement(plan or MeshPlan())
         self.graph = tf.Graph()
         with self.graph.as_default():
@@ -116,38 +180,11 @@ class Sampler:
         Returns:
           (logits [batch, vocab], next slot, start [batch])
         """
-        longest = max(len(prompt) for prompt in prompts)
-        length = -(-longest // self.chunk) * self.chunk
-        tokens = np.zeros([self.batch_size, length], np.int32)
-        start = np.full([self.batch_size], length - 1, np.int32)
-        for row, prompt in enumerate(prompts):
-            start[row] = length - len(prompt)
-            tokens[row, start[row] :] = prompt
+        tokens, start = self.aligned(prompts)
         logits = np.zeros(0)
-        for at in range(0, length, self.chunk):
+        for at in range(0, tokens.shape[1], self.chunk):
             logits = self.run(tokens[:, at : at + self.chunk], at, start)
-        return logits, length, start
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], options: SampleOptions, num_samples: int = 1
-    ) -> Iterator[Token]:
-        """Yield the tokens of every sample as they are made, `batch_size` rows at a time.
-
-        A prompt longer than the context allows is cut on the left (see `fit_prompt`).
-
-        Raises:
-          DataError: a prompt is empty, or has an id outside the vocabulary.
-        """
-        rows = []
-        for number, prompt in enumerate(prompts):
-            check_prompt(prompt, number, self.config.n_vocab)
-            kept, _, room = fit_prompt(prompt, self.length, options.max_tokens)
-            rows += [
-                Row(number, sample, kept, room, row_generator(options.seed, number, sample))
-                for sample in range(num_samples)
-            ]
-        for first in range(0, len(rows), self.batch_size):
-            yield from self.generate_batch(rows[first : first + self.batch_size], options)
+        return logits, tokens.shape[1], start
 
     def generate_batch(self, rows: list[Row], options: SampleOptions) -> Iterator[Token]:
         """Sample the rows together until each has ended."""

@@ -39,7 +39,7 @@ class SliceInput:
 
 
 class CoreMesh(GatheringMesh):
-    """A mesh of cores that all run this one graph.
+    """A mesh of cores that all run this one graph, for any number of lowerings over the same variables.
 
     core: int32 scalar input, the number of the core. slices: variable name -> (mtf.Variable, SliceInput).
     """
@@ -54,11 +54,13 @@ class CoreMesh(GatheringMesh):
         """A variable as one graph input."""
 
         def __init__(self, variable: Any, mesh_impl: Any) -> None:
-            shape = mesh_impl.slice_shape(variable.outputs[0].shape)
             self.variable = variable
-            self.slice = SliceInput(tf.placeholder(variable.slice_dtype, shape, "slice"))
+            if variable.name not in mesh_impl.slices:
+                shape = mesh_impl.slice_shape(variable.outputs[0].shape)
+                fresh = SliceInput(tf.placeholder(variable.slice_dtype, shape, "slice"))
+                mesh_impl.slices[variable.name] = variable, fresh
+            self.slice = mesh_impl.slices[variable.name][1]
             self.laid_out_tensor = mesh_impl.LaidOutTensor([self.slice.value])
-            mesh_impl.slices[variable.name] = variable, self.slice
 
         def assign_to_slices(self, assign_fn: Any, values: list, assign_to_tensor_list: Optional[list] = None) -> Any:
             """Record the new value of the slice."""
@@ -151,7 +153,7 @@ class CoreMesh(GatheringMesh):
 class CorePlacement:
     """Lowers graphs for one core of the mesh of a config.
 
-    impl: the CoreMesh of the last graph lowered.
+    impl: the CoreMesh of all of them; None before the first.
     """
 
     in_place = False  # variables are inputs, their new values outputs
@@ -167,7 +169,12 @@ class CorePlacement:
         """The mesh of a new mtf.Graph."""
         return mtf.Mesh(graph, "mesh")
 
+    def core_mesh(self) -> CoreMesh:
+        """The mesh of this core, made at the first call."""
+        if self.impl is None:
+            self.impl = CoreMesh(*mesh_strings(self.mesh_shape, self.layout))
+        return self.impl
+
     def lower(self, graph: Any, mesh: Any) -> Any:
         """mtf.Lowering of a finished graph."""
-        self.impl = CoreMesh(*mesh_strings(self.mesh_shape, self.layout))
-        return mtf.Lowering(graph, {mesh: self.impl}, autostack=False)
+        return mtf.Lowering(graph, {mesh: self.core_mesh()}, autostack=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -80,13 +80,19 @@ def batch_inputs(size: int, n_ctx: int, weighted: bool) -> dict:
 
 
 def finish_program(
-    kind: str, graph: Any, run: RunConfig, placement: CorePlacement, features: dict, results: dict
-) -> Program:
-    """Export a lowered graph with its variables."""
-    mesh = placement.impl
-    inputs = {"core": mesh.core, **features, **{name: part.value for name, (_, part) in mesh.slices.items()}}
-    outputs = {**results, **{n: part.fresh for n, (_, part) in mesh.slices.items() if part.fresh is not None}}
-    description = describe(kind, run, placement, inputs, outputs)
+    kind: str, graph: Any, run: RunConfig, placement: CorePlacement, features: dict, results: dict,
+    kept: Optional[dict] = None,
+) -> Program:  # fmt: skip
+    """Export a lowered graph with its variables.
+
+    Args:
+      kept: name -> (mtf.Shape, SliceInput) of what else stays on the cores from one run to the next.
+    """
+    mesh, kept = placement.impl, kept or {}
+    held = {**{name: (variable.outputs[0].shape, part) for name, (variable, part) in mesh.slices.items()}, **kept}
+    inputs = {"core": mesh.core, **features, **{name: part.value for name, (_, part) in held.items()}}
+    outputs = {**results, **{n: part.fresh for n, (_, part) in held.items() if part.fresh is not None}}
+    description = {**describe(kind, run, placement, inputs, outputs, held), "kept": list(kept)}
     text = export_mlir(graph, list(inputs.values()), list(outputs.values()))
     initial = {name: variable.get_master().initial_value for name, (variable, _) in mesh.slices.items()}
     return Program(finished(text, description["donated"]), description, initial)
@@ -104,19 +110,24 @@ def initial_values(program: Program) -> Iterator[tuple[str, np.ndarray]]:
             yield name, session.run(initial)
 
 
-def describe(kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, outputs: dict) -> dict:
+def describe(
+    kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, outputs: dict, held: dict
+) -> dict:
     """What a caller has to know, as JSON.
+
+    Args:
+      held: name -> (mtf.Shape, SliceInput) of what stays on the cores.
 
     Returns:
       kind; model; precision, of the config; mesh and layout as pairs; cores; inputs and outputs in order, each {name,
       dtype, shape} as one core has it; variables: name -> {shape, dtype, axes}, axes naming the mesh dimension that
-      splits each dimension or null; donated: pairs of an output and the input whose memory it takes.
+      splits each dimension or null; donated: pairs of an output and the input whose memory it takes; kept: names of the
+      variables that are in no checkpoint and start at 0.
     """
     mesh = placement.impl
     names, places = [axis for axis, _ in placement.mesh_shape], list(inputs)
     variables = {}
-    for name, (variable, part) in mesh.slices.items():
-        shape = variable.outputs[0].shape
+    for name, (shape, part) in held.items():
         split = mesh.tensor_layout(shape).tensor_axis_to_mesh_axis
         variables[name] = {
             "shape": shape.to_integer_list, "dtype": part.dtype.name,

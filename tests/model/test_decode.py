@@ -56,6 +56,16 @@ def test_ragged_batch_equals_rows_alone(tmp_path):
         np.testing.assert_allclose(row, alone.prefill([prompt])[0][0], atol=1e-4, rtol=1e-4)
 
 
+def test_a_short_prompt_beside_a_long_one_may_fill_the_context(tmp_path):
+    config = make_config(256, 8)
+    checkpoint = save_random(config, str(tmp_path))
+    prompts = [np.random.RandomState(3).randint(0, VOCAB, n).tolist() for n in (250, 3)]
+    together, alone = (Sampler(config, checkpoint, batch_size=n) for n in (2, 1))
+    options = SampleOptions(temperature=0.0)
+    texts = [[t.token for t in sampler.generate(prompts, options) if t.prompt == 1] for sampler in (together, alone)]
+    assert texts[0] == texts[1] and len(texts[0]) == 253
+
+
 def test_a_used_sampler_gives_what_a_fresh_one_does(tmp_path):
     config = make_config(64, 8)
     checkpoint = save_random(config, str(tmp_path))

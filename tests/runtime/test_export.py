@@ -13,7 +13,7 @@ from gpt_neo.runtime.export import export_saved_model, losses
 from gpt_neo.runtime.int8 import MATRICES, quantize
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions, probabilities
-from gpt_neo.sampling.graph import kept_logits
+from gpt_neo.sampling.graph import GraphOptions, distribution
 from tests.model.tools import save_random, save_weights, uncached
 
 VOCAB, LENGTH, BATCH = 48, 150, 2
@@ -81,8 +81,9 @@ def test_what_may_be_drawn_is_what_predict_draws_from(top_k, top_p):
     logits = np.random.RandomState(0).normal(0, 2, [3, VOCAB]).astype(np.float32)
     logits[0, 7] = logits[0, 9] = logits[0].max() + 0.5  # a tie at the edge
     with tf.Graph().as_default(), tf.Session() as session:
-        got = session.run(tf.nn.softmax(kept_logits(tf.constant(logits / 0.8), top_k, top_p)))
-    for row, given in zip(got, logits):
+        temperature, mass = (tf.constant(x, tf.float64) for x in (0.8, top_p))
+        got = session.run(distribution(tf.constant(logits), GraphOptions(temperature, tf.constant(top_k), mass)))
+    for row, given in zip(got / got.sum(-1, keepdims=True), logits):
         np.testing.assert_allclose(row, probabilities(given, SampleOptions(temperature=0.8, top_k=top_k, top_p=top_p)),
                                    atol=1e-6)  # fmt: skip
 

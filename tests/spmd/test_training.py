@@ -108,7 +108,7 @@ def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     assert 0 < seen["loss"] < 3 and seen["learning_rate"] == 0.5
     lines = [line.split()[0] for line in text.splitlines()]
     assert lines[:7] == ["note", "model", "memory", "training", "devices", "folder", "note"] and lines[-1] == "trained"
-    assert text.startswith("note      eval_steps: spmd-run trains only")
+    assert text.startswith("note      eval_steps: nothing is evaluated after training here")
     status, text = spmd("--model", path)
     assert status == 0 and "nothing to do" in text and len(FakeDevices.made) == 1
     status, text = spmd("--model", path, "--new", "--yes", "--set", "train_steps=1")

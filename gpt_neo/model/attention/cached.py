@@ -113,6 +113,11 @@ def write(cache: Any, values: Any, at: Any, row: Optional[Any] = None) -> Any:
 def ring_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: int) -> Any:
     """Write one token over the one that leaves the window, then attend over the ring as it lies."""
     keys, values = (write(cache, new, tf.math.floormod(slot, radius)) for cache, new in zip(caches, (k, v)))
+    return attend_ring(q, keys, values, slot, start, radius)
+
+
+def attend_ring(q: Any, keys: Any, values: Any, slot: Any, start: Any, radius: int) -> Any:
+    """Attention of one token over the ring [batch, heads, radius, features] that has its own keys and values too."""
     newest = slot[:, tf.newaxis] if slot.shape.ndims else slot
     held = newest - tf.math.floormod(newest - tf.range(radius), radius)  # negative where nothing is held yet
     return attend_slots(q, keys, values, visible(1, slot, held, start, radius))
@@ -133,11 +138,17 @@ def global_step(
         for cache, new in zip(caches, (k, v))
     )
     allowed = visible(count, slot, tf.range(held), start, None)
-    if memory:
-        keys, values = (tf.concat([rows_of(more, k), x], 2) for more, x in zip(memory, (keys, values)))
-        always = tf.ones([k.shape[0], 1, count, memory[0].shape[0]], tf.bool)
-        allowed = tf.concat([always, allowed], 3)
-    return attend_slots(q, keys, values, allowed)
+    return attend_slots(q, *with_memory(memory, keys, values, allowed))
+
+
+def with_memory(memory: tuple, keys: Any, values: Any, allowed: Any) -> tuple:
+    """Keys, values and mask, as `attend_slots` takes them, with the memory, if any, that every query sees before."""
+    if not memory:
+        return keys, values, allowed
+    batch, _, count, _ = allowed.shape.as_list()
+    always = tf.ones([batch, 1, count, memory[0].shape[0]], tf.bool)
+    keys, values = (tf.concat([rows_of(more, batch), x], 2) for more, x in zip(memory, (keys, values)))
+    return keys, values, tf.concat([always, allowed], 3)
 
 
 def own_slots_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, memory: tuple) -> Any:
@@ -170,7 +181,7 @@ def own_slots_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, 
     sums: tuple = (tf.fill([batch, heads, 1, 1], MASKED), tf.zeros([batch, heads, 1, 1]), tf.zeros(wide.shape))
     if memory:
         always = tf.ones([1, 1, 1, memory[0].shape[0]], tf.bool)
-        sums = fold(rows_of(memory[0], q), rows_of(memory[1], q), always, *sums)
+        sums = fold(rows_of(memory[0], batch), rows_of(memory[1], batch), always, *sums)
     blocks = tf.reduce_max(slot) // BLOCK + 1
     _, _, total, out = tf.while_loop(
         lambda block, *_: block < blocks, body, (tf.constant(0), *sums), parallel_iterations=1, back_prop=False
@@ -179,29 +190,39 @@ def own_slots_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, 
     return tf.cast(out / tf.maximum(total, 1.0), v.dtype)
 
 
-def rows_of(memory: Any, like: Any) -> Any:
-    """[memory, heads, features] -> [batch, heads, memory, features], the batch of `like`."""
-    return tf.tile(tf.transpose(memory, [1, 0, 2])[tf.newaxis], [like.shape[0], 1, 1, 1])
+def rows_of(memory: Any, batch: int) -> Any:
+    """[memory, heads, features] -> [batch, heads, memory, features]."""
+    return tf.tile(tf.transpose(memory, [1, 0, 2])[tf.newaxis], [batch, 1, 1, 1])
 
 
 def local_step(
     q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: int, row: Optional[Any] = None
 ) -> Any:
     """Attend over the ring and the new tokens, then put the newest `radius` of them into the ring."""
-    count = k.shape[2]
-    entries = tf.range(radius)
-    held = slot - 1 - tf.math.floormod(slot - 1 - entries, radius)  # negative where nothing is held yet
     rings = caches if row is None else [tf.gather(cache, [row]) for cache in caches]
     keys, values = (tf.concat([ring, new], 2) for ring, new in zip(rings, (k, v)))
-    allowed = visible(count, slot, tf.concat([held, slot + tf.range(count)], 0), start, radius)
-    out = attend_slots(q, keys, values, allowed)
-    newest = slot + count - 1 - tf.math.floormod(slot + count - 1 - entries, radius)
-    source = tf.where_v2(newest >= slot, radius + newest - slot, entries)
+    out = attend_window(q, keys, values, slot, start, radius)
     with tf.control_dependencies([keys, values]):
-        moved = [tf.gather(x, source, axis=2) for x in (keys, values)]
+        moved = [newest_ring(x, slot, radius) for x in (keys, values)]
         updates = [write(cache, x, tf.constant(0), row).op for cache, x in zip(caches, moved)]
     with tf.control_dependencies(updates):
         return tf.identity(out)
+
+
+def attend_window(q: Any, keys: Any, values: Any, slot: Any, start: Any, radius: int) -> Any:
+    """Attention of new tokens [batch, heads, n, features] over [batch, heads, radius + n, features]: the ring before
+    them, then theirs."""
+    count = q.shape[2]
+    held = slot - 1 - tf.math.floormod(slot - 1 - tf.range(radius), radius)  # negative where nothing is held yet
+    allowed = visible(count, slot, tf.concat([held, slot + tf.range(count)], 0), start, radius)
+    return attend_slots(q, keys, values, allowed)
+
+
+def newest_ring(x: Any, slot: Any, radius: int) -> Any:
+    """The ring after new tokens: of [batch, heads, radius + n, features], as above, the newest `radius` ones."""
+    count, entries = x.shape[2] - radius, tf.range(radius)
+    newest = slot + count - 1 - tf.math.floormod(slot + count - 1 - entries, radius)
+    return tf.gather(x, tf.where_v2(newest >= slot, radius + newest - slot, entries), axis=2)
 
 
 def visible(count: int, slot: Any, key_slots: Any, start: Any, radius: Optional[int]) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.model.attention.cached import attend_slots, rows_of, visible
+from gpt_neo.model.attention.cached import attend_slots, visible, with_memory
 from gpt_neo.model.attention.stateful import StateOperation
 from gpt_neo.model.context import Decoding
 from gpt_neo.mtf_compat import mtf, tf
@@ -99,11 +99,7 @@ class CarriedAttentionOperation(mtf.Operation):
             count = k.shape[2]
             keys, values = (self.update(self.place + i, new, slot) for i, new in enumerate((k, v)))
             allowed = visible(count, slot, tf.range(slot + count), start, self.radius)
-            if memory:
-                keys, values = (tf.concat([rows_of(more, k), x], 2) for more, x in zip(memory, (keys, values)))
-                always = tf.ones([k.shape[0], 1, count, memory[0].shape[0]], tf.bool)
-                allowed = tf.concat([always, allowed], 3)
-            return tf.transpose(attend_slots(q, keys, values, allowed), [0, 2, 1, 3])
+            return tf.transpose(attend_slots(q, *with_memory(memory, keys, values, allowed)), [0, 2, 1, 3])
 
         mesh_impl = lowering.mesh_impl(self)
         out = mesh_impl.slicewise(attend, *[lowering.tensors[x] for x in self.inputs])

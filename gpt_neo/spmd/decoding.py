@@ -1,0 +1,124 @@
+"""Decoding as a program for one core: reads prompts, then draws one token after another in a loop of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
+
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.model.attention.core_caches import CoreCaches, cache_shapes
+from gpt_neo.model.dims import make_dims
+from gpt_neo.mtf_compat import inlined, mtf, put_slice, tf
+from gpt_neo.runtime.export import decoding_step
+from gpt_neo.runtime.mesh import MeshPlan, check_layout
+from gpt_neo.runtime.predict_step import PREFILL
+from gpt_neo.sampling.graph import GraphOptions, draw_tokens
+from gpt_neo.spmd.core_mesh import CorePlacement, SliceInput
+from gpt_neo.spmd.program import Program, finish_program
+
+LOGITS = "logits"  # of the token to come, kept with the caches
+PIECE = 16  # tokens that one run of the program draws at most
+
+
+def export_predict_step(
+    run: RunConfig, batch_size: int, length: Optional[int] = None, n_ids: Optional[int] = None,
+    entmax_alpha: Optional[float] = None, piece: int = PIECE,
+) -> Program:  # fmt: skip
+    """Sampling for one core of the config's mesh: prompts to ids, with the loop over tokens inside.
+
+    Caches and the last logits stay on the cores, so a run goes on where the one before ended: a text is drawn in
+    pieces, and shown while it grows. Inputs, all whole on every core:
+
+      tokens: int32 [batch, slots], prompts that end at slot `read` - 1; read where `slot` < `read`, in chunks of 64.
+      start: int32 [batch], slot of each row's first token.
+      slot, read: int32, the slots filled so far, and those to be filled before anything is drawn, multiples of 64
+        where they differ; slot 0 begins anew.
+      following: int32 [batch], what rows that draw nothing are fed.
+      left: int32 [batch], tokens that each row may draw; the run ends with its longest row, or after `piece` tokens.
+      uniform: float64 [batch, piece], a number from 0 to 1 for every draw.
+      temperature, top_p: float64. top_k, eos_id (-1 for never): int32. See `SampleOptions`.
+
+    Outputs: ids, int32 [batch, piece], and count, int32, of its columns that are filled. A row's tokens end with eos_id
+    or with `left`; columns after that repeat the last.
+
+    Args:
+      length: tokens of the longest text, prompt included; n_ctx when absent.
+      n_ids, entmax_alpha: see `SampleOptions`.
+
+    Raises:
+      ConfigError: the layout does not divide.
+    """
+    check_layout(run, MeshPlan(("",), run.mesh.mesh_shape, run.mesh.layout), batch_size)
+    placement, chunk = CorePlacement(run.mesh), min(PREFILL, run.model.n_ctx)
+    slots = min(length or run.model.n_ctx, run.model.n_ctx) + chunk
+    with tf.Graph().as_default() as graph, inlined(), tf.variable_scope("", reuse=tf.AUTO_REUSE):
+        fed = sampling_inputs(batch_size, slots, piece)
+        kept = kept_inputs(run, batch_size, slots, placement)
+        options = GraphOptions(fed["temperature"], fed["top_k"], fed["top_p"], entmax_alpha)
+
+        def step(tokens: Any, slot: Any, caches: Sequence[Any]) -> tuple:
+            carried = CoreCaches(list(caches))
+            out = decoding_step(tokens, slot, fed["start"], carried, slots, run.model, placement)
+            return (out, *carried.tensors)
+
+        logits, *caches = [part.value for _, part in kept.values()]
+        # Variables have to be there before a loop reads them. What this gives goes nowhere and is left out.
+        step(fed["following"][:, tf.newaxis], fed["slot"], caches)
+        state = read_prompts(fed, chunk, step, (logits, *caches))
+        ids, count, state = draw_piece(
+            fed, lambda logits, uniform: draw_tokens(logits[:, :n_ids], uniform, options), step, state
+        )
+        for (_, part), value in zip(kept.values(), state):
+            part.assign(value)
+        return finish_program("predict", graph, run, placement, fed, {"ids": ids, "count": count}, kept)
+
+
+def sampling_inputs(batch: int, slots: int, piece: int) -> dict:
+    """See `export_predict_step`."""
+    shapes = {
+        "tokens": (tf.int32, [batch, slots]), "start": (tf.int32, [batch]), "slot": (tf.int32, []),
+        "read": (tf.int32, []), "following": (tf.int32, [batch]), "left": (tf.int32, [batch]),
+        "uniform": (tf.float64, [batch, piece]), "temperature": (tf.float64, []), "top_k": (tf.int32, []),
+        "top_p": (tf.float64, []), "eos_id": (tf.int32, []),
+    }  # fmt: skip
+    return {name: tf.placeholder(dtype, shape, name) for name, (dtype, shape) in shapes.items()}
+
+
+def kept_inputs(run: RunConfig, batch: int, slots: int, placement: CorePlacement) -> dict:
+    """The logits [batch, vocab], whole, and this core's caches: name -> (mtf.Shape, SliceInput)."""
+    dims, mesh = make_dims(run.model, batch, 1), placement.core_mesh()
+    whole = mtf.Shape([mtf.Dimension("whole_batch", batch), mtf.Dimension("whole_vocab", run.model.n_vocab)])
+    shapes = {LOGITS: (whole, tf.float32), **cache_shapes(run.model, dims.batch, slots)}
+    return {name: (shape, SliceInput(tf.placeholder(dtype, mesh.slice_shape(shape), "kept")))
+            for name, (shape, dtype) in shapes.items()}  # fmt: skip
+
+
+def read_prompts(fed: dict, chunk: int, step: Any, state: Sequence[Any]) -> Sequence[Any]:
+    """Feed the tokens of slots slot .. read - 1. Takes and returns (logits, caches...)."""
+    batch = int(fed["tokens"].shape[0])
+
+    def body(slot: Any, *state: Any) -> tuple:
+        tokens = tf.slice(fed["tokens"], tf.stack([0, slot]), [batch, chunk])
+        return (slot + chunk, *step(tokens, slot, state[1:]))
+
+    _, *state = tf.while_loop(lambda slot, *_: slot < fed["read"], body, (fed["slot"], *state), parallel_iterations=1)
+    return state
+
+
+def draw_piece(fed: dict, drawn: Callable[[Any, Any], Any], step: Any, state: Sequence[Any]) -> tuple:
+    """Draw and feed tokens until every row has ended or the piece is full: (ids, count, (logits, caches...))."""
+    batch, piece = fed["uniform"].shape.as_list()
+
+    def body(count: Any, last: Any, alive: Any, ids: Any, logits: Any, *caches: Any) -> tuple:
+        uniform = tf.slice(fed["uniform"], tf.stack([0, count]), [batch, 1])[:, 0]
+        token = tf.where_v2(alive, drawn(logits, uniform), last)
+        alive = tf.logical_and(alive, tf.logical_and(tf.not_equal(token, fed["eos_id"]), count + 1 < fed["left"]))
+        ids = put_slice(ids, token[:, tf.newaxis], [0, count])
+        return (count + 1, token, alive, ids, *step(token[:, tf.newaxis], fed["read"] + count, caches))
+
+    first = (tf.constant(0), fed["following"], fed["left"] > 0, tf.zeros([batch, piece], tf.int32))
+    count, _, _, ids, *state = tf.while_loop(
+        lambda count, last, alive, *_: tf.logical_and(count < piece, tf.reduce_any(alive)), body, (*first, *state),
+        parallel_iterations=1,
+    )  # fmt: skip
+    return ids, count, state
