@@ -5,10 +5,10 @@
     python bench/spmd_gpu.py run FOLDER --peak 989e12                             # there too, with PyTorch
 
 The last two need no TensorFlow. `check` trains the twenty steps that the legacy program recorded (tests/oracle/neo) on
-the device and holds losses and weights against its own. Both sides train in bfloat16 on the same
-random tokens with AdamW, each in a process of its own: three steps to warm up, then twenty. A model's number is the
-sequences per step; a side that runs out of memory tries half of them. Prints a line of JSON per model and side, then
-the table of docs/performance.md.
+the device and holds losses and weights against its own, then samples from its model. In `run` both sides train in
+bfloat16 on the same random tokens with AdamW, each in a process of its own: three steps to warm up, then twenty. A
+model's number is the sequences per step; a side that runs out of memory tries half of them. Prints a line of JSON per
+model and side, then the table of docs/tpu.md.
 """
 
 from __future__ import annotations
@@ -59,14 +59,9 @@ def export(folder: Path, models: list[str]) -> None:
 
 
 def export_oracle(folder: Path) -> None:
-    """Write the legacy program's model as oracle.mlir and .json, and as oracle.npz its weights and slots at the start
-    (before/NAME) and after twenty steps (after/NAME), the batches [20, batch, n_ctx] and its losses [20]."""
-    from gpt_neo.checkpoint.bundle import Bundle
+    """Write what `check` needs of the legacy program's model: its training as oracle.*, its sampling as sampling.*."""
     from gpt_neo.config import load_config
     from gpt_neo.runtime.estimator import checked_sources
-    from gpt_neo.spmd.devices import save_program
-    from gpt_neo.spmd.program import export_train_step
-    from gpt_neo.spmd.training import batches_from
 
     record = json.loads((ORACLE / "oracle.json").read_text())
     data = str(ORACLE / "data_*.tfrecords")
@@ -77,20 +72,81 @@ def export_oracle(folder: Path) -> None:
         config = {**record["config"], "mesh_shape": "x:1", "layout": "batch:x"}
         Path(place, "model.json").write_text(json.dumps(config))
         run = load_config(os.path.join(place, "model.json"))
-        following = batches_from(run, 0, checked_sources(run, print))
-        batches = [next(following) for _ in range(20)]
+        export_training(folder, run, checked_sources(run, print), record["loss_before_update_at_step"])
+    export_sampling(folder, run)
+
+
+def export_training(folder: Path, run: Any, sources: list, losses: list) -> None:
+    """Write the program, and as oracle.npz the weights and slots at the start (before/NAME) and after twenty steps
+    (after/NAME), the batches [20, batch, n_ctx] and the legacy program's losses [20]."""
+    from gpt_neo.checkpoint.bundle import Bundle
+    from gpt_neo.inputs.train_input import training_batches
+    from gpt_neo.mtf_compat import tf
+    from gpt_neo.spmd.devices import save_program
+    from gpt_neo.spmd.program import export_train_step
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        data = training_batches(run, run.training.train_batch_size, 0, sources)
+        following = tf.data.make_one_shot_iterator(data).get_next()
+        batches = [session.run(following) for _ in range(20)]
     program = export_train_step(run)
     save_program(program, str(folder / "oracle"))
     arrays = {key: np.stack([batch[key] for batch in batches]) for key in ("inputs", "labels")}
     for when, step in (("before", 0), ("after", 20)):
         bundle = Bundle(str(ORACLE / f"model.ckpt-{step}"))
         arrays |= {f"{when}/{name}": bundle.read(name) for name in program.description["variables"]}
-    np.savez(folder / "oracle.npz", losses=record["loss_before_update_at_step"], **arrays)
+    np.savez(folder / "oracle.npz", losses=losses, **arrays)
+
+
+class Recorder:
+    """Devices that keep what they are given, and what they answer."""
+
+    def __init__(self, devices: Any) -> None:
+        self.devices, self.program, self.kinds = devices, devices.program, devices.kinds
+        self.close = devices.close
+        self.arrays: dict[str, Any] = {}
+        self.steps = 0
+
+    def put(self, name: str, whole: np.ndarray) -> None:
+        """As `Devices.put`."""
+        self.arrays[f"put/{name}"] = whole
+        self.devices.put(name, whole)
+
+    def step(self, given: dict) -> dict:
+        """As `Devices.step`. What is given may change afterwards."""
+        results = self.devices.step(given)
+        self.arrays |= {f"given/{self.steps}/{name}": np.array(value) for name, value in given.items()}
+        self.arrays |= {f"ids/{self.steps}": results["ids"][0], f"count/{self.steps}": results["count"][0]}
+        self.steps += 1
+        return results
+
+
+def export_sampling(folder: Path, run: Any) -> None:
+    """Write the program, and as sampling.npz what virtual devices drew with it, which is what main.py draws: the
+    likeliest tokens, then drawn ones."""
+    from gpt_neo.runtime.predict_step import Sampler
+    from gpt_neo.sampling.filters import SampleOptions
+    from gpt_neo.spmd.devices import Devices, save_program
+    from gpt_neo.spmd.environment import worker_python
+    from gpt_neo.spmd.sampling import DeviceSampler
+
+    checkpoint, prompts = str(ORACLE / "model.ckpt-20"), [[5, 9, 200, 31], list(range(40, 60))]
+    ways = [SampleOptions(60, temperature=0.0), SampleOptions(60, temperature=0.9, top_k=100, top_p=0.95, seed=3)]
+    python, plain = worker_python(print), Sampler(run.model, checkpoint, len(prompts))
+    place = lambda program: Recorder(Devices(program, python))  # noqa: E731
+    with DeviceSampler(run, checkpoint, place, ways[0], len(prompts)) as sampler:
+        for options in ways:
+            drawn, wanted = (sorted(one.generate(prompts, options), key=lambda token: token.prompt)
+                             for one in (sampler, plain))  # fmt: skip
+            if drawn != wanted:
+                raise SystemExit("the virtual devices do not draw what main.py draws")
+        save_program(sampler.devices.program, str(folder / "sampling"))
+        np.savez(folder / "sampling.npz", steps=sampler.devices.steps, **sampler.devices.arrays)
 
 
 def check(folder: Path) -> int:
-    """Twenty steps of the legacy program on the device. Returns 0 if losses are equal to 1e-3, weights to 1e-3 of the
-    largest of each."""
+    """Both of `export_oracle` on the device. Returns 0 if losses are equal to 1e-3, weights to 1e-3 of the largest of
+    each, and drawn ids are the same."""
     worker = load_worker()
     given = np.load(folder / "oracle.npz")
     runner = worker.Runner(str(folder / "oracle.mlir"), json.loads((folder / "oracle.json").read_text()))
@@ -102,9 +158,29 @@ def check(folder: Path) -> int:
     loss = np.abs(np.array(losses) - given["losses"][:20]).max()
     weight = max(np.abs(runner.get(name) - given[f"after/{name}"]).max() / np.abs(given[f"after/{name}"]).max()
                  for name in names)  # fmt: skip
+    drawn, other = check_sampling(folder, worker)
     print(json.dumps({"device": runner.devices[0].device_kind, "largest_loss_difference": loss,
-                      "largest_relative_weight_difference": float(weight)}), flush=True)  # fmt: skip
-    return int(not (loss < 1e-3 and weight < 1e-3))
+                      "largest_relative_weight_difference": float(weight), "ids_drawn": drawn,
+                      "other_ids": other}), flush=True)  # fmt: skip
+    return int(not (loss < 1e-3 and weight < 1e-3 and other == 0))
+
+
+def check_sampling(folder: Path, worker: Any) -> tuple[int, int]:
+    """Ids drawn on the device, and how many of them are others than those recorded."""
+    given = np.load(folder / "sampling.npz")
+    runner = worker.Runner(str(folder / "sampling.mlir"), json.loads((folder / "sampling.json").read_text()))
+    for key in given.files:
+        if key.startswith("put/"):
+            runner.put(key[len("put/") :], given[key])
+    drawn = other = 0
+    for step in range(int(given["steps"])):
+        prefix = f"given/{step}/"
+        fed = {key[len(prefix) :]: given[key] for key in given.files if key.startswith(prefix)}
+        results, count = runner.step(fed), int(given[f"count/{step}"])
+        wanted = given[f"ids/{step}"][:, :count]
+        drawn += wanted.size
+        other += int((results["ids"][0][:, :count] != wanted).sum()) if results["count"][0] == count else wanted.size
+    return drawn, other
 
 
 def load_worker() -> Any:

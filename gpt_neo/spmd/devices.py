@@ -111,8 +111,8 @@ def worker_environment(platform: str, cores: int) -> dict:
     if platform == "cpu":
         flags = f"{flags} --xla_force_host_platform_device_count={cores}"
     names = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
-    return {**kept, "JAX_PLATFORMS": names[platform], "JAX_ENABLE_X64": "1", "XLA_FLAGS": flags.strip(),
-            "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}  # fmt: skip
+    return {**kept, "JAX_PLATFORMS": names[platform], "XLA_FLAGS": flags.strip(), "TPU_SKIP_MDS_QUERY": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "3"}  # fmt: skip
 
 
 def first_line(text: str) -> str:

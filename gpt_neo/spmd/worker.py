@@ -20,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlib._jax import DeviceList
 from jaxlib.mlir import ir
 
+jax.config.update("jax_enable_x64", True)  # or an input of float64 would arrive as float32
+
 
 class Runner:
     """A program on its devices. state: input name -> array whose shard on a device is that core's own slice."""
