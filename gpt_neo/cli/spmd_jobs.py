@@ -1,4 +1,4 @@
-"""`spmd-run --predict` and `--eval`: the jobs of main.py, with the exported program of one core."""
+"""`spmd-run --predict`, `--eval` and `--save_program`: the jobs of main.py with the exported program of one core."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.predict import sample
 from gpt_neo.cli.train import note
-from gpt_neo.inputs.sources import evaluation_sources
+from gpt_neo.errors import CheckpointError
+from gpt_neo.inputs import preflight
+from gpt_neo.inputs.samples import weighted
+from gpt_neo.inputs.sources import evaluation_sources, training_sources
+from gpt_neo.runtime.estimator import eval_batch_size
 from gpt_neo.sampling.filters import SampleOptions
-from gpt_neo.spmd.devices import Devices
+from gpt_neo.spmd.decoding import export_predict_step
+from gpt_neo.spmd.devices import Devices, save_program
 from gpt_neo.spmd.environment import worker_python
 from gpt_neo.spmd.evaluation import evaluate
-from gpt_neo.spmd.program import Program
-from gpt_neo.spmd.sampling import DeviceSampler
+from gpt_neo.spmd.program import Program, export_eval_step, export_train_step
+from gpt_neo.spmd.sampling import DeviceSampler, whole_parts
 
 
 def predict_on_devices(job: Job, devices: str) -> int:
@@ -31,7 +36,33 @@ def evaluate_on_devices(job: Job, devices: str) -> int:
     sources = evaluation_sources(job.run)
     job_checkpoint(job)  # notes on how it was chosen
     print(devices, flush=True)
+    if job.run.training.eval_tasks:
+        note(f"eval_tasks ({', '.join(job.run.training.eval_tasks)}) are scored by main.py --eval")
     show_records(job, evaluate(job.run, job.folder, place_for(job), sources, job.args.checkpoint, note))
+    return 0
+
+
+def save_for(job: Job) -> int:
+    """Write the program of a job, and what a caller has to know about it.
+
+    Raises:
+      CheckpointError: the files cannot be written.
+    """
+    args, run = job.args, job.run
+    if args.predict:
+        tokenizer, _ = preflight.run_tokenizer(run, job.folder)
+        alpha = run.model.entmax_alpha if args.entmax_sampling else None
+        rows = whole_parts(run, max(1, min(args.num_samples, run.training.predict_batch_size)))
+        program = export_predict_step(run, rows, n_ids=tokenizer.n_vocab, entmax_alpha=alpha)
+    elif args.eval:
+        program = export_eval_step(run, whole_parts(run, eval_batch_size(run)))
+    else:
+        program = export_train_step(run, weighted(run, training_sources(run)))
+    try:
+        paths = save_program(program, args.save_program)
+    except OSError as error:
+        raise CheckpointError(f"--save_program {args.save_program!r}: cannot be written: {error.strerror}") from error
+    print(f"written   {' and '.join(paths)}")
     return 0
 
 

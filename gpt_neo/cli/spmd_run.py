@@ -32,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     job.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
     job.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
     p.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
+    p.add_argument("--save_program", metavar="PREFIX", help="write the job's program to PREFIX.mlir (StableHLO) and "
+                   "its description to PREFIX.json, and run nothing")  # fmt: skip
     p.add_argument("--platform", choices=PLATFORMS, default="cpu", help="kind of device (default: %(default)s, "
                    "as many virtual ones as mesh_shape multiplies to)")  # fmt: skip
     p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
@@ -47,6 +49,11 @@ def main(argv: Optional[list] = None) -> int:
     check_training(args)
     run = load_config(args.model, [*args.set, *([f"precision={args.dtype}"] if args.dtype else [])])
     job = Job(args, run, model_folder(run, reads_only=args.predict or args.eval))
+    if args.save_program:
+        silence(args.verbose)
+        from gpt_neo.cli.spmd_jobs import save_for
+
+        return save_for(job)
     if args.predict or args.eval:
         silence(args.verbose)
         from gpt_neo.cli.spmd_jobs import evaluate_on_devices, predict_on_devices

@@ -1,5 +1,6 @@
 """The exported sampling program as text and description. Nothing is compiled here."""
 
+import json
 import re
 
 import pytest
@@ -103,3 +104,22 @@ def test_mistakes_are_told_before_an_environment_is_made(trained, monkeypatch, c
     assert main(["spmd-run", "--model", trained, *flags]) == 2
     error = capsys.readouterr().err
     assert named in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("flags, kind, rows", [
+    ([], "train", [4, 32]), (["--eval"], "eval", [8, 32]), (["--predict", "--num_samples", "2"], "predict", [2, 64]),
+])  # fmt: skip
+def test_programs_as_files(trained, tmp_path, monkeypatch, capsys, flags, kind, rows):
+    from gpt_neo.__main__ import main
+    from gpt_neo.cli import spmd_run
+
+    monkeypatch.setattr(spmd_run, "silence", lambda verbose: None)
+    words = ["spmd-run", "--model", trained, "--set", "mesh_shape=x:2", "--save_program"]
+    assert main([*words, str(tmp_path / kind), *flags]) == 0, capsys.readouterr().err
+    about = json.loads((tmp_path / f"{kind}.json").read_text())
+    assert about["kind"] == kind and about["cores"] == 2
+    shapes = {entry["name"]: entry["shape"] for entry in about["inputs"]}
+    assert shapes["tokens" if kind == "predict" else "inputs"] == rows
+    assert (tmp_path / f"{kind}.mlir").read_text().startswith("module")
+    assert main([*words, str(tmp_path / "no" / "folder"), *flags]) == 2
+    assert "cannot be written" in capsys.readouterr().err
