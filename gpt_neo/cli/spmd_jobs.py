@@ -31,14 +31,14 @@ def predict_on_devices(job: Job, devices: str) -> int:
     return sample(job, devices, load)
 
 
-def evaluate_on_devices(job: Job, devices: str) -> int:
+def evaluate_on_devices(job: Job, devices: str, limit: Optional[int] = None) -> int:
     """The held-out records, as `cli.evaluate.evaluate` has them. devices: the opening line on them."""
     sources = evaluation_sources(job.run)
     job_checkpoint(job)  # notes on how it was chosen
     print(devices, flush=True)
     if job.run.training.eval_tasks:
         note(f"eval_tasks ({', '.join(job.run.training.eval_tasks)}) are scored by main.py --eval")
-    show_records(job, evaluate(job.run, job.folder, place_for(job), sources, job.args.checkpoint, note))
+    show_records(job, evaluate(job.run, job.folder, place_for(job), sources, job.args.checkpoint, note, limit))
     return 0
 
 

@@ -54,26 +54,26 @@ def main(argv: Optional[list] = None) -> int:
         from gpt_neo.cli.spmd_jobs import save_for
 
         return save_for(job)
-    if args.predict or args.eval:
-        silence(args.verbose)
-        from gpt_neo.cli.spmd_jobs import evaluate_on_devices, predict_on_devices
-
-        do = predict_on_devices if args.predict else evaluate_on_devices
-        return do(job, f"devices   {mesh_text(run)} on {args.platform}")
     silence(args.verbose)
+    from gpt_neo.cli.spmd_jobs import evaluate_on_devices, predict_on_devices
+
+    devices = f"devices   {mesh_text(run)} on {args.platform}"
+    if args.predict or args.eval:
+        return (predict_on_devices if args.predict else evaluate_on_devices)(job, devices)
     from gpt_neo.cli.train import note, train_in_folder
     from gpt_neo.spmd.devices import Devices
     from gpt_neo.spmd.environment import worker_python
     from gpt_neo.spmd.training import DeviceTraining
 
-    if run.training.eval_steps:
-        note("eval_steps: nothing is evaluated after training here; spmd-run --eval does it")
     with DeviceTraining(run, lambda program: Devices(program, worker_python(note), args.platform), note) as training:
-        return train_in_folder(
-            job, training.plan.replicas(), f"devices   {mesh_text(run)} on {args.platform}",
+        status = train_in_folder(
+            job, training.plan.replicas(), devices,
             lambda line, watch: training.train(job.folder, line.show, watch, args.steps_per_checkpoint,
                                                args.steps_per_log),
         )  # fmt: skip
+    held_out = any(dataset.eval_path for _, dataset in run.datasets)
+    evaluates = status == 0 and run.training.eval_steps and held_out
+    return evaluate_on_devices(job, devices, run.training.eval_steps) if evaluates else status
 
 
 def mesh_text(run: RunConfig) -> str:

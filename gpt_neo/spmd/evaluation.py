@@ -23,7 +23,7 @@ EVENTS = "eval"  # where the Estimator writes those of held-out records, too
 
 def evaluate(
     run: RunConfig, folder: str, place: Callable[[Program], Devices], sources: list[Source],
-    which: Optional[str] = None, tell: Callable[[str], None] = lambda line: None,
+    which: Optional[str] = None, tell: Callable[[str], None] = lambda line: None, limit: Optional[int] = None,
 ) -> dict:  # fmt: skip
     """Token-weighted loss, perplexity and bits per byte of the held-out records. The best checkpoint is kept.
 
@@ -32,13 +32,14 @@ def evaluate(
       sources: `evaluation_sources(run)`.
       which: the checkpoint, as `find_checkpoint` takes it.
       tell: called with lines for the person.
+      limit: batches; all records when None.
 
     Raises:
       CheckpointError: there is nothing to evaluate.
       ConfigError: the layout does not divide.
     """
     size = whole_parts(run, eval_batch_size(run))
-    found, steps = what_to_evaluate(run, folder, sources, None, which, size)
+    found, steps = what_to_evaluate(run, folder, sources, limit, which, size)
     with place(export_eval_step(run, size)) as devices:
         for note in put_weights(devices, found.path):
             tell(note)
