@@ -34,8 +34,8 @@ for _name in _NOT_FOR_KERAS:
 
 SimdMeshImpl = mtf.simd_mesh_impl.SimdMeshImpl
 
-__all__ = ["SimdMeshImpl", "always_compiled", "compiled", "export_mlir", "inlined", "lower_locally", "mtf",
-           "named_call", "put_slice", "reason_of", "row_times_matrices", "row_times_matrix", "tf", "uncompiled",
+__all__ = ["SimdMeshImpl", "always_compiled", "build_for_tpu", "compiled", "export_mlir", "inlined", "lower_locally",
+           "mtf", "named_call", "put_slice", "reason_of", "row_times_matrices", "row_times_matrix", "tf", "uncompiled",
            "zeros_initializer"]  # fmt: skip
 
 
@@ -99,6 +99,15 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
         return kernel(*args) if small else fused(*args)
 
     return call
+
+
+def build_for_tpu() -> None:
+    """From now on loops of graphs are operations, not functions.
+
+    TPUEstimator builds a training step inside a loop, and Mesh-TF makes the variables of the cores there: a function
+    takes none from outside of it.
+    """
+    tf.disable_control_flow_v2()
 
 
 def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any = None) -> Any:

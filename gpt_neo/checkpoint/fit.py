@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
@@ -14,6 +15,7 @@ from gpt_neo.checkpoint.names import is_slot, step_of
 from gpt_neo.checkpoint.tensors import forget_pages, is_float
 from gpt_neo.errors import CheckpointError
 
+BLOCK = re.compile(r"/h(\d+)/")
 PADDING = 512  # rows; legacy programs and others pad the vocabulary by fewer than that
 STEP = "global_step"
 AT_ONCE = 1 << 30  # bytes of copied tensors per call; mapped ones take no memory of their own
@@ -135,11 +137,33 @@ def explain(name: str, wanted: Optional[Sequence[int]], found: Optional[Sequence
 
 
 def mismatch_table(path: str, rows: list[tuple]) -> str:
-    """The text of a mismatch: one line per tensor, aligned."""
-    table = [("tensor", "expected", "found", "config key"), *rows]
+    """The text of a mismatch: aligned, one line per tensor, or for a tensor that is the same in several blocks."""
+    table = [("tensor", "expected", "found", "config key"), *merged_blocks(rows)]
     widths = [max(len(row[i]) for row in table) for i in range(3)]
     lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])).rstrip() for row in table]
     return f"{path} does not fit the config in {len(rows)} tensor(s); nothing was loaded\n" + "\n".join(lines)
+
+
+def merged_blocks(rows: list[tuple]) -> list[tuple]:
+    """Rows of which nothing but the number of the block differs as one: gpt2/h0/wi, gpt2/h1/wi -> gpt2/h{0-1}/wi."""
+    groups: dict[tuple, list] = {}
+    for name, *about in rows:
+        block = BLOCK.search(name)
+        groups.setdefault((BLOCK.sub("/h{}/", name), *about), []).append(int(block[1]) if block else None)
+    return [(name.replace("{}", span_text(sorted(numbers)) if numbers[0] is not None else "{}"), *about)
+            for (name, *about), numbers in groups.items()]  # fmt: skip
+
+
+def span_text(numbers: list[int]) -> str:
+    """Whole numbers in order: 3, {0-11}, {0-3,5}."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    texts = [str(low) if low == high else f"{low}-{high}" for low, high in spans]
+    return texts[0] if len(numbers) == 1 else f"{{{','.join(texts)}}}"
 
 
 def load_variables(session: Any, path: str, variables: Sequence[Any], constant: bool = False) -> list[str]:

@@ -27,6 +27,11 @@ PASSING = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.error
 WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
 
 
+def keeping(count: int) -> dict:
+    """Options of a saver: how many checkpoints it keeps, and that the state file names them without their folder."""
+    return {"max_to_keep": count, "keep_checkpoint_every_n_hours": KEEP_HOURS, "save_relative_paths": True}
+
+
 class RunSaver(tf.train.Saver):
     """Restores what `fit_checkpoint` accepts: without optimizer slots, in another float type, with padded rows."""
 

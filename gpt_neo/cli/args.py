@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 DESCRIPTION = "Train, evaluate and sample GPT-Neo models. Without a job flag it trains."
 
@@ -27,18 +28,17 @@ def build_parser() -> argparse.ArgumentParser:
     jobs.add_argument("--compile_for", metavar="SLICE",
                       help="does it fit a TPU such as v3-256, and how fast: asks the TPU compiler, needs no TPU; "
                       "with --plan: find mesh, layout and microbatches for it")  # fmt: skip
+    jobs.add_argument("--compile_candidates", type=int, default=12, metavar="N",
+                      help="with --plan --compile_for: compile no more than N (default: %(default)s)")  # fmt: skip
+    jobs.add_argument("--compile_minutes", type=float, default=60, metavar="N",
+                      help="with --plan --compile_for: end after N minutes (default: %(default)s)")  # fmt: skip
     jobs.add_argument("--json", action="store_true", help="with --compile_for: the figures as JSON")
     jobs.add_argument("--auto_layout", action="store_true", help="search a layout for mesh_shape, print it")
     jobs.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="search mesh shape and layout")
     train = p.add_argument_group("training")
-    train.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
-    train.add_argument("--new", action="store_true", help="delete the checkpoints of model_path first (asks)")
-    train.add_argument("--yes", action="store_true", help="answer yes to --new")
-    train.add_argument("--stall_minutes", type=float, default=30.0, metavar="N",
-                       help="end a run that makes no step for so long, with status 75; 0 waits (default: 30)")
+    add_training(train)
     train.add_argument("--skip_spikes", action="store_true",
                        help="leave out the update of batches whose loss is a spike or no number")
-    train.add_argument("--steps_per_log", type=int, default=10, metavar="N", help="steps between rows of the log (10)")
     train.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
     add_tracking(p)
     devices = p.add_argument_group("devices")
@@ -65,6 +65,16 @@ def add_sampling(p: argparse.ArgumentParser) -> None:
     sample.add_argument("--entmax_sampling", action="store_true",
                         help="draw from entmax in place of softmax: unlikely tokens get the probability 0")  # fmt: skip
     sample.add_argument("--seed", type=int, help="seed of the draws (default: a new one each time, printed)")
+
+
+def add_training(train: Any) -> None:
+    """The flags of every command that trains."""
+    train.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
+    train.add_argument("--new", action="store_true", help="delete the checkpoints of model_path first (asks)")
+    train.add_argument("--yes", action="store_true", help="answer yes to --new")
+    train.add_argument("--stall_minutes", type=float, default=30.0, metavar="N",
+                       help="end a run that makes no step for so long, with status 75; 0 waits (default: 30)")
+    train.add_argument("--steps_per_log", type=int, default=10, metavar="N", help="steps between rows of the log (10)")
 
 
 def add_tracking(p: argparse.ArgumentParser) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 
 from gpt_neo.cli.job import Job, size_text
+from gpt_neo.errors import ConfigError
+from gpt_neo.spmd.topologies import find_slice
 
 
 def compile_for(job: Job) -> int:
@@ -13,35 +16,48 @@ def compile_for(job: Job) -> int:
     from gpt_neo.spmd.compile_check import check
 
     quiet = job.args.json
-    report = check(job.run, job.args.compile_for, tell=lambda line: None if quiet else print(f"note      {line}"))
+    report = check(job.run, job.args.compile_for, tell=lambda line: None if quiet else print_note(line))
     print(json.dumps(report, indent=1) if quiet else "\n".join(report_lines(report)))
     return 0 if report["fits"] else 1
 
 
 def propose_for(job: Job) -> int:
     """Compile candidates for a slice; print the best and the command that runs it. Exit status 1 if none fits."""
-    from gpt_neo.spmd.proposals import propose
+    from gpt_neo.spmd.proposals import Limits, propose
 
-    quiet, name = job.args.json, job.args.compile_for
-    found = propose(job.run, name, tell=lambda line: None if quiet else print(f"note      {line}", flush=True))
-    if quiet:
+    args = job.args
+    if args.compile_candidates < 1 or not 0 < args.compile_minutes < float("inf"):
+        raise ConfigError(f"--compile_candidates {args.compile_candidates} --compile_minutes {args.compile_minutes:g}: "
+                          "expected at least one candidate, and a time above 0")  # fmt: skip
+    found, ended = propose(job.run, args.compile_for, lambda line: None if args.json else print_note(line),
+                           Limits(args.compile_candidates, args.compile_minutes * 60))  # fmt: skip
+    if ended:
+        print(f"note      the search ended before all was tried: {ended}", file=sys.stderr if args.json else sys.stdout)
+    if args.json:
         print(json.dumps([{"set": candidate.settings, **report} for candidate, report in found], indent=1))
     elif found:
         best, report = found[0]
-        print("\n".join(report_lines(report)))
-        print(f"run it    {run_command(job, best.settings)}")
+        print("\n".join([*report_lines(report), f"run it    {run_line(job, best.settings)}"]))
+    elif ended:
+        print("NOTHING FOUND YET: none of the layouts that were tried holds this model")
     else:
-        print(f"DOES NOT FIT: no layout of {name} that divides holds this model")
+        print(f"DOES NOT FIT: no layout of {args.compile_for} that divides holds this model")
     return 0 if found else 1
 
 
-def run_command(job: Job, settings: list[str]) -> str:
-    """The command that trains with a choice, and with what was overridden when it was looked for.
+def print_note(line: str) -> None:
+    """Print a line that a person should know about, at once."""
+    print(f"note      {line}", flush=True)
 
-    TPUEstimator's driver knows TPUs up to v4; on later ones the exported program runs.
-    """
-    newer = job.args.compile_for.lower().startswith(("v5", "v6"))
-    start = "python -m gpt_neo spmd-run --platform tpu" if newer else "python main.py --tpu NAME"
+
+def run_line(job: Job, settings: list[str]) -> str:
+    """The command that trains with a choice, and with what was overridden when it was looked for; or why there is
+    none."""
+    slice_ = find_slice(job.args.compile_for)
+    if not slice_.estimator and slice_.hosts > 1:
+        return (f"no command here drives {slice_.name}: TPUEstimator's driver knows TPUs up to v4, and spmd-run drives "
+                f"one host ({slice_.largest} at most), where {slice_.name} has {slice_.hosts}")  # fmt: skip
+    start = "python main.py --tpu NAME" if slice_.estimator else "python -m gpt_neo spmd-run --platform tpu"
     decided = {text.split("=")[0] for text in settings}
     kept = [text for text in job.args.set if text.split("=")[0] not in decided]
     kept += [f"precision={job.args.dtype}"] if job.args.dtype else []

@@ -9,9 +9,9 @@ from typing import Optional
 import numpy as np
 
 from gpt_neo.cli.job import Job, job_checkpoint, model_text
-from gpt_neo.cli.preflight import run_tokenizer
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.errors import GptNeoError
+from gpt_neo.inputs.preflight import run_tokenizer
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.runtime.export import export_saved_model, losses
 

@@ -29,16 +29,25 @@ def load_job(args: argparse.Namespace) -> Job:
     Raises:
       ConfigError: the config or a flag is wrong.
     """
-    for flag in ("steps_per_checkpoint", "steps_per_log"):
-        if getattr(args, flag) < 1:
-            raise ConfigError(f"--{flag} is {getattr(args, flag)}; expected at least 1")
-    if not 0 <= args.stall_minutes < float("inf"):
-        raise ConfigError(f"--stall_minutes is {args.stall_minutes}; expected a number of minutes, or 0 to wait")
+    check_training(args)
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
     searched = ["layout="] if args.auto_layout or args.auto_layout_and_mesh_shape else []
     dtype = [f"precision={args.dtype}"] if args.dtype else []
     run = load_config(args.model, [*args.set, *dtype, *searched])
     return Job(args, run, model_folder(run, reads_only=bool(args.predict or args.eval or args.export)))
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """Check the flags of `args.add_training`.
+
+    Raises:
+      ConfigError: one is out of range.
+    """
+    for flag in ("steps_per_checkpoint", "steps_per_log"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag} is {getattr(args, flag)}; expected at least 1")
+    if not 0 <= args.stall_minutes < float("inf"):
+        raise ConfigError(f"--stall_minutes is {args.stall_minutes}; expected a number of minutes, or 0 to wait")
 
 
 def job_checkpoint(job: Job) -> Any:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from typing import Optional
+from typing import Callable, Optional
 
 from gpt_neo.checkpoint.folder import BEST, find_latest
 from gpt_neo.checkpoint.leftovers import remove_leftovers
@@ -19,7 +19,7 @@ from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
-from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh
+from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh, whole_mesh
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
 
@@ -62,9 +62,11 @@ class ProgressLine:
 
 
 def device_plan(job: Job) -> MeshPlan:
-    """The devices of a cluster, of --gpu_ids, or one."""
+    """The cores of a TPU, the devices of a cluster, of --gpu_ids, or one."""
     if job.plan is not None:
         return job.plan
+    if job.args.tpu:
+        return whole_mesh(job.run.mesh)
     devices = parse_devices(job.args.gpu_ids)
     check_visible(devices)
     return plan_mesh(job.run.mesh, devices)
@@ -94,14 +96,35 @@ def train(job: Job) -> int:
     for task in tasks:
         files_of(task.name, task.documents)
     evaluates = run.training.eval_steps and (tasks or any(dataset.eval_path for _, dataset in run.datasets))
-    check_writable(job.folder)
-    with FolderLock(job.folder, tell=note) as lock:
-        status = train_alone(job, plan, lock)
+
+    def steps(line: ProgressLine, watch: Watch) -> int:
+        estimator = runtime.make_estimator(
+            run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show, watch=watch,
+            steps_per_log=job.args.steps_per_log,
+        )  # fmt: skip
+        return runtime.train(estimator, run, plan, job.folder, note, watch)
+
+    status = train_in_folder(job, plan.replicas(), device_text(job, plan), steps)
     return evaluate(job, limit=run.training.eval_steps) if evaluates and status == 0 else status
 
 
-def train_alone(job: Job, plan: MeshPlan, lock: FolderLock) -> int:
-    """Train, as the only run in the folder."""
+def train_in_folder(job: Job, replicas: int, devices: str, steps: Callable[[ProgressLine, Watch], int]) -> int:
+    """Train, as the only run in the folder, from the newest checkpoint on. Returns the exit status.
+
+    Args:
+      replicas: of the model, for the estimate of memory.
+      devices: one line on them.
+      steps: trains to train_steps, or to a signal; returns the step reached, and may raise `Stopped`.
+    """
+    check_writable(job.folder)
+    with FolderLock(job.folder, tell=note) as lock:
+        return train_alone(job, lock, replicas, devices, steps)
+
+
+def train_alone(
+    job: Job, lock: FolderLock, replicas: int, devices: str, steps: Callable[[ProgressLine, Watch], int]
+) -> int:
+    """As `train_in_folder`, with the folder's lock."""
     run = job.run
     if job.args.new:
         delete_checkpoints(job)
@@ -110,24 +133,20 @@ def train_alone(job: Job, plan: MeshPlan, lock: FolderLock) -> int:
     start = step_of(found.path) if found else 0
     for line in found.notes if found else ():
         note(line)
-    steps = run.training.train_steps
+    last = run.training.train_steps
     print(model_text(run))
-    print(memory_text(training_memory(run, plan.replicas())))
-    print(f"training  {run.tokens_per_step:,} tokens per step, steps {start:,} to {steps:,}")
-    print(device_text(job, plan))
+    print(memory_text(training_memory(run, replicas)))
+    print(f"training  {run.tokens_per_step:,} tokens per step, steps {start:,} to {last:,}")
+    print(devices)
     print(f"folder    {job.folder}", flush=True)
-    if start >= steps:
-        print(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {steps:,}")
+    if start >= last:
+        print(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {last:,}")
         return 0
     line = ProgressLine()
     watch = Watch(job.folder, lock, job.args.stall_minutes, job.args.skip_spikes, notice=line.note)
-    estimator = runtime.make_estimator(
-        run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show, watch=watch,
-        steps_per_log=job.args.steps_per_log,
-    )
     began = time.monotonic()
     try:
-        reached = runtime.train(estimator, run, plan, job.folder, note, watch)
+        reached = steps(line, watch)
     except Stopped as stopped:
         return stop_status(stopped.number, "before the first step; nothing is to be saved")
     finally:
@@ -136,8 +155,8 @@ def train_alone(job: Job, plan: MeshPlan, lock: FolderLock) -> int:
         return stop_status(watch.signal, f"step {reached:,} is saved")
     if line.latest:
         seconds = time.monotonic() - began
-        tokens = (steps - start) * run.tokens_per_step
-        print(f"trained   {steps - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
+        tokens = (last - start) * run.tokens_per_step
+        print(f"trained   {last - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
               f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}")
     return 0
 

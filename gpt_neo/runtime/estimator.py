@@ -19,7 +19,7 @@ from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, training_sources
 from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
-from gpt_neo.mtf_compat import reason_of, tf
+from gpt_neo.mtf_compat import build_for_tpu, reason_of, tf
 from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
 from gpt_neo.runtime.hooks import Diverged, Progress
@@ -59,8 +59,12 @@ def make_estimator(
     run: RunConfig, folder: str, plan: MeshPlan, steps_per_checkpoint: int = 5000, tpu: Optional[TpuOptions] = None,
     report: Callable[[Progress], None] = lambda progress: None, text_lengths: Optional[np.ndarray] = None,
     watch: Optional[Watch] = None, steps_per_log: int = 10, eval_sources: int = 1,
+    function: Callable[..., Any] = model_fn,
 ) -> Any:  # fmt: skip
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
+
+    Args:
+      function: the model function; another one for steps that run outside of the session.
 
     Raises:
       ConfigError: the watch is to skip spikes, and the device is a TPU.
@@ -68,6 +72,8 @@ def make_estimator(
     watch = watch or Watch(folder)
     if tpu and watch.skip_spikes:
         raise ConfigError("--skip_spikes works on CPUs and GPUs: a TPU runs many steps before the host sees a loss")
+    if tpu:
+        build_for_tpu()
     tpu_config = tf.estimator.tpu.TPUConfig(
         iterations_per_loop=run.training.iterations,
         num_cores_per_replica=1,
@@ -94,7 +100,7 @@ def make_estimator(
         "watch": lambda: watch, "origin": lambda step: origin_text(run, step), "eval_sources": eval_sources,
     }  # fmt: skip
     return tf.estimator.tpu.TPUEstimator(
-        use_tpu=tpu is not None, model_fn=model_fn, config=config, params=params,
+        use_tpu=tpu is not None, model_fn=function, config=config, params=params,
         train_batch_size=run.training.train_batch_size, eval_batch_size=eval_batch_size(run),
     )  # fmt: skip
 

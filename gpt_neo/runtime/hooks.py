@@ -42,7 +42,7 @@ class Progress:
 
 
 class ProgressLog:
-    """Tells how far a run is, and appends to `train_log.jsonl` in its folder every `log_every` steps."""
+    """Tells how far a run is, and appends to `train_log.jsonl` in its folder every `log_every` steps; 0 never does."""
 
     def __init__(self, train_steps: int, tokens_per_step: int, folder: str, log_every: int = 10) -> None:
         self.train_steps, self.tokens_per_step, self.log_every = train_steps, tokens_per_step, log_every
@@ -60,7 +60,7 @@ class ProgressLog:
         speed = (last - first) / (now - start) if last > first and now > start else None
         left = (self.train_steps - step) / speed if speed else None
         tokens = speed * self.tokens_per_step if speed else None
-        if step % self.log_every == 0 or step == self.train_steps:
+        if self.log_every and (step % self.log_every == 0 or step == self.train_steps):
             row = {"step": step, "loss": loss, "lr": rate, "tokens_per_second": tokens}
             with writing_to(self.path), tf.io.gfile.GFile(self.path, "a") as handle:
                 handle.write(json.dumps(row) + "\n")
@@ -81,22 +81,42 @@ class ProgressHook(tf.estimator.SessionRunHook):
         self.log, self.report, self.watch = log, report, watch
 
     def begin(self) -> None:
-        """Find the step counter."""
-        self.fetches["step"] = tf.train.get_global_step()
+        """Find the step counter, which is to be read once the update is done."""
+        self.afterwards = {"step": tf.train.get_global_step()}
 
     def before_run(self, run_context: Any) -> Any:
-        """Fetch loss, rate and step along with the update."""
+        """Fetch loss and rate along with the update."""
         return tf.estimator.SessionRunArgs(self.fetches)
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
-        """Report. The fetched step may be from before or after its own increment; count from the first."""
-        values = run_values.results
-        step = int(run_context.session.run(self.fetches["step"]))
+        """Report."""
+        values = {**run_values.results, **run_context.session.run(self.afterwards)}
+        step = int(values["step"])
         loss, rate = float(values["loss"]), float(values["rate"])
         self.watch.step = step
         if not math.isfinite(loss) and not self.watch.skip_spikes:
             raise Diverged(f"step {step:,}: the loss is {loss}", step)
         self.report(self.log.add(step, loss, rate))
+
+
+class LoopHook(ProgressHook):
+    """As ProgressHook where a run of the session is many steps, of which it gives the last loss: TPUs.
+
+    Args:
+      schedule: from the number of steps before an update, a TensorFlow scalar, to the rate of that update.
+    """
+
+    def __init__(
+        self, schedule: Callable[[Any], Any], log: ProgressLog, report: Callable[[Progress], None], watch: Watch
+    ) -> None:
+        super().__init__(None, None, log, report, watch)
+        self.schedule = schedule
+
+    def begin(self) -> None:
+        """Find the loss, which TPUEstimator has made by now, and the step counter."""
+        super().begin()
+        self.fetches = {"loss": tf.get_collection(tf.GraphKeys.LOSSES)[-1]}
+        self.afterwards["rate"] = self.schedule(self.afterwards["step"] - 1)
 
 
 class SpikeHook(tf.estimator.SessionRunHook):

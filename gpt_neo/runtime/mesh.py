@@ -10,7 +10,7 @@ from typing import Any, Optional
 from gpt_neo.config.layouts import collision, dimension_sizes
 from gpt_neo.config.schema import MeshConfig, RunConfig
 from gpt_neo.errors import ConfigError, DeviceError
-from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.mtf_compat import SimdMeshImpl, lower_locally, mtf, tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,11 @@ class MeshPlan:
         """Parts that a tensor dimension is split into."""
         sizes = dict(self.mesh_shape)
         return math.prod(sizes[mesh_dim] for name, mesh_dim in self.layout if name == dimension)
+
+
+def whole_mesh(config: MeshConfig) -> MeshPlan:
+    """The mesh of a config as it stands, where it is the devices that have to fit: TPUs, exported programs."""
+    return MeshPlan(("",), config.mesh_shape, config.layout)
 
 
 def parse_devices(words: Sequence[str]) -> tuple:
@@ -138,6 +143,17 @@ class LocalPlacement:
         return mtf.Lowering(graph, {mesh: impl}, autostack=False)
 
 
+class GatheringMesh(SimdMeshImpl):
+    """Mesh-TF's lowering for TPU cores, which can give out tensors that are split too."""
+
+    def export_to_tf_tensor(self, x: Any, laid_out_x: Any) -> Any:
+        """The whole tensor, on every core."""
+        for place, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
+            if axis is not None:
+                laid_out_x = self.allconcat(laid_out_x, axis, place)
+        return laid_out_x.to_laid_out_tensor().one_slice
+
+
 class TpuPlacement:
     """Lowers graphs onto the cores of a TPU, from the context that TPUEstimator hands to the model function."""
 
@@ -145,14 +161,13 @@ class TpuPlacement:
 
     def __init__(self, config: MeshConfig, context: Any) -> None:
         self.config, self.context = config, context
-        plan = MeshPlan(("",), config.mesh_shape, config.layout)
+        plan = whole_mesh(config)
         self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
         self.replicas = plan.replicas()
         cores = math.prod(size for _, size in config.mesh_shape)
-        if cores != context.num_replicas * context.num_of_cores_per_replica:
+        if cores != context.num_replicas:  # as TPUEstimator calls cores that all run the same program
             raise DeviceError(
-                f"mesh_shape multiplies to {cores} cores, the TPU has "
-                f"{context.num_replicas * context.num_of_cores_per_replica}: set --set mesh_shape=..."
+                f"mesh_shape multiplies to {cores} cores, the TPU has {context.num_replicas}: set --set mesh_shape=..."
             )
 
     def make_mesh(self, graph: Any) -> Any:
@@ -164,8 +179,7 @@ class TpuPlacement:
     def lower(self, graph: Any, mesh: Any) -> Any:
         """mtf.Lowering of a finished graph."""
         shape, rules = mesh_strings(self.config.mesh_shape, self.config.layout)
-        devices = [""] * shape.size
-        impl = mtf.simd_mesh_impl.SimdMeshImpl(shape, rules, devices, self.context.device_assignment)
+        impl = GatheringMesh(shape, rules, device_assignment=self.context.device_assignment)
         # Updates go variable by variable; stacking would take the variables from under them.
         return mtf.Lowering(graph, {mesh: impl}, autostack=False)
 

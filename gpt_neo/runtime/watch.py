@@ -82,6 +82,12 @@ class Watch:
             raise KeyboardInterrupt
         self.signal = self.signal or number
 
+    def listen(self) -> None:
+        """Take back what another has set since: TPUEstimator lets SIGINT kill the process, before every step."""
+        for number in self.handlers:
+            if signal.getsignal(number) != self.on_signal:
+                signal.signal(number, self.on_signal)
+
     def mark(self) -> None:
         """The run is alive."""
         self.alive = time.monotonic()
@@ -131,6 +137,10 @@ class WatchHook(tf.estimator.SessionRunHook):
         """From now on there is something to save."""
         self.watch.running = True
         self.watch.mark()
+
+    def before_run(self, run_context: Any) -> None:
+        """Signals are the watch's."""
+        self.watch.listen()
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Ask for the end of the session: what saves does so then.

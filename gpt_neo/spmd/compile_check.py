@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config.estimate import count_parameters, microbatches
@@ -23,8 +24,18 @@ from gpt_neo.spmd.topologies import Slice, find_slice
 COMPILER = Path(__file__).with_name("tpu_compiler.py")
 
 
-def check(run: RunConfig, name: str, tell: Callable[[str], None] = lambda line: None) -> dict:
+class OutOfTime(DeviceError):
+    """The compiler was stopped before it had an answer."""
+
+
+def check(
+    run: RunConfig, name: str, tell: Callable[[str], None] = lambda line: None, seconds: Optional[float] = None
+) -> dict:
     """Compile the training step of a run for a slice, such as v3-256.
+
+    Args:
+      tell: called with lines for the person.
+      seconds: that the compiler may take; None waits.
 
     Returns:
       fits; used_bytes and usable_bytes per device (usable: None where it fits, as the compiler tells it only of what
@@ -33,7 +44,9 @@ def check(run: RunConfig, name: str, tell: Callable[[str], None] = lambda line: 
     Raises:
       ConfigError: no such slice, or the layout does not divide.
       DeviceError: the mesh is not of the slice's size, or the compiler cannot be had or fails.
+      OutOfTime: it takes longer.
     """
+    began = time.monotonic()
     slice_ = find_slice(name)
     cores = math.prod(size for _, size in run.mesh.mesh_shape)
     if cores != slice_.devices:
@@ -44,7 +57,8 @@ def check(run: RunConfig, name: str, tell: Callable[[str], None] = lambda line: 
     program = export_train_step(run)
     with tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
         output = os.path.join(folder, "optimised.hlo")
-        report = compile_program(program, slice_, python, folder, output)
+        left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
+        report = compile_program(program, slice_, python, folder, output, left)
         return {**about(run, slice_), **report, **(figures_of(run, slice_, program, report, output)
                                                    if report["fits"] else {})}  # fmt: skip
 
@@ -61,11 +75,14 @@ def about(run: RunConfig, slice_: Slice) -> dict:
     }  # fmt: skip
 
 
-def compile_program(program: Program, slice_: Slice, python: str, folder: str, output: str) -> dict:
+def compile_program(
+    program: Program, slice_: Slice, python: str, folder: str, output: str, seconds: Optional[float] = None
+) -> dict:
     """The compiler's report, with used_bytes in any case.
 
     Raises:
       DeviceError: it fails for another reason than memory.
+      OutOfTime: it takes longer than it may.
     """
     module = os.path.join(folder, "program.mlir")
     Path(module).write_text(program.stablehlo, encoding="utf-8")
@@ -73,7 +90,10 @@ def compile_program(program: Program, slice_: Slice, python: str, folder: str, o
     # No TPU is opened, so others may compile at the same time; nothing is asked of a cloud machine's metadata.
     environment = {**kept, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     command = [python, str(COMPILER), module, slice_.topology, str(slice_.devices), output]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise OutOfTime("the TPU compiler was stopped: it took longer than it may") from error
     if done.returncode == -signal.SIGKILL:
         raise DeviceError("the TPU compiler was killed: this machine has too little memory for a program of this size")
     if done.returncode:

@@ -11,8 +11,8 @@ import math
 from typing import Any, Optional
 
 from gpt_neo.config.schema import MeshConfig
-from gpt_neo.mtf_compat import SimdMeshImpl, mtf, named_call, tf
-from gpt_neo.runtime.mesh import MeshPlan, mesh_strings
+from gpt_neo.mtf_compat import mtf, named_call, tf
+from gpt_neo.runtime.mesh import GatheringMesh, MeshPlan, mesh_strings
 
 
 class SliceInput:
@@ -38,7 +38,7 @@ class SliceInput:
         return self.value - other
 
 
-class CoreMesh(SimdMeshImpl):
+class CoreMesh(GatheringMesh):
     """A mesh of cores that all run this one graph, for any number of lowerings over the same variables.
 
     core: int32 scalar input, the number of the core. slices: variable name -> (mtf.Variable, SliceInput).
@@ -148,13 +148,6 @@ class CoreMesh(SimdMeshImpl):
             for axis, size in zip(layout.tensor_axis_to_mesh_axis, sizes)
         ]
         return self.LaidOutTensor([tf.slice(whole, tf.stack(begin), sizes)])
-
-    def export_to_tf_tensor(self, x: Any, laid_out_x: Any) -> Any:
-        """The whole tensor, on every core."""
-        for place, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
-            if axis is not None:
-                laid_out_x = self.allconcat(laid_out_x, axis, place)
-        return laid_out_x.to_laid_out_tensor().one_slice
 
 
 class CorePlacement:

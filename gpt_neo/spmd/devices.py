@@ -36,6 +36,7 @@ class Devices:
         self.process = subprocess.Popen(
             [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             env=worker_environment(platform, program.description["cores"]),
+            start_new_session=True,  # a Ctrl-C at the terminal is for this side, which still has something to save
         )  # fmt: skip
         path = os.path.join(self.folder.name, "program.mlir")
         Path(path).write_text(program.stablehlo, encoding="utf-8")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator
-from typing import Callable
+from typing import Callable, Optional
 
+from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.layouts import dimension_sizes
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.spmd.compile_check import check
+from gpt_neo.errors import GptNeoError
+from gpt_neo.spmd.compile_check import OutOfTime, check
 from gpt_neo.spmd.topologies import find_slice
 
 WAYS = (1, 2, 4, 8, 16)  # cores that share one replica of the model
@@ -55,46 +58,119 @@ def layouts(run: RunConfig, devices: int) -> Iterator[tuple[tuple, tuple]]:
             yield (("x", replicas), ("y", ways)), (("batch", "x"), *split, ("slots", "x"))
 
 
-def propose(run: RunConfig, name: str, tell: Callable[[str], None]) -> list[tuple[Candidate, dict]]:
-    """Compile candidates for a slice; (choice, report) of those that fit, the fastest by the estimate first.
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When a search ends: candidates that are compiled, and seconds."""
+
+    candidates: int = 12
+    seconds: float = 3600.0
+
+
+class Ended(Exception):
+    """A limit of the search is reached. Its text says which."""
+
+
+class Search:
+    """Candidates for a slice, compiled one after the other.
+
+    found: (choice, report) of those that fit, in the order in which they were tried. ended: why it ended before all
+    was tried, or None.
+    """
+
+    def __init__(
+        self, run: RunConfig, name: str, tell: Callable[[str], None], limits: Limits, clock: Callable[[], float]
+    ) -> None:
+        self.run, self.name, self.tell, self.limits, self.clock = run, name, tell, limits, clock
+        self.end = clock() + limits.seconds
+        self.bases = [Candidate(mesh_shape, layout, run.model.n_ctx, True)
+                      for mesh_shape, layout in layouts(run, find_slice(name).devices)]  # fmt: skip
+        # Each base up to the one that fits, that one without recomputation, then larger microbatches.
+        self.most = max((place + 2 + len(self.larger(base)) for place, base in enumerate(self.bases)), default=0)
+        self.tried = 0
+        self.found: list[tuple[Candidate, dict]] = []
+        self.ended: Optional[str] = None
+
+    def all(self) -> Search:
+        """Try what is worth trying, until a limit. Returns: itself.
+
+        Raises:
+          GptNeoError: as `compile_check.check`, as long as nothing was found.
+        """
+        try:
+            base = next((base for base in self.bases if self.fits(base)), None)
+            if base is not None:
+                plain = dataclasses.replace(base, recompute=False)
+                self.grow(plain if self.fits(plain) else base)
+        except Ended as ended:
+            self.ended = str(ended)
+        return self
+
+    def grow(self, base: Candidate) -> None:
+        """Larger microbatches, while they fit and the estimate falls; the base is what fitted last."""
+        for tokens in self.larger(base):
+            before = pace(self.found[-1][1])
+            if not self.fits(dataclasses.replace(base, tokens=tokens)) or pace(self.found[-1][1]) >= before:
+                return
+
+    def larger(self, base: Candidate) -> list[int]:
+        """Doubled sizes of a microbatch, those that make fewer of them."""
+        batch = self.run.training.train_batch_size // math.prod(
+            size for axis, size in base.mesh_shape if ("batch", axis) in base.layout
+        )
+        doubled = [base.tokens << n for n in range(1, batch.bit_length())]
+        counts = [microbatches(dataclasses.replace(base, tokens=tokens).applied(self.run).mesh, self.run.model.n_ctx,
+                               batch) for tokens in [base.tokens, *doubled]]  # fmt: skip
+        return [tokens for tokens, count, before in zip(doubled, counts[1:], counts) if count < before]
+
+    def fits(self, candidate: Candidate) -> bool:
+        """Compile a candidate, with a line before and one after.
+
+        Raises:
+          Ended: a limit is reached.
+        """
+        left = self.end - self.clock()
+        if self.tried >= self.limits.candidates:
+            raise Ended(f"{self.tried} candidates were compiled (--compile_candidates)")
+        if left <= 0:
+            raise Ended(f"{self.limits.seconds / 60:g} minutes are over (--compile_minutes)")
+        self.tried += 1
+        words = " ".join(candidate.settings)
+        self.tell(f"compiling candidate {self.tried} of at most {min(self.most, self.limits.candidates)}: {words}")
+        try:
+            report = check(candidate.applied(self.run), self.name, self.tell, left)
+        except OutOfTime:
+            raise Ended(f"{self.limits.seconds / 60:g} minutes are over (--compile_minutes)") from None
+        except GptNeoError as error:
+            if not self.found:
+                raise
+            self.tell(f"it cannot be compiled: {error}")
+            return False
+        self.tell(f"it fits: {pace(report):.3f} s a step" if report["fits"] else "it does not fit")
+        if report["fits"]:
+            self.found.append((candidate, report))
+        return report["fits"]
+
+
+def propose(
+    run: RunConfig, name: str, tell: Callable[[str], None], limits: Limits = Limits(),
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[list[tuple[Candidate, dict]], Optional[str]]:  # fmt: skip
+    """Compile candidates for a slice; (choice, report) of those that fit, the fastest by the estimate first, and why
+    the search ended before its end, or None.
 
     The fewest cores per replica that fit are taken. There, recomputation is left out if that fits, and the microbatch
     is doubled for as long as it fits and the estimate falls.
 
+    Args:
+      tell: called with a line before a candidate is compiled, which takes minutes, and one after.
+
     Raises:
       GptNeoError: as `compile_check.check`.
     """
-    found: list[tuple[Candidate, dict]] = []
-
-    def fits(candidate: Candidate) -> bool:
-        report = check(candidate.applied(run), name, tell)
-        verdict = f"{pace(report):.3f} s a step" if report["fits"] else "does not fit"
-        tell(f"{' '.join(candidate.settings)}: {verdict}")
-        if report["fits"]:
-            found.append((candidate, report))
-        return report["fits"]
-
-    for mesh_shape, layout in layouts(run, find_slice(name).devices):
-        base = Candidate(mesh_shape, layout, run.model.n_ctx, True)
-        if not fits(base):
-            continue
-        if not fits(dataclasses.replace(base, recompute=False)):
-            grow(base, run, fits, found)
-        break
-    return sorted(found, key=lambda item: pace(item[1]))
+    search = Search(run, name, tell, limits, clock).all()
+    return sorted(search.found, key=lambda item: pace(item[1])), search.ended
 
 
 def pace(report: dict) -> float:
     """Seconds of a step: estimated, or at the chip's peak where the compiler has no estimate."""
     return report["seconds"] or report["least_seconds"]
-
-
-def grow(base: Candidate, run: RunConfig, fits: Callable[[Candidate], bool], found: list) -> None:
-    """Double the microbatch while that helps."""
-    replicas = math.prod(size for axis, size in base.mesh_shape if ("batch", axis) in base.layout)
-    largest, tokens = run.tokens_per_step // replicas, 2 * base.tokens
-    while tokens <= largest:
-        before = pace(found[-1][1])
-        if not fits(dataclasses.replace(base, tokens=tokens)) or pace(found[-1][1]) >= before:
-            return
-        tokens *= 2

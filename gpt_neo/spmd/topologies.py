@@ -14,7 +14,8 @@ class Generation:
 
     devices: cores per chip, as XLA sees them. peak: bfloat16 FLOP/s of a chip. memory: bytes of its HBM.
     counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips since.
-    chips: sizes of slices. dimensions: of the arrangement of chips.
+    chips: sizes of slices. host: chips of a host. estimator: whether TPUEstimator's driver, that of TensorFlow 2.15,
+    knows it. dimensions: of the arrangement of chips.
     """
 
     devices: int
@@ -22,29 +23,37 @@ class Generation:
     memory: float
     counted: int
     chips: tuple
+    host: int
+    estimator: bool
     dimensions: int = 2
 
 
 # Google's published figures; of the memory the compiler keeps a part for itself.
 GENERATIONS = {
-    "v2": Generation(2, 45e12, 16 * 2**30, 2, (4, 16, 64, 128, 256)),
-    "v3": Generation(2, 123e12, 32 * 2**30, 2, (4, 16, 32, 64, 128, 256, 512, 1024)),
-    "v4": Generation(2, 275e12, 32 * 2**30, 2, tuple(2**n for n in range(2, 12)), 3),
-    "v5p": Generation(1, 459e12, 95 * 2**30, 2, tuple(2**n for n in range(2, 12)), 3),
-    "v5e": Generation(1, 197e12, 16 * 2**30, 1, (1, 4, 8, 16, 32, 64, 128, 256)),
-    "v6e": Generation(1, 918e12, 32 * 2**30, 1, (1, 4, 8, 16, 32, 64, 128, 256)),
+    "v2": Generation(2, 45e12, 16 * 2**30, 2, (4, 16, 64, 128, 256), 4, True),
+    "v3": Generation(2, 123e12, 32 * 2**30, 2, (4, 16, 32, 64, 128, 256, 512, 1024), 4, True),
+    "v4": Generation(2, 275e12, 32 * 2**30, 2, tuple(2**n for n in range(2, 12)), 4, True, 3),
+    "v5p": Generation(1, 459e12, 95 * 2**30, 2, tuple(2**n for n in range(2, 12)), 4, False, 3),
+    "v5e": Generation(1, 197e12, 16 * 2**30, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
+    "v6e": Generation(1, 918e12, 32 * 2**30, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice. devices: as many as mesh_shape has to multiply to. peak and memory: of one of them."""
+    """A slice. devices: as many as mesh_shape has to multiply to. peak and memory: of one of them.
+
+    hosts: machines that it hangs on. estimator: as in `Generation`. largest: the largest slice of one host.
+    """
 
     name: str
     topology: str
     devices: int
     peak: float
     memory: float
+    hosts: int
+    estimator: bool
+    largest: str
 
 
 def find_slice(name: str) -> Slice:
@@ -62,7 +71,8 @@ def find_slice(name: str) -> Slice:
         raise ConfigError(f"--compile_for {name}: there is no such slice; there are {sizes}")
     shape = "x".join(map(str, arrangement(chips, known.dimensions)))
     return Slice(f"{match[1]}-{match[2]}", f"{match[1]}:{shape}", chips * known.devices, known.peak / known.devices,
-                 known.memory / known.devices)  # fmt: skip
+                 known.memory / known.devices, -(-chips // known.host), known.estimator,
+                 f"{match[1]}-{known.host * known.counted}")  # fmt: skip
 
 
 def arrangement(chips: int, dimensions: int) -> tuple:

@@ -1,149 +1,135 @@
-"""Training with an exported program: records in, checkpoints out, weights and slots on the devices in between."""
+"""Training with an exported program: main.py's own training, whose step runs on devices of another process.
+
+The session of the runtime reads the records, counts the steps, logs, watches and decides what is kept. The weights
+and slots are on the devices; they are read when a checkpoint is written.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import os
-from collections.abc import Iterator
-from typing import Any, Callable
+from types import TracebackType
+from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 
-from gpt_neo.checkpoint.bundle import BundleWriter
-from gpt_neo.checkpoint.fit import STEP, fit_checkpoint
-from gpt_neo.checkpoint.folder import checkpoints_of, files_of, find_latest, write_state
-from gpt_neo.checkpoint.names import PREFIX, step_of
-from gpt_neo.checkpoint.record import make_record, tokenizer_reference, write_record
-from gpt_neo.checkpoint.tensors import BFLOAT16, blocks
+from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError
-from gpt_neo.inputs.samples import weighted
-from gpt_neo.inputs.train_input import training_batches
+from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.access import check_writable
-from gpt_neo.runtime.estimator import after_divergence, checked_sources, reading
-from gpt_neo.runtime.hooks import Diverged, Progress, ProgressLog
-from gpt_neo.runtime.lock import FolderLock
+from gpt_neo.runtime import estimator as runtime
+from gpt_neo.runtime.hooks import Progress
+from gpt_neo.runtime.mesh import whole_mesh
+from gpt_neo.runtime.model_fn import progress_hook, saver_hook, session_spec
+from gpt_neo.runtime.train_step import TrainStep
+from gpt_neo.runtime.watch import Watch, WatchHook
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
+from gpt_neo.spmd.saver import DeviceSaver, fit_program
+
+Result = TypeVar("Result")
 
 
-@dataclasses.dataclass(frozen=True)
-class SpmdOptions:
-    """Where and how often. python: that of the worker; platform: cpu, gpu or tpu."""
-
-    python: str
-    platform: str = "cpu"
-    steps_per_checkpoint: int = 5000
-
-
-def train(
-    run: RunConfig, folder: str, options: SpmdOptions, report: Callable[[Progress], None],
-    tell: Callable[[str], None] = lambda line: None,
-) -> int:  # fmt: skip
-    """Train to `train_steps`, from the newest checkpoint on. Returns the step reached.
+class DeviceTraining:
+    """Context of a training run on devices of JAX.
 
     Args:
-      report: called after every step.
+      start: brings a program to devices; called when the graph is built, so that what is wrong with the run's folder
+        or its records is told before.
       tell: called with lines for the person.
-
-    Raises:
-      GptNeoError: anything that is the user's to mend.
     """
-    if "://" in folder:
-        raise CheckpointError(f"model_path {folder!r}: spmd-run writes to local folders (--set model_path=...)")
-    sources = checked_sources(run, tell)
-    check_writable(folder)
-    with FolderLock(folder, tell=tell):
-        return train_alone(run, folder, options, sources, report, tell)
+
+    def __init__(self, run: RunConfig, start: Callable[[Program], Devices], tell: Callable[[str], None]) -> None:
+        self.run, self.start, self.tell = run, start, tell
+        self.plan = whole_mesh(run.mesh)
+        self.devices: Any = None
+        self.failure: Optional[GptNeoError] = None
+
+    def train(
+        self, folder: str, report: Callable[[Progress], None], watch: Watch, steps_per_checkpoint: int = 5000,
+        steps_per_log: int = 10,
+    ) -> int:  # fmt: skip
+        """As `runtime.estimator.train`, with the same words for what goes wrong."""
+        leave = watch.leave
+        watch.leave = lambda status: self.leave(status, leave)
+        # A plain function: TPUEstimator looks at its arguments.
+        estimator = runtime.make_estimator(
+            self.run, folder, self.plan, steps_per_checkpoint, report=report, watch=watch, steps_per_log=steps_per_log,
+            function=lambda features, labels, mode, params: self.train_spec(features, params),
+        )
+        try:
+            return runtime.train(estimator, self.run, self.plan, folder, self.tell, watch)
+        except (tf.errors.OpError, GptNeoError):
+            if self.failure is not None:  # what TensorFlow makes of it names a node of the graph
+                raise self.failure from None
+            raise
+
+    def train_spec(self, batch: dict, params: dict) -> Any:
+        """TPUEstimatorSpec of a session whose step is the program."""
+        watch: Watch = params["watch"]()
+        program = export_train_step(self.run, weighted="weights" in batch)
+        existing = latest_checkpoint(params["folder"])
+        if existing:
+            fit_program(existing, program)  # before the compiler works for minutes
+        self.devices = self.start(program)
+        self.tell(f"running on {len(self.devices.kinds)} x {self.devices.kinds[0]}")
+        watch.mark()  # to export and to compile took its time
+        saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell, self.noting)
+        tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
+        step = self.step(batch)
+        hooks = [StartHook(self.devices, saver), progress_hook(step, self.run, params), WatchHook(watch),
+                 saver_hook(self.run, params, saver, [])]  # fmt: skip
+        return session_spec(step, hooks)
+
+    def step(self, batch: dict) -> TrainStep:
+        """A call of the program: loss and rate before the update, and the count of it."""
+        counter, names = tf.train.get_or_create_global_step(), list(batch)
+
+        def call(step: np.ndarray, *arrays: np.ndarray) -> tuple:
+            results = self.noting(lambda: self.devices.step({"step": step, **dict(zip(names, arrays))}))
+            return tuple(np.float32(results[name][0]) for name in ("loss", "rate"))  # all cores have the same
+
+        given = [tf.cast(counter, tf.int32), *batch.values()]
+        loss, rate = tf.numpy_function(call, given, [tf.float32, tf.float32], name="devices")
+        for value in (loss, rate):
+            value.set_shape([])
+        with tf.control_dependencies([loss, rate]):
+            train = tf.assign_add(counter, 1).op
+        return TrainStep(loss, rate, train, lowering=None)
+
+    def noting(self, act: Callable[[], Result]) -> Result:
+        """Do something inside a graph, which turns every error into one of its own: keep ours."""
+        self.failure = None  # an earlier one was got over, as where a save is tried again
+        try:
+            return act()
+        except GptNeoError as error:
+            self.failure = error
+            raise
+
+    def leave(self, status: int, leave: Callable[[int], None]) -> None:
+        """End a run that is stuck, and the process that it may be stuck in."""
+        if self.devices is not None:
+            self.devices.process.kill()
+        leave(status)
+
+    def __enter__(self) -> DeviceTraining:
+        """Nothing more to do."""
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        """Let go of the devices."""
+        if self.devices is not None:
+            self.devices.close()
 
 
-def train_alone(
-    run: RunConfig, folder: str, options: SpmdOptions, sources: Any, report: Callable[[Progress], None],
-    tell: Callable[[str], None],
-) -> int:  # fmt: skip
-    """Train, as the only run in the folder."""
-    found = find_latest(folder)
-    start = step_of(found.path) if found else 0
-    if start >= run.training.train_steps:
-        return start
-    program = export_train_step(run, weighted=weighted(run, sources))
-    with Devices(program, options.python, options.platform) as devices:
-        tell(f"running on {len(devices.kinds)} x {devices.kinds[0]}")
-        for name, value in starting_values(program, found.path if found else None, tell):
-            devices.put(name, value)
-        with after_divergence(run, folder), reading(run, sources, start, run.training.train_batch_size):
-            run_steps(run, folder, options, devices, start, sources, report)
-    return run.training.train_steps
+class StartHook(tf.estimator.SessionRunHook):
+    """Gives the devices what a new run starts from, where no checkpoint was restored."""
 
+    def __init__(self, devices: Devices, saver: DeviceSaver) -> None:
+        self.devices, self.saver = devices, saver
 
-def starting_values(program: Program, path: Any, tell: Callable[[str], None]) -> Iterator[tuple[str, np.ndarray]]:
-    """Whole variables from a checkpoint, or drawn anew without one."""
-    if path is None:
-        yield from initial_values(program)
-        return
-    variables = program.description["variables"]
-    fit = fit_checkpoint(path, {name: about["shape"] for name, about in variables.items()})
-    for note in fit.notes:
-        tell(note)
-    for name, about in variables.items():
-        yield name, fit.value(name, np_dtype(about["dtype"]))
-
-
-def np_dtype(name: str) -> np.dtype:
-    """NumPy's type for a name that may be bfloat16."""
-    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
-
-
-def run_steps(
-    run: RunConfig, folder: str, options: SpmdOptions, devices: Devices, start: int, sources: Any,
-    report: Callable[[Progress], None],
-) -> None:  # fmt: skip
-    """Steps from `start` on, with a checkpoint every so many and at the end."""
-    tokenizer, last = tokenizer_reference(run), run.training.train_steps
-    log = ProgressLog(last, run.tokens_per_step, folder)
-    for step, batch in enumerate(batches_from(run, start, sources), start + 1):
-        results = devices.step({"step": np.int32(step - 1), **batch})
-        loss, rate = float(results["loss"][0]), float(results["rate"][0])
-        if not math.isfinite(loss):
-            raise Diverged(f"step {step:,}: the loss is {loss}", step)
-        report(log.add(step, loss, rate))
-        if step % options.steps_per_checkpoint == 0 or step == last:
-            save(devices, folder, run, step, tokenizer)
-        if step == last:
-            return
-
-
-def batches_from(run: RunConfig, start: int, sources: Any) -> Iterator[dict]:
-    """Batches of the runtime's own pipeline as arrays, from those of a step on."""
-    with tf.Graph().as_default(), tf.Session() as session:
-        data = training_batches(run, run.training.train_batch_size, start, sources)
-        following = tf.data.make_one_shot_iterator(data).get_next()
-        while True:
-            yield session.run(following)
-
-
-def save(devices: Devices, folder: str, run: RunConfig, step: int, tokenizer: Any) -> str:
-    """Write a checkpoint of what the devices hold, its record and the state file; delete the oldest past the limit.
-
-    Returns:
-      its path without suffix.
-    """
-    prefix = os.path.join(folder, f"{PREFIX}{step}")
-    try:
-        writer = BundleWriter(prefix)
-        for name in sorted(devices.program.description["variables"]):
-            value = devices.get(name)
-            writer.add(name, value.shape, value.dtype, blocks(value))
-        writer.add(STEP, (), np.dtype(np.int64), [np.array(step, np.int64)])
-        writer.finish()  # the index comes last: without it the rest is no checkpoint
-        write_record(prefix, make_record(run, step, tokenizer))
-        write_state(folder, prefix)
-    except OSError as error:
-        raise CheckpointError(f"{prefix}: cannot be written: {error.strerror or error}") from error
-    kept = sorted(checkpoints_of(folder), key=step_of)
-    for old in kept[: -run.training.keep_checkpoints] if run.training.keep_checkpoints else []:
-        for path in sorted(files_of(old), key=lambda path: not path.endswith(".index")):
-            os.remove(path)
-    return prefix
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Draw and place the variables, one at a time."""
+        if self.saver.restored is None:
+            for name, value in initial_values(self.devices.program):
+                self.devices.put(name, value)

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from gpt_neo.cli.compile_for import run_command
+from gpt_neo.cli.compile_for import run_line
 from gpt_neo.cli.job import Job
 
 FOUND = ["mesh_shape=x:8", "layout=batch:x,slots:x", "tokens_per_mb_per_replica=2048", "recompute_grad=false"]
@@ -19,4 +19,4 @@ def test_what_was_overridden_is_kept_unless_it_was_decided(slice_, start):
     args = argparse.Namespace(compile_for=slice_, set=overrides, dtype="float32", model="m.json")
     words = " ".join(f"--set {text}" for text in FOUND)
     wanted = f"{start} --set train_batch_size=64 --set 'model_path=/runs/a b' --set precision=float32 {words}"
-    assert run_command(Job(args, None, ""), FOUND) == wanted
+    assert run_line(Job(args, None, ""), FOUND) == wanted

@@ -1,65 +1,300 @@
-"""The graph that TPUEstimator would send to a TPU: devices, host call, batch and hooks. Nothing runs."""
+"""The graph that TPUEstimator would send to a TPU, made by TPUEstimator itself for slices of one host and of several:
+devices, infeed, batch, host call and hooks. Nothing runs on a core."""
 
-import json
-import types
+import glob
+import os
+import signal
 
 import numpy as np
 import pytest
 
+from gpt_neo import mtf_compat
+from gpt_neo.checkpoint.saver import RecordListener
 from gpt_neo.config import load_config
+from gpt_neo.dataprep.readers import natural_key
+from gpt_neo.errors import DeviceError
+from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.runtime.model_fn import model_fn
-from gpt_neo.runtime.watch import Watch
+from gpt_neo.runtime.hooks import LoopHook, ProgressLog
+from gpt_neo.runtime.mesh import GatheringMesh, mesh_strings
+from gpt_neo.runtime.watch import Watch, WatchHook
+from tests.runtime.fake_tpu import CORES, Slice, not_compiled
 
-CONFIG = {
-    "n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2, "train_batch_size": 8,
-    "train_steps": 10, "mesh_shape": "x:2,y:2", "layout": "batch:x,heads:y",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tpu(tmp_path_factory):
-    """Graph, spec and run of a training step for four cores on two hosts' worth of chips."""
-    folder = tmp_path_factory.mktemp("tpu")
-    (folder / "model.json").write_text(json.dumps(CONFIG))
-    run = load_config(str(folder / "model.json"))
-    cores = np.array([[[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0], [1, 0, 0, 1]]])
-    topology = tf.tpu.experimental.Topology(mesh_shape=[2, 1, 1, 2], device_coordinates=cores)
-    assignment = tf.tpu.experimental.DeviceAssignment.build(topology, num_replicas=4)
-    context = types.SimpleNamespace(
-        num_replicas=4, num_of_cores_per_replica=1, num_hosts=1, device_assignment=assignment,
-        tpu_host_placement_function=lambda host_id: f"/job:worker/task:{host_id}/device:CPU:0",
-    )  # fmt: skip
-    params = {"run": run, "folder": str(folder), "steps_per_checkpoint": 7, "use_tpu": True, "context": context,
-              "watch": lambda: Watch(str(folder)), "origin": str}  # fmt: skip
-    specs = []
-
-    def program():
-        batch = {name: tf.zeros([8, 8], tf.int32) for name in ("inputs", "labels")}
-        specs.append(model_fn(batch, None, tf.estimator.ModeKeys.TRAIN, params))
-        with tf.control_dependencies([specs[0].train_op]):
-            return tf.identity(specs[0].loss)
-
-    with tf.Graph().as_default() as graph:
-        tf.train.get_or_create_global_step()
-        tf.tpu.replicate(program, inputs=[[]] * 4, device_assignment=assignment)
-        yield graph, specs[0]
+SLICES = {"v3-8": (1, 1, "x:4,y:2"), "v3-32": (2, 2, "x:16,y:2")}
+BATCH = 16
 
 
-def test_masters_stay_on_the_host(tpu):
-    graph, _ = tpu
-    masters = [v for v in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES) if v.name.startswith("gpt2/")]
-    assert len(masters) > 10 and {v.device for v in masters} == {"/job:worker/task:0/device:CPU:0"}
+@pytest.fixture(autouse=True)
+def functions_again():
+    """Loops of later tests are functions again."""
+    yield
+    tf.enable_control_flow_v2()
 
 
-def test_host_call_has_a_row_per_core(tpu):
-    _, spec = tpu
-    function, values = spec.host_call
-    assert callable(function) and [value.shape.as_list() for value in values] == [[1], [1], [1]]
+@pytest.fixture(scope="module", params=list(SLICES))
+def built(request, world):
+    """(name, run, slice, graph) of training."""
+    across, down, mesh = SLICES[request.param]
+    path = world.config(f"tpu_{request.param}", mesh_shape=mesh, layout="batch:x,heads:y", train_batch_size=BATCH,
+                        iterations=10, shuffle_input_filenames=False, train_steps=40, n_layer=1,
+                        attention_types="global")  # fmt: skip
+    run = load_config(path)
+    with pytest.MonkeyPatch.context() as patch:
+        slice_ = Slice(patch, across, down)
+        watch = Watch(run.training.model_path)
+        made = slice_.train(run, run.training.model_path, watch=watch, steps_per_checkpoint=20)
+        made.watch = watch
+        yield request.param, run, slice_, made
+    tf.enable_control_flow_v2()
 
 
-def test_hooks_restore_and_save_slices(tpu):
-    _, spec = tpu
-    assert any(isinstance(hook, mtf.MtfRestoreHook) for hook in spec.training_hooks)
-    saver = next(hook for hook in spec.training_hooks if isinstance(hook, tf.train.CheckpointSaverHook))
-    assert any(isinstance(one, mtf.MtfCheckpointSaverListener) for one in saver._listeners)
+def assignment_of(made):
+    """[cores, 4]: where in the topology each core of the program lies, in the order of the program's numbers."""
+    (metadata,) = made.ops("TPUReplicateMetadata")
+    return np.array(metadata.get_attr("device_assignment")).reshape(metadata.get_attr("num_replicas"), 4)
+
+
+def mesh_of(run):
+    """Mesh-TF's own arithmetic."""
+    return GatheringMesh(*mesh_strings(run.mesh.mesh_shape, run.mesh.layout))
+
+
+def test_every_core_is_in_the_program_once_and_neighbours_are_near(built):
+    name, run, slice_, made = built
+    places = assignment_of(made)
+    assert len(places) == CORES * slice_.hosts
+    wanted = {tuple(core) for host in slice_.topology.device_coordinates for core in host}
+    assert {tuple(place) for place in places} == wanted
+    # mesh dimension y, the last one, is the two cores of a chip; Mesh-TF counts along it first
+    mesh = mesh_of(run)
+    for core, place in enumerate(places):
+        assert mtf.pnum_to_processor_coordinates(mesh.shape, core) == [core // 2, core % 2]
+        assert (place[:3] == places[core - core % 2][:3]).all() and place[3] == core % 2
+
+
+def test_each_core_is_told_its_number(built):
+    _, _, _, made = built
+    (numbers,) = [op for op in made.ops("TPUReplicatedInput") if "pnum_constants" in op.name]
+    told = [tf.make_ndarray(value.op.get_attr("value")).item() for value in numbers.inputs]
+    assert told == list(range(len(assignment_of(made))))
+
+
+def test_sums_go_over_rows_and_columns_of_the_mesh(built):
+    _, _, _, made = built
+    count = len(assignment_of(made))
+    along_y = [[core, core + 1] for core in range(0, count, 2)]
+    along_x = [list(range(y, count, 2)) for y in (0, 1)]
+    groups = [tf.make_ndarray(op.inputs[1].op.get_attr("value")).tolist() for op in made.ops("CrossReplicaSum")]
+    assert along_y in groups and along_x in groups
+    assert all(sorted(map(sorted, group)) in (along_y, along_x, [list(range(count))]) for group in groups)
+
+
+def test_slices_lie_on_their_cores_and_masters_on_the_hosts(built):
+    name, run, slice_, made = built
+    places = assignment_of(made)
+    variables = {op.name: op.device for op in made.ops("VarHandleOp")}
+    masters = {name: device for name, device in variables.items() if name.startswith("gpt2/") and "_slice_" not in name}
+    assert len(masters) > 10
+    assert set(masters.values()) == {f"/job:worker/task:{host}/device:CPU:0" for host in range(slice_.hosts)}
+    for core, place in enumerate(places):
+        task = slice_.topology.task_ordinal_at_coordinates(place)
+        ordinal = slice_.topology.tpu_device_ordinal_at_coordinates(place)
+        mine = {device for name, device in variables.items() if name.endswith(f"_slice_{core}")}
+        assert mine == {f"/task:{task}/device:TPU:{ordinal}"}
+    assert len([name for name in variables if "_slice_" in name]) == len(masters) * len(places)
+
+
+def test_each_host_feeds_each_of_its_cores_once(built):
+    name, run, slice_, made = built
+    queues = made.ops("InfeedEnqueueTuple")
+    places = assignment_of(made)
+    assert len(queues) == len(places)
+    fed = {(op.device, op.get_attr("device_ordinal")) for op in queues}
+    assert fed == {(f"/job:worker/task:{host}/device:CPU:0", core) for host in range(slice_.hosts)
+                   for core in range(CORES)}  # fmt: skip
+    for core, op in enumerate(queues):  # that of core n feeds core n
+        task = slice_.topology.task_ordinal_at_coordinates(places[core])
+        assert op.device == f"/job:worker/task:{task}/device:CPU:0"
+        assert op.get_attr("device_ordinal") == slice_.topology.tpu_device_ordinal_at_coordinates(places[core])
+        assert op.get_attr("dtypes") == [tf.int32, tf.int32]
+        assert [tf.TensorShape(shape).as_list() for shape in op.get_attr("shapes")] == [[BATCH, 32]] * 2
+    (dequeue,) = made.ops("InfeedDequeueTuple")
+    assert dequeue.get_attr("dtypes") == [tf.int32, tf.int32]
+    assert [output.shape.as_list() for output in dequeue.outputs] == [[BATCH, 32]] * 2
+
+
+def test_all_hosts_are_fed_from_one_pipeline_on_the_first(built):
+    _, _, _, made = built
+    (following,) = made.ops("IteratorGetNext")
+    assert following.device == "/job:worker/task:0/device:CPU:0"
+    for op in made.ops("InfeedEnqueueTuple"):
+        assert [tensor.op for tensor in op.inputs] == [following, following]
+
+
+def records_of(run):
+    """Tokens of every record in the order of a run that does not shuffle."""
+    pattern = run.datasets[0][1].path
+    paths = sorted(glob.glob(pattern), key=natural_key)
+    examples = [tf.train.Example.FromString(record) for path in paths for record in tf.io.tf_record_iterator(path)]
+    return np.array([example.features.feature["text"].int64_list.value for example in examples])
+
+
+def batches_of(made, step, count):
+    """What the pipeline of the graph hands out when a session begins at a step; on this machine."""
+    definition = made.graph.as_graph_def()
+    for node in definition.node:
+        node.device = ""
+    (maker,) = made.ops("MakeIterator")
+    structure = {name: tf.TensorSpec([BATCH, 32], tf.int32) for name in ("inputs", "labels")}
+    with tf.Graph().as_default(), tf.Session() as session:
+        part = tf.graph_util.extract_sub_graph(definition, [maker.inputs[0].op.name, "global_step"])
+        source, counter = tf.import_graph_def(part, name="", return_elements=[maker.inputs[0].name, "global_step:0"])
+        data = tf.data.experimental.from_variant(source, structure)
+        iterator = tf.data.make_initializable_iterator(data)
+        following = iterator.get_next()
+        session.run(tf.raw_ops.AssignVariableOp(resource=counter, value=tf.constant(step, tf.int64)))
+        session.run(iterator.initializer)
+        return [session.run(following) for _ in range(count)]
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_the_cores_together_read_the_batch_in_order_and_no_row_twice(built, step):
+    name, run, slice_, made = built
+    records, mesh = records_of(run), mesh_of(run)
+    dims = mtf.Shape([mtf.Dimension("batch", BATCH), mtf.Dimension("sequence", 32)])
+    for number, batch in enumerate(batches_of(made, step, 2), step):
+        wanted = records[[(number * BATCH + row) % len(records) for row in range(BATCH)]]
+        assert batch["inputs"].dtype == batch["labels"].dtype == np.int32
+        # every core is given all of it, and takes its own rows
+        taken = {}
+        for core in range(mesh.size):
+            first, size = mesh.slice_begin(dims, core), mesh.slice_shape(dims)
+            assert first[1] == 0 and size == [BATCH // dict(run.mesh.mesh_shape)["x"], 32]
+            rows = slice(first[0], first[0] + size[0])
+            place = mtf.pnum_to_processor_coordinates(mesh.shape, core)[0]
+            taken.setdefault(place, []).append([batch["inputs"][rows], batch["labels"][rows]])
+        assert all(np.array_equal(one, other) for one, other in taken.values())  # along y
+        together = np.concatenate([np.stack(taken[place][0]) for place in sorted(taken)], 1)
+        np.testing.assert_array_equal(together, [wanted[:, :-1], wanted[:, 1:]])
+
+
+def test_the_host_call_writes_what_the_first_core_says(built):
+    _, _, _, made = built
+    (sent,) = made.ops("OutfeedEnqueueTuple")
+    assert [tensor.shape.as_list() for tensor in sent.inputs] == [[1], [1], [1]]
+    assert [tensor.dtype for tensor in sent.inputs] == [tf.int64, tf.float32, tf.float32]
+    writes = made.ops("WriteSummary")
+    assert {op.device for op in writes} == {"/job:worker/task:0/device:CPU:0"}
+    names = [tf.make_ndarray(op.inputs[3].op.get_attr("value")).item() for op in writes]
+    assert names == [b"loss", b"learning_rate"]
+    # the number of a step is read once the step is counted
+    number = sent.inputs[0].op.inputs[0].op
+    assert number.type == "Identity" or number.type == "ReadVariableOp"
+    seen, left = set(), [number]
+    while left:
+        op = left.pop()
+        if op not in seen:
+            seen.add(op)
+            left += [*op.control_inputs, *(tensor.op for tensor in op.inputs)]
+    assert any(op.type == "AssignAddVariableOp" for op in seen)
+
+
+def test_hooks_restore_report_watch_and_save_last(built):
+    _, run, _, made = built
+    kinds = [type(hook) for hook in made.hooks]
+    places = [kinds.index(kind) for kind in (mtf.MtfRestoreHook, LoopHook, WatchHook, tf.train.CheckpointSaverHook)]
+    assert places == sorted(places) and places[-1] == len(kinds) - 1
+    saver = made.hooks[-1]
+    assert [type(one) for one in saver._listeners] == [mtf.MtfCheckpointSaverListener, RecordListener]
+    assert saver._timer._every_steps == 20
+    (written,) = made.graph.get_collection(tf.GraphKeys.SAVERS)
+    names = {variable.op.name for variable in written._var_list}
+    assert "gpt2/wte" in names and "global_step" in names and not any("_slice_" in name for name in names)
+
+
+def test_sigint_asks_for_the_end_although_tpuestimator_lets_it_kill(built):
+    _, _, _, made = built
+    before = signal.getsignal(signal.SIGINT)
+    with made.watch as watch:
+        killer = next(hook for hook in made.hooks if type(hook).__name__ == "InstallSignalHandlerHook")
+        for hook in made.hooks:
+            if hook is killer or isinstance(hook, WatchHook):
+                hook.before_run(None)
+        assert signal.getsignal(signal.SIGINT) == watch.on_signal
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_progress_is_told_of_the_last_step_of_a_loop(tmp_path):
+    told, watch = [], Watch(str(tmp_path))
+    log = ProgressLog(40, 8, str(tmp_path), log_every=0)
+    with tf.Graph().as_default():
+        step = tf.train.get_or_create_global_step()
+        loop = tf.assign_add(step, 10)
+        with tf.control_dependencies([loop]):
+            loss = 100 / tf.cast(tf.identity(loop), tf.float32)
+        tf.add_to_collection(tf.GraphKeys.LOSSES, loss)
+        hook = LoopHook(lambda before: tf.cast(before, tf.float32) / 100, log, told.append, watch)
+        with tf.train.MonitoredSession(hooks=[hook]) as session:
+            for _ in range(2):
+                session.run(loop)
+    assert [(progress.step, progress.loss) for progress in told] == [(10, 10.0), (20, 5.0)]
+    assert [progress.rate for progress in told] == [pytest.approx(0.09), pytest.approx(0.19)]
+    assert told[1].tokens_per_second > 0 and watch.step == 20 and not os.listdir(tmp_path)
+
+
+def slow(**changes):
+    return pytest.param(changes, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("changes", [
+    {"layout": "batch:x,heads:y,slots:x", "tokens_per_mb_per_replica": 32, "train_batch_size": 16,
+     "recompute_grad": True, "precision": "bfloat16"},
+    slow(layout="batch:x,embd:y", tokens_per_mb_per_replica=32, train_batch_size=16),
+    slow(layout="batch:x,memory_length:y", attn_dropout=0.1),
+    slow(layout="batch:x,heads:y", attention_types=[[["linear", "gla"], 1]], res_dropout=0.1),
+    slow(layout="batch:x,experts:x", moe_layers=[1], moe_params={"moe_num_experts": 4, "moe_hidden_size": 16}),
+    slow(layout="batch:x,loss_sequence:y,intermediate_expanded:y", opt_name="lion", mlp_glu=True, rotary_emb=True),
+    slow(layout="batch:x,vocab:y", opt_name="adafactor"),
+])  # fmt: skip
+def test_what_a_model_may_be_made_of_is_compiled_as_a_whole(world, monkeypatch, changes):
+    monkeypatch.setattr(mtf_compat, "WORTH_COMPILING", 1)
+    run = load_config(world.config("tpu_variant", **{"mesh_shape": "x:4,y:2", "train_batch_size": 8, **changes}))
+    made = Slice(monkeypatch, 1, 1).train(run, run.training.model_path)
+    cores = made.on_cores()
+    assert len(cores) > 300 and not [op.name for op in cores if "PartitionedCall" in op.type]
+    assert not_compiled(cores) == []
+    assert all(output.shape.is_fully_defined() for op in cores for output in op.outputs)
+    assert len(made.ops("InfeedEnqueueTuple")) == CORES
+
+
+def test_the_look_for_kernels_finds_what_has_none():
+    with tf.Graph().as_default():
+        words, double, fine = tf.strings.as_string(1.0), tf.constant(1.0, tf.float64) + 1, tf.constant(1.0) + 1
+        assert [kind for kind, _ in not_compiled([words.op, double.op, fine.op])] == ["AsString", "AddV2"]
+
+
+def test_evaluation_gives_whole_losses_of_a_split_batch(world, trained, monkeypatch):
+    run = load_config(world.config("tpu_evaluated", mesh_shape="x:4,y:2", layout="batch:x,heads:y,vocab:y",
+                                   model_path=load_config(trained).training.model_path, eval_batch_size=8))  # fmt: skip
+    made = Slice(monkeypatch, 1, 1).evaluate(run, run.training.model_path, evaluation_sources(run))
+    queues = made.ops("InfeedEnqueueTuple")
+    assert len(queues) == CORES
+    shapes = [tf.TensorShape(shape).as_list() for shape in queues[0].get_attr("shapes")]
+    assert sorted(shapes) == [[8], [8], [8, 32], [8, 32]]
+    sent = {tuple(tensor.shape.as_list()) for op in made.ops("OutfeedEnqueueTuple") for tensor in op.inputs}
+    assert (8, 5) in sent and (8,) in sent
+    assert any(isinstance(hook, mtf.MtfRestoreHook) for hook in made.hooks)
+    assert not_compiled(made.on_cores()) == []
+
+
+def test_a_mesh_of_another_size_is_refused(world, monkeypatch):
+    run = load_config(world.config("tpu_small", mesh_shape="x:2,y:2", layout="batch:x"))
+    with pytest.raises(DeviceError, match="mesh_shape multiplies to 4 cores, the TPU has 8: set --set mesh_shape="):
+        Slice(monkeypatch, 1, 1).train(run, run.training.model_path)
+
+
+def test_a_layout_that_does_not_divide_is_refused(world, command, monkeypatch, capsys):
+    Slice(monkeypatch, 1, 1)
+    path = world.config("tpu_uneven", mesh_shape="x:4,y:2", layout="batch:x,heads:y", train_batch_size=6)
+    assert command("--model", path, "--tpu", "name") == 2
+    assert "splits batch of 6 into 4 parts" in capsys.readouterr().err

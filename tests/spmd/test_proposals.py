@@ -1,0 +1,177 @@
+"""The search for mesh, layout and microbatches: which candidates, when it ends, what is said. No compiler runs."""
+
+import dataclasses
+import json
+
+import pytest
+
+from gpt_neo.cli import quiet
+from gpt_neo.config import load_config
+from gpt_neo.config.estimate import microbatches
+from gpt_neo.errors import DeviceError
+from gpt_neo.spmd import proposals
+from gpt_neo.spmd.compile_check import OutOfTime
+from gpt_neo.spmd.proposals import Limits, propose
+from gpt_neo.spmd.topologies import GENERATIONS, find_slice
+
+CONFIG = {"n_head": 4, "n_embd": 32, "n_layer": 2, "n_vocab": 64, "n_ctx": 32, "lr": 1e-3, "train_batch_size": 64,
+          "train_steps": 10}  # fmt: skip
+MINUTE = 60.0
+
+
+class Compiler:
+    """Stands in for `check`. A candidate fits if `rule` says so; a step takes `seconds(...)`, each compile a minute."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.lines, self.now = [], [], 0.0
+        self.rule = lambda ways, sequences, recompute: True
+        self.seconds = lambda ways, sequences, recompute: 10.0 / sequences + 3.0 * recompute
+        monkeypatch.setattr(proposals, "check", self.check)
+
+    def check(self, run, name, tell, seconds):
+        ways = dict(run.mesh.mesh_shape).get("y", 1)
+        batch = run.training.train_batch_size // dict(run.mesh.mesh_shape)["x"]
+        sequences = batch // microbatches(run.mesh, run.model.n_ctx, batch)
+        asked = (ways, sequences, run.model.recompute_grad)
+        self.asked.append(asked)
+        if seconds < MINUTE:
+            raise OutOfTime("it takes longer")
+        self.now += MINUTE
+        fits = self.rule(*asked)
+        return {"fits": fits, **({"seconds": self.seconds(*asked)} if fits else {})}
+
+    def propose(self, run, name="v3-8", **limits):
+        found, ended = propose(run, name, self.lines.append, Limits(**limits), lambda: self.now)
+        return [candidate for candidate, _ in found], ended
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    return Compiler(monkeypatch)
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(CONFIG))
+    return load_config(str(path))
+
+
+def test_larger_microbatches_are_tried_without_recomputation(compiler, run):
+    found, ended = compiler.propose(run)
+    assert compiler.asked == [(1, 1, True), (1, 1, False), (1, 2, False), (1, 4, False), (1, 8, False)]
+    assert ended is None and found[0].tokens == 8 * 32 and not found[0].recompute
+
+
+def test_where_recomputation_is_needed_it_stays(compiler, run):
+    compiler.rule = lambda ways, sequences, recompute: ways == 2 and recompute and sequences < 8
+    found, _ = compiler.propose(run)
+    assert compiler.asked == [(1, 1, True), (2, 1, True), (2, 1, False), (2, 2, True), (2, 4, True), (2, 8, True)]
+    assert found[0].tokens == 4 * 32 and dict(found[0].mesh_shape) == {"x": 4, "y": 2}
+
+
+def test_it_ends_where_larger_ones_do_not_help(compiler, run):
+    compiler.seconds = lambda ways, sequences, recompute: 5.0 if sequences > 1 else 5.0 + recompute
+    found, _ = compiler.propose(run)
+    assert compiler.asked[-1] == (1, 2, False) and found[0].tokens == 32
+
+
+def test_a_line_comes_before_each_compile(compiler, run):
+    compiler.rule = lambda ways, sequences, recompute: ways == 1 and sequences == 1
+    compiler.propose(run)
+    # at most: layouts of 1, 2 and 4 cores, the last without recomputation, and 2, 4, 8, 16 and 32 sequences
+    assert compiler.lines[0] == ("compiling candidate 1 of at most 9: mesh_shape=x:8 layout=batch:x,slots:x "
+                                 "tokens_per_mb_per_replica=32 recompute_grad=true")  # fmt: skip
+    assert compiler.lines[1] == "it fits: 13.000 s a step"
+    assert compiler.lines[2].startswith("compiling candidate 2 of at most 9: ")
+    assert compiler.lines[-1] == "it does not fit" and len(compiler.lines) == 6
+
+
+@pytest.mark.parametrize("batch", [8, 24, 40, 64])
+def test_no_more_than_that_are_compiled_and_none_twice(compiler, run, batch):
+    run = dataclasses.replace(run, training=dataclasses.replace(run.training, train_batch_size=batch))
+    for fitting in (1, 2, 4, 8):
+        compiler.asked.clear()
+        compiler.lines.clear()
+        compiler.rule = lambda ways, sequences, recompute, fitting=fitting: ways >= fitting
+        compiler.propose(run)
+        most = int(compiler.lines[0].split("at most ")[1].split(":")[0])
+        assert len(compiler.asked) == len(set(compiler.asked)) <= most
+
+
+def test_the_number_of_candidates_is_bounded(compiler, run):
+    found, ended = compiler.propose(run, candidates=3)
+    assert len(compiler.asked) == 3 and ended == "3 candidates were compiled (--compile_candidates)"
+    assert found[0].tokens == 2 * 32 and "of at most 3: " in compiler.lines[0]
+
+
+@pytest.mark.parametrize("seconds, asked", [(2 * MINUTE, 2), (2.5 * MINUTE, 3)])
+def test_the_time_is_bounded_in_a_compile_and_between(compiler, run, seconds, asked):
+    found, ended = compiler.propose(run, seconds=seconds)
+    assert ended == f"{seconds / 60:g} minutes are over (--compile_minutes)"
+    assert len(compiler.asked) == asked and len(found) == 2 and not found[0].recompute
+
+
+def test_a_compiler_that_fails_later_costs_nothing_that_was_found(compiler, run):
+    def rule(ways, sequences, recompute):
+        if sequences == 4:
+            raise DeviceError("the TPU compiler was killed")
+        return True
+
+    compiler.rule = rule
+    found, ended = compiler.propose(run)
+    assert found[0].tokens == 2 * 32 and ended is None
+    assert compiler.lines[-1] == "it cannot be compiled: the TPU compiler was killed"
+    compiler.rule = lambda *choice: rule(1, 4, True)
+    with pytest.raises(DeviceError, match="was killed"):
+        compiler.propose(run)
+
+
+def test_the_compiler_itself_is_stopped(tmp_path):
+    from gpt_neo.spmd.compile_check import compile_program
+    from gpt_neo.spmd.program import Program
+
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    fake.chmod(0o755)
+    with pytest.raises(OutOfTime):
+        compile_program(Program("", {}, {}), find_slice("v3-8"), str(fake), str(tmp_path), "", seconds=0.2)
+
+
+REPORT = {"model": "m", "parameters": 5, "train_batch_size": 64, "microbatches": 1, "slice": "s", "kind": "k",
+          "devices": 8, "mesh_shape": [], "layout": [], "weights_bytes": 1, "slots_bytes": 1, "batch_bytes": 1,
+          "temporary_bytes": 1, "peak_flops": 1.0, "least_seconds": 1.0, "flops": 1.0, "bytes": 1.0, "collectives": {},
+          "tokens_per_second": 1.0, "utilisation": 0.5, "model_flops": 1.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("slice_, more, status, told", [
+    ("v3-8", [], 0, ["run it    python main.py --tpu NAME --model "]),
+    ("v3-32", [], 0, ["run it    python main.py --tpu NAME --model "]),
+    ("v5e-8", [], 0, ["run it    python -m gpt_neo spmd-run --platform tpu --model "]),
+    ("v5e-16", [], 0, ["run it    no command here drives v5e-16: ", "one host (v5e-8 at most), where v5e-16 has 2"]),
+    ("v5p-8", [], 0, ["run it    python -m gpt_neo spmd-run --platform tpu --model "]),
+    ("v5p-16", [], 0, ["no command here drives v5p-16: ", "one host (v5p-8 at most), where v5p-16 has 2"]),
+    ("v3-8", ["--compile_candidates", "1"], 0,
+     ["note      the search ended before all was tried: 1 candidates were compiled", "FITS", "recompute_grad=true"]),
+    ("v3-8", ["--compile_candidates", "0"], 2, ["error: --compile_candidates 0"]),
+    ("v3-8", ["--compile_minutes", "0.001"], 1, ["0.001 minutes are over", "NOTHING FOUND YET"]),
+    ("v3-8", ["--compile_minutes", "nan"], 2, ["error: ", "a time above 0"]),
+])  # fmt: skip
+def test_what_the_command_says(compiler, run, tmp_path, capsys, monkeypatch, command, slice_, more, status, told):
+    monkeypatch.setattr(quiet, "silence", lambda *flags, **options: None)
+    check = compiler.check
+    monkeypatch.setattr(proposals, "check", lambda *given: {**REPORT, **check(*given)})
+    argv = ["--model", tmp_path / "model.json", "--plan", "--compile_for", slice_, *more]
+    assert command(*argv) == status
+    written = capsys.readouterr()
+    text = written.out + written.err
+    for part in told:
+        assert part in text, text
+    assert text.count("compiling candidate") == len(compiler.asked)
+
+
+def test_hosts_of_slices():
+    hosts = {"v2-8": 1, "v3-8": 1, "v3-32": 4, "v3-2048": 256, "v4-8": 1, "v4-16": 2, "v5p-8": 1, "v5p-16": 2,
+             "v2-32": 4, "v5e-1": 1, "v5e-8": 1, "v5e-16": 2, "v6e-256": 32}  # fmt: skip
+    assert {name: find_slice(name).hosts for name in hosts} == hosts
+    assert [name for name, known in GENERATIONS.items() if known.estimator] == ["v2", "v3", "v4"]

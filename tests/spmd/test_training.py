@@ -1,0 +1,257 @@
+"""Training on devices of another process is main.py's training: what is kept, logged, and survives. The devices here
+are stood in for; tests/spmd/test_run.py and test_resume.py have real ones."""
+
+import glob
+import json
+import os
+import re
+import signal
+
+import pytest
+
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.folder import read_state
+from gpt_neo.cli import quiet, spmd_run
+from gpt_neo.cli.common import run_command
+from gpt_neo.config import load_config
+from gpt_neo.errors import DeviceError
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.watch import Watch
+from gpt_neo.spmd import saver
+from tests.fake_gcs import CLIENT, fake_gcs
+from tests.forks import forks
+from tests.namespaces import need_mounts
+from tests.runtime.test_full_disk import FILL, MOUNTED
+from tests.spmd.fakes import VARIABLES, FakeDevices, install
+
+# In a process of its own: `spmd-run` in place of main.py, on devices that are none.
+FAKED = """
+import os, sys
+from gpt_neo.cli.common import run_command
+from gpt_neo.cli.spmd_run import main
+from tests.spmd.fakes import FakeDevices, install
+install()
+{more}
+status = run_command(main, argv)
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)
+"""
+
+
+@pytest.fixture
+def spmd(monkeypatch, capsys):
+    """spmd-run in this process: (exit status, what it wrote)."""
+    install(monkeypatch.setattr)
+    monkeypatch.setattr(quiet, "filter_native_stderr", lambda: None)
+
+    def run(*argv):
+        status = run_command(spmd_run.main, [str(word) for word in argv])
+        written = capsys.readouterr()
+        return status, written.out + written.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with forks(tmp_path_factory.mktemp("forks")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def whole(world, server):
+    """What an undisturbed run of eight steps ends with."""
+    path = world.config("spmd_whole", train_steps=8)
+    assert server.run("--model", path, before=FAKED.format(more=""))[0] == 0
+    return values_of(folder_of(path), 8)
+
+
+def folder_of(path):
+    return load_config(path).training.model_path
+
+
+def values_of(folder, step):
+    bundle = Bundle(os.path.join(folder, f"model.ckpt-{step}"))
+    return {name: bundle.read(name).tobytes() for name in bundle.names()}
+
+
+def steps_in(folder):
+    return sorted(int(re.search(r"(\d+)\.index", path)[1]) for path in glob.glob(os.path.join(folder, "*.index")))
+
+
+def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
+    monkeypatch.setattr(saver, "AT_ONCE", 100)  # bytes: several parts
+    path = world.config("spmd_kept", train_steps=10, keep_checkpoints=2, eval_steps=5)
+    status, text = spmd("--model", path, "--steps_per_checkpoint", 3, "--steps_per_log", 2)
+    assert status == 0, text
+    folder, (devices,) = folder_of(path), FakeDevices.made
+    assert steps_in(folder) == [9, 10] and devices.closed
+    stated, listed = read_state(folder)
+    assert {os.path.basename(name) for name in listed} == {"model.ckpt-9", "model.ckpt-10"}
+    assert os.path.basename(stated) == "model.ckpt-10" and "/" not in open(os.path.join(folder, "checkpoint")).read()
+    bundle = Bundle(os.path.join(folder, "model.ckpt-10"))
+    assert set(bundle.names()) == {*VARIABLES, "global_step"} and bundle.read("global_step") == 10
+    for name in VARIABLES:
+        value = bundle.read(name)
+        assert value.dtype == devices.held[name].dtype and (value == devices.held[name]).all(), name
+    record = json.load(open(os.path.join(folder, "model.ckpt-10.json")))
+    assert record["step"] == 10 and record["data"]["records_read"] == 40 and "spike_losses" not in record
+    names = set(os.listdir(folder))
+    assert not [name for name in names if "temp" in name or "tmp" in name or name.endswith((".meta", ".lock"))]
+    assert {name for name in names if name.startswith("model.ckpt-9")} > {"model.ckpt-9.index", "model.ckpt-9.json"}
+    rows = [json.loads(line) for line in open(os.path.join(folder, "train_log.jsonl"))]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10] and rows[-1]["tokens_per_second"] > 0
+    (events,) = glob.glob(os.path.join(folder, "events.out.tfevents.*"))
+    written = [value for event in tf.train.summary_iterator(events) for value in event.summary.value]
+    seen = {value.tag: value.simple_value for value in written}
+    assert 0 < seen["loss"] < 3 and seen["learning_rate"] == 0.5
+    lines = [line.split()[0] for line in text.splitlines()]
+    assert lines[:7] == ["note", "model", "memory", "training", "devices", "folder", "note"] and lines[-1] == "trained"
+    assert text.startswith("note      eval_steps: spmd-run trains only")
+    status, text = spmd("--model", path)
+    assert status == 0 and "nothing to do" in text and len(FakeDevices.made) == 1
+    status, text = spmd("--model", path, "--new", "--yes", "--set", "train_steps=1")
+    assert status == 0 and steps_in(folder) == [0, 1], text
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(world, server, whole):
+    path = world.config("spmd_terminated", train_steps=500)
+    slow = FAKED.format(more="FakeDevices.pause = 0.02")
+    child = server.start("--model", path, before=slow)
+    folder = folder_of(path)
+    child.until(lambda: os.path.exists(os.path.join(folder, "train_log.jsonl")))
+    status, text = server.run("--model", path, before=slow)
+    assert status == 2 and f"is in use: process {child.pid} on " in text
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 143, child.text
+    step = int(re.search(r"stopped   by SIGTERM: step (\d+) is saved. The same command", child.text)[1])
+    assert 10 <= step < 500 and steps_in(folder) == [0, step] and "run.lock" not in os.listdir(folder)
+    again = world.config("spmd_whole", train_steps=step + 5)
+    for one in (path, again):
+        status, text = server.run("--model", one, "--set", f"train_steps={step + 5}", before=FAKED.format(more=""))
+        assert status == 0, text
+    assert values_of(folder, step + 5) == values_of(folder_of(again), step + 5)
+    assert whole["gpt2/wte"] != values_of(folder, step + 5)["gpt2/wte"]
+
+
+def test_a_signal_before_the_first_step_ends_at_once(world, server):
+    path = world.config("spmd_early", train_steps=2)
+    more = """
+import signal
+class Slow(FakeDevices):
+    def __init__(self, *given):
+        os.kill(os.getpid(), signal.SIGINT)
+from gpt_neo.cli import spmd_jobs
+spmd_jobs.Devices = Slow
+"""
+    status, text = server.run("--model", path, before=FAKED.format(more=more))
+    assert status == 130 and "stopped   by SIGINT: before the first step" in text and "Traceback" not in text
+
+
+def test_a_kill_costs_what_came_after_the_last_checkpoint(world, server, whole):
+    path = world.config("spmd_killed", train_steps=8)
+    more = "FakeDevices.act = lambda self, step, fake: step == 7 and os.kill(os.getpid(), 9)"
+    status, text = server.run("--model", path, "--steps_per_checkpoint", 3, before=FAKED.format(more=more))
+    assert status == -signal.SIGKILL and steps_in(folder_of(path)) == [0, 3, 6], text
+    status, text = server.run("--model", path, before=FAKED.format(more=""))
+    assert status == 0 and "steps 6 to 8" in text and "that process is gone" in text
+    assert values_of(folder_of(path), 8) == whole
+
+
+@pytest.mark.parametrize("act, told", [
+    ("raise DeviceError('the JAX process ended: killed')", "error: the JAX process ended: killed\n"),
+    ("fake.held['gpt2/wte/adam_m'] = float('nan') + fake.held['gpt2/wte/adam_m']",
+     "error: step 5: the loss is nan; its batch is records "),
+])  # fmt: skip
+def test_what_fails_is_one_line(world, spmd, monkeypatch, act, told):
+    def failing(step, fake):
+        if step == 4:
+            exec(act, {"fake": fake, "DeviceError": DeviceError})
+
+    monkeypatch.setattr(FakeDevices, "act", staticmethod(failing))
+    path = world.config("spmd_failing", train_steps=8)
+    status, text = spmd("--model", path, "--steps_per_checkpoint", 2)
+    assert status == 2 and told in text and "Traceback" not in text, text
+    assert steps_in(folder_of(path)) == [0, 2, 4] and FakeDevices.made[0].closed
+    spmd("--model", path, "--new", "--yes", "--set", "train_steps=0")
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_before_devices_are_asked(world, spmd, monkeypatch):
+    path = world.config("spmd_unfit", train_steps=4)
+    assert spmd("--model", path)[0] == 0
+    monkeypatch.setitem(VARIABLES, "gpt2/h0/b", {**VARIABLES["gpt2/h0/b"], "shape": [6]})
+    status, text = spmd("--model", path, "--set", "train_steps=6")
+    assert status == 2 and "does not fit the config in 1 tensor(s)" in text and len(FakeDevices.made) == 1
+
+
+def test_devices_that_fail_in_a_save_cost_no_checkpoint(world, spmd, monkeypatch):
+    path = world.config("spmd_unsaved", train_steps=8)
+    folder = folder_of(path)
+
+    def get(self, name):
+        if self.held["gpt2/h0/b"][0] > 2 and len(steps_in(folder)) == 2:
+            raise DeviceError("the JAX process ended: killed")
+        return self.held[name]
+
+    monkeypatch.setattr(FakeDevices, "get", get)
+    status, text = spmd("--model", path, "--steps_per_checkpoint", 2)
+    assert status == 2 and text.endswith("error: the JAX process ended: killed\n") and "Traceback" not in text, text
+    assert steps_in(folder) == [0, 2] and not [name for name in os.listdir(folder) if "temp" in name]
+
+
+def test_a_full_disk_names_the_path_and_costs_nothing(world, server):
+    need_mounts()
+    path = world.config("spmd_full", train_steps=8)
+    act = FILL.replace("20_000", "6_000")  # these checkpoints are smaller
+    mounted = MOUNTED.format(folder=folder_of(path), act=act, mend="os.remove(os.path.join(folder, 'filler'))")
+    status, text = server.run("--model", path, "--steps_per_checkpoint", 3, before=FAKED.format(more=mounted))
+    first, _, second = text.partition("status ")
+    assert status == 0 and second.startswith("2\n") and "Traceback" not in text, text
+    assert re.search(r"error: .*/model.ckpt-6(\.json)?: cannot be written: .*No space left on device.*Nothing is lost: "
+                     r"the newest whole checkpoint is that of step 3", first), first  # fmt: skip
+    left = re.search("left (.*)", second)[1]
+    assert "temp" not in left and "model.ckpt-6.index" not in left
+    assert "steps 3 to 8" in second and "trained   5 steps" in second
+
+
+def test_a_stall_ends_the_process_of_the_devices_too(tmp_path):
+    from gpt_neo.spmd.training import DeviceTraining
+
+    ended = []
+    run = load_config(str(config_file(tmp_path)))
+    training = DeviceTraining(run, lambda program: None, print)
+    watch = Watch(str(tmp_path), leave=ended.append)
+    training.devices = FakeDevices(None, "")
+    training.devices.process.kill = lambda: ended.append("killed")
+    training.leave(75, watch.leave)
+    assert ended == ["killed", 75]
+
+
+def config_file(folder):
+    path = folder / "model.json"
+    path.write_text(json.dumps({"n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2,
+                                "train_batch_size": 8, "train_steps": 10}))  # fmt: skip
+    return path
+
+
+@pytest.mark.slow
+def test_a_bucket_with_faults_on_the_way(world, tmp_path, whole):
+    need_mounts()
+    dataset = {"path": "gs://bucket/data/train_*.tfrecords", "eval_path": "gs://bucket/data/held_*.tfrecords"}
+    world.dataset_config("spmd_bucket", **dataset)
+    path = world.config("spmd_remote", train_steps=8, datasets=["spmd_bucket"], model_path="gs://bucket/runs/spmd",
+                        keep_checkpoints=2)  # fmt: skip
+    with fake_gcs(str(tmp_path)) as store, forks(tmp_path, **CLIENT) as runner:
+        for record in glob.glob(os.path.join(world.records, "*.tfrecords")):
+            store.put(f"bucket/data/{os.path.basename(record)}", open(record, "rb").read())
+        store.fail("create", None, None, "503", None, "503")
+        for steps in (4, 8):
+            status, text = runner.run("--model", path, "--steps_per_checkpoint", 2, "--set", f"train_steps={steps}",
+                                      before=store.before + FAKED.format(more=""))  # fmt: skip
+            assert status == 0, text
+        names = [name for name in store.store if name.startswith("bucket/runs/spmd/model.ckpt")]
+        assert {re.search(r"ckpt-(\d+)", name)[1] for name in names} == {"6", "8"}, names
+        for name in names:
+            (tmp_path / os.path.basename(name)).write_bytes(store.store[name][0])
+    assert values_of(str(tmp_path), 8) == whole
