@@ -1,4 +1,4 @@
-"""`spmd-run --predict`, `--eval` and `--save_program`: the jobs of main.py with the exported program of one core."""
+"""The jobs of `spmd-run`: those of main.py with the exported program of one core, and `--save_program`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Callable, Optional
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.predict import sample
-from gpt_neo.cli.train import note
+from gpt_neo.cli.train import note, train_in_folder
 from gpt_neo.errors import CheckpointError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.samples import weighted
@@ -20,6 +20,20 @@ from gpt_neo.spmd.environment import worker_python
 from gpt_neo.spmd.evaluation import evaluate
 from gpt_neo.spmd.program import Program, export_eval_step, export_train_step
 from gpt_neo.spmd.sampling import DeviceSampler, whole_parts
+from gpt_neo.spmd.training import DeviceTraining
+
+
+def train_on_devices(job: Job, devices: str) -> int:
+    """As `cli.train.train`. devices: the opening line on them."""
+    run, args = job.run, job.args
+    with DeviceTraining(run, place_for(job), note) as training:
+        status = train_in_folder(
+            job, training.plan.replicas(), devices,
+            lambda line, watch: training.train(job.folder, line.show, watch, args.steps_per_checkpoint,
+                                               args.steps_per_log),
+        )  # fmt: skip
+    evaluates = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
+    return evaluate_on_devices(job, devices, run.training.eval_steps) if evaluates and status == 0 else status
 
 
 def predict_on_devices(job: Job, devices: str) -> int:

@@ -28,9 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights in memory (key precision)")
     p.add_argument("--checkpoint", metavar="WHICH", help="with --predict and --eval: latest (the default), best, or a "
                    "step")  # fmt: skip
-    job = p.add_mutually_exclusive_group()
-    job.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
-    job.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
+    jobs = p.add_mutually_exclusive_group()
+    jobs.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
+    jobs.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
     p.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
     p.add_argument("--save_program", metavar="PREFIX", help="write the job's program to PREFIX.mlir (StableHLO) and "
                    "its description to PREFIX.json, and run nothing")  # fmt: skip
@@ -44,36 +44,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[list] = None) -> int:
-    """Train as main.py does, or sample or evaluate, with its exit status."""
+    """Do the job as main.py does, with its exit status."""
     args = build_parser().parse_args(argv)
     check_training(args)
     run = load_config(args.model, [*args.set, *([f"precision={args.dtype}"] if args.dtype else [])])
     job = Job(args, run, model_folder(run, reads_only=args.predict or args.eval))
-    if args.save_program:
-        silence(args.verbose)
-        from gpt_neo.cli.spmd_jobs import save_for
-
-        return save_for(job)
-    silence(args.verbose)
-    from gpt_neo.cli.spmd_jobs import evaluate_on_devices, predict_on_devices
-
     devices = f"devices   {mesh_text(run)} on {args.platform}"
-    if args.predict or args.eval:
-        return (predict_on_devices if args.predict else evaluate_on_devices)(job, devices)
-    from gpt_neo.cli.train import note, train_in_folder
-    from gpt_neo.spmd.devices import Devices
-    from gpt_neo.spmd.environment import worker_python
-    from gpt_neo.spmd.training import DeviceTraining
+    silence(args.verbose)
+    from gpt_neo.cli import spmd_jobs
 
-    with DeviceTraining(run, lambda program: Devices(program, worker_python(note), args.platform), note) as training:
-        status = train_in_folder(
-            job, training.plan.replicas(), devices,
-            lambda line, watch: training.train(job.folder, line.show, watch, args.steps_per_checkpoint,
-                                               args.steps_per_log),
-        )  # fmt: skip
-    held_out = any(dataset.eval_path for _, dataset in run.datasets)
-    evaluates = status == 0 and run.training.eval_steps and held_out
-    return evaluate_on_devices(job, devices, run.training.eval_steps) if evaluates else status
+    if args.save_program:
+        return spmd_jobs.save_for(job)
+    if args.predict:
+        return spmd_jobs.predict_on_devices(job, devices)
+    if args.eval:
+        return spmd_jobs.evaluate_on_devices(job, devices)
+    return spmd_jobs.train_on_devices(job, devices)
 
 
 def mesh_text(run: RunConfig) -> str:

@@ -10,7 +10,7 @@ from gpt_neo.model.attention.core_caches import CoreCaches, cache_shapes
 from gpt_neo.model.dims import make_dims
 from gpt_neo.mtf_compat import inlined, mtf, put_slice, tf
 from gpt_neo.runtime.export import decoding_step
-from gpt_neo.runtime.mesh import MeshPlan, check_layout
+from gpt_neo.runtime.mesh import check_layout, whole_mesh
 from gpt_neo.runtime.predict_step import PREFILL
 from gpt_neo.sampling.graph import GraphOptions, draw_tokens
 from gpt_neo.spmd.core_mesh import CorePlacement, SliceInput
@@ -48,7 +48,7 @@ def export_predict_step(
     Raises:
       ConfigError: the layout does not divide.
     """
-    check_layout(run, MeshPlan(("",), run.mesh.mesh_shape, run.mesh.layout), batch_size)
+    check_layout(run, whole_mesh(run.mesh), batch_size)
     placement, chunk = CorePlacement(run.mesh), min(PREFILL, run.model.n_ctx)
     slots = min(length or run.model.n_ctx, run.model.n_ctx) + chunk
     with tf.Graph().as_default() as graph, inlined(), tf.variable_scope("", reuse=tf.AUTO_REUSE):

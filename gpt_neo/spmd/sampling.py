@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.runtime.mesh import MeshPlan
+from gpt_neo.runtime.mesh import whole_mesh
 from gpt_neo.runtime.predict_step import BatchSampler, Row, Token
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd.decoding import PIECE, export_predict_step
@@ -91,7 +91,7 @@ class DeviceSampler(BatchSampler):
 
 def whole_parts(run: RunConfig, rows: int) -> int:
     """As many rows, or the few more that the layout can split over its replicas."""
-    parts = MeshPlan(("",), run.mesh.mesh_shape, run.mesh.layout).replicas()
+    parts = whole_mesh(run.mesh).replicas()
     return -(-rows // parts) * parts
 
 

@@ -7,7 +7,8 @@ import types
 import ml_dtypes
 import numpy as np
 
-from gpt_neo.spmd import devices, environment, training
+from gpt_neo.cli import spmd_jobs
+from gpt_neo.spmd import training
 
 VARIABLES = {
     "gpt2/wte": {"shape": [8, 4], "dtype": "bfloat16", "axes": [None, None]},
@@ -66,8 +67,8 @@ def initial_values(program):
 def install(patch=setattr):
     """Put them in the place of JAX and of the exported program. patch: setattr, or that of a monkeypatch."""
     program = types.SimpleNamespace(description={"variables": VARIABLES}, stablehlo="")
-    patch(devices, "Devices", FakeDevices)
-    patch(environment, "worker_python", lambda tell: "python")
+    patch(spmd_jobs, "Devices", FakeDevices)
+    patch(spmd_jobs, "worker_python", lambda tell: "python")
     patch(training, "export_train_step", lambda run, weighted=False: program)
     patch(training, "initial_values", initial_values)
     FakeDevices.made.clear()

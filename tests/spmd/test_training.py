@@ -144,8 +144,8 @@ import signal
 class Slow(FakeDevices):
     def __init__(self, *given):
         os.kill(os.getpid(), signal.SIGINT)
-from gpt_neo.spmd import devices
-devices.Devices = Slow
+from gpt_neo.cli import spmd_jobs
+spmd_jobs.Devices = Slow
 """
     status, text = server.run("--model", path, before=FAKED.format(more=more))
     assert status == 130 and "stopped   by SIGINT: before the first step" in text and "Traceback" not in text
