@@ -55,7 +55,7 @@ demo: setup
 	$(RECORDS) --input_dir $(DEMO)/text/train.jsonl --name train
 	$(BIN)/python main.py --model configs/demo.json --set train_steps=$(STEPS)
 	$(BIN)/python main.py --model configs/demo.json --eval
-	$(BIN)/python main.py --model configs/demo.json --predict --num_samples 3 --max_tokens 120 --temperature 0.6 \
+	$(BIN)/python main.py --model configs/demo.json --predict --num_samples 3 --max_tokens 120 --temperature 0.8 \
 	    --top_p 0.9 --seed 1 --prompt 'Help on class'
 	$(BIN)/python data/plot_loss.py $(DEMO)/model --output loss.png
 
