@@ -74,6 +74,13 @@ def world(tmp_path_factory):
     return made
 
 
+def folder_of(path):
+    """Where a config's run lives."""
+    from gpt_neo.config import load_config
+
+    return load_config(path).training.model_path
+
+
 @pytest.fixture(scope="session")
 def gcs_server():
     """A Google Cloud Storage server on loopback; see tests/gcs.py."""
@@ -120,3 +127,12 @@ def trained(world):
         patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
         assert main(["--model", path]) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """main.py in processes of its own: tests/forks.py."""
+    from tests.forks import forks
+
+    with forks(tmp_path_factory.mktemp("forks")) as running:
+        yield running

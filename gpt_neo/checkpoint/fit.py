@@ -148,10 +148,8 @@ def merged_blocks(rows: list[tuple]) -> list[tuple]:
     """Rows of which nothing but the number of the block differs as one: gpt2/h0/wi, gpt2/h1/wi -> gpt2/h{0-1}/wi."""
     groups: dict[tuple, list] = {}
     for name, *about in rows:
-        block = BLOCK.search(name)
-        groups.setdefault((BLOCK.sub("/h{}/", name), *about), []).append(int(block[1]) if block else None)
-    return [(name.replace("{}", span_text(sorted(numbers)) if numbers[0] is not None else "{}"), *about)
-            for (name, *about), numbers in groups.items()]  # fmt: skip
+        groups.setdefault((BLOCK.sub("/h{}/", name), *about), []).extend(map(int, BLOCK.findall(name)))
+    return [(name.replace("{}", span_text(sorted(numbers))), *about) for (name, *about), numbers in groups.items()]
 
 
 def span_text(numbers: list[int]) -> str:

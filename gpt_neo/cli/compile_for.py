@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 
-from gpt_neo.cli.job import Job, size_text
+from gpt_neo.cli.job import Job, note, size_text
 from gpt_neo.errors import ConfigError
 from gpt_neo.spmd.topologies import find_slice
 
@@ -16,7 +16,7 @@ def compile_for(job: Job) -> int:
     from gpt_neo.spmd.compile_check import check
 
     quiet = job.args.json
-    report = check(job.run, job.args.compile_for, tell=lambda line: None if quiet else print_note(line))
+    report = check(job.run, job.args.compile_for, tell=lambda line: None if quiet else note(line))
     print(json.dumps(report, indent=1) if quiet else "\n".join(report_lines(report)))
     return 0 if report["fits"] else 1
 
@@ -29,7 +29,7 @@ def propose_for(job: Job) -> int:
     if args.compile_candidates < 1 or not 0 < args.compile_minutes < float("inf"):
         raise ConfigError(f"--compile_candidates {args.compile_candidates} --compile_minutes {args.compile_minutes:g}: "
                           "expected at least one candidate, and a time above 0")  # fmt: skip
-    found, ended = propose(job.run, args.compile_for, lambda line: None if args.json else print_note(line),
+    found, ended = propose(job.run, args.compile_for, lambda line: None if args.json else note(line),
                            Limits(args.compile_candidates, args.compile_minutes * 60))  # fmt: skip
     if ended:
         print(f"note      the search ended before all was tried: {ended}", file=sys.stderr if args.json else sys.stdout)
@@ -43,11 +43,6 @@ def propose_for(job: Job) -> int:
     else:
         print(f"DOES NOT FIT: no layout of {args.compile_for} that divides holds this model")
     return 0 if found else 1
-
-
-def print_note(line: str) -> None:
-    """Print a line that a person should know about, at once."""
-    print(f"note      {line}", flush=True)
 
 
 def run_line(job: Job, settings: list[str]) -> str:

@@ -21,10 +21,9 @@ from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
+from gpt_neo.runtime.eval_metrics import write_events
 from gpt_neo.runtime.intervals import Interval
 from gpt_neo.runtime.mesh import check_layout
-
-EVENTS = "eval"  # where the Estimator writes those of held-out records, too
 
 
 def evaluate(job: Job, limit: Optional[int] = None) -> int:
@@ -87,7 +86,7 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
         for task in tasks:
             result = run_task(task, scorer, tokenizer, prefix, progress(task.name))
             append_result(job, {"step": step_of(checkpoint), **result.as_json()})
-            write_events(os.path.join(job.folder, EVENTS), step_of(checkpoint), result)
+            write_events(job.folder, step_of(checkpoint), scalars(result))
             rows += part_rows(task.name, result.overall)
             for name, part in result.sets.items():
                 rows += part_rows(f"{task.name}, {name}", part)
@@ -103,13 +102,10 @@ def append_result(job: Job, result: dict) -> None:
         handle.write(json.dumps(result) + "\n")
 
 
-def write_events(folder: str, step: int, result: Result) -> None:
-    """Scalars for TensorBoard: task/metric, and task/set/metric."""
+def scalars(result: Result) -> dict[str, float]:
+    """For TensorBoard: task/metric, and task/set/metric."""
     parts = [(result.task.name, result.overall), *((f"{result.task.name}/{n}", p) for n, p in result.sets.items())]
-    values = [tf.Summary.Value(tag=f"{tag}/{name}", simple_value=found.value)
-              for tag, part in parts for name, found in part.metrics.items()]  # fmt: skip
-    with tf.Graph().as_default(), tf.summary.FileWriter(folder) as writer:
-        writer.add_summary(tf.Summary(value=values), step)
+    return {f"{tag}/{name}": found.value for tag, part in parts for name, found in part.metrics.items()}
 
 
 def progress(name: str) -> Callable[[int, int], None]:

@@ -105,3 +105,8 @@ def memory_text(memory: Memory) -> str:
     parts = dataclasses.asdict(memory)
     shown = ", ".join(f"{name} {size_text(value)}" for name, value in parts.items() if value)
     return f"memory    about {size_text(memory.total)} on one device ({shown})"
+
+
+def note(line: str) -> None:
+    """Print a line that a person should know about, at once."""
+    print(f"note      {line}", flush=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Callable, Optional
 
 from gpt_neo.cli.evaluate import show_records
-from gpt_neo.cli.job import Job, job_checkpoint
+from gpt_neo.cli.job import Job, job_checkpoint, note
 from gpt_neo.cli.predict import sample
-from gpt_neo.cli.train import note, train_in_folder
+from gpt_neo.cli.train import train_in_folder
 from gpt_neo.errors import CheckpointError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.samples import weighted

@@ -11,7 +11,7 @@ from typing import Callable, Optional
 from gpt_neo.checkpoint.folder import BEST, find_latest
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.cli.job import Job, count_text, memory_text, model_text, time_text
+from gpt_neo.cli.job import Job, count_text, memory_text, model_text, note, time_text
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
@@ -159,11 +159,6 @@ def train_alone(
         print(f"trained   {last - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
               f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}")
     return 0
-
-
-def note(line: str) -> None:
-    """Print a line that a person should know about."""
-    print(f"note      {line}", flush=True)
 
 
 def stop_status(number: int, what: str) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.intervals import Interval, Moments, exp, ratio
 
+EVENTS = "eval"  # folder in that of the run, where the Estimator writes those of held-out records
 # What is known of each record; products of any two of them are summed over the records.
 ONE, NATS, TOKENS, BYTES, CHARACTERS = range(5)
 
@@ -97,3 +99,14 @@ def nats_per(sums: np.ndarray, unit: int) -> Interval:
     """Nats per unit: the ratio of two sums over records."""
     return ratio(Moments(sums[ONE, ONE], sums[ONE, NATS], sums[ONE, unit], sums[NATS, NATS], sums[NATS, unit],
                          sums[unit, unit]))  # fmt: skip
+
+
+def write_events(folder: str, step: int, scalars: Mapping[str, float]) -> None:
+    """Add scalars by tag to what TensorBoard shows of a run's evaluations.
+
+    Args:
+      folder: of the run.
+    """
+    values = [tf.Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
+    with tf.Graph().as_default(), tf.summary.FileWriter(os.path.join(folder, EVENTS)) as writer:
+        writer.add_summary(tf.Summary(value=values), step)

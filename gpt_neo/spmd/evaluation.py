@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Callable, Optional
 
 from gpt_neo.checkpoint.folder import keep_best
@@ -12,13 +11,11 @@ from gpt_neo.inputs.sources import Source
 from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.estimator import eval_batch_size, reading, text_lengths, what_to_evaluate
-from gpt_neo.runtime.eval_metrics import record_sums, streaming, summarize
+from gpt_neo.runtime.eval_metrics import record_sums, streaming, summarize, write_events
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_eval_step
 from gpt_neo.spmd.sampling import whole_parts
 from gpt_neo.spmd.weights import put_weights
-
-EVENTS = "eval"  # where the Estimator writes those of held-out records, too
 
 
 def evaluate(
@@ -44,9 +41,12 @@ def evaluate(
         for note in put_weights(devices, found.path):
             tell(note)
         with reading(run, sources, 0, size):
-            metrics = {**summed(run, devices, size, steps, sources), "global_step": step_of(found.path)}
-    write_events(os.path.join(folder, EVENTS), metrics)
-    result = summarize(metrics, [source.name for source in sources], in_nats=not run.model.entmax_loss)
+            metrics = summed(run, devices, size, steps, sources)
+    step = step_of(found.path)
+    # under the names that the Estimator gives them
+    write_events(folder, step, {name: value for name, value in metrics.items() if name != "sums"})
+    names = [source.name for source in sources]
+    result = summarize({**metrics, "global_step": step}, names, in_nats=not run.model.entmax_loss)
     keep_best(folder, found.path, result["loss"])
     return result
 
@@ -70,11 +70,3 @@ def summed(run: RunConfig, devices: Devices, size: int, steps: int, sources: lis
             given = {fed[name]: value for name, value in batch.items()}
             session.run(metrics["sums"][1], {**given, losses: results["losses"][0]})
         return session.run({name: value for name, (value, _) in metrics.items()})
-
-
-def write_events(folder: str, metrics: dict) -> None:
-    """Scalars for TensorBoard, under the names that the Estimator gives them."""
-    values = [tf.Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()
-              if name not in ("sums", "global_step")]  # fmt: skip
-    with tf.Graph().as_default(), tf.summary.FileWriter(folder) as writer:
-        writer.add_summary(tf.Summary(value=values), metrics["global_step"])

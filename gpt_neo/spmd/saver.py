@@ -10,8 +10,8 @@ import numpy as np
 
 from gpt_neo.checkpoint.fit import AT_ONCE, STEP, Fit, fit_checkpoint
 from gpt_neo.checkpoint.saver import RunSaver, keeping
-from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.mtf_compat import tf
+from gpt_neo.spmd.wire import np_dtype
 
 
 class DeviceSaver(RunSaver):
@@ -113,8 +113,3 @@ def fit_program(path: str, program: Any) -> Fit:
       CheckpointError: it does not fit, or is damaged.
     """
     return fit_checkpoint(path, {STEP: [], **{name: about["shape"] for name, about in variables_of(program).items()}})
-
-
-def np_dtype(name: str) -> np.dtype:
-    """NumPy's type for a name that may be bfloat16."""
-    return BFLOAT16 if name == "bfloat16" else np.dtype(name)

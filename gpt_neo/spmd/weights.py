@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
-from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.spmd.devices import Devices
+from gpt_neo.spmd.wire import np_dtype
 
 
 def put_weights(devices: Devices, path: str) -> list[str]:
@@ -23,6 +23,6 @@ def put_weights(devices: Devices, path: str) -> list[str]:
     variables = description["variables"]
     fit = fit_checkpoint(path, {name: about["shape"] for name, about in variables.items() if name not in kept})
     for name, about in variables.items():
-        dtype = BFLOAT16 if about["dtype"] == "bfloat16" else np.dtype(about["dtype"])
+        dtype = np_dtype(about["dtype"])
         devices.put(name, np.zeros(about["shape"], dtype) if name in kept else fit.value(name, dtype))
     return list(fit.notes)

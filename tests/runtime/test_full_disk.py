@@ -7,7 +7,6 @@ import re
 import pytest
 
 from gpt_neo.config import load_config
-from tests.forks import forks
 from tests.namespaces import need_mounts
 
 # A file system of its own for the run's folder; {act} happens at step 5.
@@ -39,12 +38,6 @@ FILL = """
                     filler.write(bytes(4096))
             except OSError:
                 filler.truncate(filler.tell() - 20_000)  # room for the record, not for the checkpoint"""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with forks(tmp_path_factory.mktemp("forks")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("name, act, mend, reason", [

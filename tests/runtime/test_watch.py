@@ -12,7 +12,7 @@ from gpt_neo.config import load_config
 from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import count_records
 from gpt_neo.mtf_compat import tf
-from tests.forks import forks
+from tests.conftest import folder_of
 
 # Steps that take a while, so that a signal comes between two of them.
 SLOW = """
@@ -39,21 +39,11 @@ NAN = "float('nan')"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with forks(tmp_path_factory.mktemp("forks")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def whole(world, server):
     """Weights of an undisturbed run of six steps."""
     path = world.config("whole", train_steps=6)
     assert server.run("--model", path)[0] == 0
     return weights_of(folder_of(path), 6)
-
-
-def folder_of(path):
-    return load_config(path).training.model_path
 
 
 def weights_of(folder, step):

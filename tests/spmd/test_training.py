@@ -18,6 +18,7 @@ from gpt_neo.errors import DeviceError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.watch import Watch
 from gpt_neo.spmd import saver
+from tests.conftest import folder_of
 from tests.fake_gcs import CLIENT, fake_gcs
 from tests.forks import forks
 from tests.namespaces import need_mounts
@@ -54,21 +55,11 @@ def spmd(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with forks(tmp_path_factory.mktemp("forks")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def whole(world, server):
     """What an undisturbed run of eight steps ends with."""
     path = world.config("spmd_whole", train_steps=8)
     assert server.run("--model", path, before=FAKED.format(more=""))[0] == 0
     return values_of(folder_of(path), 8)
-
-
-def folder_of(path):
-    return load_config(path).training.model_path
 
 
 def values_of(folder, step):
