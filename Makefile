@@ -29,6 +29,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 lint: setup-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Two processes, a file to each at a time: files share what they build.

@@ -17,9 +17,10 @@ setup(
     license="MIT",
     packages=find_packages(include=["gpt_neo", "gpt_neo.*"]),
     package_data={
-        "gpt_neo.checkpoint": ["custom_code/*.py"], "gpt_neo.serving": ["page/*"],
+        "gpt_neo.checkpoint": ["custom_code/*.py"],
+        "gpt_neo.serving": ["page/*"],
         "gpt_neo.spmd": ["constraints.txt"],  # what its worker's environment is made of
-    },  # fmt: skip
+    },
     python_requires=">=3.9,<3.12",
     install_requires=[
         "tensorflow>=2.15.1,<2.16",  # model, runtime: the last line with Estimator and TPUEstimator
@@ -34,7 +35,7 @@ setup(
     ],
     entry_points={
         # versions of the harness that look for models of other packages find ours here
-        "lm_eval.models": ["gpt_neo = gpt_neo.evaluation.harness:GptNeoLM"],
+        "lm_eval.models": ["gpt_neo = gpt_neo.evaluation.harness:GptNeoLM"]
     },
     extras_require={
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths

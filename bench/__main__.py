@@ -25,8 +25,9 @@ LIMITS = (  # (measure, figure, what ours has to be relative to the peer)
 def measure(name: str, folder: str) -> dict:
     """Run one worker."""
     env = dict(os.environ, PYTHONWARNINGS="ignore", TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1")
-    done = subprocess.run([sys.executable, "-m", "bench.worker", name, folder], env=env, capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.worker", name, folder], env=env, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -55,8 +55,9 @@ def measure(form: str, n_ctx: int) -> dict:
 
     if form == "linear, cumulative":
         LAYERS["linear"] = cumulative_layer
-    model = ModelConfig(n_head=4, n_embd=512, n_layer=1, n_vocab=512, n_ctx=n_ctx,
-                        attention_types=(form.split(",")[0],))  # fmt: skip
+    model = ModelConfig(
+        n_head=4, n_embd=512, n_layer=1, n_vocab=512, n_ctx=n_ctx, attention_types=(form.split(",")[0],)
+    )
     run = RunConfig("", form, model, OptimizerConfig(lr=1e-3), MeshConfig(), TrainingConfig(1, 100), ())
     data = np.random.RandomState(0).randint(0, 512, [1, n_ctx + 1])
     with tf.Graph().as_default(), tf.Session() as session:

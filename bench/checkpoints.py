@@ -66,8 +66,11 @@ def make(name: str, dtype: str, folder: str) -> dict:
     places = {}
     for number, group in enumerate(groups):
         file = f"model-{number}.safetensors"
-        write_safetensors(os.path.join(source, file), {p.theirs: (kind, p.their_shape) for p in group},
-                          {p.theirs: pieces(p.their_shape) for p in group})  # fmt: skip
+        write_safetensors(
+            os.path.join(source, file),
+            {p.theirs: (kind, p.their_shape) for p in group},
+            {p.theirs: pieces(p.their_shape) for p in group},
+        )
         places.update({p.theirs: file for p in group})
     with open(os.path.join(source, "model.safetensors.index.json"), "w", encoding="utf-8") as handle:
         json.dump({"weight_map": places}, handle)
@@ -127,8 +130,12 @@ def sample(name: str, dtype: str, folder: str) -> dict:
     times = []
     for _ in sampler.generate([list(range(100, 100 + PROMPT))], SampleOptions(NEW_TOKENS, temperature=0.0)):
         times.append(time.perf_counter())
-    return {"load_seconds": loaded, "tokens_per_second": (len(times) - 1) / (times[-1] - times[0]),
-            "peak_gb": peak_gb(), "start_gb": start}  # fmt: skip
+    return {
+        "load_seconds": loaded,
+        "tokens_per_second": (len(times) - 1) / (times[-1] - times[0]),
+        "peak_gb": peak_gb(),
+        "start_gb": start,
+    }
 
 
 STEPS = {"make": make, "import": bring_in, "compare": compare, "sample": sample, "export": take_out}
@@ -150,15 +157,20 @@ def main() -> None:
     try:
         for step in args.steps:
             argv = ["--model", args.model, "--dtype", args.dtype, "--folder", folder, "--worker", step]
-            done = subprocess.run([sys.executable, "-m", "bench.checkpoints", *argv], capture_output=True, text=True,
-                                  check=False)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.checkpoints", *argv], capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 sys.exit(f"{step} failed:\n{done.stderr[-2000:]}")
             figures = json.loads(done.stdout.splitlines()[-1])
             wanted = WANTED.get((args.model, args.dtype)) if step == "sample" else None
             verdict = f"  wanted: under {wanted}" if wanted else ""
-            print(f"{args.model} {args.dtype} {step:8s} " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
-                  + verdict, flush=True)  # fmt: skip
+            print(
+                f"{args.model} {args.dtype} {step:8s} "
+                + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+                + verdict,
+                flush=True,
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

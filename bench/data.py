@@ -28,8 +28,13 @@ LONGEST = 1 << 20  # bytes; longer files are mostly tables
 def machine_text(megabytes: float) -> Iterator[str]:
     """Sources and documentation of this machine, in an order that mixes them, up to a number of megabytes."""
     folders = {sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")} | {"/usr/share/doc"}
-    paths = {os.path.join(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names
-             if name.endswith(ENDINGS)}  # fmt: skip
+    paths = {
+        os.path.join(top, name)
+        for folder in folders
+        for top, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(ENDINGS)
+    }
     size, seen = 0, set()
     for path in sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest()):
         try:
@@ -127,9 +132,11 @@ def check(path: str, folder: str, manifest: dict) -> None:
                 ids = part[1:] if ended else part
                 open_bytes += [tokenizer.decode_bytes(ids)] if len(ids) else []
     assert next(texts, None) is None and documents == account["documents_written"] and not open_bytes
-    print(f"checked: {documents:,} documents come back from the records; tokens in {account['tokens_in']:,} + "
-          f"separators {account['separator_tokens']:,} + filling {account['fill_tokens']:,} = written "
-          f"{account['tokens_written']:,} + dropped {dropped:,}")  # fmt: skip
+    print(
+        f"checked: {documents:,} documents come back from the records; tokens in {account['tokens_in']:,} + "
+        f"separators {account['separator_tokens']:,} + filling {account['fill_tokens']:,} = written "
+        f"{account['tokens_written']:,} + dropped {dropped:,}"
+    )
 
 
 def writing_speeds() -> tuple[float, float]:
@@ -175,12 +182,16 @@ def main() -> None:
         check(corpus, out, manifest)
         ratio = statistics.median(a / b for a, b in zip(fast, slow))
         tokens = manifest["account"]["tokens_in"] / size
-        print(f"text to records, {args.processes} processes: {statistics.median(fast):.1f} MB/s "
-              f"({statistics.median(fast) * tokens:.1f} million tokens/s); loop {statistics.median(slow):.2f} MB/s; "
-              f"ratio {ratio:.1f} (wanted: at least 5)")  # fmt: skip
+        print(
+            f"text to records, {args.processes} processes: {statistics.median(fast):.1f} MB/s "
+            f"({statistics.median(fast) * tokens:.1f} million tokens/s); loop {statistics.median(slow):.2f} MB/s; "
+            f"ratio {ratio:.1f} (wanted: at least 5)"
+        )
     ours_speed, protobuf = writing_speeds()
-    print(f"records: ours {ours_speed:.1f} million tokens/s, Python protobuf {protobuf:.1f}; ratio "
-          f"{ours_speed / protobuf:.0f}")  # fmt: skip
+    print(
+        f"records: ours {ours_speed:.1f} million tokens/s, Python protobuf {protobuf:.1f}; ratio "
+        f"{ours_speed / protobuf:.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,19 @@ import time
 
 N_CTX, BATCH, N_VOCAB = 256, 8, 2048
 MODEL = {
-    "n_head": 4, "n_embd": 256, "n_layer": 4, "n_vocab": N_VOCAB, "n_ctx": N_CTX, "lr": 1e-4, "train_steps": 1000,
-    "attention_types": [[["global", "local"], 2]], "local_attention_radius": 64, "train_batch_size": BATCH,
-    "eos_id": 0, "padding_id": 1,
-}  # fmt: skip
+    "n_head": 4,
+    "n_embd": 256,
+    "n_layer": 4,
+    "n_vocab": N_VOCAB,
+    "n_ctx": N_CTX,
+    "lr": 1e-4,
+    "train_steps": 1000,
+    "attention_types": [[["global", "local"], 2]],
+    "local_attention_radius": 64,
+    "train_batch_size": BATCH,
+    "eos_id": 0,
+    "padding_id": 1,
+}
 DOCUMENTS = ["documents", 4, "documents_random", 0.5]
 MODES = {
     "chunks": {"datasets": ["chunks"]},
@@ -80,9 +89,15 @@ def measure(folder: str, mode: str, steps: int) -> dict:
                 if i > 1:
                     kept.append(took)
     (with_input, cpu), (without, _) = ([statistics.median(column) for column in zip(*rows)] for rows in times)
-    return {"batch_ms": batch, "batch_cpu_ms": batch_cpu, "tokens_per_second": BATCH * N_CTX / batch * 1e3,
-            "fed_ms": with_input, "fixed_ms": without, "waiting": max(0.0, 1 - without / with_input),
-            "cpu_share": batch_cpu / cpu}  # fmt: skip
+    return {
+        "batch_ms": batch,
+        "batch_cpu_ms": batch_cpu,
+        "tokens_per_second": BATCH * N_CTX / batch * 1e3,
+        "fed_ms": with_input,
+        "fixed_ms": without,
+        "waiting": max(0.0, 1 - without / with_input),
+        "cpu_share": batch_cpu / cpu,
+    }
 
 
 def timed(run, times: int) -> tuple:
@@ -108,9 +123,11 @@ def main() -> None:
         write_records(folder)
         for mode in MODES:
             row = results[mode] = measure(folder, mode, args.steps)
-            print(f"{mode:12s}{row['batch_ms']:13.2f}{row['batch_cpu_ms']:13.2f}{row['tokens_per_second']:13,.0f}"
-                  f"{row['fed_ms']:13.1f}{row['fixed_ms']:13.1f}{row['waiting']:13.1%}{row['cpu_share']:13.1%}",
-                  flush=True)  # fmt: skip
+            print(
+                f"{mode:12s}{row['batch_ms']:13.2f}{row['batch_cpu_ms']:13.2f}{row['tokens_per_second']:13,.0f}"
+                f"{row['fed_ms']:13.1f}{row['fixed_ms']:13.1f}{row['waiting']:13.1%}{row['cpu_share']:13.1%}",
+                flush=True,
+            )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as handle:
             json.dump(results, handle, indent=2)

@@ -41,8 +41,15 @@ def build(kind: str, width: int, fed: tuple) -> tuple:
     from gpt_neo.optim.slots import SlotLayout
 
     tokens, labels, rate = fed
-    config = ModelConfig(n_head=2, n_embd=width, n_layer=1, n_vocab=N_VOCAB, n_ctx=N_CTX, attention_types=(kind,),
-                         gla_params=GlaParams(expand_k=1.0))  # fmt: skip
+    config = ModelConfig(
+        n_head=2,
+        n_embd=width,
+        n_layer=1,
+        n_vocab=N_VOCAB,
+        n_ctx=N_CTX,
+        attention_types=(kind,),
+        gla_params=GlaParams(expand_k=1.0),
+    )
     graph = mtf.Graph()
     mesh = mtf.Mesh(graph, "mesh")
     dims = make_dims(config, BATCH)
@@ -81,8 +88,11 @@ def learn(kind: str, width: int, steps: int, peak: float, seed: int = 0) -> list
                 rows.append((step, *np.mean(recent, 0).tolist()))
                 recent = []
             if step % 100 == 0:
-                print(f"  {kind}: step {step}, loss {rows[-1][1]:.3f}, right {rows[-1][2]:.3f}, "
-                      f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
+                print(
+                    f"  {kind}: step {step}, loss {rows[-1][1]:.3f}, right {rows[-1][2]:.3f}, "
+                    f"{time.perf_counter() - began:.0f} s",
+                    flush=True,
+                )
     return rows
 
 

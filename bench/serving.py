@@ -19,8 +19,16 @@ import threading
 import time
 from typing import Optional
 
-PROMPTS = ("def main(", "Help on class", "The ", "import os\n", "Return the number of", "class Server:", "If the file",
-           "    for i in range(")  # fmt: skip
+PROMPTS = (
+    "def main(",
+    "Help on class",
+    "The ",
+    "import os\n",
+    "Return the number of",
+    "class Server:",
+    "If the file",
+    "    for i in range(",
+)
 REQUESTS = 32  # different ones
 
 
@@ -28,8 +36,11 @@ def requests_of(tokens: int) -> list[dict]:
     """Requests of different prompts, lengths, seeds and options, so that rows join and leave at different times."""
     found = []
     for number in range(REQUESTS):
-        body = {"prompt": PROMPTS[number % len(PROMPTS)] * (1 + number % 5), "seed": number,
-                "max_tokens": tokens // 2 + tokens * (number % 7) // 6}  # fmt: skip
+        body = {
+            "prompt": PROMPTS[number % len(PROMPTS)] * (1 + number % 5),
+            "seed": number,
+            "max_tokens": tokens // 2 + tokens * (number % 7) // 6,
+        }
         found.append({**body, **({"temperature": 0}, {"temperature": 0.8, "top_k": 40}, {}, {"n": 2})[number % 4]})
     return found
 
@@ -114,8 +125,12 @@ def malformed(port: int, count: int) -> dict[int, int]:
     client, rng, found = Client(port), random.Random(0), {}
     sound = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
     for number in range(count):
-        broken = (sound[: rng.randrange(len(sound))], rng.randbytes(rng.randrange(300)), b"[" * rng.randrange(9000),
-                  json.dumps({"prompt": "a", "max_tokens": rng.choice(["x", -1, [], 10**9, {}])}).encode())  # fmt: skip
+        broken = (
+            sound[: rng.randrange(len(sound))],
+            rng.randbytes(rng.randrange(300)),
+            b"[" * rng.randrange(9000),
+            json.dumps({"prompt": "a", "max_tokens": rng.choice(["x", -1, [], 10**9, {}])}).encode(),
+        )
         status, _ = client.post("/v1/completions", broken[number % 4])
         found[status] = found.get(status, 0) + 1
     return found
@@ -151,8 +166,10 @@ def main(argv: Optional[list] = None) -> int:
         print(f"alone     {serial:8.1f} tokens/s, {len(bodies)} requests one after another", flush=True)
         load = Load(port, bodies, texts, args.clients, args.seconds)
         together, held = load.run(process.pid)
-        print(f"together  {together:8.1f} tokens/s, {args.clients} clients, {args.seconds:.0f} s: "
-              f"{together / serial:.1f} times as many")  # fmt: skip
+        print(
+            f"together  {together:8.1f} tokens/s, {args.clients} clients, {args.seconds:.0f} s: "
+            f"{together / serial:.1f} times as many"
+        )
         print(f"answers   {load.answers}; {load.wrong} differ from those alone, {load.failed} lost")
         # Pools and caches fill in the first part.
         warm, last = held[len(held) // 5], max(held[-5:])

@@ -42,19 +42,34 @@ def export(folder: Path, models: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for text in models:
         name, batch = text.split(":")
-        run = load_config(f"configs/{name}.json", [
-            "mesh_shape=x:1", "layout=batch:x", f"train_batch_size={batch}", "tokens_per_mb_per_replica=null",
-            "precision=bfloat16", "recompute_grad=false",
-        ])  # fmt: skip
+        run = load_config(
+            f"configs/{name}.json",
+            [
+                "mesh_shape=x:1",
+                "layout=batch:x",
+                f"train_batch_size={batch}",
+                "tokens_per_mb_per_replica=null",
+                "precision=bfloat16",
+                "recompute_grad=false",
+            ],
+        )
         program, model = export_train_step(run), run.model
         program.description["bench"] = {
-            "model": name, "batch": int(batch), "flops": model_flops(run), "n_ctx": model.n_ctx,
+            "model": name,
+            "batch": int(batch),
+            "flops": model_flops(run),
+            "n_ctx": model.n_ctx,
             "slots": [name for name in program.description["variables"] if is_slot(name)],
-            "peer": {"vocab_size": model.n_vocab, "hidden_size": model.n_embd, "num_layers": model.n_layer,
-                     "num_heads": model.n_head, "max_position_embeddings": model.n_ctx,
-                     "attention_types": [[["global", "local"], model.n_layer // 2]],
-                     "window_size": model.local_attention_radius},
-        }  # fmt: skip
+            "peer": {
+                "vocab_size": model.n_vocab,
+                "hidden_size": model.n_embd,
+                "num_layers": model.n_layer,
+                "num_heads": model.n_head,
+                "max_position_embeddings": model.n_ctx,
+                "attention_types": [[["global", "local"], model.n_layer // 2]],
+                "window_size": model.local_attention_radius,
+            },
+        }
         print(*save_program(program, str(folder / f"{name}-{batch}")), flush=True)
 
 
@@ -136,8 +151,9 @@ def export_sampling(folder: Path, run: Any) -> None:
     place = lambda program: Recorder(Devices(program, python))  # noqa: E731
     with DeviceSampler(run, checkpoint, place, ways[0], len(prompts)) as sampler:
         for options in ways:
-            drawn, wanted = (sorted(one.generate(prompts, options), key=lambda token: token.prompt)
-                             for one in (sampler, plain))  # fmt: skip
+            drawn, wanted = (
+                sorted(one.generate(prompts, options), key=lambda token: token.prompt) for one in (sampler, plain)
+            )
             if drawn != wanted:
                 raise SystemExit("the virtual devices do not draw what main.py draws")
         save_program(sampler.devices.program, str(folder / "sampling"))
@@ -153,15 +169,27 @@ def check(folder: Path) -> int:
     names = list(runner.description["variables"])
     for name in names:
         runner.put(name, given[f"before/{name}"])
-    losses = [float(runner.step({"step": np.int32(step), "inputs": inputs, "labels": labels})["loss"][0])
-              for step, (inputs, labels) in enumerate(zip(given["inputs"], given["labels"]))]  # fmt: skip
+    losses = [
+        float(runner.step({"step": np.int32(step), "inputs": inputs, "labels": labels})["loss"][0])
+        for step, (inputs, labels) in enumerate(zip(given["inputs"], given["labels"]))
+    ]
     loss = np.abs(np.array(losses) - given["losses"][:20]).max()
-    weight = max(np.abs(runner.get(name) - given[f"after/{name}"]).max() / np.abs(given[f"after/{name}"]).max()
-                 for name in names)  # fmt: skip
+    weight = max(
+        np.abs(runner.get(name) - given[f"after/{name}"]).max() / np.abs(given[f"after/{name}"]).max() for name in names
+    )
     drawn, other = check_sampling(folder, worker)
-    print(json.dumps({"device": runner.devices[0].device_kind, "largest_loss_difference": loss,
-                      "largest_relative_weight_difference": float(weight), "ids_drawn": drawn,
-                      "other_ids": other}), flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "device": runner.devices[0].device_kind,
+                "largest_loss_difference": loss,
+                "largest_relative_weight_difference": float(weight),
+                "ids_drawn": drawn,
+                "other_ids": other,
+            }
+        ),
+        flush=True,
+    )
     return int(not (loss < 1e-3 and weight < 1e-3 and other == 0))
 
 
@@ -244,8 +272,9 @@ def theirs(prefix: str, description: dict) -> dict:
 def measure(side: str, prefix: str, limit: float) -> dict:
     """One side in a process of its own; {"error": the last line it wrote} where it fails."""
     try:
-        done = subprocess.run([sys.executable, __file__, "one", side, prefix], capture_output=True, text=True,
-                              check=False, timeout=limit)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, __file__, "one", side, prefix], capture_output=True, text=True, check=False, timeout=limit
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {limit:.0f} s"}
     if done.returncode:
@@ -266,8 +295,10 @@ def run(folder: Path, peak: float, limit: float) -> int:
                 report = measure(side, prefix, limit)
                 if "error" not in report:
                     speed, busy = batch * about["n_ctx"] / report["seconds"], about["flops"] / report["seconds"] / peak
-                    rows.append(f"| {model} | {side} | {batch} | {speed:,.0f} | {busy:.0%} | "
-                                f"{(report['peak_bytes'] or 0) / 1e9:.1f} GB |")  # fmt: skip
+                    rows.append(
+                        f"| {model} | {side} | {batch} | {speed:,.0f} | {busy:.0%} | "
+                        f"{(report['peak_bytes'] or 0) / 1e9:.1f} GB |"
+                    )
                     report |= {"tokens_per_second": speed, "utilisation": busy, "peak_flops": peak}
                 print(json.dumps({"model": model, "side": side, "batch": batch, **report}), flush=True)
                 if "error" not in report:

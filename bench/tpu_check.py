@@ -79,11 +79,17 @@ def row_of(case: tuple, report: dict) -> str:
 
 def write_table(results: dict) -> None:
     """Put the table between its marks on the page."""
-    head = ["| config | slice | mesh; layout | verdict | memory per core | of it weights and slots | "
-            "estimate per step | utilisation | sent per step |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    rows = [row_of(case, results[key_of(case)]) if key_of(case) in results
-            else f"| {case[0]} | {case[1]} | {' '.join(case[2]) or 'as shipped'} | not compiled yet | | | | | |"
-            for case in CASES]  # fmt: skip
+    head = [
+        "| config | slice | mesh; layout | verdict | memory per core | of it weights and slots | "
+        "estimate per step | utilisation | sent per step |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = [
+        row_of(case, results[key_of(case)])
+        if key_of(case) in results
+        else f"| {case[0]} | {case[1]} | {' '.join(case[2]) or 'as shipped'} | not compiled yet | | | | | |"
+        for case in CASES
+    ]
     with open(PAGE, encoding="utf-8") as handle:
         text = handle.read()
     table = "\n".join([TOP, *head, *rows, BOTTOM])

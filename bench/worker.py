@@ -22,8 +22,14 @@ def our_config(n_ctx: int):
     """The shipped 125M config in float32."""
     from gpt_neo.config import load_config
 
-    overrides = ["precision=float32", f"n_ctx={n_ctx}", f"train_batch_size={BATCH}", "recompute_grad=false",
-                 "tokens_per_mb_per_replica=null", "weight_decay=0.01"]  # fmt: skip
+    overrides = [
+        "precision=float32",
+        f"n_ctx={n_ctx}",
+        f"train_batch_size={BATCH}",
+        "recompute_grad=false",
+        "tokens_per_mb_per_replica=null",
+        "weight_decay=0.01",
+    ]
     return load_config("gpt3_125M", overrides)
 
 
@@ -80,8 +86,15 @@ def peer_model(n_ctx: int):
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    sizes = GPTNeoConfig(vocab_size=50257, max_position_embeddings=n_ctx, hidden_size=768, num_layers=12,
-                         num_heads=12, attention_types=[[["global", "local"], 6]], window_size=256)  # fmt: skip
+    sizes = GPTNeoConfig(
+        vocab_size=50257,
+        max_position_embeddings=n_ctx,
+        hidden_size=768,
+        num_layers=12,
+        num_heads=12,
+        attention_types=[[["global", "local"], 6]],
+        window_size=256,
+    )
     return GPTNeoForCausalLM(sizes)
 
 
@@ -158,8 +171,15 @@ def peer_decode(folder: str) -> dict:
     prompt = torch.arange(100, 100 + PROMPT)[None]
     with torch.no_grad():
         for _ in range(2):
-            model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW_TOKENS,
-                           min_new_tokens=NEW_TOKENS, pad_token_id=50256, streamer=Clock())  # fmt: skip
+            model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+                pad_token_id=50256,
+                streamer=Clock(),
+            )
     return decode_figures(times, start_up)
 
 
@@ -167,8 +187,12 @@ def decode_figures(times: list, start_up: float) -> dict:
     """Speed of the second run's steps, time from start to the first token, memory."""
     second = times[1 + NEW_TOKENS :]
     steps = [b - a for a, b in zip(second, second[1:])]
-    return {"tokens_per_second": 1 / statistics.median(steps), "first_token_s": times[1] - times[0],
-            "peak_mb": peak_mb(), "start_up_mb": start_up}  # fmt: skip
+    return {
+        "tokens_per_second": 1 / statistics.median(steps),
+        "first_token_s": times[1] - times[0],
+        "peak_mb": peak_mb(),
+        "start_up_mb": start_up,
+    }
 
 
 if __name__ == "__main__":

@@ -18,39 +18,68 @@ def parser() -> argparse.ArgumentParser:
         "same command is given again, and ends with the same bytes.",
         epilog="See docs/data.md.",
     )
-    p.add_argument("--input_dir", required=True, nargs="+", metavar="PATH",
-                   help="files, folders, globs, gs://... or - (standard input): .txt .md .rst .py .jsonl .json .dat "
-                   ".tar .zip .parquet, compressed with .gz .xz .zst or not")
+    p.add_argument(
+        "--input_dir",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="files, folders, globs, gs://... or - (standard input): .txt .md .rst .py .jsonl .json .dat "
+        ".tar .zip .parquet, compressed with .gz .xz .zst or not",
+    )
     p.add_argument("--output_dir", default="./tfrecords", help="folder or gs://bucket/prefix (default: %(default)s)")
     p.add_argument("--name", default="data", help="first part of the file names (default: %(default)s)")
     p.add_argument("--encoder_path", help="tokenizer.json (default: GPT-2's tokenizer)")
-    p.add_argument("--mode", default="chunks", choices=("chunks", "documents"),
-                   help="records of equal length, or a record for each document (default: %(default)s)")
-    p.add_argument("--chunk_size", type=int, default=None,
-                   help="tokens per record: n_ctx + 1 (default: 2049, for n_ctx 2048); with --legacy n_ctx")
+    p.add_argument(
+        "--mode",
+        default="chunks",
+        choices=("chunks", "documents"),
+        help="records of equal length, or a record for each document (default: %(default)s)",
+    )
+    p.add_argument(
+        "--chunk_size",
+        type=int,
+        default=None,
+        help="tokens per record: n_ctx + 1 (default: 2049, for n_ctx 2048); with --legacy n_ctx",
+    )
     p.add_argument("--files_per", type=int, default=100_000, help="records per output file (default: %(default)s)")
     p.add_argument("--minimum_size", type=int, help="leave out documents of fewer tokens (default: none)")
     p.add_argument("--separator", nargs="+", help="ids after each document, such as 50256 (default: end of text)")
     p.add_argument("--ftfy", action=argparse.BooleanOptionalAction, help="mend wrongly decoded text (default: no)")
-    p.add_argument("--wikitext-detokenize", "--wikitext_detokenize", action=argparse.BooleanOptionalAction,
-                   help="undo the spacing of WikiText (default: no)")
+    p.add_argument(
+        "--wikitext-detokenize",
+        "--wikitext_detokenize",
+        action=argparse.BooleanOptionalAction,
+        help="undo the spacing of WikiText (default: no)",
+    )
     p.add_argument("--deduplicate", action="store_true", help="drop documents with the text of an earlier one")
     p.add_argument("--shuffle", action="store_true", help="put documents, then records in a random order")
     p.add_argument("--seed", type=int, default=0, help="of --shuffle (default: %(default)s)")
     p.add_argument("--text_key", default="text", help="key of the text in JSON, column in parquet (default: text)")
     p.add_argument("--stdin_format", default="jsonl", choices=("jsonl", "text"), help="default: %(default)s")
     p.add_argument("--skip_bad", action="store_true", help="count what cannot be read and go on, instead of stopping")
-    p.add_argument("--write_dataset_config", metavar="FILE", nargs="?", const="",
-                   help="write a dataset config for training (default: configs/dataset_configs/<name>.json)")
+    p.add_argument(
+        "--write_dataset_config",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="write a dataset config for training (default: configs/dataset_configs/<name>.json)",
+    )
     p.add_argument("--eval_path", metavar="GLOB", help="held-out records, named in the dataset config")
     p.add_argument("--processes", type=int, default=0, help="worker processes (default: one per core)")
     p.add_argument("--work_dir", help="where unfinished work is kept (default: beside a local output)")
     p.add_argument("--restart", action="store_true", help="throw away the unfinished work of an earlier run first")
-    p.add_argument("--legacy", action="store_true", help="write the records of the 2021 program, byte for byte; its "
-                   "defaults are ftfy and WikiText detokenization on and minimum_size 100")  # fmt: skip
-    p.add_argument("--beam", nargs=argparse.REMAINDER, metavar="OPTION",
-                   help="run as an Apache Beam pipeline; everything after it are Beam's options, such as "
-                   "--runner=DataflowRunner")
+    p.add_argument(
+        "--legacy",
+        action="store_true",
+        help="write the records of the 2021 program, byte for byte; its "
+        "defaults are ftfy and WikiText detokenization on and minimum_size 100",
+    )
+    p.add_argument(
+        "--beam",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="run as an Apache Beam pipeline; everything after it are Beam's options, such as --runner=DataflowRunner",
+    )
     return p
 
 
@@ -69,21 +98,38 @@ def options_of(args):
     from gpt_neo.dataprep.options import PrepareOptions
 
     chosen = {
-        "chunk_size": args.chunk_size, "minimum_size": args.minimum_size, "ftfy": args.ftfy,
+        "chunk_size": args.chunk_size,
+        "minimum_size": args.minimum_size,
+        "ftfy": args.ftfy,
         "wikitext_detokenize": args.wikitext_detokenize,
-    }  # fmt: skip
+    }
     defaults = {"chunk_size": 2049, "minimum_size": 0, "ftfy": False, "wikitext_detokenize": False}
     if args.legacy:
         # The old --chunk_size was n_ctx, and one was added to it.
         defaults = {"chunk_size": 2049, "minimum_size": 100, "ftfy": True, "wikitext_detokenize": True}
         chosen["chunk_size"] = args.chunk_size and args.chunk_size + 1
     values = {key: defaults[key] if value is None else value for key, value in chosen.items()}
-    same = ("output_dir", "name", "encoder_path", "mode", "files_per", "deduplicate", "shuffle", "seed", "text_key",
-            "stdin_format", "skip_bad", "work_dir")  # fmt: skip
+    same = (
+        "output_dir",
+        "name",
+        "encoder_path",
+        "mode",
+        "files_per",
+        "deduplicate",
+        "shuffle",
+        "seed",
+        "text_key",
+        "stdin_format",
+        "skip_bad",
+        "work_dir",
+    )
     return PrepareOptions(
-        input_dir=tuple(args.input_dir), separator=separator_ids(args.separator),
-        processes=args.processes or len(os.sched_getaffinity(0)), **{key: getattr(args, key) for key in same}, **values,
-    )  # fmt: skip
+        input_dir=tuple(args.input_dir),
+        separator=separator_ids(args.separator),
+        processes=args.processes or len(os.sched_getaffinity(0)),
+        **{key: getattr(args, key) for key in same},
+        **values,
+    )
 
 
 def run(args, options):
@@ -112,12 +158,19 @@ def run(args, options):
 def show(manifest, options):
     """Print the account."""
     account = manifest["account"]
-    names = {"short": "too short", "duplicate": "copies", "bad": "not readable", "tail": "ends of documents",
-             "overwritten": "in files written over"}  # fmt: skip
+    names = {
+        "short": "too short",
+        "duplicate": "copies",
+        "bad": "not readable",
+        "tail": "ends of documents",
+        "overwritten": "in files written over",
+    }
     print(f"in:  {account['documents_in']:,} documents, {account['bytes_in']:,} bytes, {account['tokens_in']:,} tokens")
-    print(f"out: {account['records_written']:,} records, {account['tokens_written']:,} tokens in "
-          f"{len(manifest['files'])} file(s) {os.path.join(options.output_dir, options.name)}_*.tfrecords; separators "
-          f"{account['separator_tokens']:,}, filling {account['fill_tokens']:,}")
+    print(
+        f"out: {account['records_written']:,} records, {account['tokens_written']:,} tokens in "
+        f"{len(manifest['files'])} file(s) {os.path.join(options.output_dir, options.name)}_*.tfrecords; separators "
+        f"{account['separator_tokens']:,}, filling {account['fill_tokens']:,}"
+    )
     for key, count in account.items():
         unit, dropped, reason = key.partition("_dropped_")
         if dropped and count:

@@ -22,8 +22,18 @@ from gpt_neo.errors import DataError  # noqa: E402
 HELD_OUT = 20  # one document in so many
 LEAST = 200  # characters; shorter documents say nothing
 LONGEST = 4_000  # characters of a source; longer ones are mostly tables
-LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__", "pydoc_data",
-            "encodings", "ensurepip")  # fmt: skip
+LEFT_OUT = (
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "pydoc_data",
+    "encodings",
+    "ensurepip",
+)
 
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -41,8 +41,12 @@ def main(argv=None) -> int:
     if held_out:
         last = held_out[-1]
         bits = f", {last['bits_per_byte']:.2f} bits per byte" if last.get("bits_per_byte") else ""
-        axes.plot([row["step"] for row in held_out], [row["loss"] for row in held_out], "o",
-                  label=f"held out: {last['loss']:.2f}{bits}")  # fmt: skip
+        axes.plot(
+            [row["step"] for row in held_out],
+            [row["loss"] for row in held_out],
+            "o",
+            label=f"held out: {last['loss']:.2f}{bits}",
+        )
     axes.set(xlabel="step", ylabel="loss, nats per token", title=os.path.basename(os.path.abspath(args.folder)))
     axes.grid(alpha=0.3)
     axes.legend()

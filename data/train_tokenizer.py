@@ -13,8 +13,13 @@ from gpt_neo.errors import DataError  # noqa: E402
 def parser() -> argparse.ArgumentParser:
     """The command line of the legacy script."""
     p = argparse.ArgumentParser(description="Train a byte-level BPE tokenizer.")
-    p.add_argument("--base_dir", required=True, nargs="+", metavar="PATH",
-                   help="files, folders, globs, gs://... or -, of all that data/create_tfrecords.py reads")
+    p.add_argument(
+        "--base_dir",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="files, folders, globs, gs://... or -, of all that data/create_tfrecords.py reads",
+    )
     p.add_argument("--output_dir", required=True, help="folder for tokenizer.json")
     p.add_argument("--file_type", help="take only files of this extension, such as txt or jsonl")
     p.add_argument("--vocab_size", type=int, required=True, help="ids, 256 bytes and 2 special tokens included")

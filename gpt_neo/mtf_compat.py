@@ -34,9 +34,24 @@ for _name in _NOT_FOR_KERAS:
 
 SimdMeshImpl = mtf.simd_mesh_impl.SimdMeshImpl
 
-__all__ = ["SimdMeshImpl", "always_compiled", "build_for_tpu", "compiled", "export_mlir", "inlined", "lower_locally",
-           "mtf", "named_call", "put_slice", "reason_of", "row_times_matrices", "row_times_matrix", "tf", "uncompiled",
-           "zeros_initializer"]  # fmt: skip
+__all__ = [
+    "SimdMeshImpl",
+    "always_compiled",
+    "build_for_tpu",
+    "compiled",
+    "export_mlir",
+    "inlined",
+    "lower_locally",
+    "mtf",
+    "named_call",
+    "put_slice",
+    "reason_of",
+    "row_times_matrices",
+    "row_times_matrix",
+    "tf",
+    "uncompiled",
+    "zeros_initializer",
+]
 
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
@@ -266,8 +281,10 @@ def purify(nodes: Any) -> None:
         # Order is of no meaning to a pure function, and the importer keeps nothing apart that has it.
         kept = [name for name in node.input if not name.startswith("^")]
         parts = [name.partition(":output:") for name in kept]  # as functions have it, by the name of the output
-        kept = [f"{name}:results:{number}" if name in ranges and colon else name + colon + number
-                for name, colon, number in parts]  # fmt: skip
+        kept = [
+            f"{name}:results:{number}" if name in ranges and colon else name + colon + number
+            for name, colon, number in parts
+        ]
         del node.input[:]
         node.input.extend(kept)
         node.device = ""

@@ -363,9 +363,10 @@ def client_of(emulator: str | None) -> Any:
         return storage.Client()
     except DefaultCredentialsError as error:
         raise PermissionError(
-            errno.EACCES, "no credentials: run `gcloud auth application-default login`, or set "
-            "GOOGLE_APPLICATION_CREDENTIALS", REMOTE
-        ) from error  # fmt: skip
+            errno.EACCES,
+            "no credentials: run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+            REMOTE,
+        ) from error
 
 
 @functools.lru_cache(maxsize=1)

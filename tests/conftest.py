@@ -14,12 +14,31 @@ sys.path.append(os.path.join(ROOT, "data"))  # behind the standard library, whos
 
 N_VOCAB, N_CTX = 300, 32
 MODEL = {
-    "n_head": 2, "n_embd": 16, "n_layer": 2, "n_vocab": N_VOCAB, "n_ctx": N_CTX,
-    "attention_types": [[["global", "local"], 1]], "local_attention_radius": 8, "lr": 0.01, "lr_decay_end": 20,
-    "warmup_steps": 2, "beta2": 0.95, "gradient_clipping": 1.0, "weight_decay": 0.1, "train_batch_size": 4,
-    "eval_batch_size": 8, "train_steps": 20, "predict_batch_size": 2, "eos_id": 0, "padding_id": 1, "seed": 3,
-    "shuffle_input_filenames": False, "datasets": ["small"], "mesh_shape": "x:1", "layout": "batch:x",
-}  # fmt: skip
+    "n_head": 2,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_vocab": N_VOCAB,
+    "n_ctx": N_CTX,
+    "attention_types": [[["global", "local"], 1]],
+    "local_attention_radius": 8,
+    "lr": 0.01,
+    "lr_decay_end": 20,
+    "warmup_steps": 2,
+    "beta2": 0.95,
+    "gradient_clipping": 1.0,
+    "weight_decay": 0.1,
+    "train_batch_size": 4,
+    "eval_batch_size": 8,
+    "train_steps": 20,
+    "predict_batch_size": 2,
+    "eos_id": 0,
+    "padding_id": 1,
+    "seed": 3,
+    "shuffle_input_filenames": False,
+    "datasets": ["small"],
+    "mesh_shape": "x:1",
+    "layout": "batch:x",
+}
 
 
 class World:
@@ -61,15 +80,45 @@ def world(tmp_path_factory):
     for i in range(12):
         (folder / "texts" / f"part_{i}.txt").write_text(text[i * 1500 : (i + 1) * 1500], encoding="utf-8")
     (folder / "held.jsonl").write_text(json.dumps({"text": text[40_000:42_000]}) + "\n", encoding="utf-8")
-    assert train_tokenizer.main(["--base_dir", str(folder / "texts"), "--vocab_size", str(N_VOCAB), "--output_dir",
-                                 str(folder / "tokenizer")]) == 0  # fmt: skip
-    common = ["--encoder_path", made.tokenizer, "--chunk_size", str(N_CTX + 1), "--output_dir", made.records,
-              "--processes", "1"]  # fmt: skip
+    assert (
+        train_tokenizer.main(
+            [
+                "--base_dir",
+                str(folder / "texts"),
+                "--vocab_size",
+                str(N_VOCAB),
+                "--output_dir",
+                str(folder / "tokenizer"),
+            ]
+        )
+        == 0
+    )
+    common = [
+        "--encoder_path",
+        made.tokenizer,
+        "--chunk_size",
+        str(N_CTX + 1),
+        "--output_dir",
+        made.records,
+        "--processes",
+        "1",
+    ]
     create_tfrecords.main(["--input_dir", str(folder / "held.jsonl"), "--name", "held", *common])
-    create_tfrecords.main([
-        "--input_dir", str(folder / "texts"), "--name", "train", "--files_per", "100", *common,
-        "--write_dataset_config", made.dataset, "--eval_path", os.path.join(made.records, "held_*.tfrecords"),
-    ])  # fmt: skip
+    create_tfrecords.main(
+        [
+            "--input_dir",
+            str(folder / "texts"),
+            "--name",
+            "train",
+            "--files_per",
+            "100",
+            *common,
+            "--write_dataset_config",
+            made.dataset,
+            "--eval_path",
+            os.path.join(made.records, "held_*.tfrecords"),
+        ]
+    )
     assert len(glob.glob(os.path.join(made.records, "train_*.tfrecords"))) == 3
     return made
 

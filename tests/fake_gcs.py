@@ -21,10 +21,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 ADDRESS = "127.0.77.1"
 NAMES = ("www.googleapis.com", "storage.googleapis.com")
 CLIENT = {  # short pauses and timeouts of TensorFlow's client
-    "NO_GCE_CHECK": "true", "GCS_READ_REQUEST_TIMEOUT_SECS": "3", "GCS_WRITE_REQUEST_TIMEOUT_SECS": "3",
-    "GCS_METADATA_REQUEST_TIMEOUT_SECS": "3", "GCS_REQUEST_IDLE_TIMEOUT_SECS": "3",
-    "GCS_RETRY_CONFIG_INIT_DELAY_TIME_US": "20000", "GCS_RETRY_CONFIG_MAX_DELAY_TIME_US": "100000",
-}  # fmt: skip
+    "NO_GCE_CHECK": "true",
+    "GCS_READ_REQUEST_TIMEOUT_SECS": "3",
+    "GCS_WRITE_REQUEST_TIMEOUT_SECS": "3",
+    "GCS_METADATA_REQUEST_TIMEOUT_SECS": "3",
+    "GCS_REQUEST_IDLE_TIMEOUT_SECS": "3",
+    "GCS_RETRY_CONFIG_INIT_DELAY_TIME_US": "20000",
+    "GCS_RETRY_CONFIG_MAX_DELAY_TIME_US": "100000",
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -112,8 +116,10 @@ class Handler(BaseHTTPRequestHandler):
         if not delimiter:
             return {"items": [{"name": name} for name in names]}
         folders = {prefix + name[len(prefix) :].split("/")[0] + "/" for name in names if "/" in name[len(prefix) :]}
-        return {"items": [{"name": name} for name in names if "/" not in name[len(prefix) :]],
-                "prefixes": sorted(folders)}  # fmt: skip
+        return {
+            "items": [{"name": name} for name in names if "/" not in name[len(prefix) :]],
+            "prefixes": sorted(folders),
+        }
 
     def send_range(self, data, fault):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -179,9 +185,30 @@ def make_certificate(folder):
     """A certificate of its own for Google's names; the key in the same file."""
     path = os.path.join(folder, "gcs.pem")
     names = ",".join(f"DNS:{name}" for name in NAMES)
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                    "-keyout", path + ".key", "-out", path + ".crt", "-days", "2", "-subj", "/CN=loopback", "-addext",
-                    f"subjectAltName={names}"], check=True, capture_output=True)  # fmt: skip
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            path + ".key",
+            "-out",
+            path + ".crt",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=loopback",
+            "-addext",
+            f"subjectAltName={names}",
+        ],
+        check=True,
+        capture_output=True,
+    )
     with open(path, "w", encoding="ascii") as handle:
         handle.write(open(path + ".crt").read() + open(path + ".key").read())
     return path

@@ -72,8 +72,9 @@ class Forks:
     def __init__(self, folder, **variables):
         self.folder, self.count = folder, 0
         env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", **variables)
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env=env, cwd=ROOT)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT
+        )
 
     def ask(self, job):
         self.process.stdin.write(json.dumps(job) + "\n")

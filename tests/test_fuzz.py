@@ -27,8 +27,11 @@ NUMBERS = st.one_of(st.integers(-3, 70), st.integers(-(10**30), 10**30), st.floa
 WORDS = ["global", "local", "x:2,y:3", "batch:x", "x:", ":", "adam", "1e9", "nan", "true", "gelu", "bfloat16", "../x"]
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.sampled_from(WORDS))
 KEYS = st.one_of(st.sampled_from(NAMES), st.text(max_size=6))
-VALUES = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(
-    KEYS, inner, max_size=4)), max_leaves=8)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=8,
+)
 BYTES = st.binary(max_size=40)
 
 
@@ -59,8 +62,11 @@ def config_file(folder):
         for name in draw(st.lists(st.sampled_from(NAMES), max_size=2)):
             changed.pop(name, None)
         text = json.dumps(draw(st.one_of(st.just(changed), VALUES)), ensure_ascii=draw(st.booleans()))
-        return draw(damaged(text.encode("utf-8", "surrogatepass"))) if draw(st.booleans()) else text.encode(
-            "utf-8", "surrogatepass")  # fmt: skip
+        return (
+            draw(damaged(text.encode("utf-8", "surrogatepass")))
+            if draw(st.booleans())
+            else text.encode("utf-8", "surrogatepass")
+        )
 
     @given(files(), st.lists(st.builds("{}={}".format, st.sampled_from(NAMES), st.text(max_size=6)), max_size=1))
     def check(data, overrides):
@@ -82,8 +88,11 @@ def dataset_file(folder):
     names = [["made", 2, "documents_random", 1.0]]
     model = write(folder, "reads.json", json.dumps({**MODEL, "datasets": names}).encode())
 
-    @given(st.dictionaries(st.sampled_from([*whole, "eval_path", "n_words"]), VALUES, max_size=3).flatmap(
-        lambda changes: damaged(json.dumps({**whole, **changes}).encode())))  # fmt: skip
+    @given(
+        st.dictionaries(st.sampled_from([*whole, "eval_path", "n_words"]), VALUES, max_size=3).flatmap(
+            lambda changes: damaged(json.dumps({**whole, **changes}).encode())
+        )
+    )
     def check(data):
         write(folder, "dataset_configs/made.json", data)
         try:
@@ -125,8 +134,12 @@ def prompt(folder):
     """A prompt, as text or from a file, through tokenizer and cutting, and back."""
     tokenizer = load_tokenizer("gpt2")
 
-    @given(st.one_of(st.text(), st.text(st.characters()), st.sampled_from(["<|endoftext|>" * 3, "\x00", "🧪" * 9])),
-           BYTES, st.integers(2, 40), st.one_of(st.none(), st.integers(1, 60)))  # fmt: skip
+    @given(
+        st.one_of(st.text(), st.text(st.characters()), st.sampled_from(["<|endoftext|>" * 3, "\x00", "🧪" * 9])),
+        BYTES,
+        st.integers(2, 40),
+        st.one_of(st.none(), st.integers(1, 60)),
+    )
     def check(text, data, n_ctx, wanted):
         for given_text in (text, write(folder, "prompt.txt", data), os.fsdecode(data), "-"):
             try:

@@ -86,11 +86,22 @@ def test_hidden_and_nested_files(folder):
     assert [path for path in found if "/." not in f"/{path}"] == ["a/b.txt", "e.txt"]
 
 
-@pytest.mark.parametrize("path, within", [
-    ("/tmp/a", "/tmp/b"), ("/tmp/a", "/tmp/a"), ("/tmp/b/../a", "/tmp/b"), ("/etc", "/"), ("gs://b/a", "gs://b"),
-    ("gs://b/a", "gs://b/"), ("gs://b/ab", "gs://b/a"), ("gs://b/a/../c", "gs://b/a"), ("gs://c/a/x", "gs://b/a"),
-    ("gs://b/a", "/tmp"), ("/tmp/x", "gs://b/a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, within",
+    [
+        ("/tmp/a", "/tmp/b"),
+        ("/tmp/a", "/tmp/a"),
+        ("/tmp/b/../a", "/tmp/b"),
+        ("/etc", "/"),
+        ("gs://b/a", "gs://b"),
+        ("gs://b/a", "gs://b/"),
+        ("gs://b/ab", "gs://b/a"),
+        ("gs://b/a/../c", "gs://b/a"),
+        ("gs://c/a/x", "gs://b/a"),
+        ("gs://b/a", "/tmp"),
+        ("/tmp/x", "gs://b/a"),
+    ],
+)
 def test_nothing_is_deleted_outside_the_fence(path, within):
     for delete in (storage.delete, storage.delete_folder):
         with pytest.raises(ValueError, match="refusing to delete"):

@@ -64,10 +64,16 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
 
 def check_alike(one: Bundle, other: Bundle, names: Sequence[str]) -> None:
     """Raise CheckpointError with a table of what differs."""
-    rows = [(name, str(list(one.shape(name))), str(list(other.shape(name))) if name in other.entries else "missing", "")
-            for name in names if name not in other.entries or other.shape(name) != one.shape(name)]  # fmt: skip
-    rows += [(name, "nothing", str(list(other.shape(name))), "") for name in other.names()
-             if name not in one.entries and not is_slot(name) and name != STEP]  # fmt: skip
+    rows = [
+        (name, str(list(one.shape(name))), str(list(other.shape(name))) if name in other.entries else "missing", "")
+        for name in names
+        if name not in other.entries or other.shape(name) != one.shape(name)
+    ]
+    rows += [
+        (name, "nothing", str(list(other.shape(name))), "")
+        for name in other.names()
+        if name not in one.entries and not is_slot(name) and name != STEP
+    ]
     if rows:
         text = mismatch_table(other.path, rows).replace("the config", one.path)
         raise CheckpointError(text.replace("nothing was loaded", "nothing was written"))

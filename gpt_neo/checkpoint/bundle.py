@@ -20,10 +20,20 @@ from gpt_neo.errors import CheckpointError
 
 # Values of TensorFlow's DataType enumeration.
 TYPES: dict[int, np.dtype] = {
-    1: np.dtype(np.float32), 2: np.dtype(np.float64), 3: np.dtype(np.int32), 4: np.dtype(np.uint8),
-    5: np.dtype(np.int16), 6: np.dtype(np.int8), 9: np.dtype(np.int64), 10: np.dtype(np.bool_), 14: BFLOAT16,
-    17: np.dtype(np.uint16), 19: np.dtype(np.float16), 22: np.dtype(np.uint32), 23: np.dtype(np.uint64),
-}  # fmt: skip
+    1: np.dtype(np.float32),
+    2: np.dtype(np.float64),
+    3: np.dtype(np.int32),
+    4: np.dtype(np.uint8),
+    5: np.dtype(np.int16),
+    6: np.dtype(np.int8),
+    9: np.dtype(np.int64),
+    10: np.dtype(np.bool_),
+    14: BFLOAT16,
+    17: np.dtype(np.uint16),
+    19: np.dtype(np.float16),
+    22: np.dtype(np.uint32),
+    23: np.dtype(np.uint64),
+}
 CODES = {dtype: code for code, dtype in TYPES.items()}
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: two block handles padded to 40, and the magic number
@@ -284,8 +294,14 @@ def format_entry(entry: Entry) -> bytes:
     """Serialised BundleEntryProto."""
     shape = b"".join(bytes_field(2, varint_field(1, n)) for n in entry.shape)
     crc = varint(6 << 3 | 5) + struct.pack("<I", entry.crc)
-    return (varint_field(1, CODES[entry.dtype]) + bytes_field(2, shape) + varint_field(3, entry.shard)
-            + varint_field(4, entry.offset) + varint_field(5, entry.size) + crc)  # fmt: skip
+    return (
+        varint_field(1, CODES[entry.dtype])
+        + bytes_field(2, shape)
+        + varint_field(3, entry.shard)
+        + varint_field(4, entry.offset)
+        + varint_field(5, entry.size)
+        + crc
+    )
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:

@@ -41,16 +41,29 @@ from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
 DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
 SHARD = 5_000_000_000  # bytes of a weight file at most, unless one tensor is larger
 # What a config needs besides the model; a fine-tuning run of moderate size.
-TRAINING = {"lr": 1e-5, "lr_decay": "cosine", "warmup_steps": 100, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1,
-            "gradient_clipping": 1.0, "train_batch_size": 8}  # fmt: skip
+TRAINING = {
+    "lr": 1e-5,
+    "lr_decay": "cosine",
+    "warmup_steps": 100,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "weight_decay": 0.1,
+    "gradient_clipping": 1.0,
+    "train_batch_size": 8,
+}
 ADDED_STEPS = 1000
 Check = Callable[[str], None]  # looks at the finished folder before it is put in its place
 
 
 def import_hf(
-    source: str, destination: str, dtype: Optional[str] = None, step: int = 0, zero_slots: bool = False,
-    overrides: Optional[dict] = None, check: Check = lambda folder: None,
-) -> RunConfig:  # fmt: skip
+    source: str,
+    destination: str,
+    dtype: Optional[str] = None,
+    step: int = 0,
+    zero_slots: bool = False,
+    overrides: Optional[dict] = None,
+    check: Check = lambda folder: None,
+) -> RunConfig:
     """Make a run folder (config.json, model.ckpt-<step>, its record, tokenizer files) of a Hugging Face folder.
 
     Also of one that `export_hf` wrote with `custom_code`.
@@ -72,8 +85,14 @@ def import_hf(
     family, keys = (CUSTOM, own_keys(folder.config, where)) if own else model_keys(folder.config, where)
     largest = max(folder.names(), key=lambda name: int(np.prod(folder.shape(name), dtype=np.int64)))
     precision = dtype or ("bfloat16" if folder.dtype(largest) == BFLOAT16 else "float32")
-    raw = {**keys, "precision": precision, **TRAINING, "train_steps": step + ADDED_STEPS, "datasets": [],
-           **(overrides or {})}  # fmt: skip
+    raw = {
+        **keys,
+        "precision": precision,
+        **TRAINING,
+        "train_steps": step + ADDED_STEPS,
+        "datasets": [],
+        **(overrides or {}),
+    }
     with staged_folder(destination) as staging:
         config = os.path.join(staging, "config.json")
         with open(config, "w", encoding="utf-8") as handle:
@@ -136,10 +155,15 @@ def match_names(folder: HfFolder, family: Family, pairs: Sequence[Pair]) -> dict
         if np.array_equal(folder.read(tied), folder.read(result[pairs[0].theirs])):
             del known[f"{family.head}.weight"]
         else:
-            raise CheckpointError(f"{folder.path}: {tied} differs from the embedding table, and config.json says that "
-                                  "they are one; set tie_word_embeddings to false there")  # fmt: skip
-    rows += [(name, "nothing", str(list(folder.shape(name))), "") for short, name in sorted(known.items())
-             if not is_ignored(family, short)]  # fmt: skip
+            raise CheckpointError(
+                f"{folder.path}: {tied} differs from the embedding table, and config.json says that "
+                "they are one; set tie_word_embeddings to false there"
+            )
+    rows += [
+        (name, "nothing", str(list(folder.shape(name))), "")
+        for short, name in sorted(known.items())
+        if not is_ignored(family, short)
+    ]
     if rows:
         raise CheckpointError(mismatch_table(folder.path, rows).replace("nothing was loaded", "nothing was written"))
     return result
@@ -161,14 +185,24 @@ def tokenizer_of_folder(folder: str, run: RunConfig) -> Optional[dict]:
     if not os.path.isfile(path):
         return None
     tokenizer = load_tokenizer(path, eos_id=run.model.eos_id)
-    return {"path": "tokenizer.json", "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab,
-            "eos_id": run.model.eos_id}  # fmt: skip
+    return {
+        "path": "tokenizer.json",
+        "fingerprint": tokenizer.fingerprint,
+        "n_vocab": tokenizer.n_vocab,
+        "eos_id": run.model.eos_id,
+    }
 
 
 def export_hf(
-    run: RunConfig, checkpoint: str, destination: str, dtype: Optional[str] = None, shard: int = SHARD,
-    tokenizer: Optional[str] = None, check: Check = lambda folder: None, custom_code: bool = False,
-) -> str:  # fmt: skip
+    run: RunConfig,
+    checkpoint: str,
+    destination: str,
+    dtype: Optional[str] = None,
+    shard: int = SHARD,
+    tokenizer: Optional[str] = None,
+    check: Check = lambda folder: None,
+    custom_code: bool = False,
+) -> str:
     """Make a folder that AutoModelForCausalLM and AutoTokenizer load, of a checkpoint.
 
     Args:
@@ -203,8 +237,11 @@ def export_hf(
     with staged_folder(destination) as staging:
         write_weights(staging, pairs, fit, DTYPES[precision], run.model, shard)
         write_json(staging, "config.json", config)
-        write_json(staging, "generation_config.json",
-                   {name: config[name] for name in ("bos_token_id", "eos_token_id", "use_cache")})  # fmt: skip
+        write_json(
+            staging,
+            "generation_config.json",
+            {name: config[name] for name in ("bos_token_id", "eos_token_id", "use_cache")},
+        )
         if custom_code:
             copy_code(staging)
         with small_files(os.path.dirname(checkpoint)) as beside:
@@ -265,7 +302,15 @@ def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[
     end = backend.id_to_token(run.model.eos_id)
     backend.add_special_tokens([end])
     backend.save(os.path.join(staging, "tokenizer.json"))
-    write_json(staging, "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end, "unk_token": end,
-        "model_max_length": run.model.n_ctx, "clean_up_tokenization_spaces": False,
-    })  # fmt: skip
+    write_json(
+        staging,
+        "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": end,
+            "eos_token": end,
+            "unk_token": end,
+            "model_max_length": run.model.n_ctx,
+            "clean_up_tokenization_spaces": False,
+        },
+    )

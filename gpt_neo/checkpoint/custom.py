@@ -27,8 +27,20 @@ FILE = "modeling_gpt_neo_mtf"
 MODEL = "GPTNeoMTFForCausalLM"
 AUTO_MAP = {"AutoConfig": f"{FILE}.GPTNeoMTFConfig", "AutoModelForCausalLM": f"{FILE}.{MODEL}"}
 # As a family: weights keep their names, so that there are no rules.
-CUSTOM = Family(name=CUSTOM_TYPE, architecture=MODEL, prefix="", sizes={}, fixed={}, rules=(), activation="",
-                epsilon="", inner="", dropouts={}, head="lm_head", tied=False)  # fmt: skip
+CUSTOM = Family(
+    name=CUSTOM_TYPE,
+    architecture=MODEL,
+    prefix="",
+    sizes={},
+    fixed={},
+    rules=(),
+    activation="",
+    epsilon="",
+    inner="",
+    dropouts={},
+    head="lm_head",
+    tied=False,
+)
 
 
 def own_pairs(checkpoint: str, model: ModelConfig) -> list[Pair]:
@@ -50,13 +62,22 @@ def own_pairs(checkpoint: str, model: ModelConfig) -> list[Pair]:
 def custom_config(model: ModelConfig, pairs: list[Pair], dtype: str) -> dict:
     """config.json: every model key, the shapes, and what transformers wants to find by its own names."""
     return {
-        "model_type": CUSTOM_TYPE, "architectures": [MODEL],
+        "model_type": CUSTOM_TYPE,
+        "architectures": [MODEL],
         "auto_map": AUTO_MAP,
-        "gpt_neo": dataclasses.asdict(model), "variables": {pair.theirs: list(pair.their_shape) for pair in pairs},
-        "vocab_size": model.n_vocab, "max_position_embeddings": model.n_ctx, "hidden_size": model.n_embd,
-        "num_hidden_layers": model.n_layer, "num_attention_heads": model.n_head, "tie_word_embeddings": False,
-        "bos_token_id": model.eos_id, "eos_token_id": model.eos_id, "use_cache": False, "torch_dtype": dtype,
-    }  # fmt: skip
+        "gpt_neo": dataclasses.asdict(model),
+        "variables": {pair.theirs: list(pair.their_shape) for pair in pairs},
+        "vocab_size": model.n_vocab,
+        "max_position_embeddings": model.n_ctx,
+        "hidden_size": model.n_embd,
+        "num_hidden_layers": model.n_layer,
+        "num_attention_heads": model.n_head,
+        "tie_word_embeddings": False,
+        "bos_token_id": model.eos_id,
+        "eos_token_id": model.eos_id,
+        "use_cache": False,
+        "torch_dtype": dtype,
+    }
 
 
 def copy_code(folder: str) -> None:
@@ -72,14 +93,19 @@ def own_keys(theirs: dict, where: str) -> dict:
     """
     keys, variables = theirs.get("gpt_neo"), theirs.get("variables")
     if not isinstance(keys, dict) or not isinstance(variables, dict):
-        raise CheckpointError(f"{where}: model_type is {CUSTOM_TYPE!r}, and 'gpt_neo' or 'variables' is not an object; "
-                              "expected a folder of export-hf --custom_code")  # fmt: skip
+        raise CheckpointError(
+            f"{where}: model_type is {CUSTOM_TYPE!r}, and 'gpt_neo' or 'variables' is not an object; "
+            "expected a folder of export-hf --custom_code"
+        )
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     for name in keys:
         if name not in defaults:
             raise CheckpointError(f"{where}: gpt_neo has the key {name!r}, which this version does not know")
-    plain = {name: dataclasses.asdict(value) if isinstance(value, (GlaParams, MoeConfig)) else value
-             for name, value in defaults.items() if value is not dataclasses.MISSING}  # fmt: skip
+    plain = {
+        name: dataclasses.asdict(value) if isinstance(value, (GlaParams, MoeConfig)) else value
+        for name, value in defaults.items()
+        if value is not dataclasses.MISSING
+    }
     plain = json.loads(json.dumps(plain))  # tuples are lists in JSON
     return {name: value for name, value in keys.items() if name not in plain or value != plain[name]}
 
@@ -92,9 +118,12 @@ def listed_pairs(theirs: dict, model: ModelConfig, where: str) -> list[Pair]:
     """
     pairs = []
     for name, sizes in theirs["variables"].items():
-        if not name.startswith("gpt2/") or is_slot(name) or not isinstance(sizes, list) or not all(
-            type(size) is int and size > 0 for size in sizes
-        ):  # fmt: skip
+        if (
+            not name.startswith("gpt2/")
+            or is_slot(name)
+            or not isinstance(sizes, list)
+            or not all(type(size) is int and size > 0 for size in sizes)
+        ):
             raise CheckpointError(f"{where}: variables has {name!r}: {sizes!r}, which is no weight with its sizes")
         pairs.append(Pair((name,), tuple(sizes), name, tuple(sizes), SAME))
     held, wanted = sum(math.prod(pair.shape) for pair in pairs), count_parameters(model)
@@ -118,5 +147,7 @@ def refuse_foreign_code(theirs: dict, where: str) -> None:
     for key, value in named.items() if isinstance(named, dict) else [("auto_map", named)]:
         # A folder from a hub says whose file it is: "name/repository--file.class".
         if not (own and isinstance(value, str) and value.rpartition("--")[2] == AUTO_MAP.get(key)):
-            raise CheckpointError(f"{where}: auto_map names code of the folder's own ({value!r}), which is never run; "
-                                  "what it computes is not known")  # fmt: skip
+            raise CheckpointError(
+                f"{where}: auto_map names code of the folder's own ({value!r}), which is never run; "
+                "what it computes is not known"
+            )

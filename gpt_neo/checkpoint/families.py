@@ -61,8 +61,10 @@ def norms(theirs: dict) -> tuple:
 
 def linear(ours: str, theirs: str, source: str, target: str, layout: Layout = TURNED) -> tuple:
     """Rules of a map with bias: our scope `.../conv1d_main/<name>`, their module."""
-    return (Rule((f"{ours}/kernel",), f"{theirs}.weight", f"{source}{target}", layout),
-            Rule((f"{ours}/bias",), f"{theirs}.bias", target))  # fmt: skip
+    return (
+        Rule((f"{ours}/kernel",), f"{theirs}.weight", f"{source}{target}", layout),
+        Rule((f"{ours}/bias",), f"{theirs}.bias", target),
+    )
 
 
 ATTN = "gpt2/h{}/attn"
@@ -73,85 +75,150 @@ MLP = "gpt2/h{}/mlp/conv1d_main"
 
 def attention_output(theirs: str, layout: Layout = TURNED) -> tuple:
     """Rules of attention's output with bias."""
-    return (Rule((f"{ATTN}/o",), f"{theirs}.weight", "dd", layout),
-            Rule((f"{ATTN}/compute_output_bias/o_b",), f"{theirs}.bias", "d"))  # fmt: skip
+    return (
+        Rule((f"{ATTN}/o",), f"{theirs}.weight", "dd", layout),
+        Rule((f"{ATTN}/compute_output_bias/o_b",), f"{theirs}.bias", "d"),
+    )
 
 
 GPT_NEO = Family(
-    name="gpt_neo", architecture="GPTNeoForCausalLM", prefix="transformer.",
-    sizes={"n_vocab": "vocab_size", "n_ctx": "max_position_embeddings", "n_embd": "hidden_size",
-           "n_layer": "num_layers", "n_head": "num_heads", "local_attention_radius": "window_size"},
-    fixed={}, kinds=("global", "local"),
+    name="gpt_neo",
+    architecture="GPTNeoForCausalLM",
+    prefix="transformer.",
+    sizes={
+        "n_vocab": "vocab_size",
+        "n_ctx": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_layers",
+        "n_head": "num_heads",
+        "local_attention_radius": "window_size",
+    },
+    fixed={},
+    kinds=("global", "local"),
     rules=(
-        Rule(("gpt2/wte",), "wte.weight", "Vd"), Rule(("gpt2/wpe",), "wpe.weight", "Td"),
+        Rule(("gpt2/wte",), "wte.weight", "Vd"),
+        Rule(("gpt2/wpe",), "wpe.weight", "Td"),
         *norms({"ln_f": "ln_f", "h{}/norm_1": "h.{}.ln_1", "h{}/norm_2": "h.{}.ln_2"}),
         *(Rule((ours,), f"h.{{}}.attn.attention.{ours[-1]}_proj.weight", "dd", TURNED) for ours in QKV),
         *attention_output("h.{}.attn.attention.out_proj"),
-        *linear(f"{MLP}/c_fc", "h.{}.mlp.c_fc", "d", "h"), *linear(f"{MLP}/c_proj", "h.{}.mlp.c_proj", "h", "d"),
+        *linear(f"{MLP}/c_fc", "h.{}.mlp.c_fc", "d", "h"),
+        *linear(f"{MLP}/c_proj", "h.{}.mlp.c_proj", "h", "d"),
     ),
-    activation="activation_function", epsilon="layer_norm_epsilon", inner="intermediate_size",
+    activation="activation_function",
+    epsilon="layer_norm_epsilon",
+    inner="intermediate_size",
     dropouts={"embed_dropout": "embed_dropout", "attn_dropout": "attention_dropout", "res_dropout": "resid_dropout"},
-    head="lm_head", tied=True, ignored=(r"h\.\d+\.attn\.attention\.(bias|masked_bias)",),
-)  # fmt: skip
+    head="lm_head",
+    tied=True,
+    ignored=(r"h\.\d+\.attn\.attention\.(bias|masked_bias)",),
+)
 
 GPT2 = Family(
-    name="gpt2", architecture="GPT2LMHeadModel", prefix="transformer.",
-    sizes={"n_vocab": "vocab_size", "n_ctx": "n_positions", "n_embd": "n_embd", "n_layer": "n_layer",
-           "n_head": "n_head"},
+    name="gpt2",
+    architecture="GPT2LMHeadModel",
+    prefix="transformer.",
+    sizes={
+        "n_vocab": "vocab_size",
+        "n_ctx": "n_positions",
+        "n_embd": "n_embd",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+    },
     fixed={"qkv_bias": True, "scale_attention": True},
     rules=(
-        Rule(("gpt2/wte",), "wte.weight", "Vd"), Rule(("gpt2/wpe",), "wpe.weight", "Td"),
+        Rule(("gpt2/wte",), "wte.weight", "Vd"),
+        Rule(("gpt2/wpe",), "wpe.weight", "Td"),
         *norms({"ln_f": "ln_f", "h{}/norm_1": "h.{}.ln_1", "h{}/norm_2": "h.{}.ln_2"}),
-        Rule(QKV, "h.{}.attn.c_attn.weight", "dd", SIDE_BY_SIDE), Rule(QKV_BIAS, "h.{}.attn.c_attn.bias", "d",
-                                                                      SIDE_BY_SIDE),
+        Rule(QKV, "h.{}.attn.c_attn.weight", "dd", SIDE_BY_SIDE),
+        Rule(QKV_BIAS, "h.{}.attn.c_attn.bias", "d", SIDE_BY_SIDE),
         *attention_output("h.{}.attn.c_proj", SAME),
         *linear(f"{MLP}/c_fc", "h.{}.mlp.c_fc", "d", "h", SAME),
         *linear(f"{MLP}/c_proj", "h.{}.mlp.c_proj", "h", "d", SAME),
     ),
-    activation="activation_function", epsilon="layer_norm_epsilon", inner="n_inner",
+    activation="activation_function",
+    epsilon="layer_norm_epsilon",
+    inner="n_inner",
     dropouts={"embed_dropout": "embd_pdrop", "attn_dropout": "attn_pdrop", "res_dropout": "resid_pdrop"},
-    head="lm_head", tied=True, ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
+    head="lm_head",
+    tied=True,
+    ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-)  # fmt: skip
+)
 
 GPTJ = Family(
-    name="gptj", architecture="GPTJForCausalLM", prefix="transformer.",
-    sizes={"n_vocab": "vocab_size", "n_ctx": "n_positions", "n_embd": "n_embd", "n_layer": "n_layer",
-           "n_head": "n_head", "rotary_dim": "rotary_dim"},
-    fixed={"scale_attention": True, "rotary_emb": True, "rotary_interleaved": True, "parallel_residual": True,
-           "shared_norm": True, "attn_output_bias": False, "head_bias": True},
+    name="gptj",
+    architecture="GPTJForCausalLM",
+    prefix="transformer.",
+    sizes={
+        "n_vocab": "vocab_size",
+        "n_ctx": "n_positions",
+        "n_embd": "n_embd",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "rotary_dim": "rotary_dim",
+    },
+    fixed={
+        "scale_attention": True,
+        "rotary_emb": True,
+        "rotary_interleaved": True,
+        "parallel_residual": True,
+        "shared_norm": True,
+        "attn_output_bias": False,
+        "head_bias": True,
+    },
     rules=(
-        Rule(("gpt2/wte",), "wte.weight", "Vd"), *norms({"ln_f": "ln_f", "h{}/norm_1": "h.{}.ln_1"}),
+        Rule(("gpt2/wte",), "wte.weight", "Vd"),
+        *norms({"ln_f": "ln_f", "h{}/norm_1": "h.{}.ln_1"}),
         *(Rule((ours,), f"h.{{}}.attn.{ours[-1]}_proj.weight", "dd", TURNED) for ours in QKV),
         Rule((f"{ATTN}/o",), "h.{}.attn.out_proj.weight", "dd", TURNED),
-        *linear(f"{MLP}/c_fc", "h.{}.mlp.fc_in", "d", "h"), *linear(f"{MLP}/c_proj", "h.{}.mlp.fc_out", "h", "d"),
+        *linear(f"{MLP}/c_fc", "h.{}.mlp.fc_in", "d", "h"),
+        *linear(f"{MLP}/c_proj", "h.{}.mlp.fc_out", "h", "d"),
     ),
-    activation="activation_function", epsilon="layer_norm_epsilon", inner="n_inner",
+    activation="activation_function",
+    epsilon="layer_norm_epsilon",
+    inner="n_inner",
     dropouts={"embed_dropout": "embd_pdrop", "attn_dropout": "attn_pdrop", "res_dropout": "resid_pdrop"},
-    head="lm_head", tied=False, ignored=(r"h\.\d+\.attn\.(bias|masked_bias|embed_positions)",),
-)  # fmt: skip
+    head="lm_head",
+    tied=False,
+    ignored=(r"h\.\d+\.attn\.(bias|masked_bias|embed_positions)",),
+)
 
 GPT_NEOX = Family(
-    name="gpt_neox", architecture="GPTNeoXForCausalLM", prefix="gpt_neox.",
-    sizes={"n_vocab": "vocab_size", "n_ctx": "max_position_embeddings", "n_embd": "hidden_size",
-           "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"},
+    name="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    prefix="gpt_neox.",
+    sizes={
+        "n_vocab": "vocab_size",
+        "n_ctx": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+    },
     fixed={"qkv_bias": True, "scale_attention": True, "rotary_emb": True},
     rules=(
         Rule(("gpt2/wte",), "embed_in.weight", "Vd"),
-        *norms({"ln_f": "final_layer_norm", "h{}/norm_1": "layers.{}.input_layernorm",
-                "h{}/norm_2": "layers.{}.post_attention_layernorm"}),
+        *norms(
+            {
+                "ln_f": "final_layer_norm",
+                "h{}/norm_1": "layers.{}.input_layernorm",
+                "h{}/norm_2": "layers.{}.post_attention_layernorm",
+            }
+        ),
         Rule(QKV, "layers.{}.attention.query_key_value.weight", "dd", BY_HEAD),
         Rule(QKV_BIAS, "layers.{}.attention.query_key_value.bias", "d", BY_HEAD),
         *attention_output("layers.{}.attention.dense"),
         *linear(f"{MLP}/c_fc", "layers.{}.mlp.dense_h_to_4h", "d", "h"),
         *linear(f"{MLP}/c_proj", "layers.{}.mlp.dense_4h_to_h", "h", "d"),
     ),
-    activation="hidden_act", epsilon="layer_norm_eps", inner="intermediate_size",
-    dropouts={"embed_dropout": "hidden_dropout", "attn_dropout": "attention_dropout",
-              "res_dropout": "hidden_dropout"},
-    head="embed_out", tied=False,
-    ignored=(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",), required={"attention_bias": True},
-)  # fmt: skip
+    activation="hidden_act",
+    epsilon="layer_norm_eps",
+    inner="intermediate_size",
+    dropouts={"embed_dropout": "hidden_dropout", "attn_dropout": "attention_dropout", "res_dropout": "hidden_dropout"},
+    head="embed_out",
+    tied=False,
+    ignored=(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    required={"attention_bias": True},
+)
 
 FAMILIES = {family.name: family for family in (GPT_NEO, GPT2, GPTJ, GPT_NEOX)}
 
@@ -180,9 +247,15 @@ def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
         for rule, prefix in rules:
             if ("{}" in rule.theirs) == (layer is not None):
                 shape = tuple(letters[letter] for letter in rule.sizes)
-                pairs.append(Pair(tuple(name.format(layer) for name in rule.ours), shape,
-                                  prefix + rule.theirs.format(layer), rule.layout.their_shape(shape),
-                                  rule.layout))  # fmt: skip
+                pairs.append(
+                    Pair(
+                        tuple(name.format(layer) for name in rule.ours),
+                        shape,
+                        prefix + rule.theirs.format(layer),
+                        rule.layout.their_shape(shape),
+                        rule.layout,
+                    )
+                )
     return pairs
 
 
@@ -193,18 +266,49 @@ def is_ignored(family: Family, name: str) -> bool:
 
 # Their activations -> ours. Several of theirs are the tanh approximation, which is our gelu.
 ACTIVATIONS = {
-    "gelu_new": "gelu", "gelu_fast": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu",
-    "silu": "silu", "swish": "silu", "tanh": "tanh", "sigmoid": "sigmoid",
-}  # fmt: skip
-THEIR_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "relu": "relu", "silu": "silu", "swish": "silu",
-                     "tanh": "tanh", "sigmoid": "sigmoid"}  # fmt: skip
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu": "gelu_erf",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+}
+THEIR_ACTIVATIONS = {
+    "gelu": "gelu_new",
+    "gelu_erf": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+}
 
 # Model keys that change neither the variables nor what they compute.
-WITHOUT_EFFECT = {"scale_by_depth", "scale_by_in", "recompute_grad", "precision", "z_loss", "padding_id", "eos_id",
-                  "entmax_loss", "moe_params", "moe_activation", "model"}  # fmt: skip
+WITHOUT_EFFECT = {
+    "scale_by_depth",
+    "scale_by_in",
+    "recompute_grad",
+    "precision",
+    "z_loss",
+    "padding_id",
+    "eos_id",
+    "entmax_loss",
+    "moe_params",
+    "moe_activation",
+    "model",
+}
 # Model keys that the conversion of configs takes care of by name.
-CONVERTED = {"attention_types", "local_attention_radius", "n_inner", "activation_function", "norm_epsilon",
-             "untied_head"}  # fmt: skip
+CONVERTED = {
+    "attention_types",
+    "local_attention_radius",
+    "n_inner",
+    "activation_function",
+    "norm_epsilon",
+    "untied_head",
+}
 
 
 def why_not(family: Family, model: ModelConfig) -> list[str]:

@@ -23,20 +23,30 @@ IN_MEMORY = 1 << 30  # bytes of weights that are copied to huge pages; more stay
 
 # Config keys behind the sizes of a variable, by the end of its name; the first match counts.
 KEYS: tuple = (
-    ("wte", ("n_vocab", "n_embd")), ("axial_wpe_1", ("axial_pos_emb", "n_embd")),
-    ("axial_wpe_2", ("axial_pos_emb", "n_embd")), ("wpe", ("n_ctx", "n_embd")),
-    ("linear_out/kernel", ("n_embd", "n_vocab")), ("linear_out/bias", ("n_vocab",)),
+    ("wte", ("n_vocab", "n_embd")),
+    ("axial_wpe_1", ("axial_pos_emb", "n_embd")),
+    ("axial_wpe_2", ("axial_pos_emb", "n_embd")),
+    ("wpe", ("n_ctx", "n_embd")),
+    ("linear_out/kernel", ("n_embd", "n_vocab")),
+    ("linear_out/bias", ("n_vocab",)),
     ("c_fc/kernel", ("n_embd", "n_inner")),
-    ("c_fc/bias", ("n_embd or n_inner",)), ("c_proj/kernel", ("n_inner", "n_embd")),
+    ("c_fc/bias", ("n_embd or n_inner",)),
+    ("c_proj/kernel", ("n_inner", "n_embd")),
     ("top_2_gating/kernel", ("n_embd", "moe_layers")),
-    ("wi/kernel", ("moe_params", "n_embd", "moe_params")), ("wo/kernel", ("moe_params", "moe_params", "n_embd")),
-)  # fmt: skip
+    ("wi/kernel", ("moe_params", "n_embd", "moe_params")),
+    ("wo/kernel", ("moe_params", "moe_params", "n_embd")),
+)
 # Config keys that decide whether a variable is there at all, by a part of its name.
 PRESENCE: tuple = (
-    ("no_weight_tie", ("wte_final_linear",)), ("axial_pos_emb", ("axial_wpe",)), ("rezero", ("norm_rezero",)),
-    ("moe_layers", ("top_2_gating", "/wi/", "/wo/")), ("macaron", ("mlp_macaron",)), ("num_mem_kv", ("mem_kv",)),
-    ("axial_pos_emb or rotary_emb", ("gpt2/wpe",)), ("share_parameters", ("gpt2//",)),
-)  # fmt: skip
+    ("no_weight_tie", ("wte_final_linear",)),
+    ("axial_pos_emb", ("axial_wpe",)),
+    ("rezero", ("norm_rezero",)),
+    ("moe_layers", ("top_2_gating", "/wi/", "/wo/")),
+    ("macaron", ("mlp_macaron",)),
+    ("num_mem_kv", ("mem_kv",)),
+    ("axial_pos_emb or rotary_emb", ("gpt2/wpe",)),
+    ("share_parameters", ("gpt2//",)),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,8 +49,12 @@ def find_latest(folder: str) -> Optional[Found]:
     order = prefixes[::-1]
     if stated in prefixes:
         newer = [p for p in order if step_of(p) > step_of(stated) and p not in listed and is_later(p, folder)]
-        order = [*newer, stated, *[p for p in order if p != stated and p not in newer and step_of(p) < step_of(stated)],
-                 *[p for p in order if p not in newer and step_of(p) > step_of(stated)]]  # fmt: skip
+        order = [
+            *newer,
+            stated,
+            *[p for p in order if p != stated and p not in newer and step_of(p) < step_of(stated)],
+            *[p for p in order if p not in newer and step_of(p) > step_of(stated)],
+        ]
     problems: list[str] = []
     first: Optional[CheckpointError] = None
     for prefix in order:

@@ -108,9 +108,18 @@ def their_config(family: Family, model: ModelConfig, bos_id: int, dtype: str) ->
         share = model.rotary_features / model.features_per_head
         theirs["use_parallel_residual"] = model.parallel_residual
         theirs["rotary_pct"], theirs["rotary_emb_base"] = share, model.rotary_base  # transformers 4
-        theirs["rope_parameters"] = {"rope_type": "default", "rope_theta": model.rotary_base,
-                                     "partial_rotary_factor": share}  # fmt: skip
+        theirs["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": model.rotary_base,
+            "partial_rotary_factor": share,
+        }
     if family is GPTJ:
         theirs["rotary_dim"] = model.rotary_features
-    return {**theirs, "bos_token_id": bos_id, "eos_token_id": model.eos_id, "use_cache": True,
-            "initializer_range": 0.02, "torch_dtype": dtype}  # fmt: skip
+    return {
+        **theirs,
+        "bos_token_id": bos_id,
+        "eos_token_id": model.eos_id,
+        "use_cache": True,
+        "initializer_range": 0.02,
+        "torch_dtype": dtype,
+    }

@@ -50,14 +50,16 @@ def make_record(run: RunConfig, step: int, tokenizer: Optional[dict] = None, sou
         "tokenizer": tokenizer,
         # The data position is a function of the step: see gpt_neo/inputs/position.py.
         "data": {
-            "records_read": step * batch, "tokens_read": step * run.tokens_per_step, "train_batch_size": batch,
+            "records_read": step * batch,
+            "tokens_read": step * run.tokens_per_step,
+            "train_batch_size": batch,
             "datasets": {ref.name: data.path for ref, data in run.datasets},
             "shuffle_input_filenames": run.training.shuffle_input_filenames,
         },
         "random": {"seed": run.training.seed or 1},
         "source": source,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-    }  # fmt: skip
+    }
 
 
 def version(package: str) -> Optional[str]:
@@ -78,8 +80,13 @@ def tokenizer_reference(run: RunConfig) -> Optional[dict]:
     if not data.tokenizer_path:
         return {"path": None, "eos_id": data.eos_id}
     tokenizer = load_tokenizer(data.tokenizer_path, eos_id=data.eos_id)
-    return {"path": data.tokenizer_path, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab,
-            "eos_id": data.eos_id, "padding_id": data.padding_id}  # fmt: skip
+    return {
+        "path": data.tokenizer_path,
+        "fingerprint": tokenizer.fingerprint,
+        "n_vocab": tokenizer.n_vocab,
+        "eos_id": data.eos_id,
+        "padding_id": data.padding_id,
+    }
 
 
 def write_record(prefix: str, record: dict) -> None:

@@ -51,20 +51,37 @@ def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray) -> np.nda
     """float32 [sequence, vocab] of int [sequence], from one of our checkpoints."""
     read = reader(bundle)
     spec = Spec(
-        heads=model.n_head, scaled=model.scale_attention, activation=model.activation_function,
+        heads=model.n_head,
+        scaled=model.scale_attention,
+        activation=model.activation_function,
         windows=tuple(model.local_attention_radius if k == "local" else 0 for k in model.attention_types),
-        epsilon=model.norm_epsilon, rotary=model.rotary_features if model.rotary_emb else 0,
-        interleaved=model.rotary_interleaved, base=model.rotary_base,
+        epsilon=model.norm_epsilon,
+        rotary=model.rotary_features if model.rotary_emb else 0,
+        interleaved=model.rotary_interleaved,
+        base=model.rotary_base,
         parallel=model.parallel_residual,
-    )  # fmt: skip
+    )
 
     def layer(i: int) -> dict:
         at = f"gpt2/h{i}"
-        parts = {"n1": "norm_1/g", "n1b": "norm_1/b", "n2": "norm_2/g", "n2b": "norm_2/b", "q": "attn/q", "k": "attn/k",
-                 "v": "attn/v", "o": "attn/o", "qb": "attn/compute_qkv_bias/q_b", "kb": "attn/compute_qkv_bias/k_b",
-                 "vb": "attn/compute_qkv_bias/v_b", "ob": "attn/compute_output_bias/o_b",
-                 "f": "mlp/conv1d_main/c_fc/kernel", "fb": "mlp/conv1d_main/c_fc/bias",
-                 "p": "mlp/conv1d_main/c_proj/kernel", "pb": "mlp/conv1d_main/c_proj/bias"}  # fmt: skip
+        parts = {
+            "n1": "norm_1/g",
+            "n1b": "norm_1/b",
+            "n2": "norm_2/g",
+            "n2b": "norm_2/b",
+            "q": "attn/q",
+            "k": "attn/k",
+            "v": "attn/v",
+            "o": "attn/o",
+            "qb": "attn/compute_qkv_bias/q_b",
+            "kb": "attn/compute_qkv_bias/k_b",
+            "vb": "attn/compute_qkv_bias/v_b",
+            "ob": "attn/compute_output_bias/o_b",
+            "f": "mlp/conv1d_main/c_fc/kernel",
+            "fb": "mlp/conv1d_main/c_fc/bias",
+            "p": "mlp/conv1d_main/c_proj/kernel",
+            "pb": "mlp/conv1d_main/c_proj/bias",
+        }
         return {key: read(f"{at}/{name}") for key, name in parts.items()}
 
     def wte() -> Any:
@@ -72,9 +89,14 @@ def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray) -> np.nda
         return None if rows is None else rows[: model.n_vocab]
 
     own = "gpt2/wte_final_linear/conv1d_main/linear_out"
-    ends = {"wte": wte, "wpe": lambda: read("gpt2/wpe"), "g": lambda: read("gpt2/ln_f/g"),
-            "b": lambda: read("gpt2/ln_f/b"), "head": lambda: turn(read(f"{own}/kernel")),
-            "head_b": lambda: read(f"{own}/bias")}  # fmt: skip
+    ends = {
+        "wte": wte,
+        "wpe": lambda: read("gpt2/wpe"),
+        "g": lambda: read("gpt2/ln_f/g"),
+        "b": lambda: read("gpt2/ln_f/b"),
+        "head": lambda: turn(read(f"{own}/kernel")),
+        "head_b": lambda: read(f"{own}/bias"),
+    }
     return forward(tokens, spec, layer, ends)
 
 
@@ -90,9 +112,14 @@ def their_logits(folder: HfFolder, tokens: np.ndarray, dtype: Optional[np.dtype]
     tables = {"gpt_neox": ("embed_in", "", "final_layer_norm", "embed_out")}
     wte, wpe, norm, head = tables.get(kind, ("wte", "wpe", "ln_f", "lm_head"))
     head = head if f"{head}.weight" in folder.places else "lm_head"
-    ends = {"wte": lambda: read(f"{base}{wte}.weight"), "wpe": lambda: read(f"{base}{wpe}.weight"),
-            "g": lambda: read(f"{base}{norm}.weight"), "b": lambda: read(f"{base}{norm}.bias"),
-            "head": lambda: read(f"{head}.weight"), "head_b": lambda: read(f"{head}.bias")}  # fmt: skip
+    ends = {
+        "wte": lambda: read(f"{base}{wte}.weight"),
+        "wpe": lambda: read(f"{base}{wpe}.weight"),
+        "g": lambda: read(f"{base}{norm}.weight"),
+        "b": lambda: read(f"{base}{norm}.bias"),
+        "head": lambda: read(f"{head}.weight"),
+        "head_b": lambda: read(f"{head}.bias"),
+    }
     stem = f"{base}layers." if kind == "gpt_neox" else f"{base}h."
     return forward(tokens, spec, lambda i: pick(read, f"{stem}{i}.", spec.heads), ends)
 
@@ -115,11 +142,16 @@ def their_spec(theirs: dict) -> Spec:
     share = rope.get("partial_rotary_factor", theirs.get("rotary_pct", 0.25))
     rotary = {"gptj": theirs.get("rotary_dim") or 0, "gpt_neox": int(width // heads * share)}.get(kind, 0)
     return Spec(
-        heads=heads, windows=tuple(windows), scaled=kind != "gpt_neo", activation=activation,
-        epsilon=theirs.get("layer_norm_eps" if kind == "gpt_neox" else "layer_norm_epsilon", 1e-5), rotary=rotary,
-        interleaved=kind == "gptj", base=rope.get("rope_theta", theirs.get("rotary_emb_base", 10000.0)),
+        heads=heads,
+        windows=tuple(windows),
+        scaled=kind != "gpt_neo",
+        activation=activation,
+        epsilon=theirs.get("layer_norm_eps" if kind == "gpt_neox" else "layer_norm_epsilon", 1e-5),
+        rotary=rotary,
+        interleaved=kind == "gptj",
+        base=rope.get("rope_theta", theirs.get("rotary_emb_base", 10000.0)),
         parallel=kind == "gptj" or (kind == "gpt_neox" and theirs.get("use_parallel_residual", True)),
-    )  # fmt: skip
+    )
 
 
 def turn(array: Optional[np.ndarray]) -> Optional[np.ndarray]:
@@ -130,16 +162,23 @@ def turn(array: Optional[np.ndarray]) -> Optional[np.ndarray]:
 def neo_layer(read: Read, at: str, heads: int) -> dict:
     """A block of GPT-Neo."""
     att = f"{at}attn.attention."
-    return {**layer_norms(read, at, "ln_1", "ln_2"), **{x: turn(read(f"{att}{x}_proj.weight")) for x in "qkv"},
-            "o": turn(read(f"{att}out_proj.weight")), "ob": read(f"{att}out_proj.bias"),
-            **two_maps(read, f"{at}mlp.c_fc", f"{at}mlp.c_proj", True)}  # fmt: skip
+    return {
+        **layer_norms(read, at, "ln_1", "ln_2"),
+        **{x: turn(read(f"{att}{x}_proj.weight")) for x in "qkv"},
+        "o": turn(read(f"{att}out_proj.weight")),
+        "ob": read(f"{att}out_proj.bias"),
+        **two_maps(read, f"{at}mlp.c_fc", f"{at}mlp.c_proj", True),
+    }
 
 
 def gptj_layer(read: Read, at: str, heads: int) -> dict:
     """A block of GPT-J."""
-    return {**layer_norms(read, at, "ln_1", "none"), **{x: turn(read(f"{at}attn.{x}_proj.weight")) for x in "qkv"},
-            "o": turn(read(f"{at}attn.out_proj.weight")),
-            **two_maps(read, f"{at}mlp.fc_in", f"{at}mlp.fc_out", True)}  # fmt: skip
+    return {
+        **layer_norms(read, at, "ln_1", "none"),
+        **{x: turn(read(f"{at}attn.{x}_proj.weight")) for x in "qkv"},
+        "o": turn(read(f"{at}attn.out_proj.weight")),
+        **two_maps(read, f"{at}mlp.fc_in", f"{at}mlp.fc_out", True),
+    }
 
 
 def gpt2_layer(read: Read, at: str, heads: int) -> dict:
@@ -149,9 +188,14 @@ def gpt2_layer(read: Read, at: str, heads: int) -> dict:
     d = joined.shape[0]
     parts = {x: joined[:, i * d : (i + 1) * d] for i, x in enumerate("qkv")}
     biases = {f"{x}b": bias[i * d : (i + 1) * d] for i, x in enumerate("qkv")}
-    return {**layer_norms(read, at, "ln_1", "ln_2"), **parts, **biases,
-            "o": read(f"{at}attn.c_proj.weight"), "ob": read(f"{at}attn.c_proj.bias"),
-            **two_maps(read, f"{at}mlp.c_fc", f"{at}mlp.c_proj", False)}  # fmt: skip
+    return {
+        **layer_norms(read, at, "ln_1", "ln_2"),
+        **parts,
+        **biases,
+        "o": read(f"{at}attn.c_proj.weight"),
+        "ob": read(f"{at}attn.c_proj.bias"),
+        **two_maps(read, f"{at}mlp.c_fc", f"{at}mlp.c_proj", False),
+    }
 
 
 def neox_layer(read: Read, at: str, heads: int) -> dict:
@@ -163,22 +207,34 @@ def neox_layer(read: Read, at: str, heads: int) -> dict:
     picks = {x: rows[:, i * size : (i + 1) * size].ravel() for i, x in enumerate("qkv")}
     parts = {x: joined[pick].T for x, pick in picks.items()}
     biases = {f"{x}b": bias[pick] for x, pick in picks.items()}
-    return {**layer_norms(read, at, "input_layernorm", "post_attention_layernorm"), **parts, **biases,
-            "o": turn(read(f"{at}attention.dense.weight")), "ob": read(f"{at}attention.dense.bias"),
-            **two_maps(read, f"{at}mlp.dense_h_to_4h", f"{at}mlp.dense_4h_to_h", True)}  # fmt: skip
+    return {
+        **layer_norms(read, at, "input_layernorm", "post_attention_layernorm"),
+        **parts,
+        **biases,
+        "o": turn(read(f"{at}attention.dense.weight")),
+        "ob": read(f"{at}attention.dense.bias"),
+        **two_maps(read, f"{at}mlp.dense_h_to_4h", f"{at}mlp.dense_4h_to_h", True),
+    }
 
 
 def layer_norms(read: Read, at: str, first: str, second: str) -> dict:
     """The norms of a block."""
-    return {"n1": read(f"{at}{first}.weight"), "n1b": read(f"{at}{first}.bias"),
-            "n2": read(f"{at}{second}.weight"), "n2b": read(f"{at}{second}.bias")}  # fmt: skip
+    return {
+        "n1": read(f"{at}{first}.weight"),
+        "n1b": read(f"{at}{first}.bias"),
+        "n2": read(f"{at}{second}.weight"),
+        "n2b": read(f"{at}{second}.bias"),
+    }
 
 
 def two_maps(read: Read, up: str, down: str, turned: bool) -> dict:
     """The MLP of a block."""
     weights = {"f": read(f"{up}.weight"), "p": read(f"{down}.weight")}
-    return {**{k: turn(w) if turned else w for k, w in weights.items()}, "fb": read(f"{up}.bias"),
-            "pb": read(f"{down}.bias")}  # fmt: skip
+    return {
+        **{k: turn(w) if turned else w for k, w in weights.items()},
+        "fb": read(f"{up}.bias"),
+        "pb": read(f"{down}.bias"),
+    }
 
 
 def forward(tokens: np.ndarray, spec: Spec, layer: Callable[[int], dict], ends: dict) -> np.ndarray:
@@ -264,9 +320,11 @@ def activate(x: np.ndarray, name: str) -> np.ndarray:
         return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
     if name == "gelu_erf":
         return x * (0.5 * (1 + np.vectorize(math.erf, otypes=[np.float32])(x / math.sqrt(2))))
-    table: dict[str, Callable] = {"relu": lambda y: np.maximum(y, 0), "tanh": np.tanh,
-                                  "sigmoid": lambda y: 1 / (1 + np.exp(-y)), "silu": lambda y: y / (1 + np.exp(-y)),
-                                  "swish": lambda y: y / (1 + np.exp(-y))}  # fmt: skip
+    table: dict[str, Callable] = {
+        "relu": lambda y: np.maximum(y, 0),
+        "tanh": np.tanh,
+        "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
+        "silu": lambda y: y / (1 + np.exp(-y)),
+        "swish": lambda y: y / (1 + np.exp(-y)),
+    }
     return table[name](x)
-
-

@@ -72,9 +72,11 @@ def fetch(folder: str, copy: str, names: Sequence[str]) -> None:
     paths = [storage.join(folder, name) for name in names]
     size, free = sum(map(storage.size, paths)), shutil.disk_usage(copy).free
     if size > free:
-        raise CheckpointError(f"{folder}: its weights are copied before they are read, which takes {size / 1e9:.1f} GB "
-                              f"in {tempfile.gettempdir()}, where {free / 1e9:.1f} GB are free; TMPDIR names another "
-                              "folder")  # fmt: skip
+        raise CheckpointError(
+            f"{folder}: its weights are copied before they are read, which takes {size / 1e9:.1f} GB "
+            f"in {tempfile.gettempdir()}, where {free / 1e9:.1f} GB are free; TMPDIR names another "
+            "folder"
+        )
     for path, name in zip(paths, names):
         with storage.open_read(path) as source, open(os.path.join(copy, name), "wb") as target:
             shutil.copyfileobj(source, target, storage.READ_CHUNK)

@@ -22,8 +22,13 @@ from gpt_neo.mtf_compat import reason_of, tf
 KEEP_HOURS = 2  # besides the newest ones, one checkpoint per so many hours is kept for ever, as in the legacy program
 ATTEMPTS = 4  # of a save to remote storage, whose own client has tried each request several times
 PAUSE = 10.0  # seconds before the second attempt; doubles
-PASSING = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.InternalError,
-           tf.errors.UnknownError)  # fmt: skip
+PASSING = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.InternalError,
+    tf.errors.UnknownError,
+)
 WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
 
 
@@ -88,8 +93,10 @@ def unwritten(prefix: str, failure: Exception) -> CheckpointError:
     with contextlib.suppress(CheckpointError, OSError, tf.errors.OpError):
         newest = latest_checkpoint(folder)
         kept = f"the newest whole checkpoint is that of step {step_of(newest)}" if newest else "no checkpoint is there"
-        return CheckpointError(f"{prefix}: cannot be written: {reason_of(failure)}. Nothing is lost: {kept}; once that "
-                               "is mended, the same command goes on from there")  # fmt: skip
+        return CheckpointError(
+            f"{prefix}: cannot be written: {reason_of(failure)}. Nothing is lost: {kept}; once that "
+            "is mended, the same command goes on from there"
+        )
     return CheckpointError(f"{prefix}: cannot be written: {reason_of(failure)}")
 
 

@@ -19,26 +19,45 @@ def build_parser() -> argparse.ArgumentParser:
     jobs = p.add_argument_group("jobs")
     jobs.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
     jobs.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
-    jobs.add_argument("--eval_tasks", nargs="+", default=[], metavar="TASK[=FILE]",
-                      help="with --eval: score these tasks (lambada, wikitext, ...) on FILE, and nothing else")
+    jobs.add_argument(
+        "--eval_tasks",
+        nargs="+",
+        default=[],
+        metavar="TASK[=FILE]",
+        help="with --eval: score these tasks (lambada, wikitext, ...) on FILE, and nothing else",
+    )
     jobs.add_argument("--plan", action="store_true", help="parameters, memory, steps per epoch, layout; builds nothing")
     jobs.add_argument("--check_dataset", action="store_true", help="decode samples of the dataset and check its ids")
     jobs.add_argument("--export", metavar="FOLDER", nargs="?", const="export", help="write a SavedModel")
     jobs.add_argument("--int8", action="store_true", help="with --export: weights as int8, a quarter of the size")
-    jobs.add_argument("--compile_for", metavar="SLICE",
-                      help="does it fit a TPU such as v3-256, and how fast: asks the TPU compiler, needs no TPU; "
-                      "with --plan: find mesh, layout and microbatches for it")  # fmt: skip
-    jobs.add_argument("--compile_candidates", type=int, default=12, metavar="N",
-                      help="with --plan --compile_for: compile no more than N (default: %(default)s)")  # fmt: skip
-    jobs.add_argument("--compile_minutes", type=float, default=60, metavar="N",
-                      help="with --plan --compile_for: end after N minutes (default: %(default)s)")  # fmt: skip
+    jobs.add_argument(
+        "--compile_for",
+        metavar="SLICE",
+        help="does it fit a TPU such as v3-256, and how fast: asks the TPU compiler, needs no TPU; "
+        "with --plan: find mesh, layout and microbatches for it",
+    )
+    jobs.add_argument(
+        "--compile_candidates",
+        type=int,
+        default=12,
+        metavar="N",
+        help="with --plan --compile_for: compile no more than N (default: %(default)s)",
+    )
+    jobs.add_argument(
+        "--compile_minutes",
+        type=float,
+        default=60,
+        metavar="N",
+        help="with --plan --compile_for: end after N minutes (default: %(default)s)",
+    )
     jobs.add_argument("--json", action="store_true", help="with --compile_for: the figures as JSON")
     jobs.add_argument("--auto_layout", action="store_true", help="search a layout for mesh_shape, print it")
     jobs.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="search mesh shape and layout")
     train = p.add_argument_group("training")
     add_training(train)
-    train.add_argument("--skip_spikes", action="store_true",
-                       help="leave out the update of batches whose loss is a spike or no number")
+    train.add_argument(
+        "--skip_spikes", action="store_true", help="leave out the update of batches whose loss is a spike or no number"
+    )
     train.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
     add_tracking(p)
     devices = p.add_argument_group("devices")
@@ -46,8 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     devices.add_argument("--tpu_zone", metavar="ZONE", help="zone of the TPU")
     devices.add_argument("--tpu_project", metavar="PROJECT", help="project of the TPU")
     devices.add_argument("--gpu_ids", nargs="+", default=[], metavar="ID", help="devices such as 0 1, or cpu:0 cpu:1")
-    devices.add_argument("--cluster_wait", type=float, default=600, metavar="S",
-                         help="seconds to wait for the other machines of TF_CONFIG (default: %(default)s)")  # fmt: skip
+    devices.add_argument(
+        "--cluster_wait",
+        type=float,
+        default=600,
+        metavar="S",
+        help="seconds to wait for the other machines of TF_CONFIG (default: %(default)s)",
+    )
     add_sampling(p)
     return p
 
@@ -62,8 +86,11 @@ def add_sampling(p: argparse.ArgumentParser) -> None:
     sample.add_argument("--temperature", type=float, default=0.9, help="0 takes the likeliest token (default: 0.9)")
     sample.add_argument("--top_k", type=int, default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all")
     sample.add_argument("--top_p", type=float, default=1.0, metavar="P", help="keep the likeliest of total mass P")
-    sample.add_argument("--entmax_sampling", action="store_true",
-                        help="draw from entmax in place of softmax: unlikely tokens get the probability 0")  # fmt: skip
+    sample.add_argument(
+        "--entmax_sampling",
+        action="store_true",
+        help="draw from entmax in place of softmax: unlikely tokens get the probability 0",
+    )
     sample.add_argument("--seed", type=int, help="seed of the draws (default: a new one each time, printed)")
 
 
@@ -72,8 +99,13 @@ def add_training(train: Any) -> None:
     train.add_argument("--steps_per_checkpoint", type=int, default=5000, metavar="N", help="default: %(default)s")
     train.add_argument("--new", action="store_true", help="delete the checkpoints of model_path first (asks)")
     train.add_argument("--yes", action="store_true", help="answer yes to --new")
-    train.add_argument("--stall_minutes", type=float, default=30.0, metavar="N",
-                       help="end a run that makes no step for so long, with status 75; 0 waits (default: 30)")
+    train.add_argument(
+        "--stall_minutes",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="end a run that makes no step for so long, with status 75; 0 waits (default: 30)",
+    )
     train.add_argument("--steps_per_log", type=int, default=10, metavar="N", help="steps between rows of the log (10)")
 
 
@@ -81,10 +113,24 @@ def add_tracking(p: argparse.ArgumentParser) -> None:
     """The flags of a supervised, tracked run: docs/experiments.md."""
     track = p.add_argument_group("supervised and tracked training")
     track.add_argument("--experiment", metavar="NAME", help="record the run under this name, restart it when it dies")
-    track.add_argument("--observer", action="append", metavar="WHERE",
-                       help="folder (default: experiments), an SQL database's URL, or mongodb://HOST/NAME")  # fmt: skip
+    track.add_argument(
+        "--observer",
+        action="append",
+        metavar="WHERE",
+        help="folder (default: experiments), an SQL database's URL, or mongodb://HOST/NAME",
+    )
     track.add_argument("--recreate_tpu", metavar="COMMAND", help="run this before a restart, until it succeeds")
-    track.add_argument("--max_failures", type=int, default=5, metavar="N",
-                       help="give up after N ends at the same step (default: %(default)s)")  # fmt: skip
-    track.add_argument("--pause", type=float, default=15, metavar="S",
-                       help="seconds before the first restart; doubles (default: %(default)s)")  # fmt: skip
+    track.add_argument(
+        "--max_failures",
+        type=int,
+        default=5,
+        metavar="N",
+        help="give up after N ends at the same step (default: %(default)s)",
+    )
+    track.add_argument(
+        "--pause",
+        type=float,
+        default=15,
+        metavar="S",
+        help="seconds before the first restart; doubles (default: %(default)s)",
+    )

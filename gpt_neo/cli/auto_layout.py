@@ -33,10 +33,14 @@ def auto_layout(job: Job) -> int:
     print(f"          {'mesh_shape':14s} {'layout':58s} {'memory':>10s} {'sent/step':>10s} {'time/step':>10s}")
     for layout in found[:SHOWN]:
         shape, rules = (",".join(f"{a}:{b}" for a, b in pairs) for pairs in (layout.mesh_shape, layout.rules))
-        print(f"          {shape:14s} {rules:58s} {size_text(layout.memory):>10s} {size_text(layout.traffic):>10s} "
-              f"{layout.seconds:>8.1f} s")  # fmt: skip
+        print(
+            f"          {shape:14s} {rules:58s} {size_text(layout.memory):>10s} {size_text(layout.traffic):>10s} "
+            f"{layout.seconds:>8.1f} s"
+        )
     best = found[0]
-    keys = {"mesh_shape": ",".join(f"{a}:{b}" for a, b in best.mesh_shape),
-            "layout": ",".join(f"{a}:{b}" for a, b in best.rules)}  # fmt: skip
+    keys = {
+        "mesh_shape": ",".join(f"{a}:{b}" for a, b in best.mesh_shape),
+        "layout": ",".join(f"{a}:{b}" for a, b in best.rules),
+    }
     print(f"for the config: {json.dumps(keys)[1:-1]}")
     return 0

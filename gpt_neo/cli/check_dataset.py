@@ -74,8 +74,10 @@ def scan(source: Source) -> Scan:
 def report(run: RunConfig, source: Source, seen: Scan, tokenizer: Tokenizer) -> bool:
     """Print what a source holds; whether training could read it."""
     lengths, needed = seen.lengths, tokens_needed(run)
-    print(f"dataset   {source.name}: {len(lengths):,} records in {len(source.paths)} file(s), "
-          f"{lengths.sum():,} tokens, read as {source.kind}")  # fmt: skip
+    print(
+        f"dataset   {source.name}: {len(lengths):,} records in {len(source.paths)} file(s), "
+        f"{lengths.sum():,} tokens, read as {source.kind}"
+    )
     print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run)} are used)")
     print(f"ids       {seen.smallest} to {seen.largest} (n_vocab {run.model.n_vocab}, tokenizer {tokenizer.n_vocab})")
     wrong = []
@@ -90,9 +92,11 @@ def report(run: RunConfig, source: Source, seen: Scan, tokenizer: Tokenizer) -> 
         # In the order of the files; shuffled, other documents meet, of the same lengths.
         starts = np.arange(0, len(lengths), source.stitch)
         joined = np.add.reduceat(lengths, starts) + source.stitch - 1
-        print(f"samples   {source.stitch} document(s) each, joined by id {source.eos_id}: {joined.mean():,.0f} tokens "
-              f"on average; {(joined < needed).mean():.1%} are shorter than {needed} and filled up with id "
-              f"{source.padding_id}, which costs no loss")  # fmt: skip
+        print(
+            f"samples   {source.stitch} document(s) each, joined by id {source.eos_id}: {joined.mean():,.0f} tokens "
+            f"on average; {(joined < needed).mean():.1%} are shorter than {needed} and filled up with id "
+            f"{source.padding_id}, which costs no loss"
+        )
     return not wrong
 
 
@@ -102,8 +106,10 @@ def report_mixture(run: RunConfig, sources: Sequence[Source]) -> None:
     whole = sum(source.weight for source in sources)
     for source, count in zip(sources, mixture_of(run, sources).before(total)):
         share = count / total if total else 0.0
-        print(f"mixture   {source.name}: weight {source.weight:g} of {whole:g} ({source.weight / whole:.2%}), gives "
-              f"{count:,} of {total:,} samples ({share:.2%}), {count * source.stitch / source.records:.2f} epochs")
+        print(
+            f"mixture   {source.name}: weight {source.weight:g} of {whole:g} ({source.weight / whole:.2%}), gives "
+            f"{count:,} of {total:,} samples ({share:.2%}), {count * source.stitch / source.records:.2f} epochs"
+        )
 
 
 def show(run: RunConfig, sample: dict, tokenizer: Tokenizer) -> None:

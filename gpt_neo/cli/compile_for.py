@@ -27,10 +27,16 @@ def propose_for(job: Job) -> int:
 
     args = job.args
     if args.compile_candidates < 1 or not 0 < args.compile_minutes < float("inf"):
-        raise ConfigError(f"--compile_candidates {args.compile_candidates} --compile_minutes {args.compile_minutes:g}: "
-                          "expected at least one candidate, and a time above 0")  # fmt: skip
-    found, ended = propose(job.run, args.compile_for, lambda line: None if args.json else note(line),
-                           Limits(args.compile_candidates, args.compile_minutes * 60))  # fmt: skip
+        raise ConfigError(
+            f"--compile_candidates {args.compile_candidates} --compile_minutes {args.compile_minutes:g}: "
+            "expected at least one candidate, and a time above 0"
+        )
+    found, ended = propose(
+        job.run,
+        args.compile_for,
+        lambda line: None if args.json else note(line),
+        Limits(args.compile_candidates, args.compile_minutes * 60),
+    )
     if ended:
         print(f"note      the search ended before all was tried: {ended}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
@@ -50,8 +56,10 @@ def run_line(job: Job, settings: list[str]) -> str:
     none."""
     slice_ = find_slice(job.args.compile_for)
     if not slice_.estimator and slice_.hosts > 1:
-        return (f"no command here drives {slice_.name}: TPUEstimator's driver knows TPUs up to v4, and spmd-run drives "
-                f"one host ({slice_.largest} at most), where {slice_.name} has {slice_.hosts}")  # fmt: skip
+        return (
+            f"no command here drives {slice_.name}: TPUEstimator's driver knows TPUs up to v4, and spmd-run drives "
+            f"one host ({slice_.largest} at most), where {slice_.name} has {slice_.hosts}"
+        )
     start = "python main.py --tpu NAME" if slice_.estimator else "python -m gpt_neo spmd-run --platform tpu"
     decided = {text.split("=")[0] for text in settings}
     kept = [text for text in job.args.set if text.split("=")[0] not in decided]
@@ -75,19 +83,29 @@ def report_lines(report: dict) -> list[str]:
     ]
     if not report["fits"]:
         return [*lines, f"compiler  {report['reason']}"]
-    parts = [("weights", "weights_bytes"), ("slots", "slots_bytes"), ("batch", "batch_bytes"),
-             ("gradients, activations and other temporaries", "temporary_bytes")]  # fmt: skip
+    parts = [
+        ("weights", "weights_bytes"),
+        ("slots", "slots_bytes"),
+        ("batch", "batch_bytes"),
+        ("gradients, activations and other temporaries", "temporary_bytes"),
+    ]
     lines.append("memory    " + ", ".join(f"{name} {size_text(report[key])}" for name, key in parts))
     peak = report["peak_flops"] / 1e12
     if report["seconds"] is None:
         lines.append(f"step      {report['least_seconds']:.3f} s at the chip's peak; the compiler has no estimate")
     else:
-        lines.append(f"step      {report['seconds']:.3f} s by the compiler's estimate, "
-                     f"{report['tokens_per_second']:,.0f} tokens/s on the slice")  # fmt: skip
-        lines.append(f"use       {report['utilisation']:.1%} of the peak of {peak:.1f} TFLOP/s per core by the model's "
-                     f"own {report['model_flops'] / 1e15:.3f} PFLOP per step")  # fmt: skip
-    lines.append(f"work      {report['flops'] / 1e12:.2f} TFLOP in matrix products and {size_text(report['bytes'])} of "
-                 f"memory traffic per core and step")  # fmt: skip
+        lines.append(
+            f"step      {report['seconds']:.3f} s by the compiler's estimate, "
+            f"{report['tokens_per_second']:,.0f} tokens/s on the slice"
+        )
+        lines.append(
+            f"use       {report['utilisation']:.1%} of the peak of {peak:.1f} TFLOP/s per core by the model's "
+            f"own {report['model_flops'] / 1e15:.3f} PFLOP per step"
+        )
+    lines.append(
+        f"work      {report['flops'] / 1e12:.2f} TFLOP in matrix products and {size_text(report['bytes'])} of "
+        f"memory traffic per core and step"
+    )
     for kind, found in report["collectives"].items():
         lines.append(f"sends     {kind}: {found['count']:,} times, {size_text(found['bytes'])} per core and step")
     return lines

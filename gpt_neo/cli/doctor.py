@@ -22,8 +22,9 @@ from gpt_neo.config.estimate import count_parameters, training_memory
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
 
-CONSTRAINTS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
-                           "constraints.txt")  # fmt: skip
+CONSTRAINTS = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "constraints.txt"
+)
 LITTLE_DISK = 1 << 30  # bytes; less is called wrong where no config says how much is needed
 FIND, CONNECT = 20.0, 5.0  # seconds to look a TPU up, and to connect to it
 
@@ -46,8 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--model", metavar="CONFIG", help="check memory, disk and paths for this config too")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
-    p.add_argument("--path", action="append", default=[], metavar="FOLDER",
-                   help="list, read and write this folder or gs:// prefix; may be given several times")  # fmt: skip
+    p.add_argument(
+        "--path",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="list, read and write this folder or gs:// prefix; may be given several times",
+    )
     p.add_argument("--tpu", metavar="NAME", help="TPU name, colab, or local")
     p.add_argument("--tpu_zone", metavar="ZONE", help="zone of the TPU")
     p.add_argument("--tpu_project", metavar="PROJECT", help="project of the TPU")
@@ -118,8 +124,11 @@ def version_lines() -> Iterator[Line]:
         checked += 1
         if not need.specifier.contains(found, prereleases=True):
             fix = wanted.get(canonical(need.name))
-            yield Line(need.name, f"{found} is outside {need.specifier}",
-                       f"pip install '{need.name}{'==' + fix if fix else need.specifier}'")  # fmt: skip
+            yield Line(
+                need.name,
+                f"{found} is outside {need.specifier}",
+                f"pip install '{need.name}{'==' + fix if fix else need.specifier}'",
+            )
         elif wanted.get(canonical(need.name), found) != found:
             others.append(f"{need.name} {found} (tested: {wanted[canonical(need.name)]})")
     note = f"; other than tested, within range: {', '.join(others)}" if others else ""
@@ -145,8 +154,11 @@ def import_line() -> Line:
     try:
         from gpt_neo.mtf_compat import tf
     except Exception as error:  # whatever a broken installation raises is what this line is about
-        return Line("import", f"TensorFlow and Mesh-TensorFlow: {type(error).__name__}: {error}",
-                    "pip install -c constraints.txt -e . in a fresh virtual environment")  # fmt: skip
+        return Line(
+            "import",
+            f"TensorFlow and Mesh-TensorFlow: {type(error).__name__}: {error}",
+            "pip install -c constraints.txt -e . in a fresh virtual environment",
+        )
     return Line("import", f"TensorFlow {tf.__version__} and Mesh-TensorFlow work together")
 
 
@@ -159,8 +171,12 @@ def memory_line(run: Optional[RunConfig]) -> Line:
     if run is None:
         return Line("memory", text)
     need = training_memory(run, 1).total
-    advice = ("fine for a GPU or TPU of that size; else lower train_batch_size or tokens_per_mb_per_replica, or set "
-              "recompute_grad" if need > available else "")  # fmt: skip
+    advice = (
+        "fine for a GPU or TPU of that size; else lower train_batch_size or tokens_per_mb_per_replica, or set "
+        "recompute_grad"
+        if need > available
+        else ""
+    )
     return Line("memory", f"{text}; training {run.name} on one device takes about {size_text(need)}", advice)
 
 
@@ -197,8 +213,11 @@ def device_line() -> Line:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = f"{cores} CPU core(s), {len(gpus)} GPU(s)" + "".join(f", {gpu.name}" for gpu in gpus)
     if not gpus and os.path.exists("/dev/nvidia0"):
-        return Line("devices", f"{text}; there is an NVIDIA device that TensorFlow does not see",
-                    "pip install 'tensorflow[and-cuda]==2.15.1', and a driver for CUDA 12.2")  # fmt: skip
+        return Line(
+            "devices",
+            f"{text}; there is an NVIDIA device that TensorFlow does not see",
+            "pip install 'tensorflow[and-cuda]==2.15.1', and a driver for CUDA 12.2",
+        )
     return Line("devices", text)
 
 
@@ -228,8 +247,11 @@ def tpu_line(args: argparse.Namespace) -> Line:
     thread.join(FIND)
     if answers:
         return answers[0]
-    return Line("tpu", f"{args.tpu}: Google Cloud gave no answer in {FIND:.0f} seconds",
-                "see that this machine has a network, and credentials (gcloud auth application-default login)")
+    return Line(
+        "tpu",
+        f"{args.tpu}: Google Cloud gave no answer in {FIND:.0f} seconds",
+        "see that this machine has a network, and credentials (gcloud auth application-default login)",
+    )
 
 
 def reach_tpu(args: argparse.Namespace) -> Line:
@@ -248,6 +270,9 @@ def reach_tpu(args: argparse.Namespace) -> Line:
     try:
         socket.create_connection((host, int(port)), CONNECT).close()
     except OSError as error:
-        return Line("tpu", f"{args.tpu}: {address} does not answer: {error}",
-                    "call from a machine of the same network; see that a firewall lets the port through")
+        return Line(
+            "tpu",
+            f"{args.tpu}: {address} does not answer: {error}",
+            "call from a machine of the same network; see that a firewall lets the port through",
+        )
     return Line("tpu", f"{args.tpu}: {address} answers")

@@ -123,15 +123,19 @@ def progress(name: str) -> Callable[[int, int], None]:
 
 def part_rows(label: str, part: Part) -> list[Sequence[str]]:
     """A line of the table for each metric."""
-    return [(label, name, number_text(found.value), interval_text(found), f"{part.examples:,}")
-            for name, found in part.metrics.items()]  # fmt: skip
+    return [
+        (label, name, number_text(found.value), interval_text(found), f"{part.examples:,}")
+        for name, found in part.metrics.items()
+    ]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width; the first two are words, the others numbers."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-             for row in rows]  # fmt: skip
+    lines = [
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        for row in rows
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -160,6 +164,9 @@ def loss_text(part: dict) -> str:
     if part["perplexity"] is None:
         return f"{where} (entmax, which has no perplexity), {count}"
     per_byte, per_character = part["bits_per_byte"], part["bits_per_character"]
-    bits = (f"{per_byte:.4f} bits/byte, {per_character:.4f} bits/character" if per_byte
-            else "bits/byte unknown (no tokenizer)")  # fmt: skip
+    bits = (
+        f"{per_byte:.4f} bits/byte, {per_character:.4f} bits/character"
+        if per_byte
+        else "bits/byte unknown (no tokenizer)"
+    )
     return f"{where} nats/token, perplexity {part['perplexity']:.3f}, {bits}, {count}"

@@ -39,8 +39,10 @@ def run_experiment(job: Job, argv: list) -> int:
     policy = make_policy(job)
     forbidden = [name for name in OTHER_JOBS if getattr(args, name)]
     if forbidden:
-        raise ConfigError(f"--experiment goes with training, not with --{forbidden[0]}; evaluations are recorded when "
-                          "eval_steps is set, samples with --prompt or predict_steps")  # fmt: skip
+        raise ConfigError(
+            f"--experiment goes with training, not with --{forbidden[0]}; evaluations are recorded when "
+            "eval_steps is set, samples with --prompt or predict_steps"
+        )
     if args.prompt == "-":
         raise ConfigError("--prompt - with --experiment: nobody is there to type; give a file or the text")
     if args.new and not args.yes:
@@ -61,9 +63,12 @@ def supervise_worker(job: Job, argv: list, policy: Policy) -> int:
     words = [word for word in child_words(argv) if word not in NEW]
     began = time.monotonic()
     supervisor = Supervisor(
-        lambda attempt: [*COMMAND, *words], lambda: Watched((), (int((time.monotonic() - began) / 3600),), True),
-        policy, tell, environment=child_environment(job),
-    )  # fmt: skip
+        lambda attempt: [*COMMAND, *words],
+        lambda: Watched((), (int((time.monotonic() - began) / 3600),), True),
+        policy,
+        tell,
+        environment=child_environment(job),
+    )
     return supervisor.run()
 
 
@@ -86,8 +91,13 @@ def recorded_config(job: Job, argv: list) -> dict:
     keys = {key: value for name in SECTIONS for key, value in dataclasses.asdict(getattr(run, name)).items()}
     datasets = [{**dataclasses.asdict(ref), **dataclasses.asdict(data)} for ref, data in run.datasets]
     # Sacred would draw a seed of its own where it finds none, and that would be a lie.
-    keys.update(seed=run.training.seed or 1, datasets=datasets, model_path=job.folder, model=run.name,
-                command=shown(shlex.join(["main.py", *map(str, argv)])))  # fmt: skip
+    keys.update(
+        seed=run.training.seed or 1,
+        datasets=datasets,
+        model_path=job.folder,
+        model=run.name,
+        command=shown(shlex.join(["main.py", *map(str, argv)])),
+    )
     return json.loads(json.dumps(keys))
 
 
@@ -201,7 +211,11 @@ def child_environment(job: Job) -> dict[str, str]:
     args = job.args
     paths = [os.path.dirname(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
-        **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1",
-        "GPT_NEO_TPU": args.tpu or "", "GPT_NEO_TPU_ZONE": args.tpu_zone or "",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "GPT_NEO_TPU": args.tpu or "",
+        "GPT_NEO_TPU_ZONE": args.tpu_zone or "",
         "GPT_NEO_TPU_PROJECT": args.tpu_project or "",
-    }  # fmt: skip
+    }

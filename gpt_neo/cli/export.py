@@ -60,5 +60,7 @@ def show_cost(job: Job, checkpoint: str) -> None:
     rows = list(itertools.islice(itertools.chain.from_iterable(map(read_records, paths)), ROWS))
     rows = [row[: run.model.n_ctx + 1] for row in rows if len(row) > run.model.n_ctx]
     exact, near = (math.exp(loss) for loss in losses(run.model, checkpoint, np.array(rows, np.int32)))
-    print(f"          perplexity of {len(rows) * run.model.n_ctx:,} held-out tokens: {exact:.4f}, with int8 weights "
-          f"{near:.4f} ({100 * (near / exact - 1):+.3f} %)")  # fmt: skip
+    print(
+        f"          perplexity of {len(rows) * run.model.n_ctx:,} held-out tokens: {exact:.4f}, with int8 weights "
+        f"{near:.4f} ({100 * (near / exact - 1):+.3f} %)"
+    )

@@ -18,16 +18,20 @@ def build_parser() -> argparse.ArgumentParser:
         description="Make a folder that AutoModelForCausalLM.from_pretrained and AutoTokenizer load, of a checkpoint "
         "of this program or of the 2021 one.",
     )
-    p.add_argument("model", metavar="MODEL", help="config (name or path), or a run folder with config.json, "
-                   "local or gs://")
+    p.add_argument(
+        "model", metavar="MODEL", help="config (name or path), or a run folder with config.json, local or gs://"
+    )
     p.add_argument("destination", metavar="DST", help="new folder, local or gs://")
     p.add_argument("--checkpoint", metavar="WHICH", help="latest (the default), best, or a step")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (default: as stored)")
     p.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json (default: the one of the run, else GPT-2's)")
     p.add_argument("--shard_gb", type=float, default=5.0, metavar="GB", help="most per weight file (default: 5)")
-    p.add_argument("--custom_code", action="store_true",
-                   help="write a model file of ours beside the weights, for what Hugging Face has no model for (gla, "
-                   "linear, experts, ...); load it with trust_remote_code=True")
+    p.add_argument(
+        "--custom_code",
+        action="store_true",
+        help="write a model file of ours beside the weights, for what Hugging Face has no model for (gla, "
+        "linear, experts, ...); load it with trust_remote_code=True",
+    )
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     add_verify(p)
     return p
@@ -61,11 +65,17 @@ def main(argv: Optional[list] = None) -> int:
 
     def check(staging: str) -> None:
         lines.append(f"converted in {time.monotonic() - began:.1f} s")
-        lines.append(verdict_text(verify(found.path, run.model, staging, args.verify,
-                                         DTYPES.get(args.dtype), args.bound, args.custom_code)))  # fmt: skip
+        lines.append(
+            verdict_text(
+                verify(
+                    found.path, run.model, staging, args.verify, DTYPES.get(args.dtype), args.bound, args.custom_code
+                )
+            )
+        )
 
-    made = export_hf(run, found.path, args.destination, args.dtype, int(args.shard_gb * 1e9), args.tokenizer, check,
-                     args.custom_code)  # fmt: skip
+    made = export_hf(
+        run, found.path, args.destination, args.dtype, int(args.shard_gb * 1e9), args.tokenizer, check, args.custom_code
+    )
     print(model_text(run))
     for line in (*(f"note      {note}" for note in found.notes), *lines):
         print(line)

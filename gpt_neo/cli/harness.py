@@ -60,16 +60,23 @@ def main(argv: Optional[list] = None) -> int:
     setup_logging("INFO" if args.verbose else "WARNING")
     names = [name for word in args.tasks for name in word.split(",") if name]
     manager = task_manager(names, args.include_path)
-    model = GptNeoLM(args.model, args.checkpoint, args.batch_size, args.max_length, seed=args.seed,
-                     overrides=";".join(args.set))  # fmt: skip
+    model = GptNeoLM(
+        args.model, args.checkpoint, args.batch_size, args.max_length, seed=args.seed, overrides=";".join(args.set)
+    )
     for note in model.found.notes:
         print(f"note      {note}")
     print(f"model     {model.found.run.name}, checkpoint at step {model.found.step:,}", flush=True)
     limit = int(args.limit) if args.limit and args.limit >= 1 else args.limit
     results = lm_eval.simple_evaluate(
-        model=model, tasks=names, task_manager=manager, num_fewshot=args.num_fewshot, limit=limit,
-        gen_kwargs=args.gen_kwargs, use_cache=args.use_cache, log_samples=args.log_samples,
-    )  # fmt: skip
+        model=model,
+        tasks=names,
+        task_manager=manager,
+        num_fewshot=args.num_fewshot,
+        limit=limit,
+        gen_kwargs=args.gen_kwargs,
+        use_cache=args.use_cache,
+        log_samples=args.log_samples,
+    )
     print(make_table(results))
     if "groups" in results:
         print(make_table(results, "groups"))
@@ -109,9 +116,14 @@ def keep(model: Any, results: Any, output: Optional[str]) -> None:
     found = model.found
     with tf.io.gfile.GFile(os.path.join(found.folder, f"eval_{found.run.name}.jsonl"), "a") as handle:
         for task, metrics in results["results"].items():
-            line = {"step": found.step, "task": task, "harness": version("lm_eval"),
-                    "version": results["versions"].get(task), "num_fewshot": results["n-shot"].get(task),
-                    "metrics": {name: value for name, value in metrics.items() if name != "alias"}}  # fmt: skip
+            line = {
+                "step": found.step,
+                "task": task,
+                "harness": version("lm_eval"),
+                "version": results["versions"].get(task),
+                "num_fewshot": results["n-shot"].get(task),
+                "metrics": {name: value for name, value in metrics.items() if name != "alias"},
+            }
             handle.write(json.dumps(line, default=handle_non_serializable) + "\n")
     if output:
         with open(output, "w", encoding="utf-8") as handle:

@@ -25,8 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("destination", metavar="DST", help="new folder, local or gs://, with config.json")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (default: as in SRC)")
     p.add_argument("--step", type=int, default=0, metavar="N", help="global step; the data position follows from it")
-    p.add_argument("--slots", choices=("fresh", "zero"), default="fresh",
-                   help="fresh: no optimizer slots, they start at 0; zero: write them (default: %(default)s)")
+    p.add_argument(
+        "--slots",
+        choices=("fresh", "zero"),
+        default="fresh",
+        help="fresh: no optimizer slots, they start at 0; zero: write them (default: %(default)s)",
+    )
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="key of the config that is written")
     add_verify(p)
     return p
@@ -34,19 +38,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_verify(p: argparse.ArgumentParser) -> None:
     """The flags of the comparison that ends a conversion."""
-    p.add_argument("--verify", choices=("auto", "torch", "numpy", "none"), default="auto",
-                   help="how the logits of both sides are compared: transformers and our network, or NumPy layer by "
-                   "layer; auto takes torch where it is installed and memory allows (default: %(default)s)")
-    p.add_argument("--bound", type=float, default=1e-4, metavar="X",
-                   help="largest difference, relative to the largest logit if that is above 1 (default: %(default)s)")
+    p.add_argument(
+        "--verify",
+        choices=("auto", "torch", "numpy", "none"),
+        default="auto",
+        help="how the logits of both sides are compared: transformers and our network, or NumPy layer by "
+        "layer; auto takes torch where it is installed and memory allows (default: %(default)s)",
+    )
+    p.add_argument(
+        "--bound",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest difference, relative to the largest logit if that is above 1 (default: %(default)s)",
+    )
 
 
 def verdict_text(verdict: Any) -> str:
     """One line on the comparison (a `Verdict`, or None)."""
     if verdict is None:
         return "verified  no (--verify none)"
-    return (f"verified  logits differ by at most {verdict.difference:.2e} over {verdict.length} tokens, "
-            f"allowed {verdict.bound:.1e} ({verdict.ways})")  # fmt: skip
+    return (
+        f"verified  logits differ by at most {verdict.difference:.2e} over {verdict.length} tokens, "
+        f"allowed {verdict.bound:.1e} ({verdict.ways})"
+    )
 
 
 def main(argv: Optional[list] = None) -> int:
@@ -86,9 +101,17 @@ def convert(args: argparse.Namespace, source: str) -> tuple[RunConfig, list[str]
         run = load_config(os.path.join(folder, "config.json"))
         lines.append(f"converted in {time.monotonic() - began:.1f} s")
         checkpoint = os.path.join(folder, f"model.ckpt-{args.step}")
-        lines.append(verdict_text(verify(checkpoint, run.model, source, args.verify,
-                                         DTYPES[run.model.precision], args.bound)))  # fmt: skip
+        lines.append(
+            verdict_text(verify(checkpoint, run.model, source, args.verify, DTYPES[run.model.precision], args.bound))
+        )
 
-    run = import_hf(source, args.destination, args.dtype, args.step, args.slots == "zero",
-                    dict(parse_override(text) for text in args.set), check)  # fmt: skip
+    run = import_hf(
+        source,
+        args.destination,
+        args.dtype,
+        args.step,
+        args.slots == "zero",
+        dict(parse_override(text) for text in args.set),
+        check,
+    )
     return run, [*(f"note      {note}" for note in code_note(source)), *lines]

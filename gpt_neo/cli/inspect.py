@@ -53,8 +53,10 @@ def main(argv: Optional[list] = None) -> int:
     shown = [r for r in reports if args.slots or not is_slot(r.name) or r.trouble]
     width = max([len(r.name) for r in shown], default=0)
     for r in shown:
-        print(f"{r.name:{width}s}  {r.dtype:9s} {'x'.join(map(str, r.shape)) or 'scalar':14s} mean {r.mean:10.3e}  "
-              f"std {r.std:9.3e}  max {r.largest:9.3e}  {r.trouble}".rstrip())  # fmt: skip
+        print(
+            f"{r.name:{width}s}  {r.dtype:9s} {'x'.join(map(str, r.shape)) or 'scalar':14s} mean {r.mean:10.3e}  "
+            f"std {r.std:9.3e}  max {r.largest:9.3e}  {r.trouble}".rstrip()
+        )
     print_summary(path, step, weights, reports, record)
     print(f"health     {len(sick)} of {len(reports)} tensors in trouble" if sick else "health     sound")
     return 1 if sick else 0
@@ -64,8 +66,10 @@ def print_summary(path: str, step: Optional[int], weights: list, reports: list, 
     """Totals, and what the record says."""
     count = sum(r.size // (2 if r.dtype in ("bfloat16", "float16") else 4) for r in weights)
     slots = len(reports) - len(weights) - (step is not None)
-    print(f"checkpoint {path}: step {step if step is not None else 'unknown'}, {len(weights)} weights "
-          f"({count:,} numbers, {size_text(sum(r.size for r in weights))}), {slots} optimizer slots")  # fmt: skip
+    print(
+        f"checkpoint {path}: step {step if step is not None else 'unknown'}, {len(weights)} weights "
+        f"({count:,} numbers, {size_text(sum(r.size for r in weights))}), {slots} optimizer slots"
+    )
     if record is None:
         print("record     none (written by another program)")
         return

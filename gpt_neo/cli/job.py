@@ -96,8 +96,10 @@ def model_text(run: RunConfig) -> str:
     """One line on the model."""
     model = run.model
     kinds = ", ".join(f"{model.attention_types.count(k)} {k}" for k in dict.fromkeys(model.attention_types))
-    return (f"model     {run.name}: {count_parameters(model):,} parameters, {model.n_layer} layers ({kinds}), "
-            f"n_embd {model.n_embd}, n_ctx {model.n_ctx}, {model.precision}")  # fmt: skip
+    return (
+        f"model     {run.name}: {count_parameters(model):,} parameters, {model.n_layer} layers ({kinds}), "
+        f"n_embd {model.n_embd}, n_ctx {model.n_ctx}, {model.precision}"
+    )
 
 
 def memory_text(memory: Memory) -> str:

@@ -11,8 +11,16 @@ from gpt_neo.cli.common import run_command
 from gpt_neo.cli.job import load_job
 from gpt_neo.errors import ConfigError
 
-JOBS = ("predict", "eval", "plan", "check_dataset", "export", "compile_for", "auto_layout",
-        "auto_layout_and_mesh_shape")  # fmt: skip
+JOBS = (
+    "predict",
+    "eval",
+    "plan",
+    "check_dataset",
+    "export",
+    "compile_for",
+    "auto_layout",
+    "auto_layout_and_mesh_shape",
+)
 
 
 def main(argv: Optional[list] = None) -> int:

@@ -22,9 +22,11 @@ def show_plan(job: Job) -> int:
     print(model_text(run))
     print(memory_text(training_memory(run)))
     splits = microbatches(run.mesh, run.model.n_ctx, batch // replicas or 1)
-    print(f"step      {run.tokens_per_step:,} tokens: {batch} sequences of {run.model.n_ctx}, in {splits} "
-          f"microbatch(es) per replica; {run.training.train_steps:,} steps, "
-          f"{run.training.train_steps * run.tokens_per_step:,} tokens in all")  # fmt: skip
+    print(
+        f"step      {run.tokens_per_step:,} tokens: {batch} sequences of {run.model.n_ctx}, in {splits} "
+        f"microbatch(es) per replica; {run.training.train_steps:,} steps, "
+        f"{run.training.train_steps * run.tokens_per_step:,} tokens in all"
+    )
     print(f"epoch     {epoch_text(run)}")
     for line in layout_lines(run):
         print(f"layout    {line}")
@@ -43,8 +45,10 @@ def epoch_text(run: RunConfig) -> str:
         named = [count_from_name(path) for path in paths]
         count = sum(count_records(p) if n is None and os.path.isfile(p) else n or 0 for p, n in zip(paths, named))
         steps = count / run.training.train_batch_size
-        parts.append(f"{ref.name}: {count:,} records, {steps:,.1f} steps per epoch, "
-                     f"{run.training.train_steps / steps if steps else 0:.2f} epochs")  # fmt: skip
+        parts.append(
+            f"{ref.name}: {count:,} records, {steps:,.1f} steps per epoch, "
+            f"{run.training.train_steps / steps if steps else 0:.2f} epochs"
+        )
     return "; ".join(parts) or "no dataset"
 
 

@@ -10,8 +10,14 @@ import warnings
 from typing import Optional
 
 # Lines that native code, and git as lm_eval calls it, write past every log level: they say nothing to a user.
-NOISE = (b"Compiled cluster using XLA", b"All log messages before absl::InitializeLog", b"device_compiler.h",
-         b"gpu_timer", b"cuda_", b"fatal: not a git repository")  # fmt: skip
+NOISE = (
+    b"Compiled cluster using XLA",
+    b"All log messages before absl::InitializeLog",
+    b"device_compiler.h",
+    b"gpu_timer",
+    b"cuda_",
+    b"fatal: not a git repository",
+)
 
 
 def silence(verbose: bool, sampling: Optional[str] = None) -> None:

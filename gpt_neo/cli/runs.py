@@ -22,8 +22,13 @@ def build_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m gpt_neo runs", description="List recorded runs, and plot them side by side."
     )
-    p.add_argument("where", nargs="*", default=[FOLDER], metavar="WHERE",
-                   help="what --observer was given (default: experiments), or a model_path")  # fmt: skip
+    p.add_argument(
+        "where",
+        nargs="*",
+        default=[FOLDER],
+        metavar="WHERE",
+        help="what --observer was given (default: experiments), or a model_path",
+    )
     p.add_argument("--experiment", metavar="NAME", help="only runs of this experiment")
     p.add_argument("--run", action="append", metavar="ID", help="only these runs")
     p.add_argument("--html", metavar="FILE", help="write a page with the table and plots, which needs no other file")
@@ -64,11 +69,15 @@ def row_of(run: TrackedRun) -> list[str]:
     """A run as a line of the table."""
     end = run.ended or datetime.datetime.now(datetime.timezone.utc)
     return [
-        run.label, run.status.lower(), f"{run.started:%Y-%m-%d %H:%M}" if run.started else "",
+        run.label,
+        run.status.lower(),
+        f"{run.started:%Y-%m-%d %H:%M}" if run.started else "",
         time_text((end - run.started).total_seconds()) if run.started else "",
-        f"{run.step:,}" if run.step else "", *map(decimal, (run.last("loss"), run.last("eval_loss"))), run.host,
+        f"{run.step:,}" if run.step else "",
+        *map(decimal, (run.last("loss"), run.last("eval_loss"))),
+        run.host,
         run.folder,
-    ]  # fmt: skip
+    ]
 
 
 def decimal(value: Optional[float]) -> str:

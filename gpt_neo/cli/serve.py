@@ -30,12 +30,22 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     p.add_argument("--rows", type=int, default=16, help="answers made at once, in sixteens (default: %(default)s)")
     p.add_argument("--length", type=int, metavar="N", help="most tokens of prompt and answer (default: n_ctx)")
-    p.add_argument("--max_waiting", type=int, default=256, metavar="N", help="answers that may wait for a row; more "
-                   "get status 429 (default: %(default)s)")  # fmt: skip
+    p.add_argument(
+        "--max_waiting",
+        type=int,
+        default=256,
+        metavar="N",
+        help="answers that may wait for a row; more get status 429 (default: %(default)s)",
+    )
     p.add_argument("--max_body", type=int, default=1 << 20, metavar="BYTES", help="default: %(default)s")
     p.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for one request (default: 600)")
-    p.add_argument("--drain", type=float, default=60.0, metavar="S", help="seconds that SIGTERM leaves to what is "
-                   "under way (default: 60)")  # fmt: skip
+    p.add_argument(
+        "--drain",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds that SIGTERM leaves to what is under way (default: 60)",
+    )
     p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
     p.set_defaults(tpu=None)  # the jobs of main.py, whose lines on devices are shown here too, may have one
     return p
@@ -55,8 +65,9 @@ def check(args: argparse.Namespace, key: Optional[str]) -> None:
     if not 0 <= args.port < 65536:
         raise ConfigError(f"--port is {args.port}; expected 0 to 65535")
     if not is_loopback(args.host) and not key:
-        raise ConfigError(f"--host {args.host} is open to other machines: set a bearer token in {KEY}, or bind to "
-                          "127.0.0.1")  # fmt: skip
+        raise ConfigError(
+            f"--host {args.host} is open to other machines: set a bearer token in {KEY}, or bind to 127.0.0.1"
+        )
 
 
 def main(argv: Optional[list] = None) -> int:
@@ -110,8 +121,11 @@ def serve_job(job: Job, checkpoint: str, key: Optional[str]) -> int:
     engine.begin()
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"serving   {run.name} at http://{shown}:{port} (page), http://{shown}:{port}/v1 (API)"
-          + (", with a bearer token" if key else ""), flush=True)  # fmt: skip
+    print(
+        f"serving   {run.name} at http://{shown}:{port} (page), http://{shown}:{port}/v1 (API)"
+        + (", with a bearer token" if key else ""),
+        flush=True,
+    )
     serve(server.app(), listener, args.drain)
     engine.close()
     print("stopped", flush=True)

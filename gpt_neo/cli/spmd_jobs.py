@@ -28,10 +28,13 @@ def train_on_devices(job: Job, devices: str) -> int:
     run, args = job.run, job.args
     with DeviceTraining(run, place_for(job), note) as training:
         status = train_in_folder(
-            job, training.plan.replicas(), devices,
-            lambda line, watch: training.train(job.folder, line.show, watch, args.steps_per_checkpoint,
-                                               args.steps_per_log),
-        )  # fmt: skip
+            job,
+            training.plan.replicas(),
+            devices,
+            lambda line, watch: training.train(
+                job.folder, line.show, watch, args.steps_per_checkpoint, args.steps_per_log
+            ),
+        )
     evaluates = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
     return evaluate_on_devices(job, devices, run.training.eval_steps) if evaluates and status == 0 else status
 

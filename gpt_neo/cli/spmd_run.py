@@ -26,16 +26,24 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--model", required=True, metavar="CONFIG", help="name in configs/, or path, of a model config")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     p.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights in memory (key precision)")
-    p.add_argument("--checkpoint", metavar="WHICH", help="with --predict and --eval: latest (the default), best, or a "
-                   "step")  # fmt: skip
+    p.add_argument(
+        "--checkpoint", metavar="WHICH", help="with --predict and --eval: latest (the default), best, or a step"
+    )
     jobs = p.add_mutually_exclusive_group()
     jobs.add_argument("--predict", action="store_true", help="sample text from the newest checkpoint")
     jobs.add_argument("--eval", action="store_true", help="loss, perplexity and bits per byte of held-out records")
     p.add_argument("--sacred_id", metavar="ID", help="names the files that predictions and evaluations go to")
-    p.add_argument("--save_program", metavar="PREFIX", help="write the job's program to PREFIX.mlir (StableHLO) and "
-                   "its description to PREFIX.json, and run nothing")  # fmt: skip
-    p.add_argument("--platform", choices=PLATFORMS, default="cpu", help="kind of device (default: %(default)s, "
-                   "as many virtual ones as mesh_shape multiplies to)")  # fmt: skip
+    p.add_argument(
+        "--save_program",
+        metavar="PREFIX",
+        help="write the job's program to PREFIX.mlir (StableHLO) and its description to PREFIX.json, and run nothing",
+    )
+    p.add_argument(
+        "--platform",
+        choices=PLATFORMS,
+        default="cpu",
+        help="kind of device (default: %(default)s, as many virtual ones as mesh_shape multiplies to)",
+    )
     p.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
     p.set_defaults(skip_spikes=False)  # the exported program updates always
     add_training(p)

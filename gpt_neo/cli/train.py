@@ -23,8 +23,16 @@ from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_me
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
 
-CHECKPOINT_FILES = ("checkpoint", "model.ckpt-", "events.out.tfevents", "graph.pbtxt", "train_log.jsonl", "eval",
-                    WATCH_LOG, STALL_FILE)  # fmt: skip
+CHECKPOINT_FILES = (
+    "checkpoint",
+    "model.ckpt-",
+    "events.out.tfevents",
+    "graph.pbtxt",
+    "train_log.jsonl",
+    "eval",
+    WATCH_LOG,
+    STALL_FILE,
+)
 
 
 class ProgressLine:
@@ -46,8 +54,10 @@ class ProgressLine:
         self.last = now
         speed = f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "first step"
         left = f"  {time_text(progress.seconds_left)} left" if progress.seconds_left and not done else ""
-        text = (f"step {progress.step:,}/{progress.train_steps:,}  loss {progress.loss:.4f}  "
-                f"lr {progress.rate:.2e}  {speed}{left}")  # fmt: skip
+        text = (
+            f"step {progress.step:,}/{progress.train_steps:,}  loss {progress.loss:.4f}  "
+            f"lr {progress.rate:.2e}  {speed}{left}"
+        )
         print(f"\r\x1b[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
 
     def note(self, line: str) -> None:
@@ -99,9 +109,15 @@ def train(job: Job) -> int:
 
     def steps(line: ProgressLine, watch: Watch) -> int:
         estimator = runtime.make_estimator(
-            run, job.folder, plan, job.args.steps_per_checkpoint, tpu_options(job), line.show, watch=watch,
+            run,
+            job.folder,
+            plan,
+            job.args.steps_per_checkpoint,
+            tpu_options(job),
+            line.show,
+            watch=watch,
             steps_per_log=job.args.steps_per_log,
-        )  # fmt: skip
+        )
         return runtime.train(estimator, run, plan, job.folder, note, watch)
 
     status = train_in_folder(job, plan.replicas(), device_text(job, plan), steps)
@@ -156,8 +172,10 @@ def train_alone(
     if line.latest:
         seconds = time.monotonic() - began
         tokens = (last - start) * run.tokens_per_step
-        print(f"trained   {last - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
-              f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}")
+        print(
+            f"trained   {last - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
+            f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}"
+        )
     return 0
 
 

@@ -19,10 +19,13 @@ def count_parameters(model: ModelConfig) -> int:
         blocks = attention + plain + experts + norms + macaron_parameters(model)
     else:
         blocks = sum(
-            attention_parameters(model, kind) + feed_forward_parameters(model, moe) + macaron_parameters(model)
-            + len(norm_names(model, kind)) * norm_parameters(model) + rezero_parameters(model)
+            attention_parameters(model, kind)
+            + feed_forward_parameters(model, moe)
+            + macaron_parameters(model)
+            + len(norm_names(model, kind)) * norm_parameters(model)
+            + rezero_parameters(model)
             for kind, moe in kinds
-        )  # fmt: skip
+        )
     return model.n_vocab * model.n_embd + position_parameters(model) + blocks + head_parameters(model)
 
 

@@ -43,11 +43,18 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
     experts = {"experts": moe.moe_num_experts, "expert_hidden": moe.moe_hidden_size} if model.moe_layers else {}
     heads = math.gcd(model.n_head, model.gla_heads if "gla" in model.attention_types else 0)  # a split divides both
     return {
-        "batch": run.training.train_batch_size, "sequence": model.n_ctx, "loss_sequence": model.n_ctx,
-        "memory_length": model.n_ctx + model.num_mem_kv, "embed_sequence": model.n_ctx, "embd": model.n_embd,
-        "heads": heads, "vocab": model.n_vocab, "intermediate_expanded": model.mlp_width,
-        "features_per_head": model.features_per_head, **experts,
-    }  # fmt: skip
+        "batch": run.training.train_batch_size,
+        "sequence": model.n_ctx,
+        "loss_sequence": model.n_ctx,
+        "memory_length": model.n_ctx + model.num_mem_kv,
+        "embed_sequence": model.n_ctx,
+        "embd": model.n_embd,
+        "heads": heads,
+        "vocab": model.n_vocab,
+        "intermediate_expanded": model.mlp_width,
+        "features_per_head": model.features_per_head,
+        **experts,
+    }
 
 
 def variable_sizes(run: RunConfig) -> list[tuple[int, tuple]]:
@@ -55,11 +62,12 @@ def variable_sizes(run: RunConfig) -> list[tuple[int, tuple]]:
     model, d = run.model, run.model.n_embd
     attention = sum(attention_parameters(model, kind) for kind in model.attention_types)
     return [
-        (model.n_vocab * d, ("vocab", "embd")), (model.n_ctx * d, ("embed_sequence", "embd")),
+        (model.n_vocab * d, ("vocab", "embd")),
+        (model.n_ctx * d, ("embed_sequence", "embd")),
         (attention, ("embd", "heads")),
         ((3 if model.mlp_glu else 2) * d * model.mlp_width * model.n_layer, ("embd", "intermediate_expanded")),
         (model.n_vocab * d * model.own_head, ("vocab", "embd")),
-    ]  # fmt: skip
+    ]
 
 
 def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float, float, float]:
@@ -116,12 +124,27 @@ def search_layout(run: RunConfig, mesh_shape: tuple) -> list[Layout]:
 
 # Pairs of dimensions that some tensor has both of; experts and batch never meet unsplit.
 TOGETHER = (
-    ("batch", "embd"), ("batch", "heads"), ("batch", "intermediate_expanded"), ("batch", "vocab"), ("embd", "heads"),
-    ("embd", "intermediate_expanded"), ("embd", "vocab"), ("experts", "embd"), ("experts", "expert_hidden"),
-    ("expert_hidden", "embd"), ("batch", "expert_hidden"), ("batch", "loss_sequence"), ("loss_sequence", "embd"),
-    ("loss_sequence", "vocab"), ("memory_length", "batch"), ("memory_length", "heads"), ("memory_length", "sequence"),
-    ("batch", "sequence"), ("heads", "sequence"), ("embd", "sequence"),
-)  # fmt: skip
+    ("batch", "embd"),
+    ("batch", "heads"),
+    ("batch", "intermediate_expanded"),
+    ("batch", "vocab"),
+    ("embd", "heads"),
+    ("embd", "intermediate_expanded"),
+    ("embd", "vocab"),
+    ("experts", "embd"),
+    ("experts", "expert_hidden"),
+    ("expert_hidden", "embd"),
+    ("batch", "expert_hidden"),
+    ("batch", "loss_sequence"),
+    ("loss_sequence", "embd"),
+    ("loss_sequence", "vocab"),
+    ("memory_length", "batch"),
+    ("memory_length", "heads"),
+    ("memory_length", "sequence"),
+    ("batch", "sequence"),
+    ("heads", "sequence"),
+    ("embd", "sequence"),
+)
 
 
 def collides(rules: tuple) -> bool:

@@ -13,7 +13,8 @@ PRECISION_ALIASES = {"fp32": "float32", "bf16": "bfloat16"}
 # The shipped key was never read by the legacy program, the second one was.
 ACTIVATION_KEYS = ("activation_function", "activation_fn")
 # Keys that the legacy program knew; docs/configs.md tells them from later ones.
-KEYS = frozenset("""
+KEYS = frozenset(
+    """
     n_head n_vocab n_embd n_ctx n_layer embed_dropout attn_dropout res_dropout lr lr_decay lr_decay_end warmup_steps
     beta1 beta2 epsilon opt_name weight_decay ada_epsilon1 ada_epsilon2 gradient_clipping train_batch_size
     eval_batch_size predict_batch_size train_steps eval_steps predict_steps predict_max_steps iterations datasets
@@ -24,7 +25,8 @@ KEYS = frozenset("""
     entmax_loss z_loss padding_id eos_id remove_partial_sequences slow_sampling log_grads eval_tasks
     shuffle_input_filenames seed no_dataset causal path eval_path tokenizer_path tokenizer_is_pretrained
     lambada_tokens_path
-""".split())
+""".split()
+)
 # Keys that are read, and stand for another one.
 SPELLINGS = {
     "activation_fn": "activation_function; two that disagree are refused",

@@ -14,14 +14,7 @@ from typing import Any
 
 from gpt_neo.config import legacy
 from gpt_neo.config.rules import check_rules
-from gpt_neo.config.schema import (
-    REQUIRED,
-    SECTIONS,
-    DatasetConfig,
-    DatasetRef,
-    MeshConfig,
-    RunConfig,
-)
+from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, MeshConfig, RunConfig
 from gpt_neo.errors import ConfigError
 
 CONFIG_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "configs")
@@ -180,8 +173,13 @@ def coerce(value: Any, hint: Any, name: str, path: str) -> Any:
             return value
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
-    wanted = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a string",
-              tuple: "a list"}.get(hint, "an object")
+    wanted = {
+        int: "a whole number",
+        float: "a finite number",
+        bool: "true or false",
+        str: "a string",
+        tuple: "a list",
+    }.get(hint, "an object")
     raise ConfigError(f"{path}: key {name!r} is {value!r}; expected {wanted}")
 
 
@@ -253,8 +251,11 @@ def load_datasets(refs: Sequence[DatasetRef], path: str, config_dir: str) -> tup
 
 def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
     """Load one dataset config by id or path."""
-    folders = ["", os.path.join(os.path.dirname(os.path.abspath(path)), "dataset_configs"),
-               os.path.join(config_dir, "dataset_configs")]
+    folders = [
+        "",
+        os.path.join(os.path.dirname(os.path.abspath(path)), "dataset_configs"),
+        os.path.join(config_dir, "dataset_configs"),
+    ]
     for folder in folders:
         for file_name in (name, name + ".json"):
             candidate = os.path.join(folder, file_name)

@@ -21,9 +21,7 @@ default; numbers may be written as strings. An unknown key, a value out of range
 line that names the file, the key and what is allowed. Source `legacy` is the 2021 program, whose files load as they
 are.
 """
-TITLES = {
-    "model": "Model", "optimizer": "Optimizer", "mesh": "Mesh", "training": "Training and input",
-}  # fmt: skip
+TITLES = {"model": "Model", "optimizer": "Optimizer", "mesh": "Mesh", "training": "Training and input"}
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", tuple: "list", dict: "object"}
 FAMILIES = """
 ## Other models as configs
@@ -62,8 +60,9 @@ def reference_page() -> str:
         parts.append(f"\n## {TITLES[name]}\n\n{(section.__doc__ or '').strip()}\n\n{table(section)}")
         parts += [
             f"\n### {field.name}\n\n{(type(field.default).__doc__ or '').strip()}\n\n{table(type(field.default))}"
-            for field in dataclasses.fields(section) if dataclasses.is_dataclass(field.default)
-        ]  # fmt: skip
+            for field in dataclasses.fields(section)
+            if dataclasses.is_dataclass(field.default)
+        ]
     parts.append(f"\n## Dataset\n\n{(DatasetConfig.__doc__ or '').strip()}\n\n{table(DatasetConfig)}")
     parts.append("\n## Other spellings\n\n| key | stands for |\n|---|---|\n")
     parts += [f"| `{name}` | {text} |\n" for name, text in legacy.SPELLINGS.items()]
@@ -82,8 +81,15 @@ def table(section: Any) -> str:
         rules = field.metadata
         sources = ["legacy"] if field.name in legacy.KEYS else []
         sources += [rules["source"]] if rules["source"] else []
-        cells = [f"`{field.name}`", rules["doc"], rules["unit"], type_text(hints[field.name]), default_text(field),
-                 allowed_text(rules), ", ".join(sources) or "this project"]  # fmt: skip
+        cells = [
+            f"`{field.name}`",
+            rules["doc"],
+            rules["unit"],
+            type_text(hints[field.name]),
+            default_text(field),
+            allowed_text(rules),
+            ", ".join(sources) or "this project",
+        ]
         rows.append("| " + " | ".join(cells) + " |\n")
     return "".join(rows)
 

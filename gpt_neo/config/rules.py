@@ -27,73 +27,145 @@ class Rule:
 
 
 RULES: tuple = (
-    Rule("n_embd does not divide by n_head", lambda c: c.n_embd % c.n_head != 0,
-         "n_embd ({n_embd}) is not divisible by n_head ({n_head})", "heads share the width equally"),
-    Rule("norm_type scalenorm or rmsnorm with rezero", lambda c: c.rezero and c.norm_type != "layernorm",
-         "{norm_type} and rezero exclude each other; set one", "rezero blocks have no norms"),
-    Rule("axial_pos_emb with rotary_emb", lambda c: c.rotary_emb and c.axial_pos_emb is not None,
-         "axial_pos_emb and rotary_emb exclude each other; set one", "rotary positions take the place of tables"),
-    Rule("no_pos_emb with axial_pos_emb or rotary_emb",
-         lambda c: c.no_pos_emb and (c.rotary_emb or c.axial_pos_emb is not None),
-         "no_pos_emb excludes axial_pos_emb and rotary_emb; set one", "these are positions"),
-    Rule("axial_pos_emb is not two factors of n_ctx", lambda c: not is_factors(c.axial_pos_emb, c.n_ctx),
-         "axial_pos_emb is {axial_pos_emb}; expected two whole numbers whose product is {n_ctx}",
-         "every position has one pair of rows"),
-    Rule("rotary_dim or rotary_interleaved without rotary_emb",
-         lambda c: (c.rotary_dim is not None or c.rotary_interleaved) and not c.rotary_emb,
-         "rotary_dim ({rotary_dim}) and rotary_interleaved ({rotary_interleaved}) need rotary_emb",
-         "they say how rotary positions go"),
-    Rule("rotary features that are odd, or more than a head has",
-         lambda c: c.rotary_emb and (c.rotary_features % 2 != 0 or c.rotary_features > c.features_per_head),
-         "rotary_emb rotates {rotary_features} features of heads of {features_per_head}; expected an even number, "
-         "at most a head's", "rotation is of pairs within a head"),
-    Rule("shared_norm without parallel_residual", lambda c: c.shared_norm and not c.parallel_residual,
-         "shared_norm needs parallel_residual", "in sequence, attention and MLP read different streams"),
-    Rule("shared_norm with rezero", lambda c: c.shared_norm and c.rezero,
-         "shared_norm and rezero exclude each other; set one", "rezero blocks have no norms"),
-    Rule("no_weight_tie with untied_head", lambda c: c.no_weight_tie and c.untied_head,
-         "no_weight_tie and untied_head exclude each other; set one",
-         "the first leaves the final norm out, the second keeps it"),
-    Rule("head_bias without untied_head", lambda c: c.head_bias and not c.untied_head,
-         "head_bias needs untied_head", "a tied head has no bias, and that of no_weight_tie always has one"),
-    Rule("causal false with gla attention", lambda c: not c.causal and "gla" in c.attention_types,
-         "attention_types has 'gla' and causal is false", "a recurrence reads in one direction"),
-    Rule("num_mem_kv without a global layer", lambda c: c.num_mem_kv > 0 and "global" not in c.attention_types,
-         "num_mem_kv is {num_mem_kv} and attention_types has no 'global' layer", "only those hold memory"),
-    Rule("share_parameters with gla beside other attention",
-         lambda c: c.share_parameters and "gla" in c.attention_types
-         and len({k for k in c.attention_types if k != "none"}) > 1,
-         "share_parameters and attention_types of gla beside others exclude each other",
-         "gla has variables of other shapes under the same names"),
-    Rule("gla layers, and gla_params.expand_k of n_embd does not split over their heads",
-         lambda c: "gla" in c.attention_types and not splits(c.n_embd * c.gla_params.expand_k, c.gla_heads),
-         "gla_params: expand_k is {gla_params.expand_k}; expected a share of n_embd ({n_embd}) that is a multiple of "
-         "the {gla_heads} heads of gla layers", "heads share the width of keys equally"),
-    Rule("gla layers, and gla_params.expand_v of n_embd does not split over their heads",
-         lambda c: "gla" in c.attention_types and not splits(c.n_embd * c.gla_params.expand_v, c.gla_heads),
-         "gla_params: expand_v is {gla_params.expand_v}; expected a share of n_embd ({n_embd}) that is a multiple of "
-         "the {gla_heads} heads of gla layers", "heads share the width of values equally"),
-    Rule("moe_layers that are not numbers of layers",
-         lambda c: not all(is_id(layer, c.n_layer) for layer in c.moe_layers),
-         "moe_layers is {moe_layers}; expected whole numbers from 0 to below n_layer ({n_layer})",
-         "layers are counted from 0"),
-    Rule("causal false without mlm_training", lambda c: not c.causal and not c.mlm_training,
-         "causal is false without mlm_training", "a token would see the one to predict"),
-    Rule("mlm_training without mlm_mask_id", lambda c: c.mlm_training and c.mlm_mask_id is None,
-         "mlm_training needs key 'mlm_mask_id'", "a token has to stand for the masked ones"),
-    Rule("mlm_same_token_prob + mlm_random_token_prob above 1",
-         lambda c: c.mlm_training and c.mlm_same_token_prob + c.mlm_random_token_prob > 1 + 1e-9,
-         "mlm_same_token_prob ({mlm_same_token_prob}) + mlm_random_token_prob ({mlm_random_token_prob}) is above 1",
-         "they are shares of the masked tokens"),
-    Rule("mlm_mask_id, mlm_cls_token_id or mlm_mask_ignore_ids outside the vocabulary",
-         lambda c: c.mlm_training and not all(is_id(value, c.n_vocab) for value in mlm_ids(c)),
-         "mlm_mask_id is {mlm_mask_id}, mlm_cls_token_id {mlm_cls_token_id}, mlm_mask_ignore_ids "
-         "{mlm_mask_ignore_ids!r}; expected ids from 0 to below n_vocab ({n_vocab})",
-         "the model knows ids from 0 to n_vocab - 1"),
-    Rule("mlm_cls_token_id with n_ctx 1",
-         lambda c: c.mlm_training and c.mlm_cls_token_id is not None and c.n_ctx < 2,
-         "mlm_cls_token_id is set and n_ctx is {n_ctx}", "it takes one of the n_ctx tokens"),
-)  # fmt: skip
+    Rule(
+        "n_embd does not divide by n_head",
+        lambda c: c.n_embd % c.n_head != 0,
+        "n_embd ({n_embd}) is not divisible by n_head ({n_head})",
+        "heads share the width equally",
+    ),
+    Rule(
+        "norm_type scalenorm or rmsnorm with rezero",
+        lambda c: c.rezero and c.norm_type != "layernorm",
+        "{norm_type} and rezero exclude each other; set one",
+        "rezero blocks have no norms",
+    ),
+    Rule(
+        "axial_pos_emb with rotary_emb",
+        lambda c: c.rotary_emb and c.axial_pos_emb is not None,
+        "axial_pos_emb and rotary_emb exclude each other; set one",
+        "rotary positions take the place of tables",
+    ),
+    Rule(
+        "no_pos_emb with axial_pos_emb or rotary_emb",
+        lambda c: c.no_pos_emb and (c.rotary_emb or c.axial_pos_emb is not None),
+        "no_pos_emb excludes axial_pos_emb and rotary_emb; set one",
+        "these are positions",
+    ),
+    Rule(
+        "axial_pos_emb is not two factors of n_ctx",
+        lambda c: not is_factors(c.axial_pos_emb, c.n_ctx),
+        "axial_pos_emb is {axial_pos_emb}; expected two whole numbers whose product is {n_ctx}",
+        "every position has one pair of rows",
+    ),
+    Rule(
+        "rotary_dim or rotary_interleaved without rotary_emb",
+        lambda c: (c.rotary_dim is not None or c.rotary_interleaved) and not c.rotary_emb,
+        "rotary_dim ({rotary_dim}) and rotary_interleaved ({rotary_interleaved}) need rotary_emb",
+        "they say how rotary positions go",
+    ),
+    Rule(
+        "rotary features that are odd, or more than a head has",
+        lambda c: c.rotary_emb and (c.rotary_features % 2 != 0 or c.rotary_features > c.features_per_head),
+        "rotary_emb rotates {rotary_features} features of heads of {features_per_head}; expected an even number, "
+        "at most a head's",
+        "rotation is of pairs within a head",
+    ),
+    Rule(
+        "shared_norm without parallel_residual",
+        lambda c: c.shared_norm and not c.parallel_residual,
+        "shared_norm needs parallel_residual",
+        "in sequence, attention and MLP read different streams",
+    ),
+    Rule(
+        "shared_norm with rezero",
+        lambda c: c.shared_norm and c.rezero,
+        "shared_norm and rezero exclude each other; set one",
+        "rezero blocks have no norms",
+    ),
+    Rule(
+        "no_weight_tie with untied_head",
+        lambda c: c.no_weight_tie and c.untied_head,
+        "no_weight_tie and untied_head exclude each other; set one",
+        "the first leaves the final norm out, the second keeps it",
+    ),
+    Rule(
+        "head_bias without untied_head",
+        lambda c: c.head_bias and not c.untied_head,
+        "head_bias needs untied_head",
+        "a tied head has no bias, and that of no_weight_tie always has one",
+    ),
+    Rule(
+        "causal false with gla attention",
+        lambda c: not c.causal and "gla" in c.attention_types,
+        "attention_types has 'gla' and causal is false",
+        "a recurrence reads in one direction",
+    ),
+    Rule(
+        "num_mem_kv without a global layer",
+        lambda c: c.num_mem_kv > 0 and "global" not in c.attention_types,
+        "num_mem_kv is {num_mem_kv} and attention_types has no 'global' layer",
+        "only those hold memory",
+    ),
+    Rule(
+        "share_parameters with gla beside other attention",
+        lambda c: (
+            c.share_parameters and "gla" in c.attention_types and len({k for k in c.attention_types if k != "none"}) > 1
+        ),
+        "share_parameters and attention_types of gla beside others exclude each other",
+        "gla has variables of other shapes under the same names",
+    ),
+    Rule(
+        "gla layers, and gla_params.expand_k of n_embd does not split over their heads",
+        lambda c: "gla" in c.attention_types and not splits(c.n_embd * c.gla_params.expand_k, c.gla_heads),
+        "gla_params: expand_k is {gla_params.expand_k}; expected a share of n_embd ({n_embd}) that is a multiple of "
+        "the {gla_heads} heads of gla layers",
+        "heads share the width of keys equally",
+    ),
+    Rule(
+        "gla layers, and gla_params.expand_v of n_embd does not split over their heads",
+        lambda c: "gla" in c.attention_types and not splits(c.n_embd * c.gla_params.expand_v, c.gla_heads),
+        "gla_params: expand_v is {gla_params.expand_v}; expected a share of n_embd ({n_embd}) that is a multiple of "
+        "the {gla_heads} heads of gla layers",
+        "heads share the width of values equally",
+    ),
+    Rule(
+        "moe_layers that are not numbers of layers",
+        lambda c: not all(is_id(layer, c.n_layer) for layer in c.moe_layers),
+        "moe_layers is {moe_layers}; expected whole numbers from 0 to below n_layer ({n_layer})",
+        "layers are counted from 0",
+    ),
+    Rule(
+        "causal false without mlm_training",
+        lambda c: not c.causal and not c.mlm_training,
+        "causal is false without mlm_training",
+        "a token would see the one to predict",
+    ),
+    Rule(
+        "mlm_training without mlm_mask_id",
+        lambda c: c.mlm_training and c.mlm_mask_id is None,
+        "mlm_training needs key 'mlm_mask_id'",
+        "a token has to stand for the masked ones",
+    ),
+    Rule(
+        "mlm_same_token_prob + mlm_random_token_prob above 1",
+        lambda c: c.mlm_training and c.mlm_same_token_prob + c.mlm_random_token_prob > 1 + 1e-9,
+        "mlm_same_token_prob ({mlm_same_token_prob}) + mlm_random_token_prob ({mlm_random_token_prob}) is above 1",
+        "they are shares of the masked tokens",
+    ),
+    Rule(
+        "mlm_mask_id, mlm_cls_token_id or mlm_mask_ignore_ids outside the vocabulary",
+        lambda c: c.mlm_training and not all(is_id(value, c.n_vocab) for value in mlm_ids(c)),
+        "mlm_mask_id is {mlm_mask_id}, mlm_cls_token_id {mlm_cls_token_id}, mlm_mask_ignore_ids "
+        "{mlm_mask_ignore_ids!r}; expected ids from 0 to below n_vocab ({n_vocab})",
+        "the model knows ids from 0 to n_vocab - 1",
+    ),
+    Rule(
+        "mlm_cls_token_id with n_ctx 1",
+        lambda c: c.mlm_training and c.mlm_cls_token_id is not None and c.n_ctx < 2,
+        "mlm_cls_token_id is set and n_ctx is {n_ctx}",
+        "it takes one of the n_ctx tokens",
+    ),
+)
 
 
 def check_rules(sections: Mapping[str, Any], path: str) -> None:

@@ -29,12 +29,53 @@ def key(
 REQUIRED = dataclasses.MISSING
 # Built in model/activations.py, which a test holds against this list. The last one is not of the legacy program.
 ACTIVATIONS = (
-    "gelu", "relu", "sigmoid", "tanh", "selu", "elu", "abs", "sin", "cos", "sign", "silu", "softplus", "lrelu001",
-    "lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2", "tanhshrink", "softsign", "softmax",
-    "logsoftmax", "bipolarsigmoid", "rrelu", "elish", "arcsinh", "aria", "prelu", "parcsinh", "psoftplus",
-    "proottanh", "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "seagull", "snake", "roottanh",
-    "softplusmone", "swish", "leaky_relu", "gelu_erf",
-)  # fmt: skip
+    "gelu",
+    "relu",
+    "sigmoid",
+    "tanh",
+    "selu",
+    "elu",
+    "abs",
+    "sin",
+    "cos",
+    "sign",
+    "silu",
+    "softplus",
+    "lrelu001",
+    "lrelu020",
+    "id",
+    "triangle_relax",
+    "square_relax",
+    "spike",
+    "spike2",
+    "tanhshrink",
+    "softsign",
+    "softmax",
+    "logsoftmax",
+    "bipolarsigmoid",
+    "rrelu",
+    "elish",
+    "arcsinh",
+    "aria",
+    "prelu",
+    "parcsinh",
+    "psoftplus",
+    "proottanh",
+    "maxsig",
+    "cosid",
+    "minsin",
+    "maxtanh",
+    "mish",
+    "tanhexp",
+    "lisht",
+    "seagull",
+    "snake",
+    "roottanh",
+    "softplusmone",
+    "swish",
+    "leaky_relu",
+    "gelu_erf",
+)
 # Numbers that an activation learns per layer: names and initial values, in model/activations.py.
 ACTIVATION_VARIABLES = {
     "aria": {"a": 0.0, "k": 1.0, "c": 0.0, "q": 1.0, "b": -1.0, "nu": 0.0},
@@ -129,8 +170,9 @@ class ModelConfig:
     activation_function: str = key(
         "gelu", "Activation of the MLP; gelu is the tanh approximation, gelu_erf the exact one.", choices=ACTIVATIONS
     )
-    n_inner: Optional[int] = key(None, "Width inside the MLP; 4 n_embd if absent.", low=1, unit="features",
-                                 source="GPT-2")  # fmt: skip
+    n_inner: Optional[int] = key(
+        None, "Width inside the MLP; 4 n_embd if absent.", low=1, unit="features", source="GPT-2"
+    )
     scale_by_depth: bool = key(False, "Divide the initial std of c_proj by sqrt(n_layer).")
     scale_by_in: bool = key(False, "Divide the initial std of the MLP and of a head by sqrt(fan_in).")
     recompute_grad: bool = key(False, "Recompute each block in the backward pass to save memory.")
@@ -142,38 +184,50 @@ class ModelConfig:
     axial_pos_emb: Optional[tuple] = key(None, "Two factors of n_ctx: learned positions as the mean of two tables.")
     rotary_emb: bool = key(False, "Rotary positions in place of learned ones.", source="arXiv 2104.09864")
     rotary_dim: Optional[int] = key(
-        None, "Leading features of each head that rotate; whole heads when absent.", low=2, unit="features",
+        None,
+        "Leading features of each head that rotate; whole heads when absent.",
+        low=2,
+        unit="features",
         source="GPT-J, GPT-NeoX",
-    )  # fmt: skip
+    )
     rotary_interleaved: bool = key(False, "Rotate pairs (2i, 2i + 1) instead of halves.", source="GPT-J")
     rotary_base: float = key(10000.0, "Base of the rotary frequencies.", low=1.0, source="arXiv 2104.09864")
     no_pos_emb: bool = key(False, "No positions: order comes from the causal mask or the recurrence alone.")
     norm_type: str = key(
-        "layernorm", "Norm of the blocks; scalenorm is a layer norm with one scale and no shift, and the final norm "
-        "stays a layer norm with it.", choices=("layernorm", "rmsnorm", "scalenorm"), source="arXiv 1910.07467 (RMS)",
-    )  # fmt: skip
+        "layernorm",
+        "Norm of the blocks; scalenorm is a layer norm with one scale and no shift, and the final norm "
+        "stays a layer norm with it.",
+        choices=("layernorm", "rmsnorm", "scalenorm"),
+        source="arXiv 1910.07467 (RMS)",
+    )
     norm_epsilon: float = key(1e-5, "Added to the variance under the root of a norm.", low=0.0)
     rezero: bool = key(
-        False, "Residual branches scaled by a learned number that starts at 0, in place of norms in blocks.",
+        False,
+        "Residual branches scaled by a learned number that starts at 0, in place of norms in blocks.",
         source="arXiv 2003.04887",
-    )  # fmt: skip
+    )
     parallel_residual: bool = key(
-        False, "Attention and MLP read the same input: x + attn(norm_1(x)) + mlp(norm_2(x)).",
-        source="GPT-J, GPT-NeoX",
-    )  # fmt: skip
+        False, "Attention and MLP read the same input: x + attn(norm_1(x)) + mlp(norm_2(x)).", source="GPT-J, GPT-NeoX"
+    )
     shared_norm: bool = key(False, "With parallel_residual: norm_1 feeds the MLP as well.", source="GPT-J")
-    mlp_glu: bool = key(False, "Gated MLP: twice the width inside, split into h and gate, h * activation(gate).",
-                        source="arXiv 2002.05202")  # fmt: skip
-    macaron: bool = key(False, "An MLP before attention too, on the bare stream, both MLPs at half weight.",
-                        source="arXiv 1906.02762")  # fmt: skip
-    num_mem_kv: int = key(0, "Learned keys and values that every query of a global layer sees.", low=0,
-                          source="arXiv 1907.01470")  # fmt: skip
+    mlp_glu: bool = key(
+        False,
+        "Gated MLP: twice the width inside, split into h and gate, h * activation(gate).",
+        source="arXiv 2002.05202",
+    )
+    macaron: bool = key(
+        False, "An MLP before attention too, on the bare stream, both MLPs at half weight.", source="arXiv 1906.02762"
+    )
+    num_mem_kv: int = key(
+        0, "Learned keys and values that every query of a global layer sees.", low=0, source="arXiv 1907.01470"
+    )
     qkv_bias: bool = key(False, "Biases on queries, keys and values; gla layers have none.", source="GPT-2, GPT-NeoX")
     attn_output_bias: bool = key(True, "Bias on the output of attention; GPT-J has none.")
     scale_attention: bool = key(
-        False, "Divide attention scores by sqrt(features per head), in place of an initial scale of q that holds it.",
+        False,
+        "Divide attention scores by sqrt(features per head), in place of an initial scale of q that holds it.",
         source="GPT-2, GPT-J, GPT-NeoX",
-    )  # fmt: skip
+    )
     share_parameters: bool = key(False, "All blocks use one set of weights.")
     no_weight_tie: bool = key(False, "A head of its own, with bias, and no final norm, as in the legacy program.")
     untied_head: bool = key(False, "A head of its own after the final norm.", source="GPT-J, GPT-NeoX")
@@ -236,9 +290,10 @@ class OptimizerConfig:
 
     lr: float = key(REQUIRED, "Peak learning rate.", low=0.0)
     opt_name: str = key(
-        "adam", "Optimizer; adam is the legacy one without bias correction, adamw has it.",
+        "adam",
+        "Optimizer; adam is the legacy one without bias correction, adamw has it.",
         choices=("adam", "adamw", "adafactor", "lion"),
-    )  # fmt: skip
+    )
     lr_decay: str = key("cosine", "Shape of the decay to a tenth of lr.", choices=("cosine", "linear"))
     lr_decay_end: Optional[int] = key(
         None, "Step at which the decay ends; train_steps when absent.", low=1, unit="steps"
@@ -289,10 +344,12 @@ class TrainingConfig:
     model_path: Optional[str] = key(None, "Folder of checkpoints; that of the config file if absent.")
     datasets: tuple = key((), "Datasets and their weights.")
     input_fn: Optional[str] = key(
-        None, "How datasets are read: sequential_input takes the files of all of them in turn, in chunks; generic_text "
+        None,
+        "How datasets are read: sequential_input takes the files of all of them in turn, in chunks; generic_text "
         "follows the entries of datasets (documents, weights); mlm_sample_text is generic_text with mlm_training. "
-        "Absent, the entries decide.", choices=("sequential_input", "generic_text", "mlm_sample_text"),
-    )  # fmt: skip
+        "Absent, the entries decide.",
+        choices=("sequential_input", "generic_text", "mlm_sample_text"),
+    )
     shuffle_input_filenames: bool = key(True, "Shuffle the list of files once, and documents in reach, by seed.")
     seed: Optional[int] = key(None, "Seed of every random choice.", low=0)
     no_dataset: bool = key(False, "Run without data (layout search, export).")
@@ -309,12 +366,7 @@ class TrainingConfig:
     mlm_mask_ignore_ids: tuple = key((), "Tokens that are never masked.")
 
 
-SECTIONS = {
-    "model": ModelConfig,
-    "optimizer": OptimizerConfig,
-    "mesh": MeshConfig,
-    "training": TrainingConfig,
-}
+SECTIONS = {"model": ModelConfig, "optimizer": OptimizerConfig, "mesh": MeshConfig, "training": TrainingConfig}
 
 
 @dataclasses.dataclass(frozen=True)

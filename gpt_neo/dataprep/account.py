@@ -51,8 +51,10 @@ class Account:
         Documents in = written + dropped. Tokens in + separators + filling = written + dropped.
         """
         values = dataclasses.asdict(self)
-        dropped = {unit: sum(n for name, n in values.items() if name.startswith(f"{unit}_dropped_"))
-                   for unit in ("documents", "tokens")}  # fmt: skip
+        dropped = {
+            unit: sum(n for name, n in values.items() if name.startswith(f"{unit}_dropped_"))
+            for unit in ("documents", "tokens")
+        }
         documents = self.documents_in - self.documents_written - dropped["documents"]
         gained = self.tokens_in + self.separator_tokens + self.fill_tokens
         tokens = gained - self.tokens_written - dropped["tokens"]

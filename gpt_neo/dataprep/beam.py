@@ -69,8 +69,11 @@ def build(pipeline: Any, job: Job, groups: Sequence[tuple[Source, ...]], bad: Se
         | "spread units" >> beam.Reshuffle()
         | "tokenize" >> beam.Map(lambda unit, job: tokenize_unit(job, unit), job)
     )
-    laid_out = pipeline | "start" >> beam.Create([None]) | "lay out" >> beam.Map(
-        laid_out_files, beam.pvalue.AsList(lines), job)  # fmt: skip
+    laid_out = (
+        pipeline
+        | "start" >> beam.Create([None])
+        | "lay out" >> beam.Map(laid_out_files, beam.pvalue.AsList(lines), job)
+    )
     files = (
         laid_out
         | "files" >> beam.FlatMap(lambda found: [(found[0], shard) for shard in found[1]])

@@ -150,5 +150,7 @@ def with_lines(bad: Sequence[Bad]) -> list[Bad]:
                 while block := handle.read(min(streams.BLOCK, offset - place)):
                     lines, place = lines + block.count(b"\n"), place + len(block)
                 before[path, offset] = lines
-    return [found._replace(number=found.number + before.get((found.path, found.counted_from), 0), counted_from=0)
-            for found in bad]  # fmt: skip
+    return [
+        found._replace(number=found.number + before.get((found.path, found.counted_from), 0), counted_from=0)
+        for found in bad
+    ]

@@ -27,10 +27,14 @@ def mark_duplicates(job: Job, units: Sequence[int], documents: int) -> Account:
     end = len(job.separator) if job.options.mode == "chunks" else 0
     for unit in units:
         count, tokens = int(dropped[unit].sum()), int(spill.read_index(job, unit)["length"][dropped[unit]].sum())
-        change.add({
-            "documents_written": -count, "documents_dropped_duplicate": count, "separator_tokens": -count * end,
-            "tokens_dropped_duplicate": tokens - count * end,
-        })  # fmt: skip
+        change.add(
+            {
+                "documents_written": -count,
+                "documents_dropped_duplicate": count,
+                "separator_tokens": -count * end,
+                "tokens_dropped_duplicate": tokens - count * end,
+            }
+        )
         spill.write_array(spill.spill_path(job, unit, "dropped"), dropped[unit])
     return change
 

@@ -262,8 +262,9 @@ class Memory:
             slots[rest] = (slots[rest] + 1) & ((1 << TABLE_BITS) - 1)
         return found, slots
 
-    def insert(self, entries: np.ndarray, slots: np.ndarray, low: np.ndarray, high: np.ndarray,
-               length: np.ndarray) -> None:  # fmt: skip
+    def insert(
+        self, entries: np.ndarray, slots: np.ndarray, low: np.ndarray, high: np.ndarray, length: np.ndarray
+    ) -> None:
         """Put words that are not there into the table, each into the first free slot from its own on."""
         rest = np.arange(len(entries))
         while len(rest):

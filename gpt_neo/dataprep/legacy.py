@@ -160,8 +160,9 @@ class Process:
         text = repair(text) if self.options.ftfy else text
         text = detokenize_wikitext(text, legacy=True) if self.options.wikitext_detokenize else text
         ids = self.encode(text)
-        self.totals.account.add({"documents_in": 1, "bytes_in": len(text.encode("utf-8")), "tokens_in": len(ids),
-                          "separator_tokens": 1})  # fmt: skip
+        self.totals.account.add(
+            {"documents_in": 1, "bytes_in": len(text.encode("utf-8")), "tokens_in": len(ids), "separator_tokens": 1}
+        )
         before, documents = self.rest
         joined = np.concatenate([before, ids, [self.separator]]).astype(np.uint32)
         whole = len(joined) // self.options.chunk_size * self.options.chunk_size

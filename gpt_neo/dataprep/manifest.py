@@ -21,8 +21,9 @@ def manifest_path(options: PrepareOptions) -> str:
     return storage.join(options.output_dir, f"{options.name}_manifest.json")
 
 
-def build_manifest(options: PrepareOptions, tokenizer: Tokenizer, separator: Sequence[int], files: Sequence[dict],
-                   totals: Totals) -> dict:  # fmt: skip
+def build_manifest(
+    options: PrepareOptions, tokenizer: Tokenizer, separator: Sequence[int], files: Sequence[dict], totals: Totals
+) -> dict:
     """The manifest of a finished run, its account completed and balanced.
 
     Args:
@@ -38,15 +39,29 @@ def build_manifest(options: PrepareOptions, tokenizer: Tokenizer, separator: Seq
         raise DataError(f"{', '.join(options.inputs)}: {account.documents_in} documents gave no record")
     if account.imbalance():
         raise AssertionError(account.imbalance())
-    chosen = ("mode", "chunk_size", "files_per", "minimum_size", "ftfy", "wikitext_detokenize", "deduplicate",
-              "shuffle", "seed", "text_key", "skip_bad")  # fmt: skip
+    chosen = (
+        "mode",
+        "chunk_size",
+        "files_per",
+        "minimum_size",
+        "ftfy",
+        "wikitext_detokenize",
+        "deduplicate",
+        "shuffle",
+        "seed",
+        "text_key",
+        "skip_bad",
+    )
     return {
         "name": options.name,
         **{key: getattr(options, key) for key in chosen},
         "inputs": list(options.inputs),
         "tokenizer": {
-            "path": tokenizer.name, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab,
-            "eos_id": tokenizer.eos_id, "padding_id": tokenizer.padding_id,
+            "path": tokenizer.name,
+            "fingerprint": tokenizer.fingerprint,
+            "n_vocab": tokenizer.n_vocab,
+            "eos_id": tokenizer.eos_id,
+            "padding_id": tokenizer.padding_id,
         },
         "separator": list(separator),
         "files": [entry["file"] for entry in files],
@@ -54,7 +69,7 @@ def build_manifest(options: PrepareOptions, tokenizer: Tokenizer, separator: Seq
         "account": dataclasses.asdict(account),
         "sets": {name: dict(zip(("documents", "bytes", "tokens"), counts)) for name, counts in totals.sets.items()},
         "bad_documents": {"reasons": totals.reasons, "first": [str(found) for found in with_lines(totals.bad)]},
-    }  # fmt: skip
+    }
 
 
 def write_manifest(options: PrepareOptions, manifest: dict) -> None:

@@ -19,8 +19,17 @@ from gpt_neo.errors import DataError
 BLOCK = 1 << 20  # bytes read at once
 ITEM = 8 << 20  # bytes of lines, or characters of a text that is cut, in one item
 WINDOW = 1 << 16  # bytes searched at once for a place to cut
-BROKEN_ARCHIVE = (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError, tarfile.TarError, zipfile.BadZipFile,
-                  RuntimeError, NotImplementedError)  # fmt: skip
+BROKEN_ARCHIVE = (
+    EOFError,
+    OSError,
+    lzma.LZMAError,
+    zlib.error,
+    ValueError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    NotImplementedError,
+)
 NOT_UTF8, NOT_JSON = "not UTF-8", "not valid JSON"
 
 

@@ -83,8 +83,9 @@ class Lengths:
         return lengths[lengths > 0]
 
 
-def survey(patterns: Sequence[str], encoder_path: Optional[str] = None, separator: Optional[int] = None,
-           samples: int = 3) -> Survey:  # fmt: skip
+def survey(
+    patterns: Sequence[str], encoder_path: Optional[str] = None, separator: Optional[int] = None, samples: int = 3
+) -> Survey:
     """Read all records of files and globs.
 
     Args:
@@ -165,8 +166,12 @@ def draw_lengths(found: Survey, path: str) -> None:
     axes.hist(lengths, bins=edges, color="tab:blue", edgecolor="white", linewidth=0.3)
     axes.axvline(median, color="tab:orange", label=f"median {median:,.0f}")
     axes.axvline(mean, color="tab:green", linestyle="--", label=f"mean {mean:,.0f}")
-    axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents",
-             title=f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens")  # fmt: skip
+    axes.set(
+        xscale="log",
+        xlabel="tokens of a document",
+        ylabel="documents",
+        title=f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens",
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     try:

@@ -48,11 +48,18 @@ def tokenize_unit(job: Job, unit: Unit) -> dict:
         return {"unit": unit.number, "failed": list(work.failed)}
     write_spill(job, unit.number, work.kept, work.digests)
     return {
-        "unit": unit.number, "group": unit.group, "part": unit.part, "last": unit.last, "stored": unit.stored,
-        "tokens": sum(len(block) for blocks in work.kept for block in blocks), "documents": len(work.kept),
-        "account": work.account.counts(), "sets": work.totals.sets, "bad": [list(bad) for bad in work.totals.bad],
+        "unit": unit.number,
+        "group": unit.group,
+        "part": unit.part,
+        "last": unit.last,
+        "stored": unit.stored,
+        "tokens": sum(len(block) for blocks in work.kept for block in blocks),
+        "documents": len(work.kept),
+        "account": work.account.counts(),
+        "sets": work.totals.sets,
+        "bad": [list(bad) for bad in work.totals.bad],
         "reasons": work.totals.reasons,
-    }  # fmt: skip
+    }
 
 
 class UnitWork:

@@ -47,10 +47,17 @@ class GptNeoLM(LM):
     """
 
     def __init__(
-        self, model: str, checkpoint: Optional[Union[str, int]] = None, batch_size: Optional[Union[str, int]] = None,
-        max_length: Optional[int] = None, max_gen_toks: int = 256, seed: int = 0, overrides: str = "",
-        device: Optional[str] = None, max_batch_size: Optional[int] = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: str,
+        checkpoint: Optional[Union[str, int]] = None,
+        batch_size: Optional[Union[str, int]] = None,
+        max_length: Optional[int] = None,
+        max_gen_toks: int = 256,
+        seed: int = 0,
+        overrides: str = "",
+        device: Optional[str] = None,
+        max_batch_size: Optional[int] = None,
+    ) -> None:
         super().__init__()
         which = None if checkpoint is None else str(checkpoint)
         self.found = find_model(model, which, [part for part in overrides.split(";") if part])
@@ -68,16 +75,18 @@ class GptNeoLM(LM):
     def scorer(self) -> Scorer:
         """The model ready to score, loaded when it is first asked for."""
         if self._scorer is None:
-            self._scorer = Scorer(self.found.run.model, self.found.checkpoint, batch_size=self.rows,
-                                  max_length=self.max_length)  # fmt: skip
+            self._scorer = Scorer(
+                self.found.run.model, self.found.checkpoint, batch_size=self.rows, max_length=self.max_length
+            )
         return self._scorer
 
     @property
     def sampler(self) -> Sampler:
         """The model ready to sample, loaded when it is first asked for."""
         if self._sampler is None:
-            self._sampler = Sampler(self.found.run.model, self.found.checkpoint, self.rows or SAMPLED_AT_ONCE,
-                                    length=self.max_length)  # fmt: skip
+            self._sampler = Sampler(
+                self.found.run.model, self.found.checkpoint, self.rows or SAMPLED_AT_ONCE, length=self.max_length
+            )
         return self._sampler
 
     @property
@@ -100,8 +109,11 @@ class GptNeoLM(LM):
 
     def get_model_info(self) -> dict:
         """What the harness writes beside its results."""
-        return {"model_name": self.found.run.name, "model_dtype": self.found.run.model.precision,
-                "model_step": self.found.step}  # fmt: skip
+        return {
+            "model_name": self.found.run.name,
+            "model_dtype": self.found.run.model.precision,
+            "model_step": self.found.step,
+        }
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding gives it) of each (context, continuation), in order."""
@@ -151,10 +163,13 @@ class GptNeoLM(LM):
         temperature = float(options.get("temperature") or (1.0 if samples else 0.0))
         most = next((options[name] for name in MOST_TOKENS if options.get(name) is not None), self.max_gen_toks)
         drawn = SampleOptions(
-            max_tokens=int(most), temperature=0.0 if samples is False else temperature,
-            top_k=int(options.get("top_k") or 0), top_p=float(options.get("top_p") or 1.0),
-            seed=int(options.get("seed") or self.seed), eos_id=self.prefix,
-        )  # fmt: skip
+            max_tokens=int(most),
+            temperature=0.0 if samples is False else temperature,
+            top_k=int(options.get("top_k") or 0),
+            top_p=float(options.get("top_p") or 1.0),
+            seed=int(options.get("seed") or self.seed),
+            eos_id=self.prefix,
+        )
         words = (stop,) if isinstance(stop, str) else tuple(stop)
         return Prompt(encode_context(self.tokens, context, self.prefix), words, drawn)
 

@@ -26,10 +26,11 @@ class Part:
     def as_json(self) -> dict:
         """Values, and the ends of their intervals, for a JSON line."""
         return {
-            "examples": self.examples, "tokens": self.tokens,
+            "examples": self.examples,
+            "tokens": self.tokens,
             "metrics": {name: found.value for name, found in self.metrics.items()},
             "intervals": {name: [found.low, found.high] for name, found in self.metrics.items()},
-        }  # fmt: skip
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,12 @@ class Result:
 
 
 def run_task(
-    task: EvalTask, scorer: Scorer, tokenizer: Tokenizer, prefix: int,
+    task: EvalTask,
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    prefix: int,
     tell: Callable[[int, int], None] = lambda done, total: None,
-) -> Result:  # fmt: skip
+) -> Result:
     """Score a task.
 
     Args:
@@ -63,17 +67,23 @@ def run_task(
     requests = [encode_pair(tokenizer, e.context, e.continuation, prefix) for e in examples]
     outcomes = [outcome(e, score) for e, score in zip(examples, scorer.score(requests, tell))]
     names = sorted({o.set_name for o in outcomes if o.set_name is not None})
-    return Result(task, part(task, outcomes),
-                  {name: part(task, [o for o in outcomes if o.set_name == name]) for name in names})  # fmt: skip
+    return Result(
+        task, part(task, outcomes), {name: part(task, [o for o in outcomes if o.set_name == name]) for name in names}
+    )
 
 
 def outcome(example: Example, score: Score) -> Outcome:
     """What is known of a scored example; words are what runs of white space separate."""
     text = example.measured
     return Outcome(
-        nats=-score.total, tokens=len(score.logprobs), bytes=len(text.encode("utf-8")), characters=len(text),
-        words=len(re.split(r"\s+", text)), greedy=score.is_greedy, set_name=example.set_name,
-    )  # fmt: skip
+        nats=-score.total,
+        tokens=len(score.logprobs),
+        bytes=len(text.encode("utf-8")),
+        characters=len(text),
+        words=len(re.split(r"\s+", text)),
+        greedy=score.is_greedy,
+        set_name=example.set_name,
+    )
 
 
 def part(task: EvalTask, outcomes: Sequence[Outcome]) -> Part:

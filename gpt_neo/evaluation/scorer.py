@@ -82,9 +82,14 @@ class Scorer:
     """
 
     def __init__(
-        self, config: ModelConfig, checkpoint: str, plan: Optional[MeshPlan] = None, batch_size: Optional[int] = None,
-        max_length: Optional[int] = None, top: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        config: ModelConfig,
+        checkpoint: str,
+        plan: Optional[MeshPlan] = None,
+        batch_size: Optional[int] = None,
+        max_length: Optional[int] = None,
+        top: int = 0,
+    ) -> None:
         check_scorable(config)
         self.config, self.batch_size, self.top = config, batch_size, min(top, config.n_vocab)
         self.max_length = min(max_length or config.n_ctx, config.n_ctx)
@@ -198,8 +203,12 @@ class Scorer:
     def blank(self, request: Request) -> Score:
         """Room for the scores of a request."""
         count, top = request.count, self.top
-        return Score(np.zeros(count, np.float32), np.zeros(count, bool), np.zeros([count, top], np.int32),
-                     np.zeros([count, top], np.float32))  # fmt: skip
+        return Score(
+            np.zeros(count, np.float32),
+            np.zeros(count, bool),
+            np.zeros([count, top], np.int32),
+            np.zeros([count, top], np.float32),
+        )
 
     def run(self, batch: Sequence[Piece], length: int, scores: Sequence[Score]) -> None:
         """Score a batch of windows of at most `length` ids."""
@@ -225,15 +234,19 @@ def check_scorable(config: ModelConfig) -> None:
     if not config.causal:
         raise ConfigError("key 'causal' is False: such a model predicts masked tokens and gives a text no likelihood")
     if config.entmax_loss:
-        raise ConfigError("key 'entmax_loss' is True: such a model gives tokens the probability 0, whose logarithm is "
-                          "infinite; its loss on held-out records is all there is")  # fmt: skip
+        raise ConfigError(
+            "key 'entmax_loss' is True: such a model gives tokens the probability 0, whose logarithm is "
+            "infinite; its loss on held-out records is all there is"
+        )
 
 
 def check_request(request: Request, number: int, n_vocab: int) -> Request:
     """Refuse a request without context, and ids that the model does not have."""
     if not 0 <= request.count < len(request.tokens):
-        raise DataError(f"request {number} scores {request.count} of {len(request.tokens)} ids; at least one has to "
-                        "come before them (such as the end-of-text id)")  # fmt: skip
+        raise DataError(
+            f"request {number} scores {request.count} of {len(request.tokens)} ids; at least one has to "
+            "come before them (such as the end-of-text id)"
+        )
     wrong = [token for token in request.tokens if not 0 <= token < n_vocab]
     if wrong:
         raise DataError(f"request {number} has token id {wrong[0]}; the model's n_vocab is {n_vocab}")

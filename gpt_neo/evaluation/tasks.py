@@ -48,10 +48,15 @@ class EvalTask:
     """A file of `eval_tasks/`."""
 
     documents: tuple = key((), "Files, globs or folders of documents, in any format that data preparation reads.")
-    metrics: tuple = key(("loss", "perplexity", "bits_per_byte", "bits_per_character"), "Names in METRICS, or "
-                         "module:function, which gets the list of outcomes and returns an Interval.")  # fmt: skip
-    form: str = key("whole", "What of a document is scored: a name in FORMS, or module:function, which gets the "
-                    "document and gives its examples.")  # fmt: skip
+    metrics: tuple = key(
+        ("loss", "perplexity", "bits_per_byte", "bits_per_character"),
+        "Names in METRICS, or module:function, which gets the list of outcomes and returns an Interval.",
+    )
+    form: str = key(
+        "whole",
+        "What of a document is scored: a name in FORMS, or module:function, which gets the "
+        "document and gives its examples.",
+    )
     text_key: str = key("text", "Key of the text in JSON objects, column in parquet.")
     limit: Optional[int] = key(None, "First documents that count; all when absent.", low=1, unit="documents")
     name: str = key("", "Name in results; that of the file when absent.")
@@ -90,8 +95,11 @@ def wikitext_pages(document: Document) -> Iterator[Example]:
 
 
 FORMS: dict[str, Form] = {
-    "whole": whole, "last_word": last_word, "wikitext": wikitext, "wikitext_pages": wikitext_pages,
-}  # fmt: skip
+    "whole": whole,
+    "last_word": last_word,
+    "wikitext": wikitext,
+    "wikitext_pages": wikitext_pages,
+}
 
 
 def named(name: str, table: dict, what: str, where: str) -> Any:
@@ -133,8 +141,9 @@ def examples_of(task: EvalTask, tokenizer: Tokenizer) -> list[Example]:
     for number, document in enumerate(documents_in(paths, task.text_key, tokenizer)):
         if task.limit is not None and number >= task.limit:
             break
-        found += [dataclasses.replace(example, set_name=example.set_name or document.set_name)
-                  for example in form(document)]  # fmt: skip
+        found += [
+            dataclasses.replace(example, set_name=example.set_name or document.set_name) for example in form(document)
+        ]
     if not found:
         raise DataError(f"eval task {task.name!r}: nothing to score in {', '.join(task.documents)}")
     return found
@@ -179,8 +188,15 @@ def find_task(name: str, run: RunConfig) -> str:
     for candidate in candidates:
         if os.path.isfile(candidate):
             return candidate
-    known = sorted({file[:-5] for folder in folders if os.path.isdir(folder) for file in os.listdir(folder)
-                    if file.endswith(".json")})  # fmt: skip
+    known = sorted(
+        {
+            file[:-5]
+            for folder in folders
+            if os.path.isdir(folder)
+            for file in os.listdir(folder)
+            if file.endswith(".json")
+        }
+    )
     raise ConfigError(f"no eval task {name!r}; there are {', '.join(known)}, or give the path of a task's JSON file")
 
 

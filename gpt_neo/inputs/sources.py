@@ -106,9 +106,7 @@ def make_sources(run: RunConfig, key: str, datasets: Sequence[tuple[DatasetRef, 
     """One source per dataset, or one for all of them where they are read in turn."""
     if not datasets:
         raise ConfigError(f"{run.source}: key 'datasets' names no dataset to read")
-    found = [
-        find_records(getattr(config, key), f"dataset {ref.name!r}, key {key!r}") for ref, config in datasets
-    ]  # fmt: skip
+    found = [find_records(getattr(config, key), f"dataset {ref.name!r}, key {key!r}") for ref, config in datasets]
     if reads_in_turn(run):
         name = " + ".join(ref.name for ref, _ in datasets)
         every = sorted((path for paths in found for path in paths), key=natural_key)
@@ -127,11 +125,18 @@ def make_source(run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig
         if kind != CHUNKS and token >= run.model.n_vocab:
             raise ConfigError(f"dataset {ref.name!r}: key {what!r} is {token}, n_vocab is {run.model.n_vocab}")
     return Source(
-        name=ref.name, kind=kind, stitch=(ref.stitch or 1) if kind != CHUNKS else 1, weight=ref.weight or 1.0,
-        paths=tuple(ordered), counts=tuple(record_counts(ordered)),
-        n_vocab=min(config.n_vocab or run.model.n_vocab, run.model.n_vocab), eos_id=config.eos_id,
-        padding_id=config.padding_id, seed=salt(seed, key, ref.name, kind, ref.stitch), shuffled=shuffled,
-    )  # fmt: skip
+        name=ref.name,
+        kind=kind,
+        stitch=(ref.stitch or 1) if kind != CHUNKS else 1,
+        weight=ref.weight or 1.0,
+        paths=tuple(ordered),
+        counts=tuple(record_counts(ordered)),
+        n_vocab=min(config.n_vocab or run.model.n_vocab, run.model.n_vocab),
+        eos_id=config.eos_id,
+        padding_id=config.padding_id,
+        seed=salt(seed, key, ref.name, kind, ref.stitch),
+        shuffled=shuffled,
+    )
 
 
 def find_records(pattern: str, where: str) -> list[str]:

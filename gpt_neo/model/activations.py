@@ -153,8 +153,12 @@ PLAIN: dict[str, Callable[[Any], Any]] = {
 }
 OVER_WIDTH: dict[str, Callable[[Any, Any], Any]] = {"softmax": mtf.softmax, "logsoftmax": mtf.log_softmax}
 LEARNED: dict[str, Callable[[Any, dict], Any]] = {
-    "aria": aria, "prelu": prelu, "parcsinh": parcsinh, "psoftplus": psoftplus, "proottanh": proottanh,
-}  # fmt: skip
+    "aria": aria,
+    "prelu": prelu,
+    "parcsinh": parcsinh,
+    "psoftplus": psoftplus,
+    "proottanh": proottanh,
+}
 
 
 def activate(x: Any, width: Any, config: ModelConfig) -> Any:

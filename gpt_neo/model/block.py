@@ -64,9 +64,7 @@ def attention(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Cont
         return residual_dropout(LAYERS[kind](x, kind, dims, config, context), config, context)
 
 
-def feed_forward(
-    x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context
-) -> tuple[Any, Optional[Any]]:
+def feed_forward(x: Any, layer: int, dims: Dims, config: ModelConfig, context: Context) -> tuple[Any, Optional[Any]]:
     """The feed-forward part of that layer: ([batch, sequence, embd], auxiliary loss or None)."""
     if layer in config.moe_layers:
         out, auxiliary = mixture_of_experts(x, dims, config, context)

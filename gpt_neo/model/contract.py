@@ -168,9 +168,7 @@ class BiasGradOperation(mtf.Operation):
         lower_sum(self, lowering, row_sum, self.inputs[0].shape.dims[:-columns])
 
 
-def lower_sum(
-    operation: Any, lowering: Any, product: Any, summed: list, addend: Optional[Any] = None
-) -> None:
+def lower_sum(operation: Any, lowering: Any, product: Any, summed: list, addend: Optional[Any] = None) -> None:
     """Lower an operation that sums over the dimensions `summed`, split over the mesh or not.
 
     Args:

@@ -126,8 +126,9 @@ class PlacedOperation(mtf.Operation):
                 first = stride * (dim.size // mesh_impl.shape[axis].size)
                 base = mesh_impl.slicewise(
                     lambda total, place, first=first: total + tf.cast(place, tf.uint32) * word(first),
-                    base, mesh_impl.laid_out_pcoord(axis),
-                )  # fmt: skip
+                    base,
+                    mesh_impl.laid_out_pcoord(axis),
+                )
         row_shape = [-1 if i == batch else 1 for i in range(len(dims))]
 
         def apply(x: Any, step: Any, rows: Any, base: Any) -> Any:

@@ -201,9 +201,7 @@ def chosen_experts(
     return mtf.einsum([back, mtf.cast(combine, tokens.dtype)], output_shape=tokens.shape)
 
 
-def every_expert(
-    x: Any, first: Choice, second: Choice, names: ExpertDims, dims: Dims, config: ModelConfig
-) -> Any:
+def every_expert(x: Any, first: Choice, second: Choice, names: ExpertDims, dims: Dims, config: ModelConfig) -> Any:
     """Weigh what every expert makes of every token by the gates, which are zero but for two: x -> its shape.
 
     It needs no places, so none can run out.

@@ -77,6 +77,14 @@ class AdamOperation(mtf.Operation):
         before = [tf.assign(value, value * (1.0 - rate * self.decay))] if self.decay else []
         with tf.control_dependencies(before):
             return tf.raw_ops.ResourceApplyAdam(
-                var=value.handle, m=m.handle, v=v.handle, grad=tf.cast(grad, tf.float32), lr=step_rate,
-                beta1_power=0.0, beta2_power=0.0, beta1=self.config.beta1, beta2=self.config.beta2, epsilon=epsilon,
-            )  # fmt: skip
+                var=value.handle,
+                m=m.handle,
+                v=v.handle,
+                grad=tf.cast(grad, tf.float32),
+                lr=step_rate,
+                beta1_power=0.0,
+                beta2_power=0.0,
+                beta1=self.config.beta1,
+                beta2=self.config.beta2,
+                epsilon=epsilon,
+            )

@@ -15,9 +15,13 @@ from gpt_neo.inputs.sources import find_records
 from gpt_neo.mtf_compat import reason_of, tf
 
 # What a bucket's policy has to grant for each thing that is done.
-PERMISSIONS = {"list": "storage.objects.list", "read": "storage.objects.get", "write": "storage.objects.create",
-               "replace": "storage.objects.delete (replacing an object needs it)",
-               "delete": "storage.objects.delete"}  # fmt: skip
+PERMISSIONS = {
+    "list": "storage.objects.list",
+    "read": "storage.objects.get",
+    "write": "storage.objects.create",
+    "replace": "storage.objects.delete (replacing an object needs it)",
+    "delete": "storage.objects.delete",
+}
 DONE = {"list": "listed", "read": "read", "write": "written", "replace": "written over", "delete": "deleted from"}
 REFUSED = (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError)
 

@@ -79,8 +79,10 @@ def wait_for(tasks: Sequence[Task], seconds: float, tell: Callable[[str], None])
         now = time.monotonic()
         names = ", ".join(map(str, missing))
         if now - begin > seconds:
-            raise DeviceError(f"no answer from {names} in {seconds:.0f} s: start the same command there, and look "
-                              "whether the port can be reached (--cluster_wait waits longer)")  # fmt: skip
+            raise DeviceError(
+                f"no answer from {names} in {seconds:.0f} s: start the same command there, and look "
+                "whether the port can be reached (--cluster_wait waits longer)"
+            )
         if now - told >= REPEAT:
             told = now
             tell(f"waiting for {names}")
@@ -172,9 +174,13 @@ class Lead:
     """
 
     def __init__(
-        self, cluster: Cluster, server: Any, tell: Callable[[str], None], leave: Callable[[int], object],
+        self,
+        cluster: Cluster,
+        server: Any,
+        tell: Callable[[str], None],
+        leave: Callable[[int], object],
         interrupt: Callable[[], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.cluster, self.server, self.tell, self.leave, self.interrupt = cluster, server, tell, leave, interrupt
         self.status = 1  # an exception's, as long as nobody says otherwise
         self.over = threading.Event()

@@ -56,11 +56,18 @@ def resolve_tpu(options: TpuOptions) -> Any:
 
 
 def make_estimator(
-    run: RunConfig, folder: str, plan: MeshPlan, steps_per_checkpoint: int = 5000, tpu: Optional[TpuOptions] = None,
-    report: Callable[[Progress], None] = lambda progress: None, text_lengths: Optional[np.ndarray] = None,
-    watch: Optional[Watch] = None, steps_per_log: int = 10, eval_sources: int = 1,
+    run: RunConfig,
+    folder: str,
+    plan: MeshPlan,
+    steps_per_checkpoint: int = 5000,
+    tpu: Optional[TpuOptions] = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    text_lengths: Optional[np.ndarray] = None,
+    watch: Optional[Watch] = None,
+    steps_per_log: int = 10,
+    eval_sources: int = 1,
     function: Callable[..., Any] = model_fn,
-) -> Any:  # fmt: skip
+) -> Any:
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
 
     Args:
@@ -93,16 +100,27 @@ def make_estimator(
         tpu_config=tpu_config,
     )
     params = {
-        "run": run, "plan": plan, "folder": folder, "steps_per_checkpoint": steps_per_checkpoint,
+        "run": run,
+        "plan": plan,
+        "folder": folder,
+        "steps_per_checkpoint": steps_per_checkpoint,
         "steps_per_log": steps_per_log,
         # a plain function: the Estimator makes a deep copy of its params, a bound method's object with it
-        "report": lambda progress: report(progress), "use_tpu": tpu is not None, "text_lengths": text_lengths,
-        "watch": lambda: watch, "origin": lambda step: origin_text(run, step), "eval_sources": eval_sources,
-    }  # fmt: skip
+        "report": lambda progress: report(progress),
+        "use_tpu": tpu is not None,
+        "text_lengths": text_lengths,
+        "watch": lambda: watch,
+        "origin": lambda step: origin_text(run, step),
+        "eval_sources": eval_sources,
+    }
     return tf.estimator.tpu.TPUEstimator(
-        use_tpu=tpu is not None, model_fn=function, config=config, params=params,
-        train_batch_size=run.training.train_batch_size, eval_batch_size=eval_batch_size(run),
-    )  # fmt: skip
+        use_tpu=tpu is not None,
+        model_fn=function,
+        config=config,
+        params=params,
+        train_batch_size=run.training.train_batch_size,
+        eval_batch_size=eval_batch_size(run),
+    )
 
 
 def on_chief(chief: str) -> Callable[[Any], str]:
@@ -137,9 +155,13 @@ def checked_sources(run: RunConfig, tell: Callable[[str], None]) -> list[Source]
 
 
 def train(
-    estimator: Any, run: RunConfig, plan: MeshPlan, folder: str, tell: Callable[[str], None] = lambda line: None,
+    estimator: Any,
+    run: RunConfig,
+    plan: MeshPlan,
+    folder: str,
+    tell: Callable[[str], None] = lambda line: None,
     watch: Optional[Watch] = None,
-) -> int:  # fmt: skip
+) -> int:
     """Train to `train_steps`, from the newest checkpoint on. Returns the step reached, the earlier one where a signal
     ended the run.
 
@@ -181,8 +203,9 @@ def after_divergence(run: RunConfig, folder: str) -> Iterator[None]:
         batch = f"; its batch is {origin_text(run, known.step)}" if known.step is not None else ""
         raise Diverged(
             f"{known}{batch}; {keep_sound(folder)}. Lower lr, or raise warmup_steps, or set gradient_clipping, or pass "
-            "over such batches with --skip_spikes", known.step,
-        ) from error  # fmt: skip
+            "over such batches with --skip_spikes",
+            known.step,
+        ) from error
 
 
 def origin_text(run: RunConfig, step: int) -> str:
@@ -195,9 +218,13 @@ def origin_text(run: RunConfig, step: int) -> str:
 
 
 def evaluate(
-    estimator: Any, run: RunConfig, folder: str, sources: list[Source], limit: Optional[int] = None,
+    estimator: Any,
+    run: RunConfig,
+    folder: str,
+    sources: list[Source],
+    limit: Optional[int] = None,
     which: Optional[str] = None,
-) -> dict:  # fmt: skip
+) -> dict:
     """Token-weighted loss, perplexity and bits per byte of the held-out records. The best checkpoint is kept.
 
     Args:
@@ -221,9 +248,13 @@ def evaluate(
 
 
 def what_to_evaluate(
-    run: RunConfig, folder: str, sources: list[Source], limit: Optional[int], which: Optional[str],
+    run: RunConfig,
+    folder: str,
+    sources: list[Source],
+    limit: Optional[int],
+    which: Optional[str],
     batch_size: Optional[int] = None,
-) -> tuple[Found, int]:  # fmt: skip
+) -> tuple[Found, int]:
     """The checkpoint, and the number of batches; see `evaluate`.
 
     Args:

@@ -46,9 +46,13 @@ def streaming(records: Any, source: Any, sources: int) -> dict:
     rows = tf.cast(records, tf.float64)
     products = tf.einsum("bs,bi,bj->sij", tf.one_hot(source, sources, dtype=tf.float64), rows, rows)
     kept = tf.get_variable(
-        "sums", [sources, 5, 5], tf.float64, tf.zeros_initializer(), trainable=False,
+        "sums",
+        [sources, 5, 5],
+        tf.float64,
+        tf.zeros_initializer(),
+        trainable=False,
         collections=[tf.GraphKeys.LOCAL_VARIABLES, tf.GraphKeys.METRIC_VARIABLES],
-    )  # fmt: skip
+    )
     update = tf.assign_add(kept, products)
     value = tf.identity(kept)
     _, nats, tokens, size, _ = tf.unstack(tf.reduce_sum(value, 0)[ONE])
@@ -73,8 +77,7 @@ def summarize(metrics: dict, names: Sequence[str], in_nats: bool = True) -> dict
     sums = np.asarray(metrics["sums"], np.float64)
     result = {"step": int(metrics["global_step"]), **summary(sums.sum(0), in_nats), "datasets": list(names)}
     if len(names) > 1:
-        result["by_dataset"] = {name: summary(part, in_nats) for name, part in zip(names, sums)
-                                if part[ONE, ONE]}  # fmt: skip
+        result["by_dataset"] = {name: summary(part, in_nats) for name, part in zip(names, sums) if part[ONE, ONE]}
     return result
 
 
@@ -90,15 +93,17 @@ def summary(sums: np.ndarray, in_nats: bool) -> dict:
     names = ("loss", "perplexity", "bits_per_byte", "bits_per_character")
     return {
         **{name: found[name].value if name in found else None for name in names},
-        "tokens": int(sums[ONE, TOKENS]), "records": int(sums[ONE, ONE]),
+        "tokens": int(sums[ONE, TOKENS]),
+        "records": int(sums[ONE, ONE]),
         "intervals": {name: [found[name].low, found[name].high] for name in names if name in found},
-    }  # fmt: skip
+    }
 
 
 def nats_per(sums: np.ndarray, unit: int) -> Interval:
     """Nats per unit: the ratio of two sums over records."""
-    return ratio(Moments(sums[ONE, ONE], sums[ONE, NATS], sums[ONE, unit], sums[NATS, NATS], sums[NATS, unit],
-                         sums[unit, unit]))  # fmt: skip
+    return ratio(
+        Moments(sums[ONE, ONE], sums[ONE, NATS], sums[ONE, unit], sums[NATS, NATS], sums[NATS, unit], sums[unit, unit])
+    )
 
 
 def write_events(folder: str, step: int, scalars: Mapping[str, float]) -> None:

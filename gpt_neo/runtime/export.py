@@ -25,9 +25,13 @@ from gpt_neo.sampling.graph import choose
 
 
 def export_saved_model(
-    config: ModelConfig, checkpoint: str, folder: str, batch_size: int = 1, int8: bool = False,
+    config: ModelConfig,
+    checkpoint: str,
+    folder: str,
+    batch_size: int = 1,
+    int8: bool = False,
     n_ids: Optional[int] = None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Write a SavedModel with two signatures, for batches of batch_size rows.
 
     serving_default: tokens int32 [batch, longest] (shorter prompts filled on the right), lengths int32 [batch],
@@ -94,11 +98,14 @@ def place(folder: str) -> Iterator[str]:
 def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int]) -> Any:
     """SignatureDef of generation."""
     fed = {
-        "tokens": tf.placeholder(tf.int32, [batch_size, None]), "lengths": tf.placeholder(tf.int32, [batch_size]),
-        "max_tokens": tf.placeholder(tf.int32, []), "temperature": tf.placeholder(tf.float32, []),
-        "top_k": tf.placeholder(tf.int32, []), "top_p": tf.placeholder(tf.float32, []),
+        "tokens": tf.placeholder(tf.int32, [batch_size, None]),
+        "lengths": tf.placeholder(tf.int32, [batch_size]),
+        "max_tokens": tf.placeholder(tf.int32, []),
+        "temperature": tf.placeholder(tf.float32, []),
+        "top_k": tf.placeholder(tf.int32, []),
+        "top_p": tf.placeholder(tf.float32, []),
         "seed": tf.placeholder(tf.int32, []),
-    }  # fmt: skip
+    }
     how = {name: fed[name] for name in ("temperature", "top_k", "top_p", "seed")}
 
     def drawn(logits: Any, count: Any) -> Any:
@@ -173,17 +180,25 @@ def generate(
         token = tf.where_v2(alive, drawn(logits, count), config.eos_id)
         logits, updated = step(token[:, tf.newaxis], length + count, list(caches))
         ends = tf.where_v2(alive, count + 1, ends)
-        return (count + 1, tf.logical_and(alive, tf.not_equal(token, config.eos_id)), made.write(count, token), ends,
-                logits, *updated)  # fmt: skip
+        return (
+            count + 1,
+            tf.logical_and(alive, tf.not_equal(token, config.eos_id)),
+            made.write(count, token),
+            ends,
+            logits,
+            *updated,
+        )
 
     logits = tf.zeros([batch, config.n_vocab])
     caches = empty_caches(batch, slots, config)
-    state = tf.while_loop(lambda slot, *_: slot < length, read, (tf.constant(0), logits, *caches),
-                          parallel_iterations=1)  # fmt: skip
+    state = tf.while_loop(
+        lambda slot, *_: slot < length, read, (tf.constant(0), logits, *caches), parallel_iterations=1
+    )
     made = tf.TensorArray(tf.int32, room, element_shape=[batch])
     first = (tf.constant(0), tf.fill([batch], True), made, tf.zeros([batch], tf.int32), *state[1:])
-    state = tf.while_loop(lambda count, alive, *_: tf.logical_and(count < room, tf.reduce_any(alive)), draw, first,
-                          parallel_iterations=1)  # fmt: skip
+    state = tf.while_loop(
+        lambda count, alive, *_: tf.logical_and(count < room, tf.reduce_any(alive)), draw, first, parallel_iterations=1
+    )
     new = tf.transpose(state[2].stack())[:, : state[0]]
     return new, state[3]
 
@@ -196,9 +211,12 @@ def decoding_step(
     mesh = placement.make_mesh(graph)
     dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
     decoding = Decoding(
-        mtf.import_tf_tensor(mesh, slot, mtf.Shape([])), mtf.import_tf_tensor(mesh, start, mtf.Shape([dims.batch])),
-        slots, carried.attend, carried.advance,
-    )  # fmt: skip
+        mtf.import_tf_tensor(mesh, slot, mtf.Shape([])),
+        mtf.import_tf_tensor(mesh, start, mtf.Shape([dims.batch])),
+        slots,
+        carried.attend,
+        carried.advance,
+    )
     context = Context(decoding=decoding, last_only=True)
     with uncompiled():
         logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, context)

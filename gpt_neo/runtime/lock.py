@@ -73,8 +73,14 @@ class FolderLock:
         self.remote = "://" in folder
         self.tell, self.clock = tell, clock
         pid = os.getpid()
-        self.record = {**this_machine(), "pid": pid, "started": start_of(pid), "token": os.urandom(8).hex(),
-                       "since": clock(), "alive": clock()}  # fmt: skip
+        self.record = {
+            **this_machine(),
+            "pid": pid,
+            "started": start_of(pid),
+            "token": os.urandom(8).hex(),
+            "since": clock(),
+            "alive": clock(),
+        }
         self.lost: Optional[str] = None  # why the folder is no longer ours
         self.ended = threading.Event()
         self.handle: Any = None
@@ -157,8 +163,12 @@ class FolderLock:
         elif silent >= STALE:
             reason = f"it gave no sign of life for {age_text(silent)}"
         else:
-            raise CheckpointError(self.in_use(known, f" If it is gone, the lock is free {age_text(STALE - silent)} "
-                                                     f"from now; or delete {self.path}."))  # fmt: skip
+            raise CheckpointError(
+                self.in_use(
+                    known,
+                    f" If it is gone, the lock is free {age_text(STALE - silent)} from now; or delete {self.path}.",
+                )
+            )
         self.tell(f"the lock of {who}, held for {age_text(known['alive'] - known['since'])}, is taken over: {reason}")
 
     def in_use(self, known: dict, advice: str) -> str:
@@ -167,10 +177,12 @@ class FolderLock:
         if not known:
             return f"model_path {folder!r} is in use by another run ({self.path})"
         now = self.clock()
-        return (f"model_path {folder!r} is in use: process {known['pid']} on {known['host']} has held it for "
-                f"{age_text(now - known['since'])}, last sign of life {age_text(now - known['alive'])} ago. Two runs "
-                f"in one folder would overwrite each other's checkpoints: stop that one, or set another model_path."
-                f"{advice}")  # fmt: skip
+        return (
+            f"model_path {folder!r} is in use: process {known['pid']} on {known['host']} has held it for "
+            f"{age_text(now - known['since'])}, last sign of life {age_text(now - known['alive'])} ago. Two runs "
+            f"in one folder would overwrite each other's checkpoints: stop that one, or set another model_path."
+            f"{advice}"
+        )
 
     def write(self) -> None:
         """Write the lock. The local file keeps its inode, which the kernel's lock hangs on, and its size: renewing it
@@ -194,8 +206,10 @@ class FolderLock:
         known = self.read()
         if known is None or known.get("token", self.record["token"]) != self.record["token"]:
             owner = f"process {known['pid']} on {known['host']} has taken it" if known else "its lock was deleted"
-            self.lost = (f"model_path {os.path.dirname(self.path)!r} is no longer this run's: {owner}. Nothing more is "
-                         "written; the checkpoints so far are kept")  # fmt: skip
+            self.lost = (
+                f"model_path {os.path.dirname(self.path)!r} is no longer this run's: {owner}. Nothing more is "
+                "written; the checkpoints so far are kept"
+            )
             self.ended.set()
             return
         self.record["alive"] = self.clock()

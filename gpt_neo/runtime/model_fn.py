@@ -67,9 +67,12 @@ def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
         number = tf.train.get_global_step().read_value()
     values = [tf.reshape(value, [1]) for value in (number, step.loss, step.rate)]
     return tf.estimator.tpu.TPUEstimatorSpec(
-        mode=tf.estimator.ModeKeys.TRAIN, loss=step.loss, train_op=step.train, training_hooks=hooks,
+        mode=tf.estimator.ModeKeys.TRAIN,
+        loss=step.loss,
+        train_op=step.train,
+        training_hooks=hooks,
         host_call=(lambda *tensors: write_summaries(folder, *tensors), values),
-    )  # fmt: skip
+    )
 
 
 def progress_hook(step: TrainStep, run: RunConfig, params: dict) -> ProgressHook:
@@ -83,8 +86,9 @@ def loop_hook(run: RunConfig, params: dict) -> LoopHook:
     """The hook of a session that sees the last of many steps. TensorBoard's files have them all, the log none."""
     last = run.training.train_steps
     log = ProgressLog(last, run.tokens_per_step, params["folder"], log_every=0)
-    return LoopHook(lambda step: learning_rate_tensor(step, run.optimizer, last), log, params["report"],
-                    params["watch"]())  # fmt: skip
+    return LoopHook(
+        lambda step: learning_rate_tensor(step, run.optimizer, last), log, params["report"], params["watch"]()
+    )
 
 
 def session_spec(step: TrainStep, hooks: list) -> Any:
@@ -131,9 +135,11 @@ def saver_hook(
         return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
 
     return tf.train.CheckpointSaverHook(
-        params["folder"], save_steps=params["steps_per_checkpoint"], saver=saver,
+        params["folder"],
+        save_steps=params["steps_per_checkpoint"],
+        saver=saver,
         listeners=[*listeners, RecordListener(params["folder"], record, saver)],
-    )  # fmt: skip
+    )
 
 
 def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> Any:
@@ -150,6 +156,8 @@ def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> A
         restore = mtf.MtfRestoreHook(lowering)
         add_saver(run.training.keep_checkpoints)
     return tf.estimator.tpu.TPUEstimatorSpec(
-        mode=tf.estimator.ModeKeys.EVAL, loss=total[NATS] / tf.maximum(total[TOKENS], 1.0), evaluation_hooks=[restore],
+        mode=tf.estimator.ModeKeys.EVAL,
+        loss=total[NATS] / tf.maximum(total[TOKENS], 1.0),
+        evaluation_hooks=[restore],
         eval_metrics=(lambda records, source: streaming(records, source, sources), [records, features["source"]]),
-    )  # fmt: skip
+    )

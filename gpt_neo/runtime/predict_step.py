@@ -136,9 +136,13 @@ class Sampler(BatchSampler):
     """
 
     def __init__(
-        self, config: ModelConfig, checkpoint: str, batch_size: int = 1, plan: Optional[MeshPlan] = None,
+        self,
+        config: ModelConfig,
+        checkpoint: str,
+        batch_size: int = 1,
+        plan: Optional[MeshPlan] = None,
         length: Optional[int] = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(config, batch_size, length)
         placement = LocalPlacement(plan or MeshPlan())
         self.graph = tf.Graph()
@@ -170,9 +174,7 @@ class Sampler(BatchSampler):
     def run(self, tokens: np.ndarray, slot: int, start: np.ndarray) -> np.ndarray:
         """Feed tokens [batch, chunk or 1] into slot, slot + 1, ...; float32 logits [batch, vocab] of the last."""
         size = tokens.shape[1]
-        return self.session.run(
-            self.logits[size], {self.fed[size]: tokens, self.slot: slot, self.start: start}
-        )
+        return self.session.run(self.logits[size], {self.fed[size]: tokens, self.slot: slot, self.start: start})
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, int, np.ndarray]:
         """Read the prompts, aligned on the right.

@@ -37,9 +37,13 @@ class RowDecoder:
     """
 
     def __init__(
-        self, config: ModelConfig, checkpoint: str, rows: int, plan: Optional[MeshPlan] = None,
+        self,
+        config: ModelConfig,
+        checkpoint: str,
+        rows: int,
+        plan: Optional[MeshPlan] = None,
         length: Optional[int] = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.rows = config, -(-rows // LANES) * LANES
         self.length = min(length or config.n_ctx, config.n_ctx)
         self.chunk = min(PREFILL, config.n_ctx)

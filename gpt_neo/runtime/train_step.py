@@ -90,8 +90,9 @@ def loss_and_gradients(
             logits = transformer(parts["inputs"], dims, run.model, context)
         named = {name: spread(parts[name], context) for name in ("labels", "weights") if name in parts}
         losses = loss_per_token(logits, named["labels"], dims.vocab, run.model, run.model.z_loss)
-        loss = mtf.add_n([mean_loss(losses, named, count, splits),
-                          *[auxiliary / splits for auxiliary in context.auxiliary_losses]])  # fmt: skip
+        loss = mtf.add_n(
+            [mean_loss(losses, named, count, splits), *[auxiliary / splits for auxiliary in context.auxiliary_losses]]
+        )
         grads = mtf.gradients([loss], [v.outputs[0] for v in graph.trainable_variables])
         return [loss, *(slots.part(grad) for grad in grads)]
 
@@ -113,8 +114,10 @@ def summed_over_microbatches(function: Callable[[dict], list], features: dict, s
 
     def body(done: Any) -> list:
         # Rows of a replica are neighbours, so every microbatch takes some of each replica.
-        parts = {name: mtf.gather(mtf.replace_dimensions(x, batch, [smaller, number]), done, number)
-                 for name, x in features.items()}  # fmt: skip
+        parts = {
+            name: mtf.gather(mtf.replace_dimensions(x, batch, [smaller, number]), done, number)
+            for name, x in features.items()
+        }
         return [done + 1, *function(parts)]
 
     start = mtf.constant(next(iter(features.values())).mesh, 0, dtype=tf.int32)

@@ -34,9 +34,14 @@ class Verdict:
 
 
 def verify(
-    checkpoint: str, model: ModelConfig, folder: str, way: str = "auto", rounded: Optional[np.dtype] = None,
-    bound: float = BOUND, run_code: bool = False,
-) -> Optional[Verdict]:  # fmt: skip
+    checkpoint: str,
+    model: ModelConfig,
+    folder: str,
+    way: str = "auto",
+    rounded: Optional[np.dtype] = None,
+    bound: float = BOUND,
+    run_code: bool = False,
+) -> Optional[Verdict]:
     """Compare logits of our checkpoint with those of a Hugging Face folder, in float32 on the stored weights.
 
     Args:
@@ -53,8 +58,10 @@ def verify(
         return None
     custom = HfFolder(folder).config.get("model_type") == CUSTOM_TYPE
     if custom and (way == "numpy" or not has_torch()):
-        raise ConfigError("a folder of --custom_code is verified by running our model file on PyTorch: give --verify "
-                          "torch (needs the extra 'bench': torch, transformers) or none")  # fmt: skip
+        raise ConfigError(
+            "a folder of --custom_code is verified by running our model file on PyTorch: give --verify "
+            "torch (needs the extra 'bench': torch, transformers) or none"
+        )
     if way == "auto":
         way = "torch" if custom or (has_torch() and fits(model)) else "numpy"
     # Ids that are all over the table, each time the same.
@@ -72,8 +79,10 @@ def verify(
     worst = float(np.abs(ours - theirs).max())  # NaN on either side is NaN here, and fails
     allowed = bound * max(1.0, float(np.abs(theirs).max()))
     if not worst <= allowed:
-        raise CheckpointError(f"the conversion is wrong: logits differ by up to {worst:.2e} over {len(tokens)} tokens, "
-                              f"allowed are {allowed:.1e} ({ways}); nothing was written")  # fmt: skip
+        raise CheckpointError(
+            f"the conversion is wrong: logits differ by up to {worst:.2e} over {len(tokens)} tokens, "
+            f"allowed are {allowed:.1e} ({ways}); nothing was written"
+        )
     return Verdict(worst, allowed, len(tokens), ways)
 
 

@@ -48,9 +48,14 @@ class Watch:
     """
 
     def __init__(
-        self, folder: str, lock: Optional[FolderLock] = None, stall_minutes: float = 0.0, skip_spikes: bool = False,
-        notice: Callable[[str], None] = lambda line: None, leave: Callable[[int], None] = os._exit,
-    ) -> None:  # fmt: skip
+        self,
+        folder: str,
+        lock: Optional[FolderLock] = None,
+        stall_minutes: float = 0.0,
+        skip_spikes: bool = False,
+        notice: Callable[[str], None] = lambda line: None,
+        leave: Callable[[int], None] = os._exit,
+    ) -> None:
         self.folder, self.lock, self.skip_spikes = folder, lock, skip_spikes
         self.stall_seconds = stall_minutes * 60
         self.notice, self.leave = notice, leave
@@ -109,8 +114,10 @@ class Watch:
     def report_stall(self) -> None:
         """Show where every thread stands, on standard error and in a file of the folder."""
         after = "before the first step" if self.step is None else f"after step {self.step:,}"
-        text = (f"error: no step for {age_text(self.stall_seconds)}, {after}. The same command goes on from the newest "
-                "checkpoint")  # fmt: skip
+        text = (
+            f"error: no step for {age_text(self.stall_seconds)}, {after}. The same command goes on from the newest "
+            "checkpoint"
+        )
         with tempfile.TemporaryFile() as dump:
             faulthandler.dump_traceback(dump, all_threads=True)
             dump.seek(0)

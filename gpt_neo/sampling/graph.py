@@ -138,7 +138,9 @@ def entmax_weights(logits: Any, alpha: float) -> Any:
         going = tau > before
         return tf.where_v2(going, following, tau), tf.where_v2(going, tau, before)
 
-    first = (tf.fill([rows, 1], tf.constant(-1.0, tf.float64)),
-             tf.fill([rows, 1], tf.constant(float("-inf"), tf.float64)))  # fmt: skip
+    first = (
+        tf.fill([rows, 1], tf.constant(-1.0, tf.float64)),
+        tf.fill([rows, 1], tf.constant(float("-inf"), tf.float64)),
+    )
     _, threshold = tf.while_loop(rises, rise, first, parallel_iterations=1)
     return tf.maximum(scaled - threshold, 0.0) ** exponent

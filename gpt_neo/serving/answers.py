@@ -110,8 +110,12 @@ def prompt_offsets(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
 def completion_json(number: str, created: int, served: Served, choices: list, usage: Optional[dict]) -> dict:
     """The body of an answer, or of one event of a stream."""
     body: dict[str, Any] = {
-        "id": number, "object": "text_completion", "created": created, "model": served.name, "choices": choices,
-    }  # fmt: skip
+        "id": number,
+        "object": "text_completion",
+        "created": created,
+        "model": served.name,
+        "choices": choices,
+    }
     return body if usage is None else {**body, "usage": usage}
 
 

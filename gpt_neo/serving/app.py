@@ -40,8 +40,10 @@ LOG = logging.getLogger("gpt_neo.serving")
 # Nothing is loaded from elsewhere, and no other page may hold this one.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
-}  # fmt: skip
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 DROPPED = 8  # times the largest body
 PAGE_FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript", "attention.js": "text/javascript"}
 
@@ -77,11 +79,15 @@ class Server:
     def app(self) -> Starlette:
         """The ASGI application."""
         routes = [
-            ("/v1/completions", self.complete, "POST"), ("/v1/models", self.models, "GET"),
-            ("/v1/models/{name:path}", self.model, "GET"), ("/tokenize", self.tokenize, "POST"),
-            ("/detokenize", self.detokenize, "POST"), ("/tokenizer_info", self.tokenizer_info, "GET"),
-            ("/attention", self.attention, "POST"), ("/metrics", self.show_metrics, "GET"),
-        ]  # fmt: skip
+            ("/v1/completions", self.complete, "POST"),
+            ("/v1/models", self.models, "GET"),
+            ("/v1/models/{name:path}", self.model, "GET"),
+            ("/tokenize", self.tokenize, "POST"),
+            ("/detokenize", self.detokenize, "POST"),
+            ("/tokenizer_info", self.tokenizer_info, "GET"),
+            ("/attention", self.attention, "POST"),
+            ("/metrics", self.show_metrics, "GET"),
+        ]
         table = [Route(path, self.guarded(path, handler), methods=[method]) for path, handler, method in routes]
         table += [Route("/healthz", self.health)]
         table += [Route("/" + name, functools.partial(page_file, name)) for name in PAGE_FILES]
@@ -171,9 +177,15 @@ class Server:
         """The model as /v1/models lists it, with what the page needs to know."""
         kinds = self.engine.decoder.config.attention_types
         layers = [{"layer": i, "kind": kinds[i], "heads": self.heads[i]} for i in self.layers]
-        return {"id": self.served.name, "object": "model", "created": self.created, "owned_by": "local",
-                "max_model_len": self.served.length, "layers": layers,
-                "picture_tokens": self.engine.decoder.picture}  # fmt: skip
+        return {
+            "id": self.served.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "local",
+            "max_model_len": self.served.length,
+            "layers": layers,
+            "picture_tokens": self.engine.decoder.picture,
+        }
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -208,8 +220,16 @@ class Server:
     async def tokenizer_info(self, request: Request) -> Response:
         """GET /tokenizer_info: the names of the special tokens, as the evaluation harness asks for them."""
         name, served = self.eos_name, self.served
-        return JSONResponse({"eos_token": name, "bos_token": name, "pad_token": name, "chat_template": None,
-                             "eos_token_id": served.eos_id, "vocab_size": served.tokenizer.n_vocab})  # fmt: skip
+        return JSONResponse(
+            {
+                "eos_token": name,
+                "bos_token": name,
+                "pad_token": name,
+                "chat_template": None,
+                "eos_token_id": served.eos_id,
+                "vocab_size": served.tokenizer.n_vocab,
+            }
+        )
 
     async def attention(self, request: Request) -> Response:
         """POST /attention {prompt or tokens, layer, head}: the weights of that head, see `picture`."""
@@ -249,8 +269,10 @@ async def refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return Response(
         json.dumps(error_json(f"{request.method} {request.url.path}: {error.detail}", error.status_code)),
-        error.status_code, dict(error.headers or {}), "application/json",
-    )  # fmt: skip
+        error.status_code,
+        dict(error.headers or {}),
+        "application/json",
+    )
 
 
 async def page_file(name: str, request: Request) -> Response:

@@ -40,8 +40,12 @@ def penalize(logits: np.ndarray, counts: Mapping[int, int], presence: float, fre
 
 
 def choose(
-    logits: np.ndarray, options: SampleOptions, generator: np.random.Generator, counts: Mapping[int, int],
-    presence: float, frequency: float,
-) -> int:  # fmt: skip
+    logits: np.ndarray,
+    options: SampleOptions,
+    generator: np.random.Generator,
+    counts: Mapping[int, int],
+    presence: float,
+    frequency: float,
+) -> int:
     """The next token."""
     return draw(penalize(logits, counts, presence, frequency), options, generator)

@@ -77,10 +77,21 @@ class Task:
                 self.choices.append(Choice(number, prompt, text or "", c))
                 # What is best is decided by log-probabilities.
                 logprobs = 0 if c.logprobs is None and c.best_of > c.n else c.logprobs
-                self.sequences.append(Sequence(
-                    number, prompt, sample, c.max_tokens, c.options, c.stop, self.teller(number), c.presence,
-                    c.frequency, logprobs, score_prompt=c.echo and c.logprobs is not None,
-                ))  # fmt: skip
+                self.sequences.append(
+                    Sequence(
+                        number,
+                        prompt,
+                        sample,
+                        c.max_tokens,
+                        c.options,
+                        c.stop,
+                        self.teller(number),
+                        c.presence,
+                        c.frequency,
+                        logprobs,
+                        score_prompt=c.echo and c.logprobs is not None,
+                    )
+                )
 
     def teller(self, number: int) -> Any:
         """The way of one sequence's pieces from the engine's thread to the event loop."""
@@ -142,8 +153,9 @@ class Task:
         for index, choice in enumerate(found):
             choice.index = index
         usage = usage_json(c, sum(choice.made for choice in self.choices))
-        return completion_json(self.name, self.created, self.served, [choice.json(self.served) for choice in found],
-                               usage)  # fmt: skip
+        return completion_json(
+            self.name, self.created, self.served, [choice.json(self.served) for choice in found], usage
+        )
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""

@@ -81,9 +81,12 @@ class Engine:
     """
 
     def __init__(
-        self, decoder: RowDecoder, tokenizer: Tokenizer, eos_id: Optional[int],
+        self,
+        decoder: RowDecoder,
+        tokenizer: Tokenizer,
+        eos_id: Optional[int],
         observe: Callable[[str, float], None] = lambda name, amount: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.decoder, self.tokenizer, self.eos_id, self.observe = decoder, tokenizer, eos_id, observe
         self.waiting: collections.deque = collections.deque()
         self.errands: collections.deque = collections.deque()
@@ -219,9 +222,7 @@ class Engine:
         if sequence.max_tokens == 0:
             self.leave(row, row.writer.finish("length"))
             return
-        token = choose(
-            logits, sequence.options, row.generator, row.counts, sequence.presence, sequence.frequency
-        )
+        token = choose(logits, sequence.options, row.generator, row.counts, sequence.presence, sequence.frequency)
         row.counts[token] += 1
         row.next, row.made = token, row.made + 1
         self.observe("new_tokens", 1)
@@ -255,6 +256,4 @@ class Engine:
 
 def joined(first: Piece, second: Piece) -> Piece:
     """Two pieces as one."""
-    return Piece(
-        first.text + second.text, first.tokens + second.tokens, first.offsets + second.offsets, second.finish
-    )
+    return Piece(first.text + second.text, first.tokens + second.tokens, first.offsets + second.offsets, second.finish)

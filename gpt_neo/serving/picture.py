@@ -62,8 +62,13 @@ def gla_weights(q: np.ndarray, k: np.ndarray, decay: np.ndarray) -> np.ndarray:
 def picture_json(kind: str, tensors: list, layer: int, head: int, config: ModelConfig, names: list) -> dict[str, Any]:
     """The body of an answer. decay: mean over features of each token's decay, gla only."""
     weights = attention_weights(kind, tensors, head, config)
-    body = {"layer": layer, "head": head, "kind": kind, "tokens": names,
-            "weights": [[round(float(x), 5) for x in row[: t + 1]] for t, row in enumerate(weights)]}  # fmt: skip
+    body = {
+        "layer": layer,
+        "head": head,
+        "kind": kind,
+        "tokens": names,
+        "weights": [[round(float(x), 5) for x in row[: t + 1]] for t, row in enumerate(weights)],
+    }
     if kind == "local":
         body["radius"] = config.local_attention_radius
     if kind == "gla":

@@ -138,27 +138,41 @@ def parse_completion(body: dict, served: Served) -> Completion:
     if longest + max_tokens > served.length:
         raise RequestError(
             f"the prompt has {longest} tokens and max_tokens is {max_tokens}, {longest + max_tokens} together; the "
-            f"model's length is {served.length}", "max_tokens", code="context_length_exceeded",
-        )  # fmt: skip
+            f"model's length is {served.length}",
+            "max_tokens",
+            code="context_length_exceeded",
+        )
     n = number(body, "n", 1, 1, served.sequences, whole=True)
     best_of = number(body, "best_of", n, 1, served.sequences, whole=True)
     if best_of < n:
         raise RequestError(f"best_of is {best_of}; expected at least n, which is {n}", "best_of")
     if stream and best_of > n:
-        raise RequestError(f"best_of is {best_of} and n {n}: what is best is known at the end, so it has no stream",
-                           "best_of")  # fmt: skip
+        raise RequestError(
+            f"best_of is {best_of} and n {n}: what is best is known at the end, so it has no stream", "best_of"
+        )
     if len(prompts) * best_of > served.sequences:
-        raise RequestError(f"{len(prompts)} prompts times best_of {best_of} are more than {served.sequences} answers",
-                           "best_of")  # fmt: skip
+        raise RequestError(
+            f"{len(prompts)} prompts times best_of {best_of} are more than {served.sequences} answers", "best_of"
+        )
     stream_options = body.get("stream_options")
     if stream_options is not None and not isinstance(stream_options, dict):
         raise RequestError(f"stream_options is {shown(stream_options)}; expected an object", "stream_options")
     return Completion(
-        prompts, texts, max_tokens, parse_options(body), n, best_of, parse_stop(body), parse_logprobs(body), echo,
-        stream, flag(stream_options or {}, "include_usage"),
-        number(body, "presence_penalty", 0.0, -2, 2), number(body, "frequency_penalty", 0.0, -2, 2),
+        prompts,
+        texts,
+        max_tokens,
+        parse_options(body),
+        n,
+        best_of,
+        parse_stop(body),
+        parse_logprobs(body),
+        echo,
+        stream,
+        flag(stream_options or {}, "include_usage"),
+        number(body, "presence_penalty", 0.0, -2, 2),
+        number(body, "frequency_penalty", 0.0, -2, 2),
         flag(body, "return_token_ids"),
-    )  # fmt: skip
+    )
 
 
 def check_model(body: dict, served: Served) -> None:
@@ -167,8 +181,9 @@ def check_model(body: dict, served: Served) -> None:
     if name is not None and not isinstance(name, str):
         raise RequestError(f"model is {shown(name)}; expected {served.name!r}", "model")
     if name is not None and name != served.name:
-        raise RequestError(f"model {shown(name)} is not here; this server has {served.name!r}", "model", 404,
-                           "model_not_found")  # fmt: skip
+        raise RequestError(
+            f"model {shown(name)} is not here; this server has {served.name!r}", "model", 404, "model_not_found"
+        )
 
 
 def parse_options(body: dict) -> SampleOptions:
@@ -181,9 +196,11 @@ def parse_options(body: dict) -> SampleOptions:
         raise RequestError("top_p is 0; expected more than 0 and at most 1", "top_p")
     top_k = number(body, "top_k", 0, -1, math.inf, whole=True)
     return SampleOptions(
-        temperature=number(body, "temperature", 1.0, 0, 100), top_k=max(top_k, 0), top_p=top_p,
+        temperature=number(body, "temperature", 1.0, 0, 100),
+        top_k=max(top_k, 0),
+        top_p=top_p,
         seed=secrets.randbits(63) if seed is None else seed % 2**64,
-    )  # fmt: skip
+    )
 
 
 def parse_stop(body: dict) -> tuple:
@@ -253,8 +270,9 @@ def checked_ids(ids: Any, field: str, n_vocab: int) -> list[int]:
         raise RequestError(f"{field} is {shown(ids)}; expected a list of token ids", field)
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < n_vocab:
-            raise RequestError(f"{field} has token id {shown(i)}; expected whole numbers from 0 to {n_vocab - 1}",
-                               field)  # fmt: skip
+            raise RequestError(
+                f"{field} has token id {shown(i)}; expected whole numbers from 0 to {n_vocab - 1}", field
+            )
     return ids
 
 

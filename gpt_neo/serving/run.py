@@ -39,10 +39,18 @@ def make_server(app: Any, drain: float) -> uvicorn.Server:
     Args:
       drain: most seconds for that.
     """
-    return uvicorn.Server(uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(drain), server_header=False,
-        timeout_keep_alive=30, limit_concurrency=2000, lifespan="off",
-    ))  # fmt: skip
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=int(drain),
+            server_header=False,
+            timeout_keep_alive=30,
+            limit_concurrency=2000,
+            lifespan="off",
+        )
+    )
 
 
 def serve(app: Any, listener: socket.socket, drain: float) -> None:

@@ -59,8 +59,11 @@ def check(
         output = os.path.join(folder, "optimised.hlo")
         left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
         report = compile_program(program, slice_, python, folder, output, left)
-        return {**about(run, slice_), **report, **(figures_of(run, slice_, program, report, output)
-                                                   if report["fits"] else {})}  # fmt: skip
+        return {
+            **about(run, slice_),
+            **report,
+            **(figures_of(run, slice_, program, report, output) if report["fits"] else {}),
+        }
 
 
 def about(run: RunConfig, slice_: Slice) -> dict:
@@ -68,11 +71,14 @@ def about(run: RunConfig, slice_: Slice) -> dict:
     replicas = math.prod(dict(run.mesh.mesh_shape)[axis] for name, axis in run.mesh.layout if name == "batch")
     batch = run.training.train_batch_size
     return {
-        "model": run.name, "slice": slice_.name, "parameters": count_parameters(run.model),
+        "model": run.name,
+        "slice": slice_.name,
+        "parameters": count_parameters(run.model),
         "mesh_shape": [list(pair) for pair in run.mesh.mesh_shape],
         "layout": [list(pair) for pair in run.mesh.layout],
-        "microbatches": microbatches(run.mesh, run.model.n_ctx, batch // replicas), "train_batch_size": batch,
-    }  # fmt: skip
+        "microbatches": microbatches(run.mesh, run.model.n_ctx, batch // replicas),
+        "train_batch_size": batch,
+    }
 
 
 def compile_program(
@@ -126,18 +132,25 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
     # For v4 and v5e this compiler's estimate comes out below 0: then there is none.
     seconds = report["seconds_once"] * repeated if report["seconds_once"] > 0 else None
     variables = program.description["variables"]
-    held = {entry["name"]: math.prod(entry["shape"]) * (2 if entry["dtype"] == "bfloat16" else 4)
-            for entry in program.description["inputs"]}  # fmt: skip
+    held = {
+        entry["name"]: math.prod(entry["shape"]) * (2 if entry["dtype"] == "bfloat16" else 4)
+        for entry in program.description["inputs"]
+    }
     weights = sum(held[name] for name in variables if not is_slot(name))
     return {
-        "weights_bytes": weights, "slots_bytes": sum(held[name] for name in variables) - weights,
+        "weights_bytes": weights,
+        "slots_bytes": sum(held[name] for name in variables) - weights,
         "batch_bytes": sum(size for name, size in held.items() if name not in variables),
-        "flops": work.flops, "bytes": report["bytes_once"] * repeated, "seconds": seconds, "model_flops": flops,
-        "peak_flops": slice_.peak, "least_seconds": work.flops / slice_.peak,
+        "flops": work.flops,
+        "bytes": report["bytes_once"] * repeated,
+        "seconds": seconds,
+        "model_flops": flops,
+        "peak_flops": slice_.peak,
+        "least_seconds": work.flops / slice_.peak,
         "utilisation": flops / (seconds * slice_.devices * slice_.peak) if seconds else None,
         "tokens_per_second": run.tokens_per_step / seconds if seconds else None,
         "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in work.collectives.items()},
-    }  # fmt: skip
+    }
 
 
 def model_flops(run: RunConfig) -> float:

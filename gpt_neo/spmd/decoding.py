@@ -21,9 +21,13 @@ PIECE = 16  # tokens that one run of the program draws at most
 
 
 def export_predict_step(
-    run: RunConfig, batch_size: int, length: Optional[int] = None, n_ids: Optional[int] = None,
-    entmax_alpha: Optional[float] = None, piece: int = PIECE,
-) -> Program:  # fmt: skip
+    run: RunConfig,
+    batch_size: int,
+    length: Optional[int] = None,
+    n_ids: Optional[int] = None,
+    entmax_alpha: Optional[float] = None,
+    piece: int = PIECE,
+) -> Program:
     """Sampling for one core of the config's mesh: prompts to ids, with the loop over tokens inside.
 
     Caches and the last logits stay on the cores, so a run goes on where the one before ended: a text is drawn in
@@ -76,11 +80,18 @@ def export_predict_step(
 def sampling_inputs(batch: int, slots: int, piece: int) -> dict:
     """See `export_predict_step`."""
     shapes = {
-        "tokens": (tf.int32, [batch, slots]), "start": (tf.int32, [batch]), "slot": (tf.int32, []),
-        "read": (tf.int32, []), "following": (tf.int32, [batch]), "left": (tf.int32, [batch]),
-        "uniform": (tf.float64, [batch, piece]), "temperature": (tf.float64, []), "top_k": (tf.int32, []),
-        "top_p": (tf.float64, []), "eos_id": (tf.int32, []),
-    }  # fmt: skip
+        "tokens": (tf.int32, [batch, slots]),
+        "start": (tf.int32, [batch]),
+        "slot": (tf.int32, []),
+        "read": (tf.int32, []),
+        "following": (tf.int32, [batch]),
+        "left": (tf.int32, [batch]),
+        "uniform": (tf.float64, [batch, piece]),
+        "temperature": (tf.float64, []),
+        "top_k": (tf.int32, []),
+        "top_p": (tf.float64, []),
+        "eos_id": (tf.int32, []),
+    }
     return {name: tf.placeholder(dtype, shape, name) for name, (dtype, shape) in shapes.items()}
 
 
@@ -89,8 +100,10 @@ def kept_inputs(run: RunConfig, batch: int, slots: int, placement: CorePlacement
     dims, mesh = make_dims(run.model, batch, 1), placement.core_mesh()
     whole = mtf.Shape([mtf.Dimension("whole_batch", batch), mtf.Dimension("whole_vocab", run.model.n_vocab)])
     shapes = {LOGITS: (whole, tf.float32), **cache_shapes(run.model, dims.batch, slots)}
-    return {name: (shape, SliceInput(tf.placeholder(dtype, mesh.slice_shape(shape), "kept")))
-            for name, (shape, dtype) in shapes.items()}  # fmt: skip
+    return {
+        name: (shape, SliceInput(tf.placeholder(dtype, mesh.slice_shape(shape), "kept")))
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def read_prompts(fed: dict, chunk: int, step: Any, state: Sequence[Any]) -> Sequence[Any]:
@@ -118,7 +131,9 @@ def draw_piece(fed: dict, drawn: Callable[[Any, Any], Any], step: Any, state: Se
 
     first = (tf.constant(0), fed["following"], fed["left"] > 0, tf.zeros([batch, piece], tf.int32))
     count, _, _, ids, *state = tf.while_loop(
-        lambda count, last, alive, *_: tf.logical_and(count < piece, tf.reduce_any(alive)), body, (*first, *state),
+        lambda count, last, alive, *_: tf.logical_and(count < piece, tf.reduce_any(alive)),
+        body,
+        (*first, *state),
         parallel_iterations=1,
-    )  # fmt: skip
+    )
     return ids, count, state

@@ -34,10 +34,13 @@ class Devices:
         self.program, self.folder = program, tempfile.TemporaryDirectory(prefix="gpt_neo_spmd_")
         self.errors = open(os.path.join(self.folder.name, "errors"), "w+", encoding="utf-8")
         self.process = subprocess.Popen(
-            [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            [python, str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
             env=worker_environment(platform, program.description["cores"]),
             start_new_session=True,  # a Ctrl-C at the terminal is for this side, which still has something to save
-        )  # fmt: skip
+        )
         path = os.path.join(self.folder.name, "program.mlir")
         Path(path).write_text(program.stablehlo, encoding="utf-8")
         try:
@@ -111,8 +114,13 @@ def worker_environment(platform: str, cores: int) -> dict:
     if platform == "cpu":
         flags = f"{flags} --xla_force_host_platform_device_count={cores}"
     names = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
-    return {**kept, "JAX_PLATFORMS": names[platform], "XLA_FLAGS": flags.strip(), "TPU_SKIP_MDS_QUERY": "1",
-            "TF_CPP_MIN_LOG_LEVEL": "3"}  # fmt: skip
+    return {
+        **kept,
+        "JAX_PLATFORMS": names[platform],
+        "XLA_FLAGS": flags.strip(),
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
 
 
 def first_line(text: str) -> str:

@@ -70,8 +70,16 @@ def make_environment(folder: Path) -> None:
         )
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-               "-r", str(CONSTRAINTS)]  # fmt: skip
+    command = [
+        str(folder / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        str(CONSTRAINTS),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         reason = last_line(result.stderr) or f"pip ended with status {result.returncode}"

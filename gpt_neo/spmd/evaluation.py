@@ -19,9 +19,14 @@ from gpt_neo.spmd.weights import put_weights
 
 
 def evaluate(
-    run: RunConfig, folder: str, place: Callable[[Program], Devices], sources: list[Source],
-    which: Optional[str] = None, tell: Callable[[str], None] = lambda line: None, limit: Optional[int] = None,
-) -> dict:  # fmt: skip
+    run: RunConfig,
+    folder: str,
+    place: Callable[[Program], Devices],
+    sources: list[Source],
+    which: Optional[str] = None,
+    tell: Callable[[str], None] = lambda line: None,
+    limit: Optional[int] = None,
+) -> dict:
     """Token-weighted loss, perplexity and bits per byte of the held-out records. The best checkpoint is kept.
 
     Args:

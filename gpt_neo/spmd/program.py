@@ -80,9 +80,14 @@ def batch_inputs(size: int, n_ctx: int, weighted: bool) -> dict:
 
 
 def finish_program(
-    kind: str, graph: Any, run: RunConfig, placement: CorePlacement, features: dict, results: dict,
+    kind: str,
+    graph: Any,
+    run: RunConfig,
+    placement: CorePlacement,
+    features: dict,
+    results: dict,
     kept: Optional[dict] = None,
-) -> Program:  # fmt: skip
+) -> Program:
     """Export a lowered graph with its variables.
 
     Args:
@@ -110,9 +115,7 @@ def initial_values(program: Program) -> Iterator[tuple[str, np.ndarray]]:
             yield name, session.run(initial)
 
 
-def describe(
-    kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, outputs: dict, held: dict
-) -> dict:
+def describe(kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, outputs: dict, held: dict) -> dict:
     """What a caller has to know, as JSON.
 
     Args:
@@ -130,17 +133,22 @@ def describe(
     for name, (shape, part) in held.items():
         split = mesh.tensor_layout(shape).tensor_axis_to_mesh_axis
         variables[name] = {
-            "shape": shape.to_integer_list, "dtype": part.dtype.name,
+            "shape": shape.to_integer_list,
+            "dtype": part.dtype.name,
             "axes": [None if axis is None else names[axis] for axis in split],
-        }  # fmt: skip
+        }
     return {
-        "kind": kind, "model": run.name, "precision": run.model.precision,
+        "kind": kind,
+        "model": run.name,
+        "precision": run.model.precision,
         "mesh": [list(pair) for pair in placement.mesh_shape],
-        "layout": [list(pair) for pair in placement.layout], "cores": placement.cores,
+        "layout": [list(pair) for pair in placement.layout],
+        "cores": placement.cores,
         "inputs": [tensor_entry(name, tensor) for name, tensor in inputs.items()],
-        "outputs": [tensor_entry(name, tensor) for name, tensor in outputs.items()], "variables": variables,
+        "outputs": [tensor_entry(name, tensor) for name, tensor in outputs.items()],
+        "variables": variables,
         "donated": [[i, places.index(name)] for i, name in enumerate(outputs) if name in variables],
-    }  # fmt: skip
+    }
 
 
 def tensor_entry(name: str, tensor: Any) -> dict:

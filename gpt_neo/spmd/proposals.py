@@ -30,16 +30,21 @@ class Candidate:
 
     def applied(self, run: RunConfig) -> RunConfig:
         """The run with this choice."""
-        mesh = dataclasses.replace(run.mesh, mesh_shape=self.mesh_shape, layout=self.layout,
-                                   tokens_per_mb_per_replica=self.tokens)  # fmt: skip
+        mesh = dataclasses.replace(
+            run.mesh, mesh_shape=self.mesh_shape, layout=self.layout, tokens_per_mb_per_replica=self.tokens
+        )
         return dataclasses.replace(run, mesh=mesh, model=dataclasses.replace(run.model, recompute_grad=self.recompute))
 
     @property
     def settings(self) -> list[str]:
         """What --set takes."""
         shape, layout = (",".join(f"{a}:{b}" for a, b in pairs) for pairs in (self.mesh_shape, self.layout))
-        return [f"mesh_shape={shape}", f"layout={layout}", f"tokens_per_mb_per_replica={self.tokens}",
-                f"recompute_grad={str(self.recompute).lower()}"]  # fmt: skip
+        return [
+            f"mesh_shape={shape}",
+            f"layout={layout}",
+            f"tokens_per_mb_per_replica={self.tokens}",
+            f"recompute_grad={str(self.recompute).lower()}",
+        ]
 
 
 def layouts(run: RunConfig, devices: int) -> Iterator[tuple[tuple, tuple]]:
@@ -82,8 +87,10 @@ class Search:
     ) -> None:
         self.run, self.name, self.tell, self.limits, self.clock = run, name, tell, limits, clock
         self.end = clock() + limits.seconds
-        self.bases = [Candidate(mesh_shape, layout, run.model.n_ctx, True)
-                      for mesh_shape, layout in layouts(run, find_slice(name).devices)]  # fmt: skip
+        self.bases = [
+            Candidate(mesh_shape, layout, run.model.n_ctx, True)
+            for mesh_shape, layout in layouts(run, find_slice(name).devices)
+        ]
         # Each base up to the one that fits, that one without recomputation, then larger microbatches.
         self.most = max((place + 2 + len(self.larger(base)) for place, base in enumerate(self.bases)), default=0)
         self.tried = 0
@@ -118,8 +125,10 @@ class Search:
             size for axis, size in base.mesh_shape if ("batch", axis) in base.layout
         )
         doubled = [base.tokens << n for n in range(1, batch.bit_length())]
-        counts = [microbatches(dataclasses.replace(base, tokens=tokens).applied(self.run).mesh, self.run.model.n_ctx,
-                               batch) for tokens in [base.tokens, *doubled]]  # fmt: skip
+        counts = [
+            microbatches(dataclasses.replace(base, tokens=tokens).applied(self.run).mesh, self.run.model.n_ctx, batch)
+            for tokens in [base.tokens, *doubled]
+        ]
         return [tokens for tokens, count, before in zip(doubled, counts[1:], counts) if count < before]
 
     def fits(self, candidate: Candidate) -> bool:
@@ -152,9 +161,12 @@ class Search:
 
 
 def propose(
-    run: RunConfig, name: str, tell: Callable[[str], None], limits: Limits = Limits(),
+    run: RunConfig,
+    name: str,
+    tell: Callable[[str], None],
+    limits: Limits = Limits(),
     clock: Callable[[], float] = time.monotonic,
-) -> tuple[list[tuple[Candidate, dict]], Optional[str]]:  # fmt: skip
+) -> tuple[list[tuple[Candidate, dict]], Optional[str]]:
     """Compile candidates for a slice; (choice, report) of those that fit, the fastest by the estimate first, and why
     the search ended before its end, or None.
 

@@ -35,9 +35,14 @@ class DeviceSampler(BatchSampler):
     """
 
     def __init__(
-        self, run: RunConfig, checkpoint: str, place: Callable[[Program], Devices], options: SampleOptions,
-        rows: int = 1, length: Optional[int] = None,
-    ) -> None:  # fmt: skip
+        self,
+        run: RunConfig,
+        checkpoint: str,
+        place: Callable[[Program], Devices],
+        options: SampleOptions,
+        rows: int = 1,
+        length: Optional[int] = None,
+    ) -> None:
         super().__init__(run.model, whole_parts(run, rows), length)
         program = export_predict_step(run, self.batch_size, self.length, options.n_ids, options.entmax_alpha)
         self.slots = self.length + self.chunk
@@ -61,10 +66,18 @@ class DeviceSampler(BatchSampler):
             uniform = np.zeros([self.batch_size, PIECE])
             for index in np.flatnonzero(left):
                 uniform[index] = rows[index].generator.random(PIECE)
-            results = self.devices.step({
-                "tokens": tokens, "start": start, "slot": np.int32(slot), "read": np.int32(read),
-                "following": following, "left": left, "uniform": uniform, **scalars(options),
-            })  # fmt: skip
+            results = self.devices.step(
+                {
+                    "tokens": tokens,
+                    "start": start,
+                    "slot": np.int32(slot),
+                    "read": np.int32(read),
+                    "following": following,
+                    "left": left,
+                    "uniform": uniform,
+                    **scalars(options),
+                }
+            )
             ids, count = results["ids"][0], int(results["count"][0])
             for column in ids.T[:count]:
                 yield from self.ended(column, rows, left, options.eos_id)
@@ -98,7 +111,8 @@ def whole_parts(run: RunConfig, rows: int) -> int:
 def scalars(options: SampleOptions) -> dict[str, Any]:
     """Inputs of the program."""
     return {
-        "temperature": np.float64(options.temperature), "top_p": np.float64(options.top_p),
+        "temperature": np.float64(options.temperature),
+        "top_p": np.float64(options.top_p),
         "top_k": np.int32(min(options.top_k, np.iinfo(np.int32).max)),
         "eos_id": np.int32(-1 if options.eos_id is None else options.eos_id),
-    }  # fmt: skip
+    }

@@ -36,9 +36,12 @@ class DeviceSaver(RunSaver):
         relative = options.pop("save_relative_paths")
         name, written = self.save_operations()
         saver_def = tf.train.SaverDef(
-            filename_tensor_name=name.name, save_tensor_name=written.name, restore_op_name=tf.no_op("restored").name,
-            version=tf.train.SaverDef.V2, **options,
-        )  # fmt: skip
+            filename_tensor_name=name.name,
+            save_tensor_name=written.name,
+            restore_op_name=tf.no_op("restored").name,
+            version=tf.train.SaverDef.V2,
+            **options,
+        )
         super().__init__(saver_def=saver_def, save_relative_paths=relative)
 
     def save_operations(self) -> tuple[Any, Any]:
@@ -52,13 +55,22 @@ class DeviceSaver(RunSaver):
                 tensors = dict(zip(group, self.fetched(group)))
                 if number == 0:
                     tensors[STEP] = tf.cast(self.counter, tf.int64)
-                done = [tf.raw_ops.SaveV2(prefix=part, tensor_names=list(tensors), tensors=list(tensors.values()),
-                                          shape_and_slices=[""] * len(tensors))]  # fmt: skip
+                done = [
+                    tf.raw_ops.SaveV2(
+                        prefix=part,
+                        tensor_names=list(tensors),
+                        tensors=list(tensors.values()),
+                        shape_and_slices=[""] * len(tensors),
+                    )
+                ]
             parts.append(part)
         if len(parts) > 1:
             with tf.control_dependencies(done):
-                done = [tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path,
-                                                      delete_old_dirs=True)]  # fmt: skip
+                done = [
+                    tf.raw_ops.MergeV2Checkpoints(
+                        checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True
+                    )
+                ]
         with tf.control_dependencies(done):
             return path, tf.identity(path, "checkpoint_written")
 

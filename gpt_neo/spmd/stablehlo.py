@@ -59,41 +59,53 @@ def dense(rows: list) -> str:
 def reducer(kind: str, tensor: str) -> str:
     """The function of two elements that an operation reduces with."""
     scalar = f"tensor<{tensor[7:-1].split('x')[-1]}>"
-    return (f"({{ ^bb0(%a: {scalar}, %b: {scalar}): %c = stablehlo.{kind} %a, %b : {scalar} "
-            f"stablehlo.return %c : {scalar} }})")  # fmt: skip
+    return (
+        f"({{ ^bb0(%a: {scalar}, %b: {scalar}): %c = stablehlo.{kind} %a, %b : {scalar} "
+        f"stablehlo.return %c : {scalar} }})"
+    )
 
 
 def all_reduce(out: str, x: str, given: str, made: str, options: dict) -> str:
     """options: groups of cores; kind, `add`, `maximum` or `minimum`."""
-    return (f'{out} = "stablehlo.all_reduce"({x}) {reducer(options["kind"], given)} '
-            f'{{replica_groups = {dense(options["groups"])}}} : ({given}) -> {made}')  # fmt: skip
+    return (
+        f'{out} = "stablehlo.all_reduce"({x}) {reducer(options["kind"], given)} '
+        f"{{replica_groups = {dense(options['groups'])}}} : ({given}) -> {made}"
+    )
 
 
 def reduce_scatter(out: str, x: str, given: str, made: str, options: dict) -> str:
     """The sum, of which each core of a group gets a part along `axis`."""
-    return (f'{out} = "stablehlo.reduce_scatter"({x}) {reducer("add", given)} '
-            f'{{replica_groups = {dense(options["groups"])}, scatter_dimension = {options["axis"]} : i64}} '
-            f": ({given}) -> {made}")  # fmt: skip
+    return (
+        f'{out} = "stablehlo.reduce_scatter"({x}) {reducer("add", given)} '
+        f"{{replica_groups = {dense(options['groups'])}, scatter_dimension = {options['axis']} : i64}} "
+        f": ({given}) -> {made}"
+    )
 
 
 def all_gather(out: str, x: str, given: str, made: str, options: dict) -> str:
     """options: groups; axis, along which the parts are joined."""
-    return (f'{out} = "stablehlo.all_gather"({x}) {{all_gather_dim = {options["axis"]} : i64, '
-            f'replica_groups = {dense(options["groups"])}}} : ({given}) -> {made}')  # fmt: skip
+    return (
+        f'{out} = "stablehlo.all_gather"({x}) {{all_gather_dim = {options["axis"]} : i64, '
+        f"replica_groups = {dense(options['groups'])}}} : ({given}) -> {made}"
+    )
 
 
 def all_to_all(out: str, x: str, given: str, made: str, options: dict) -> str:
     """options: groups; split and axis, the dimensions that are split and joined."""
     groups = options["groups"]
-    return (f'{out} = "stablehlo.all_to_all"({x}) {{concat_dimension = {options["axis"]} : i64, '
-            f"replica_groups = {dense(groups)}, split_count = {len(groups[0])} : i64, "
-            f'split_dimension = {options["split"]} : i64}} : ({given}) -> {made}')  # fmt: skip
+    return (
+        f'{out} = "stablehlo.all_to_all"({x}) {{concat_dimension = {options["axis"]} : i64, '
+        f"replica_groups = {dense(groups)}, split_count = {len(groups[0])} : i64, "
+        f"split_dimension = {options['split']} : i64}} : ({given}) -> {made}"
+    )
 
 
 def collective_permute(out: str, x: str, given: str, made: str, options: dict) -> str:
     """options: pairs of a source and a target."""
-    return (f'{out} = "stablehlo.collective_permute"({x}) {{source_target_pairs = {dense(options["pairs"])}}} '
-            f": ({given}) -> {made}")  # fmt: skip
+    return (
+        f'{out} = "stablehlo.collective_permute"({x}) {{source_target_pairs = {dense(options["pairs"])}}} '
+        f": ({given}) -> {made}"
+    )
 
 
 def barrier(out: str, x: str, given: str, made: str, options: dict) -> str:
@@ -107,7 +119,11 @@ def iota(out: str, x: str, given: str, made: str, options: dict) -> str:
 
 
 COLLECTIVES: dict[str, Callable[..., str]] = {
-    "all_reduce": all_reduce, "all_gather": all_gather, "reduce_scatter": reduce_scatter, "all_to_all": all_to_all,
-    "collective_permute": collective_permute, "barrier": barrier,
+    "all_reduce": all_reduce,
+    "all_gather": all_gather,
+    "reduce_scatter": reduce_scatter,
+    "all_to_all": all_to_all,
+    "collective_permute": collective_permute,
+    "barrier": barrier,
     "iota": iota,
-}  # fmt: skip
+}

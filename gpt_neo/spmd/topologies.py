@@ -70,9 +70,16 @@ def find_slice(name: str) -> Slice:
         sizes = ", ".join(f"{match[1]}-{count * known.counted}" for count in known.chips)
         raise ConfigError(f"--compile_for {name}: there is no such slice; there are {sizes}")
     shape = "x".join(map(str, arrangement(chips, known.dimensions)))
-    return Slice(f"{match[1]}-{match[2]}", f"{match[1]}:{shape}", chips * known.devices, known.peak / known.devices,
-                 known.memory / known.devices, -(-chips // known.host), known.estimator,
-                 f"{match[1]}-{known.host * known.counted}")  # fmt: skip
+    return Slice(
+        f"{match[1]}-{match[2]}",
+        f"{match[1]}:{shape}",
+        chips * known.devices,
+        known.peak / known.devices,
+        known.memory / known.devices,
+        -(-chips // known.host),
+        known.estimator,
+        f"{match[1]}-{known.host * known.counted}",
+    )
 
 
 def arrangement(chips: int, dimensions: int) -> tuple:

@@ -42,12 +42,18 @@ def compile_for(path: str, topology: str, count: int, output: str) -> dict:
         except RuntimeError:  # v5p: its own text of asynchronous operations is refused; the caller does without
             pass
     return {
-        **report, "fits": True, "compile_seconds": round(time.monotonic() - started, 1),
-        "argument_bytes": memory.argument_size_in_bytes, "output_bytes": memory.output_size_in_bytes,
-        "alias_bytes": memory.alias_size_in_bytes, "temporary_bytes": memory.temp_size_in_bytes,
-        "code_bytes": memory.generated_code_size_in_bytes, "flops_once": cost.get("flops"),
-        "bytes_once": cost.get("bytes accessed"), "seconds_once": cost.get("optimal_seconds"),
-    }  # fmt: skip
+        **report,
+        "fits": True,
+        "compile_seconds": round(time.monotonic() - started, 1),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "flops_once": cost.get("flops"),
+        "bytes_once": cost.get("bytes accessed"),
+        "seconds_once": cost.get("optimal_seconds"),
+    }
 
 
 def refusal(text: str) -> dict:
@@ -56,9 +62,11 @@ def refusal(text: str) -> dict:
         return {"error": text.strip().splitlines()[0]}
     match = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", text)
     scale = {"K": 2**10, "M": 2**20, "G": 2**30}
-    sizes = {} if not match else {
-        "used_bytes": float(match[1]) * scale[match[2]], "usable_bytes": float(match[3]) * scale[match[4]],
-    }  # fmt: skip
+    sizes = (
+        {}
+        if not match
+        else {"used_bytes": float(match[1]) * scale[match[2]], "usable_bytes": float(match[3]) * scale[match[4]]}
+    )
     return {"fits": False, **sizes, "reason": text.strip().splitlines()[0][:300]}
 
 

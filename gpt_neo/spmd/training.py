@@ -44,15 +44,25 @@ class DeviceTraining:
         self.failure: Optional[GptNeoError] = None
 
     def train(
-        self, folder: str, report: Callable[[Progress], None], watch: Watch, steps_per_checkpoint: int = 5000,
+        self,
+        folder: str,
+        report: Callable[[Progress], None],
+        watch: Watch,
+        steps_per_checkpoint: int = 5000,
         steps_per_log: int = 10,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """As `runtime.estimator.train`, with the same words for what goes wrong."""
         leave = watch.leave
         watch.leave = lambda status: self.leave(status, leave)
         # A plain function: TPUEstimator looks at its arguments.
         estimator = runtime.make_estimator(
-            self.run, folder, self.plan, steps_per_checkpoint, report=report, watch=watch, steps_per_log=steps_per_log,
+            self.run,
+            folder,
+            self.plan,
+            steps_per_checkpoint,
+            report=report,
+            watch=watch,
+            steps_per_log=steps_per_log,
             function=lambda features, labels, mode, params: self.train_spec(features, params),
         )
         try:
@@ -75,8 +85,12 @@ class DeviceTraining:
         saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell, self.noting)
         tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
         step = self.step(batch)
-        hooks = [StartHook(self.devices, saver), progress_hook(step, self.run, params), WatchHook(watch),
-                 saver_hook(self.run, params, saver, [])]  # fmt: skip
+        hooks = [
+            StartHook(self.devices, saver),
+            progress_hook(step, self.run, params),
+            WatchHook(watch),
+            saver_hook(self.run, params, saver, []),
+        ]
         return session_spec(step, hooks)
 
     def step(self, batch: dict) -> TrainStep:

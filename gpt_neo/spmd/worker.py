@@ -90,8 +90,10 @@ class Runner:
     def step(self, given: Mapping[str, Any]) -> dict:
         """Run the program once: its results, each [cores, ...], once the new slices are in place."""
         fed = {name: self.joined([value] * len(self.devices)) for name, value in given.items()}
-        inputs = [fed[entry["name"]] if entry["name"] in fed else self.state[entry["name"]]
-                  for entry in self.description["inputs"]]  # fmt: skip
+        inputs = [
+            fed[entry["name"]] if entry["name"] in fed else self.state[entry["name"]]
+            for entry in self.description["inputs"]
+        ]
         outs = self.executable.execute_sharded(inputs).disassemble_into_single_device_arrays()
         results = {}
         for entry, parts in zip(self.description["outputs"], outs):

@@ -133,9 +133,14 @@ class Tracked:
 
 
 def track(
-    name: str, config: dict, observers: Sequence[str], resources: Sequence[str], work: Callable[[Tracked], int],
-    printed: Callable[[], str], tell: Callable[[str], None],
-) -> int:  # fmt: skip
+    name: str,
+    config: dict,
+    observers: Sequence[str],
+    resources: Sequence[str],
+    work: Callable[[Tracked], int],
+    printed: Callable[[], str],
+    tell: Callable[[str], None],
+) -> int:
     """Do some work as a run of an experiment.
 
     Args:

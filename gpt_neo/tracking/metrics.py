@@ -90,8 +90,9 @@ def measurements(row: dict, names: dict) -> Iterator[Measurement]:
 def event_measurements(record: bytes) -> list[Measurement]:
     """The metrics of an Event; none of a damaged one, which is no reason to end what follows them."""
     try:
-        return [Measurement(EVENT_NAMES[tag], step, value) for tag, step, value in scalars_of(record)
-                if tag in EVENT_NAMES]  # fmt: skip
+        return [
+            Measurement(EVENT_NAMES[tag], step, value) for tag, step, value in scalars_of(record) if tag in EVENT_NAMES
+        ]
     except ValueError:
         return []
 

@@ -48,17 +48,18 @@ def page_of(runs: Sequence[TrackedRun], rows: Sequence[Sequence[str]], head: Seq
             figures.append(f'<figure id="{name}" style="margin:0"><h2>{title}</h2>{plot(lines, title)}</figure>')
     cells = "".join(
         f'<tr><td><span class="key" style="background:{colour}"></span>{html.escape(row[0])}</td>'
-        + "".join(f"<td{number_class(cell)}>{html.escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        + "".join(f"<td{number_class(cell)}>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
         for colour, row in zip(colours, rows)
-    )  # fmt: skip
+    )
     heads = "".join(f"<th>{html.escape(word)}</th>" for word in head)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Runs</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body><h1>{len(runs)} run{'s' if len(runs) != 1 else ''}</h1>"
-        f'<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table>'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table>"
         f'<div class="plots">{"".join(figures)}</div></body></html>\n'
-    )  # fmt: skip
+    )
 
 
 def number_class(cell: str) -> str:
@@ -149,8 +150,15 @@ def draw_png(runs: Sequence[TrackedRun], path: str) -> None:
             steps, values = zip(*run.metrics.get(name) or [((), ())])
             if run.metrics.get(name):
                 marker = "o" if len(steps) <= 20 else ""
-                axes.plot(steps, values, marker=marker, markersize=4, linewidth=1.2, color=COLOURS[i % len(COLOURS)],
-                          label=run.label)  # fmt: skip
+                axes.plot(
+                    steps,
+                    values,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=1.2,
+                    color=COLOURS[i % len(COLOURS)],
+                    label=run.label,
+                )
         axes.set(xlabel="step", title=PLOTS[name])
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(names) :]:

@@ -113,9 +113,16 @@ def file_run(folder: str, identity: str) -> TrackedRun:
     metrics = {name: sorted(zip(m["steps"], m["values"])) for name, m in saved.items()}
     started, ended, beat = (parse_time(entry.get(key)) for key in ("start_time", "stop_time", "heartbeat"))
     return TrackedRun(
-        identity, entry["experiment"]["name"], status_of(entry["status"], beat or started), started, ended,
-        entry["host"].get("hostname", ""), info.get("folder", ""), read_json(folder, identity, "config.json"), metrics,
-    )  # fmt: skip
+        identity,
+        entry["experiment"]["name"],
+        status_of(entry["status"], beat or started),
+        started,
+        ended,
+        entry["host"].get("hostname", ""),
+        info.get("folder", ""),
+        read_json(folder, identity, "config.json"),
+        metrics,
+    )
 
 
 def read_json(*path: str) -> dict:
@@ -185,9 +192,16 @@ def sql_run(sqlalchemy: Any, connection: Any, row: Any) -> TrackedRun:
     if not metrics and not ended and folder:  # still running: its logs are stored at its end
         metrics = folder_metrics(folder)
     return TrackedRun(
-        row["run_id"], row["name"], status_of(row["status"], beat or started), started, ended, row["hostname"], folder,
-        json.loads(row["config"]), metrics,
-    )  # fmt: skip
+        row["run_id"],
+        row["name"],
+        status_of(row["status"], beat or started),
+        started,
+        ended,
+        row["hostname"],
+        folder,
+        json.loads(row["config"]),
+        metrics,
+    )
 
 
 def mongo_runs(url: str) -> list[TrackedRun]:
@@ -210,6 +224,13 @@ def mongo_run(database: Any, entry: dict) -> TrackedRun:
     }
     started, ended, beat = (parse_time(entry.get(key)) for key in ("start_time", "stop_time", "heartbeat"))
     return TrackedRun(
-        str(entry["_id"]), entry["experiment"]["name"], status_of(entry["status"], beat or started), started, ended,
-        entry["host"].get("hostname", ""), (entry.get("info") or {}).get("folder", ""), entry["config"], metrics,
-    )  # fmt: skip
+        str(entry["_id"]),
+        entry["experiment"]["name"],
+        status_of(entry["status"], beat or started),
+        started,
+        ended,
+        entry["host"].get("hostname", ""),
+        (entry.get("info") or {}).get("folder", ""),
+        entry["config"],
+        metrics,
+    )

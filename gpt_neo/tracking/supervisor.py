@@ -110,10 +110,15 @@ class Supervisor:
     """
 
     def __init__(
-        self, command: Callable[[int], Sequence[str]], watch: Callable[[], Watched], policy: Policy,
-        tell: Callable[[str], None], restore: Optional[Sequence[str]] = None,
-        environment: Optional[dict[str, str]] = None, tick: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+        self,
+        command: Callable[[int], Sequence[str]],
+        watch: Callable[[], Watched],
+        policy: Policy,
+        tell: Callable[[str], None],
+        restore: Optional[Sequence[str]] = None,
+        environment: Optional[dict[str, str]] = None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
         self.command, self.watch, self.policy, self.tell = command, watch, policy, tell
         self.restore, self.environment, self.tick = restore, dict(environment or os.environ), tick
         self.output = Output()
@@ -168,9 +173,13 @@ class Supervisor:
         words = list(self.command(self.attempt))
         # A session of its own: a signal to us reaches it once, from us, and it can be ended with what it has started.
         self.child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.environment,
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
         assert self.child.stdout and self.child.stderr
         pipes = ((self.child.stdout, sys.stdout), (self.child.stderr, sys.stderr))
         threads = [self.output.forward(pipe, target) for pipe, target in pipes]

@@ -15,14 +15,25 @@ def make_peer(family, seed=0, inner=None):
     long_sizes = {"max_position_embeddings": LENGTH, "hidden_size": WIDTH, "intermediate_size": inner or 4 * WIDTH}
     rope = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
     config = {
-        "gpt_neo": lambda: transformers.GPTNeoConfig(**ids, **long_sizes, num_layers=LAYERS, num_heads=HEADS,
-                                                     attention_types=[[["global", "local"], 1]], window_size=50),
+        "gpt_neo": lambda: transformers.GPTNeoConfig(
+            **ids,
+            **long_sizes,
+            num_layers=LAYERS,
+            num_heads=HEADS,
+            attention_types=[[["global", "local"], 1]],
+            window_size=50,
+        ),
         "gpt2": lambda: transformers.GPT2Config(**ids, **sizes, layer_norm_epsilon=1e-6),
         "gptj": lambda: transformers.GPTJConfig(**ids, **sizes, rotary_dim=4),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(
-            **ids, **long_sizes, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-            hidden_act="gelu_fast", rope_parameters=rope),
-    }[family]()  # fmt: skip
+            **ids,
+            **long_sizes,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            hidden_act="gelu_fast",
+            rope_parameters=rope,
+        ),
+    }[family]()
     torch.set_num_threads(1)  # two processes of many threads each wait for one another
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)

@@ -33,8 +33,9 @@ def test_in_and_out_by_way_of_a_bucket(source, tmp_path, gcs, capsys, monkeypatc
     monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
     order = []
     upload = storage.upload
-    monkeypatch.setattr(storage, "upload", lambda local, path: (order.append(path.rpartition("/")[2]),
-                                                                upload(local, path)))  # fmt: skip
+    monkeypatch.setattr(
+        storage, "upload", lambda local, path: (order.append(path.rpartition("/")[2]), upload(local, path))
+    )
     put(source, f"gs://{BUCKET}/hf")
     # what lies beside the weights of a release and is not read
     storage.write_bytes(f"gs://{BUCKET}/hf/pytorch_model.bin", b"x" * 100)
@@ -60,8 +61,10 @@ def test_mistakes_are_told_with_the_names_of_the_bucket(source, tmp_path, gcs, c
     put(source, f"gs://{BUCKET}/hf2")
     shard = next(name for name in os.listdir(source) if name.startswith("model-"))
     storage.delete(f"gs://{BUCKET}/hf2/{shard}", within=f"gs://{BUCKET}/hf2")
-    for place, message in (("hf2", f"gs://{BUCKET}/hf2/model.safetensors.index.json: shard {shard} is missing"),
-                           ("none", f"gs://{BUCKET}/none/config.json: cannot be read")):  # fmt: skip
+    for place, message in (
+        ("hf2", f"gs://{BUCKET}/hf2/model.safetensors.index.json: shard {shard} is missing"),
+        ("none", f"gs://{BUCKET}/none/config.json: cannot be read"),
+    ):
         assert run(["import-hf", f"gs://{BUCKET}/{place}", str(tmp_path / "run")]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert run(["import-hf", source, f"gs://{BUCKET}"]) == 2

@@ -27,10 +27,12 @@ def test_tensorflow_reads_what_is_written(tmp_path):
     path = str(tmp_path / "model.ckpt-7")
     rng = np.random.RandomState(0)
     tensors = {
-        "b/wide": rng.normal(size=(3000, 1500)).astype(np.float32).T, "a": np.float32(3.5),
+        "b/wide": rng.normal(size=(3000, 1500)).astype(np.float32).T,
+        "a": np.float32(3.5),
         "empty": np.zeros((0, 4), F32),
-        "half": rng.normal(size=(5, 7)).astype(BFLOAT16), "global_step": np.array(7, np.int64),
-    }  # fmt: skip
+        "half": rng.normal(size=(5, 7)).astype(BFLOAT16),
+        "global_step": np.array(7, np.int64),
+    }
     writer = BundleWriter(path)
     for name, value in tensors.items():
         value = np.asarray(value)
@@ -90,10 +92,16 @@ def damage(path, how):
             handle.write(b"\x7f\x7f")
 
 
-@pytest.mark.parametrize("how, message", [
-    ("cut", "it is cut off"), ("missing", "data-00000-of-00001 is missing"), ("bit", "tensor v is damaged"),
-    ("index cut", "its end is missing"), ("index bit", "a checksum is wrong"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("cut", "it is cut off"),
+        ("missing", "data-00000-of-00001 is missing"),
+        ("bit", "tensor v is damaged"),
+        ("index cut", "its end is missing"),
+        ("index bit", "a checksum is wrong"),
+    ],
+)
 def test_damage_is_found(tmp_path, how, message):
     path = str(tmp_path / "model.ckpt-1")
     writer = BundleWriter(path)

@@ -82,8 +82,9 @@ def test_greedy_text_is_ours(exported):
     prompt = [5, 3, 8, 1, 30]
     ours = [t.token for t in Sampler(run.model, checkpoint).generate([prompt], SampleOptions(60, temperature=0.0))]
     with torch.no_grad():
-        out = load(folder).generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False, eos_token_id=None,
-                                    pad_token_id=0)  # fmt: skip
+        out = load(folder).generate(
+            torch.tensor([prompt]), max_new_tokens=60, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
     assert out[0, len(prompt) :].tolist() == ours and len(set(ours)) > 5
 
 
@@ -175,8 +176,12 @@ def test_code_of_a_folder_never_runs(exported, tmp_path, capsys, monkeypatch):
     ours = json.loads(config.read_text())
     (tmp_path / "src" / "other.py").write_text(evil + code.read_text())
     foreign = {key: f"other.{value.partition('.')[2]}" for key, value in ours["auto_map"].items()}
-    for changes in ({"auto_map": foreign}, {"model_type": "other"}, {"model_type": "other", "auto_map": foreign},
-                    {"model_type": "gpt2", "auto_map": foreign}):  # fmt: skip
+    for changes in (
+        {"auto_map": foreign},
+        {"model_type": "other"},
+        {"model_type": "other", "auto_map": foreign},
+        {"model_type": "gpt2", "auto_map": foreign},
+    ):
         config.write_text(json.dumps({**ours, **changes}))
         assert run_command(["import-hf", str(tmp_path / "src"), str(tmp_path / "foreign")]) == 2
         error = capsys.readouterr().err
@@ -184,12 +189,15 @@ def test_code_of_a_folder_never_runs(exported, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "ran").exists() and not (tmp_path / "foreign").exists()
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"gpt_neo": None}, "expected a folder of export-hf --custom_code"),
-    ({"gpt_neo": {"later": 1}}, "gpt_neo has the key 'later', which this version does not know"),
-    ({"variables": {"gpt2/wte": [48, -1]}}, "which is no weight with its sizes"),
-    ({"variables": {"gpt2/wte": [48, 16]}}, "variables hold 768 numbers, the model of its keys has"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"gpt_neo": None}, "expected a folder of export-hf --custom_code"),
+        ({"gpt_neo": {"later": 1}}, "gpt_neo has the key 'later', which this version does not know"),
+        ({"variables": {"gpt2/wte": [48, -1]}}, "which is no weight with its sizes"),
+        ({"variables": {"gpt2/wte": [48, 16]}}, "variables hold 768 numbers, the model of its keys has"),
+    ],
+)
 def test_configs_that_are_not_whole_are_refused(exported, tmp_path, changes, message):
     _, _, folder = exported
     shutil.copytree(folder, tmp_path / "src")

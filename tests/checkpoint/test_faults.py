@@ -23,9 +23,17 @@ from gpt_neo.errors import CheckpointError
 
 F32 = np.dtype(np.float32)
 WIDTH, VOCAB, LENGTH, LAYERS = 16, 48, 64, 2
-CONFIG = {"model_type": "gpt_neo", "vocab_size": VOCAB, "max_position_embeddings": LENGTH, "hidden_size": WIDTH,
-          "num_layers": LAYERS, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8,
-          "eos_token_id": 0}  # fmt: skip
+CONFIG = {
+    "model_type": "gpt_neo",
+    "vocab_size": VOCAB,
+    "max_position_embeddings": LENGTH,
+    "hidden_size": WIDTH,
+    "num_layers": LAYERS,
+    "num_heads": 2,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 8,
+    "eos_token_id": 0,
+}
 
 
 def shapes(width=WIDTH, vocab=VOCAB):
@@ -36,8 +44,14 @@ def shapes(width=WIDTH, vocab=VOCAB):
         yield f"transformer.ln_f.{name}", (d,)
     for i in range(LAYERS):
         at = f"transformer.h.{i}."
-        for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", "attn.attention.out_proj.bias",
-                     "mlp.c_proj.bias"):  # fmt: skip
+        for name in (
+            "ln_1.weight",
+            "ln_1.bias",
+            "ln_2.weight",
+            "ln_2.bias",
+            "attn.attention.out_proj.bias",
+            "mlp.c_proj.bias",
+        ):
             yield at + name, (d,)
         for name in ("q", "k", "v", "out"):
             yield f"{at}attn.attention.{name}_proj.weight", (d, d)
@@ -58,8 +72,9 @@ def write_source(folder, sharded=False, width=WIDTH, vocab=VOCAB, change=lambda 
     places = {}
     for i, group in enumerate(groups):
         file = f"model-{i}.safetensors" if sharded else "model.safetensors"
-        write_safetensors(os.path.join(folder, file), {n: (F32, values[n].shape) for n in group},
-                          {n: [values[n]] for n in group})  # fmt: skip
+        write_safetensors(
+            os.path.join(folder, file), {n: (F32, values[n].shape) for n in group}, {n: [values[n]] for n in group}
+        )
         places.update(dict.fromkeys(group, file))
     if sharded:
         with open(os.path.join(folder, "model.safetensors.index.json"), "w") as handle:
@@ -106,13 +121,15 @@ def overlap(folder):
 
 
 DAMAGES = [
-    (cut, "the file is cut off"), (cut_header, "cut off in its header"), (lose_shard, "model-1.safetensors is missing"),
+    (cut, "the file is cut off"),
+    (cut_header, "cut off in its header"),
+    (lose_shard, "model-1.safetensors is missing"),
     (overlap, "bytes do not make"),
     (lambda f: edit_index(f, lambda m: m.update({"transformer.wte.weight": "model-1.safetensors"})), "wrong for 2"),
     (lambda f: edit_index(f, lambda m: m.pop("transformer.wte.weight")), "is in it and not in the index"),
     (lambda f: edit_index(f, lambda m: m.update(x="../elsewhere")), "which is not beside it"),
     (lambda f: open(os.path.join(f, "config.json"), "w").write("{"), "not valid JSON"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("damage, message", DAMAGES)
@@ -201,8 +218,12 @@ def test_a_kill_at_any_moment(tmp_path):
     before, destination = fingerprint(source), tmp_path / "run"
     moments = 0
     for count in (1, 2, 4, 20, 31, 33, 34, 35, 10_000):
-        done = subprocess.run([sys.executable, "-c", KILLED, source, str(destination), str(count)], capture_output=True,
-                              text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, source, str(destination), str(count)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert fingerprint(source) == before
         if done.returncode == -signal.SIGKILL:
             moments += 1
@@ -224,9 +245,9 @@ class Attack:
         return self.call
 
 
-@pytest.mark.parametrize("attack", [
-    Attack(os.system, "touch {mark}"), Attack(eval, "open('{mark}', 'w')"), Attack(getattr, {}, "clear"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "attack", [Attack(os.system, "touch {mark}"), Attack(eval, "open('{mark}', 'w')"), Attack(getattr, {}, "clear")]
+)
 @pytest.mark.parametrize("old", [False, True])
 def test_a_malicious_pickle_is_refused(tmp_path, attack, old):
     mark = tmp_path / "mark"

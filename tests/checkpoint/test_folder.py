@@ -94,7 +94,10 @@ def test_the_best_is_kept_when_the_folder_deletes_it(tmp_path):
     assert found.path == os.path.join(folder, BEST, "model.ckpt-10")
     assert Bundle(found.path).read("gpt2/wte")[0, 0] == 10
     assert json.loads((tmp_path / BEST / "best.json").read_text()) == {
-        "checkpoint": "model.ckpt-10", "step": 10, "loss": 1.5}  # fmt: skip
+        "checkpoint": "model.ckpt-10",
+        "step": 10,
+        "loss": 1.5,
+    }
     assert not [n for n in os.listdir(tmp_path / BEST) if n.startswith("model.ckpt-5.")]
     assert not keep_best(folder, third, float("nan")) and not keep_best(folder, found.path, 0.1)
 

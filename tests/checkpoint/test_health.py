@@ -56,8 +56,10 @@ def test_every_command_has_help_without_tensorflow(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in COMMANDS)
     assert main(["nonsense"]) == 2
-    code = ("import sys\nfrom gpt_neo.__main__ import main\ntry:\n    main([sys.argv[1], '--help'])\n"
-            "except SystemExit:\n    pass\nassert 'tensorflow' not in sys.modules and 'numpy' not in sys.modules")
+    code = (
+        "import sys\nfrom gpt_neo.__main__ import main\ntry:\n    main([sys.argv[1], '--help'])\n"
+        "except SystemExit:\n    pass\nassert 'tensorflow' not in sys.modules and 'numpy' not in sys.modules"
+    )
     for name in ("import-hf", "export-hf", "inspect", "average"):
         done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "usage: python -m gpt_neo" in done.stdout, done.stderr

@@ -80,8 +80,15 @@ def test_round_trip_changes_no_bit_and_no_greedy_token(imported, tmp_path):
 def compare_greedy_text(run, checkpoint, peer):
     """300 tokens of ours, in float32 on the stored weights, are those of transformers."""
     prompt = TOKENS[0, :8].tolist()
-    text = peer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, 8), do_sample=False, max_new_tokens=300,
-                         min_new_tokens=300, eos_token_id=None, pad_token_id=0)[0, 8:].tolist()  # fmt: skip
+    text = peer.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, 8),
+        do_sample=False,
+        max_new_tokens=300,
+        min_new_tokens=300,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[0, 8:].tolist()
     options = SampleOptions(max_tokens=300, temperature=0.0)
     config = dataclasses.replace(run.model, precision="float32")
     made = [t.token for t in Sampler(config, checkpoint).generate([prompt], options)]
@@ -102,8 +109,11 @@ def test_ten_steps_of_training_in_between(imported, tmp_path):
 def train_ten_steps(run, checkpoint, path):
     """From a checkpoint without slots to a checkpoint ten steps later."""
     changes = {"train_batch_size": 2, "train_steps": 100}
-    run = dataclasses.replace(run, training=dataclasses.replace(run.training, **changes),
-                              optimizer=dataclasses.replace(run.optimizer, lr=1e-2, warmup_steps=0))  # fmt: skip
+    run = dataclasses.replace(
+        run,
+        training=dataclasses.replace(run.training, **changes),
+        optimizer=dataclasses.replace(run.optimizer, lr=1e-2, warmup_steps=0),
+    )
     batch = np.random.RandomState(3).randint(0, VOCAB, [2, LENGTH + 1])
     with tf.Graph().as_default(), tf.Session() as session:
         fed = tf.placeholder(tf.int32, batch.shape)
@@ -189,15 +199,18 @@ def test_slots_step_and_dtype_on_the_way_in(imported, tmp_path, capsys, monkeypa
     assert "exists and is not an empty folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key, value, message", [
-    ("model_type", "llama", "model_type is 'llama'; allowed: gpt_neo, gpt2, gptj, gpt_neox"),
-    ("intermediate_size", 100, r"transformer.h.0.mlp.c_fc.weight +\[100, 32\] +\[128, 32\]"),
-    ("activation_function", "quick_gelu", "key 'activation_function' is 'quick_gelu'"),
-    ("attention_types", [[["global", "sparse"], 1]], "attention_types has 'sparse'"),
-    ("num_layers", 3, "attention_types names 2 layers, n_layer is 3"),
-    ("vocab_size", 97, r"transformer.wte.weight +\[97, 32\] +\[96, 32\]"),
-    ("tie_word_embeddings", False, r"lm_head.weight +\[96, 32\] +missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("model_type", "llama", "model_type is 'llama'; allowed: gpt_neo, gpt2, gptj, gpt_neox"),
+        ("intermediate_size", 100, r"transformer.h.0.mlp.c_fc.weight +\[100, 32\] +\[128, 32\]"),
+        ("activation_function", "quick_gelu", "key 'activation_function' is 'quick_gelu'"),
+        ("attention_types", [[["global", "sparse"], 1]], "attention_types has 'sparse'"),
+        ("num_layers", 3, "attention_types names 2 layers, n_layer is 3"),
+        ("vocab_size", 97, r"transformer.wte.weight +\[97, 32\] +\[96, 32\]"),
+        ("tie_word_embeddings", False, r"lm_head.weight +\[96, 32\] +missing"),
+    ],
+)
 def test_configs_that_do_not_fit_are_refused(tmp_path, key, value, message):
     source = save_peer(make_peer("gpt_neo"), tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -225,7 +238,8 @@ def test_a_tokenizer_goes_along(tmp_path, world):
 
     text = "The if statement, naïve or not <|endoftext|>"
     assert tokenizer.eos_token_id == 0 and tokenizer("The if", add_special_tokens=False)["input_ids"] == load_tokenizer(
-        world.tokenizer).encode("The if")  # fmt: skip
+        world.tokenizer
+    ).encode("The if")
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     # and back: files of the tokenizer are kept as they are
     import_hf(str(tmp_path / "out"), str(tmp_path / "run2"))

@@ -3,16 +3,33 @@
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 
 GONE = [
-    "model.ckpt-7.data-00000-of-00001.tempstate12345678901234567890", "model.ckpt-7.index.tempstate123",
-    "model.ckpt-7.data-00000-of-00001", "model.ckpt-7.json", "model.ckpt-7.meta", "checkpoint.tmp0a1b",
-    ".writable.0a1b2c3d", "checkpoint.4711.tmp", "model.ckpt-6.json.4711.tmp", "model.ckpt-6.meta.tmp0a1b",
+    "model.ckpt-7.data-00000-of-00001.tempstate12345678901234567890",
+    "model.ckpt-7.index.tempstate123",
+    "model.ckpt-7.data-00000-of-00001",
+    "model.ckpt-7.json",
+    "model.ckpt-7.meta",
+    "checkpoint.tmp0a1b",
+    ".writable.0a1b2c3d",
+    "checkpoint.4711.tmp",
+    "model.ckpt-6.json.4711.tmp",
+    "model.ckpt-6.meta.tmp0a1b",
     "graph.pbtxt.tmp0a1b",
-]  # fmt: skip
+]
 KEPT = [
-    "model.ckpt-6.data-00000-of-00001", "model.ckpt-6.index", "model.ckpt-6.json", "model.ckpt-6.meta", "checkpoint",
-    "events.out.tfevents.1.host", "graph.pbtxt", "train_log.jsonl", "notes.tmp", "mine.tempstate", "run.lock",
-    "model.ckpt-x.json", "my_model.ckpt-7.json",
-]  # fmt: skip
+    "model.ckpt-6.data-00000-of-00001",
+    "model.ckpt-6.index",
+    "model.ckpt-6.json",
+    "model.ckpt-6.meta",
+    "checkpoint",
+    "events.out.tfevents.1.host",
+    "graph.pbtxt",
+    "train_log.jsonl",
+    "notes.tmp",
+    "mine.tempstate",
+    "run.lock",
+    "model.ckpt-x.json",
+    "my_model.ckpt-7.json",
+]
 
 
 def test_only_what_is_unfinished_is_removed(tmp_path):

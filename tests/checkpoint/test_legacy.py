@@ -27,8 +27,13 @@ def release(folder, oracle="neo", **changes):
     os.makedirs(folder)
     with open(os.path.join(ORACLES, oracle, "oracle.json")) as handle:
         config = json.load(handle)["config"]
-    config.update(model_path="gs://neo-d/models/GPT3_XL", datasets=["pile"], mesh_shape="x:128,y:2",
-                  layout="batch:x,memory_length:y,embd:y", **changes)  # fmt: skip
+    config.update(
+        model_path="gs://neo-d/models/GPT3_XL",
+        datasets=["pile"],
+        mesh_shape="x:128,y:2",
+        layout="batch:x,memory_length:y,embd:y",
+        **changes,
+    )
     with open(os.path.join(folder, "config.json"), "w") as handle:
         json.dump(config, handle)
     with open(os.path.join(folder, "checkpoint"), "w") as handle:
@@ -141,10 +146,12 @@ def test_ours_has_the_names_shapes_and_types_of_the_legacy_program(world, traine
     run = load_config(trained)
     ours = Bundle(os.path.join(run.training.model_path, "model.ckpt-20"))
     legacy = Bundle(os.path.join(ORACLES, "neo", "model.ckpt-20"))
-    assert {n for n in ours.names() if "h1" not in n} == {n for n in legacy.names() if not any(
-        f"h{i}" in n for i in (1, 2, 3))}  # fmt: skip
+    assert {n for n in ours.names() if "h1" not in n} == {
+        n for n in legacy.names() if not any(f"h{i}" in n for i in (1, 2, 3))
+    }
     assert {n: (len(ours.shape(n)), ours.dtype(n)) for n in ours.names()} == {
-        n: (len(legacy.shape(n)), legacy.dtype(n)) for n in ours.names()}  # fmt: skip
+        n: (len(legacy.shape(n)), legacy.dtype(n)) for n in ours.names()
+    }
 
 
 def test_the_record_travels_along(trained, world):
@@ -159,7 +166,11 @@ def test_the_record_travels_along(trained, world):
         json.dump(record["config"], handle)
     again = load_config(path)
     assert (again.model, again.optimizer, again.mesh, again.training) == (
-        run.model, run.optimizer, run.mesh, run.training)  # fmt: skip
+        run.model,
+        run.optimizer,
+        run.mesh,
+        run.training,
+    )
     broken = os.path.join(world.folder, "model.ckpt-3")
     with open(broken + ".json", "w") as handle:
         handle.write('{"format": 99}')

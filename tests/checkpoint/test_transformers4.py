@@ -47,8 +47,13 @@ def test_load_tf_weights_in_gpt_neo(tmp_path, whose):
             if name.startswith("model.ckpt-20"):
                 shutil.copyfile(os.path.join(ORACLE, name), tmp_path / name)
     out = str(tmp_path / "logits.npy")
-    done = subprocess.run([sys.executable, "-c", READER, path, os.path.join(ORACLE, "logits_20.npz"), out],
-                          env={**os.environ, "PYTHONPATH": PACKAGES}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", READER, path, os.path.join(ORACLE, "logits_20.npz"), out],
+        env={**os.environ, "PYTHONPATH": PACKAGES},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     expected = np.load(os.path.join(ORACLE, "logits_20.npz"))["logits"]
     np.testing.assert_allclose(np.load(out), expected, atol=1e-5, rtol=0)

@@ -83,13 +83,21 @@ BAD = [
     ("moe key", {"moe_params": {"num_experts": 4}}, [], "nearest known key: 'moe_num_experts'"),
     ("moe policy", {"moe_params": {"moe_second_policy_train": "some"}}, [], "allowed: all, none, threshold, random"),
     ("moe activation", {"moe_layers": [0], "moe_activation": "step"}, [], "moe_activation is 'step'; allowed: "),
-    ("experts", {"moe_layers": [0], "moe_params": {"moe_num_experts": 3}, "mesh_shape": "x:2",
-                 "layout": "batch:x,experts:x"}, ["--gpu_ids", "cpu:0", "cpu:1"], "splits experts of 3 into 2 parts"),
-    ("collision", {"moe_layers": [0], "mesh_shape": "x:2", "layout": "experts:x,expert_hidden:x"},
-     ["--gpu_ids", "cpu:0", "cpu:1"], "layout puts experts and expert_hidden on 'x'"),
+    (
+        "experts",
+        {"moe_layers": [0], "moe_params": {"moe_num_experts": 3}, "mesh_shape": "x:2", "layout": "batch:x,experts:x"},
+        ["--gpu_ids", "cpu:0", "cpu:1"],
+        "splits experts of 3 into 2 parts",
+    ),
+    (
+        "collision",
+        {"moe_layers": [0], "mesh_shape": "x:2", "layout": "experts:x,expert_hidden:x"},
+        ["--gpu_ids", "cpu:0", "cpu:1"],
+        "layout puts experts and expert_hidden on 'x'",
+    ),
     ("layouts", {"mesh_shape": "", "layout": ""}, ["--auto_layout"], "a layout needs several devices"),
     ("not a number", {"lr": 1e30, "gradient_clipping": None, "lr_decay_end": 5}, [], "the loss is"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name, changes, flags, message", BAD, ids=[row[0].replace(" ", "-") for row in BAD])

@@ -10,10 +10,13 @@ from gpt_neo.cli.job import Job
 FOUND = ["mesh_shape=x:8", "layout=batch:x,slots:x", "tokens_per_mb_per_replica=2048", "recompute_grad=false"]
 
 
-@pytest.mark.parametrize("slice_, start", [
-    ("v3-8", "python main.py --tpu NAME --model m.json"),
-    ("v5e-8", "python -m gpt_neo spmd-run --platform tpu --model m.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "slice_, start",
+    [
+        ("v3-8", "python main.py --tpu NAME --model m.json"),
+        ("v5e-8", "python -m gpt_neo spmd-run --platform tpu --model m.json"),
+    ],
+)
 def test_what_was_overridden_is_kept_unless_it_was_decided(slice_, start):
     overrides = ["train_batch_size=64", "mesh_shape=x:4", "model_path=/runs/a b"]
     args = argparse.Namespace(compile_for=slice_, set=overrides, dtype="float32", model="m.json")

@@ -28,11 +28,15 @@ def test_a_machine_that_is_fine(run, trained, tmp_path):
     status, out = run("--model", trained, "--path", tmp_path)
     assert status == 0 and out.endswith("all is well\n"), out
     for subject, text in [
-        ("python", r"3\.\d+"), ("packages", r"\d+ of those that gpt_neo names are here"), ("import", "work together"),
-        ("memory", r"available; training trained on one device takes about \d+ KB"), ("disk", "10 checkpoints take"),
-        ("devices", r"\d+ CPU core\(s\), 0 GPU"), ("access", r"dataset 'small', key 'path': .*: 3 file\(s\), listed"),
+        ("python", r"3\.\d+"),
+        ("packages", r"\d+ of those that gpt_neo names are here"),
+        ("import", "work together"),
+        ("memory", r"available; training trained on one device takes about \d+ KB"),
+        ("disk", "10 checkpoints take"),
+        ("devices", r"\d+ CPU core\(s\), 0 GPU"),
+        ("access", r"dataset 'small', key 'path': .*: 3 file\(s\), listed"),
         ("access", r"--path .*: listed, written, replaced, read, deleted"),
-    ]:  # fmt: skip
+    ]:
         assert re.search(rf"^ok     {subject} +.*{text}", out, re.M), (subject, out)
     assert list(tmp_path.iterdir()) == []
 

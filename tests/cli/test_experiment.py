@@ -51,11 +51,35 @@ def test_a_killed_training_goes_on_and_is_recorded(world, command, started, tmp_
     hit_once(started, model, signal.SIGKILL)
     place, url = str(tmp_path / "experiments"), f"sqlite:///{tmp_path}/runs.db"
     monkeypatch.setenv("MADE", str(tmp_path / "made"))
-    assert command(
-        "--model", path, "--experiment", "night", "--observer", place, "--observer", url, "--steps_per_log", 1,
-        "--steps_per_checkpoint", 20, "--pause", 0.1, "--new", "--yes", "--prompt", "The if", "--max_tokens", 4,
-        "--seed", 1, "--recreate_tpu", f"{sys.executable} -S -c 'import os; os.mkdir(os.environ[\"MADE\"])'",
-    ) == 0  # fmt: skip
+    assert (
+        command(
+            "--model",
+            path,
+            "--experiment",
+            "night",
+            "--observer",
+            place,
+            "--observer",
+            url,
+            "--steps_per_log",
+            1,
+            "--steps_per_checkpoint",
+            20,
+            "--pause",
+            0.1,
+            "--new",
+            "--yes",
+            "--prompt",
+            "The if",
+            "--max_tokens",
+            4,
+            "--seed",
+            1,
+            "--recreate_tpu",
+            f"{sys.executable} -S -c 'import os; os.mkdir(os.environ[\"MADE\"])'",
+        )
+        == 0
+    )
     assert os.path.isdir(tmp_path / "made")  # once, before the second attempt
     out = capsys.readouterr().out
     assert "note      the training was ended by SIGKILL at step" in out and "attempt 2 in 0 s" in out
@@ -86,23 +110,42 @@ def test_a_mistake_stays_one_line_with_its_status(world, command, capsys, tmp_pa
     assert load_runs(str(tmp_path / "experiments"))[0].status == "FAILED"
 
 
-@pytest.mark.parametrize("more, message", [
-    (["--predict"], "--experiment goes with training, not with --predict"),
-    (["--new"], "nobody is there to ask; add --yes"),
-    (["--prompt", "-"], "nobody is there to type"),
-    (["--recreate_tpu", '"'], "--recreate_tpu '\"': No closing quotation"),
-    (["--recreate_tpu", ""], "--recreate_tpu is empty"),
-    (["--max_failures", "0"], "--max_failures is 0; expected at least 1"),
-    (["--pause", "nan"], "--pause is nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--predict"], "--experiment goes with training, not with --predict"),
+        (["--new"], "nobody is there to ask; add --yes"),
+        (["--prompt", "-"], "nobody is there to type"),
+        (["--recreate_tpu", '"'], "--recreate_tpu '\"': No closing quotation"),
+        (["--recreate_tpu", ""], "--recreate_tpu is empty"),
+        (["--max_failures", "0"], "--max_failures is 0; expected at least 1"),
+        (["--pause", "nan"], "--pause is nan"),
+    ],
+)
 def test_flags_that_cannot_be(trained, command, capsys, more, message):
     assert command("--model", trained, "--experiment", "night", *more) == 2
     assert message in capsys.readouterr().err
 
 
 def test_the_words_of_the_child():
-    argv = ["--model", "a", "--exper", "night", "--observer=x", "--set", "lr=1", "--new", "--observer", "y", "-v",
-            "--yes", "--pause", "3", "--prompt", "once upon"]  # fmt: skip
+    argv = [
+        "--model",
+        "a",
+        "--exper",
+        "night",
+        "--observer=x",
+        "--set",
+        "lr=1",
+        "--new",
+        "--observer",
+        "y",
+        "-v",
+        "--yes",
+        "--pause",
+        "3",
+        "--prompt",
+        "once upon",
+    ]
     assert child_words(argv) == ["--model", "a", "--set", "lr=1", "-v", "--prompt", "once upon", "--new", "--yes"]
 
 
@@ -121,8 +164,25 @@ def test_a_training_that_stands_still_is_started_again(world, command, started, 
 
     hit_once(started, model, signal.SIGSTOP)
     started_at = time.monotonic()
-    assert command("--model", path, "--experiment", "night", "--observer", tmp_path / "experiments",
-                   "--steps_per_log", 1, "--steps_per_checkpoint", 20, "--pause", 0.1, "--stall_minutes", 0.5) == 0
+    assert (
+        command(
+            "--model",
+            path,
+            "--experiment",
+            "night",
+            "--observer",
+            tmp_path / "experiments",
+            "--steps_per_log",
+            1,
+            "--steps_per_checkpoint",
+            20,
+            "--pause",
+            0.1,
+            "--stall_minutes",
+            0.5,
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "no sign of life for 1 min" in out and "the training stood still at step" in out
     assert time.monotonic() - started_at < 300

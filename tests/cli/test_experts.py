@@ -10,10 +10,14 @@ from gpt_neo.mtf_compat import tf
 from tests.cli.test_main import log_of, run_main
 
 OPTIONS = {
-    "moe_layers": [1], "moe_params": {"moe_num_experts": 4, "moe_hidden_size": 24, "moe_group_size": 16},
-    "entmax_loss": True, "opt_name": "Adafactor", "lr": 0.1, "mesh_shape": "x:2",
+    "moe_layers": [1],
+    "moe_params": {"moe_num_experts": 4, "moe_hidden_size": 24, "moe_group_size": 16},
+    "entmax_loss": True,
+    "opt_name": "Adafactor",
+    "lr": 0.1,
+    "mesh_shape": "x:2",
     "layout": "batch:x,experts:x,slots:x",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

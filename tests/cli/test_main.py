@@ -124,8 +124,9 @@ def test_exported_model_gives_the_same_logits(trained, command, capsys, tmp_path
     assert float(near) == pytest.approx(float(exact), rel=0.02)
 
 
-@pytest.mark.parametrize("name, parameters", [("gpt3_125M", "125,198,592"), ("gpt3_1-3B", "1,315,575,808"),
-                                              ("gpt3_2-7B", "2,651,307,520")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, parameters", [("gpt3_125M", "125,198,592"), ("gpt3_1-3B", "1,315,575,808"), ("gpt3_2-7B", "2,651,307,520")]
+)
 def test_plan_states_parameters(command, capsys, name, parameters):
     assert command("--model", name, "--plan") == 0
     out = capsys.readouterr().out
@@ -161,8 +162,13 @@ def test_new_deletes_checkpoints_and_nothing_else(world, command, capsys):
 
 
 def run_main(*argv, **options):
-    return subprocess.run([sys.executable, os.path.join(ROOT, "main.py"), *map(str, argv)], capture_output=True,
-                          text=True, check=False, **options)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, os.path.join(ROOT, "main.py"), *map(str, argv)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
 
 
 def test_two_devices_equal_one(world, trained):
@@ -179,8 +185,10 @@ def test_two_devices_equal_one(world, trained):
     tokens = np.random.RandomState(0).randint(0, N_VOCAB, [2, N_CTX]).astype(np.int32)
     np.testing.assert_allclose(logits_of(path, tokens), logits_of(trained, tokens), atol=1e-3)
     argv = ["--model", trained, "--predict", "--temperature", 0, "--max_tokens", 8, "--prompt", "The if"]
-    texts = [run_main(*argv, *more).stdout.partition("--- sample")[2].partition("---\n")[0]
-             for more in ([], ["--set", "mesh_shape=x:2", "--set", "layout=heads:x", "--gpu_ids", "cpu:0", "cpu:1"])]
+    texts = [
+        run_main(*argv, *more).stdout.partition("--- sample")[2].partition("---\n")[0]
+        for more in ([], ["--set", "mesh_shape=x:2", "--set", "layout=heads:x", "--gpu_ids", "cpu:0", "cpu:1"])
+    ]
     assert texts[0] == texts[1] != ""
 
 

@@ -24,9 +24,20 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 def test_it_serves_drains_on_sigterm_and_exits_with_0(model, tmp_path):  # noqa: F811
     model.tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
-    keys = {"n_head": 2, "n_embd": 16, "n_layer": 1, "n_vocab": 300, "n_ctx": 600, "attention_types": [[["global"], 1]],
-            "eos_id": 0, "model_path": str(tmp_path), "train_batch_size": 1, "train_steps": 1,
-            "lr": 0.001, "datasets": []}  # fmt: skip
+    keys = {
+        "n_head": 2,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_vocab": 300,
+        "n_ctx": 600,
+        "attention_types": [[["global"], 1]],
+        "eos_id": 0,
+        "model_path": str(tmp_path),
+        "train_batch_size": 1,
+        "train_steps": 1,
+        "lr": 0.001,
+        "datasets": [],
+    }
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(keys))
     from gpt_neo.config import load_config
@@ -57,10 +68,17 @@ def test_it_serves_drains_on_sigterm_and_exits_with_0(model, tmp_path):  # noqa:
         urllib.request.urlopen(url + "/healthz", timeout=5)
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--host", "0.0.0.0"], "GPT_NEO_API_KEY"), (["--rows", "0"], "--rows is 0"), (["--port", "70000"], "--port"),
-    (["--timeout", "-1"], "--timeout"), (["--max_waiting", "-1"], "--max_waiting"), (["--model", "nothing"], "nothing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--host", "0.0.0.0"], "GPT_NEO_API_KEY"),
+        (["--rows", "0"], "--rows is 0"),
+        (["--port", "70000"], "--port"),
+        (["--timeout", "-1"], "--timeout"),
+        (["--max_waiting", "-1"], "--max_waiting"),
+        (["--model", "nothing"], "nothing"),
+    ],
+)
 def test_flags_that_are_refused(flags, words, monkeypatch):
     monkeypatch.delenv("GPT_NEO_API_KEY", raising=False)
     with pytest.raises(ConfigError, match=words):

@@ -15,9 +15,15 @@ from gpt_neo.errors import ConfigError
 
 SHIPPED = sorted(glob.glob(os.path.join(CONFIG_DIR, "*.json")))
 TINY = {
-    "n_head": 2, "n_embd": 8, "n_layer": 2, "n_vocab": 16, "n_ctx": 8, "lr": 1e-3,
-    "train_batch_size": 2, "train_steps": 3,
-}  # fmt: skip
+    "n_head": 2,
+    "n_embd": 8,
+    "n_layer": 2,
+    "n_vocab": 16,
+    "n_ctx": 8,
+    "lr": 1e-3,
+    "train_batch_size": 2,
+    "train_steps": 3,
+}
 
 
 def write(folder, changes=None, text=None):
@@ -52,10 +58,17 @@ def test_xl_is_an_alias():
 
 def test_legacy_spellings(tmp_path):
     changes = {
-        "ada_epsilon1": "1e-30", "n_layer": "2", "weight_decay": None, "mesh_shape": "x:4,y:2",
-        "layout": "batch:x;embd:y", "activation_fn": "relu", "scale_by_depth": "true", "lr": "6e-4",
-        "attention_types": [[["global", "local"], 1]], "precision": "bf16",
-    }  # fmt: skip
+        "ada_epsilon1": "1e-30",
+        "n_layer": "2",
+        "weight_decay": None,
+        "mesh_shape": "x:4,y:2",
+        "layout": "batch:x;embd:y",
+        "activation_fn": "relu",
+        "scale_by_depth": "true",
+        "lr": "6e-4",
+        "attention_types": [[["global", "local"], 1]],
+        "precision": "bf16",
+    }
     run = load_config(write(tmp_path, changes))
     assert run.optimizer.ada_epsilon1 == 1e-30 and run.optimizer.weight_decay == 0.0
     assert run.mesh.mesh_shape == (("x", 4), ("y", 2)) and run.mesh.layout == (("batch", "x"), ("embd", "y"))
@@ -89,8 +102,14 @@ def test_overrides(tmp_path):
 MASKED = {"mlm_training": True, "mlm_mask_id": 3}
 
 
-@pytest.mark.parametrize("changes", [MASKED, {"input_fn": "mlm_sample_text", "mlm_mask_id": 3},
-                                     {**MASKED, "causal": False, "input_fn": "generic_text"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        MASKED,
+        {"input_fn": "mlm_sample_text", "mlm_mask_id": 3},
+        {**MASKED, "causal": False, "input_fn": "generic_text"},
+    ],
+)
 def test_masked_models_see_both_ways(changes, tmp_path):
     run = load_config(write(tmp_path, changes))
     assert run.training.mlm_training and not run.model.causal

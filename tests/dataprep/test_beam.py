@@ -16,9 +16,11 @@ def beam():
     return pytest.importorskip("apache_beam", reason="the extra beam is not installed")
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"mode": "documents", "files_per": 20}, {"shuffle": True, "seed": 5, "deduplicate": True}, {"skip_bad": True},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mode": "documents", "files_per": 20}, {"shuffle": True, "seed": 5, "deduplicate": True}, {"skip_bad": True}],
+    ids=str,
+)
 def test_same_bytes_as_on_one_machine(beam, corpus, tmp_path, small_tokenizer, monkeypatch, changes):  # noqa: F811
     monkeypatch.setattr(units, "UNIT_BYTES", 30_000)
     monkeypatch.setattr(shards, "BUCKET_EXTENT", 20_000)

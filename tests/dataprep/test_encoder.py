@@ -16,11 +16,48 @@ from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 # What the pre-tokenizer's rules turn on, and what they might be confused by.
 FRAGMENTS = [
-    " ", "  ", "\n", "\t", "\r\n", "'", "''", "s", "t", "re", "ve", "ll", "d", "m", "S", "a", "stuff", "1", "42", "!",
-    "-", "\0", "\u00e9", "e\u0301", "\u00bd", "\u2167", "\u4e2d\u6587", "\u3000", "\x85", "\u00a0", "\u2028", "\u200b",
-    "\x1c", "\U0001f600", "\U0001f1e9\U0001f1ea", "\u0378", "\U00010940", "\ue000", "<|endoftext|>", "\u0627\u0644",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\r\n",
+    "'",
+    "''",
+    "s",
+    "t",
+    "re",
+    "ve",
+    "ll",
+    "d",
+    "m",
+    "S",
+    "a",
+    "stuff",
+    "1",
+    "42",
+    "!",
+    "-",
+    "\0",
+    "\u00e9",
+    "e\u0301",
+    "\u00bd",
+    "\u2167",
+    "\u4e2d\u6587",
+    "\u3000",
+    "\x85",
+    "\u00a0",
+    "\u2028",
+    "\u200b",
+    "\x1c",
+    "\U0001f600",
+    "\U0001f1e9\U0001f1ea",
+    "\u0378",
+    "\U00010940",
+    "\ue000",
+    "<|endoftext|>",
+    "\u0627\u0644",
     "\u0e01\u0e33",
-]  # fmt: skip
+]
 MIXED = st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join)
 ANY = st.text(max_size=40) | MIXED
 
@@ -69,8 +106,19 @@ def test_cuts_change_no_ids(encoder, gpt2, text):
     assert first == (next(iter(words.certain_cuts(points, kinds).tolist()), None))
 
 
-@pytest.mark.parametrize("run", ["a" * 100_000, " " * 100_000, "\n" * 99_999 + "x", "=" * 100_000, "\u4e2d" * 30_000,
-                                 "ab " * 50_000, " 's" * 30_000, "'" * 50_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "run",
+    [
+        "a" * 100_000,
+        " " * 100_000,
+        "\n" * 99_999 + "x",
+        "=" * 100_000,
+        "\u4e2d" * 30_000,
+        "ab " * 50_000,
+        " 's" * 30_000,
+        "'" * 50_000,
+    ],
+)
 def test_long_runs(encoder, gpt2, run):
     assert encoder.encode(run).tolist() == gpt2.encode(run)
 
@@ -113,8 +161,15 @@ def variant(path, **changes):
 
 def test_other_tokenizers_go_through_tokenizers(small_tokenizer, tmp_path):
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    added = {"id": 400, "content": "  ", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": False}  # fmt: skip
+    added = {
+        "id": 400,
+        "content": "  ",
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": False,
+    }
     assert splits_into_words(variant(small_tokenizer)) and knows_the_same_letters()
     for changes in ({"pre_tokenizer": byte_level}, {"normalizer": {"type": "NFKC"}}, {"added_tokens": [added]}):
         backend = variant(small_tokenizer, **changes)

@@ -32,8 +32,9 @@ def texts(tmp_path, gcs, prose):
 
 
 def run(source, target, tokenizer, work, **changes):
-    options = PrepareOptions(source, target, encoder_path=tokenizer, chunk_size=16, files_per=100, work_dir=str(work),
-                             **changes)  # fmt: skip
+    options = PrepareOptions(
+        source, target, encoder_path=tokenizer, chunk_size=16, files_per=100, work_dir=str(work), **changes
+    )
     return prepare(options, silent)
 
 

@@ -30,8 +30,12 @@ if __name__ == "__main__":
 
 def create(*arguments):
     """Run it; return the largest memory of a process, bytes."""
-    done = subprocess.run([sys.executable, "-c", COMMAND.format(root=ROOT), *map(str, arguments)], capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(root=ROOT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout.splitlines()[-1])
 

@@ -20,9 +20,27 @@ from tests.dataprep.test_prepare import contents
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "legacy_golden.json")
 WORDS = [
-    "the", "cat", " @-@ ", " , ", " . \n", "it 's", "<|endoftext|>", "sch\u00c3\u00b6n", "\u2026", "( x )", '" q "',
-    "\ufb01ne", "= = H = =", " N ", "/' 5/", "\u4e2d\u6587", "\U0001f600", "12 @,@ 000", "\t", "caf\u00e9",
-]  # fmt: skip
+    "the",
+    "cat",
+    " @-@ ",
+    " , ",
+    " . \n",
+    "it 's",
+    "<|endoftext|>",
+    "sch\u00c3\u00b6n",
+    "\u2026",
+    "( x )",
+    '" q "',
+    "\ufb01ne",
+    "= = H = =",
+    " N ",
+    "/' 5/",
+    "\u4e2d\u6587",
+    "\U0001f600",
+    "12 @,@ 000",
+    "\t",
+    "caf\u00e9",
+]
 
 
 def documents(seed, count, longest):
@@ -67,7 +85,8 @@ def test_same_bytes_as_the_old_program(tmp_path, number):
     account = manifest["account"]
     assert account["documents_in"] == 30 + 2 + 1 + 21 + 21 and account["tokens_dropped_tail"] > 0
     assert account["tokens_in"] + account["separator_tokens"] == (
-        account["tokens_written"] + account["tokens_dropped_tail"] + account["tokens_dropped_overwritten"])  # fmt: skip
+        account["tokens_written"] + account["tokens_dropped_tail"] + account["tokens_dropped_overwritten"]
+    )
 
 
 def test_what_the_old_program_could_not_do(tmp_path):

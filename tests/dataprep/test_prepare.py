@@ -27,8 +27,9 @@ def silent(stored, text, tokens, total=None):
 
 
 def run(source, output, tokenizer, **changes):
-    options = PrepareOptions(**{"input_dir": str(source), "output_dir": str(output), "encoder_path": tokenizer,
-                                "chunk_size": 16, **changes})  # fmt: skip
+    options = PrepareOptions(
+        **{"input_dir": str(source), "output_dir": str(output), "encoder_path": tokenizer, "chunk_size": 16, **changes}
+    )
     return prepare(options, silent)
 
 
@@ -63,8 +64,13 @@ TEXT = st.text("ab \n'\u00e9", max_size=40)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(TEXT, min_size=1, max_size=12), st.integers(2, 9), st.integers(1, 5), st.integers(1, 200),
-       st.integers(0, 12))  # fmt: skip
+@given(
+    st.lists(TEXT, min_size=1, max_size=12),
+    st.integers(2, 9),
+    st.integers(1, 5),
+    st.integers(1, 200),
+    st.integers(0, 12),
+)
 def test_packing_loses_nothing_and_the_account_balances(
     tmp_path_factory, small_tokenizer, monkeypatch, texts, size, files_per, unit, least
 ):
@@ -92,7 +98,8 @@ def test_packing_loses_nothing_and_the_account_balances(
     assert account["separator_tokens"] == len(kept)
     assert account["tokens_written"] == size * len(expected)
     assert account["tokens_in"] + account["separator_tokens"] + account["fill_tokens"] == (
-        account["tokens_written"] + account["tokens_dropped_short"])  # fmt: skip
+        account["tokens_written"] + account["tokens_dropped_short"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +111,24 @@ def corpus(tmp_path_factory, prose):
     write_lines(folder / "b.jsonl", [prose[i * 700 : i * 800] for i in range(40)])
     (folder / "c.txt").write_text(prose[:60_000] + "Z\u00e4hne\u2003\u4e2d " * 2000, encoding="utf-8", newline="")
     with gzip.open(folder / "d.jsonl.gz", "wt", encoding="utf-8") as handle:
-        handle.writelines(json.dumps({"text": prose[i : i + 3000], "meta": {"pile_set_name": f"S{i % 2}"}}) + "\n"
-                          for i in range(50_000, 90_000, 1001))  # fmt: skip
+        handle.writelines(
+            json.dumps({"text": prose[i : i + 3000], "meta": {"pile_set_name": f"S{i % 2}"}}) + "\n"
+            for i in range(50_000, 90_000, 1001)
+        )
     return folder
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"mode": "documents", "files_per": 20}, {"shuffle": True, "seed": 5}, {"deduplicate": True},
-    {"mode": "documents", "shuffle": True, "deduplicate": True, "files_per": 33},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mode": "documents", "files_per": 20},
+        {"shuffle": True, "seed": 5},
+        {"deduplicate": True},
+        {"mode": "documents", "shuffle": True, "deduplicate": True, "files_per": 33},
+    ],
+    ids=str,
+)
 def test_same_bytes_for_any_number_of_workers(corpus, tmp_path, small_tokenizer, monkeypatch, changes):
     monkeypatch.setattr(units, "UNIT_BYTES", 10_000)
     monkeypatch.setattr(shards, "BUCKET_EXTENT", 20_000 if changes.get("mode") != "documents" else 40)
@@ -187,8 +203,10 @@ def test_shuffled_chunks_are_the_chunks_of_the_shuffled_documents(tmp_path, smal
     mixed = rows_of(tmp_path / "a", run(tmp_path / "in.jsonl", tmp_path / "a", small_tokenizer, **changes))
     monkeypatch.setattr(shards, "ordered", lambda job, shard, window, rows: rows)
     unmixed = rows_of(tmp_path / "b", run(tmp_path / "in.jsonl", tmp_path / "b", small_tokenizer, **changes))
-    documents = rows_of(tmp_path / "c", run(tmp_path / "in.jsonl", tmp_path / "c", small_tokenizer, mode="documents",
-                                            **{**changes, "files_per": 999}))  # fmt: skip
+    documents = rows_of(
+        tmp_path / "c",
+        run(tmp_path / "in.jsonl", tmp_path / "c", small_tokenizer, mode="documents", **{**changes, "files_per": 999}),
+    )
     stream = [i for document in documents for i in [*document, SEPARATOR]]
     stream += [SEPARATOR] * (-len(stream) % 16)
     assert unmixed == [stream[i : i + 16] for i in range(0, len(stream), 16)]
@@ -249,8 +267,12 @@ def test_bad_documents_stop_or_are_counted(tmp_path, small_tokenizer, monkeypatc
     account = manifest["account"]
     assert (account["documents_in"], account["documents_written"], account["documents_dropped_bad"]) == (7, 2, 5)
     assert manifest["bad_documents"]["reasons"] == {
-        "unknown extension": 1, "expected an object with a string under 'text'": 1, "not valid JSON": 1, "not UTF-8": 1,
-        "a lone surrogate, which no UTF-8 text holds": 1}  # fmt: skip
+        "unknown extension": 1,
+        "expected an object with a string under 'text'": 1,
+        "not valid JSON": 1,
+        "not UTF-8": 1,
+        "a lone surrogate, which no UTF-8 text holds": 1,
+    }
     places = [place.rsplit("/", 1)[1] for place in manifest["bad_documents"]["first"]]
     assert [place.split(": ")[0] for place in places] == ["c.docx", "a.jsonl:2", "a.jsonl:3", "a.jsonl:5", "b.txt"]
 
@@ -292,7 +314,12 @@ def test_dataset_config_for_training(corpus, tmp_path, small_tokenizer):
     manifest = run(corpus, tmp_path / "out", small_tokenizer)
     config = dataset_config(manifest, str(tmp_path / "out"), "held/*.tfrecords")
     assert config == {
-        "n_vocab": 400, "path": str(tmp_path / "out" / "data_*.tfrecords"), "eval_path": "held/*.tfrecords",
-        "tokenizer_path": small_tokenizer, "tokenizer_is_pretrained": False, "eos_id": 0, "padding_id": 1,
-    }  # fmt: skip
+        "n_vocab": 400,
+        "path": str(tmp_path / "out" / "data_*.tfrecords"),
+        "eval_path": "held/*.tfrecords",
+        "tokenizer_path": small_tokenizer,
+        "tokenizer_is_pretrained": False,
+        "eos_id": 0,
+        "padding_id": 1,
+    }
     assert dataset_config(manifest, "gs://b/p")["path"] == "gs://b/p/data_*.tfrecords"

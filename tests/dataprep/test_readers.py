@@ -68,10 +68,16 @@ def all_found(folder, **rules):
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
-@pytest.mark.parametrize("suffix, make", [
-    (".jsonl", lines_of), (".json", lambda texts: json.dumps(texts, indent=1).encode()), (".json", lines_of),
-    (".dat", lambda texts: b"".join(b"%016d" % len(t.encode()) + t.encode() for t in texts)), (".tar", tar_of),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "suffix, make",
+    [
+        (".jsonl", lines_of),
+        (".json", lambda texts: json.dumps(texts, indent=1).encode()),
+        (".json", lines_of),
+        (".dat", lambda texts: b"".join(b"%016d" % len(t.encode()) + t.encode() for t in texts)),
+        (".tar", tar_of),
+    ],
+)
 def test_streams(tmp_path, suffix, make, compression):
     path = tmp_path / f"x{suffix}{compression}"
     path.write_bytes(COMPRESS[compression](make(TEXTS)))
@@ -123,7 +129,9 @@ def test_files_in_natural_order_and_mistakes(tmp_path):
     names = [os.path.relpath(path, tmp_path) for path in find_inputs(str(tmp_path))]
     assert names == ["part_9.txt", "part_10.txt", "sub/part_1.txt"]
     assert find_inputs(str(tmp_path / "*.txt"), str(tmp_path / "part_9.txt")) == [
-        str(tmp_path / "part_9.txt"), str(tmp_path / "part_10.txt")]  # fmt: skip
+        str(tmp_path / "part_9.txt"),
+        str(tmp_path / "part_10.txt"),
+    ]
     (tmp_path / "odd[1].txt").write_text("x")
     assert find_inputs(str(tmp_path / "odd[1].txt")) == [str(tmp_path / "odd[1].txt")]
     assert sorted(["b10", "b9", "a"], key=natural_key) == ["a", "b9", "b10"]
@@ -175,9 +183,11 @@ def places(found):
 def test_bad_lines_are_named_and_the_others_read(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n\n{oops\n"caf\xe9"\n{"txt": 1}\n[1]\n{"text": null}\n"also fine"\n')
-    expected = [f"{path}:3: not valid JSON: Expecting property name enclosed in double quotes",
-                f"{path}:4: not UTF-8: invalid continuation byte at byte 4 of the line",
-                *(f"{path}:{line}: expected an object with a string under 'text'" for line in (5, 6, 7))]  # fmt: skip
+    expected = [
+        f"{path}:3: not valid JSON: Expecting property name enclosed in double quotes",
+        f"{path}:4: not UTF-8: invalid continuation byte at byte 4 of the line",
+        *(f"{path}:{line}: expected an object with a string under 'text'" for line in (5, 6, 7)),
+    ]
     for size in (1 << 20, 40, 1):
         monkeypatch.setattr(units, "UNIT_BYTES", size)
         found = all_found(tmp_path)
@@ -205,8 +215,15 @@ def test_archives_that_break_off(tmp_path, compression, prose):
     assert "broken archive" in places(all_found(tmp_path))[0]
 
 
-@pytest.mark.parametrize("name, make", [("a.tar", tar_of), ("a.zip", zip_of), ("a.parquet", parquet_of),
-                                        ("a.tar.gz", lambda texts: gzip.compress(tar_of(texts)))])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, make",
+    [
+        ("a.tar", tar_of),
+        ("a.zip", zip_of),
+        ("a.parquet", parquet_of),
+        ("a.tar.gz", lambda texts: gzip.compress(tar_of(texts))),
+    ],
+)
 @pytest.mark.parametrize("keep", [0.7, 0.5, 0.001])
 def test_archives_of_members_that_break_off(tmp_path, name, make, keep):
     texts = [f"document {i} " * 40 for i in range(30)]
@@ -261,5 +278,10 @@ def test_small_files_share_a_unit_and_large_ones_are_cut(tmp_path, monkeypatch):
     assert [[s.size for s in group] for group in groups] == [[40, 40], [40, 0], [250], [30]]
     made = list(units_of(groups, Rules()))
     assert [(u.group, u.part, u.last, u.stored) for u in made] == [
-        (0, 0, True, 80), (1, 0, True, 40), (2, 0, False, 100), (2, 1, False, 100), (2, 2, True, 50), (3, 0, True, 30)
-    ]  # fmt: skip
+        (0, 0, True, 80),
+        (1, 0, True, 40),
+        (2, 0, False, 100),
+        (2, 1, False, 100),
+        (2, 2, True, 50),
+        (3, 0, True, 30),
+    ]

@@ -54,8 +54,10 @@ def test_tensorflow_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
         writer.write(row)
     path = writer.close()
     assert path.endswith("x_3_3.tfrecords") and count_from_name(path) == count_records(path) == 3
-    got = [tf.train.Example.FromString(r).features.feature["text"].int64_list.value[:]
-           for r in tf.io.tf_record_iterator(path)]  # fmt: skip
+    got = [
+        tf.train.Example.FromString(r).features.feature["text"].int64_list.value[:]
+        for r in tf.io.tf_record_iterator(path)
+    ]
     assert got == rows
     other = str(tmp_path / "tf.tfrecords")
     with tf.io.TFRecordWriter(other) as tf_writer:

@@ -73,8 +73,14 @@ def test_ended_before_and_after_every_step(corpus, tmp_path, small_tokenizer, mo
 
     def attempt(output, after):
         steps[0] = after
-        options = PrepareOptions(str(corpus), str(tmp_path / output), encoder_path=small_tokenizer, chunk_size=16,
-                                 files_per=4 if changes.get("mode") else 90, **changes)  # fmt: skip
+        options = PrepareOptions(
+            str(corpus),
+            str(tmp_path / output),
+            encoder_path=small_tokenizer,
+            chunk_size=16,
+            files_per=4 if changes.get("mode") else 90,
+            **changes,
+        )
         with contextlib.suppress(Killed):
             prepare.prepare(options, silent)
             return True
@@ -95,8 +101,13 @@ def test_ended_before_and_after_every_step(corpus, tmp_path, small_tokenizer, mo
 
 
 def start(arguments):
-    return subprocess.Popen([sys.executable, "-c", COMMAND.format(root=ROOT), *arguments], stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND.format(root=ROOT), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        start_new_session=True,
+    )
 
 
 def children(pid):
@@ -120,8 +131,17 @@ def gone(pid):
 
 def kill_and_resume(folder, tokenizer, kills, seed):
     """Kill a run at random moments, with other numbers of workers each time; return what it left and what it should."""
-    arguments = ["--input_dir", str(folder / "in"), "--encoder_path", tokenizer, "--chunk_size", "17", "--files_per",
-                 "500", "--output_dir"]  # fmt: skip
+    arguments = [
+        "--input_dir",
+        str(folder / "in"),
+        "--encoder_path",
+        tokenizer,
+        "--chunk_size",
+        "17",
+        "--files_per",
+        "500",
+        "--output_dir",
+    ]
     whole = start([*arguments, str(folder / "whole"), "--processes", "1"])
     began = time.monotonic()
     assert whole.wait() == 0, whole.stderr.read()
@@ -155,8 +175,16 @@ def test_killed_at_random_moments(tmp_path, small_tokenizer, prose, kills):
 
 
 def options_of(corpus, tmp_path, tokenizer, **changes):
-    return PrepareOptions(**{"input_dir": str(corpus), "output_dir": str(tmp_path / "out"), "encoder_path": tokenizer,
-                             "chunk_size": 16, "files_per": 90, **changes})  # fmt: skip
+    return PrepareOptions(
+        **{
+            "input_dir": str(corpus),
+            "output_dir": str(tmp_path / "out"),
+            "encoder_path": tokenizer,
+            "chunk_size": 16,
+            "files_per": 90,
+            **changes,
+        }
+    )
 
 
 def interrupt(options, monkeypatch, units_done):

@@ -22,8 +22,9 @@ SCRIPTS = sorted(glob.glob(os.path.join(ROOT, "data", "*.py")))
 def call(name, *arguments, **options):
     """A script in a process of its own."""
     path = os.path.join(ROOT, "data", f"{name}.py")
-    return subprocess.run([sys.executable, path, *map(str, arguments)], capture_output=True, cwd=ROOT, check=False,
-                          **options)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, path, *map(str, arguments)], capture_output=True, cwd=ROOT, check=False, **options
+    )
 
 
 def load(name):
@@ -42,8 +43,10 @@ def test_help(path):
 
 def test_inspect_stands_in_for_no_module():
     """Every script has its own folder first on the search path, and many modules import `inspect`."""
-    code = ("import sys; sys.path.insert(0, 'data'); import inspect, dataclasses; from inspect import signature; "
-            "print(inspect.__file__, inspect.isfunction(signature), sys.modules['inspect'] is inspect)")  # fmt: skip
+    code = (
+        "import sys; sys.path.insert(0, 'data'); import inspect, dataclasses; from inspect import signature; "
+        "print(inspect.__file__, inspect.isfunction(signature), sys.modules['inspect'] is inspect)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     place, *right = done.stdout.split()
     assert os.path.dirname(place) == os.path.dirname(json.__file__.replace("/json/", "/")) and right == ["True", "True"]
@@ -54,8 +57,20 @@ def prepared(tmp_path_factory, small_tokenizer):
     """Records of three documents."""
     folder = tmp_path_factory.mktemp("prepared")
     write_lines(folder / "in.jsonl", ["one two three", "x", "some more words " * 9])
-    arguments = ["--input_dir", folder / "in.jsonl", "--output_dir", folder / "out", "--encoder_path", small_tokenizer,
-                 "--chunk_size", 16, "--files_per", 2, "--processes", 1]  # fmt: skip
+    arguments = [
+        "--input_dir",
+        folder / "in.jsonl",
+        "--output_dir",
+        folder / "out",
+        "--encoder_path",
+        small_tokenizer,
+        "--chunk_size",
+        16,
+        "--files_per",
+        2,
+        "--processes",
+        1,
+    ]
     assert load("create_tfrecords")(*arguments) == 0
     return folder
 
@@ -105,8 +120,18 @@ def test_train_tokenizer_from_any_reader(tmp_path, prose, capsys):
     train = load("train_tokenizer")
     assert train("--base_dir", tmp_path / "in", "--vocab_size", 300, "--output_dir", tmp_path / "t1") == 0
     assert "300 ids from 2 file(s)" in capsys.readouterr().out
-    assert train("--base_dir", tmp_path / "in" / "a.jsonl", tmp_path / "in" / "b.txt", "--vocab_size", 300,
-                 "--output_dir", tmp_path / "t2") == 0  # fmt: skip
+    assert (
+        train(
+            "--base_dir",
+            tmp_path / "in" / "a.jsonl",
+            tmp_path / "in" / "b.txt",
+            "--vocab_size",
+            300,
+            "--output_dir",
+            tmp_path / "t2",
+        )
+        == 0
+    )
     assert (tmp_path / "t1" / "tokenizer.json").read_bytes() == (tmp_path / "t2" / "tokenizer.json").read_bytes()
     assert train("--base_dir", tmp_path / "in", "--file_type", "docx", "--vocab_size", 300, "--output_dir", "x") == 2
     assert train("--base_dir", tmp_path / "in", "--vocab_size", 30, "--output_dir", "x") == 2
@@ -130,8 +155,16 @@ def test_standard_input(prepared, tmp_path, small_tokenizer):
 
 def test_separators_dataset_config_and_mistakes(prepared, tmp_path, small_tokenizer, capsys, monkeypatch):
     create = load("create_tfrecords")
-    common = ["--input_dir", prepared / "in.jsonl", "--encoder_path", small_tokenizer, "--chunk_size", 16,
-              "--processes", 1]  # fmt: skip
+    common = [
+        "--input_dir",
+        prepared / "in.jsonl",
+        "--encoder_path",
+        small_tokenizer,
+        "--chunk_size",
+        16,
+        "--processes",
+        1,
+    ]
     made = []
     for number, words in enumerate((["0"], ["[0]"], ["0", "1"], ["0,1"])):
         assert create(*common, "--output_dir", tmp_path / str(number), "--separator", *words) == 0
@@ -143,11 +176,12 @@ def test_separators_dataset_config_and_mistakes(prepared, tmp_path, small_tokeni
         assert json.load(handle)["path"] == str(tmp_path / "out" / "mine_*.tfrecords")
     capsys.readouterr()
     for arguments, message in (
-        (["--separator", "x"], "--separator is 'x'"), (["--chunk_size", "1"], "--chunk_size is 1"),
+        (["--separator", "x"], "--separator is 'x'"),
+        (["--chunk_size", "1"], "--chunk_size is 1"),
         (["--output_dir", "out", "--name", "mine"], "already holds mine_0_"),
         (["--legacy"], "--legacy: the old program crashed with --encoder_path"),
         (["--input_dir", "nowhere"], "--input_dir 'nowhere': no files there"),
-    ):  # fmt: skip
+    ):
         assert create(*common, *arguments) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1

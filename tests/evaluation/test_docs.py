@@ -19,8 +19,12 @@ def commands(start):
 def test_evaluations(command, trained, texts, tmp_path):
     wikitext = tmp_path / "wiki.test.raw"
     wikitext.write_text(" = Title = \n \n Some words @-@ joined . \n", encoding="utf-8")
-    files = {"demo": trained, "lambada=lambada_test.jsonl": f"lambada={texts[0]}",
-             "wikitext=wiki.test.raw": f"wikitext={wikitext}", "pile=val.jsonl.zst": f"pile={texts[0]}"}  # fmt: skip
+    files = {
+        "demo": trained,
+        "lambada=lambada_test.jsonl": f"lambada={texts[0]}",
+        "wikitext=wiki.test.raw": f"wikitext={wikitext}",
+        "pile=val.jsonl.zst": f"pile={texts[0]}",
+    }
     for words in commands("python main.py"):
         assert command(*[files.get(word, word) for word in words]) == 0
 

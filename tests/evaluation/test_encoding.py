@@ -14,15 +14,18 @@ def gpt2():
     return load_tokenizer("gpt2")
 
 
-@pytest.mark.parametrize("context, continuation, before, after", [
-    ("Hello", " world", ["Hello"], [" world"]),
-    ("Hello ", "world", ["Hello"], [" world"]),  # the space goes to the word after it
-    ("", "Hello world", [END], ["Hello", " world"]),
-    (" ", "world", [END], [" world"]),
-    ("Hello", "", ["Hello"], []),
-    ("", "", [END], []),
-    ("a\n\n", "b", ["a"], ["\n", "\n", "b"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "context, continuation, before, after",
+    [
+        ("Hello", " world", ["Hello"], [" world"]),
+        ("Hello ", "world", ["Hello"], [" world"]),  # the space goes to the word after it
+        ("", "Hello world", [END], ["Hello", " world"]),
+        (" ", "world", [END], [" world"]),
+        ("Hello", "", ["Hello"], []),
+        ("", "", [END], []),
+        ("a\n\n", "b", ["a"], ["\n", "\n", "b"]),
+    ],
+)
 def test_pairs(gpt2, context, continuation, before, after):
     ids = [[i] if isinstance(i, int) else gpt2.encode(i) for i in before + after]
     assert all(len(one) == 1 for one in ids)

@@ -113,8 +113,11 @@ def test_equals_the_harness_with_hugging_face(ours, evaluate, twin):
     for name in NAMES:
         compare_answers(ours[1], theirs, name)
         for metric, value in ours[1]["results"][name].items():
-            assert value == (pytest.approx(theirs["results"][name][metric], rel=1e-4) if isinstance(value, float)
-                             else theirs["results"][name][metric])  # fmt: skip
+            assert value == (
+                pytest.approx(theirs["results"][name][metric], rel=1e-4)
+                if isinstance(value, float)
+                else theirs["results"][name][metric]
+            )
 
 
 def test_equals_a_direct_loss(ours, peer, tasks):
@@ -147,8 +150,10 @@ def test_by_name_one_by_one_and_cached(ours, evaluate, trained, tmp_path):
     model = f"model={trained},checkpoint=20,max_length=32"
     again = evaluate("gpt_neo", model_args=model, batch_size=1, use_cache=str(tmp_path / "answers"))
     for name in NAMES[:3]:
-        flat = [[x for pair in results for x in (pair if isinstance(pair, (list, tuple)) else [pair])]
-                for results in (answers(ours[1], name), answers(again, name))]  # fmt: skip
+        flat = [
+            [x for pair in results for x in (pair if isinstance(pair, (list, tuple)) else [pair])]
+            for results in (answers(ours[1], name), answers(again, name))
+        ]
         for mine, other in zip(*flat, strict=True):
             assert mine == pytest.approx(other, abs=1e-4)
     assert answers(ours[1], "generation") == answers(again, "generation")
@@ -162,13 +167,26 @@ def test_command(trained, tasks, tmp_path, capsys, monkeypatch):
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "")  # so that what --offline sets ends with this test
     output = tmp_path / "all.json"
-    argv = ["harness", "--model", trained, "--tasks", "cloze,rolling", "--include_path", tasks[0], "--offline",
-            "--limit", "3", "--output", str(output)]  # fmt: skip
+    argv = [
+        "harness",
+        "--model",
+        trained,
+        "--tasks",
+        "cloze,rolling",
+        "--include_path",
+        tasks[0],
+        "--offline",
+        "--limit",
+        "3",
+        "--output",
+        str(output),
+    ]
     assert main(argv) == 0
     shown = capsys.readouterr().out
     assert "word_perplexity" in shown and "checkpoint at step 20" in shown
-    lines = [json.loads(line) for line in open(os.path.join(load_config(trained).training.model_path,
-                                                            "eval_trained.jsonl"))]  # fmt: skip
+    lines = [
+        json.loads(line) for line in open(os.path.join(load_config(trained).training.model_path, "eval_trained.jsonl"))
+    ]
     assert {line["task"] for line in lines[-2:]} == {"cloze", "rolling"}
     whole = json.loads(output.read_text())
     assert lines[-1]["metrics"]["bits_per_byte,none"] == whole["results"]["rolling"]["bits_per_byte,none"]
@@ -194,10 +212,14 @@ def test_sampling_is_of_the_seed_and_not_of_the_batch(ours):
     assert ours[0].generate_until(requests, disable_tqdm=True)[:1] == alone
 
 
-@pytest.mark.parametrize("changes, text", [
-    ({"device": "cuda"}, "device is 'cuda'"), ({"batch_size": "0"}, "batch_size is '0'"),
-    ({"overrides": "n_layers=3"}, "unknown key 'n_layers'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"device": "cuda"}, "device is 'cuda'"),
+        ({"batch_size": "0"}, "batch_size is '0'"),
+        ({"overrides": "n_layers=3"}, "unknown key 'n_layers'"),
+    ],
+)
 def test_arguments_that_mean_nothing(trained, changes, text):
     from gpt_neo.evaluation.harness import GptNeoLM
 
@@ -211,11 +233,15 @@ def test_unknown_generation_options_are_refused(ours):
 
 
 def test_the_entry_point_names_the_adapter(tmp_path):
-    subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)], cwd=ROOT, check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     found = configparser.ConfigParser()
     found.read(tmp_path / "gpt_neo.egg-info" / "entry_points.txt")
-    (name, value), = found["lm_eval.models"].items()
+    ((name, value),) = found["lm_eval.models"].items()
     from gpt_neo.evaluation.harness import NAME, GptNeoLM
 
     assert importlib.metadata.EntryPoint(name, value, "lm_eval.models").load() is GptNeoLM and name == NAME

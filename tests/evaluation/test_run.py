@@ -20,8 +20,10 @@ from gpt_neo.mtf_compat import tf
 from gpt_neo.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 
-PAGES = (" \n = First page = \n \n Some words , and a @-@ joined one . \n \n = = Part = = \n \n More of it . \n"
-         " \n = Second = \n \n It has ( few ) words . \n")  # fmt: skip
+PAGES = (
+    " \n = First page = \n \n Some words , and a @-@ joined one . \n \n = = Part = = \n \n More of it . \n"
+    " \n = Second = \n \n It has ( few ) words . \n"
+)
 
 
 def lines_of(config, name=None):
@@ -56,8 +58,12 @@ def test_losses_of_texts_and_of_their_sets(evaluated, peer, texts):
         (line["sets"][name], np.array([s == name for s in sets])) for name in ("Books3", "Pile-CC")
     ]:
         x, n = nats[chosen].sum(), tokens[chosen].sum()
-        wanted = {"loss": x / n, "perplexity": math.exp(x / n), "bits_per_byte": x / size[chosen].sum() / math.log(2),
-                  "bits_per_character": x / letters[chosen].sum() / math.log(2)}  # fmt: skip
+        wanted = {
+            "loss": x / n,
+            "perplexity": math.exp(x / n),
+            "bits_per_byte": x / size[chosen].sum() / math.log(2),
+            "bits_per_character": x / letters[chosen].sum() / math.log(2),
+        }
         assert part["tokens"] == n and part["metrics"] == pytest.approx(wanted, rel=1e-5)
         for name, (low, high) in part["intervals"].items():
             assert low < wanted[name] < high
@@ -82,8 +88,9 @@ def test_lambada(evaluated, peer, texts):
     assert metrics["target_perplexity"] == pytest.approx(math.exp(np.mean(nats)), rel=1e-5)
     assert metrics["accuracy"] == np.mean(right)
     margin = 1.959964 * np.std(nats, ddof=1) / math.sqrt(len(nats))
-    assert intervals["target_perplexity"] == pytest.approx([math.exp(np.mean(nats) - margin),
-                                                            math.exp(np.mean(nats) + margin)], rel=1e-4)  # fmt: skip
+    assert intervals["target_perplexity"] == pytest.approx(
+        [math.exp(np.mean(nats) - margin), math.exp(np.mean(nats) + margin)], rel=1e-4
+    )
 
 
 def test_wikitext(evaluated, peer, tmp_path):
@@ -106,10 +113,25 @@ def test_wikitext_is_detokenized_as_the_harness_does():
 
 
 def test_a_mesh_gives_the_same(evaluated, trained, texts):
-    argv = ["--model", trained, "--eval", "--sacred_id", "mesh", "--eval_tasks", f"pile={texts[0]}", "--gpu_ids",
-            "cpu:0", "cpu:1", "--set", "mesh_shape=x:2", "--set", "layout=heads:x,vocab:x"]  # fmt: skip
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "main.py"), *argv], capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    argv = [
+        "--model",
+        trained,
+        "--eval",
+        "--sacred_id",
+        "mesh",
+        "--eval_tasks",
+        f"pile={texts[0]}",
+        "--gpu_ids",
+        "cpu:0",
+        "cpu:1",
+        "--set",
+        "mesh_shape=x:2",
+        "--set",
+        "layout=heads:x,vocab:x",
+    ]
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "main.py"), *argv], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     spread, alone = lines_of(trained, "mesh")[-1], evaluated(f"pile={texts[0]}")[0]["pile"]
     assert spread["metrics"] == pytest.approx(alone["metrics"], rel=1e-5) and spread["tokens"] == alone["tokens"]
@@ -142,8 +164,15 @@ def test_a_task_of_ones_own_needs_no_other_file(world, trained, evaluated, texts
     folder = os.path.join(world.folder, "eval_tasks")
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "mine.json"), "w", encoding="utf-8") as handle:
-        json.dump({"documents": texts[0], "form": f"{__name__}:letters_between_spaces", "limit": 3,
-                   "metrics": ["loss", f"{__name__}:longest"]}, handle)  # fmt: skip
+        json.dump(
+            {
+                "documents": texts[0],
+                "form": f"{__name__}:letters_between_spaces",
+                "limit": 3,
+                "metrics": ["loss", f"{__name__}:longest"],
+            },
+            handle,
+        )
     found, shown = evaluated("mine", f"pile={texts[0]}")
     cut = [" ".join(row["text"].split(" ")[::2]) for row in texts[1][:3]]
     nats, tokens = np.array([peer.text_nats(text) for text in cut]).T
@@ -171,15 +200,18 @@ def test_the_2021_program_kept_lambada_as_ids(world, trained, texts, tmp_path):
     assert [(e.context, e.continuation) for e in found] == [(e.context, e.continuation) for e in plain]
 
 
-@pytest.mark.parametrize("entry, error, text", [
-    ("lambda=x.jsonl", ConfigError, "no eval task 'lambda'; there are lambada, "),
-    ("lambada", ConfigError, "names no documents; give lambada=FILE"),
-    ("wrong", ConfigError, "unknown key 'metric'; nearest known key: 'metrics'"),
-    ("odd", ConfigError, "metric 'losses' is unknown; there are loss, perplexity"),
-    ("lambada=nowhere.jsonl", DataError, "eval task 'lambada', documents 'nowhere.jsonl': no files there"),
-    ("lambada={empty}", DataError, "nothing to score in"),
-    ("lambada={bad}", DataError, "bad.jsonl:2: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry, error, text",
+    [
+        ("lambda=x.jsonl", ConfigError, "no eval task 'lambda'; there are lambada, "),
+        ("lambada", ConfigError, "names no documents; give lambada=FILE"),
+        ("wrong", ConfigError, "unknown key 'metric'; nearest known key: 'metrics'"),
+        ("odd", ConfigError, "metric 'losses' is unknown; there are loss, perplexity"),
+        ("lambada=nowhere.jsonl", DataError, "eval task 'lambada', documents 'nowhere.jsonl': no files there"),
+        ("lambada={empty}", DataError, "nothing to score in"),
+        ("lambada={bad}", DataError, "bad.jsonl:2: "),
+    ],
+)
 def test_mistakes(world, trained, tmp_path, entry, error, text):
     folder = os.path.join(world.folder, "eval_tasks")
     os.makedirs(folder, exist_ok=True)

@@ -13,9 +13,15 @@ VOCAB, LENGTH = 50, 90
 COMMON = {"n_head": 2, "n_embd": 16, "n_layer": 2, "n_vocab": VOCAB, "n_ctx": LENGTH}
 MODELS = {
     "neo": ModelConfig(**COMMON, attention_types=("global", "local"), local_attention_radius=7),
-    "mixed": ModelConfig(**COMMON, attention_types=("gla", "linear"), gla_params=GlaParams(num_heads=2),
-                         no_pos_emb=True, moe_layers=(1,), moe_params=MoeConfig(moe_num_experts=4, moe_hidden_size=16)),
-}  # fmt: skip
+    "mixed": ModelConfig(
+        **COMMON,
+        attention_types=("gla", "linear"),
+        gla_params=GlaParams(num_heads=2),
+        no_pos_emb=True,
+        moe_layers=(1,),
+        moe_params=MoeConfig(moe_num_experts=4, moe_hidden_size=16),
+    ),
+}
 SHAPES = ((3, 2), (60, 9), (91, 91 - 1), (92, 1), (200, 150), (2, 1), (33, 32), (40, 0))
 
 
@@ -35,8 +41,11 @@ def scored(request, tmp_path_factory):
         for w in windows(len(asked.tokens), asked.count, LENGTH):
             read = np.array([asked.tokens[w.start : w.stop - 1]], np.int32)
             logits = uncached(config, checkpoint, read)[0].astype(np.float64)[-w.count :]
-            rows.append(logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
-                        - logits.max(-1, keepdims=True))  # fmt: skip
+            rows.append(
+                logits
+                - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+                - logits.max(-1, keepdims=True)
+            )
         direct.append(np.concatenate(rows))
     return scorer, requests, scores, direct, told
 

@@ -20,9 +20,11 @@ pytest.importorskip("gpt_neo.serving")
 def url(trained):
     """A server of the trained model."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpt_neo", "serve", "--model", trained, "--port", "0", "--rows", "4"], cwd=ROOT,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "gpt_neo", "serve", "--model", trained, "--port", "0", "--rows", "4"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     found = next((m for m in (re.search(r"http://\S+:\d+", line) for line in process.stdout) if m), None)
     assert found, process.wait()
     yield found.group()
@@ -36,8 +38,10 @@ def test_three_ways(url, trained, peer, tmp_path):
 
     import gpt_neo.evaluation.harness  # noqa: F401  (it registers the model)
 
-    docs = [{"context": a, "target": f" {b}", "text": f"{a} {b}", "choices": [" in", f" {b}"]}
-            for a, b in zip(WORDS[:8], WORDS[1:])]  # fmt: skip
+    docs = [
+        {"context": a, "target": f" {b}", "text": f"{a} {b}", "choices": [" in", f" {b}"]}
+        for a, b in zip(WORDS[:8], WORDS[1:])
+    ]
     docs = [doc for doc in docs if len(peer.encode(doc["text"])) < 19]
     assert len(docs) > 4
     write_tasks(tmp_path, docs)

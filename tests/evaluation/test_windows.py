@@ -16,19 +16,18 @@ def covered(request, n_ctx):
 
 def test_a_text_of_three_windows():
     request = rolling(list(range(10)), prefix=99)
-    assert covered(request, 4) == [
-        ([99, 0, 1, 2], [0, 1, 2, 3]),
-        ([3, 4, 5, 6], [4, 5, 6, 7]),
-        ([5, 6, 7, 8], [8, 9]),
-    ]
+    assert covered(request, 4) == [([99, 0, 1, 2], [0, 1, 2, 3]), ([3, 4, 5, 6], [4, 5, 6, 7]), ([5, 6, 7, 8], [8, 9])]
 
 
-@pytest.mark.parametrize("request_, wanted", [
-    (Request([7, 8, 9], 1), [([7, 8], [9])]),
-    (Request(list(range(9)), 2), [([4, 5, 6, 7], [7, 8])]),  # the context loses its beginning
-    (Request(list(range(9)), 5), [([3, 4, 5, 6], [4, 5, 6, 7]), ([4, 5, 6, 7], [8])]),
-    (Request([5], 0), []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "request_, wanted",
+    [
+        (Request([7, 8, 9], 1), [([7, 8], [9])]),
+        (Request(list(range(9)), 2), [([4, 5, 6, 7], [7, 8])]),  # the context loses its beginning
+        (Request(list(range(9)), 5), [([3, 4, 5, 6], [4, 5, 6, 7]), ([4, 5, 6, 7], [8])]),
+        (Request([5], 0), []),
+    ],
+)
 def test_contexts_and_continuations(request_, wanted):
     assert covered(request_, 4) == wanted
 

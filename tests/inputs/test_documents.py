@@ -74,10 +74,14 @@ def mixed_run(documents, shelf):
     """Chunks, documents, and a dataset of fewer records than a batch has rows."""
     chunks = shelf.write("chunk", [[[500 + i] * (N_CTX + 1) for i in range(5)], [[600] * (N_CTX + 1)]])
     tiny = shelf.write("tiny", [[[700 + i] * (N_CTX + 1) for i in range(2)]])
-    return make_run([
-        (DatasetRef("chunk", None, None, 0.5), chunks), (DatasetRef("tiny", None, "chunks", 0.25), tiny),
-        (DatasetRef("doc", 2, "documents_random", 0.25), documents[0]),
-    ], batch_size=6)  # fmt: skip
+    return make_run(
+        [
+            (DatasetRef("chunk", None, None, 0.5), chunks),
+            (DatasetRef("tiny", None, "chunks", 0.25), tiny),
+            (DatasetRef("doc", 2, "documents_random", 0.25), documents[0]),
+        ],
+        batch_size=6,
+    )
 
 
 def test_mixtures_go_on_from_any_step(mixed_run):

@@ -79,8 +79,9 @@ def test_class_token_comes_first_and_is_never_predicted(chunks):
 
 
 def test_all_masked_none_masked(chunks):
-    inputs, _, weights = samples(masked_run(chunks, mlm_mask_prob=1.0, mlm_same_token_prob=0.0,
-                                            mlm_random_token_prob=0.0), ROWS)  # fmt: skip
+    inputs, _, weights = samples(
+        masked_run(chunks, mlm_mask_prob=1.0, mlm_same_token_prob=0.0, mlm_random_token_prob=0.0), ROWS
+    )
     assert (inputs[weights > 0] == MASK).all() and weights.sum() == (~np.isin(chunks[1][:, :8], [PAD, 5])).sum()
     inputs, labels, weights = samples(masked_run(chunks, mlm_mask_prob=0.0), ROWS)
     assert not weights.any() and (labels == PAD).all()

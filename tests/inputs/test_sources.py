@@ -53,8 +53,9 @@ def test_files_of_all_datasets_are_sorted_together(two):
 
 def test_mistakes_in_entries(two, shelf):
     with pytest.raises(ConfigError, match="sequential_input.*cannot weigh them"):
-        training_sources(make_run(list(zip([entry("a", weight=1.0), entry("b", weight=2.0)], two)),
-                                  input_fn="sequential_input"))  # fmt: skip
+        training_sources(
+            make_run(list(zip([entry("a", weight=1.0), entry("b", weight=2.0)], two)), input_fn="sequential_input")
+        )
     with pytest.raises(ConfigError, match="names no dataset"):
         training_sources(make_run([]))
     with pytest.raises(ConfigError, match="has no 'eval_path'"):
@@ -88,8 +89,9 @@ def test_notes_tell_of_legacy_readings(two):
 
 def test_counts_without_names_are_counted(shelf, tmp_path):
     source = shelf.write("count", [[CHUNK] * 4, [CHUNK] * 7]).path
-    paths = [shutil.copy(source.replace("*", name), tmp_path / f"{i}.tfrecords")
-             for i, name in enumerate(["0_4", "1_7"])]  # fmt: skip
+    paths = [
+        shutil.copy(source.replace("*", name), tmp_path / f"{i}.tfrecords") for i, name in enumerate(["0_4", "1_7"])
+    ]
     paths = [str(path) for path in paths]
     os.rename(paths[1], paths[1] + "x")
     paths[1] += "x"

@@ -12,16 +12,36 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
 
 BASE = {
-    "n_head": 2, "n_embd": 16, "n_layer": 2, "n_vocab": 48, "n_ctx": 32, "lr": 1e-3, "beta2": 0.95,
-    "gradient_clipping": 1.0, "weight_decay": 0.1, "train_batch_size": 4, "train_steps": 10, "seed": 1,
-    "attention_types": [[["global"], 2]], "local_attention_radius": 4,
-}  # fmt: skip
+    "n_head": 2,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_vocab": 48,
+    "n_ctx": 32,
+    "lr": 1e-3,
+    "beta2": 0.95,
+    "gradient_clipping": 1.0,
+    "weight_decay": 0.1,
+    "train_batch_size": 4,
+    "train_steps": 10,
+    "seed": 1,
+    "attention_types": [[["global"], 2]],
+    "local_attention_radius": 4,
+}
 
 OPTIONS = {
-    "attention": [{}, {"attention_types": ["global", "local"]}, {"attention_types": ["none", "local"]},
-                  {"attention_types": ["linear", "gla"]}],
-    "positions": [{}, {"axial_pos_emb": [4, 8]}, {"rotary_emb": True}, {"no_pos_emb": True},
-                  {"rotary_emb": True, "rotary_dim": 4, "rotary_interleaved": True}],
+    "attention": [
+        {},
+        {"attention_types": ["global", "local"]},
+        {"attention_types": ["none", "local"]},
+        {"attention_types": ["linear", "gla"]},
+    ],
+    "positions": [
+        {},
+        {"axial_pos_emb": [4, 8]},
+        {"rotary_emb": True},
+        {"no_pos_emb": True},
+        {"rotary_emb": True, "rotary_dim": 4, "rotary_interleaved": True},
+    ],
     "norm": [{}, {"norm_type": "rmsnorm"}, {"scalenorm": True}, {"rezero": True}],
     "residual": [{}, {"parallel_residual": True}, {"parallel_residual": True, "shared_norm": True}],
     "mlp": [{}, {"mlp_glu": True}, {"n_inner": 24}, {"mlp_glu": True, "n_inner": 40}],
@@ -39,7 +59,7 @@ OPTIONS = {
     "recompute": [{}, {"recompute_grad": True}],
     "microbatches": [{}, {"tokens_per_mb_per_replica": 64}],
     "precision": [{}, {"precision": "bfloat16"}],
-}  # fmt: skip
+}
 
 
 def make_run(changes):

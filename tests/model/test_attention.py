@@ -87,9 +87,16 @@ def test_global_equals_numpy(length, weights_kept):
 
 
 @pytest.mark.parametrize("weights_kept", [False, True])
-@pytest.mark.parametrize("kind, length, radius, block", [
-    ("global", 10, 10, 4), ("global", 513, 513, 256), ("local", 10, 3, 4), ("local", 9, 5, 2), ("local", 513, 256, 256),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, length, radius, block",
+    [
+        ("global", 10, 10, 4),
+        ("global", 513, 513, 256),
+        ("local", 10, 3, 4),
+        ("local", 9, 5, 2),
+        ("local", 513, 256, 256),
+    ],
+)
 def test_gradients_equal_numpy(kind, length, radius, block, weights_kept, monkeypatch):
     monkeypatch.setattr(blockwise, "BLOCK", block)
     q, k, v = random_qkv(length)

@@ -14,8 +14,15 @@ VOCAB = 48
 
 
 def make_config(n_ctx, radius, kinds=("global", "local")):
-    return ModelConfig(n_head=2, n_embd=16, n_layer=len(kinds), n_vocab=VOCAB, n_ctx=n_ctx, attention_types=kinds,
-                       local_attention_radius=radius)  # fmt: skip
+    return ModelConfig(
+        n_head=2,
+        n_embd=16,
+        n_layer=len(kinds),
+        n_vocab=VOCAB,
+        n_ctx=n_ctx,
+        attention_types=kinds,
+        local_attention_radius=radius,
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,8 +86,15 @@ def test_a_used_sampler_gives_what_a_fresh_one_does(tmp_path):
 
 
 def test_the_oracle_decodes_alike_with_and_without_cache():
-    config = ModelConfig(n_head=4, n_embd=64, n_layer=4, n_vocab=512, n_ctx=128, local_attention_radius=32,
-                         attention_types=("global", "local") * 2)  # fmt: skip
+    config = ModelConfig(
+        n_head=4,
+        n_embd=64,
+        n_layer=4,
+        n_vocab=512,
+        n_ctx=128,
+        local_attention_radius=32,
+        attention_types=("global", "local") * 2,
+    )
     checkpoint = os.path.join(os.path.dirname(os.path.dirname(__file__)), "oracle", "neo", "model.ckpt-20")
     prompt = list(range(3, 40))
     sampler = Sampler(config, checkpoint)

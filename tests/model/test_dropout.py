@@ -15,11 +15,14 @@ from tests.conftest import ROOT
 SHAPE = {"batch": 8, "sequence": 64, "heads": 4, "memory_length": 128}
 
 
-@pytest.mark.parametrize("key, counter, words", [
-    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
-    ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
-    ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, counter, words",
+    [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
 def test_threefry_gives_its_published_answers(key, counter, words):
     with tf.Graph().as_default(), tf.Session() as session:
         out = threefry(*(tf.constant([value], tf.uint32) for value in (*key, *counter)))
@@ -123,9 +126,7 @@ def test_edges():
 
 
 # (mesh sizes, dimensions split, microbatches, recompute)
-VARIANTS = [
-    ([], "", 1, True), ([], "", 4, False), ([2], "memory_length", 1, False), ([2, 2], "batch,embd", 2, True),
-]  # fmt: skip
+VARIANTS = [([], "", 1, True), ([], "", 4, False), ([2], "memory_length", 1, False), ([2, 2], "batch,embd", 2, True)]
 
 SCRIPT = """
 import dataclasses, json, sys
@@ -166,8 +167,14 @@ print(json.dumps({"errors": [largest_error(alone, run(sizes, names.split(","), s
 @pytest.fixture(scope="module")
 def report():
     env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
-    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(VARIANTS)], env=env, cwd=ROOT, capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(VARIANTS)],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

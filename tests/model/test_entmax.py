@@ -159,7 +159,12 @@ print(json.dumps([[float(np.abs(a - b).max()) for a, b in zip(alone, run(shape, 
 
 
 def test_a_split_vocabulary_gives_the_same():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False,
-                          env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert np.max(json.loads(done.stdout.splitlines()[-1])) < 1e-5

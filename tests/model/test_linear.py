@@ -62,8 +62,9 @@ def test_token_by_token_equals_the_whole():
     np.testing.assert_allclose(run(build, arrays), reference(*arrays), atol=1e-5)
 
 
-@pytest.mark.parametrize("length, dtype, tolerance", [(150, "float32", 1e-4), (8192, "float32", 1e-3),
-                                                      (2048, "bfloat16", 0.02)])  # fmt: skip
+@pytest.mark.parametrize(
+    "length, dtype, tolerance", [(150, "float32", 1e-4), (8192, "float32", 1e-3), (2048, "bfloat16", 0.02)]
+)
 def test_gradients_equal_the_naive_form(length, dtype, tolerance):
     arrays = draw(length)
     weights = np.random.RandomState(3).normal(size=arrays[0].shape)

@@ -16,8 +16,10 @@ from gpt_neo.runtime.train_step import loss_and_gradients
 MODEL = ModelConfig(n_head=2, n_embd=8, n_layer=1, n_vocab=16, n_ctx=6, causal=False, z_loss=0.0)
 RUN = RunConfig("", "", MODEL, OptimizerConfig(lr=1.0), MeshConfig(), TrainingConfig(8, 1), ())
 RANDOM = np.random.RandomState(0)
-BATCH = {"inputs": RANDOM.randint(0, 16, (8, 6)).astype(np.int32),
-         "labels": RANDOM.randint(0, 16, (8, 6)).astype(np.int32)}
+BATCH = {
+    "inputs": RANDOM.randint(0, 16, (8, 6)).astype(np.int32),
+    "labels": RANDOM.randint(0, 16, (8, 6)).astype(np.int32),
+}
 # One microbatch of four has few labels that count, one has none.
 COUNTED = np.array([[1] * 6, [1, 0, 0, 0, 0, 0], [0] * 6, [1] * 3 + [0] * 3] * 2, np.float32)
 

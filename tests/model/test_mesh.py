@@ -9,15 +9,24 @@ import numpy as np
 import pytest
 
 LAYOUTS = [
-    ([2], "batch"), ([2], "heads"), ([2], "embd"), ([2], "vocab"), ([4], "batch"), ([4], "heads"),
-    ([4], "embd"), ([2], "memory_length"), ([2, 2], "batch,heads"), ([2, 2], "batch,vocab"), ([2, 2], "embd,vocab"),
-    ([3], "memory_length"), ([2, 2], "heads,memory_length"), ([2, 2], "sequence,memory_length"),
+    ([2], "batch"),
+    ([2], "heads"),
+    ([2], "embd"),
+    ([2], "vocab"),
+    ([4], "batch"),
+    ([4], "heads"),
+    ([4], "embd"),
+    ([2], "memory_length"),
+    ([2, 2], "batch,heads"),
+    ([2, 2], "batch,vocab"),
+    ([2, 2], "embd,vocab"),
+    ([3], "memory_length"),
+    ([2, 2], "heads,memory_length"),
+    ([2, 2], "sequence,memory_length"),
     ([2, 2], "features_per_head,memory_length"),
-]  # fmt: skip
+]
 # Whatever is split, linear and gla layers have whole sequences and features, gathered where they must be.
-STATEFUL_LAYOUTS = [
-    ([4], "heads"), ([2], "sequence"), ([2, 2], "batch,heads"), ([2, 2], "embd,features_per_head"),
-]  # fmt: skip
+STATEFUL_LAYOUTS = [([4], "heads"), ([2], "sequence"), ([2, 2], "batch,heads"), ([2, 2], "embd,features_per_head")]
 
 # The devices have to be set up before TensorFlow starts, so this part has a process of its own.
 SCRIPT = """

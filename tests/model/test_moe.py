@@ -29,8 +29,10 @@ def make_config(**options):
 def reference(x, weights, moe, training):
     """Token by token in float64: outputs, loss, and how many choices found no place."""
     groups = x.reshape(-1, moe.moe_group_size, WIDTH)
-    places = max(moe.moe_min_expert_capacity, min(
-        moe.moe_group_size, int(moe.moe_group_size * moe.moe_capacity_factor_train / EXPERTS)))  # fmt: skip
+    places = max(
+        moe.moe_min_expert_capacity,
+        min(moe.moe_group_size, int(moe.moe_group_size * moe.moe_capacity_factor_train / EXPERTS)),
+    )
     out, losses, dropped = np.zeros_like(groups), [], 0
     for g, tokens in enumerate(groups):
         logits = tokens @ weights["top_2_gating/kernel"]
@@ -73,8 +75,10 @@ def reference(x, weights, moe, training):
 
 def run(config, training, monkeypatch, grad_of=None):
     """Output, loss and gradients of sum(output * grad_of) + loss with respect to x and the weights."""
-    monkeypatch.setattr("gpt_neo.model.moe.uniform_like", lambda x: mtf.import_tf_tensor(
-        x.mesh, tf.constant(DRAWS, tf.float32), x.shape))  # fmt: skip
+    monkeypatch.setattr(
+        "gpt_neo.model.moe.uniform_like",
+        lambda x: mtf.import_tf_tensor(x.mesh, tf.constant(DRAWS, tf.float32), x.shape),
+    )
     with tf.Graph().as_default(), tf.Session() as session:
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
@@ -100,13 +104,21 @@ def run(config, training, monkeypatch, grad_of=None):
 CASES = [
     {"moe_second_policy_train": "all", "moe_second_policy_eval": "all"},
     {"moe_second_policy_train": "all", "moe_capacity_factor_train": 4.0, "moe_second_policy_eval": "none"},
-    {"moe_second_policy_train": "threshold", "moe_second_threshold_train": 0.3, "moe_second_threshold_eval": 0.3,
-     "moe_second_policy_eval": "threshold"},
+    {
+        "moe_second_policy_train": "threshold",
+        "moe_second_threshold_train": 0.3,
+        "moe_second_threshold_eval": 0.3,
+        "moe_second_policy_eval": "threshold",
+    },
     {"moe_second_policy_train": "none", "moe_min_expert_capacity": 3},
-    {"moe_second_policy_train": "random", "moe_second_threshold_train": 0.5, "moe_second_threshold_eval": 0.5,
-     "moe_capacity_factor_train": 2.0},
+    {
+        "moe_second_policy_train": "random",
+        "moe_second_threshold_train": 0.5,
+        "moe_second_threshold_eval": 0.5,
+        "moe_capacity_factor_train": 2.0,
+    },
     {"moe_use_second_place_loss": True, "moe_loss_coef": 0.3, "moe_capacity_factor_train": 2.0},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", CASES, ids=range(len(CASES)))
@@ -116,8 +128,9 @@ def test_equals_numpy(options, monkeypatch):
     (out, loss), _ = run(config, True, monkeypatch)
     np.testing.assert_allclose(out, expected, atol=1e-5)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    assert (dropped > 0) == (options.get("moe_capacity_factor_train", 0) < 4 and "moe_min_expert_capacity"
-                             not in options)  # fmt: skip
+    assert (dropped > 0) == (
+        options.get("moe_capacity_factor_train", 0) < 4 and "moe_min_expert_capacity" not in options
+    )
     (out,), _ = run(config, False, monkeypatch)
     expected, _, dropped = reference(X, WEIGHTS, config.moe_params, False)
     np.testing.assert_allclose(out, expected, atol=1e-5)
@@ -152,8 +165,17 @@ def test_groups_divide_a_sequence():
 
 def model(**changes):
     moe = MoeConfig(moe_num_experts=4, moe_hidden_size=24, **changes)
-    return ModelConfig(n_head=2, n_embd=16, n_layer=2, n_vocab=48, n_ctx=40, attention_types=("global", "local"),
-                       local_attention_radius=8, moe_layers=(1,), moe_params=moe)  # fmt: skip
+    return ModelConfig(
+        n_head=2,
+        n_embd=16,
+        n_layer=2,
+        n_vocab=48,
+        n_ctx=40,
+        attention_types=("global", "local"),
+        local_attention_radius=8,
+        moe_layers=(1,),
+        moe_params=moe,
+    )
 
 
 def test_legacy_names_and_shapes():
@@ -163,9 +185,13 @@ def test_legacy_names_and_shapes():
     norms = {f"gpt2/h1/norm_{i}/{name}": [16] for i in (1, 2) for name in "gb"}
     attention = {f"gpt2/h1/attn/{name}": [16, 16] for name in "qkvo"}
     assert found == {
-        **norms, **attention, "gpt2/h1/attn/compute_output_bias/o_b": [16], "gpt2/h1/top_2_gating/kernel": [16, 4],
-        "gpt2/h1/wi/kernel": [4, 16, 24], "gpt2/h1/wo/kernel": [4, 24, 16],
-    }  # fmt: skip
+        **norms,
+        **attention,
+        "gpt2/h1/attn/compute_output_bias/o_b": [16],
+        "gpt2/h1/top_2_gating/kernel": [16, 4],
+        "gpt2/h1/wi/kernel": [4, 16, 24],
+        "gpt2/h1/wo/kernel": [4, 24, 16],
+    }
 
 
 def test_decoding_equals_teacher_forcing(tmp_path):

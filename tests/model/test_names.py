@@ -42,29 +42,37 @@ TOP = {"gpt2/wte": (V, D), "gpt2/wpe": (T, D), "gpt2/ln_f/g": (D,), "gpt2/ln_f/b
 BLOCKS = {**block("gpt2/h0"), **block("gpt2/h1")}
 BARE = {**block("gpt2/h0", norms=()), **block("gpt2/h1", norms=())}
 MEMORY = {f"gpt2/h{i}/attn/attention/mem_{part}": (3, 2, D // 2) for i in range(2) for part in "kv"}
-OWN_HEAD = {"gpt2/wte_final_linear/conv1d_main/linear_out/kernel": (D, V),
-            "gpt2/wte_final_linear/conv1d_main/linear_out/bias": (V,)}  # fmt: skip
+OWN_HEAD = {
+    "gpt2/wte_final_linear/conv1d_main/linear_out/kernel": (D, V),
+    "gpt2/wte_final_linear/conv1d_main/linear_out/bias": (V,),
+}
 NO_WPE = {name: shape for name, shape in TOP.items() if "wpe" not in name}
 
 EXPECTED = {
     "default": ({}, {**TOP, **BLOCKS}),
-    "axial": ({"axial_pos_emb": [4, 8]},
-              {**NO_WPE, **BLOCKS, "gpt2/axial_wpe_1": (4, D), "gpt2/axial_wpe_2": (8, D)}),
+    "axial": ({"axial_pos_emb": [4, 8]}, {**NO_WPE, **BLOCKS, "gpt2/axial_wpe_1": (4, D), "gpt2/axial_wpe_2": (8, D)}),
     "rotary": ({"rotary_emb": True}, {**NO_WPE, **BLOCKS}),
-    "scalenorm": ({"scalenorm": True},
-                  {**TOP, **BARE, **{f"gpt2/h{i}/norm_{j}/g": () for i in (0, 1) for j in (1, 2)}}),
-    "rezero": ({"rezero": True},
-               {**TOP, **BARE, **{f"gpt2/h{i}/norm_rezero_{j}/g": () for i in (0, 1) for j in (1, 2)}}),
-    "macaron": ({"macaron": True}, {**TOP, **block("gpt2/h0", mlp=("mlp", "mlp_macaron")),
-                                    **block("gpt2/h1", mlp=("mlp", "mlp_macaron"))}),
+    "scalenorm": (
+        {"scalenorm": True},
+        {**TOP, **BARE, **{f"gpt2/h{i}/norm_{j}/g": () for i in (0, 1) for j in (1, 2)}},
+    ),
+    "rezero": (
+        {"rezero": True},
+        {**TOP, **BARE, **{f"gpt2/h{i}/norm_rezero_{j}/g": () for i in (0, 1) for j in (1, 2)}},
+    ),
+    "macaron": (
+        {"macaron": True},
+        {**TOP, **block("gpt2/h0", mlp=("mlp", "mlp_macaron")), **block("gpt2/h1", mlp=("mlp", "mlp_macaron"))},
+    ),
     "glu": ({"mlp_glu": True}, {**TOP, **block("gpt2/h0", hidden=8 * D), **block("gpt2/h1", hidden=8 * D)}),
     "memory": ({"num_mem_kv": 3}, {**TOP, **BLOCKS, **MEMORY}),
     "shared": ({"share_parameters": True}, {**TOP, **block("gpt2/")}),
-    "head": ({"no_weight_tie": True},
-             {"gpt2/wte": (V, D), "gpt2/wpe": (T, D), **BLOCKS, **OWN_HEAD}),
-    "none": ({"attention_types": ["none", "global"]},
-             {**TOP, **block("gpt2/h0", norms=("norm_2",), attention=False), **block("gpt2/h1")}),
-}  # fmt: skip
+    "head": ({"no_weight_tie": True}, {"gpt2/wte": (V, D), "gpt2/wpe": (T, D), **BLOCKS, **OWN_HEAD}),
+    "none": (
+        {"attention_types": ["none", "global"]},
+        {**TOP, **block("gpt2/h0", norms=("norm_2",), attention=False), **block("gpt2/h1")},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -82,12 +90,21 @@ def check_spread(values, expected):
 def test_initial_values():
     values = initial({"num_mem_kv": 16, "no_weight_tie": True, "scale_by_depth": True})
     k = D // 2
-    check_spread(values, {
-        "gpt2/wte": 0.02, "gpt2/wpe": 0.01, "gpt2/h1/attn/q": (D * k) ** -0.5, "gpt2/h1/attn/k": D**-0.5,
-        "gpt2/h1/attn/v": D**-0.5, "gpt2/h1/attn/o": (2 * k) ** -0.5, "gpt2/h1/mlp/conv1d_main/c_fc/kernel": 0.02,
-        "gpt2/h1/mlp/conv1d_main/c_proj/kernel": 0.02 / 2**0.5, "gpt2/h0/attn/attention/mem_k": k**-0.5,
-        "gpt2/wte_final_linear/conv1d_main/linear_out/kernel": 0.02,
-    })  # fmt: skip
+    check_spread(
+        values,
+        {
+            "gpt2/wte": 0.02,
+            "gpt2/wpe": 0.01,
+            "gpt2/h1/attn/q": (D * k) ** -0.5,
+            "gpt2/h1/attn/k": D**-0.5,
+            "gpt2/h1/attn/v": D**-0.5,
+            "gpt2/h1/attn/o": (2 * k) ** -0.5,
+            "gpt2/h1/mlp/conv1d_main/c_fc/kernel": 0.02,
+            "gpt2/h1/mlp/conv1d_main/c_proj/kernel": 0.02 / 2**0.5,
+            "gpt2/h0/attn/attention/mem_k": k**-0.5,
+            "gpt2/wte_final_linear/conv1d_main/linear_out/kernel": 0.02,
+        },
+    )
     for name, value in values.items():
         if name.endswith(("bias", "o_b", "/b")):
             assert not value.any(), name
@@ -96,11 +113,24 @@ def test_initial_values():
 
 
 def test_initial_values_of_other_options():
-    values = initial({"scale_by_in": True, "scale_attention": True, "rezero": True, "mlp_glu": True,
-                      "axial_pos_emb": [4, 8], "activation_fn": "prelu"})  # fmt: skip
-    check_spread(values, {
-        "gpt2/h0/attn/q": D**-0.5, "gpt2/h0/mlp/conv1d_main/c_fc/kernel": 0.02 / D**0.5,
-        "gpt2/h0/mlp/conv1d_main/c_proj/kernel": 0.02 / (4 * D) ** 0.5, "gpt2/axial_wpe_1": 0.01,
-    })  # fmt: skip
+    values = initial(
+        {
+            "scale_by_in": True,
+            "scale_attention": True,
+            "rezero": True,
+            "mlp_glu": True,
+            "axial_pos_emb": [4, 8],
+            "activation_fn": "prelu",
+        }
+    )
+    check_spread(
+        values,
+        {
+            "gpt2/h0/attn/q": D**-0.5,
+            "gpt2/h0/mlp/conv1d_main/c_fc/kernel": 0.02 / D**0.5,
+            "gpt2/h0/mlp/conv1d_main/c_proj/kernel": 0.02 / (4 * D) ** 0.5,
+            "gpt2/axial_wpe_1": 0.01,
+        },
+    )
     assert values["gpt2/h0/norm_rezero_1/g"] == values["gpt2/h0/norm_rezero_2/g"] == 0
     np.testing.assert_allclose(values["gpt2/h0/mlp/activation/slope"], 0.2)

@@ -9,31 +9,65 @@ import pytest
 
 # Each holds options that do not stand in each other's way, so that three configs show most of them.
 CONFIGS = {
-    "gptj": {"rotary_emb": True, "rotary_dim": 4, "rotary_interleaved": True, "parallel_residual": True,
-             "shared_norm": True, "attn_output_bias": False, "scale_attention": True, "untied_head": True,
-             "head_bias": True, "recompute_grad": True, "tokens_per_mb_per_replica": 32},
-    "glu": {"axial_pos_emb": [4, 8], "norm_type": "rmsnorm", "mlp_glu": True, "num_mem_kv": 4, "qkv_bias": True,
-            "activation_function": "softmax", "share_parameters": True, "attention_types": ["global", "local"],
-            "recompute_grad": True},
-    "rezero": {"rotary_emb": True, "rezero": True, "macaron": True, "no_weight_tie": True, "mlm_training": True,
-               "mlm_mask_id": 3, "activation_function": "aria", "attention_types": ["none", "global"],
-               "tokens_per_mb_per_replica": 64},
+    "gptj": {
+        "rotary_emb": True,
+        "rotary_dim": 4,
+        "rotary_interleaved": True,
+        "parallel_residual": True,
+        "shared_norm": True,
+        "attn_output_bias": False,
+        "scale_attention": True,
+        "untied_head": True,
+        "head_bias": True,
+        "recompute_grad": True,
+        "tokens_per_mb_per_replica": 32,
+    },
+    "glu": {
+        "axial_pos_emb": [4, 8],
+        "norm_type": "rmsnorm",
+        "mlp_glu": True,
+        "num_mem_kv": 4,
+        "qkv_bias": True,
+        "activation_function": "softmax",
+        "share_parameters": True,
+        "attention_types": ["global", "local"],
+        "recompute_grad": True,
+    },
+    "rezero": {
+        "rotary_emb": True,
+        "rezero": True,
+        "macaron": True,
+        "no_weight_tie": True,
+        "mlm_training": True,
+        "mlm_mask_id": 3,
+        "activation_function": "aria",
+        "attention_types": ["none", "global"],
+        "tokens_per_mb_per_replica": 64,
+    },
     "scalenorm": {"norm_type": "scalenorm", "no_pos_emb": True, "parallel_residual": True},
-}  # fmt: skip
+}
 CASES = [
-    ("gptj", [2, 2], "batch,heads"), ("gptj", [2], "vocab"), ("glu", [2], "intermediate_expanded"),
-    ("glu", [2], "memory_length"), ("glu", [2, 2], "embd,heads"), ("rezero", [2], "batch"),
-    ("rezero", [2], "intermediate_expanded"), ("scalenorm", [2], "embd"),
-]  # fmt: skip
+    ("gptj", [2, 2], "batch,heads"),
+    ("gptj", [2], "vocab"),
+    ("glu", [2], "intermediate_expanded"),
+    ("glu", [2], "memory_length"),
+    ("glu", [2, 2], "embd,heads"),
+    ("rezero", [2], "batch"),
+    ("rezero", [2], "intermediate_expanded"),
+    ("scalenorm", [2], "embd"),
+]
 
 
 @pytest.fixture(scope="module")
 def errors():
     asked = [[CONFIGS[name], sizes, names.split(",")] for name, sizes, names in CASES]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.model.mesh_worker", json.dumps(asked)], capture_output=True, text=True,
-        check=False, env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.model.mesh_worker", json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -99,8 +99,10 @@ def test_scores_depend_on_distance_alone():
     dims = [[("batch", 1), ("sequence", 1), ("heads", 1), ("features_per_head", 8)], [("sequence", 1)]]
     scores = []
     for at in (0, 3, 700):
-        ends = [evaluate(lambda a, n: rotate(a, n, config), x, np.array([p], np.int32), dims=dims)[0]
-                for x, p in ((q, at + 5), (k, at))]  # fmt: skip
+        ends = [
+            evaluate(lambda a, n: rotate(a, n, config), x, np.array([p], np.int32), dims=dims)[0]
+            for x, p in ((q, at + 5), (k, at))
+        ]
         scores.append((ends[0] * ends[1]).sum())
     np.testing.assert_allclose(scores, scores[0], atol=1e-3)
 
@@ -135,8 +137,9 @@ def test_norms_and_their_gradients(kind):
     config = ModelConfig(**SMALL, norm_type=kind, norm_epsilon=1e-3)
     x = np.random.RandomState(2).normal(1.0, 2.0, size=(3, 16)).astype(np.float32)
     embd = make_dims(config, 1).embd
-    out, grad, variables = evaluate(lambda a: block_norm(a, "norm_1", embd, config), x,
-                                    dims=[[("batch", 3), ("embd", 16)]])  # fmt: skip
+    out, grad, variables = evaluate(
+        lambda a: block_norm(a, "norm_1", embd, config), x, dims=[[("batch", 3), ("embd", 16)]]
+    )
     g, b = variables["norm_1/g"].astype(np.float64), variables.get("norm_1/b", np.zeros(())).astype(np.float64)
     assert ("norm_1/b" in variables) == (kind == "layernorm") and (g.shape == ()) == (kind == "scalenorm")
     np.testing.assert_allclose(out, norm_by_hand(x.astype(np.float64), kind, g, b), atol=1e-5)
@@ -158,36 +161,57 @@ def leaky(slope):
 # From the definitions that the legacy program took, learned numbers in v.
 BY_HAND = {
     "gelu": lambda x, v: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
-    "relu": lambda x, v: np.maximum(x, 0), "sigmoid": lambda x, v: sigmoid(x), "tanh": lambda x, v: np.tanh(x),
+    "relu": lambda x, v: np.maximum(x, 0),
+    "sigmoid": lambda x, v: sigmoid(x),
+    "tanh": lambda x, v: np.tanh(x),
     "selu": lambda x, v: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
-    "elu": lambda x, v: np.where(x > 0, x, np.expm1(x)), "abs": lambda x, v: np.abs(x),
-    "sin": lambda x, v: np.sin(x), "cos": lambda x, v: np.cos(x), "sign": lambda x, v: np.sign(x),
-    "silu": lambda x, v: x * sigmoid(x), "swish": lambda x, v: x * sigmoid(x), "softplus": lambda x, v: softplus(x),
-    "lrelu001": leaky(0.01), "lrelu020": leaky(0.2), "leaky_relu": leaky(0.2), "rrelu": leaky(1 / 3),
+    "elu": lambda x, v: np.where(x > 0, x, np.expm1(x)),
+    "abs": lambda x, v: np.abs(x),
+    "sin": lambda x, v: np.sin(x),
+    "cos": lambda x, v: np.cos(x),
+    "sign": lambda x, v: np.sign(x),
+    "silu": lambda x, v: x * sigmoid(x),
+    "swish": lambda x, v: x * sigmoid(x),
+    "softplus": lambda x, v: softplus(x),
+    "lrelu001": leaky(0.01),
+    "lrelu020": leaky(0.2),
+    "leaky_relu": leaky(0.2),
+    "rrelu": leaky(1 / 3),
     "id": lambda x, v: x,
     "triangle_relax": lambda x, v: np.sin(x) - np.sin(3 * x) / 9 + np.sin(5 * x) / 25 - np.sin(7 * x) / 49,
     "square_relax": lambda x, v: np.cos(x) - np.cos(3 * x) / 3 + np.cos(5 * x) / 5 - np.cos(7 * x) / 7,
-    "spike": lambda x, v: 1 / (1 + x**2), "spike2": lambda x, v: np.exp(-(x**2)),
-    "tanhshrink": lambda x, v: x - np.tanh(x), "softsign": lambda x, v: x / (np.abs(x) + 1),
+    "spike": lambda x, v: 1 / (1 + x**2),
+    "spike2": lambda x, v: np.exp(-(x**2)),
+    "tanhshrink": lambda x, v: x - np.tanh(x),
+    "softsign": lambda x, v: x / (np.abs(x) + 1),
     "softmax": lambda x, v: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
     "logsoftmax": lambda x, v: x - np.log(np.exp(x).sum(-1, keepdims=True)),
     "bipolarsigmoid": lambda x, v: 2 * sigmoid(x) - 1,
-    "elish": lambda x, v: np.where(x > 0, x, np.expm1(x)) * sigmoid(x), "arcsinh": lambda x, v: np.arcsinh(x),
-    "aria": lambda x, v: x * (v["a"] + v["k"] / (
-        softplus(v["c"]) + v["q"] * np.exp(v["b"] * x) ** (1 / (softplus(v["nu"]) + 1)))),
+    "elish": lambda x, v: np.where(x > 0, x, np.expm1(x)) * sigmoid(x),
+    "arcsinh": lambda x, v: np.arcsinh(x),
+    "aria": lambda x, v: (
+        x * (v["a"] + v["k"] / (softplus(v["c"]) + v["q"] * np.exp(v["b"] * x) ** (1 / (softplus(v["nu"]) + 1))))
+    ),
     "prelu": lambda x, v: np.where(x > 0, x, v["slope"] * x),
     "parcsinh": lambda x, v: v["scale"] * np.arcsinh(x * (softplus(v["stretch"]) + 1)),
     "psoftplus": lambda x, v: v["scale"] * softplus(x * v["stretch"]) + v["shift"],
-    "proottanh": lambda x, v: np.tanh(x) * (
-        np.abs(x) ** (softplus(v["power"]) + 2) + softplus(v["floor"]) + 1) ** (1 / (softplus(v["root"]) + 3)),
-    "maxsig": lambda x, v: np.maximum(x, sigmoid(x)), "cosid": lambda x, v: np.cos(x) - x,
-    "minsin": lambda x, v: np.minimum(x, np.sin(x)), "maxtanh": lambda x, v: np.maximum(x, np.tanh(x)),
-    "mish": lambda x, v: x * np.tanh(softplus(x)), "tanhexp": lambda x, v: x * np.tanh(np.exp(x)),
-    "lisht": lambda x, v: x * np.tanh(x), "seagull": lambda x, v: np.log(1 + x**2),
-    "snake": lambda x, v: x + np.sin(x) ** 2, "roottanh": lambda x, v: np.cbrt(x**2 + 1) * np.tanh(x),
+    "proottanh": lambda x, v: (
+        np.tanh(x)
+        * (np.abs(x) ** (softplus(v["power"]) + 2) + softplus(v["floor"]) + 1) ** (1 / (softplus(v["root"]) + 3))
+    ),
+    "maxsig": lambda x, v: np.maximum(x, sigmoid(x)),
+    "cosid": lambda x, v: np.cos(x) - x,
+    "minsin": lambda x, v: np.minimum(x, np.sin(x)),
+    "maxtanh": lambda x, v: np.maximum(x, np.tanh(x)),
+    "mish": lambda x, v: x * np.tanh(softplus(x)),
+    "tanhexp": lambda x, v: x * np.tanh(np.exp(x)),
+    "lisht": lambda x, v: x * np.tanh(x),
+    "seagull": lambda x, v: np.log(1 + x**2),
+    "snake": lambda x, v: x + np.sin(x) ** 2,
+    "roottanh": lambda x, v: np.cbrt(x**2 + 1) * np.tanh(x),
     "softplusmone": lambda x, v: softplus(x) - 1,
     "gelu_erf": lambda x, v: 0.5 * x * (1 + np.vectorize(__import__("math").erf)(x / np.sqrt(2))),
-}  # fmt: skip
+}
 
 
 def test_every_activation_and_its_gradient():
@@ -206,12 +230,15 @@ def test_every_activation_and_its_gradient():
 
     out, grad, variables = evaluate(build, x, dims=[[("which", len(names)), ("width", 7)]])
     for row, name in enumerate(names):
-        v = {part: variables[f"{name}/activation/{part}"].astype(np.float64)
-             for part in ACTIVATION_VARIABLES.get(name, ())}  # fmt: skip
+        v = {
+            part: variables[f"{name}/activation/{part}"].astype(np.float64)
+            for part in ACTIVATION_VARIABLES.get(name, ())
+        }
         wide = x[row].astype(np.float64)
         np.testing.assert_allclose(out[row], BY_HAND[name](wide, v), atol=2e-6, err_msg=name)
-        np.testing.assert_allclose(grad[row], numeric(lambda a, n=name, v=v: BY_HAND[n](a, v), x[row]), atol=1e-4,
-                                   err_msg=name)  # fmt: skip
+        np.testing.assert_allclose(
+            grad[row], numeric(lambda a, n=name, v=v: BY_HAND[n](a, v), x[row]), atol=1e-4, err_msg=name
+        )
     assert len([name for name in variables if "/activation/" in name]) == sum(map(len, ACTIVATION_VARIABLES.values()))
 
 
@@ -234,8 +261,9 @@ def test_activations_stay_finite_far_out():
 def test_gated_mlp_splits_in_halves():
     config = ModelConfig(**SMALL, mlp_glu=True, activation_function="silu")
     x = np.random.RandomState(4).normal(size=(2, 3, 16)).astype(np.float32)
-    out, _, v = evaluate(lambda a: mlp(a, make_dims(config, 2, 3), config), x,
-                         dims=[[("batch", 2), ("sequence", 3), ("embd", 16)]])  # fmt: skip
+    out, _, v = evaluate(
+        lambda a: mlp(a, make_dims(config, 2, 3), config), x, dims=[[("batch", 2), ("sequence", 3), ("embd", 16)]]
+    )
     kernel, bias = v["conv1d_main/c_fc/kernel"], v["conv1d_main/c_fc/bias"]
     assert kernel.shape == (16, 128) and bias.shape == (128,)
     hidden, gate = np.split(x.astype(np.float64) @ kernel + bias, 2, -1)

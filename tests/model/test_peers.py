@@ -13,8 +13,15 @@ from tests.model.tools import save_weights, uncached
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 LAYERS, HEADS, WIDTH, VOCAB, LENGTH = 2, 4, 32, 96, 320
-COMMON = {"n_layer": LAYERS, "n_head": HEADS, "n_embd": WIDTH, "n_vocab": VOCAB, "n_ctx": LENGTH,
-          "attention_types": ("global",) * LAYERS, "scale_attention": True}  # fmt: skip
+COMMON = {
+    "n_layer": LAYERS,
+    "n_head": HEADS,
+    "n_embd": WIDTH,
+    "n_vocab": VOCAB,
+    "n_ctx": LENGTH,
+    "attention_types": ("global",) * LAYERS,
+    "scale_attention": True,
+}
 
 
 def linear(state, name, turned=True):
@@ -28,12 +35,32 @@ def norm(state, name):
 
 
 def gptj():
-    peer = transformers.GPTJForCausalLM(transformers.GPTJConfig(
-        vocab_size=VOCAB, n_positions=LENGTH, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, rotary_dim=4,
-        bos_token_id=0, eos_token_id=None, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
-    ))  # fmt: skip
-    config = ModelConfig(**COMMON, rotary_emb=True, rotary_dim=4, rotary_interleaved=True, parallel_residual=True,
-                         shared_norm=True, attn_output_bias=False, untied_head=True, head_bias=True)  # fmt: skip
+    peer = transformers.GPTJForCausalLM(
+        transformers.GPTJConfig(
+            vocab_size=VOCAB,
+            n_positions=LENGTH,
+            n_embd=WIDTH,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            rotary_dim=4,
+            bos_token_id=0,
+            eos_token_id=None,
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
+    )
+    config = ModelConfig(
+        **COMMON,
+        rotary_emb=True,
+        rotary_dim=4,
+        rotary_interleaved=True,
+        parallel_residual=True,
+        shared_norm=True,
+        attn_output_bias=False,
+        untied_head=True,
+        head_bias=True,
+    )
 
     def mapped(state):
         yield "wte", state["transformer.wte.weight"]
@@ -50,14 +77,29 @@ def gptj():
 
 
 def neox(parallel=True, rotary=0.5):
-    peer = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(
-        vocab_size=VOCAB, max_position_embeddings=LENGTH, hidden_size=WIDTH, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, intermediate_size=4 * WIDTH, hidden_act="gelu_new", bos_token_id=0,
-        eos_token_id=None, use_parallel_residual=parallel,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": rotary},
-    ))  # fmt: skip
-    config = ModelConfig(**COMMON, rotary_emb=True, rotary_dim=int(WIDTH // HEADS * rotary), qkv_bias=True,
-                         parallel_residual=parallel, untied_head=True)  # fmt: skip
+    peer = transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(
+            vocab_size=VOCAB,
+            max_position_embeddings=LENGTH,
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=4 * WIDTH,
+            hidden_act="gelu_new",
+            bos_token_id=0,
+            eos_token_id=None,
+            use_parallel_residual=parallel,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": rotary},
+        )
+    )
+    config = ModelConfig(
+        **COMMON,
+        rotary_emb=True,
+        rotary_dim=int(WIDTH // HEADS * rotary),
+        qkv_bias=True,
+        parallel_residual=parallel,
+        untied_head=True,
+    )
 
     def mapped(state):
         yield "wte", state["gpt_neox.embed_in.weight"]
@@ -82,10 +124,20 @@ def neox(parallel=True, rotary=0.5):
 
 
 def gpt2():
-    peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=VOCAB, n_positions=LENGTH, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, bos_token_id=0,
-        eos_token_id=None, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
-    ))  # fmt: skip
+    peer = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=VOCAB,
+            n_positions=LENGTH,
+            n_embd=WIDTH,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            bos_token_id=0,
+            eos_token_id=None,
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
+    )
     config = ModelConfig(**COMMON, qkv_bias=True)
 
     def mapped(state):
@@ -145,8 +197,13 @@ def test_logits_and_300_greedy_tokens_equal_hugging_face(name, tmp_path):
     tokens = np.random.RandomState(1).randint(0, VOCAB, [2, LENGTH])
     with torch.no_grad():
         expected = peer(torch.tensor(tokens)).logits.numpy()
-        greedy = peer.generate(torch.tensor(tokens[:1, :8]), attention_mask=torch.ones(1, 8), max_new_tokens=300,
-                               do_sample=False, pad_token_id=0)[0, 8:].tolist()  # fmt: skip
+        greedy = peer.generate(
+            torch.tensor(tokens[:1, :8]),
+            attention_mask=torch.ones(1, 8),
+            max_new_tokens=300,
+            do_sample=False,
+            pad_token_id=0,
+        )[0, 8:].tolist()
     assert expected.std() > 0.5
     np.testing.assert_allclose(uncached(config, checkpoint, tokens.astype(np.int32)), expected, atol=1e-4, rtol=0)
     sampler = Sampler(config, checkpoint)
@@ -157,9 +214,16 @@ def test_logits_and_300_greedy_tokens_equal_hugging_face(name, tmp_path):
 
 
 # Exact sums over the released models' tensors, of GPT-2 the sizes that its authors published
-SIZES = {"gptj_6B": 6_050_882_784, "gptneox_20B": 20_554_567_680, "gpt2_124M": 124_439_808,
-         "gpt2_355M": 354_823_168, "gpt2_774M": 774_030_080, "gpt2_1558M": 1_557_611_200,
-         "gpt3_1-3B": 1_315_575_808, "gpt3_2-7B": 2_651_307_520}  # fmt: skip
+SIZES = {
+    "gptj_6B": 6_050_882_784,
+    "gptneox_20B": 20_554_567_680,
+    "gpt2_124M": 124_439_808,
+    "gpt2_355M": 354_823_168,
+    "gpt2_774M": 774_030_080,
+    "gpt2_1558M": 1_557_611_200,
+    "gpt3_1-3B": 1_315_575_808,
+    "gpt3_2-7B": 2_651_307_520,
+}
 
 
 @pytest.mark.parametrize("name", SIZES)

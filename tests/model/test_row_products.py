@@ -35,8 +35,13 @@ def test_row_products_equal_numpy(made_of):
         elif made_of == "gelu":
             made = gelu_kernel(made)
         wide = [tf.constant(matrix) for matrix in matrices]
-        outs = session.run([*row_times_matrices(made, wide), row_times_matrix(made, wide[0], False),
-                            row_times_matrix(made, tf.constant(table), True)])  # fmt: skip
+        outs = session.run(
+            [
+                *row_times_matrices(made, wide),
+                row_times_matrix(made, wide[0], False),
+                row_times_matrix(made, tf.constant(table), True),
+            ]
+        )
     expected = [row @ matrices[0], row @ matrices[1], row @ matrices[0], row @ table.T]
     for out, value in zip(outs, expected):
         np.testing.assert_allclose(out, value, rtol=1e-5, atol=1e-5)
@@ -52,12 +57,17 @@ def test_a_row_that_was_changed_since_is_taken_as_it_is():
 def test_row_products_in_bfloat16_equal_numpy():
     """To the next of the numbers that 8 bits can say: oneDNN rounds the sum, TensorFlow's own kernel cuts it off."""
     draw = np.random.RandomState(0).standard_normal
-    x, first, second, table = (draw(s).astype(tf.bfloat16.as_numpy_dtype)
-                               for s in ([1, 1, 70], [70, 33], [70, 50], [90, 70]))  # fmt: skip
+    x, first, second, table = (
+        draw(s).astype(tf.bfloat16.as_numpy_dtype) for s in ([1, 1, 70], [70, 33], [70, 50], [90, 70])
+    )
     with tf.Graph().as_default(), uncompiled(), tf.Session() as session:
         row = tf.constant(x)
-        outs = session.run([*row_times_matrices(row, [tf.constant(first), tf.constant(second)]),
-                            row_times_matrix(row, tf.constant(table), True)])  # fmt: skip
+        outs = session.run(
+            [
+                *row_times_matrices(row, [tf.constant(first), tf.constant(second)]),
+                row_times_matrix(row, tf.constant(table), True),
+            ]
+        )
     row, *matrices = (t.astype(np.float64) for t in (x[0], first, second, table.T))
     for out, matrix in zip(outs, matrices):
         exact = row @ matrix

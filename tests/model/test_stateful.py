@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.config.estimate import attention_parameters, count_parameters
-from gpt_neo.config.schema import (
-    GlaParams,
-    MeshConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from gpt_neo.config.schema import GlaParams, MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
@@ -29,8 +22,16 @@ KINDS = ("linear", "gla", "none", "global", "local")
 
 
 def make_config(n_ctx=100, kinds=KINDS, **changes):
-    return ModelConfig(n_head=2, n_embd=16, n_layer=len(kinds), n_vocab=48, n_ctx=n_ctx, attention_types=kinds,
-                       local_attention_radius=8, **changes)  # fmt: skip
+    return ModelConfig(
+        n_head=2,
+        n_embd=16,
+        n_layer=len(kinds),
+        n_vocab=48,
+        n_ctx=n_ctx,
+        attention_types=kinds,
+        local_attention_radius=8,
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,15 @@ def test_a_layer_without_attention_doubles_the_stream():
 def first_step(config, mesh=None, precision="float32"):
     """Loss, and weights after one step of Adam, which with this epsilon is nearly the gradient."""
     config = dataclasses.replace(config, precision=precision)
-    run = RunConfig("", "", config, OptimizerConfig(lr=1.0, epsilon=1.0), mesh or MeshConfig(),
-                    TrainingConfig(train_batch_size=4, train_steps=10, seed=1), ())  # fmt: skip
+    run = RunConfig(
+        "",
+        "",
+        config,
+        OptimizerConfig(lr=1.0, epsilon=1.0),
+        mesh or MeshConfig(),
+        TrainingConfig(train_batch_size=4, train_steps=10, seed=1),
+        (),
+    )
     data = np.random.RandomState(0).randint(0, 48, [4, config.n_ctx + 1])
     with tf.Graph().as_default(), tf.Session() as session:
         batch = tf.placeholder(tf.int32, data.shape)
@@ -146,7 +154,14 @@ def test_a_model_that_is_not_causal_is_not_sampled_from(tmp_path):
 
 def test_a_layout_that_does_not_divide_the_heads_of_gla():
     config = make_config(gla_params=GlaParams(num_heads=1))
-    run = RunConfig("", "", config, OptimizerConfig(lr=1.0), MeshConfig((("x", 2),), (("heads", "x"),)),
-                    TrainingConfig(train_batch_size=4, train_steps=1), ())  # fmt: skip
+    run = RunConfig(
+        "",
+        "",
+        config,
+        OptimizerConfig(lr=1.0),
+        MeshConfig((("x", 2),), (("heads", "x"),)),
+        TrainingConfig(train_batch_size=4, train_steps=1),
+        (),
+    )
     with pytest.raises(ConfigError, match="splits heads of 1 into 2 parts"):
         check_layout(run, MeshPlan(("a", "b"), run.mesh.mesh_shape, run.mesh.layout), 4)

@@ -12,9 +12,12 @@ from tests.optim.common import train, train_with
 
 CONFIG = OptimizerConfig(lr=0.02, opt_name="adafactor", beta1=0.0, ada_epsilon1=1e-20, ada_epsilon2=1e-2)
 SHAPES = {"vector": (6,), "small matrix": (16, 130), "matrix": (128, 140), "experts": (3, 132, 128)}
-SLOTS = {"vector": {"_slot_v": (6,)}, "small matrix": {"_slot_v": (16, 130)},
-         "matrix": {"_slot_vr": (128,), "_slot_vc": (140,)},
-         "experts": {"_slot_vr": (3, 128), "_slot_vc": (3, 132)}}  # fmt: skip
+SLOTS = {
+    "vector": {"_slot_v": (6,)},
+    "small matrix": {"_slot_v": (16, 130)},
+    "matrix": {"_slot_vr": (128,), "_slot_vc": (140,)},
+    "experts": {"_slot_vr": (3, 128), "_slot_vc": (3, 132)},
+}
 
 
 def data(shape):
@@ -26,9 +29,12 @@ def mesh_tf(start, grads, config, decay_rate=None):
     def updates(variable, grad, step):
         memory = 1.0 - (tf.cast(step, tf.float32) + 1.0) ** -0.8 if decay_rate is None else decay_rate
         optimizer = mtf.optimize.AdafactorOptimizer(
-            learning_rate=config.lr, decay_rate=memory, beta1=config.beta1, epsilon1=config.ada_epsilon1,
+            learning_rate=config.lr,
+            decay_rate=memory,
+            beta1=config.beta1,
+            epsilon1=config.ada_epsilon1,
             epsilon2=config.ada_epsilon2,
-        )  # fmt: skip
+        )
         return optimizer.apply_grads([grad], [variable])
 
     return train_with(updates, "w", start, grads)

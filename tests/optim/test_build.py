@@ -37,42 +37,58 @@ def test_clipping():
     assert np.abs(got["q"] - train("q", config)["q"]).max() > 1e-6
 
 
-NAMES = ["gpt2/wte", "gpt2/h0/norm_1/g", "gpt2/h0/attn/compute_output_bias/o_b", "gpt2/ln_f/b",
-         "gpt2/h0/mlp/conv1d_main/c_fc/bias", "gpt2/h0/wi/kernel", "gpt2/h0/norm_rezero_1/g"]  # fmt: skip
+NAMES = [
+    "gpt2/wte",
+    "gpt2/h0/norm_1/g",
+    "gpt2/h0/attn/compute_output_bias/o_b",
+    "gpt2/ln_f/b",
+    "gpt2/h0/mlp/conv1d_main/c_fc/bias",
+    "gpt2/h0/wi/kernel",
+    "gpt2/h0/norm_rezero_1/g",
+]
 
 
-@pytest.mark.parametrize("rules, expected", [
-    (None, [0.1, 0, 0, 0.1, 0, 0.1, 0]),  # as the legacy program had it
-    ([], [0.1] * 7),
-    ([["kernel$", 0.3], ["ln_f|norm|bias", "0"]], [0.1, 0, 0, 0, 0, 0.3, 0]),
-    ([["^gpt2/h0/", 0.2], ["bias", 0.0], ["", 0.05]], [0.05, 0.2, 0.2, 0.05, 0.2, 0.2, 0.2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rules, expected",
+    [
+        (None, [0.1, 0, 0, 0.1, 0, 0.1, 0]),  # as the legacy program had it
+        ([], [0.1] * 7),
+        ([["kernel$", 0.3], ["ln_f|norm|bias", "0"]], [0.1, 0, 0, 0, 0, 0.3, 0]),
+        ([["^gpt2/h0/", 0.2], ["bias", 0.0], ["", 0.05]], [0.05, 0.2, 0.2, 0.05, 0.2, 0.2, 0.2]),
+    ],
+)
 def test_the_first_rule_that_matches_counts(rules, expected, tmp_path):
     config = load_config(write(tmp_path, {"weight_decay": 0.1, "weight_decay_rules": rules})).optimizer
     assert [weight_decay(name, config) for name in NAMES] == expected
 
 
-@pytest.mark.parametrize("rules, message", [
-    ("bias", "expected a list of [pattern, decay] pairs"),
-    ([["bias"]], "entry ['bias']; expected [pattern, decay]"),
-    ([["(", 0.1]], "'(', not a regular expression"),
-    ([["bias", -1]], "the decay -1.0; expected at least 0"),
-    ([["bias", "much"]], "key 'decay of bias' is 'much'; expected a finite number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        ("bias", "expected a list of [pattern, decay] pairs"),
+        ([["bias"]], "entry ['bias']; expected [pattern, decay]"),
+        ([["(", 0.1]], "'(', not a regular expression"),
+        ([["bias", -1]], "the decay -1.0; expected at least 0"),
+        ([["bias", "much"]], "key 'decay of bias' is 'much'; expected a finite number"),
+    ],
+)
 def test_wrong_rules_are_named(rules, message, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, {"weight_decay_rules": rules}))
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("dims, expected", [
-    ([("vocab", 50257), ("embd", 64)], "embd"),  # 50257 does not divide
-    ([("embd", 64), ("intermediate_expanded", 256)], "embd"),
-    ([("heads", 8), ("embd", 64)], "embd"),  # heads are split over y
-    ([("experts", 8), ("embd", 64)], None),  # split over x as it is
-    ([("embd", 6)], None),
-    ([], None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "dims, expected",
+    [
+        ([("vocab", 50257), ("embd", 64)], "embd"),  # 50257 does not divide
+        ([("embd", 64), ("intermediate_expanded", 256)], "embd"),
+        ([("heads", 8), ("embd", 64)], "embd"),  # heads are split over y
+        ([("experts", 8), ("embd", 64)], None),  # split over x as it is
+        ([("embd", 6)], None),
+        ([], None),
+    ],
+)
 def test_which_dimension_of_a_slot_is_split(dims, expected):
     layout = SlotLayout((("x", 4), ("y", 2)), (("batch", "x"), ("slots", "x"), ("heads", "y"), ("experts", "x")))
     shape = mtf.Shape([mtf.Dimension(*pair) for pair in dims])

@@ -20,19 +20,27 @@ CASES = {
     "experts beside the batch": ({**MOE, "opt_name": "adafactor", "lr": 0.05}, "x:2,y:2", "batch:x,experts:y,slots:x"),
     "recomputed in microbatches": (
         # no draws: they depend on the number of microbatches, which two replicas halve
-        {"moe_layers": [0], "moe_params": {**PARAMS, "moe_second_policy_train": "all"}, "opt_name": "lion",
-         "recompute_grad": True, "tokens_per_mb_per_replica": 8}, "x:2,y:2",
-        "batch:x,experts:x,expert_hidden:y,heads:y,vocab:y,slots:x"),
+        {
+            "moe_layers": [0],
+            "moe_params": {**PARAMS, "moe_second_policy_train": "all"},
+            "opt_name": "lion",
+            "recompute_grad": True,
+            "tokens_per_mb_per_replica": 8,
+        },
+        "x:2,y:2",
+        "batch:x,experts:x,expert_hidden:y,heads:y,vocab:y,slots:x",
+    ),
     "as the shipped configs have it": (
-        {"recompute_grad": True, "tokens_per_mb_per_replica": 8}, "x:2,y:2",
-        "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x"),
+        {"recompute_grad": True, "tokens_per_mb_per_replica": 8},
+        "x:2,y:2",
+        "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x",
+    ),
     "adamw": ({"opt_name": "adamw"}, "x:4", "batch:x,slots:x"),
     # gradients in bfloat16 depend on the mesh, so these are held against the mesh without split slots, its gradients
     # added up in float32 as the parts are
     "bfloat16": ({"precision": "bfloat16"}, "x:2", "batch:x,slots:x"),
-    "bfloat16 in microbatches": (
-        {"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
-}  # fmt: skip
+    "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
+}
 
 SCRIPT = """
 import json, sys
@@ -122,9 +130,12 @@ print(json.dumps(reports))
 def reports(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("spread") / "model.json")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, path, json.dumps(CASES)], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", SCRIPT, path, json.dumps(CASES)],
+        capture_output=True,
+        text=True,
+        check=False,
         env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -161,12 +172,23 @@ def legacy_shapes(optimizer_slots):
     """The checkpoint of a one-layer mixture by the legacy program, d = 8."""
     d, experts, hidden = 8, 4, 12
     shapes = {
-        "gpt2/wte": [32, d], "gpt2/wpe": [8, d], "gpt2/ln_f/g": [d], "gpt2/ln_f/b": [d], "gpt2/h0/norm_1/g": [d],
-        "gpt2/h0/norm_1/b": [d], "gpt2/h0/norm_2/g": [d], "gpt2/h0/norm_2/b": [d], "gpt2/h0/attn/q": [d, d],
-        "gpt2/h0/attn/k": [d, d], "gpt2/h0/attn/v": [d, d], "gpt2/h0/attn/o": [d, d],
-        "gpt2/h0/attn/compute_output_bias/o_b": [d], "gpt2/h0/top_2_gating/kernel": [d, experts],
-        "gpt2/h0/wi/kernel": [experts, d, hidden], "gpt2/h0/wo/kernel": [experts, hidden, d],
-    }  # fmt: skip
+        "gpt2/wte": [32, d],
+        "gpt2/wpe": [8, d],
+        "gpt2/ln_f/g": [d],
+        "gpt2/ln_f/b": [d],
+        "gpt2/h0/norm_1/g": [d],
+        "gpt2/h0/norm_1/b": [d],
+        "gpt2/h0/norm_2/g": [d],
+        "gpt2/h0/norm_2/b": [d],
+        "gpt2/h0/attn/q": [d, d],
+        "gpt2/h0/attn/k": [d, d],
+        "gpt2/h0/attn/v": [d, d],
+        "gpt2/h0/attn/o": [d, d],
+        "gpt2/h0/attn/compute_output_bias/o_b": [d],
+        "gpt2/h0/top_2_gating/kernel": [d, experts],
+        "gpt2/h0/wi/kernel": [experts, d, hidden],
+        "gpt2/h0/wo/kernel": [experts, hidden, d],
+    }
     slots = {f"{name}{slot}": shape for name, shape in shapes.items() for slot in optimizer_slots}
     return {**shapes, **slots, "global_step": []}
 
@@ -178,9 +200,9 @@ def test_names_and_shapes_are_the_legacy_ones(reports):
         assert {other for other in names if other.startswith(name + "_")} == {name + slot for slot in slots}
 
 
-@pytest.mark.parametrize("case, devices", [
-    ("adamw", 4), ("bfloat16 in microbatches", 2), ("experts with the batch", 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "case, devices", [("adamw", 4), ("bfloat16 in microbatches", 2), ("experts with the batch", 4)]
+)
 def test_each_device_holds_its_part_of_the_slots(reports, case, devices):
     sizes = {name: size for name, size in reports[case]["sizes"].items() if "/adam_" in name}
     assert len(sizes) > 20

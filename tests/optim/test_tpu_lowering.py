@@ -12,10 +12,20 @@ from gpt_neo.runtime.mesh import TpuPlacement
 from gpt_neo.runtime.train_step import build_train_step
 
 CONFIG = {
-    "n_head": 2, "n_embd": 8, "n_layer": 2, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2, "train_batch_size": 8,
-    "train_steps": 10, "weight_decay": 0.1, "gradient_clipping": 0.5, "mesh_shape": "x:4", "moe_layers": [1],
+    "n_head": 2,
+    "n_embd": 8,
+    "n_layer": 2,
+    "n_vocab": 32,
+    "n_ctx": 8,
+    "lr": 1e-2,
+    "train_batch_size": 8,
+    "train_steps": 10,
+    "weight_decay": 0.1,
+    "gradient_clipping": 0.5,
+    "mesh_shape": "x:4",
+    "moe_layers": [1],
     "moe_params": {"moe_num_experts": 4, "moe_hidden_size": 12},
-}  # fmt: skip
+}
 
 
 def slice_shapes(tmp_path, **changes):
@@ -27,9 +37,12 @@ def slice_shapes(tmp_path, **changes):
     topology = tf.tpu.experimental.Topology(mesh_shape=[2, 1, 1, 2], device_coordinates=cores)
     assignment = tf.tpu.experimental.DeviceAssignment.build(topology, num_replicas=4)
     context = types.SimpleNamespace(
-        num_replicas=4, num_of_cores_per_replica=1, num_hosts=1, device_assignment=assignment,
+        num_replicas=4,
+        num_of_cores_per_replica=1,
+        num_hosts=1,
+        device_assignment=assignment,
         tpu_host_placement_function=lambda host_id: "/device:CPU:0",
-    )  # fmt: skip
+    )
     steps = []
 
     def program():
@@ -61,8 +74,14 @@ def test_whole_slots_are_updated_in_place(tmp_path):
 
 
 def test_parts_of_gradients_in_the_loop_over_microbatches(tmp_path):
-    shapes, kinds = slice_shapes(tmp_path, mesh_shape="x:2,y:2", moe_layers=[], tokens_per_mb_per_replica=8,
-                                 layout="batch:x,heads:y,loss_sequence:y,slots:x", precision="bfloat16")  # fmt: skip
+    shapes, kinds = slice_shapes(
+        tmp_path,
+        mesh_shape="x:2,y:2",
+        moe_layers=[],
+        tokens_per_mb_per_replica=8,
+        layout="batch:x,heads:y,loss_sequence:y,slots:x",
+        precision="bfloat16",
+    )
     assert shapes["gpt2/wte"] == [32, 8] and shapes["gpt2/wte/adam_m"] == [16, 8]
     assert shapes["gpt2/h0/attn/q"] == [8, 4] and shapes["gpt2/h0/attn/q/adam_v"] == [4, 4]
     assert "While" in kinds

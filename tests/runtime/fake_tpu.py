@@ -16,8 +16,11 @@ CORES = 8  # of a host: four chips, two by two, of two cores
 
 def topology(across, down):
     """A v3 slice of so many hosts in each direction."""
-    cores = [[[2 * i + x, 2 * j + y, 0, core] for y in (0, 1) for x in (0, 1) for core in (0, 1)]
-             for j in range(down) for i in range(across)]  # fmt: skip
+    cores = [
+        [[2 * i + x, 2 * j + y, 0, core] for y in (0, 1) for x in (0, 1) for core in (0, 1)]
+        for j in range(down)
+        for i in range(across)
+    ]
     return tf.tpu.experimental.Topology(mesh_shape=[2 * across, 2 * down, 1, 2], device_coordinates=np.array(cores))
 
 
@@ -35,8 +38,16 @@ class Resolver:
 
 
 # What only TPUs have, and what a loop or condition is made of until the compiler rewrites it.
-OF_TPUS = {"AllToAll", "CollectivePermute", "CrossReplicaSum", "InfeedDequeueTuple", "OutfeedEnqueueTuple",
-           "TPUReplicateMetadata", "TPUReplicatedInput", "TPUReplicatedOutput"}  # fmt: skip
+OF_TPUS = {
+    "AllToAll",
+    "CollectivePermute",
+    "CrossReplicaSum",
+    "InfeedDequeueTuple",
+    "OutfeedEnqueueTuple",
+    "TPUReplicateMetadata",
+    "TPUReplicatedInput",
+    "TPUReplicatedOutput",
+}
 OF_LOOPS = {"Enter", "Exit", "LoopCond", "Merge", "NextIteration", "Switch"}
 
 
@@ -47,8 +58,11 @@ def not_compiled(ops):
         session.run(tf2.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0)))
     missing = []
     for op in ops:
-        known = [kernel for kernel in kernels.get_registered_kernels_for_op(op.type).kernel
-                 if kernel.device_type == "XLA_CPU_JIT"]  # fmt: skip
+        known = [
+            kernel
+            for kernel in kernels.get_registered_kernels_for_op(op.type).kernel
+            if kernel.device_type == "XLA_CPU_JIT"
+        ]
         double = tf.float64 in [tensor.dtype for tensor in [*op.inputs, *op.outputs]]
         if op.type not in OF_TPUS | OF_LOOPS and not any(allows(kernel, op) for kernel in known) or double:
             missing.append((op.type, op.name))

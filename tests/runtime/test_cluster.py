@@ -79,16 +79,21 @@ def outcome(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     common = {"train_steps": STEPS, "eval_steps": 1, "n_layer": 1, "attention_types": [[["global"], 1]]}
     one = world.config("one_process", model_path=str(folder / "one"), **common)
-    four = world.config("four_processes", model_path=str(folder / "four"), mesh_shape="x:2,y:2",
-                        layout="batch:x,heads:y", **common)  # fmt: skip
+    four = world.config(
+        "four_processes", model_path=str(folder / "four"), mesh_shape="x:2,y:2", layout="batch:x,heads:y", **common
+    )
     flags = ["--steps_per_log", "1", "--steps_per_checkpoint", "2"]
     log = str(folder / "four" / "train_log.jsonl")
     jobs = [
         {"argv": ["--model", one, *flags], "clusters": [None], "log": str(folder / "alone")},
-        {"argv": ["--model", four, *flags], "clusters": tf_configs(4), "log": str(folder / "killed"),
-         "kill": {"log": log, "rows": KILLED_AT, "task": 2}},
+        {
+            "argv": ["--model", four, *flags],
+            "clusters": tf_configs(4),
+            "log": str(folder / "killed"),
+            "kill": {"log": log, "rows": KILLED_AT, "task": 2},
+        },
         {"argv": ["--model", four, *flags], "clusters": tf_configs(4), "log": str(folder / "again")},
-    ]  # fmt: skip
+    ]
     statuses = run(jobs)
     texts = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
     return folder, statuses, texts
@@ -96,8 +101,15 @@ def outcome(world, tmp_path_factory):
 
 def run(jobs):
     """Exit statuses of the tasks of every job."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT], input=json.dumps(jobs), capture_output=True, text=True,
-                          env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"), cwd=ROOT, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+        cwd=ROOT,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -135,9 +147,17 @@ def test_a_killed_worker_ends_the_run_cleanly_and_it_resumes(outcome):
 def test_a_worker_that_is_asked_to_end_leaves_a_checkpoint(world, tmp_path):
     pytest.importorskip("gpt_neo.runtime.watch")
     path = world.config("asked", model_path=str(tmp_path / "model"), mesh_shape="x:2", train_steps=5000)
-    job = {"argv": ["--model", path, "--steps_per_log", "1"], "clusters": tf_configs(2), "log": str(tmp_path / "asked"),
-           "kill": {"log": str(tmp_path / "model" / "train_log.jsonl"), "rows": KILLED_AT, "task": 1,
-                    "signal": signal.SIGTERM}}  # fmt: skip
+    job = {
+        "argv": ["--model", path, "--steps_per_log", "1"],
+        "clusters": tf_configs(2),
+        "log": str(tmp_path / "asked"),
+        "kill": {
+            "log": str(tmp_path / "model" / "train_log.jsonl"),
+            "rows": KILLED_AT,
+            "task": 1,
+            "signal": signal.SIGTERM,
+        },
+    }
     assert run([job]) == [[143, 143]]
     reached = max(step for step, _ in losses(tmp_path / "model" / "train_log.jsonl"))
     assert (tmp_path / "model" / f"model.ckpt-{reached}.index").exists() and KILLED_AT <= reached < 5000
@@ -156,14 +176,18 @@ def test_clusters():
     assert cluster_of(config_of({"worker": ["a:1"]}, type="worker", index=0)) is None
 
 
-@pytest.mark.parametrize("environment, message", [
-    ({"TF_CONFIG": "{"}, "no JSON object"), ({"TF_CONFIG": "[1]"}, "no JSON object"),
-    (config_of({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, type="worker", index=0), "has the job 'ps'"),
-    (config_of({"chief": ["a:1", "b:1"]}, type="chief", index=0), "has 2 chiefs"),
-    (config_of({"worker": ["a:1", "b"]}, type="worker", index=0), "worker 1 at 'b'; expected host:port"),
-    (config_of({"worker": ["a:1", "b:1"]}, type="worker", index=2), "its cluster has worker 0, worker 1"),
-    (config_of({"worker": 3}, type="worker", index=2), "no JSON object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"TF_CONFIG": "{"}, "no JSON object"),
+        ({"TF_CONFIG": "[1]"}, "no JSON object"),
+        (config_of({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, type="worker", index=0), "has the job 'ps'"),
+        (config_of({"chief": ["a:1", "b:1"]}, type="chief", index=0), "has 2 chiefs"),
+        (config_of({"worker": ["a:1", "b"]}, type="worker", index=0), "worker 1 at 'b'; expected host:port"),
+        (config_of({"worker": ["a:1", "b:1"]}, type="worker", index=2), "its cluster has worker 0, worker 1"),
+        (config_of({"worker": 3}, type="worker", index=2), "no JSON object"),
+    ],
+)
 def test_wrong_clusters_are_refused(environment, message):
     with pytest.raises(DeviceError, match=message):
         cluster_of(environment)

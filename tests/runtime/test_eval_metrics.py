@@ -35,8 +35,10 @@ def test_sums_equal_numpy():
     counted = weights * real[..., None]
     x, n = (losses * counted).sum(-1), counted.sum(-1)
     size, letters = (np.moveaxis(lengths[labels], -1, 0) * counted).sum(-1)
-    for part, chosen in ((found, real > 0), *((found["by_dataset"][s], (real > 0) & (source == i))
-                                               for i, s in enumerate("ab"))):  # fmt: skip
+    for part, chosen in (
+        (found, real > 0),
+        *((found["by_dataset"][s], (real > 0) & (source == i)) for i, s in enumerate("ab")),
+    ):
         wanted = ratio(moments(x[chosen], n[chosen]))
         assert part["loss"] == pytest.approx(wanted.value, rel=1e-6)
         assert part["intervals"]["loss"] == pytest.approx([wanted.low, wanted.high], rel=1e-5)

@@ -20,10 +20,20 @@ VOCAB, LENGTH, BATCH = 48, 150, 2
 COMMON = {"n_head": 2, "n_embd": 64, "n_layer": 2, "n_vocab": VOCAB, "n_ctx": LENGTH, "eos_id": VOCAB}
 MODELS = {
     "gpt_neo": ModelConfig(**COMMON, attention_types=("global", "local"), local_attention_radius=7),
-    "gptj": ModelConfig(**COMMON, attention_types=("global", "global"), rotary_emb=True, rotary_dim=8,
-                        rotary_interleaved=True, parallel_residual=True, shared_norm=True, scale_attention=True,
-                        untied_head=True, head_bias=True, attn_output_bias=False),
-}  # fmt: skip
+    "gptj": ModelConfig(
+        **COMMON,
+        attention_types=("global", "global"),
+        rotary_emb=True,
+        rotary_dim=8,
+        rotary_interleaved=True,
+        parallel_residual=True,
+        shared_norm=True,
+        scale_attention=True,
+        untied_head=True,
+        head_bias=True,
+        attn_output_bias=False,
+    ),
+}
 
 
 class Served:
@@ -43,8 +53,16 @@ class Served:
         tokens = np.zeros([BATCH, max(map(len, prompts))], np.int32)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt)] = prompt
-        return self("serving_default", tokens=tokens, lengths=[len(p) for p in prompts], max_tokens=max_tokens,
-                    temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)  # fmt: skip
+        return self(
+            "serving_default",
+            tokens=tokens,
+            lengths=[len(p) for p in prompts],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -84,8 +102,9 @@ def test_what_may_be_drawn_is_what_predict_draws_from(top_k, top_p):
         temperature, mass = (tf.constant(x, tf.float64) for x in (0.8, top_p))
         got = session.run(distribution(tf.constant(logits), GraphOptions(temperature, tf.constant(top_k), mass)))
     for row, given in zip(got / got.sum(-1, keepdims=True), logits):
-        np.testing.assert_allclose(row, probabilities(given, SampleOptions(temperature=0.8, top_k=top_k, top_p=top_p)),
-                                   atol=1e-6)  # fmt: skip
+        np.testing.assert_allclose(
+            row, probabilities(given, SampleOptions(temperature=0.8, top_k=top_k, top_p=top_p)), atol=1e-6
+        )
 
 
 def test_only_ids_of_the_tokenizer_are_drawn(served, tmp_path):
@@ -100,8 +119,13 @@ def test_only_ids_of_the_tokenizer_are_drawn(served, tmp_path):
 
 def test_every_type_of_attention_generates(tmp_path):
     kinds = ("global", "gla", "none", "linear", "local")
-    config = ModelConfig(**{**COMMON, "n_embd": 16, "n_layer": 5}, attention_types=kinds, local_attention_radius=7,
-                         num_mem_kv=2, gla_params=GlaParams(num_heads=4))  # fmt: skip
+    config = ModelConfig(
+        **{**COMMON, "n_embd": 16, "n_layer": 5},
+        attention_types=kinds,
+        local_attention_radius=7,
+        num_mem_kv=2,
+        gla_params=GlaParams(num_heads=4),
+    )
     assert {*kinds} == {*LAYERS, "none"}
     checkpoint = save_random(config, str(tmp_path), scale=0.5)
     assert export_saved_model(config, checkpoint, str(tmp_path / "saved"), BATCH) == []
@@ -155,8 +179,10 @@ def test_int8_is_a_quarter_of_the_size_and_close(served, tmp_path):
     expected = uncached(config, save_weights(config, str(tmp_path / "rounded"), rounded), tokens)
     np.testing.assert_allclose(near, expected, atol=2e-4, rtol=0)
     assert 0 < np.abs(near - exact).mean() < 0.05 * exact.std()
-    sizes = [os.path.getsize(os.path.join(f, "variables", "variables.data-00000-of-00001"))
-             for f in (folder, os.path.join(os.path.dirname(checkpoint), "saved"))]  # fmt: skip
+    sizes = [
+        os.path.getsize(os.path.join(f, "variables", "variables.data-00000-of-00001"))
+        for f in (folder, os.path.join(os.path.dirname(checkpoint), "saved"))
+    ]
     assert sizes[0] < 0.4 * sizes[1]  # a quarter, and what stays as it is
     assert small.text([[1, 2, 3], [4]], 10)["tokens"].shape == (BATCH, 10)
 

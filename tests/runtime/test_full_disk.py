@@ -40,11 +40,19 @@ FILL = """
                 filler.truncate(filler.tell() - 20_000)  # room for the record, not for the checkpoint"""
 
 
-@pytest.mark.parametrize("name, act, mend, reason", [
-    ("full", FILL, "os.remove(os.path.join(folder, 'filler'))", "No space left on device"),
-    pytest.param("forbidden", "os.chmod(folder, 0o500)", "os.chmod(folder, 0o700)", "Permission denied",
-                 marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, act, mend, reason",
+    [
+        ("full", FILL, "os.remove(os.path.join(folder, 'filler'))", "No space left on device"),
+        pytest.param(
+            "forbidden",
+            "os.chmod(folder, 0o500)",
+            "os.chmod(folder, 0o700)",
+            "Permission denied",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_the_error_names_the_path_and_nothing_is_lost(world, server, name, act, mend, reason):
     need_mounts()
     path = world.config(name, train_steps=8)
@@ -56,8 +64,11 @@ def test_the_error_names_the_path_and_nothing_is_lost(world, server, name, act, 
     assert "Traceback" not in text
     # without permission the record beside the checkpoint, which is written first, is what cannot be
     file = re.escape(f"{folder}/model.ckpt-6{'' if name == 'full' else '.json'}")
-    assert re.search(rf"error: {file}: cannot be written: .*{reason}.*Nothing is lost: the newest whole checkpoint is "
-                     r"that of step 3; once that is mended, the same command", first)  # fmt: skip
+    assert re.search(
+        rf"error: {file}: cannot be written: .*{reason}.*Nothing is lost: the newest whole checkpoint is "
+        r"that of step 3; once that is mended, the same command",
+        first,
+    )
     left = re.search("left (.*)", second)[1]
     assert "tempstate" not in left and "model.ckpt-6" not in left
     assert "steps 3 to 8" in second and "trained   5 steps" in second

@@ -72,8 +72,9 @@ def names_of(store, run):
 
 
 def test_a_run_on_a_bucket_with_faults_on_the_way(world, gcs_place, whole, tmp_path):
-    path = world.config("short", train_steps=2, datasets=["bucket"], model_path="gs://bucket/runs/short",
-                        lr_decay_end=20)  # fmt: skip
+    path = world.config(
+        "short", train_steps=2, datasets=["bucket"], model_path="gs://bucket/runs/short", lr_decay_end=20
+    )
     gcs_place.fail("create", None, None, "503", None, "503")
     gcs_place.fail("read", None, "truncate", None, "503")
     gcs_place.fail("list", "503")
@@ -108,8 +109,13 @@ def test_everything_on_a_bucket(world, gcs_place, whole, tmp_path):
 def test_new_stays_below_its_prefix(world, gcs_place):
     path = world.config("anew_there", train_steps=0, datasets=["bucket"], model_path="gs://bucket/runs/a")
     made = ["model.ckpt-3.index", "model.ckpt-3.data-00000-of-00001", "checkpoint", "train_log.jsonl", "best/best.json"]
-    kept = ["bucket/runs/a/notes.txt", "bucket/runs/a/deeper/model.ckpt-3.index", "bucket/runs/a2/model.ckpt-3.index",
-            "bucket/runs/model.ckpt-3.index", "bucket/model.ckpt-3.index"]  # fmt: skip
+    kept = [
+        "bucket/runs/a/notes.txt",
+        "bucket/runs/a/deeper/model.ckpt-3.index",
+        "bucket/runs/a2/model.ckpt-3.index",
+        "bucket/runs/model.ckpt-3.index",
+        "bucket/model.ckpt-3.index",
+    ]
     for name in [*kept, *(f"bucket/runs/a/{name}" for name in made)]:
         gcs_place.put(name, b"")
     before = set(gcs_place.store)
@@ -129,13 +135,16 @@ model_fn.build_train_step = build
 """
 
 
-@pytest.mark.parametrize("denied, where, permission", [
-    ("list", r"model_path 'gs://bucket/runs/denied' cannot be listed", "storage.objects.list"),
-    ("get", r"model_path 'gs://bucket/runs/denied' cannot be read", "storage.objects.get"),
-    ("read", r"'gs://bucket/\S+' cannot be read", "storage.objects.get"),
-    ("create", r"model_path 'gs://bucket/runs/denied' cannot be written", "storage.objects.create"),
-    ("delete", r"model_path 'gs://bucket/runs/denied' cannot be (written over|deleted)", "storage.objects.delete"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "denied, where, permission",
+    [
+        ("list", r"model_path 'gs://bucket/runs/denied' cannot be listed", "storage.objects.list"),
+        ("get", r"model_path 'gs://bucket/runs/denied' cannot be read", "storage.objects.get"),
+        ("read", r"'gs://bucket/\S+' cannot be read", "storage.objects.get"),
+        ("create", r"model_path 'gs://bucket/runs/denied' cannot be written", "storage.objects.create"),
+        ("delete", r"model_path 'gs://bucket/runs/denied' cannot be (written over|deleted)", "storage.objects.delete"),
+    ],
+)
 def test_a_missing_permission_is_named_before_a_graph_is_built(world, gcs_place, denied, where, permission):
     path = world.config("denied", datasets=["bucket"], model_path="gs://bucket/runs/denied")
     gcs_place.denied = {denied}
@@ -197,8 +206,10 @@ def test_a_run_folder_on_a_bucket_is_exported(gcs_place, tmp_path):
     gcs_place.put("bucket/conv/tokenizer_config.json", b"{}")
     out = tmp_path / "out"
     command = ["export-hf", "gs://bucket/conv", str(out), "--verify", "none"]
-    text = ("import os, sys\nfrom gpt_neo.__main__ import main as command\n"
-            f"status = command({command})\nsys.stdout.flush()\nos._exit(status)\n")  # fmt: skip
+    text = (
+        "import os, sys\nfrom gpt_neo.__main__ import main as command\n"
+        f"status = command({command})\nsys.stdout.flush()\nos._exit(status)\n"
+    )
     status, text = gcs_place.run(before=text)
     assert status == 0, text
     assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= set(os.listdir(out))

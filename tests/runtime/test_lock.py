@@ -17,8 +17,15 @@ NOW = 1_700_000_000.0
 
 def written(folder, **changes):
     """A lock file of another owner."""
-    record = {**this_machine(), "pid": 4_000_000, "started": "1", "token": "x", "since": NOW - 7200, "alive": NOW - 30,
-              **changes}  # fmt: skip
+    record = {
+        **this_machine(),
+        "pid": 4_000_000,
+        "started": "1",
+        "token": "x",
+        "since": NOW - 7200,
+        "alive": NOW - 30,
+        **changes,
+    }
     (folder / LOCK_FILE).write_text(json.dumps(record))
 
 
@@ -41,11 +48,15 @@ def test_two_in_one_folder(tmp_path):
     take(tmp_path)
 
 
-@pytest.mark.parametrize("changes, reason", [
-    ({}, "that process is gone"), ({"pid": os.getpid()}, "that process is gone"),
-    ({"boot": "another"}, "has started anew since"),
-    ({"host": "elsewhere", "alive": NOW - STALE - 1}, "it gave no sign of life for 2 minutes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({}, "that process is gone"),
+        ({"pid": os.getpid()}, "that process is gone"),
+        ({"boot": "another"}, "has started anew since"),
+        ({"host": "elsewhere", "alive": NOW - STALE - 1}, "it gave no sign of life for 2 minutes"),
+    ],
+)
 def test_stale_locks_are_explained(tmp_path, changes, reason):
     written(tmp_path, **changes)
     (line,) = take(tmp_path)

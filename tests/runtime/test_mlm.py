@@ -31,12 +31,28 @@ def config(tmp_path_factory):
     paths = {"path": str(folder / "train_*.tfrecords"), "eval_path": str(folder / "held_*.tfrecords")}
     (folder / "dataset_configs" / "repeating.json").write_text(json.dumps({**paths, "eos_id": 22, "padding_id": PAD}))
     model = {
-        "n_head": 2, "n_embd": 32, "n_layer": 2, "n_vocab": N_VOCAB, "n_ctx": N_CTX, "lr": 0.01, "train_steps": STEPS,
-        "attention_types": [[["local", "global"], 1]], "local_attention_radius": 4, "train_batch_size": 16,
-        "eval_batch_size": 4, "mlm_training": True, "mlm_mask_id": MASK, "datasets": ["repeating"], "padding_id": PAD,
-        "eos_id": 22, "model_path": str(folder / "run"), "tokens_per_mb_per_replica": 8 * N_CTX, "warmup_steps": 10,
-        "gradient_clipping": 1.0, "mlm_mask_prob": 0.25,
-    }  # fmt: skip
+        "n_head": 2,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_vocab": N_VOCAB,
+        "n_ctx": N_CTX,
+        "lr": 0.01,
+        "train_steps": STEPS,
+        "attention_types": [[["local", "global"], 1]],
+        "local_attention_radius": 4,
+        "train_batch_size": 16,
+        "eval_batch_size": 4,
+        "mlm_training": True,
+        "mlm_mask_id": MASK,
+        "datasets": ["repeating"],
+        "padding_id": PAD,
+        "eos_id": 22,
+        "model_path": str(folder / "run"),
+        "tokens_per_mb_per_replica": 8 * N_CTX,
+        "warmup_steps": 10,
+        "gradient_clipping": 1.0,
+        "mlm_mask_prob": 0.25,
+    }
     (folder / "model.json").write_text(json.dumps(model))
     return str(folder / "model.json")
 

@@ -103,21 +103,51 @@ def place(tmp_path_factory):
 
     def write(name):
         model = {
-            "n_head": 2, "n_embd": 16, "n_layer": 1, "n_vocab": 60, "n_ctx": N_CTX, "lr": 0.01, "lr_decay_end": STEPS,
-            "embed_dropout": 0.1, "attn_dropout": 0.1, "res_dropout": 0.2, "gradient_clipping": 1.0, "seed": 4,
-            "train_batch_size": BATCH, "train_steps": STEPS, "tokens_per_mb_per_replica": BATCH // 2 * N_CTX,
-            "datasets": [["chunk", None, None, WEIGHTS["chunk"]], ["tiny", None, None, WEIGHTS["tiny"]],
-                         ["doc", 2, "documents_random", WEIGHTS["doc"]]],
-            "model_path": str(folder / "runs" / name), "keep_checkpoints": KEPT, "padding_id": 59, "eos_id": 58,
-        }  # fmt: skip
+            "n_head": 2,
+            "n_embd": 16,
+            "n_layer": 1,
+            "n_vocab": 60,
+            "n_ctx": N_CTX,
+            "lr": 0.01,
+            "lr_decay_end": STEPS,
+            "embed_dropout": 0.1,
+            "attn_dropout": 0.1,
+            "res_dropout": 0.2,
+            "gradient_clipping": 1.0,
+            "seed": 4,
+            "train_batch_size": BATCH,
+            "train_steps": STEPS,
+            "tokens_per_mb_per_replica": BATCH // 2 * N_CTX,
+            "datasets": [
+                ["chunk", None, None, WEIGHTS["chunk"]],
+                ["tiny", None, None, WEIGHTS["tiny"]],
+                ["doc", 2, "documents_random", WEIGHTS["doc"]],
+            ],
+            "model_path": str(folder / "runs" / name),
+            "keep_checkpoints": KEPT,
+            "padding_id": 59,
+            "eos_id": 58,
+        }
         (folder / f"{name}.json").write_text(json.dumps(model))
-        return {"config": str(folder / f"{name}.json"), "log": str(folder / f"{name}.log"), "stops": [], "kills": 0,
-                "steps": STEPS}  # fmt: skip
+        return {
+            "config": str(folder / f"{name}.json"),
+            "log": str(folder / f"{name}.log"),
+            "stops": [],
+            "kills": 0,
+            "steps": STEPS,
+        }
 
     def run(jobs):
         env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
-        done = subprocess.run([sys.executable, "-c", SCRIPT], input=json.dumps(jobs), env=env, cwd=ROOT,
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            input=json.dumps(jobs),
+            env=env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return {os.path.basename(job["config"])[:-5]: outcome(job) for job in jobs}
 

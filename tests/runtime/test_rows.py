@@ -15,8 +15,16 @@ KINDS = ("global", "local", "gla", "linear", "none", "global")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    config = ModelConfig(n_head=2, n_embd=16, n_layer=len(KINDS), n_vocab=VOCAB, n_ctx=300, attention_types=KINDS,
-                         local_attention_radius=40, gla_params=GlaParams(num_heads=4))  # fmt: skip
+    config = ModelConfig(
+        n_head=2,
+        n_embd=16,
+        n_layer=len(KINDS),
+        n_vocab=VOCAB,
+        n_ctx=300,
+        attention_types=KINDS,
+        local_attention_radius=40,
+        gla_params=GlaParams(num_heads=4),
+    )
     checkpoint = save_random(config, str(tmp_path_factory.mktemp("rows")))
     return config, checkpoint, RowDecoder(config, checkpoint, ROWS - 3)  # rounded up
 
@@ -62,8 +70,9 @@ def test_rows_at_their_own_places_equal_the_uncached_network(model):
     np.testing.assert_allclose(every, expected[1, :150], atol=1e-4, rtol=1e-4)
     play, at = Play(decoder), [200, 1, 64]
     for row in range(3):
-        np.testing.assert_allclose(play.read(row, tokens[row, : at[row]]), expected[row, at[row] - 1], atol=1e-4,
-                                   rtol=1e-4)  # fmt: skip
+        np.testing.assert_allclose(
+            play.read(row, tokens[row, : at[row]]), expected[row, at[row] - 1], atol=1e-4, rtol=1e-4
+        )
     for step in range(90):
         going = [row for row in range(3) if (step + row) % 4 or row == 0]  # the others pause
         logits = play.step({row: tokens[row, at[row]] for row in going})
@@ -111,8 +120,18 @@ def test_a_chunk_read_between_steps_finds_the_row_as_it_left_it(model):
 
 
 def test_memory_and_rotary_positions(tmp_path):
-    config = ModelConfig(n_head=2, n_embd=16, n_layer=2, n_vocab=VOCAB, n_ctx=40, attention_types=("global", "local"),
-                         local_attention_radius=8, num_mem_kv=3, rotary_emb=True, rotary_dim=4)  # fmt: skip
+    config = ModelConfig(
+        n_head=2,
+        n_embd=16,
+        n_layer=2,
+        n_vocab=VOCAB,
+        n_ctx=40,
+        attention_types=("global", "local"),
+        local_attention_radius=8,
+        num_mem_kv=3,
+        rotary_emb=True,
+        rotary_dim=4,
+    )
     checkpoint = save_random(config, str(tmp_path))
     decoder = RowDecoder(config, checkpoint, ROWS)
     tokens = np.random.RandomState(1).randint(0, VOCAB, [1, 30]).astype(np.int32)

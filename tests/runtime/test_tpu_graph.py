@@ -35,9 +35,17 @@ def functions_again():
 def built(request, world):
     """(name, run, slice, graph) of training."""
     across, down, mesh = SLICES[request.param]
-    path = world.config(f"tpu_{request.param}", mesh_shape=mesh, layout="batch:x,heads:y", train_batch_size=BATCH,
-                        iterations=10, shuffle_input_filenames=False, train_steps=40, n_layer=1,
-                        attention_types="global")  # fmt: skip
+    path = world.config(
+        f"tpu_{request.param}",
+        mesh_shape=mesh,
+        layout="batch:x,heads:y",
+        train_batch_size=BATCH,
+        iterations=10,
+        shuffle_input_filenames=False,
+        train_steps=40,
+        n_layer=1,
+        attention_types="global",
+    )
     run = load_config(path)
     with pytest.MonkeyPatch.context() as patch:
         slice_ = Slice(patch, across, down)
@@ -110,8 +118,9 @@ def test_each_host_feeds_each_of_its_cores_once(built):
     places = assignment_of(made)
     assert len(queues) == len(places)
     fed = {(op.device, op.get_attr("device_ordinal")) for op in queues}
-    assert fed == {(f"/job:worker/task:{host}/device:CPU:0", core) for host in range(slice_.hosts)
-                   for core in range(CORES)}  # fmt: skip
+    assert fed == {
+        (f"/job:worker/task:{host}/device:CPU:0", core) for host in range(slice_.hosts) for core in range(CORES)
+    }
     for core, op in enumerate(queues):  # that of core n feeds core n
         task = slice_.topology.task_ordinal_at_coordinates(places[core])
         assert op.device == f"/job:worker/task:{task}/device:CPU:0"
@@ -246,16 +255,24 @@ def slow(**changes):
     return pytest.param(changes, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("changes", [
-    {"layout": "batch:x,heads:y,slots:x", "tokens_per_mb_per_replica": 32, "train_batch_size": 16,
-     "recompute_grad": True, "precision": "bfloat16"},
-    slow(layout="batch:x,embd:y", tokens_per_mb_per_replica=32, train_batch_size=16),
-    slow(layout="batch:x,memory_length:y", attn_dropout=0.1),
-    slow(layout="batch:x,heads:y", attention_types=[[["linear", "gla"], 1]], res_dropout=0.1),
-    slow(layout="batch:x,experts:x", moe_layers=[1], moe_params={"moe_num_experts": 4, "moe_hidden_size": 16}),
-    slow(layout="batch:x,loss_sequence:y,intermediate_expanded:y", opt_name="lion", mlp_glu=True, rotary_emb=True),
-    slow(layout="batch:x,vocab:y", opt_name="adafactor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "layout": "batch:x,heads:y,slots:x",
+            "tokens_per_mb_per_replica": 32,
+            "train_batch_size": 16,
+            "recompute_grad": True,
+            "precision": "bfloat16",
+        },
+        slow(layout="batch:x,embd:y", tokens_per_mb_per_replica=32, train_batch_size=16),
+        slow(layout="batch:x,memory_length:y", attn_dropout=0.1),
+        slow(layout="batch:x,heads:y", attention_types=[[["linear", "gla"], 1]], res_dropout=0.1),
+        slow(layout="batch:x,experts:x", moe_layers=[1], moe_params={"moe_num_experts": 4, "moe_hidden_size": 16}),
+        slow(layout="batch:x,loss_sequence:y,intermediate_expanded:y", opt_name="lion", mlp_glu=True, rotary_emb=True),
+        slow(layout="batch:x,vocab:y", opt_name="adafactor"),
+    ],
+)
 def test_what_a_model_may_be_made_of_is_compiled_as_a_whole(world, monkeypatch, changes):
     monkeypatch.setattr(mtf_compat, "WORTH_COMPILING", 1)
     run = load_config(world.config("tpu_variant", **{"mesh_shape": "x:4,y:2", "train_batch_size": 8, **changes}))
@@ -274,8 +291,15 @@ def test_the_look_for_kernels_finds_what_has_none():
 
 
 def test_evaluation_gives_whole_losses_of_a_split_batch(world, trained, monkeypatch):
-    run = load_config(world.config("tpu_evaluated", mesh_shape="x:4,y:2", layout="batch:x,heads:y,vocab:y",
-                                   model_path=load_config(trained).training.model_path, eval_batch_size=8))  # fmt: skip
+    run = load_config(
+        world.config(
+            "tpu_evaluated",
+            mesh_shape="x:4,y:2",
+            layout="batch:x,heads:y,vocab:y",
+            model_path=load_config(trained).training.model_path,
+            eval_batch_size=8,
+        )
+    )
     made = Slice(monkeypatch, 1, 1).evaluate(run, run.training.model_path, evaluation_sources(run))
     queues = made.ops("InfeedEnqueueTuple")
     assert len(queues) == CORES

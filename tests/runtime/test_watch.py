@@ -73,8 +73,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(world, server):
     assert lock["pid"] == child.pid
     status, text = server.run("--model", path)
     assert status == 2
-    assert re.search(rf"error: model_path '.*' is in use: process {child.pid} on \S+ has held it for \d+ seconds, last "
-                     r"sign of life \d+ seconds ago", text)  # fmt: skip
+    assert re.search(
+        rf"error: model_path '.*' is in use: process {child.pid} on \S+ has held it for \d+ seconds, last "
+        r"sign of life \d+ seconds ago",
+        text,
+    )
     child.kill(signal.SIGTERM)
     assert child.wait() == 143
     step = int(re.search(r"stopped   by SIGTERM: step (\d+) is saved. The same command", child.text)[1])
@@ -157,7 +160,9 @@ spikes.ENOUGH = 4
         assert all((old[name] == new[name]).all() for name in old) == skipped, step
     log = [json.loads(line) for line in open(os.path.join(folder, "watch_log.jsonl"))]
     assert [(row["event"], row["step"], row["loss"] == "nan") for row in log] == [
-        ("skipped", 6, False), ("skipped", 8, True)]  # fmt: skip
+        ("skipped", 6, False),
+        ("skipped", 8, True),
+    ]
     assert len(json.load(open(os.path.join(folder, "model.ckpt-9.json")))["spike_losses"]) == 7
 
     again = world.config("spiky_again", train_steps=9)

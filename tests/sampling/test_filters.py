@@ -9,17 +9,20 @@ from gpt_neo.sampling.filters import SampleOptions, draw, probabilities, row_gen
 LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05]))
 
 
-@pytest.mark.parametrize("options, expected", [
-    ({}, [0.4, 0.3, 0.15, 0.1, 0.05]),
-    ({"temperature": 0.0}, [1, 0, 0, 0, 0]),
-    ({"temperature": 0.5}, np.square([0.4, 0.3, 0.15, 0.1, 0.05]) / 0.285),
-    ({"top_k": 2}, [4 / 7, 3 / 7, 0, 0, 0]),
-    ({"top_k": 99}, [0.4, 0.3, 0.15, 0.1, 0.05]),
-    ({"top_p": 0.69}, [4 / 7, 3 / 7, 0, 0, 0]),
-    ({"top_p": 0.71}, [0.4 / 0.85, 0.3 / 0.85, 0.15 / 0.85, 0, 0]),
-    ({"top_p": 1e-9}, [1, 0, 0, 0, 0]),
-    ({"top_k": 3, "top_p": 0.5}, [4 / 7, 3 / 7, 0, 0, 0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, [0.4, 0.3, 0.15, 0.1, 0.05]),
+        ({"temperature": 0.0}, [1, 0, 0, 0, 0]),
+        ({"temperature": 0.5}, np.square([0.4, 0.3, 0.15, 0.1, 0.05]) / 0.285),
+        ({"top_k": 2}, [4 / 7, 3 / 7, 0, 0, 0]),
+        ({"top_k": 99}, [0.4, 0.3, 0.15, 0.1, 0.05]),
+        ({"top_p": 0.69}, [4 / 7, 3 / 7, 0, 0, 0]),
+        ({"top_p": 0.71}, [0.4 / 0.85, 0.3 / 0.85, 0.15 / 0.85, 0, 0]),
+        ({"top_p": 1e-9}, [1, 0, 0, 0, 0]),
+        ({"top_k": 3, "top_p": 0.5}, [4 / 7, 3 / 7, 0, 0, 0]),
+    ],
+)
 def test_distribution(options, expected):
     np.testing.assert_allclose(probabilities(LOGITS, SampleOptions(**options)), expected, atol=1e-12)
 
@@ -46,8 +49,9 @@ def test_draws_follow_the_distribution_and_the_seed():
     assert drawn[:50] != [draw(LOGITS, options, other) for _ in range(50)]
 
 
-@pytest.mark.parametrize("name, value", [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.5),
-                                         ("max_tokens", 0), ("seed", -1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value", [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.5), ("max_tokens", 0), ("seed", -1)]
+)
 def test_values_without_meaning(name, value):
     with pytest.raises(ConfigError, match=f"--{name} is {value}; expected"):
         SampleOptions(**{name: value})

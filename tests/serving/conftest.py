@@ -27,9 +27,17 @@ TEXTS = ["The reindeer of the far north — naïve, 小さな, and ½ as old as 
 def model(tmp_path_factory):
     """Config, checkpoint and tokenizer."""
     tokenizer = Tokenizer("small", train_tokenizer(TEXTS, 300), 0)
-    config = ModelConfig(n_head=2, n_embd=16, n_layer=3, n_vocab=tokenizer.n_vocab, n_ctx=160, eos_id=0,
-                         attention_types=("global", "local", "gla"), local_attention_radius=24,
-                         gla_params=GlaParams(num_heads=4))  # fmt: skip
+    config = ModelConfig(
+        n_head=2,
+        n_embd=16,
+        n_layer=3,
+        n_vocab=tokenizer.n_vocab,
+        n_ctx=160,
+        eos_id=0,
+        attention_types=("global", "local", "gla"),
+        local_attention_radius=24,
+        gla_params=GlaParams(num_heads=4),
+    )
     checkpoint = save_random(config, str(tmp_path_factory.mktemp("served")), scale=0.3)
     return types.SimpleNamespace(config=config, checkpoint=checkpoint, tokenizer=tokenizer)
 
@@ -51,8 +59,14 @@ def running(model, decoder=None, **limits):
         time.sleep(0.01)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        yield types.SimpleNamespace(url=url, engine=engine, app=app, served=served, decoder=decoder,
-                                    fetch=lambda *args, **more: fetch(url, *args, **more))  # fmt: skip
+        yield types.SimpleNamespace(
+            url=url,
+            engine=engine,
+            app=app,
+            served=served,
+            decoder=decoder,
+            fetch=lambda *args, **more: fetch(url, *args, **more),
+        )
     finally:
         server.should_exit = True
         thread.join()

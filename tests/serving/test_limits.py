@@ -15,21 +15,43 @@ from tests.serving.conftest import running
 FINE = {"prompt": "ice", "max_tokens": 2}
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"prompt": 5}, "prompt is 5"), ({"prompt": []}, "prompt"), ({"prompt": [[]] * 65}, "at most 64"),
-    ({"prompt": [1, "x"]}, "prompt has 1"), ({"prompt": [10**9]}, "0 to 299"), ({"prompt": [True]}, "token id true"),
-    ({"prompt": "\ud800"}, "surrogate"), ({"max_tokens": -1}, "max_tokens is -1"), ({"max_tokens": 0}, "echo"),
-    ({"max_tokens": "9"}, "whole number"), ({"max_tokens": 500}, "the model's length is 160"),
-    ({"temperature": -0.1}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"top_p": 0}, "top_p"),
-    ({"top_k": 1.5}, "top_k"), ({"n": 0}, "n is 0"), ({"n": 3, "best_of": 2}, "at least n"),
-    ({"n": 40, "best_of": 65}, "best_of"), ({"prompt": ["a"] * 40, "n": 2}, "more than 64"),
-    ({"best_of": 2, "stream": True}, "no stream"), ({"stop": ""}, "stop"), ({"stop": [1]}, "stop"),
-    ({"stop": ["x"] * 17}, "at most 16"), ({"logprobs": 21}, "logprobs"), ({"echo": "yes"}, "true or false"),
-    ({"stream": 1}, "true or false"), ({"seed": 0.5}, "seed"), ({"seed": 2**70}, "64 bits"),
-    ({"suffix": "x"}, "suffix"),
-    ({"presence_penalty": 3}, "presence_penalty"), ({"frequency_penalty": None, "model": 3}, "model is 3"),
-    ({"stream_options": 3}, "stream_options"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"prompt": 5}, "prompt is 5"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]] * 65}, "at most 64"),
+        ({"prompt": [1, "x"]}, "prompt has 1"),
+        ({"prompt": [10**9]}, "0 to 299"),
+        ({"prompt": [True]}, "token id true"),
+        ({"prompt": "\ud800"}, "surrogate"),
+        ({"max_tokens": -1}, "max_tokens is -1"),
+        ({"max_tokens": 0}, "echo"),
+        ({"max_tokens": "9"}, "whole number"),
+        ({"max_tokens": 500}, "the model's length is 160"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"n": 0}, "n is 0"),
+        ({"n": 3, "best_of": 2}, "at least n"),
+        ({"n": 40, "best_of": 65}, "best_of"),
+        ({"prompt": ["a"] * 40, "n": 2}, "more than 64"),
+        ({"best_of": 2, "stream": True}, "no stream"),
+        ({"stop": ""}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"stop": ["x"] * 17}, "at most 16"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"echo": "yes"}, "true or false"),
+        ({"stream": 1}, "true or false"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": 2**70}, "64 bits"),
+        ({"suffix": "x"}, "suffix"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": None, "model": 3}, "model is 3"),
+        ({"stream_options": 3}, "stream_options"),
+    ],
+)
 def test_a_wrong_field_is_named(server, change, word):
     status, _, found = server.fetch("/v1/completions", {**FINE, **change})
     assert status == 400 and word in found["error"]["message"], found

@@ -60,10 +60,17 @@ def test_generate_hover_and_switch_layers(browser, server):
     page, asked, errors = open_page(browser, server, viewport={"width": 1100, "height": 900})
     generate(page, "The reindeer of the far — naïve", max_tokens=60, seed=4)
     assert re.match(r"\d+ tokens in [\d.]+ s", page.inner_text("#status"))
-    expected = server.fetch("/v1/completions", {
-        "prompt": "The reindeer of the far — naïve", "max_tokens": 60, "seed": 4, "temperature": 0.8, "top_p": 0.95,
-        "echo": True,
-    })[2]["choices"][0]["text"]  # fmt: skip
+    expected = server.fetch(
+        "/v1/completions",
+        {
+            "prompt": "The reindeer of the far — naïve",
+            "max_tokens": 60,
+            "seed": 4,
+            "temperature": 0.8,
+            "top_p": 0.95,
+            "echo": True,
+        },
+    )[2]["choices"][0]["text"]
     assert page.text_content("#text") == expected
     token = page.locator("#text .token:not(.prompt):not(:empty)").nth(1)
     token.hover()
@@ -112,8 +119,14 @@ def test_stop_by_button_and_by_key(browser, server):
 
 
 def test_phone_dark_and_errors(browser, server):
-    page, _, _ = open_page(browser, server, viewport={"width": 390, "height": 844}, color_scheme="dark",
-                           has_touch=True, device_scale_factor=2)  # fmt: skip
+    page, _, _ = open_page(
+        browser,
+        server,
+        viewport={"width": 390, "height": 844},
+        color_scheme="dark",
+        has_touch=True,
+        device_scale_factor=2,
+    )
     generate(page, "The ice", max_tokens=40, seed=1)
     page.locator("#text .token").nth(3).tap()
     assert "token 4" in page.inner_text("#detail")

@@ -36,11 +36,14 @@ def test_too_little_memory_of_a_core_is_a_verdict(tmp_path):
     assert verdict(tmp_path, f"echo '{json.dumps(report)}'") == report
 
 
-@pytest.mark.parametrize("script, told", [
-    ("kill -9 $$", "this machine has too little memory"),
-    ("echo 'ImportError: no jax' >&2; exit 1", "cannot be run: ImportError: no jax"),
-    ("""echo '{"error": "no such operation"}'""", "refuses the program: no such operation"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "script, told",
+    [
+        ("kill -9 $$", "this machine has too little memory"),
+        ("echo 'ImportError: no jax' >&2; exit 1", "cannot be run: ImportError: no jax"),
+        ("""echo '{"error": "no such operation"}'""", "refuses the program: no such operation"),
+    ],
+)
 def test_failures_of_the_compiler_are_told(tmp_path, script, told):
     with pytest.raises(DeviceError, match=told):
         verdict(tmp_path, script)
@@ -55,10 +58,22 @@ def test_layouts_of_shipped_configs_divide(path):
 
 def test_model_flops_of_two_layers(tmp_path):
     path = tmp_path / "model.json"
-    path.write_text(json.dumps({
-        "n_head": 2, "n_embd": 8, "n_layer": 2, "n_vocab": 10, "n_ctx": 4, "train_batch_size": 3, "train_steps": 1,
-        "attention_types": [[["global", "local"], 1]], "local_attention_radius": 2, "lr": 1e-3,
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "n_head": 2,
+                "n_embd": 8,
+                "n_layer": 2,
+                "n_vocab": 10,
+                "n_ctx": 4,
+                "train_batch_size": 3,
+                "train_steps": 1,
+                "attention_types": [[["global", "local"], 1]],
+                "local_attention_radius": 2,
+                "lr": 1e-3,
+            }
+        )
+    )
     table, norms, attention, mlp = (10 + 4) * 8, 5 * 16, 4 * 64 + 8, 2 * 256 + 40
     # a global query sees 1, 2, 3 or 4 keys, a local one 1, 2, 2 or 2
     expected = 12 * (6 * (table + norms + 2 * (attention + mlp)) + 12 * 8 * (10 / 4 + 7 / 4))

@@ -30,8 +30,20 @@ def test_description_of_inputs_outputs_and_caches(program):
     assert about["kind"] == "predict" and about["cores"] == 8
     inputs = {entry["name"]: (entry["dtype"], entry["shape"]) for entry in about["inputs"]}
     assert inputs["tokens"] == ("int32", [2, SLOTS]) and inputs["uniform"] == ("float64", [2, PIECE])
-    names = ["core", "tokens", "start", "slot", "read", "following", "left", "uniform", "temperature", "top_k", "top_p",
-             "eos_id"]  # fmt: skip
+    names = [
+        "core",
+        "tokens",
+        "start",
+        "slot",
+        "read",
+        "following",
+        "left",
+        "uniform",
+        "temperature",
+        "top_k",
+        "top_p",
+        "eos_id",
+    ]
     assert list(inputs) == [*names, *about["variables"]]
     assert [(entry["name"], entry["shape"]) for entry in about["outputs"][:2]] == [("ids", [2, PIECE]), ("count", [])]
     kept = {f"gpt2/h{layer}/attn/cache_{part}" for layer in (0, 1) for part in "kv"}
@@ -57,16 +69,21 @@ def test_caches_are_updated_in_place(program):
     assert not re.findall(r"\b(?:tf|mhlo|chlo|tf_executor|tf_type)\.", left)
 
 
-@pytest.mark.parametrize("changes, kept", [
-    (kinds("linear", "gla"), {"gpt2/h0/attn/state": [2, 4, 8, 9], "gpt2/h1/attn/state": [2, 4, 4, 8]}),
-    ({**kinds("none", "local"), "precision": "bfloat16", "local_attention_radius": 300},
-     {f"gpt2/h1/attn/cache_{part}": [2, 4, SLOTS, 8] for part in "kv"}),
-    ({**kinds("global", "global"), "num_mem_kv": 3, "rotary_emb": True}, None),
-    ({**kinds("global", "local"), "share_parameters": True, "n_vocab": 63, "layout": "batch:x,heads:y"}, None),
-    ({**kinds("global", "linear"), **MOE, "layout": "experts:y"}, None),
-    ({**kinds("global", "local"), "mesh_shape": "x:2,y:4", "layout": "batch:x,embd:y,memory_length:y"}, None),
-    ({**kinds("local", "global"), "mesh_shape": "", "layout": ""}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, kept",
+    [
+        (kinds("linear", "gla"), {"gpt2/h0/attn/state": [2, 4, 8, 9], "gpt2/h1/attn/state": [2, 4, 4, 8]}),
+        (
+            {**kinds("none", "local"), "precision": "bfloat16", "local_attention_radius": 300},
+            {f"gpt2/h1/attn/cache_{part}": [2, 4, SLOTS, 8] for part in "kv"},
+        ),
+        ({**kinds("global", "global"), "num_mem_kv": 3, "rotary_emb": True}, None),
+        ({**kinds("global", "local"), "share_parameters": True, "n_vocab": 63, "layout": "batch:x,heads:y"}, None),
+        ({**kinds("global", "linear"), **MOE, "layout": "experts:y"}, None),
+        ({**kinds("global", "local"), "mesh_shape": "x:2,y:4", "layout": "batch:x,embd:y,memory_length:y"}, None),
+        ({**kinds("local", "global"), "mesh_shape": "", "layout": ""}, None),
+    ],
+)
 def test_every_sort_of_layer_decodes(tmp_path, changes, kept):
     run = make_run(tmp_path, **{**MESH, "n_ctx": N_CTX, **changes})
     program = export_predict_step(run, 2, LENGTH, n_ids=50, entmax_alpha=1.5)
@@ -88,12 +105,16 @@ def test_what_cannot_be_sampled_is_refused(tmp_path):
         export_predict_step(make_run(tmp_path, **MESH, causal=False), 2)
 
 
-@pytest.mark.parametrize("flags, named", [
-    (["--predict", "--num_samples", "0"], "num_samples is 0"),
-    (["--predict", "--set", "mesh_shape=x:3", "--set", "layout=heads:x"], "heads of 2 into 3"),
-    (["--eval", "--set", "mesh_shape=x:3", "--set", "layout=heads:x"], "heads of 2 into 3"),
-    (["--predict", "--checkpoint", "7"], "7"), (["--eval", "--checkpoint", "7"], "7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--predict", "--num_samples", "0"], "num_samples is 0"),
+        (["--predict", "--set", "mesh_shape=x:3", "--set", "layout=heads:x"], "heads of 2 into 3"),
+        (["--eval", "--set", "mesh_shape=x:3", "--set", "layout=heads:x"], "heads of 2 into 3"),
+        (["--predict", "--checkpoint", "7"], "7"),
+        (["--eval", "--checkpoint", "7"], "7"),
+    ],
+)
 def test_mistakes_are_told_before_an_environment_is_made(trained, monkeypatch, capsys, flags, named):
     from gpt_neo.__main__ import main
     from gpt_neo.cli import spmd_run
@@ -106,9 +127,10 @@ def test_mistakes_are_told_before_an_environment_is_made(trained, monkeypatch, c
     assert named in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("flags, kind, rows", [
-    ([], "train", [4, 32]), (["--eval"], "eval", [8, 32]), (["--predict", "--num_samples", "2"], "predict", [2, 64]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, kind, rows",
+    [([], "train", [4, 32]), (["--eval"], "eval", [8, 32]), (["--predict", "--num_samples", "2"], "predict", [2, 64])],
+)
 def test_programs_as_files(trained, tmp_path, monkeypatch, capsys, flags, kind, rows):
     from gpt_neo.__main__ import main
     from gpt_neo.cli import spmd_run

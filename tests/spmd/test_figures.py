@@ -34,11 +34,21 @@ def test_the_share_of_loops_is_that_of_their_cycles():
     assert loop_share(body + entry) == 0.75
 
 
-@pytest.mark.parametrize("name, topology, devices", [
-    ("v2-8", "v2:2x2", 8), ("v3-8", "v3:2x2", 8), ("v3-32", "v3:4x4", 32), ("v3-256", "v3:8x16", 256),
-    ("v4-8", "v4:2x2x1", 8), ("v4-128", "v4:4x4x4", 128), ("v5p-8", "v5p:2x2x1", 4), ("v5e-256", "v5e:16x16", 256),
-    ("v5litepod-8", "v5e:2x4", 8), ("v6e-4", "v6e:2x2", 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, topology, devices",
+    [
+        ("v2-8", "v2:2x2", 8),
+        ("v3-8", "v3:2x2", 8),
+        ("v3-32", "v3:4x4", 32),
+        ("v3-256", "v3:8x16", 256),
+        ("v4-8", "v4:2x2x1", 8),
+        ("v4-128", "v4:4x4x4", 128),
+        ("v5p-8", "v5p:2x2x1", 4),
+        ("v5e-256", "v5e:16x16", 256),
+        ("v5litepod-8", "v5e:2x4", 8),
+        ("v6e-4", "v6e:2x2", 4),
+    ],
+)
 def test_slices(name, topology, devices):
     found = find_slice(name)
     assert (found.topology, found.devices) == (topology, devices)

@@ -65,13 +65,21 @@ def test_no_large_constants_at_long_contexts(tmp_path):
 
 
 def test_gradients_are_added_up_in_parts(tmp_path):
-    run = make_run(tmp_path, mesh_shape="x:4,y:2", layout="batch:x,heads:y,slots:x", precision="bfloat16",
-                   tokens_per_mb_per_replica=32)  # fmt: skip
+    run = make_run(
+        tmp_path,
+        mesh_shape="x:4,y:2",
+        layout="batch:x,heads:y,slots:x",
+        precision="bfloat16",
+        tokens_per_mb_per_replica=32,
+    )
     program = export_train_step(run)
     (loop,) = [line for line in program.stablehlo.splitlines() if "stablehlo.while(" in line]
     held = collections.Counter(re.findall(r"tensor<((?:\d+x)+\w+)>", loop.rsplit(" : ", 1)[1]))
-    slots = collections.Counter("x".join(map(str, entry["shape"])) + "xf32" for entry in program.description["inputs"]
-                                if entry["name"].endswith("/adam_m"))  # fmt: skip
+    slots = collections.Counter(
+        "x".join(map(str, entry["shape"])) + "xf32"
+        for entry in program.description["inputs"]
+        if entry["name"].endswith("/adam_m")
+    )
     assert held == slots and held["16x32xf32"] == 1  # a quarter of wte
     assert count(program.stablehlo, "reduce_scatter") == len(list(slots.elements()))
 
@@ -83,18 +91,24 @@ def test_initial_values_follow_the_seed(program):
     assert not values["gpt2/wte/adam_v"].any()
 
 
-@pytest.mark.parametrize("changes, collectives", [
-    ({**MOE, "layout": "batch:x,experts:x"}, {"all_to_all": 4}),
-    ({"embed_dropout": 0.1, "res_dropout": 0.1, "recompute_grad": True, "tokens_per_mb_per_replica": 32}, {"while": 1}),
-    ({"attn_dropout": 0.1, "layout": "batch:x,memory_length:y,embd:y"}, {}),
-    # per layer: the greatest score, the sum of weights and the output; the gradients of q, of k and v
-    ({"layout": "batch:x,memory_length:y"}, {"all_gather": 4}),
-    # nothing but microbatches is a loop: figures.py relies on it
-    ({"attention_types": [[["linear", "gla"], 1]], "precision": "bfloat16"}, {"while": 0}),
-    ({"entmax_loss": True, "rotary_emb": True, "mlp_glu": True, "rezero": True}, {}),
-    ({"opt_name": "adafactor", "n_embd": 128}, {}),
-    ({"opt_name": "lion", "layout": "batch:x,slots:x"}, {"reduce_scatter": 30, "all_gather": 30}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, collectives",
+    [
+        ({**MOE, "layout": "batch:x,experts:x"}, {"all_to_all": 4}),
+        (
+            {"embed_dropout": 0.1, "res_dropout": 0.1, "recompute_grad": True, "tokens_per_mb_per_replica": 32},
+            {"while": 1},
+        ),
+        ({"attn_dropout": 0.1, "layout": "batch:x,memory_length:y,embd:y"}, {}),
+        # per layer: the greatest score, the sum of weights and the output; the gradients of q, of k and v
+        ({"layout": "batch:x,memory_length:y"}, {"all_gather": 4}),
+        # nothing but microbatches is a loop: figures.py relies on it
+        ({"attention_types": [[["linear", "gla"], 1]], "precision": "bfloat16"}, {"while": 0}),
+        ({"entmax_loss": True, "rotary_emb": True, "mlp_glu": True, "rezero": True}, {}),
+        ({"opt_name": "adafactor", "n_embd": 128}, {}),
+        ({"opt_name": "lion", "layout": "batch:x,slots:x"}, {"reduce_scatter": 30, "all_gather": 30}),
+    ],
+)
 def test_every_operation_leaves_tensorflow(tmp_path, changes, collectives):
     run = make_run(tmp_path, **{**SPLIT, **changes})
     text = export_train_step(run).stablehlo
@@ -102,13 +116,21 @@ def test_every_operation_leaves_tensorflow(tmp_path, changes, collectives):
     assert export_eval_step(run, 4).description["outputs"][0]["shape"] == [4, 32]
 
 
-@pytest.mark.parametrize("layout, named", [
-    ("batch:x,heads:y", "heads of 4 into 3"), ("batch:x,vocab:y", "vocab of 64 into 3"),
-    ("batch:x,heads:x", "batch and heads"), ("batch:y", "batch of 8 into 3"), ("embd:y", "embd of 32 into 3"),
-    ("memory_length:y", "memory_length of 32 into 3"), ("intermediate_expanded:y", "intermediate_expanded of 128 into"),
-    ("experts:y", "experts of 4 into 3"), ("loss_sequence:y", "loss_sequence of 32 into 3"),
-    ("batch:x,memory_length:x", "memory_length and batch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout, named",
+    [
+        ("batch:x,heads:y", "heads of 4 into 3"),
+        ("batch:x,vocab:y", "vocab of 64 into 3"),
+        ("batch:x,heads:x", "batch and heads"),
+        ("batch:y", "batch of 8 into 3"),
+        ("embd:y", "embd of 32 into 3"),
+        ("memory_length:y", "memory_length of 32 into 3"),
+        ("intermediate_expanded:y", "intermediate_expanded of 128 into"),
+        ("experts:y", "experts of 4 into 3"),
+        ("loss_sequence:y", "loss_sequence of 32 into 3"),
+        ("batch:x,memory_length:x", "memory_length and batch"),
+    ],
+)
 def test_wrong_layout_is_refused_with_the_dimension(tmp_path, layout, named):
     with pytest.raises(ConfigError, match=named):
         export_train_step(make_run(tmp_path, mesh_shape="x:2,y:3", layout=layout, **MOE))

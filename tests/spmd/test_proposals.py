@@ -14,8 +14,16 @@ from gpt_neo.spmd.compile_check import OutOfTime
 from gpt_neo.spmd.proposals import Limits, propose
 from gpt_neo.spmd.topologies import GENERATIONS, find_slice
 
-CONFIG = {"n_head": 4, "n_embd": 32, "n_layer": 2, "n_vocab": 64, "n_ctx": 32, "lr": 1e-3, "train_batch_size": 64,
-          "train_steps": 10}  # fmt: skip
+CONFIG = {
+    "n_head": 4,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_vocab": 64,
+    "n_ctx": 32,
+    "lr": 1e-3,
+    "train_batch_size": 64,
+    "train_steps": 10,
+}
 MINUTE = 60.0
 
 
@@ -80,8 +88,10 @@ def test_a_line_comes_before_each_compile(compiler, run):
     compiler.rule = lambda ways, sequences, recompute: ways == 1 and sequences == 1
     compiler.propose(run)
     # at most: layouts of 1, 2 and 4 cores, the last without recomputation, and 2, 4, 8, 16 and 32 sequences
-    assert compiler.lines[0] == ("compiling candidate 1 of at most 9: mesh_shape=x:8 layout=batch:x,slots:x "
-                                 "tokens_per_mb_per_replica=32 recompute_grad=true")  # fmt: skip
+    assert compiler.lines[0] == (
+        "compiling candidate 1 of at most 9: mesh_shape=x:8 layout=batch:x,slots:x "
+        "tokens_per_mb_per_replica=32 recompute_grad=true"
+    )
     assert compiler.lines[1] == "it fits: 13.000 s a step"
     assert compiler.lines[2].startswith("compiling candidate 2 of at most 9: ")
     assert compiler.lines[-1] == "it does not fit" and len(compiler.lines) == 6
@@ -138,25 +148,60 @@ def test_the_compiler_itself_is_stopped(tmp_path):
         compile_program(Program("", {}, {}), find_slice("v3-8"), str(fake), str(tmp_path), "", seconds=0.2)
 
 
-REPORT = {"model": "m", "parameters": 5, "train_batch_size": 64, "microbatches": 1, "slice": "s", "kind": "k",
-          "devices": 8, "mesh_shape": [], "layout": [], "weights_bytes": 1, "slots_bytes": 1, "batch_bytes": 1,
-          "temporary_bytes": 1, "peak_flops": 1.0, "least_seconds": 1.0, "flops": 1.0, "bytes": 1.0, "collectives": {},
-          "tokens_per_second": 1.0, "utilisation": 0.5, "model_flops": 1.0}  # fmt: skip
+REPORT = {
+    "model": "m",
+    "parameters": 5,
+    "train_batch_size": 64,
+    "microbatches": 1,
+    "slice": "s",
+    "kind": "k",
+    "devices": 8,
+    "mesh_shape": [],
+    "layout": [],
+    "weights_bytes": 1,
+    "slots_bytes": 1,
+    "batch_bytes": 1,
+    "temporary_bytes": 1,
+    "peak_flops": 1.0,
+    "least_seconds": 1.0,
+    "flops": 1.0,
+    "bytes": 1.0,
+    "collectives": {},
+    "tokens_per_second": 1.0,
+    "utilisation": 0.5,
+    "model_flops": 1.0,
+}
 
 
-@pytest.mark.parametrize("slice_, more, status, told", [
-    ("v3-8", [], 0, ["run it    python main.py --tpu NAME --model "]),
-    ("v3-32", [], 0, ["run it    python main.py --tpu NAME --model "]),
-    ("v5e-8", [], 0, ["run it    python -m gpt_neo spmd-run --platform tpu --model "]),
-    ("v5e-16", [], 0, ["run it    no command here drives v5e-16: ", "one host (v5e-8 at most), where v5e-16 has 2"]),
-    ("v5p-8", [], 0, ["run it    python -m gpt_neo spmd-run --platform tpu --model "]),
-    ("v5p-16", [], 0, ["no command here drives v5p-16: ", "one host (v5p-8 at most), where v5p-16 has 2"]),
-    ("v3-8", ["--compile_candidates", "1"], 0,
-     ["note      the search ended before all was tried: 1 candidates were compiled", "FITS", "recompute_grad=true"]),
-    ("v3-8", ["--compile_candidates", "0"], 2, ["error: --compile_candidates 0"]),
-    ("v3-8", ["--compile_minutes", "0.001"], 1, ["0.001 minutes are over", "NOTHING FOUND YET"]),
-    ("v3-8", ["--compile_minutes", "nan"], 2, ["error: ", "a time above 0"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "slice_, more, status, told",
+    [
+        ("v3-8", [], 0, ["run it    python main.py --tpu NAME --model "]),
+        ("v3-32", [], 0, ["run it    python main.py --tpu NAME --model "]),
+        ("v5e-8", [], 0, ["run it    python -m gpt_neo spmd-run --platform tpu --model "]),
+        (
+            "v5e-16",
+            [],
+            0,
+            ["run it    no command here drives v5e-16: ", "one host (v5e-8 at most), where v5e-16 has 2"],
+        ),
+        ("v5p-8", [], 0, ["run it    python -m gpt_neo spmd-run --platform tpu --model "]),
+        ("v5p-16", [], 0, ["no command here drives v5p-16: ", "one host (v5p-8 at most), where v5p-16 has 2"]),
+        (
+            "v3-8",
+            ["--compile_candidates", "1"],
+            0,
+            [
+                "note      the search ended before all was tried: 1 candidates were compiled",
+                "FITS",
+                "recompute_grad=true",
+            ],
+        ),
+        ("v3-8", ["--compile_candidates", "0"], 2, ["error: --compile_candidates 0"]),
+        ("v3-8", ["--compile_minutes", "0.001"], 1, ["0.001 minutes are over", "NOTHING FOUND YET"]),
+        ("v3-8", ["--compile_minutes", "nan"], 2, ["error: ", "a time above 0"]),
+    ],
+)
 def test_what_the_command_says(compiler, run, tmp_path, capsys, monkeypatch, command, slice_, more, status, told):
     monkeypatch.setattr(quiet, "silence", lambda *flags, **options: None)
     check = compiler.check
@@ -171,7 +216,20 @@ def test_what_the_command_says(compiler, run, tmp_path, capsys, monkeypatch, com
 
 
 def test_hosts_of_slices():
-    hosts = {"v2-8": 1, "v3-8": 1, "v3-32": 4, "v3-2048": 256, "v4-8": 1, "v4-16": 2, "v5p-8": 1, "v5p-16": 2,
-             "v2-32": 4, "v5e-1": 1, "v5e-8": 1, "v5e-16": 2, "v6e-256": 32}  # fmt: skip
+    hosts = {
+        "v2-8": 1,
+        "v3-8": 1,
+        "v3-32": 4,
+        "v3-2048": 256,
+        "v4-8": 1,
+        "v4-16": 2,
+        "v5p-8": 1,
+        "v5p-16": 2,
+        "v2-32": 4,
+        "v5e-1": 1,
+        "v5e-8": 1,
+        "v5e-16": 2,
+        "v6e-256": 32,
+    }
     assert {name: find_slice(name).hosts for name in hosts} == hosts
     assert [name for name, known in GENERATIONS.items() if known.estimator] == ["v2", "v3", "v4"]

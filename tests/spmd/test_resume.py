@@ -38,8 +38,14 @@ def children_of(pid):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(world, jax_python, number):
-    mesh = {"mesh_shape": "x:4,y:2", "layout": "batch:x,heads:y,slots:x", "precision": "bfloat16", "res_dropout": 0.1,
-            "embed_dropout": 0.1, "opt_name": "adam"}  # fmt: skip
+    mesh = {
+        "mesh_shape": "x:4,y:2",
+        "layout": "batch:x,heads:y,slots:x",
+        "precision": "bfloat16",
+        "res_dropout": 0.1,
+        "embed_dropout": 0.1,
+        "opt_name": "adam",
+    }
     stopped = world.config(f"stopped_{number}", train_steps=5000, **mesh)
     process, output = spmd_run(stopped, "--steps_per_checkpoint", "1000")
     log = os.path.join(load_config(stopped).training.model_path, "train_log.jsonl")
@@ -59,10 +65,13 @@ def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(world, jax_pyt
         assert process.wait(300) == 0, open(output, encoding="utf-8").read()
     assert f"steps {step:,} to {last:,}" in open(f"{stopped}.txt", encoding="utf-8").read()
     assert values_of(stopped, last) == values_of(whole, last)
-    rows = [[json.loads(line) for line in open(os.path.join(load_config(path).training.model_path, "train_log.jsonl"))]
-            for path in (stopped, whole)]  # fmt: skip
+    rows = [
+        [json.loads(line) for line in open(os.path.join(load_config(path).training.model_path, "train_log.jsonl"))]
+        for path in (stopped, whole)
+    ]
     assert [(row["step"], row["loss"], row["lr"]) for row in rows[0]] == [
-        (row["step"], row["loss"], row["lr"]) for row in rows[1]]  # fmt: skip
+        (row["step"], row["loss"], row["lr"]) for row in rows[1]
+    ]
     (events, *_) = glob.glob(os.path.join(load_config(whole).training.model_path, "events.out.tfevents.*"))
     tags = {value.tag for event in tf.train.summary_iterator(events) for value in event.summary.value}
     assert {"loss", "learning_rate"} <= tags

@@ -31,8 +31,11 @@ MESHES = [
     ("x:8", "batch:x,slots:x", {"tokens_per_mb_per_replica": 32, "train_batch_size": 16}),
     ("x:4,y:2", "batch:x,heads:y", {}),
     ("x:4,y:2", "batch:x,embd:y", {"recompute_grad": True, "tokens_per_mb_per_replica": 32, "train_batch_size": 16}),
-    ("x:4,y:2", "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x",
-     {"tokens_per_mb_per_replica": 32, "train_batch_size": 16}),
+    (
+        "x:4,y:2",
+        "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x",
+        {"tokens_per_mb_per_replica": 32, "train_batch_size": 16},
+    ),
     ("x:4,y:2", "batch:x,vocab:y,intermediate_expanded:y", {}),
     ("x:4,y:2", "batch:x,memory_length:y", {"attn_dropout": 0.1, "res_dropout": 0.1}),
     ("x:4,y:2", "batch:x,experts:x", MOE),
@@ -40,8 +43,11 @@ MESHES = [
     ("x:2,y:2,z:2", "batch:x,heads:y,intermediate_expanded:y,vocab:z", {}),
     ("x:2,y:2,z:2", "batch:x,embd:y,heads:z,slots:x", ONE_STEP),
     ("x:2,y:2,z:2", "batch:x,embd:y,memory_length:z", {"attn_dropout": 0.1}),
-    ("x:4,y:2", "batch:x,memory_length:y", {"recompute_grad": True, "tokens_per_mb_per_replica": 32,
-                                            "train_batch_size": 16}),
+    (
+        "x:4,y:2",
+        "batch:x,memory_length:y",
+        {"recompute_grad": True, "tokens_per_mb_per_replica": 32, "train_batch_size": 16},
+    ),
     ("x:2,y:4", "batch:x,memory_length:y,loss_sequence:y", {"rotary_emb": True}),
     ("x:2,y:2,z:2", "batch:x,embd:y,memory_length:z", {}),
     ("x:2,y:2,z:2", "batch:x,heads:y,memory_length:z", {"num_mem_kv": 2}),
@@ -54,8 +60,12 @@ def test_eight_devices_equal_one(tmp_path, jax_python, monkeypatch, mesh, layout
     run = make_run(tmp_path, mesh_shape=mesh, layout=layout, **changes)
     program, batches = export_train_step(run), make_batches(run, 1 if changes is ONE_STEP else 3)
     rng = np.random.RandomState(1)
-    values = {name: value + rng.normal(0, 0.05, value.shape).astype(value.dtype) if "adam" not in name
-              and "lion" not in name else value for name, value in initial_values(program)}  # fmt: skip
+    values = {
+        name: value + rng.normal(0, 0.05, value.shape).astype(value.dtype)
+        if "adam" not in name and "lion" not in name
+        else value
+        for name, value in initial_values(program)
+    }
     alone = make_run(tmp_path, **{**changes, **PLAIN})
     _, first = steps_on_one_device(alone, values, batches[:1])
     wanted_losses, wanted = steps_on_one_device(alone, values, batches)
@@ -113,8 +123,12 @@ def test_twenty_steps_of_the_legacy_program(tmp_path, jax_python, capsys, comman
     (tmp_path / "dataset_configs" / "oracle.json").write_text(json.dumps(dataset))
     for path in glob.glob(os.path.join(ORACLE, "model.ckpt-0*")):
         shutil.copy(path, tmp_path / "model")
-    config = {**record["config"], "model_path": str(tmp_path / "model"), "mesh_shape": "x:4,y:2",
-              "layout": "batch:x,heads:y,intermediate_expanded:y,vocab:y"}  # fmt: skip
+    config = {
+        **record["config"],
+        "model_path": str(tmp_path / "model"),
+        "mesh_shape": "x:4,y:2",
+        "layout": "batch:x,heads:y,intermediate_expanded:y,vocab:y",
+    }
     (tmp_path / "model.json").write_text(json.dumps(config))
     assert main(["spmd-run", "--model", str(tmp_path / "model.json")]) == 0
     rows = [json.loads(line) for line in open(tmp_path / "model" / "train_log.jsonl", encoding="utf-8")]
@@ -129,8 +143,10 @@ def test_twenty_steps_of_the_legacy_program(tmp_path, jax_python, capsys, comman
         assert given.shape == value.shape and given.dtype == value.dtype
         assert np.abs(given - value).max() <= 1e-3 * max(np.abs(value).max(), 1e-12), name
     capsys.readouterr()
-    assert command("--model", tmp_path / "model.json", "--predict", "--prompt", "A", "--seed", "1",
-                   "--max_tokens", "4") == 0, capsys.readouterr().err  # fmt: skip
+    assert (
+        command("--model", tmp_path / "model.json", "--predict", "--prompt", "A", "--seed", "1", "--max_tokens", "4")
+        == 0
+    ), capsys.readouterr().err
     assert capsys.readouterr().out
 
 
@@ -149,7 +165,8 @@ with worker.jax_mlir.make_ir_context():
 print(text.count("stablehlo.dot"), text.count("precision = [HIGHEST, HIGHEST]"), text.count("DEFAULT"))
 """
     command = [jax_python, "-c", script, str(WORKER.parent), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True,
-                          env={**os.environ, "JAX_PLATFORMS": "cpu"})  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
     products, whole, left = map(int, done.stdout.split())
     assert products == whole > 20 and left == 0

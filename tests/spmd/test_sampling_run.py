@@ -59,15 +59,28 @@ def spmd_run(jax_python, monkeypatch):
     return lambda *argv: main(["spmd-run", *map(str, argv)])
 
 
-@pytest.mark.parametrize("flags", [
-    ["--temperature", "0"],
-    ["--num_samples", "3", "--max_tokens", "20", "--top_p", "0.9", "--top_k", "30", "--entmax_sampling"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--temperature", "0"],
+        ["--num_samples", "3", "--max_tokens", "20", "--top_p", "0.9", "--top_k", "30", "--entmax_sampling"],
+    ],
+)
 def test_the_text_of_main_py(trained, command, spmd_run, capsys, flags):
     folder = os.path.join(os.path.dirname(trained), "runs", "trained")
     path = os.path.join(folder, "predictions_together_20.txt")
-    flags = ["--model", trained, "--predict", "--prompt", "The first of ", "--seed", "7", "--sacred_id", "together",
-             *flags]  # fmt: skip
+    flags = [
+        "--model",
+        trained,
+        "--predict",
+        "--prompt",
+        "The first of ",
+        "--seed",
+        "7",
+        "--sacred_id",
+        "together",
+        *flags,
+    ]
     texts = []
     for run in (lambda: command(*flags), lambda: spmd_run(*flags, *SPLIT_RUN)):
         assert run() == 0, capsys.readouterr().err
@@ -80,8 +93,22 @@ def test_the_text_of_main_py(trained, command, spmd_run, capsys, flags):
 def test_prompts_one_after_another(trained, spmd_run, capsys, monkeypatch):
     asked = iter(["one", "two", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
-    assert spmd_run("--model", trained, "--predict", "--interactive", "--max_tokens", "5", "--seed", "1",
-                    "--sacred_id", "asked", *SPLIT_RUN) == 0  # fmt: skip
+    assert (
+        spmd_run(
+            "--model",
+            trained,
+            "--predict",
+            "--interactive",
+            "--max_tokens",
+            "5",
+            "--seed",
+            "1",
+            "--sacred_id",
+            "asked",
+            *SPLIT_RUN,
+        )
+        == 0
+    )
     assert capsys.readouterr().out.count("5 tokens in") == 2
 
 
@@ -99,4 +126,3 @@ def test_the_evaluation_of_main_py(trained, command, spmd_run, capsys):
         assert abs(got[name] - wanted[name]) < 1e-5, name
         np.testing.assert_allclose(got["intervals"][name], wanted["intervals"][name], atol=1e-5)
     assert abs(got["perplexity"] / wanted["perplexity"] - 1) < 1e-5
-

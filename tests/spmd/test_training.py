@@ -152,11 +152,16 @@ def test_a_kill_costs_what_came_after_the_last_checkpoint(world, server, whole):
     assert values_of(folder_of(path), 8) == whole
 
 
-@pytest.mark.parametrize("act, told", [
-    ("raise DeviceError('the JAX process ended: killed')", "error: the JAX process ended: killed\n"),
-    ("fake.held['gpt2/wte/adam_m'] = float('nan') + fake.held['gpt2/wte/adam_m']",
-     "error: step 5: the loss is nan; its batch is records "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "act, told",
+    [
+        ("raise DeviceError('the JAX process ended: killed')", "error: the JAX process ended: killed\n"),
+        (
+            "fake.held['gpt2/wte/adam_m'] = float('nan') + fake.held['gpt2/wte/adam_m']",
+            "error: step 5: the loss is nan; its batch is records ",
+        ),
+    ],
+)
 def test_what_fails_is_one_line(world, spmd, monkeypatch, act, told):
     def failing(step, fake):
         if step == 4:
@@ -201,8 +206,11 @@ def test_a_full_disk_names_the_path_and_costs_nothing(world, server):
     status, text = server.run("--model", path, "--steps_per_checkpoint", 3, before=FAKED.format(more=mounted))
     first, _, second = text.partition("status ")
     assert status == 0 and second.startswith("2\n") and "Traceback" not in text, text
-    assert re.search(r"error: .*/model.ckpt-6(\.json)?: cannot be written: .*No space left on device.*Nothing is lost: "
-                     r"the newest whole checkpoint is that of step 3", first), first  # fmt: skip
+    assert re.search(
+        r"error: .*/model.ckpt-6(\.json)?: cannot be written: .*No space left on device.*Nothing is lost: "
+        r"the newest whole checkpoint is that of step 3",
+        first,
+    ), first
     left = re.search("left (.*)", second)[1]
     assert "temp" not in left and "model.ckpt-6.index" not in left
     assert "steps 3 to 8" in second and "trained   5 steps" in second
@@ -223,8 +231,20 @@ def test_a_stall_ends_the_process_of_the_devices_too(tmp_path):
 
 def config_file(folder):
     path = folder / "model.json"
-    path.write_text(json.dumps({"n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2,
-                                "train_batch_size": 8, "train_steps": 10}))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "n_head": 2,
+                "n_embd": 8,
+                "n_layer": 1,
+                "n_vocab": 32,
+                "n_ctx": 8,
+                "lr": 1e-2,
+                "train_batch_size": 8,
+                "train_steps": 10,
+            }
+        )
+    )
     return path
 
 
@@ -233,15 +253,23 @@ def test_a_bucket_with_faults_on_the_way(world, tmp_path, whole):
     need_mounts()
     dataset = {"path": "gs://bucket/data/train_*.tfrecords", "eval_path": "gs://bucket/data/held_*.tfrecords"}
     world.dataset_config("spmd_bucket", **dataset)
-    path = world.config("spmd_remote", train_steps=8, datasets=["spmd_bucket"], model_path="gs://bucket/runs/spmd",
-                        keep_checkpoints=2)  # fmt: skip
+    path = world.config(
+        "spmd_remote", train_steps=8, datasets=["spmd_bucket"], model_path="gs://bucket/runs/spmd", keep_checkpoints=2
+    )
     with fake_gcs(str(tmp_path)) as store, forks(tmp_path, **CLIENT) as runner:
         for record in glob.glob(os.path.join(world.records, "*.tfrecords")):
             store.put(f"bucket/data/{os.path.basename(record)}", open(record, "rb").read())
         store.fail("create", None, None, "503", None, "503")
         for steps in (4, 8):
-            status, text = runner.run("--model", path, "--steps_per_checkpoint", 2, "--set", f"train_steps={steps}",
-                                      before=store.before + FAKED.format(more=""))  # fmt: skip
+            status, text = runner.run(
+                "--model",
+                path,
+                "--steps_per_checkpoint",
+                2,
+                "--set",
+                f"train_steps={steps}",
+                before=store.before + FAKED.format(more=""),
+            )
             assert status == 0, text
         names = [name for name in store.store if name.startswith("bucket/runs/spmd/model.ckpt")]
         assert {re.search(r"ckpt-(\d+)", name)[1] for name in names} == {"6", "8"}, names

@@ -10,10 +10,22 @@ from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.train_step import build_train_step
 
 CONFIG = {
-    "n_head": 4, "n_embd": 32, "n_layer": 2, "n_vocab": 64, "n_ctx": 32, "lr": 1e-3, "train_batch_size": 8,
-    "train_steps": 10, "weight_decay": 0.1, "gradient_clipping": 0.5, "mesh_shape": "x:8", "layout": "batch:x",
-    "attention_types": [[["global", "local"], 1]], "local_attention_radius": 8, "seed": 5,
-}  # fmt: skip
+    "n_head": 4,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_vocab": 64,
+    "n_ctx": 32,
+    "lr": 1e-3,
+    "train_batch_size": 8,
+    "train_steps": 10,
+    "weight_decay": 0.1,
+    "gradient_clipping": 0.5,
+    "mesh_shape": "x:8",
+    "layout": "batch:x",
+    "attention_types": [[["global", "local"], 1]],
+    "local_attention_radius": 8,
+    "seed": 5,
+}
 MOE = {"moe_layers": [1], "moe_params": {"moe_num_experts": 4, "moe_hidden_size": 16}}
 
 

@@ -41,16 +41,18 @@ class Work:
     def run(self, *observers, name="trial"):
         resource = self.folder / "config.json"
         resource.write_text("{}")
-        return track(name, CONFIG, [str(o) for o in observers], [str(resource)], self, lambda: self.output,
-                     self.notes.append)  # fmt: skip
+        return track(
+            name, CONFIG, [str(o) for o in observers], [str(resource)], self, lambda: self.output, self.notes.append
+        )
 
 
 def test_a_folder_holds_all_of_a_run(tmp_path):
     work, place = Work(tmp_path / "model"), tmp_path / "experiments"
     assert work.run(place) == 0 and not work.notes
     folder = place / work.identity
-    config, run, metrics, info = (json.loads((folder / f"{name}.json").read_text())
-                                  for name in ("config", "run", "metrics", "info"))  # fmt: skip
+    config, run, metrics, info = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("config", "run", "metrics", "info")
+    )
     assert config == CONFIG
     assert metrics["loss"]["steps"] == [1, 2, 3] and metrics["loss"]["values"] == [6.0, 3.0, 2.0]
     assert (folder / f"predictions_{work.identity}_3.txt").read_text() == "once upon a time"
@@ -142,12 +144,15 @@ def test_an_observer_that_fails_on_the_way_ends_nothing_and_is_tried_again(tmp_p
     assert load_runs(str(place))[0].status == "COMPLETED" and "An error ocurred" in notes[0]
 
 
-@pytest.mark.parametrize("where, message", [
-    ("nowhere://x", "Can't load plugin.*expected a folder, a database such as sqlite:///runs.db"),
-    ("sqlite:////nowhere/at/all/x.db", "cannot be used: .*unable to open database file"),
-    ("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=50", "cannot be used: 127.0.0.1:1: .*refused"),
-    ("/dev/null/x", "cannot be used: .*Not a directory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("nowhere://x", "Can't load plugin.*expected a folder, a database such as sqlite:///runs.db"),
+        ("sqlite:////nowhere/at/all/x.db", "cannot be used: .*unable to open database file"),
+        ("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=50", "cannot be used: 127.0.0.1:1: .*refused"),
+        ("/dev/null/x", "cannot be used: .*Not a directory"),
+    ],
+)
 def test_an_observer_that_cannot_be_used_is_one_line(tmp_path, where, message):
     work = Work(tmp_path / "model")
     with pytest.raises(ConfigError, match=message):

@@ -23,8 +23,13 @@ def runs(tmp_path):
         folder.mkdir(parents=True)
         steps = list(range(1, 2001))
         values = [scale / step**0.3 for step in steps]
-        entry = {"experiment": {"name": "<b>sweep</b>"}, "host": {"hostname": "box"}, "status": status,
-                 "start_time": "2026-01-02T03:04:05", "heartbeat": "2026-01-02T04:04:05"}  # fmt: skip
+        entry = {
+            "experiment": {"name": "<b>sweep</b>"},
+            "host": {"hostname": "box"},
+            "status": status,
+            "start_time": "2026-01-02T03:04:05",
+            "heartbeat": "2026-01-02T04:04:05",
+        }
         if status == "COMPLETED":
             entry["stop_time"] = "2026-01-02T05:04:05"
         metrics = {"loss": {"steps": steps, "values": values}, "eval_loss": {"steps": [2000], "values": [scale / 9]}}
@@ -39,19 +44,36 @@ def test_the_list(runs, capsys):
     assert gpt_neo(["runs", str(runs / "experiments"), str(runs / "model")]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["run", "status"]
-    assert lines[0].split() == ["<b>sweep</b>", "1", "completed", "2026-01-02", "03:04", "2", "h", "00", "min",
-                                "2,000", f"{4 / 2000**0.3:.4f}", "0.4444", "box", "/m"]  # fmt: skip
+    assert lines[0].split() == [
+        "<b>sweep</b>",
+        "1",
+        "completed",
+        "2026-01-02",
+        "03:04",
+        "2",
+        "h",
+        "00",
+        "min",
+        "2,000",
+        f"{4 / 2000**0.3:.4f}",
+        "0.4444",
+        "box",
+        "/m",
+    ]
     assert "dead" in lines[1] and "nan" in lines[2]
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["nowhere"], "nowhere: no runs; expected what --observer was given, or a model_path"),
-    (["sqlite:///nowhere.db"], "no such file"),
-    (["{}", "--run", "7"], "no run 7; there are: 1, 2"),
-    (["{}", "--experiment", "x"], "no runs of experiment 'x'"),
-    (["{}", "--html", "/nowhere/x.html"], "--html /nowhere/x.html: cannot be written"),
-    (["{}", "--png", "/nowhere/x.png"], "--png /nowhere/x.png: cannot be written"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["nowhere"], "nowhere: no runs; expected what --observer was given, or a model_path"),
+        (["sqlite:///nowhere.db"], "no such file"),
+        (["{}", "--run", "7"], "no run 7; there are: 1, 2"),
+        (["{}", "--experiment", "x"], "no runs of experiment 'x'"),
+        (["{}", "--html", "/nowhere/x.html"], "--html /nowhere/x.html: cannot be written"),
+        (["{}", "--png", "/nowhere/x.png"], "--png /nowhere/x.png: cannot be written"),
+    ],
+)
 def test_mistakes_are_one_line(runs, capsys, argv, message):
     words = [word.format(runs / "experiments") for word in argv]
     assert gpt_neo(["runs", *words]) == 2
@@ -96,8 +118,14 @@ def test_the_page_in_a_real_browser(runs):
     if browser is None:
         pytest.skip("no Chromium on this machine")
     assert gpt_neo(["runs", str(runs / "experiments"), "--html", str(runs / "page.html")]) == 0
-    common = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,800",
-              f"--user-data-dir={runs / 'profile'}"]  # fmt: skip
+    common = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=1200,800",
+        f"--user-data-dir={runs / 'profile'}",
+    ]
     # The plots' boxes as the browser lays them out, and the number of points that each line has for it.
     script = """<script>document.title = JSON.stringify([...document.querySelectorAll("svg")].map(s => ({
         id: s.parentNode.id, width: s.getBoundingClientRect().width, height: s.getBoundingClientRect().height,
@@ -114,8 +142,9 @@ def test_the_page_in_a_real_browser(runs):
     assert len(loss["lines"]) == 2 and min(loss["lines"]) > 400 and min(loss["lengths"]) > 400
     assert held_out["id"] == "eval_loss" and held_out["dots"] == 2
     picture = runs / "page.png"
-    subprocess.run([*common, f"--screenshot={picture}", (runs / "page.html").as_uri()], capture_output=True, timeout=60,
-                   check=True)  # fmt: skip
+    subprocess.run(
+        [*common, f"--screenshot={picture}", (runs / "page.html").as_uri()], capture_output=True, timeout=60, check=True
+    )
     assert min(colour_counts(picture)) > 300
 
 

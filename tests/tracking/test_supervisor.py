@@ -53,14 +53,22 @@ def harness(tmp_path):
 
 def test_dead_runs_start_again_with_growing_pauses(harness):
     killed = "os.kill(os.getpid(), signal.SIGKILL)"
-    scenes = [(1, 3, killed), (2, 3, "sys.exit(1)"), (2, 3, "sys.exit(75)"), (2, 3, "sys.exit(69)"),
-              (2, 9, "sys.exit(143)"), (9, 20, "")]
+    scenes = [
+        (1, 3, killed),
+        (2, 3, "sys.exit(1)"),
+        (2, 3, "sys.exit(75)"),
+        (2, 3, "sys.exit(69)"),
+        (2, 9, "sys.exit(143)"),
+        (9, 20, ""),
+    ]
     assert harness.supervise(*scenes, policy={"pause": 0.02, "longest": 0.04, "failures": 6}) == 0
     assert [line.partition(";")[0] for line in harness.told] == [
-        "the training was ended by SIGKILL at step 3", "the training ended with status 1 at step 3",
-        "the training stood still at step 3", "the training has lost a machine at step 3",
+        "the training was ended by SIGKILL at step 3",
+        "the training ended with status 1 at step 3",
+        "the training stood still at step 3",
+        "the training has lost a machine at step 3",
         "the training was preempted at step 9",
-    ]  # fmt: skip
+    ]
     assert harness.metrics.step == 20 and harness.supervisor.output.text().count("attempt") == 6
 
 
@@ -152,8 +160,12 @@ def test_unreadable_storage_ends_nothing(harness, monkeypatch):
             raise OSError("503")
         return Watched((), (5,), False)
 
-    supervisor = Supervisor(lambda attempt: [sys.executable, "-S", "-c", "import time; time.sleep(0.5)"], watch,
-                            Policy(poll=0.05), harness.told.append)  # fmt: skip
+    supervisor = Supervisor(
+        lambda attempt: [sys.executable, "-S", "-c", "import time; time.sleep(0.5)"],
+        watch,
+        Policy(poll=0.05),
+        harness.told.append,
+    )
     assert supervisor.run() == 0 and len(calls) > 4
     assert harness.told == ["the run's folder cannot be read just now: 503"]
 

@@ -163,9 +163,12 @@ class GPTNeoMTFForCausalLM(PreTrainedModel, GenerationMixin):
         gates = gates / (gates.sum(-1, keepdim=True) + 1e-9)
         first, second = gates.unbind(-1)
         policy, threshold = moe.moe_second_policy_eval, moe.moe_second_threshold_eval
-        share = {"all": torch.ones_like(second), "none": torch.zeros_like(second),
-                 "threshold": (second > threshold).float(),
-                 "random": (second / max(threshold, 1e-9)).clamp(max=1.0)}[policy]  # fmt: skip
+        share = {
+            "all": torch.ones_like(second),
+            "none": torch.zeros_like(second),
+            "threshold": (second > threshold).float(),
+            "random": (second / max(threshold, 1e-9)).clamp(max=1.0),
+        }[policy]
         gates = torch.stack([first, second * share], -1)
         weights = torch.zeros_like(probabilities).scatter(-1, chosen, gates).to(x.dtype)  # [b, t, experts]
         out = torch.zeros_like(x)
@@ -298,26 +301,53 @@ def proottanh(x, v):
 ACTIVATIONS = {
     "gelu": lambda x: functional.gelu(x, approximate="tanh"),
     "gelu_erf": functional.gelu,
-    "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "selu": functional.selu, "elu": functional.elu,
-    "swish": functional.silu, "silu": functional.silu, "softplus": functional.softplus,
-    "leaky_relu": lambda x: functional.leaky_relu(x, 0.2), "lrelu001": lambda x: functional.leaky_relu(x, 0.01),
-    "lrelu020": lambda x: functional.leaky_relu(x, 0.2), "rrelu": lambda x: (0.5 * x.abs() + x) / 1.5,
-    "abs": torch.abs, "id": lambda x: x, "sin": torch.sin, "cos": torch.cos, "sign": torch.sign,
-    "triangle_relax": lambda x: odd_waves(x, torch.sin, 2), "square_relax": lambda x: odd_waves(x, torch.cos, 1),
-    "spike": lambda x: 1 / (1 + x * x), "spike2": lambda x: (-x * x).exp(), "tanhshrink": lambda x: x - x.tanh(),
-    "softsign": functional.softsign, "bipolarsigmoid": lambda x: 2 * torch.sigmoid(x) - 1, "elish": elish,
-    "arcsinh": lambda x: (x + (1 + x * x).sqrt()).log(), "maxsig": lambda x: torch.maximum(x, torch.sigmoid(x)),
-    "cosid": lambda x: x.cos() - x, "minsin": lambda x: torch.minimum(x, x.sin()),
-    "maxtanh": lambda x: torch.maximum(x, x.tanh()), "mish": functional.mish, "tanhexp": lambda x: x * x.exp().tanh(),
-    "lisht": lambda x: x * x.tanh(), "seagull": lambda x: (1 + x * x).log(), "snake": lambda x: x + x.sin() ** 2,
-    "roottanh": lambda x: (x * x + 1) ** (1 / 3) * x.tanh(), "softplusmone": lambda x: functional.softplus(x) - 1,
-    "softmax": lambda x: torch.softmax(x, -1), "logsoftmax": lambda x: torch.log_softmax(x, -1),
-}  # fmt: skip
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "selu": functional.selu,
+    "elu": functional.elu,
+    "swish": functional.silu,
+    "silu": functional.silu,
+    "softplus": functional.softplus,
+    "leaky_relu": lambda x: functional.leaky_relu(x, 0.2),
+    "lrelu001": lambda x: functional.leaky_relu(x, 0.01),
+    "lrelu020": lambda x: functional.leaky_relu(x, 0.2),
+    "rrelu": lambda x: (0.5 * x.abs() + x) / 1.5,
+    "abs": torch.abs,
+    "id": lambda x: x,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "sign": torch.sign,
+    "triangle_relax": lambda x: odd_waves(x, torch.sin, 2),
+    "square_relax": lambda x: odd_waves(x, torch.cos, 1),
+    "spike": lambda x: 1 / (1 + x * x),
+    "spike2": lambda x: (-x * x).exp(),
+    "tanhshrink": lambda x: x - x.tanh(),
+    "softsign": functional.softsign,
+    "bipolarsigmoid": lambda x: 2 * torch.sigmoid(x) - 1,
+    "elish": elish,
+    "arcsinh": lambda x: (x + (1 + x * x).sqrt()).log(),
+    "maxsig": lambda x: torch.maximum(x, torch.sigmoid(x)),
+    "cosid": lambda x: x.cos() - x,
+    "minsin": lambda x: torch.minimum(x, x.sin()),
+    "maxtanh": lambda x: torch.maximum(x, x.tanh()),
+    "mish": functional.mish,
+    "tanhexp": lambda x: x * x.exp().tanh(),
+    "lisht": lambda x: x * x.tanh(),
+    "seagull": lambda x: (1 + x * x).log(),
+    "snake": lambda x: x + x.sin() ** 2,
+    "roottanh": lambda x: (x * x + 1) ** (1 / 3) * x.tanh(),
+    "softplusmone": lambda x: functional.softplus(x) - 1,
+    "softmax": lambda x: torch.softmax(x, -1),
+    "logsoftmax": lambda x: torch.log_softmax(x, -1),
+}
 LEARNED = {
     "aria": ([*"akcqb", "nu"], aria),
     "prelu": (["slope"], lambda x, v: x.clamp(min=0) + v.slope * x.clamp(max=0)),
-    "parcsinh": (["scale", "stretch"], lambda x, v: v.scale * ACTIVATIONS["arcsinh"](
-        x * (functional.softplus(v.stretch) + 1))),
+    "parcsinh": (
+        ["scale", "stretch"],
+        lambda x, v: v.scale * ACTIVATIONS["arcsinh"](x * (functional.softplus(v.stretch) + 1)),
+    ),
     "psoftplus": (["scale", "stretch", "shift"], lambda x, v: v.scale * functional.softplus(x * v.stretch) + v.shift),
     "proottanh": (["power", "floor", "root"], proottanh),
-}  # fmt: skip
+}

@@ -72,8 +72,10 @@ class WholeSequences(mtf.Operation):
         split = [(dim, mesh_impl.tensor_dimension_to_mesh_axis(dim)) for dim in (sequence, features)]
         split = [(dim, axis) for dim, axis in split if axis is not None]
         for dim, axis in split:
-            tensors = [mesh_impl.allconcat(t, axis, x.shape.dims.index(dim)) if dim in x.shape.dims else t
-                       for t, x in zip(tensors, self.inputs)]  # fmt: skip
+            tensors = [
+                mesh_impl.allconcat(t, axis, x.shape.dims.index(dim)) if dim in x.shape.dims else t
+                for t, x in zip(tensors, self.inputs)
+            ]
         outs = self.attend(mesh_impl, tensors, sequence.size)
         for tensor, out in zip(self.outputs, outs):
             for dim, axis in split:
@@ -168,9 +170,15 @@ class BlockwiseAttentionGrad(WholeSequences):
             d_out = grad[:, :, low:high]
             d_weights = tf.linalg.matmul(d_out, v[:, :, keys], transpose_b=True)
             weights, d_scores = block_gradients(
-                scores, log_sum[:, :, low:high], tf.cast(d_weights, tf.float32), inner[:, :, low:high], low - first,
-                self.radius, step, stripe.place,
-            )  # fmt: skip
+                scores,
+                log_sum[:, :, low:high],
+                tf.cast(d_weights, tf.float32),
+                inner[:, :, low:high],
+                low - first,
+                self.radius,
+                step,
+                stripe.place,
+            )
             weights, d_scores = tf.cast(weights, v.dtype), tf.cast(d_scores, q.dtype)
             dq.append(tf.linalg.matmul(d_scores, k[:, :, keys]))
             # Blocks of keys apart, each with its own sum over the blocks of queries that see it.
@@ -188,9 +196,7 @@ class BlockwiseAttentionGrad(WholeSequences):
         whole = []
         for x in others:
             x = mesh_impl.allconcat(mesh_impl.slicewise(lambda part: tf.expand_dims(part, 2), x), axis, 2)
-            whole.append(mesh_impl.slicewise(
-                lambda rows: tf.reshape(rows, [rows.shape[0], -1, *rows.shape[3:]]), x
-            ))  # fmt: skip
+            whole.append(mesh_impl.slicewise(lambda rows: tf.reshape(rows, [rows.shape[0], -1, *rows.shape[3:]]), x))
         return mesh_impl.allreduce(dq, [axis], "SUM"), *whole
 
 

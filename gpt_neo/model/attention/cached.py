@@ -81,10 +81,17 @@ def make_caches(like: Any, rows: int, entries: int, shard: int) -> list:
     _, _, heads, features = like.shape.as_list()
     shape = [rows, heads, entries, features]
     return [
-        tf.get_variable(f"cache_{name}_{shard}", shape, like.dtype, zeros_initializer, trainable=False,
-                        use_resource=False, collections=[CACHES])
+        tf.get_variable(
+            f"cache_{name}_{shard}",
+            shape,
+            like.dtype,
+            zeros_initializer,
+            trainable=False,
+            use_resource=False,
+            collections=[CACHES],
+        )
         for name in ("k", "v")
-    ]  # fmt: skip
+    ]
 
 
 def write(cache: Any, values: Any, at: Any, row: Optional[Any] = None) -> Any:
@@ -105,9 +112,14 @@ def write(cache: Any, values: Any, at: Any, row: Optional[Any] = None) -> Any:
     first, last = (zero, zero) if row is None else (row, row + 1)
     whole = 0b1011 if row is None else 0b1010  # dimensions that are taken whole
     return tf.raw_ops.StridedSliceAssign(
-        ref=cache, begin=tf.stack([first, zero, at, zero]), end=tf.stack([last, zero, at + values.shape[2], zero]),
-        strides=[1, 1, 1, 1], value=values, begin_mask=whole, end_mask=whole,
-    )  # fmt: skip
+        ref=cache,
+        begin=tf.stack([first, zero, at, zero]),
+        end=tf.stack([last, zero, at + values.shape[2], zero]),
+        strides=[1, 1, 1, 1],
+        value=values,
+        begin_mask=whole,
+        end_mask=whole,
+    )
 
 
 def ring_step(q: Any, k: Any, v: Any, slot: Any, start: Any, caches: list, radius: int) -> Any:
@@ -133,10 +145,7 @@ def global_step(
     count = k.shape[2]
     held = -(-(slot + count) // BLOCK) * BLOCK
     begin, size = [0 if row is None else row, 0, 0, 0], tf.stack([k.shape[0], -1, held, -1])
-    keys, values = (
-        tf.slice(write(cache, new, slot, row), begin, size)
-        for cache, new in zip(caches, (k, v))
-    )
+    keys, values = (tf.slice(write(cache, new, slot, row), begin, size) for cache, new in zip(caches, (k, v)))
     allowed = visible(count, slot, tf.range(held), start, None)
     return attend_slots(q, *with_memory(memory, keys, values, allowed))
 

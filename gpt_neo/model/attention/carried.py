@@ -54,8 +54,10 @@ def empty_caches(batch: int, slots: int, config: ModelConfig) -> list:
     """
     dtype = tf.bfloat16 if config.precision == "bfloat16" else tf.float32
     size, heads = config.features_per_head, config.gla_heads
-    states = {"linear": [batch, config.n_head, size, size + 1],
-              "gla": [batch, heads, config.gla_key_width // heads, config.gla_value_width // heads]}  # fmt: skip
+    states = {
+        "linear": [batch, config.n_head, size, size + 1],
+        "gla": [batch, heads, config.gla_key_width // heads, config.gla_value_width // heads],
+    }
     tensors = []
     for kind in config.attention_types:
         if kind in states:

@@ -24,8 +24,10 @@ def cache_shapes(config: ModelConfig, batch: Any, slots: int) -> dict:
       batch: mtf.Dimension.
     """
     size, heads = config.features_per_head, config.gla_heads
-    states = {"linear": (config.n_head, size, size + 1),
-              "gla": (heads, config.gla_key_width // heads, config.gla_value_width // heads)}  # fmt: skip
+    states = {
+        "linear": (config.n_head, size, size + 1),
+        "gla": (heads, config.gla_key_width // heads, config.gla_value_width // heads),
+    }
     radius, found = config.local_attention_radius, {}
     for layer, kind in enumerate(config.attention_types):
         if kind in states:

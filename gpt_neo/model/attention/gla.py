@@ -65,9 +65,16 @@ def gate_logits(x: Any, heads: Any, features_in: Any, dims: Dims, config: ModelC
 
 
 def gla_kernel(
-    q: Any, k: Any, v: Any, logits: Any, gate: Optional[Any] = None, *, params: GlaParams, real: Optional[Any],
+    q: Any,
+    k: Any,
+    v: Any,
+    logits: Any,
+    gate: Optional[Any] = None,
+    *,
+    params: GlaParams,
+    real: Optional[Any],
     state: Optional[Any],
-) -> tuple:  # fmt: skip
+) -> tuple:
     """All between the projections but the weight of the norm, in float32 (see `stateful`).
 
     Args:

@@ -33,9 +33,15 @@ def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, dropout_rate: floa
 
 
 def global_attention(
-    q: Any, k: Any, v: Any, sequence: Any, dropout_rate: float, is_training: bool, causal: bool = True,
+    q: Any,
+    k: Any,
+    v: Any,
+    sequence: Any,
+    dropout_rate: float,
+    is_training: bool,
+    causal: bool = True,
     extra: Optional[tuple] = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """Attention over the whole sequence, or all of it that came before. Shapes as `attend`; the mask comes from iota.
 
     Dropout acts on the weights, so they have to be there as a tensor; without it, causal attention never holds them.

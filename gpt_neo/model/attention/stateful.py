@@ -103,8 +103,15 @@ class StateOperation(mtf.Operation):
     def held(self, shape: list, row: list, shard: int) -> tuple[Any, Callable[[Any], list]]:
         """The state so far, of all rows or of one, and a function that keeps the next: operations to wait for."""
         with tf.variable_scope(self.scope, auxiliary_name_scope=False):
-            variable = tf.get_variable(f"state_{shard}", shape, tf.float32, tf.zeros_initializer(), trainable=False,
-                                       use_resource=True, collections=[CACHES])  # fmt: skip
+            variable = tf.get_variable(
+                f"state_{shard}",
+                shape,
+                tf.float32,
+                tf.zeros_initializer(),
+                trainable=False,
+                use_resource=True,
+                collections=[CACHES],
+            )
 
         def keep(state: Any) -> list:
             return [variable.scatter_update(tf.IndexedSlices(state, row)) if row else tf.assign(variable, state)]
