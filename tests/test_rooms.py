@@ -7,7 +7,7 @@ import os
 import gpt_neo
 
 ROOMS = (
-    "errors storage config tokenizer dataprep mtf_compat inputs model optim checkpoint tracking sampling runtime "
+    "errors storage config tokenizer dataprep mtf_compat ops inputs model optim checkpoint tracking sampling runtime "
     "evaluation serving spmd cli __main__"
 ).split()
 LIGHT = ("errors", "storage", "config", "tokenizer", "dataprep", "tracking")  # no TensorFlow before a job needs it
