@@ -10,7 +10,8 @@ import math
 from typing import Any, Optional
 
 from gpt_neo.model.quantized import stored_int8, widened
-from gpt_neo.mtf_compat import mtf, row_times_matrices, row_times_matrix, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
 def contract(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:
