@@ -34,6 +34,30 @@ for _name in _NOT_FOR_KERAS:
 
 SimdMeshImpl = mtf.simd_mesh_impl.SimdMeshImpl
 
+
+def summed_wide(fn: Callable[..., Any], *xs: Any, dtype: Any = None) -> Any:
+    """fn(*xs), which adds elements up, with its sums in float32.
+
+    TensorFlow adds bfloat16 up in bfloat16 in many of its CPU kernels: past 256 equal terms nothing is added any more.
+
+    Args:
+      fn: from tensors to one, all of a type.
+      dtype: of the result; None is the type of xs, to which a sum is rounded once.
+    """
+    wide = [tf.cast(x, tf.float32) if x.dtype == tf.bfloat16 else x for x in xs]
+    return tf.cast(fn(*wide), dtype or xs[0].dtype)
+
+
+def _wide_sum(x: Any, axes: Any) -> Any:
+    """tf.reduce_sum, in float32."""
+    return summed_wide(lambda wide: tf.reduce_sum(wide, axes), x)
+
+
+# All that Mesh-TF itself adds up, among it the gradients of what it broadcasts.
+_reduction = mtf.ops.reduction_fn
+mtf.ops.reduction_fn = lambda kind: _wide_sum if kind == "SUM" else _reduction(kind)
+mtf.ops.MeshImpl.einsum = lambda _, equation, *xs: summed_wide(lambda *wide: tf.einsum(equation, *wide), *xs)
+
 __all__ = [
     "SimdMeshImpl",
     "always_compiled",
@@ -46,8 +70,10 @@ __all__ = [
     "named_call",
     "put_slice",
     "reason_of",
+    "row_product",
     "row_times_matrices",
     "row_times_matrix",
+    "summed_wide",
     "tf",
     "uncompiled",
     "zeros_initializer",
@@ -181,6 +207,20 @@ def row_times_matrices(row: Any, matrices: list) -> list:
         for pieces in zip(*(row_slices(matrix, 2) for matrix in matrices))
     ]
     return [tf.add_n(list(terms)) for terms in zip(*parts)]
+
+
+def row_product(first: Any, second: Any) -> Any:
+    """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b].
+
+    A bfloat16 product of TensorFlow has float32 sums, but rounds them.
+    """
+    if INLINES.get() and first.dtype == tf.bfloat16:
+        from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+        from tensorflow.compiler.xla import xla_data_pb2
+
+        rows = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[0], rhs_contracting_dimensions=[0])
+        return gen_xla_ops.xla_dot_v2(first, second, rows.SerializeToString(), "", tf.float32)
+    return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)
 
 
 def recipe_of(row: Any) -> tuple:
