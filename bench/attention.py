@@ -19,19 +19,19 @@ FORMS = ("none", "global", "local", "gla", "linear", "linear, cumulative")
 STEPS = 3
 
 
-def cumulative_layer(x, kind, dims, config, context):
+def cumulative_layer(x, p, layer, dims, config, context):
     """Linear attention over a [batch, sequence, heads, features, features] tensor of running sums."""
-    from gpt_neo.model.attention.projections import project_output, project_qkv
+    from gpt_neo.model.attention.softmax import project_output, project_qkv
     from gpt_neo.mtf_compat import mtf
 
-    q, k, v = project_qkv(x, dims, config)
+    q, k, v = project_qkv(x, p, dims)
     inner = mtf.Dimension("features_per_head_in", dims.features.size)
     q, k = (mtf.rename_dimension(t, dims.features.name, inner.name) for t in (q, k))
     q, k = mtf.softmax(q, inner), mtf.exp(k)
     shape = mtf.Shape([dims.batch, dims.sequence, dims.heads, inner, dims.features])
     state = mtf.cumsum(mtf.einsum([k, v], output_shape=shape), dims.sequence)
     total = mtf.einsum([q, mtf.cumsum(k, dims.sequence) + 1e-6], reduced_dims=[inner])
-    return project_output(mtf.einsum([q, state], output_shape=v.shape) / total, dims, config)
+    return project_output(mtf.einsum([q, state], output_shape=v.shape) / total, p, [dims.heads, dims.features])
 
 
 def resident_mb() -> float:
@@ -48,13 +48,13 @@ def measure(form: str, n_ctx: int) -> dict:
 
     silence(False)
     from gpt_neo.config.schema import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
-    from gpt_neo.model.attention.layers import LAYERS
+    from gpt_neo.model.transformer import ATTENTION, Attention
     from gpt_neo.mtf_compat import tf
     from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
     from gpt_neo.runtime.train_step import build_train_step
 
     if form == "linear, cumulative":
-        LAYERS["linear"] = cumulative_layer
+        ATTENTION["linear"] = Attention(cumulative_layer, ATTENTION["linear"].weights)
     model = ModelConfig(
         n_head=4, n_embd=512, n_layer=1, n_vocab=512, n_ctx=n_ctx, attention_types=(form.split(",")[0],)
     )

@@ -35,9 +35,9 @@ def build(kind: str, width: int, fed: tuple) -> tuple:
     from gpt_neo.model.context import Context
     from gpt_neo.model.dims import make_dims
     from gpt_neo.model.losses import cross_entropy_per_token
-    from gpt_neo.model.trained import Partition
     from gpt_neo.model.transformer import transformer
     from gpt_neo.mtf_compat import lower_locally, mtf, tf
+    from gpt_neo.ops.trained import Partition
     from gpt_neo.optim.build import optimizer_updates
 
     tokens, labels, rate = fed

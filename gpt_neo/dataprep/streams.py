@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple, Union
+from typing import Any, BinaryIO, Callable, NamedTuple, Union
 
 from gpt_neo.dataprep import words
 from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, Source, decompressed, kind_of, open_source, reason_of
@@ -79,19 +79,14 @@ def stream_items(source: Source, handle: BinaryIO, rules: Rules) -> Items:
 
 
 def opened_items(path: str, kind: str, stream: BinaryIO, rules: Rules) -> Items:
-    """Items of decompressed data of a kind."""
-    if kind == "jsonl":
-        yield from line_items(path, stream)
-    elif kind == "json":
-        yield from json_items(path, stream)
-    elif kind == "dat":
-        yield from dat_items(path, stream)
-    elif kind == "tar":
-        yield from tar_items(path, stream, rules)
-    elif kind == "text":
-        yield from text_items(path, stream, rules.split and not rules.skip_bad)
-    else:
+    """Items of decompressed data of a kind.
+
+    Raises:
+      ValueError: data of that kind is read from a file alone.
+    """
+    if kind not in STREAMED:
         raise ValueError(f"{kind} inside a stream cannot be read; unpack it first")
+    yield from STREAMED[kind](path, stream, rules)
 
 
 def line_items(path: str, stream: Any) -> Items:
@@ -322,3 +317,13 @@ def byte_cut(handle: BinaryIO, offset: int, size: int) -> int:
             place = words.first_cut(text, place + 1)
         offset += WINDOW - 8
     return size
+
+
+# Kind (a key of `readers.SUFFIXES`) -> the items of a decompressed stream of it. zip and parquet need a whole file.
+STREAMED: dict[str, Callable[[str, Any, Rules], Items]] = {
+    "jsonl": lambda path, stream, rules: line_items(path, stream),
+    "json": lambda path, stream, rules: json_items(path, stream),
+    "dat": lambda path, stream, rules: dat_items(path, stream),
+    "tar": tar_items,
+    "text": lambda path, stream, rules: text_items(path, stream, rules.split and not rules.skip_bad),
+}

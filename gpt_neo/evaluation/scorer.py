@@ -12,13 +12,11 @@ import numpy as np
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.evaluation.windows import Request, Window, windows
-from gpt_neo.model.context import Context
-from gpt_neo.model.dims import make_dims
-from gpt_neo.model.transformer import transformer
-from gpt_neo.model.vocab_ops import log_z_and_target
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.vocabulary import log_z_and_target
 from gpt_neo.runtime.memory import release_unused_memory
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
+from gpt_neo.runtime.network import Pass, forward
 from gpt_neo.runtime.predict_step import load_weights
 
 SHORTEST = 32  # tokens of the shortest batch; longer ones double it, up to n_ctx
@@ -127,16 +125,14 @@ class Scorer:
         rows = self.rows(length)
         with tf.variable_scope("", reuse=tf.AUTO_REUSE):
             inputs, labels = (tf.placeholder(tf.int32, [rows, length]) for _ in range(2))
-            graph = mtf.Graph()
-            mesh = self.placement.make_mesh(graph)
-            dims = make_dims(self.config, rows, length)
-            read, wanted = (mtf.import_tf_tensor(mesh, x, dims.tokens) for x in (inputs, labels))
-            logits = transformer(read, dims, self.config, Context())
-            log_z, target = log_z_and_target(logits, wanted, dims.vocab)
-            lowering = self.placement.lower(graph, mesh)
-            scores, log_z = lowering.export_to_tf_tensor(logits), lowering.export_to_tf_tensor(log_z)
+
+            def scored(network: Pass) -> list:
+                logits = network.logits
+                return [logits, *log_z_and_target(logits, network.bring(labels), network.dims.vocab)]
+
+            (scores, log_z, target), lowering = forward(self.placement, self.config, inputs, after=scored)
             outputs = {
-                "logprobs": lowering.export_to_tf_tensor(target) - log_z,
+                "logprobs": target - log_z,
                 "greedy": tf.equal(tf.argmax(scores, -1, output_type=tf.int32), labels),
             }
             if self.top:

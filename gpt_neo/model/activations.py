@@ -7,9 +7,9 @@ from typing import Any, Callable
 
 from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
 from gpt_neo.errors import ConfigError
-from gpt_neo.model import variables
-from gpt_neo.model.fused_ops import gelu
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.gelu import gelu
+from gpt_neo.ops.parameters import Parameters
 
 # The legacy program drew the slope of rrelu anew for every graph; this is the mean of what it drew from.
 RRELU_SCALE = 0.5
@@ -161,10 +161,10 @@ LEARNED: dict[str, Callable[[Any, dict], Any]] = {
 }
 
 
-def activate(x: Any, width: Any, config: ModelConfig) -> Any:
+def activate(x: Any, p: Parameters, width: Any, config: ModelConfig) -> Any:
     """The activation of the config, elementwise but for softmax and logsoftmax, which go over `width`.
 
-    Those with learned numbers keep them as scalars under `activation/` of the current scope.
+    Those with learned numbers have them as scalars under `activation/`.
 
     Args:
       x: [..., width].
@@ -177,12 +177,7 @@ def activate(x: Any, width: Any, config: ModelConfig) -> Any:
         return OVER_WIDTH[name](x, width)
     if name not in LEARNED:
         return PLAIN[name](x)
-    with tf.variable_scope("activation"):
-        learned = {
-            part: variables.constant(x.mesh, part, mtf.Shape([]), value, config)
-            for part, value in ACTIVATIONS[name].items()
-        }
-    return LEARNED[name](x, learned)
+    return LEARNED[name](x, {part: p[f"activation/{part}"] for part in ACTIVATIONS[name]})
 
 
 def get_activation(name: str, key: str) -> Callable[[Any], Any]:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Optional
+from typing import Any, Optional
+
+from gpt_neo.ops.caches import Store
+from gpt_neo.ops.dropout import Source, dropout
+from gpt_neo.ops.parameters import Storage, plain
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """Where new tokens go: slots slot .. slot + sequence - 1 of the caches.
+    """Where new tokens go: positions position .. position + sequence - 1 of the caches.
 
-    slot: int32 scalar, or [batch] where rows are at slots of their own; such a pass reads one token of each row.
-    start: int32 [batch], slot of each row's first token; slots before it are padding.
-    slots: entries of the caches of global layers.
-    attend: stands in for `cached_attention`, with caches of its own; None takes those in variables.
-    advance: stands in for `stateful.StateOperation` likewise.
-    rows: rows that the caches have; None where they are those of the batch.
-    row: int32 scalar, the row of the caches that a batch of 1 is; None where the batch is all of them.
+    position: int32 mtf scalar, or [batch] where rows are at positions of their own; such a pass reads one token of each
+      row.
+    start: int32 [batch], position of each row's first token; what is before it is padding.
+    length: positions that the caches hold.
+    store: where the caches are.
     """
 
-    slot: Any
+    position: Any
     start: Any
-    slots: int
-    attend: Optional[Callable[..., Any]] = None
-    advance: Optional[Callable[..., Any]] = None
-    rows: Optional[int] = None
-    row: Optional[Any] = None
+    length: int
+    store: Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +35,40 @@ class Context:
     decoding: new tokens against caches of the old ones; None reads whole sequences.
     last_only: give the logits of the last token alone.
     spread_loss: logits are [batch, loss_sequence, vocab], see `transformer.spread`.
+    storage: how weights are stored, see `ops/parameters.py`.
+    randomness: where dropout takes its masks from; needed where a pass in training draws any.
     auxiliary_losses: float32 scalars that layers add to the loss, filled by the pass.
-    seen: (kind, tensors) of each attention layer, what its weights follow from; filled by the pass where it is a list.
+    seen: (layer, tensors) of each attention layer, what its weights follow from; filled where it is a list.
     """
 
     is_training: bool = False
     decoding: Optional[Decoding] = None
     last_only: bool = False
     spread_loss: bool = False
+    storage: Storage = plain
+    randomness: Optional[Source] = None
     auxiliary_losses: list = dataclasses.field(default_factory=list)
     seen: Optional[list] = None
 
-    def show(self, kind: str, *tensors: Any) -> None:
+    def drops(self, rate: float) -> bool:
+        """Whether dropout at that rate does anything."""
+        return rate > 0 and self.is_training
+
+    def source(self) -> Source:
+        """Where random numbers come from.
+
+        Raises:
+          ValueError: the pass was given none.
+        """
+        if self.randomness is None:
+            raise ValueError("this pass draws random numbers: give its Context randomness, a dropout.Source")
+        return self.randomness
+
+    def dropout(self, x: Any, rate: float) -> Any:
+        """x, or in training x with a share of its elements dropped."""
+        return dropout(x, rate, self.source()) if self.drops(rate) else x
+
+    def show(self, layer: int, *tensors: Any) -> None:
         """Called by an attention layer with [batch, sequence, heads, some features] each."""
         if self.seen is not None:
-            self.seen.append((kind, tensors))
+            self.seen.append((layer, tensors))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.model.entmax import entmax_loss_per_token
-from gpt_neo.model.vocab_ops import log_z_and_target
 from gpt_neo.mtf_compat import mtf
+from gpt_neo.ops.entmax import entmax_loss_per_token
+from gpt_neo.ops.vocabulary import log_z_and_target
 
 
 def cross_entropy_per_token(logits: Any, labels: Any, vocab: Any, z_loss: float) -> Any:

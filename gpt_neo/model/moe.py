@@ -15,12 +15,12 @@ import dataclasses
 from typing import Any, Optional
 
 from gpt_neo.config.schema import ModelConfig, MoeConfig
-from gpt_neo.model import variables
 from gpt_neo.model.activations import get_activation
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
-from gpt_neo.model.dropout import uniform_like
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.dropout import uniform_like
+from gpt_neo.ops.parameters import Parameters
 
 TINY = 1e-9  # keeps quotients of gates finite
 
@@ -57,8 +57,11 @@ class Choice:
     mask: Any
 
 
-def mixture_of_experts(x: Any, dims: Dims, config: ModelConfig, context: Context) -> tuple[Any, Optional[Any]]:
-    """The mixture, in variables `top_2_gating/kernel`, `wi/kernel` and `wo/kernel` of the current scope.
+def mixture_of_experts(
+    x: Any, p: Parameters, dims: Dims, config: ModelConfig, context: Context
+) -> tuple[Any, Optional[Any]]:
+    """The mixture, in the weights `top_2_gating/kernel` [embd, experts_unsplit], `wi/kernel` [experts, embd,
+    expert_hidden] and `wo/kernel` [experts, expert_hidden, embd].
 
     Args:
       x: [batch, sequence, embd].
@@ -68,18 +71,18 @@ def mixture_of_experts(x: Any, dims: Dims, config: ModelConfig, context: Context
     """
     moe, names = config.moe_params, ExpertDims.of(config.moe_params, dims)
     if not context.is_training:
-        first, second, _ = gating(x, names, dims, config, None)
+        first, second, _ = gating(x, p, names, dims, config, None)
         second.gate *= share_of_second(second.gate, moe.moe_second_policy_eval, moe.moe_second_threshold_eval, None)
-        return every_expert(x, first, second, names, dims, config), None
+        return every_expert(x, p, first, second, names, dims, config), None
     size = group_size(dims.sequence.size, moe.moe_group_size)
     groups, group = mtf.Dimension("groups", dims.sequence.size // size), mtf.Dimension("group", size)
     tokens = mtf.reshape(x, mtf.Shape([dims.batch, groups, group, dims.embd]))
-    first, second, loss = gating(tokens, names, dims, config, group)
+    first, second, loss = gating(tokens, p, names, dims, config, group)
     policy, threshold = moe.moe_second_policy_train, moe.moe_second_threshold_train
-    draws = uniform_like(second.gate) if policy == "random" else None
+    draws = uniform_like(second.gate, context.source()) if policy == "random" else None
     second.mask *= share_of_second(second.gate, policy, threshold, draws)
     dispatch, combine = assign_places(first, second, group, names, moe)
-    out = chosen_experts(tokens, dispatch, combine, groups, names, dims, config)
+    out = chosen_experts(tokens, p, dispatch, combine, groups, names, dims, config)
     return mtf.reshape(out, x.shape), loss * moe.moe_loss_coef
 
 
@@ -92,7 +95,7 @@ def group_size(length: int, largest: int) -> int:
 
 
 def gating(
-    tokens: Any, names: ExpertDims, dims: Dims, config: ModelConfig, group: Optional[Any]
+    tokens: Any, p: Parameters, names: ExpertDims, dims: Dims, config: ModelConfig, group: Optional[Any]
 ) -> tuple[Choice, Choice, Any]:
     """The two highest gates of each token, normalised to sum to one.
 
@@ -103,9 +106,7 @@ def gating(
     Returns:
       (first choice, second choice, float32 scalar loss or None)
     """
-    with tf.variable_scope("top_2_gating"):
-        shape = mtf.Shape([dims.embd, names.gates])
-        kernel = variables.normal(tokens.mesh, "kernel", shape, dims.embd.size**-0.5, config)
+    kernel = p["top_2_gating/kernel"]
     # in float32 whatever the precision: near ties decide where a token goes
     wide, shape = mtf.cast(tokens, tf.float32), tokens.shape - dims.embd + names.gates
     probabilities = mtf.softmax(mtf.einsum([wide, mtf.cast(kernel, tf.float32)], output_shape=shape), names.gates)
@@ -186,7 +187,14 @@ def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, 
 
 
 def chosen_experts(
-    tokens: Any, dispatch: Any, combine: Any, groups: Any, names: ExpertDims, dims: Dims, config: ModelConfig
+    tokens: Any,
+    p: Parameters,
+    dispatch: Any,
+    combine: Any,
+    groups: Any,
+    names: ExpertDims,
+    dims: Dims,
+    config: ModelConfig,
 ) -> Any:
     """Send tokens to the places they have, through the experts and back: [batch, groups, group, embd] -> the same."""
     capacity = dispatch.shape.dims[-1]
@@ -194,14 +202,16 @@ def chosen_experts(
     here = mtf.Shape([names.gates, dims.batch, groups, capacity, dims.embd])
     # to bring a tensor from `here` to `there` is the all-to-all
     sent = mtf.reshape(mtf.einsum([tokens, mtf.cast(dispatch, tokens.dtype)], output_shape=here), there)
-    wi, wo = expert_kernels(tokens.mesh, names, dims, config)
+    wi, wo = p["wi/kernel"], p["wo/kernel"]
     hidden = mtf.einsum([sent, wi], output_shape=there - dims.embd + names.hidden)
     hidden = get_activation(config.moe_activation, "moe_activation")(hidden)
     back = mtf.reshape(mtf.einsum([hidden, wo], output_shape=there), here)
     return mtf.einsum([back, mtf.cast(combine, tokens.dtype)], output_shape=tokens.shape)
 
 
-def every_expert(x: Any, first: Choice, second: Choice, names: ExpertDims, dims: Dims, config: ModelConfig) -> Any:
+def every_expert(
+    x: Any, p: Parameters, first: Choice, second: Choice, names: ExpertDims, dims: Dims, config: ModelConfig
+) -> Any:
     """Weigh what every expert makes of every token by the gates, which are zero but for two: x -> its shape.
 
     It needs no places, so none can run out.
@@ -209,20 +219,10 @@ def every_expert(x: Any, first: Choice, second: Choice, names: ExpertDims, dims:
     gates = mtf.cast(first.gate * first.mask + second.gate * second.mask, x.dtype)
     moved, copies = mtf.Shape([names.batch, dims.sequence, dims.embd]), mtf.Shape([names.experts])
     gates = mtf.reshape(gates, moved - dims.embd + names.experts)
-    wi, wo = expert_kernels(x.mesh, names, dims, config)
+    wi, wo = p["wi/kernel"], p["wo/kernel"]
     # A product for every expert; one over all of them at once would bring the weights into another order first.
     tokens = mtf.broadcast(mtf.reshape(x, moved), copies + moved)
     hidden = mtf.einsum([tokens, wi], output_shape=copies + moved - dims.embd + names.hidden)
     hidden = get_activation(config.moe_activation, "moe_activation")(hidden)
     hidden = mtf.einsum([hidden, gates], output_shape=hidden.shape)
     return mtf.reshape(mtf.einsum([hidden, wo], output_shape=moved), x.shape)
-
-
-def expert_kernels(mesh: Any, names: ExpertDims, dims: Dims, config: ModelConfig) -> tuple[Any, Any]:
-    """wi [experts, embd, expert_hidden] and wo [experts, expert_hidden, embd], of standard deviation fan_in^-1/2."""
-    kernels = []
-    for name, source, target in (("wi", dims.embd, names.hidden), ("wo", names.hidden, dims.embd)):
-        with tf.variable_scope(name):
-            shape = mtf.Shape([names.experts, source, target])
-            kernels.append(variables.normal(mesh, "kernel", shape, source.size**-0.5, config))
-    return kernels[0], kernels[1]

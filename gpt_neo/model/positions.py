@@ -2,62 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+import dataclasses
+from typing import Any, Callable, Optional
 
 import numpy as np
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.model import variables
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
-from gpt_neo.model.vocab_ops import embed
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.kernels import compiled
+from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.vocabulary import embed
 
 
 def token_numbers(mesh: Any, dims: Dims, context: Context) -> Any:
     """Position of each token: int32 [sequence] of whole sequences, [batch, sequence] of new tokens.
 
-    Rows of a decoding step begin at slots of their own; the padding before them gets negative numbers.
+    Rows of a decoding step begin at positions of their own; the padding before them gets negative numbers.
     """
     numbers = mtf.range(mesh, dims.sequence, tf.int32)
     if context.decoding is None:
         return numbers
-    offset = mtf.sub(context.decoding.slot, context.decoding.start, output_shape=mtf.Shape([dims.batch]))
+    offset = mtf.sub(context.decoding.position, context.decoding.start, output_shape=mtf.Shape([dims.batch]))
     return mtf.add(numbers, offset, output_shape=dims.tokens)
 
 
-def position_embedding(tokens: Any, dims: Dims, config: ModelConfig, context: Context) -> Optional[Any]:
+def position_embedding(tokens: Any, p: Parameters, dims: Dims, config: ModelConfig, context: Context) -> Optional[Any]:
     """What is added to the embeddings: [sequence, embd] or [batch, sequence, embd]; None without tables."""
-    if config.positions in ("rotary", "none"):
+    rows = ENCODINGS[config.positions].rows
+    if rows is None:
         return None
-    table = learned_rows if config.positions == "learned" else axial_rows
     if context.decoding is None:
-        return table(tokens.mesh, None, dims, config)
+        return rows(None, p, dims, config)
     numbers = token_numbers(tokens.mesh, dims, context)
     numbers = mtf.maximum(mtf.minimum(numbers, config.n_ctx - 1), 0)  # of padding, or past the end: never read
-    return table(tokens.mesh, numbers, dims, config)
+    return rows(numbers, p, dims, config)
 
 
-def learned_rows(mesh: Any, numbers: Optional[Any], dims: Dims, config: ModelConfig) -> Any:
+def encode(q: Any, k: Any, dims: Dims, config: ModelConfig, context: Context) -> tuple[Any, Any]:
+    """Queries and keys [batch, sequence, heads, features_per_head] of softmax attention, with what they are to know of
+    positions. Keys go into a cache so: their positions never change."""
+    turn = ENCODINGS[config.positions].turn
+    if turn is None:
+        return q, k
+    numbers = token_numbers(q.mesh, dims, context)
+    return turn(q, numbers, config), turn(k, numbers, config)
+
+
+def learned_rows(numbers: Optional[Any], p: Parameters, dims: Dims, config: ModelConfig) -> Any:
     """Rows of `wpe` for int32 [...] -> [..., embd]; the first [sequence, embd] without numbers."""
-    wpe = variables.normal(mesh, "wpe", mtf.Shape([dims.embed_sequence, dims.embd]), 0.01, config)
-    if numbers is not None:
-        return embed(wpe, numbers, dims.embed_sequence)
-    return first_rows(wpe, dims)
+    wpe = p["wpe"]
+    return first_rows(wpe, dims) if numbers is None else embed(wpe, numbers, dims.embed_sequence)
 
 
-def axial_rows(mesh: Any, numbers: Optional[Any], dims: Dims, config: ModelConfig) -> Any:
+def axial_rows(numbers: Optional[Any], p: Parameters, dims: Dims, config: ModelConfig) -> Any:
     """The same from two tables: row a A2 + b is the mean of row a of the first and row b of the second."""
-    assert config.axial_pos_emb is not None
-    sizes = config.axial_pos_emb
-    axes = [mtf.Dimension(f"axial_dim_{i}", size) for i, size in enumerate(sizes)]
-    tables = [
-        variables.normal(mesh, f"axial_wpe_{i + 1}", mtf.Shape([axis, dims.embd]), 0.01, config)
-        for i, axis in enumerate(axes)
-    ]
+    tables = [p["axial_wpe_1"], p["axial_wpe_2"]]
+    axes = [table.shape.dims[0] for table in tables]
     if numbers is not None:
-        first, second = mtf.floordiv(numbers, sizes[1]), mtf.mod(numbers, sizes[1])
+        first, second = mtf.floordiv(numbers, axes[1].size), mtf.mod(numbers, axes[1].size)
         return (embed(tables[0], first, axes[0]) + embed(tables[1], second, axes[1])) * 0.5
     grid = mtf.add(*tables, output_shape=mtf.Shape([*axes, dims.embd])) * 0.5
     return first_rows(mtf.replace_dimensions(grid, axes, [dims.embed_sequence]), dims)
@@ -113,3 +117,23 @@ def rotate_kernel(x: Any, numbers: Any, features: int, interleaved: bool, base: 
     else:
         wide = tf.concat(turned, -1)
     return tf.concat([tf.cast(wide, x.dtype), x[..., features:]], -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """What an encoding of positions computes; its tables stand in `config.network.POSITIONS`, by the same name.
+
+    rows: (int32 numbers [...] or None for the first [sequence], p, dims, config) to what is added to embeddings.
+    turn: (queries or keys of softmax attention, their numbers, config) to the same with their positions.
+    """
+
+    rows: Optional[Callable[[Optional[Any], Parameters, Dims, ModelConfig], Any]] = None
+    turn: Optional[Callable[[Any, Any, ModelConfig], Any]] = None
+
+
+ENCODINGS: dict[str, Encoding] = {
+    "learned": Encoding(rows=learned_rows),
+    "axial": Encoding(rows=axial_rows),
+    "rotary": Encoding(turn=rotate),
+    "none": Encoding(),
+}

@@ -1,25 +1,55 @@
-"""Tokens to logits."""
+"""Tokens to logits: the table, blocks of attention and feed-forward around the residual stream, the head.
+
+`p` is the weights of a scope: `p["q"]` is one of them, as config/network.py describes it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, Callable, Optional
 
+from gpt_neo.config.network import KINDS, variables_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
-from gpt_neo.model import variables
-from gpt_neo.model.attention.layers import LAYERS
-from gpt_neo.model.block import block
+from gpt_neo.model.attention.gla import gla_attention, gla_weights
+from gpt_neo.model.attention.linear import linear_attention, linear_weights
+from gpt_neo.model.attention.softmax import softmax_attention, softmax_weights
 from gpt_neo.model.context import Context
-from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
-from gpt_neo.model.dropout import dropout
-from gpt_neo.model.mlp import linear
-from gpt_neo.model.norms import final_norm
+from gpt_neo.model.mlp import linear, mlp
+from gpt_neo.model.moe import mixture_of_experts
+from gpt_neo.model.norms import block_norm, final_norm, rezero
 from gpt_neo.model.positions import position_embedding
-from gpt_neo.model.vocab_ops import embed
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.caches import activation_dtype
+from gpt_neo.ops.matmul import matmul
+from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.vocabulary import embed
 
 LOSS_SEQUENCE = "loss_sequence"
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """What a kind of attention computes; its variables and caches stand in `config.network.KINDS`, by the same name.
+
+    layer: (x, p, number of the layer, dims, config, context) to what is added to the residual stream, x and the result
+      [batch, sequence, embd].
+    weights: of what the layer showed (`Context.show`), of one text and head, float64 arrays [sequence, features] each,
+      and the config, to float64 [sequence, sequence]: row t has the weights with which token t sums the values.
+    """
+
+    layer: Callable[[Any, Parameters, int, Dims, ModelConfig, Context], Any]
+    weights: Callable[[list, ModelConfig, str], Any]
+
+
+# "none" has no layer: its block adds the residual stream to itself.
+ATTENTION: dict[str, Attention] = {
+    "global": Attention(softmax_attention, softmax_weights),
+    "local": Attention(softmax_attention, softmax_weights),
+    "linear": Attention(linear_attention, linear_weights),
+    "gla": Attention(gla_attention, gla_weights),
+}
 
 
 def check_supported(config: ModelConfig, context: Context) -> None:
@@ -29,8 +59,8 @@ def check_supported(config: ModelConfig, context: Context) -> None:
       ConfigError: names the key and its value.
     """
     for kind in config.attention_types:
-        if kind not in LAYERS and kind != "none":
-            raise ConfigError(f"attention_types has {kind!r}: this version builds {', '.join(LAYERS)} and none")
+        if KINDS[kind].heads(config) and kind not in ATTENTION:
+            raise ConfigError(f"attention_types has {kind!r}: this version builds {', '.join(ATTENTION)} and none")
     if context.decoding and not config.causal:
         raise ConfigError("key 'causal' is False: such a model cannot be sampled from, its tokens depend on later ones")
 
@@ -43,20 +73,21 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
 
     Returns:
       float32 logits [batch, sequence or 1, vocab]; [batch, loss_sequence, vocab] with `spread_loss`.
+
+    Raises:
+      ConfigError: the network does not have an option of the config.
     """
     check_supported(config, context)
-    with tf.variable_scope("gpt2"):
-        wte = variables.normal(tokens.mesh, "wte", mtf.Shape([dims.vocab, dims.embd]), 0.02, config)
-        x = spread(embed(wte, spread(tokens, context), dims.vocab), context, back=True)
-        places = position_embedding(tokens, dims, config, context)
-        x = x if places is None else x + places
-        if config.embed_dropout > 0 and context.is_training:
-            x = dropout(x, config.embed_dropout)
-        for layer in range(config.n_layer):
-            x = block(x, layer, dims, config, context)
-        if context.last_only:
-            x = mtf.slice(x, dims.sequence.size - 1, 1, dims.sequence.name)
-        return head(spread(x, context), wte, dims, config)
+    p = Parameters(tokens.mesh, variables_of(config), activation_dtype(config), context.storage)
+    wte = p["wte"]
+    x = spread(embed(wte, spread(tokens, context), dims.vocab), context, back=True)
+    places = position_embedding(tokens, p, dims, config, context)
+    x = context.dropout(x if places is None else x + places, config.embed_dropout)
+    for layer in range(config.n_layer):
+        x = block(x, p, layer, dims, config, context)
+    if context.last_only:
+        x = mtf.slice(x, dims.sequence.size - 1, 1, dims.sequence.name)
+    return head(spread(x, context), wte, p, dims, config)
 
 
 def spread(x: Any, context: Context, back: bool = False) -> Any:
@@ -70,12 +101,70 @@ def spread(x: Any, context: Context, back: bool = False) -> Any:
     return mtf.rename_dimension(x, *((LOSS_SEQUENCE, "sequence") if back else ("sequence", LOSS_SEQUENCE)))
 
 
-def head(x: Any, wte: Any, dims: Dims, config: ModelConfig) -> Any:
+def head(x: Any, wte: Any, p: Parameters, dims: Dims, config: ModelConfig) -> Any:
     """Stream to float32 logits: [..., embd] -> [..., vocab]."""
     if not config.no_weight_tie:
-        x = final_norm(x, "ln_f", dims.embd, config)
-    if not config.own_head:
-        return mtf.cast(contract(x, wte, [dims.embd]), tf.float32)
-    with tf.variable_scope("wte_final_linear"):
-        bias = config.no_weight_tie or config.head_bias
-        return mtf.cast(linear(x, "linear_out", dims.embd, dims.vocab, 0.02, config, bias=bias), tf.float32)
+        x = final_norm(x, p.under("ln_f"), config)
+    if config.own_head:
+        logits = linear(x, p.under("wte_final_linear/conv1d_main/linear_out"), [dims.embd])
+    else:
+        logits = matmul(x, wte, [dims.embd])
+    return mtf.cast(logits, tf.float32)
+
+
+def block(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
+    """Run a block, again in the backward pass when `recompute_grad` asks for it.
+
+    Args:
+      x: [batch, sequence, embd].
+      p: weights of the network.
+
+    Returns:
+      a tensor of the shape of x; an auxiliary loss is added to the context.
+    """
+    # The legacy program gave blocks that share weights an empty name: theirs have a double slash, gpt2//attn/q.
+    p = p.under("" if config.share_parameters else f"h{layer}")
+
+    def run(inputs: Any) -> Any:
+        out, auxiliary = halves(inputs, p, layer, dims, config, context)
+        return (out,) if auxiliary is None else (out, auxiliary)
+
+    # What leaves a recomputed function has to be among its outputs.
+    recompute = config.recompute_grad and context.is_training
+    out, *auxiliary = mtf.recompute_grad(run, [x]) if recompute else run(x)
+    context.auxiliary_losses.extend(auxiliary)
+    return out
+
+
+def halves(
+    x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context
+) -> tuple[Any, Optional[Any]]:
+    """Attention and feed-forward around the stream: (x, auxiliary loss or None).
+
+    Pre-norm, x += attention(norm_1(x)); x += feed_forward(norm_2(x)), with the variations of the config.
+    """
+    half = 0.5 if config.macaron else 1.0
+    if config.macaron:  # on the bare stream, as the legacy program had it
+        x += half * context.dropout(mlp(x, p.under("mlp_macaron"), dims, config), config.res_dropout)
+    kind = ATTENTION.get(config.attention_types[layer])
+    normed = block_norm(x, p.under("norm_1"), config) if kind or config.shared_norm else None
+    attended = x  # Type none adds the stream to itself, in legacy checkpoints too.
+    if kind:
+        attended = context.dropout(
+            kind.layer(normed, p.under("attn"), layer, dims, config, context), config.res_dropout
+        )
+    stream = x + rezero(attended, p.under("norm_rezero_1"), config)
+    if not config.shared_norm:
+        normed = block_norm(x if config.parallel_residual else stream, p.under("norm_2"), config)
+    out, auxiliary = feed_forward(normed, p, layer, dims, config, context)
+    return stream + rezero(out if half == 1.0 else half * out, p.under("norm_rezero_2"), config), auxiliary
+
+
+def feed_forward(
+    x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context
+) -> tuple[Any, Optional[Any]]:
+    """The feed-forward part of that layer: ([batch, sequence, embd], auxiliary loss or None)."""
+    if layer in config.moe_layers:
+        out, auxiliary = mixture_of_experts(x, p, dims, config, context)
+        return context.dropout(out, config.res_dropout), auxiliary
+    return context.dropout(mlp(x, p.under("mlp"), dims, config), config.res_dropout), None

@@ -6,8 +6,8 @@ from typing import Any, Optional
 
 from gpt_neo.config.optimizers import largest_axes
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.slots import scalar, slot, wait
 
 MEMORY_EXPONENT = 0.8

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf
+from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.adafactor import Adafactor
 from gpt_neo.optim.adam import Adam, AdamW
 from gpt_neo.optim.lion import Lion

@@ -5,37 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpt_neo.mtf_compat import tf
+from gpt_neo.mtf_compat import mtf, tf
 
 
-def guard_updates(updates: Sequence[Any], loss: Any, limit: Any) -> None:
-    """Make mtf operations run only where the loss is a number no greater than the limit.
+def guard_updates(updates: Sequence[Any], loss: Any, limit: Any) -> list:
+    """Operations in the place of others, which run only where the loss is a number no greater than the limit.
 
     The gradients are computed either way. The condition stands around each update's own kernels, so that an update in
     place costs no copy of the variable.
 
     Args:
-      updates: operations of `optimizer_updates`, not yet lowered.
+      updates: operations of `optimizer_updates`, not yet lowered; they leave the graph's list for those returned.
       loss: mtf scalar.
       limit: float32 TensorFlow scalar; infinity lets every finite loss through.
     """
-    for operation in updates:
-        operation.lower = guarded(operation, operation.lower, loss, limit)
+    places = {operation: place for place, operation in enumerate(loss.graph.operations)}
+    guarded = [GuardedUpdate(update, loss, limit) for update in updates]
+    operations = loss.graph.operations
+    del operations[-len(guarded) :]
+    for update, guard in zip(updates, guarded):  # what waits for an update comes after it still
+        operations[places[update]] = guard
+    return guarded
 
 
-def guarded(operation: Any, lower: Any, loss: Any, limit: Any) -> Any:
-    """A `lower` method that puts what the given one makes into one branch of a condition."""
+class GuardedUpdate(mtf.Operation):
+    """An update inside one branch of a condition."""
 
-    def lower_in_branch(lowering: Any) -> None:
-        value = tf.cast(lowering.tensors[loss].to_laid_out_tensor().all_slices[0], tf.float32)
+    def __init__(self, update: Any, loss: Any, limit: Any) -> None:
+        super().__init__([loss], name="guarded_update")
+        self.update, self.limit = update, limit
+
+    def lower(self, lowering: Any) -> None:
+        """The update lowered inside the branch; whoever waits for it waits for the condition."""
+        value = tf.cast(lowering.tensors[self.inputs[0]].to_laid_out_tensor().all_slices[0], tf.float32)
         # infinity equals the limit of infinity, and is no number to learn from
-        accepted = tf.logical_and(tf.math.is_finite(value), value <= limit)
+        accepted = tf.logical_and(tf.math.is_finite(value), value <= self.limit)
 
-        def update() -> Any:
-            lower(lowering)
-            with tf.control_dependencies([lowering.operations[operation]]):
+        def run() -> Any:
+            self.update.lower(lowering)
+            with tf.control_dependencies([lowering.operations[self.update]]):
                 return tf.constant(True)
 
-        lowering.operations[operation] = tf.cond(accepted, update, lambda: tf.constant(False)).op
-
-    return lower_in_branch
+        done = tf.cond(accepted, run, lambda: tf.constant(False)).op
+        lowering.operations[self] = lowering.operations[self.update] = done

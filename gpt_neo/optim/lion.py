@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf
+from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.slots import scalar, slot, wait
 
 

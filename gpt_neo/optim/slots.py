@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf, zeros_initializer
+from gpt_neo.ops.trained import Partition
 
 
 def stored_part(grad: Any, partition: Partition) -> Any:

@@ -24,7 +24,7 @@ from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
 from gpt_neo.runtime.hooks import Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
-from gpt_neo.runtime.model_fn import model_fn
+from gpt_neo.runtime.model_fn import TrainingSetup, make_model_fn
 from gpt_neo.runtime.watch import Watch
 
 
@@ -66,12 +66,12 @@ def make_estimator(
     watch: Optional[Watch] = None,
     steps_per_log: int = 10,
     eval_sources: int = 1,
-    function: Callable[..., Any] = model_fn,
+    function: Callable[[TrainingSetup], Callable[..., Any]] = make_model_fn,
 ) -> Any:
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
 
     Args:
-      function: the model function; another one for steps that run outside of the session.
+      function: makes the model function; another one for steps that run outside of the session.
 
     Raises:
       ConfigError: the watch is to skip spikes, and the device is a TPU.
@@ -99,25 +99,24 @@ def make_estimator(
         log_step_count_steps=None,
         tpu_config=tpu_config,
     )
-    params = {
-        "run": run,
-        "plan": plan,
-        "folder": folder,
-        "steps_per_checkpoint": steps_per_checkpoint,
-        "steps_per_log": steps_per_log,
-        # a plain function: the Estimator makes a deep copy of its params, a bound method's object with it
-        "report": lambda progress: report(progress),
-        "use_tpu": tpu is not None,
-        "text_lengths": text_lengths,
-        "watch": lambda: watch,
-        "origin": lambda step: origin_text(run, step),
-        "eval_sources": eval_sources,
-    }
+    setup = TrainingSetup(
+        run=run,
+        plan=plan,
+        folder=folder,
+        watch=watch,
+        use_tpu=tpu is not None,
+        steps_per_checkpoint=steps_per_checkpoint,
+        steps_per_log=steps_per_log,
+        report=report,
+        origin=lambda step: origin_text(run, step),
+        text_lengths=text_lengths,
+        eval_sources=eval_sources,
+    )
     return tf.estimator.tpu.TPUEstimator(
         use_tpu=tpu is not None,
-        model_fn=function,
+        model_fn=function(setup),
         config=config,
-        params=params,
+        params={},
         train_batch_size=run.training.train_batch_size,
         eval_batch_size=eval_batch_size(run),
     )

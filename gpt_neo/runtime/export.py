@@ -12,15 +12,14 @@ import numpy as np
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.model.attention.carried import CarriedCaches, empty_caches
-from gpt_neo.model.context import Context, Decoding
-from gpt_neo.model.dims import make_dims
-from gpt_neo.model.quantized import INT8
-from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.model.context import Context
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.caches import LoopStore
 from gpt_neo.ops.kernels import uncompiled
-from gpt_neo.runtime.int8 import Int8Weights
+from gpt_neo.ops.parameters import Storage, plain
+from gpt_neo.runtime.int8 import int8_storage, load_int8
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
+from gpt_neo.runtime.network import forward
 from gpt_neo.runtime.predict_step import PREFILL, load_weights
 from gpt_neo.sampling.graph import choose
 
@@ -54,20 +53,18 @@ def export_saved_model(
     notes: list[str] = []
     signatures = {}
     with place(folder) as staging, tf.Graph().as_default(), tf.Session() as session:
-        weights = Int8Weights(config) if int8 else None
-        with tf.variable_scope("", reuse=tf.AUTO_REUSE, custom_getter=weights):
+        storage = int8_storage(config) if int8 else plain
+        with tf.variable_scope("", reuse=tf.AUTO_REUSE):
             tokens = tf.placeholder(tf.int32, [batch_size, config.n_ctx], name="tokens")
-            logits = build_logits(tokens, config)
+            logits = build_logits(tokens, config, storage)
             signatures["logits"] = tf.saved_model.predict_signature_def({"tokens": tokens}, {"logits": logits})
             if config.causal:
-                signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = serving_signature(
-                    config, batch_size, n_ids
-                )
+                signature = serving_signature(config, batch_size, n_ids, storage)
+                signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY] = signature
             else:
                 notes.append("no signature for generation: causal is False, so that a token depends on later ones")
-        notes += weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
+        notes += load_int8(session, checkpoint, config) if int8 else load_weights(session, checkpoint)
         try:
-            session.graph.clear_collection(INT8)  # it served to build the graph, and cannot be saved
             builder = tf.saved_model.Builder(staging)
             builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING], signatures)
             builder.save()
@@ -96,7 +93,7 @@ def place(folder: str) -> Iterator[str]:
         os.rmdir(inside)
 
 
-def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int]) -> Any:
+def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int], storage: Storage) -> Any:
     """SignatureDef of generation."""
     fed = {
         "tokens": tf.placeholder(tf.int32, [batch_size, None]),
@@ -112,18 +109,14 @@ def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int]
     def drawn(logits: Any, count: Any) -> Any:
         return choose(logits[:, :n_ids], count=count, **how)
 
-    tokens, lengths = generate(fed["tokens"], fed["lengths"], fed["max_tokens"], drawn, config)
+    tokens, lengths = generate(fed["tokens"], fed["lengths"], fed["max_tokens"], drawn, config, storage)
     return tf.saved_model.predict_signature_def(fed, {"tokens": tokens, "lengths": lengths})
 
 
-def build_logits(tokens: Any, config: ModelConfig) -> Any:
+def build_logits(tokens: Any, config: ModelConfig, storage: Storage = plain) -> Any:
     """Logits [batch, sequence, vocab] of tokens [batch, sequence] on one device."""
-    placement = LocalPlacement(MeshPlan())
-    graph = mtf.Graph()
-    mesh = placement.make_mesh(graph)
-    dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
-    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, Context())
-    return placement.lower(graph, mesh).export_to_tf_tensor(logits)
+    (logits,), _ = forward(LocalPlacement(MeshPlan()), config, tokens, Context(storage=storage))
+    return logits
 
 
 def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[float, float]:
@@ -133,19 +126,23 @@ def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[floa
       rows: int32 [records, n_ctx + 1].
     """
     found = []
-    for weights in (None, Int8Weights(config)):
+    for storage, load in ((plain, load_weights), (int8_storage(config), load_int8)):
         with tf.Graph().as_default(), tf.Session() as session:
-            with tf.variable_scope("", custom_getter=weights):
-                fed = tf.placeholder(tf.int32, [1, config.n_ctx + 1])
-                logits = build_logits(fed[:, :-1], config)
+            fed = tf.placeholder(tf.int32, [1, config.n_ctx + 1])
+            logits = build_logits(fed[:, :-1], config, storage)
             each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=fed[:, 1:], logits=logits)
-            weights.load(session, checkpoint) if weights else load_weights(session, checkpoint)
+            load(session, checkpoint, config) if load is load_int8 else load(session, checkpoint)
             found.append(float(np.mean([session.run(each, {fed: row[np.newaxis]}) for row in rows])))
     return found[0], found[1]
 
 
 def generate(
-    tokens: Any, lengths: Any, max_tokens: Any, drawn: Callable[[Any, Any], Any], config: ModelConfig
+    tokens: Any,
+    lengths: Any,
+    max_tokens: Any,
+    drawn: Callable[[Any, Any], Any],
+    config: ModelConfig,
+    storage: Storage = plain,
 ) -> tuple:
     """New tokens as a graph: the prompts are read in chunks, then one token follows another.
 
@@ -165,17 +162,18 @@ def generate(
     start = length - lengths
     columns = tf.range(length)[tf.newaxis] - start[:, tf.newaxis]  # place of each aligned column in its row
     aligned = tf.gather(tokens, tf.maximum(columns, 0), batch_dims=1)
-    slots = config.n_ctx + chunk
+    room_for = config.n_ctx + chunk
+    placement = LocalPlacement(MeshPlan())
 
-    def step(fed: Any, slot: Any, caches: list) -> tuple:
-        carried = CarriedCaches(caches)
-        logits = decoding_step(fed, slot, start, carried, slots, config, LocalPlacement(MeshPlan()))
-        return logits, carried.tensors
+    def step(fed: Any, position: Any, caches: list) -> tuple:
+        store = LoopStore(config, caches)
+        logits = decoding_step(fed, position, start, store, room_for, config, placement, storage)
+        return logits, store.tensors
 
-    def read(slot: Any, logits: Any, *caches: Any) -> tuple:
-        fed = tf.slice(aligned, tf.stack([0, slot]), [batch, chunk])
-        logits, updated = step(fed, slot, list(caches))
-        return (slot + chunk, logits, *updated)
+    def read(position: Any, logits: Any, *caches: Any) -> tuple:
+        fed = tf.slice(aligned, tf.stack([0, position]), [batch, chunk])
+        logits, updated = step(fed, position, list(caches))
+        return (position + chunk, logits, *updated)
 
     def draw(count: Any, alive: Any, made: Any, ends: Any, logits: Any, *caches: Any) -> tuple:
         token = tf.where_v2(alive, drawn(logits, count), config.eos_id)
@@ -191,9 +189,9 @@ def generate(
         )
 
     logits = tf.zeros([batch, config.n_vocab])
-    caches = empty_caches(batch, slots, config)
+    caches = LoopStore.empty(config, batch, room_for)
     state = tf.while_loop(
-        lambda slot, *_: slot < length, read, (tf.constant(0), logits, *caches), parallel_iterations=1
+        lambda position, *_: position < length, read, (tf.constant(0), logits, *caches), parallel_iterations=1
     )
     made = tf.TensorArray(tf.int32, room, element_shape=[batch])
     first = (tf.constant(0), tf.fill([batch], True), made, tf.zeros([batch], tf.int32), *state[1:])
@@ -205,20 +203,17 @@ def generate(
 
 
 def decoding_step(
-    tokens: Any, slot: Any, start: Any, carried: CarriedCaches, slots: int, config: ModelConfig, placement: Any
+    tokens: Any,
+    position: Any,
+    start: Any,
+    store: LoopStore,
+    length: int,
+    config: ModelConfig,
+    placement: Any,
+    storage: Storage = plain,
 ) -> Any:
-    """Logits float32 [batch, vocab] of the last of `tokens` [batch, sequence]; the caches are after it then."""
-    graph = mtf.Graph()
-    mesh = placement.make_mesh(graph)
-    dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
-    decoding = Decoding(
-        mtf.import_tf_tensor(mesh, slot, mtf.Shape([])),
-        mtf.import_tf_tensor(mesh, start, mtf.Shape([dims.batch])),
-        slots,
-        carried.attend,
-        carried.advance,
-    )
-    context = Context(decoding=decoding, last_only=True)
+    """Logits float32 [batch, vocab] of the last of `tokens` [batch, sequence]; the store is after it then."""
     with uncompiled():
-        logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, context)
-        return placement.lower(graph, mesh).export_to_tf_tensor(logits)[:, 0]
+        context, at = Context(last_only=True, storage=storage), (position, start, length, store)
+        (logits,), _ = forward(placement, config, tokens, context, at)
+        return logits[:, 0]

@@ -1,4 +1,4 @@
-"""Loading a checkpoint into int8 variables."""
+"""Loading a checkpoint into int8 weights."""
 
 from __future__ import annotations
 
@@ -9,64 +9,54 @@ import numpy as np
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.config.network import variables_of
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.model.quantized import INT8
 from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.parameters import Storage, int8
 
 SMALLEST = 1 << 12  # numbers; a smaller matrix stays as it is
-SCALED = {"table": 1, "matrix": 0}  # roles of the weights that are stored so -> the axis that shares a scale
+# Roles of the weights that are stored so -> the axis that shares a scale: the embedding width of the table, the inputs
+# of maps.
+SCALED = {"table": 1, "matrix": 0}
 
 
-class Int8Weights:
-    """A custom getter of variables: matrices become an int8 variable and a scale, the rest stays as it is."""
+def scaled_axes(model: ModelConfig) -> dict[str, int]:
+    """Name of every weight that is stored as int8 -> the axis that shares a scale."""
+    return {
+        name: SCALED[variable.role]
+        for name, variable in variables_of(model).items()
+        if variable.role in SCALED and variable.size >= SMALLEST
+    }
 
-    def __init__(self, model: ModelConfig) -> None:
-        self.axes = {
-            name: SCALED[variable.role]  # along it: the embedding width of a table, the inputs of a map
-            for name, variable in variables_of(model).items()
-            if variable.role in SCALED and variable.size >= SMALLEST
-        }
-        self.stored: dict[str, tuple] = {}  # name -> (int8 variable, scale variable)
-        self.plain: dict[str, Any] = {}
 
-    def __call__(self, getter: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Make or find a variable; a matrix is handed out as the tensor that reads it."""
-        if name not in self.axes:
-            self.plain[name] = getter(name, *args, **kwargs)
-            return self.plain[name]
-        shape = [int(n) for n in kwargs["shape"]]
-        options = {**kwargs, "initializer": tf.zeros_initializer(), "trainable": False}
-        values = getter(f"{name}/int8", *args, **{**options, "dtype": tf.int8})
-        scale = getter(
-            f"{name}/scale", *args, **{**options, "shape": [shape[self.axes[name] ^ 1]], "dtype": tf.float32}
-        )
-        self.stored[name] = (values, scale)
-        # Mesh-TF wants what it gets to bear the variable's own name; a name that ends in a slash is taken as it is.
-        raw = tf.identity(values.read_value(), name=f"{name}/")
-        tf.add_to_collection(INT8, (raw, scale.read_value()))
-        return raw
+def int8_storage(model: ModelConfig) -> Storage:
+    """How the weights of such a network are stored."""
+    return int8(scaled_axes(model))
 
-    def load(self, session: Any, checkpoint: str) -> list[str]:
-        """Quantize a checkpoint into the variables, one tensor at a time.
 
-        Returns:
-          notes on what was done on the way.
+def load_int8(session: Any, checkpoint: str, model: ModelConfig) -> list[str]:
+    """Quantize a checkpoint into the session's variables, one tensor at a time.
 
-        Raises:
-          CheckpointError: it does not fit, or is damaged.
-        """
-        shapes = {name: variable.shape.as_list() for name, variable in self.plain.items()}
-        shapes.update({name: values.shape.as_list() for name, (values, _) in self.stored.items()})
-        fit = fit_checkpoint(checkpoint, shapes)
-        feeds, assigns = {}, []
-        for name, variable in self.plain.items():
-            feeds[variable.initializer.inputs[1]] = fit.value(name, variable.dtype.base_dtype.as_numpy_dtype)
-            assigns.append(variable.initializer)
-        for name, pair in self.stored.items():
-            for variable, value in zip(pair, quantize(fit.value(name, np.dtype(np.float32)), self.axes[name])):
-                feeds[variable.initializer.inputs[1]] = value
-                assigns.append(variable.initializer)
-        session.run(assigns, feeds)
-        return list(fit.notes)
+    Returns:
+      notes on what was done on the way.
+
+    Raises:
+      CheckpointError: it does not fit, or is damaged.
+    """
+    variables = {variable.op.name: variable for variable in tf.global_variables()}
+    fit = fit_checkpoint(checkpoint, {name: weight.shape for name, weight in variables_of(model).items()})
+    feeds, assigns, axes = {}, [], scaled_axes(model)
+
+    def put(name: str, value: np.ndarray) -> None:
+        feeds[variables[name].initializer.inputs[1]] = value
+        assigns.append(variables[name].initializer)
+
+    for name in variables_of(model):
+        if name in axes:
+            for part, value in zip(("int8", "scale"), quantize(fit.value(name, np.dtype(np.float32)), axes[name])):
+                put(f"{name}/{part}", value)
+        else:
+            put(name, fit.value(name, variables[name].dtype.base_dtype.as_numpy_dtype))
+    session.run(assigns, feeds)
+    return list(fit.notes)
 
 
 def quantize(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from typing import Any, Callable, Optional
+
+import numpy as np
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.folder import latest_checkpoint
@@ -17,51 +20,69 @@ from gpt_neo.optim.schedules import learning_rate_tensor
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.hooks import SPIKE_LOSSES, LoopHook, Progress, ProgressHook, ProgressLog, SpikeHook
-from gpt_neo.runtime.mesh import LocalPlacement, TpuPlacement
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, TpuPlacement
 from gpt_neo.runtime.train_step import TrainStep, build_train_step
 from gpt_neo.runtime.watch import Watch, WatchHook
 
 
-def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
-    """Build one mode's graph.
+@dataclasses.dataclass(frozen=True)
+class TrainingSetup:
+    """What a session trains or evaluates with.
 
-    Args:
-      features: a batch of inputs/train_input.py; for evaluation with {"weight": float32 [batch]}, 0 for rows that
-        only fill it up, and "source": int32 [batch], the number of the dataset.
-      params: `run` (RunConfig), `plan` (MeshPlan), `folder`, `steps_per_checkpoint`, `steps_per_log`, `report`,
-        `text_lengths`, `eval_sources`, `watch`, `origin`, as `make_estimator` puts them; with a TPU also TPUEstimator's
-        `context`.
+    plan: the local devices; without meaning where `use_tpu`. folder: of checkpoints. report: told of progress.
+    origin: the records of the batch whose update ended a step, as text. text_lengths: float32 [n_vocab, 2], see
+    `estimator.text_lengths`. eval_sources: number of datasets of evaluation.
     """
-    run: RunConfig = params["run"]
-    if params["use_tpu"]:
-        placement: Any = TpuPlacement(run.mesh, params["context"])
-    else:
-        placement = LocalPlacement(params["plan"])
-    if mode == tf.estimator.ModeKeys.TRAIN:
-        return train_spec(features, run, placement, params)
-    return eval_spec(features, run, placement, params)
+
+    run: RunConfig
+    plan: MeshPlan
+    folder: str
+    watch: Watch
+    use_tpu: bool = False
+    steps_per_checkpoint: int = 5000
+    steps_per_log: int = 10
+    report: Callable[[Progress], None] = lambda progress: None
+    origin: Callable[[int], str] = lambda step: "unknown"
+    text_lengths: Optional[np.ndarray] = None
+    eval_sources: int = 1
 
 
-def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
+def make_model_fn(setup: TrainingSetup) -> Callable[[dict, Any, str, dict], Any]:
+    """The model function of a setup, which builds one mode's graph.
+
+    It takes features (a batch of inputs/train_input.py; for evaluation with {"weight": float32 [batch]}, 0 for rows
+    that only fill it up, and "source": int32 [batch], the number of the dataset) and TPUEstimator's own params.
+    """
+
+    def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
+        if setup.use_tpu:
+            placement: Any = TpuPlacement(setup.run.mesh, params["context"])
+        else:
+            placement = LocalPlacement(setup.plan)
+        build = train_spec if mode == tf.estimator.ModeKeys.TRAIN else eval_spec
+        return build(features, placement, setup)
+
+    return model_fn
+
+
+def train_spec(batch: Any, placement: Any, setup: TrainingSetup) -> Any:
     """TPUEstimatorSpec of training."""
-    folder: str = params["folder"]
-    use_tpu: bool = params["use_tpu"]
-    watch: Watch = params["watch"]()
+    run, folder, use_tpu, watch = setup.run, setup.folder, setup.use_tpu, setup.watch
     limit = tf.placeholder_with_default(math.inf, [], name="loss_limit") if watch.skip_spikes else None
     # TPUEstimator compiles the step as a whole: no kernel is compiled by itself.
     with inlined() if use_tpu else contextlib.nullcontext():
         step = build_train_step(batch, run, placement, limit)
-    spikes = SpikeHook(step.loss, limit, watch, params["origin"]) if watch.skip_spikes else None
+    spikes = SpikeHook(step.loss, limit, watch, setup.origin) if watch.skip_spikes else None
     with mtf.utils.outside_all_rewrites():
         hooks = [mtf.MtfRestoreHook(step.lowering)]
         existing = latest_checkpoint(folder)
         if existing:
             fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
-        hooks.append(loop_hook(run, params) if use_tpu else progress_hook(step, run, params))
+        hooks.append(loop_hook(setup) if use_tpu else progress_hook(step, setup))
         saver = add_saver(run.training.keep_checkpoints)
         listeners = [mtf.MtfCheckpointSaverListener(step.lowering)]
         # The saver comes last: what the others refuse is not saved.
-        hooks += [*([spikes] if spikes else []), WatchHook(watch), saver_hook(run, params, saver, listeners, spikes)]
+        hooks += [*([spikes] if spikes else []), WatchHook(watch), saver_hook(setup, saver, listeners, spikes)]
     if not use_tpu:
         return session_spec(step, hooks)
     with tf.control_dependencies([step.train]):  # the step that ended with this update, as everywhere
@@ -76,20 +97,18 @@ def train_spec(batch: Any, run: RunConfig, placement: Any, params: dict) -> Any:
     )
 
 
-def progress_hook(step: TrainStep, run: RunConfig, params: dict) -> ProgressHook:
+def progress_hook(step: TrainStep, setup: TrainingSetup) -> ProgressHook:
     """The hook of a session that sees every step: progress, the log, losses that are no numbers."""
-    report: Callable[[Progress], None] = params["report"]
-    log = ProgressLog(run.training.train_steps, run.tokens_per_step, params["folder"], params["steps_per_log"])
-    return ProgressHook(step.loss, step.rate, log, report, params["watch"]())
+    run = setup.run
+    log = ProgressLog(run.training.train_steps, run.tokens_per_step, setup.folder, setup.steps_per_log)
+    return ProgressHook(step.loss, step.rate, log, setup.report, setup.watch)
 
 
-def loop_hook(run: RunConfig, params: dict) -> LoopHook:
+def loop_hook(setup: TrainingSetup) -> LoopHook:
     """The hook of a session that sees the last of many steps. TensorBoard's files have them all, the log none."""
-    last = run.training.train_steps
-    log = ProgressLog(last, run.tokens_per_step, params["folder"], log_every=0)
-    return LoopHook(
-        lambda step: learning_rate_tensor(step, run.optimizer, last), log, params["report"], params["watch"]()
-    )
+    run, last = setup.run, setup.run.training.train_steps
+    log = ProgressLog(last, run.tokens_per_step, setup.folder, log_every=0)
+    return LoopHook(lambda step: learning_rate_tensor(step, run.optimizer, last), log, setup.report, setup.watch)
 
 
 def session_spec(step: TrainStep, hooks: list) -> Any:
@@ -121,37 +140,35 @@ def add_saver(keep: int) -> Any:
     return saver
 
 
-def saver_hook(
-    run: RunConfig, params: dict, saver: RunSaver, listeners: list, spikes: Optional[SpikeHook] = None
-) -> Any:
+def saver_hook(setup: TrainingSetup, saver: RunSaver, listeners: list, spikes: Optional[SpikeHook] = None) -> Any:
     """A hook that writes checkpoints and their records.
 
     Args:
       listeners: called around a save, before the record is written.
     """
-    tokenizer = tokenizer_reference(run)
+    run, tokenizer = setup.run, tokenizer_reference(setup.run)
 
     def record(step: int) -> dict:
         made = make_record(run, step, tokenizer)
         return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
 
     return tf.train.CheckpointSaverHook(
-        params["folder"],
-        save_steps=params["steps_per_checkpoint"],
+        setup.folder,
+        save_steps=setup.steps_per_checkpoint,
         saver=saver,
-        listeners=[*listeners, RecordListener(params["folder"], record, saver)],
+        listeners=[*listeners, RecordListener(setup.folder, record, saver)],
     )
 
 
-def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> Any:
+def eval_spec(features: dict, placement: Any, setup: TrainingSetup) -> Any:
     """TPUEstimatorSpec of evaluation: token-weighted means."""
-    with inlined() if params["use_tpu"] else contextlib.nullcontext():
+    run = setup.run
+    with inlined() if setup.use_tpu else contextlib.nullcontext():
         losses, lowering = build_eval_step(features, run, placement)
     weights = features.get("weights", tf.ones_like(losses))
-    lengths = params.get("text_lengths")  # None where no tokenizer is known
+    lengths = setup.text_lengths  # None where no tokenizer is known
     table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
     records = record_sums(losses, weights, features["labels"], features["weight"], table)
-    sources: int = params["eval_sources"]
     total = tf.reduce_sum(records, 0)
     with mtf.utils.outside_all_rewrites():
         restore = mtf.MtfRestoreHook(lowering)
@@ -160,5 +177,8 @@ def eval_spec(features: dict, run: RunConfig, placement: Any, params: dict) -> A
         mode=tf.estimator.ModeKeys.EVAL,
         loss=total[NATS] / tf.maximum(total[TOKENS], 1.0),
         evaluation_hooks=[restore],
-        eval_metrics=(lambda records, source: streaming(records, source, sources), [records, features["source"]]),
+        eval_metrics=(
+            lambda records, source: streaming(records, source, setup.eval_sources),
+            [records, features["source"]],
+        ),
     )

@@ -11,14 +11,13 @@ import numpy as np
 from gpt_neo.checkpoint.fit import aligned_zeros, load_variables
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import DataError
-from gpt_neo.model.attention.cached import CACHES
-from gpt_neo.model.context import Context, Decoding
-from gpt_neo.model.dims import make_dims
-from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.model.context import Context
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.caches import CACHES, VariableStore
 from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.runtime.memory import release_unused_memory
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
+from gpt_neo.runtime.network import forward
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 
 PREFILL = 64  # tokens of a prompt read at once
@@ -95,12 +94,12 @@ class BatchSampler:
 
     def batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """The rows in order, `batch_size` at a time; fewer where a short prompt that may grow long stands beside a long
-        one: all begin to draw at one slot, and the caches have length + chunk."""
+        one: all begin to draw at one position, and the caches have length + chunk."""
         batch: list[Row] = []
         for row in rows:
             joined = [*batch, row]
-            slots = self.padded([row.tokens for row in joined]) + max(row.left for row in joined)
-            if batch and (len(joined) > self.batch_size or slots > self.length + self.chunk):
+            length = self.padded([row.tokens for row in joined]) + max(row.left for row in joined)
+            if batch and (len(joined) > self.batch_size or length > self.length + self.chunk):
                 yield batch
                 joined = [row]
             batch = joined
@@ -108,7 +107,7 @@ class BatchSampler:
             yield batch
 
     def padded(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Slots that the prompts of a batch take: whole chunks."""
+        """Positions that the prompts of a batch take: whole chunks."""
         return -(-max(len(prompt) for prompt in prompts) // self.chunk) * self.chunk
 
     def generate_batch(self, rows: list[Row], options: SampleOptions) -> Iterator[Token]:
@@ -116,7 +115,7 @@ class BatchSampler:
         raise NotImplementedError
 
     def aligned(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts, aligned on the right: (int32 [batch, whole chunks], int32 [batch], the slot where each begins)."""
+        """Prompts, aligned on the right: (int32 [batch, whole chunks], int32 [batch], where each begins)."""
         length = self.padded(prompts)
         tokens = np.zeros([self.batch_size, length], np.int32)
         start = np.full([self.batch_size], length - 1, np.int32)
@@ -148,7 +147,7 @@ class Sampler(BatchSampler):
         placement = LocalPlacement(plan or MeshPlan())
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.slot = tf.placeholder(tf.int32, [])
+            self.position = tf.placeholder(tf.int32, [])
             self.start = tf.placeholder(tf.int32, [batch_size])
             self.fed = {size: tf.placeholder(tf.int32, [batch_size, size]) for size in (self.chunk, 1)}
             self.logits: dict[int, Any] = {}
@@ -161,27 +160,20 @@ class Sampler(BatchSampler):
 
     def build(self, tokens: Any, placement: LocalPlacement) -> tuple:
         """Lower one step for `tokens` [batch, chunk]: logits [batch, vocab] of the last one, and the lowering."""
-        graph = mtf.Graph()
-        mesh = placement.make_mesh(graph)
-        dims = make_dims(self.config, self.batch_size, int(tokens.shape[1]))
-        fed = mtf.import_tf_tensor(mesh, tokens, dims.tokens)
-        slot = mtf.import_tf_tensor(mesh, self.slot, mtf.Shape([]))
-        start = mtf.import_tf_tensor(mesh, self.start, mtf.Shape([dims.batch]))
-        decoding = Decoding(slot, start, slots=self.length + self.chunk)
-        logits = transformer(fed, dims, self.config, Context(decoding=decoding, last_only=True))
-        lowering = placement.lower(graph, mesh)
-        return lowering.export_to_tf_tensor(logits)[:, 0], lowering
+        at = (self.position, self.start, self.length + self.chunk, VariableStore())
+        (logits,), lowering = forward(placement, self.config, tokens, Context(last_only=True), at)
+        return logits[:, 0], lowering
 
-    def run(self, tokens: np.ndarray, slot: int, start: np.ndarray) -> np.ndarray:
-        """Feed tokens [batch, chunk or 1] into slot, slot + 1, ...; float32 logits [batch, vocab] of the last."""
+    def run(self, tokens: np.ndarray, position: int, start: np.ndarray) -> np.ndarray:
+        """Feed tokens [batch, chunk or 1] from a position on; float32 logits [batch, vocab] of the last."""
         size = tokens.shape[1]
-        return self.session.run(self.logits[size], {self.fed[size]: tokens, self.slot: slot, self.start: start})
+        return self.session.run(self.logits[size], {self.fed[size]: tokens, self.position: position, self.start: start})
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, int, np.ndarray]:
         """Read the prompts, aligned on the right.
 
         Returns:
-          (logits [batch, vocab], next slot, start [batch])
+          (logits [batch, vocab], next position, start [batch])
         """
         tokens, start = self.aligned(prompts)
         logits = np.zeros(0)
@@ -191,7 +183,7 @@ class Sampler(BatchSampler):
 
     def generate_batch(self, rows: list[Row], options: SampleOptions) -> Iterator[Token]:
         """Sample the rows together until each has ended."""
-        logits, slot, start = self.prefill([row.tokens for row in rows])
+        logits, position, start = self.prefill([row.tokens for row in rows])
         alive = dict(enumerate(rows))
         following = np.zeros([self.batch_size, 1], np.int32)
         while True:
@@ -205,8 +197,8 @@ class Sampler(BatchSampler):
                     del alive[index]
             if not alive:
                 return
-            logits = self.run(following, slot, start)
-            slot += 1
+            logits = self.run(following, position, start)
+            position += 1
 
 
 def check_prompt(prompt: Sequence[int], number: int, n_vocab: int) -> None:

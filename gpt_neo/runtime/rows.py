@@ -10,15 +10,14 @@ from typing import Any, Optional
 
 import numpy as np
 
-from gpt_neo.config.network import attention_layers
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
-from gpt_neo.model.context import Context, Decoding
-from gpt_neo.model.dims import make_dims
-from gpt_neo.model.transformer import transformer
+from gpt_neo.model.context import Context
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.caches import VariableStore
 from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
+from gpt_neo.runtime.network import Pass, forward
 from gpt_neo.runtime.predict_step import PREFILL, open_session
 
 PICTURE = 256  # most tokens whose attention is shown
@@ -64,88 +63,71 @@ class RowDecoder:
 
     def build_step(self) -> None:
         """One token of every row: logits [rows, vocab]."""
-        self.tokens, self.slot, self.start = (tf.placeholder(tf.int32, [self.rows]) for _ in range(3))
-        graph, mesh, dims = self.begin(self.rows, 1)
-        slot, start = (mtf.import_tf_tensor(mesh, x, mtf.Shape([dims.batch])) for x in (self.slot, self.start))
-        at = Decoding(slot, start, slots=self.length + self.chunk, rows=self.rows)
-        logits = self.network(mesh, dims, self.tokens[:, tf.newaxis], Context(decoding=at))
-        self.logits = self.lower(graph, mesh).export_to_tf_tensor(logits)[:, 0]
+        self.tokens, self.position, self.start = (tf.placeholder(tf.int32, [self.rows]) for _ in range(3))
+        at = (self.position, self.start, self.length + self.chunk, VariableStore(self.rows))
+        (logits,) = self.forward(self.tokens[:, tf.newaxis], Context(), at)
+        self.logits = logits[:, 0]
 
     def build_read(self) -> None:
         """A chunk of one row: logits [vocab] of its last token, and [chunk, vocab] of all."""
         self.fed = tf.placeholder(tf.int32, [self.chunk])
         self.row, self.at, self.begun = (tf.placeholder(tf.int32, []) for _ in range(3))
         self.read_logits = {}
+        store = VariableStore(self.rows, self.row)
+        at = (self.at, self.begun[tf.newaxis], self.length + self.chunk, store)
         for every in (False, True):
-            graph, mesh, dims = self.begin(1, self.chunk)
-            row, slot = (mtf.import_tf_tensor(mesh, x, mtf.Shape([])) for x in (self.row, self.at))
-            start = mtf.import_tf_tensor(mesh, self.begun[tf.newaxis], mtf.Shape([dims.batch]))
-            at = Decoding(slot, start, slots=self.length + self.chunk, rows=self.rows, row=row)
-            context = Context(decoding=at, last_only=not every)
-            logits = self.network(mesh, dims, self.fed[tf.newaxis], context)
-            out = self.lower(graph, mesh).export_to_tf_tensor(logits)[0]
-            self.read_logits[every] = out if every else out[0]
+            (logits,) = self.forward(self.fed[tf.newaxis], Context(last_only=not every), at)
+            self.read_logits[every] = logits[0] if every else logits[0, 0]
 
     def build_picture(self) -> None:
         """A whole text without caches, of which only what the layers attend with is asked for."""
         self.shown = tf.placeholder(tf.int32, [self.picture])
-        graph, mesh, dims = self.begin(1, self.picture)
         context = Context(seen=[])
-        self.network(mesh, dims, self.shown[tf.newaxis], context)
-        lowering = self.lower(graph, mesh)
-        self.seen = {
-            layer: (kind, [lowering.export_to_tf_tensor(mtf.cast(x, tf.float32))[0] for x in tensors])
-            for layer, (kind, tensors) in zip(attention_layers(self.config), context.seen or [])
-        }
 
-    def begin(self, batch: int, length: int) -> tuple:
-        """A new mtf.Graph, its mesh and dimensions."""
-        graph = mtf.Graph()
-        return graph, self.placement.make_mesh(graph), make_dims(self.config, batch, length)
+        def shown(network: Pass) -> list:
+            return [mtf.cast(x, tf.float32) for _, tensors in context.seen or [] for x in tensors]
 
-    def network(self, mesh: Any, dims: Any, tokens: Any, context: Context) -> Any:
-        """See `transformer`."""
-        return transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, self.config, context)
+        found = iter(self.forward(self.shown[tf.newaxis], context, after=shown))
+        self.seen = {layer: [next(found)[0] for _ in tensors] for layer, tensors in context.seen or []}
 
-    def lower(self, graph: Any, mesh: Any) -> Any:
-        """Lower a finished graph."""
-        lowering = self.placement.lower(graph, mesh)
+    def forward(self, *args: Any, **options: Any) -> list:
+        """See `network.forward`."""
+        found, lowering = forward(self.placement, self.config, *args, **options)
         self.copies.append(lowering.copy_masters_to_slices())
-        return lowering
+        return found
 
-    def read(self, row: int, tokens: np.ndarray, slot: int, start: int, every: bool = False) -> np.ndarray:
-        """Read tokens [chunk] of one row into slots slot, slot + 1, ...; those before slot `start` are padding.
+    def read(self, row: int, tokens: np.ndarray, position: int, start: int, every: bool = False) -> np.ndarray:
+        """Read tokens [chunk] of one row into positions position, position + 1, ...; those before `start` are padding.
 
-        Reading into slot 0 begins the row anew.
+        Reading into position 0 begins the row anew.
 
         Returns:
           float32 logits [vocab] of the last token, or with `every` [chunk, vocab].
         """
-        feeds = {self.fed: tokens, self.row: row, self.at: slot, self.begun: start}
+        feeds = {self.fed: tokens, self.row: row, self.at: position, self.begun: start}
         return self.session.run(self.read_logits[every], feeds)
 
-    def step(self, tokens: np.ndarray, slot: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Feed one token of every row into its slot: float32 logits [rows, vocab].
+    def step(self, tokens: np.ndarray, position: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Feed one token of every row into its position: float32 logits [rows, vocab].
 
-        A row that is idle, or not yet wholly read, has as slot the one that it will read into next, and a later start:
-        so it keeps nothing of the step.
+        A row that is idle, or not yet wholly read, has as position the one that it will read into next, and a later
+        start: so it keeps nothing of the step.
 
         Args:
-          tokens, slot, start: int32 [rows].
+          tokens, position, start: int32 [rows].
         """
-        return self.session.run(self.logits, {self.tokens: tokens, self.slot: slot, self.start: start})
+        return self.session.run(self.logits, {self.tokens: tokens, self.position: position, self.start: start})
 
-    def attention_inputs(self, tokens: list, layer: int) -> tuple[str, list]:
+    def attention_inputs(self, tokens: list, layer: int) -> list:
         """What a layer attends with when it reads a text of at most `picture` tokens.
 
         Returns:
-          (its kind, float32 arrays [sequence, heads, some features] as the layer showed them, see `Context.show`)
+          float32 arrays [sequence, heads, some features] as the layer showed them, see `Context.show`
         """
-        kind, tensors = self.seen[layer]
         padded = np.zeros([self.picture], np.int32)
         padded[: len(tokens)] = tokens
-        found = self.session.run(tensors, {self.shown: padded})
-        return kind, [x[: len(tokens)] for x in found]
+        found = self.session.run(self.seen[layer], {self.shown: padded})
+        return [x[: len(tokens)] for x in found]
 
     def close(self) -> None:
         """Free the memory."""

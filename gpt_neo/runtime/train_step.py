@@ -10,11 +10,12 @@ from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
-from gpt_neo.model.dropout import dropout_source
 from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batch
-from gpt_neo.model.trained import Partition, TrainingGraph
 from gpt_neo.model.transformer import spread, transformer
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.dropout import Source
+from gpt_neo.ops.parameters import trained
+from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.build import optimizer_updates
 from gpt_neo.optim.guard import guard_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
@@ -35,6 +36,9 @@ class TrainStep:
     lowering: Any
 
 
+WHOLE = Partition()  # nothing is stored in parts
+
+
 def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any = None) -> TrainStep:
     """Build and lower a training step.
 
@@ -47,18 +51,18 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     random.seed(run.training.seed or 1)
     step = tf.train.get_or_create_global_step()
     partition = Partition(placement.mesh_shape, placement.layout, placement.in_place)
-    graph = TrainingGraph(partition)
+    graph = mtf.Graph()
     mesh = placement.make_mesh(graph)
     dims = make_dims(run.model, run.training.train_batch_size)
     features = {name: mtf.import_tf_tensor(mesh, t, dims.tokens) for name, t in split_batch(batch).items()}
     features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
     mtf_step = mtf.import_tf_tensor(mesh, tf.cast(step, tf.int32), mtf.Shape([]))
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
-    loss, *grads = loss_and_gradients(graph, features, mtf_step, run, splits)
+    loss, *grads = loss_and_gradients(graph, features, mtf_step, run, splits, partition)
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
     updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, partition)
     if loss_limit is not None:
-        guard_updates(updates, loss, loss_limit)
+        updates = guard_updates(updates, loss, loss_limit)
     lowering = placement.lower(graph, mesh)
     loss_out = lowering.export_to_tf_tensor(loss)
     # Loss and rate belong to the step before the update.
@@ -69,12 +73,15 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     return TrainStep(loss_out, rate, train, lowering)
 
 
-def loss_and_gradients(graph: TrainingGraph, features: dict, step: Any, run: RunConfig, splits: int) -> list:
+def loss_and_gradients(
+    graph: Any, features: dict, step: Any, run: RunConfig, splits: int, partition: Partition = WHOLE
+) -> list:
     """Mean loss over the labels that count, then its gradients, each summed over `splits` microbatches.
 
     Args:
       features: inputs, labels and perhaps weights [batch, sequence]; rows [batch], their numbers in the batch.
       step: int32 scalar.
+      partition: how the weights are stored.
 
     Returns:
       float32: the loss, and of each trainable variable the gradient, as `stored_part` makes it.
@@ -83,16 +90,20 @@ def loss_and_gradients(graph: TrainingGraph, features: dict, step: Any, run: Run
 
     def differentiated(parts: dict) -> list:
         dims = make_dims(run.model, parts["inputs"].shape.dims[0].size)
-        context = Context(is_training=True, spread_loss=True)
-        with dropout_source(run.training.seed or 1, step, parts["rows"]):
-            logits = transformer(parts["inputs"], dims, run.model, context)
+        context = Context(
+            is_training=True,
+            spread_loss=True,
+            storage=trained(partition),
+            randomness=Source(run.training.seed or 1, step, parts["rows"]),
+        )
+        logits = transformer(parts["inputs"], dims, run.model, context)
         named = {name: spread(parts[name], context) for name in ("labels", "weights") if name in parts}
         losses = loss_per_token(logits, named["labels"], dims.vocab, run.model, run.model.z_loss)
         loss = mtf.add_n(
             [mean_loss(losses, named, count, splits), *[auxiliary / splits for auxiliary in context.auxiliary_losses]]
         )
         grads = mtf.gradients([loss], [v.whole for v in graph.trainable_variables])
-        return [loss, *(stored_part(grad, graph.partition) for grad in grads)]
+        return [loss, *(stored_part(grad, partition) for grad in grads)]
 
     return summed_over_microbatches(differentiated, features, splits) if splits > 1 else differentiated(features)
 

@@ -250,8 +250,8 @@ class Server:
         if isinstance(found, BaseException):
             raise found
         names = [safe_name(self.served.tokenizer, i) for i in ids]
-        kind, tensors = found
-        return JSONResponse(await run_in_threadpool(picture_json, kind, tensors, layer, head, decoder.config, names))
+        kind = decoder.config.attention_types[layer]
+        return JSONResponse(await run_in_threadpool(picture_json, kind, found, layer, head, decoder.config, names))
 
     async def show_metrics(self, request: Request) -> Response:
         """GET /metrics."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.model.attention.core_caches import CoreCaches, cache_shapes
 from gpt_neo.model.dims import make_dims
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.caches import CoreStore, cache_shapes
 from gpt_neo.ops.kernels import inlined, put_slice
 from gpt_neo.runtime.export import decoding_step
 from gpt_neo.runtime.mesh import check_layout, whole_mesh
@@ -62,9 +62,9 @@ def export_predict_step(
         options = GraphOptions(fed["temperature"], fed["top_k"], fed["top_p"], entmax_alpha)
 
         def step(tokens: Any, slot: Any, caches: Sequence[Any]) -> tuple:
-            carried = CoreCaches(list(caches))
-            out = decoding_step(tokens, slot, fed["start"], carried, slots, run.model, placement)
-            return (out, *carried.tensors)
+            store = CoreStore(run.model, caches)
+            out = decoding_step(tokens, slot, fed["start"], store, slots, run.model, placement)
+            return (out, *store.tensors)
 
         logits, *caches = [part.value for _, part in kept.values()]
         # Variables have to be there before a loop reads them. What this gives goes nowhere and is left out.
@@ -100,7 +100,11 @@ def kept_inputs(run: RunConfig, batch: int, slots: int, placement: CorePlacement
     """The logits [batch, vocab], whole, and this core's caches: name -> (mtf.Shape, SliceInput)."""
     dims, mesh = make_dims(run.model, batch, 1), placement.core_mesh()
     whole = mtf.Shape([mtf.Dimension("whole_batch", batch), mtf.Dimension("whole_vocab", run.model.n_vocab)])
-    shapes = {LOGITS: (whole, tf.float32), **cache_shapes(run.model, dims.batch, slots)}
+    shapes = {LOGITS: (whole, tf.float32)}
+    for (layer, name), ((_, *sizes), dtype, _) in cache_shapes(run.model, batch, slots).items():
+        # names that no layout knows for what has to be whole
+        split = [mtf.Dimension(x, size) for x, size in zip(("heads", "cache_rows", "cache_columns"), sizes)]
+        shapes[f"gpt2/h{layer}/attn/{name}"] = mtf.Shape([dims.batch, *split]), dtype
     return {
         name: (shape, SliceInput(tf.placeholder(dtype, mesh.slice_shape(shape), "kept")))
         for name, (shape, dtype) in shapes.items()

@@ -18,7 +18,7 @@ from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.mesh import whole_mesh
-from gpt_neo.runtime.model_fn import progress_hook, saver_hook, session_spec
+from gpt_neo.runtime.model_fn import TrainingSetup, progress_hook, saver_hook, session_spec
 from gpt_neo.runtime.train_step import TrainStep
 from gpt_neo.runtime.watch import Watch, WatchHook
 from gpt_neo.spmd.devices import Devices
@@ -54,7 +54,6 @@ class DeviceTraining:
         """As `runtime.estimator.train`, with the same words for what goes wrong."""
         leave = watch.leave
         watch.leave = lambda status: self.leave(status, leave)
-        # A plain function: TPUEstimator looks at its arguments.
         estimator = runtime.make_estimator(
             self.run,
             folder,
@@ -63,7 +62,8 @@ class DeviceTraining:
             report=report,
             watch=watch,
             steps_per_log=steps_per_log,
-            function=lambda features, labels, mode, params: self.train_spec(features, params),
+            # A plain function: TPUEstimator looks at its arguments.
+            function=lambda setup: lambda features, labels, mode, params: self.train_spec(features, setup),
         )
         try:
             return runtime.train(estimator, self.run, self.plan, folder, self.tell, watch)
@@ -72,24 +72,23 @@ class DeviceTraining:
                 raise self.failure from None
             raise
 
-    def train_spec(self, batch: dict, params: dict) -> Any:
+    def train_spec(self, batch: dict, setup: TrainingSetup) -> Any:
         """TPUEstimatorSpec of a session whose step is the program."""
-        watch: Watch = params["watch"]()
         program = export_train_step(self.run, weighted="weights" in batch)
-        existing = latest_checkpoint(params["folder"])
+        existing = latest_checkpoint(setup.folder)
         if existing:
             fit_program(existing, program)  # before the compiler works for minutes
         self.devices = self.start(program)
         self.tell(f"running on {len(self.devices.kinds)} x {self.devices.kinds[0]}")
-        watch.mark()  # to export and to compile took its time
+        setup.watch.mark()  # to export and to compile took its time
         saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell, self.noting)
         tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
         step = self.step(batch)
         hooks = [
             StartHook(self.devices, saver),
-            progress_hook(step, self.run, params),
-            WatchHook(watch),
-            saver_hook(self.run, params, saver, []),
+            progress_hook(step, setup),
+            WatchHook(setup.watch),
+            saver_hook(setup, saver, []),
         ]
         return session_spec(step, hooks)
 

@@ -14,6 +14,7 @@ from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.custom import FILE, FOLDER
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config import load_config
+from gpt_neo.config.network import mlp_variables
 from gpt_neo.config.schema import ACTIVATIONS
 from gpt_neo.errors import CheckpointError
 from gpt_neo.model.activations import activate
@@ -22,7 +23,7 @@ from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.runtime.verify import network_logits, verify
 from gpt_neo.sampling.filters import SampleOptions
 from tests.model.options import BASE, covering_rows, covering_values, label, make_run, merged
-from tests.model.tools import save_random
+from tests.model.tools import parameters, save_random
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -115,8 +116,8 @@ def test_every_activation(tmp_path):
         fed = mtf.import_tf_tensor(mesh, tf.constant(x), mtf.Shape([width]))
         outs = {}
         for name in ACTIVATIONS:
-            with tf.variable_scope(name):
-                outs[name] = activate(fed, width, dataclasses.replace(base, activation_function=name))
+            config = dataclasses.replace(base, activation_function=name)
+            outs[name] = activate(fed, parameters(mesh, mlp_variables(config), name), width, config)
         lowering = lower_locally(graph, mesh)
         outs = {name: lowering.export_to_tf_tensor(out) for name, out in outs.items()}
         session.run(tf.global_variables_initializer())

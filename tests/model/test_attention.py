@@ -1,14 +1,13 @@
 """Attention against a NumPy reference written from the definition."""
 
-import functools
-
 import numpy as np
 import pytest
 
-from gpt_neo.model.attention import blockwise
 from gpt_neo.model.attention.softmax import global_attention, local_attention
-from gpt_neo.model.dropout import dropout_source
+from gpt_neo.model.context import Context
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.ops import flash_attention as blockwise
+from gpt_neo.ops.dropout import Source
 
 
 def reference(q, k, v, radius, nearest=0):
@@ -26,19 +25,19 @@ def run(kind, q, k, v, radius, weights_kept=False, grad=None, causal=True):
     """Output of a layer, or with `grad` the gradients of q, k and v."""
     names = ("batch", "sequence", "heads", "features_per_head")
     # A rate at which nothing is dropped takes the path that holds the weights as a tensor.
-    dropout = (1e-9, True) if weights_kept else (0.0, False)
+    rate = 1e-9 if weights_kept else 0.0
     with tf.Graph().as_default(), tf.Session() as session:
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
         shape = mtf.Shape([mtf.Dimension(n, s) for n, s in zip(names, q.shape)])
         inputs = [mtf.import_tf_tensor(mesh, tf.constant(x), shape) for x in (q, k, v)]
-        if kind == "local":
-            layer = functools.partial(local_attention, *inputs, shape.dims[1], radius, *dropout, causal)
-        else:
-            layer = functools.partial(global_attention, *inputs, shape.dims[1], *dropout, causal)
         step = mtf.constant(mesh, 0, mtf.Shape([]), tf.int32)
-        with dropout_source(1, step, mtf.range(mesh, shape.dims[0], tf.int32)):
-            out = layer()
+        source = Source(1, step, mtf.range(mesh, shape.dims[0], tf.int32))
+        context = Context(is_training=weights_kept, randomness=source)
+        if kind == "local":
+            out = local_attention(*inputs, shape.dims[1], radius, rate, context, causal)
+        else:
+            out = global_attention(*inputs, shape.dims[1], rate, context, causal)
         if grad is None:
             return session.run(lower_locally(graph, mesh).export_to_tf_tensor(out))
         grads = mtf.gradients([out], inputs, [mtf.import_tf_tensor(mesh, tf.constant(grad), shape)])

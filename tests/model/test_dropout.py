@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from gpt_neo.model.dropout import dropout, dropout_source, threefry, uniform_like
+from gpt_neo.model.context import Context
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.ops.dropout import Source, dropout, threefry, uniform_like
 from tests.conftest import ROOT
 
 SHAPE = {"batch": 8, "sequence": 64, "heads": 4, "memory_length": 128}
@@ -43,8 +44,8 @@ def masks(rate, steps=(0,), seeds=(1,), count=1, rows=None, shape=None):
         ones = mtf.ones(mesh, mtf.Shape(dims))
         outs = []
         for seed in seeds:
-            with dropout_source(seed, mtf_step, mtf_rows):
-                outs.append([dropout(ones, rate) for _ in range(count)])
+            source = Source(seed, mtf_step, mtf_rows)
+            outs.append([dropout(ones, rate, source) for _ in range(count)])
         grads = [mtf.gradients([mtf.reduce_sum(out)], [ones])[0] for out in outs[0]]
         lowering = lower_locally(graph, mesh)
         fetches = [[lowering.export_to_tf_tensor(out) for out in row] for row in outs]
@@ -105,9 +106,8 @@ def test_uniform_numbers_are_those_of_the_masks():
         step = mtf.import_tf_tensor(mesh, tf.constant(3), mtf.Shape([]))
         rows = mtf.import_tf_tensor(mesh, tf.range(8), x.shape.dims[:1])
         outs = []
-        for build in (lambda x: dropout(x, 0.25), uniform_like):
-            with dropout_source(1, step, rows):
-                outs.append(build(x))
+        for build in (lambda x, source: dropout(x, 0.25, source), uniform_like):
+            outs.append(build(x, Source(1, step, rows)))
         lowering = lower_locally(graph, mesh)
         mask, numbers = session.run([lowering.export_to_tf_tensor(out) for out in outs])
     np.testing.assert_array_equal(mask == 0, numbers < 0.25)
@@ -120,9 +120,9 @@ def test_edges():
     assert masks(1.0)[0][0][0][0].max() == 0
     with tf.Graph().as_default():
         x = mtf.ones(mtf.Mesh(mtf.Graph(), "mesh"), mtf.Shape([mtf.Dimension("embd", 4)]))
-        assert dropout(x, 0.0) is x
-        with pytest.raises(RuntimeError, match="dropout_source"):
-            dropout(x, 0.1)
+        assert Context(is_training=True).dropout(x, 0.0) is x and Context().dropout(x, 0.1) is x
+        with pytest.raises(ValueError, match="give its Context randomness"):
+            Context(is_training=True).dropout(x, 0.1)
 
 
 # (mesh sizes, dimensions split, microbatches, recompute)

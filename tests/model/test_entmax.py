@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from gpt_neo.model.entmax import entmax_loss_per_token
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.ops.entmax import entmax_loss_per_token
 from gpt_neo.sampling.filters import SampleOptions, entmax, probabilities
 
 ALPHAS = (1.01, 1.3, 1.5, 2.0)
@@ -133,7 +133,7 @@ def test_a_vocabulary_of_real_size_through_the_compiled_kernel(alpha):
 SCRIPT = """
 import json, sys
 import numpy as np
-from gpt_neo.model.entmax import entmax_loss_per_token
+from gpt_neo.ops.entmax import entmax_loss_per_token
 from gpt_neo.mtf_compat import mtf, tf
 
 logits = np.random.RandomState(0).normal(0, 2, (8, 32))

@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gpt_neo.config.network import gla_variables
 from gpt_neo.config.schema import GlaParams, ModelConfig
-from gpt_neo.model.attention.chunkwise import advance, chunkwise, recurrent
-from gpt_neo.model.attention.gla import gla_kernel, gla_layer
+from gpt_neo.model.attention.gla import gla_attention, gla_kernel
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.ops.linear_recurrence import advance, chunkwise, recurrent
+from tests.model.tools import parameters
 
 NAMES = ("q", "k", "v", "log_decay")
 
@@ -172,20 +174,23 @@ def layer_reference(x, w, config):
 
 @pytest.mark.parametrize("params", [GlaParams(), GlaParams(num_heads=4, expand_k=1.0, expand_v=2.0, clamp_min=-0.05)])
 def test_layer_equals_numpy(params):
-    config = ModelConfig(n_head=2, n_embd=16, n_layer=1, n_vocab=8, n_ctx=70, gla_params=params)
+    sizes = {"n_head": 2, "n_embd": 16, "n_layer": 1, "n_vocab": 8, "n_ctx": 70}
+    config = ModelConfig(**sizes, attention_types=("gla",), gla_params=params)
     x = np.random.RandomState(0).normal(size=(2, 70, 16))
     with tf.Graph().as_default(), tf.Session() as session:
         graph = mtf.Graph()
         dims = make_dims(config, 2)
         shape = mtf.Shape([dims.batch, dims.sequence, dims.embd])
         inputs = mtf.import_tf_tensor(mtf.Mesh(graph, "mesh"), tf.constant(x, tf.float32), shape)
-        out = gla_layer(inputs, "gla", dims, config, Context())
+        p = parameters(inputs.mesh, gla_variables(config), "attn")
+        out = gla_attention(inputs, p, 0, dims, config, Context())
         lowering = lower_locally(graph, inputs.mesh)
         fetched = lowering.export_to_tf_tensor(out)
         weights = {}
         for i, variable in enumerate(tf.global_variables()):
-            weights[variable.op.name] = np.random.RandomState(i).normal(0, 0.5, variable.shape.as_list())
-            variable.load(weights[variable.op.name], session)
+            name = variable.op.name.removeprefix("attn/")
+            weights[name] = np.random.RandomState(i).normal(0, 0.5, variable.shape.as_list())
+            variable.load(weights[name], session)
         got = session.run(fetched)
     np.testing.assert_allclose(got, layer_reference(x, weights, config), atol=2e-5)
     names = "q k v o gate_down gate_up/kernel gate_up/bias output_gate g_norm/g"

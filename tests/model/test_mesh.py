@@ -33,7 +33,7 @@ SCRIPT = """
 import json, sys
 import numpy as np
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.model.attention import blockwise
+from gpt_neo.ops import flash_attention as blockwise
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import cross_entropy_per_token

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from gpt_neo.config.network import expert_variables
 from gpt_neo.config.schema import ModelConfig, MoeConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.moe import group_size, mixture_of_experts
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.runtime.predict_step import Sampler
-from tests.model.tools import forward, save_random, uncached
+from tests.model.tools import forward, parameters, save_random, uncached
 
 WIDTH, EXPERTS, HIDDEN, LENGTH, BATCH = 6, 4, 5, 12, 2
 X = np.random.RandomState(0).normal(size=(BATCH, LENGTH, WIDTH))
@@ -77,7 +78,7 @@ def run(config, training, monkeypatch, grad_of=None):
     """Output, loss and gradients of sum(output * grad_of) + loss with respect to x and the weights."""
     monkeypatch.setattr(
         "gpt_neo.model.moe.uniform_like",
-        lambda x: mtf.import_tf_tensor(x.mesh, tf.constant(DRAWS, tf.float32), x.shape),
+        lambda x, source: mtf.import_tf_tensor(x.mesh, tf.constant(DRAWS, tf.float32), x.shape),
     )
     with tf.Graph().as_default(), tf.Session() as session:
         graph = mtf.Graph()
@@ -85,19 +86,21 @@ def run(config, training, monkeypatch, grad_of=None):
         dims = make_dims(config, BATCH, LENGTH)
         shape = mtf.Shape([dims.batch, dims.sequence, dims.embd])
         x = mtf.import_tf_tensor(mesh, tf.constant(X, tf.float32), shape)
-        out, loss = mixture_of_experts(x, dims, config, Context(is_training=training))
+        p = parameters(mesh, expert_variables(config), "moe")
+        out, loss = mixture_of_experts(x, p, dims, config, Context(is_training=training, randomness="drawn above"))
         wanted = [out] if loss is None else [out, loss]
         if grad_of is not None:
             direction = mtf.import_tf_tensor(mesh, tf.constant(grad_of, tf.float32), shape)
             total = mtf.reduce_sum(out * direction) + loss
             wanted += mtf.gradients([total], [x] + [v.outputs[0] for v in graph.trainable_variables])
         lowering = lower_locally(graph, mesh)
-        names = [v.name for v in graph.trainable_variables]
+        names = [v.name.removeprefix("moe/") for v in graph.trainable_variables]
         assert sorted(names) == sorted(WEIGHTS)
         session.run(tf.global_variables_initializer())
         for variable in tf.global_variables():
-            if variable.op.name in WEIGHTS:
-                variable.load(WEIGHTS[variable.op.name], session)
+            name = variable.op.name.removeprefix("moe/")
+            if name in WEIGHTS:
+                variable.load(WEIGHTS[name], session)
         return session.run([lowering.export_to_tf_tensor(t) for t in wanted]), names
 
 

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 
+from gpt_neo.config.network import axial_tables, mlp_variables, norm_variables
 from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
 from gpt_neo.model.activations import LEARNED, OVER_WIDTH, PLAIN, activate
 from gpt_neo.model.attention.softmax import global_attention
+from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.mlp import mlp
 from gpt_neo.model.norms import block_norm
 from gpt_neo.model.positions import axial_rows, rotate
-from gpt_neo.model.rms_norm import rms_normalize
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.ops.normalize import normalize
+from tests.model.tools import parameters
 
 SHAPE = {"batch": 2, "sequence": 5, "heads": 2, "features_per_head": 8}
 SMALL = {"n_head": 2, "n_embd": 16, "n_layer": 1, "n_vocab": 8, "n_ctx": 12}
@@ -83,7 +86,7 @@ def test_large_tensors_take_the_compiled_kernels():
     numbers = np.arange(256, dtype=np.int32)
 
     def build(a, n):
-        return rms_normalize(rotate(a, n, config), a.shape.dims[-1], 1e-3)
+        return normalize(rotate(a, n, config), mtf.ones(a.mesh, a.shape.dims[-1:]), None, centre=False, epsilon=1e-3)
 
     out, grad, _ = evaluate(build, x, numbers, dims=[list(shape.items()), [("sequence", 256)]])
     turned = rotated(x, numbers, 6, True)
@@ -113,14 +116,14 @@ def test_axial_rows_are_means_of_two_tables():
     numbers = np.array([[0, 5, 11], [3, 4, 7]], np.int32)
 
     def build(x, n):
-        whole = axial_rows(x.mesh, None, dims, config)
-        some = axial_rows(x.mesh, n, dims, config)
+        p = parameters(x.mesh, axial_tables(config), "gpt2")
+        whole, some = axial_rows(None, p, dims, config), axial_rows(n, p, dims, config)
         flat = mtf.replace_dimensions(some, some.shape.dims[:2], mtf.Dimension("sequence", 6))
         return mtf.concat([whole, flat], "sequence") + x
 
     zeros = np.zeros([18, 16], np.float32)
     out, _, tables = evaluate(build, zeros, numbers, dims=[[("sequence", 18), ("embd", 16)], [("a", 2), ("b", 3)]])
-    first, second = tables["axial_wpe_1"], tables["axial_wpe_2"]
+    first, second = tables["gpt2/axial_wpe_1"], tables["gpt2/axial_wpe_2"]
     assert first.shape == (3, 16) and second.shape == (4, 16)
     rows = np.array([(first[i // 4] + second[i % 4]) / 2 for i in range(12)])
     np.testing.assert_allclose(out, np.concatenate([rows, rows[numbers.ravel()]]), atol=1e-6)
@@ -136,10 +139,11 @@ def norm_by_hand(x, kind, g, b=0.0):
 def test_norms_and_their_gradients(kind):
     config = ModelConfig(**SMALL, norm_type=kind, norm_epsilon=1e-3)
     x = np.random.RandomState(2).normal(1.0, 2.0, size=(3, 16)).astype(np.float32)
-    embd = make_dims(config, 1).embd
-    out, grad, variables = evaluate(
-        lambda a: block_norm(a, "norm_1", embd, config), x, dims=[[("batch", 3), ("embd", 16)]]
-    )
+
+    def build(a):
+        return block_norm(a, parameters(a.mesh, norm_variables(config, kind), "norm_1"), config)
+
+    out, grad, variables = evaluate(build, x, dims=[[("batch", 3), ("embd", 16)]])
     g, b = variables["norm_1/g"].astype(np.float64), variables.get("norm_1/b", np.zeros(())).astype(np.float64)
     assert ("norm_1/b" in variables) == (kind == "layernorm") and (g.shape == ()) == (kind == "scalenorm")
     np.testing.assert_allclose(out, norm_by_hand(x.astype(np.float64), kind, g, b), atol=1e-5)
@@ -224,8 +228,9 @@ def test_every_activation_and_its_gradient():
         rows = mtf.unstack(tensor, tensor.shape.dims[0])
         done = []
         for name, row in zip(names, rows):
-            with tf.variable_scope(name):
-                done.append(activate(row, row.shape.dims[-1], ModelConfig(**SMALL, activation_function=name)))
+            config = ModelConfig(**SMALL, activation_function=name)
+            p = parameters(tensor.mesh, mlp_variables(config), name)
+            done.append(activate(row, p, row.shape.dims[-1], config))
         return mtf.stack(done, "which")
 
     out, grad, variables = evaluate(build, x, dims=[[("which", len(names)), ("width", 7)]])
@@ -245,9 +250,9 @@ def test_activations_stay_finite_far_out():
     def build(tensor):
         done = []
         for name in names:
-            with tf.variable_scope(name):
-                config = ModelConfig(**SMALL, activation_function=name)
-                done.append(activate(tensor, tensor.shape.dims[-1], config))
+            config = ModelConfig(**SMALL, activation_function=name)
+            p = parameters(tensor.mesh, mlp_variables(config), name)
+            done.append(activate(tensor, p, tensor.shape.dims[-1], config))
         return mtf.stack(done, "which")
 
     x = np.array([-60.0, 0.0, 60.0], np.float32)
@@ -258,9 +263,12 @@ def test_activations_stay_finite_far_out():
 def test_gated_mlp_splits_in_halves():
     config = ModelConfig(**SMALL, mlp_glu=True, activation_function="silu")
     x = np.random.RandomState(4).normal(size=(2, 3, 16)).astype(np.float32)
-    out, _, v = evaluate(
-        lambda a: mlp(a, make_dims(config, 2, 3), config), x, dims=[[("batch", 2), ("sequence", 3), ("embd", 16)]]
-    )
+
+    def build(a):
+        return mlp(a, parameters(a.mesh, mlp_variables(config), "mlp"), make_dims(config, 2, 3), config)
+
+    out, _, v = evaluate(build, x, dims=[[("batch", 2), ("sequence", 3), ("embd", 16)]])
+    v = {name.removeprefix("mlp/"): value for name, value in v.items()}
     kernel, bias = v["conv1d_main/c_fc/kernel"], v["conv1d_main/c_fc/bias"]
     assert kernel.shape == (16, 128) and bias.shape == (128,)
     hidden, gate = np.split(x.astype(np.float64) @ kernel + bias, 2, -1)
@@ -277,7 +285,7 @@ def test_attention_with_memory_and_without_a_mask(causal, count):
     kept = [("mem_kv_sequence", count), ("heads", 2), ("features_per_head", 8)]
 
     def build(q, k, v, *memory):
-        return global_attention(q, k, v, q.shape.dims[1], 0.0, False, causal, memory or None)
+        return global_attention(q, k, v, q.shape.dims[1], 0.0, Context(), causal, memory or ())
 
     more = list(extra) if count else []
     out, _, _ = evaluate(build, q, k, v, *more, dims=[list(SHAPE.items())] * 3 + [kept] * len(more))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from gpt_neo.model.fused_ops import gelu_kernel
-from gpt_neo.model.layer_norm import layer_norm_kernel
 from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.gelu import gelu_kernel
 from gpt_neo.ops.kernels import uncompiled
+from gpt_neo.ops.normalize import normalize_kernel
 from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
@@ -33,7 +33,7 @@ def test_row_products_equal_numpy(made_of):
     with tf.Graph().as_default(), uncompiled(), tf.Session() as session:
         made = tf.constant(x)
         if made_of == "layer norm":
-            made = layer_norm_kernel(made, tf.constant(scale), tf.constant(shift), 1e-5)
+            made = normalize_kernel(made, tf.constant(scale), tf.constant(shift), True, 1e-5)
         elif made_of == "gelu":
             made = gelu_kernel(made)
         wide = [tf.constant(matrix) for matrix in matrices]

@@ -4,20 +4,23 @@ import os
 
 import numpy as np
 
-from gpt_neo.model.context import Context
-from gpt_neo.model.dims import make_dims
-from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.config.network import under
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.parameters import Parameters, plain
+from gpt_neo.runtime import network
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import load_weights
 
 
 def forward(tokens, config):
     """Logits [batch, sequence, vocab] of a TensorFlow tensor of tokens [batch, sequence]."""
-    graph = mtf.Graph()
-    mesh = mtf.Mesh(graph, "mesh")
-    dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
-    logits = transformer(mtf.import_tf_tensor(mesh, tokens, dims.tokens), dims, config, Context())
-    return lower_locally(graph, mesh).export_to_tf_tensor(logits)
+    (logits,), _ = network.forward(LocalPlacement(MeshPlan()), config, tokens)
+    return logits
+
+
+def parameters(mesh, variables, scope):
+    """The weights `variables`, of names below `scope`."""
+    return Parameters(mesh, under(scope, variables), tf.float32, plain, scope)
 
 
 def save_weights(config, folder, choose):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
+from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.build import optimizer_updates
 
 START = np.linspace(-1, 1, 6).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.model.trained import Partition
+from gpt_neo.ops.trained import Partition
 from tests.optim.common import GRADS, START, train
 
 CONFIG = OptimizerConfig(lr=0.1, beta1=0.9, beta2=0.95, epsilon=1e-6, weight_decay=0.1)

@@ -8,8 +8,8 @@ import pytest
 from gpt_neo.config import load_config
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.errors import ConfigError
-from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf
+from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.build import weight_decay
 from tests.config.test_loader import write
 from tests.optim.common import GRADS, START, train

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.build import optimizer_updates
 from gpt_neo.optim.guard import guard_updates
 from tests.optim.common import GRADS, START, train_with
@@ -26,8 +26,7 @@ def test_only_accepted_steps_count(name, clip):
     def guarded(variable, grad, step):
         loss = mtf.import_tf_tensor(grad.mesh, tf.gather(tf.constant(LOSSES), step), mtf.Shape([]))
         made = updates(variable, grad, step)
-        guard_updates(made, loss, tf.constant(2.0))
-        return made
+        return guard_updates(made, loss, tf.constant(2.0))
 
     def alone(variable, grad, step):
         return updates(variable, grad, tf.gather(tf.constant(ACCEPTED, tf.int64), step))

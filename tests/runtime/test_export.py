@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from gpt_neo.config.network import KINDS
 from gpt_neo.config.schema import GlaParams, ModelConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.model.attention.layers import LAYERS
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.export import export_saved_model, losses
 from gpt_neo.runtime.int8 import quantize
@@ -127,7 +127,7 @@ def test_every_type_of_attention_generates(tmp_path):
         num_mem_kv=2,
         gla_params=GlaParams(num_heads=4),
     )
-    assert {*kinds} == {*LAYERS, "none"}
+    assert {*kinds} == {*KINDS}
     checkpoint = save_random(config, str(tmp_path), scale=0.5)
     assert export_saved_model(config, checkpoint, str(tmp_path / "saved"), BATCH) == []
     compare_greedy_text(config, checkpoint, Served(str(tmp_path / "saved")))

@@ -49,8 +49,8 @@ class Consumed(tf.estimator.SessionRunHook):
 
 def attempt(job, steps):
     build = model_fn.train_spec
-    def train_spec(features, run, placement, params):
-        spec = build(features, run, placement, params)
+    def train_spec(features, placement, setup):
+        spec = build(features, placement, setup)
         hook = Consumed(features, job["log"], job.get("fail_at"))
         # First, so that a kill between the two loses a checkpoint and not the note of a step that one holds.
         return spec._replace(training_hooks=(hook, *spec.training_hooks))

@@ -11,7 +11,7 @@ import pytest
 
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.errors import DeviceError
-from gpt_neo.model.attention import blockwise
+from gpt_neo.ops import flash_attention as blockwise
 from gpt_neo.spmd.devices import WORKER, Devices
 from gpt_neo.spmd.program import export_eval_step, export_train_step, initial_values
 from tests.spmd.tools import MOE, make_batches, make_run, steps_on_one_device

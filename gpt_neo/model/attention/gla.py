@@ -11,57 +11,67 @@ The norm is over the features of a head, its weight g is shared by the heads. He
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, Optional
 
+import numpy as np
+
 from gpt_neo.config.schema import GlaParams, ModelConfig
-from gpt_neo.model import variables
-from gpt_neo.model.attention.chunkwise import advance
-from gpt_neo.model.attention.projections import project
-from gpt_neo.model.attention.stateful import attend, only_real
+from gpt_neo.model.attention.softmax import project, project_output
 from gpt_neo.model.context import Context
-from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.linear_recurrence import advance
+from gpt_neo.ops.matmul import matmul
+from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.recurrent import only_real, recurrence
 
-GATE_STD = 0.02  # of the second gate matrix: gates start near sigmoid(0)^(1/16), a half-life of 16 tokens
 
-
-def gla_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Context) -> Any:
-    """Gated linear attention with its projections: [batch, sequence, embd] -> the same.
-
-    Variables: q, k [embd, heads * features_in], v, output_gate [embd, heads * features], gate_down [embd, rank],
-    gate_up/kernel [rank, heads * features_in], gate_up/bias, g_norm/g [features], o [heads * features, embd].
-    """
-    params = config.gla_params
+def gla_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
+    """Gated linear attention with its projections: [batch, sequence, embd] -> the same."""
     heads = mtf.Dimension("heads", config.gla_heads)
     features_in = mtf.Dimension("features_per_head_in", config.gla_key_width // heads.size)
     features = mtf.Dimension("features_per_head", config.gla_value_width // heads.size)
-    wide_in, wide = (dataclasses.replace(dims, heads=heads, features=f) for f in (features_in, features))
-    std = dims.embd.size**-0.5
-    q, k = project(x, {"q": std, "k": std}, wide_in, config, bias=False)
-    gated = {"output_gate": std} if params.use_output_gate else {}
-    v, *gate = project(x, {"v": std, **gated}, wide, config, bias=False)
-    tensors = [q, k, v, gate_logits(x, heads, features_in, dims, config), *gate]
-    context.show(kind, q, k, tensors[3])
-    kernel = functools.partial(gla_kernel, params=params)
-    out = attend(kernel, tensors, v, (features_in.size, features.size), dims, context)
-    out *= variables.constant(x.mesh, "g_norm/g", mtf.Shape([features]), 1.0, config)
-    merged = mtf.Dimension(heads.name, heads.size * features.size)
-    weight = variables.normal(x.mesh, "o", mtf.Shape([merged, dims.embd]), merged.size**-0.5, config)
-    return contract(out, mtf.replace_dimensions(weight, merged, [heads, features]), [heads, features])
+    q, k = project(x, p, "q k", [heads, features_in])
+    v, *gate = project(x, p, "v output_gate" if config.gla_params.use_output_gate else "v", [heads, features])
+    tensors = [q, k, v, gate_logits(x, p, [heads, features_in]), *gate]
+    context.show(layer, q, k, tensors[3])
+    kernel = functools.partial(gla_kernel, params=config.gla_params)
+    out = recurrence(kernel, tensors, v, (features_in.size, features.size), layer, context.decoding)
+    return project_output(out * p["g_norm/g"], p, [heads, features])
 
 
-def gate_logits(x: Any, heads: Any, features_in: Any, dims: Dims, config: ModelConfig) -> Any:
+def gate_logits(x: Any, p: Parameters, apart: list) -> Any:
     """Logits of the decay through a bottleneck: [..., embd] -> [..., heads, features_in]."""
-    rank = mtf.Dimension("gate_low_rank", config.gla_params.gate_low_rank_dim)
-    merged = mtf.Dimension(heads.name, heads.size * features_in.size)
-    down = variables.normal(x.mesh, "gate_down", mtf.Shape([dims.embd, rank]), dims.embd.size**-0.5, config)
-    up = variables.normal(x.mesh, "gate_up/kernel", mtf.Shape([rank, merged]), GATE_STD, config)
-    bias = variables.constant(x.mesh, "gate_up/bias", mtf.Shape([merged]), 0.0, config)
-    up, bias = (mtf.replace_dimensions(w, merged, [heads, features_in]) for w in (up, bias))
-    return contract(contract(x, down, [dims.embd]), up, [rank]) + bias
+    merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
+    low = matmul(x, p["gate_down"], x.shape.dims[-1:])
+    up, bias = (mtf.replace_dimensions(p[f"gate_up/{name}"], merged, apart) for name in ("kernel", "bias"))
+    return matmul(low, up, low.shape.dims[-1:]) + bias
+
+
+def log_decay(logits: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Logarithm of the decay, at most 0, of gate logits."""
+    params = config.gla_params
+    found = -np.logaddexp(0.0, -logits) / params.gate_logit_normalizer
+    return found if params.clamp_min is None else np.maximum(found, params.clamp_min)
+
+
+def gla_weights(shown: list, config: ModelConfig, kind: str) -> np.ndarray:
+    """The weights of the recurrence, of either sign, before the norm."""
+    q, k, logits = shown
+    return decayed_weights(q, k, log_decay(logits, config))
+
+
+def decayed_weights(q: np.ndarray, k: np.ndarray, decay: np.ndarray) -> np.ndarray:
+    """q_t diag(product of the decays from u + 1 to t) k_u / sqrt(features), of logarithms of the decay.
+
+    Row after row, as exp of a difference of sums: the sums alone would overflow.
+    """
+    passed = np.cumsum(decay, 0)
+    weights = np.zeros([len(q), len(q)])
+    for t in range(len(q)):
+        weights[t, : t + 1] = (q[t] * k[: t + 1] * np.exp(passed[t] - passed[: t + 1])).sum(-1)
+    return weights / np.sqrt(q.shape[-1])
 
 
 def gla_kernel(

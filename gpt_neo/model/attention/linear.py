@@ -10,34 +10,46 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+import numpy as np
+
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
-from gpt_neo.model.attention.chunkwise import advance
-from gpt_neo.model.attention.projections import project_output, project_qkv
-from gpt_neo.model.attention.stateful import attend, only_real
+from gpt_neo.model.attention.softmax import project_output, project_qkv
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.linear_recurrence import advance
+from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.recurrent import only_real, recurrence
 
 EPSILON = 1e-6
 
 
-def linear_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Context) -> Any:
+def linear_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
     """Linear attention with the projections of a softmax layer: [batch, sequence, embd] -> the same.
 
     Raises:
       ConfigError: decoding with `causal` false, where a new token changes every earlier output.
     """
-    q, k, v = project_qkv(x, dims, config)
-    context.show(kind, q, k)
+    q, k, v = project_qkv(x, p, dims)
+    context.show(layer, q, k)
     if config.causal:
         size = dims.features.size
-        out = attend(linear_kernel, [q, k, v], v, (size, size + 1), dims, context)
+        out = recurrence(linear_kernel, [q, k, v], v, (size, size + 1), layer, context.decoding)
     elif context.decoding:
         raise ConfigError("key 'causal' is False: such a model cannot be sampled from, token after token")
     else:
         out = bidirectional(q, k, v, dims.sequence)
-    return project_output(out, dims, config)
+    return project_output(out, p, [dims.heads, dims.features])
+
+
+def linear_weights(shown: list, config: ModelConfig, kind: str) -> np.ndarray:
+    """The weights of the mean: softmax(q) exp(k), made to sum to 1 over the earlier tokens."""
+    q, k = shown
+    queries = np.exp(q - q.max(-1, keepdims=True))
+    queries /= queries.sum(-1, keepdims=True)
+    weights = np.tril(queries @ np.exp(k).T)
+    return weights / (weights.sum(-1, keepdims=True) + EPSILON)
 
 
 def linear_kernel(q: Any, k: Any, v: Any, real: Optional[Any], state: Optional[Any]) -> tuple:

@@ -1,16 +1,94 @@
-"""Softmax attention: every query against every key (global), or against a window (local)."""
+"""Softmax attention with its projections: every query against every key (global), or against a window (local)."""
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
-from gpt_neo.model.attention.blockwise import blockwise_attention
-from gpt_neo.model.dropout import dropout
-from gpt_neo.model.fused_ops import masked_softmax
+import numpy as np
+
+from gpt_neo.config.network import KINDS
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.context import Context
+from gpt_neo.model.dims import Dims
+from gpt_neo.model.positions import encode
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.caches import cached_attention
+from gpt_neo.ops.flash_attention import flash_attention
+from gpt_neo.ops.matmul import matmul, matmul_each
+from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.quantized import reshaped
+from gpt_neo.ops.softmax import masked_softmax
 
 
-def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, dropout_rate: float, is_training: bool) -> Any:
+def softmax_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
+    """Attention over all tokens, or over the window of the layer's kind: [batch, sequence, embd] -> the same.
+
+    Scores are divided by sqrt(features) with `scale_attention`; else the start of q holds that.
+    """
+    q, k, v = project_qkv(x, p, dims)
+    q, k = encode(q, k, dims, config, context)
+    if config.scale_attention:
+        q *= dims.features.size**-0.5
+    context.show(layer, q, k)
+    kind = KINDS[config.attention_types[layer]]
+    window = kind.window(config)
+    # asked of the kind: with `share_parameters` the weights of others are there too
+    memory = tuple(p[name] for name in ("attention/mem_k", "attention/mem_v") if name in kind.variables(config))
+    if context.decoding:
+        out = cached_attention(q, k, v, context.decoding, layer, window, memory)
+    elif window is None:
+        out = global_attention(q, k, v, dims.sequence, config.attn_dropout, context, config.causal, memory)
+    else:
+        out = local_attention(q, k, v, dims.sequence, window, config.attn_dropout, context, config.causal)
+    return project_output(out, p, [dims.heads, dims.features])
+
+
+def softmax_weights(shown: list, config: ModelConfig, kind: str) -> np.ndarray:
+    """Softmax of q k over the tokens that a query sees; what goes to learned memory is missing from the sum of 1."""
+    q, k = shown
+    window = KINDS[kind].window(config) or len(q)
+    distance = np.subtract.outer(np.arange(len(q)), np.arange(len(q)))
+    scores = np.where((distance >= 0) & (distance < window), q @ k.T, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def project(x: Any, p: Parameters, names: str, apart: list) -> list:
+    """Project [..., embd] to [..., heads, features], once for each name.
+
+    The weights are stored as [embd, heads * features], heads major; their second dimension carries the name `heads`, so
+    a layout that splits heads splits it too.
+
+    Args:
+      names: of the weights, in one string.
+      apart: the dimensions heads and features.
+    """
+    merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
+
+    def split(t: Any) -> Any:
+        return mtf.replace_dimensions(t, merged, apart)
+
+    weights = [reshaped(p[name], split) for name in names.split()]
+    biases = [p.get(f"compute_qkv_bias/{name}_b") for name in names.split()]
+    if biases[0] is None:
+        return matmul_each(x, weights, x.shape.dims[-1:])
+    return [matmul(x, weight, x.shape.dims[-1:], split(bias)) for weight, bias in zip(weights, biases)]
+
+
+def project_qkv(x: Any, p: Parameters, dims: Dims) -> list:
+    """Return q, k, v of [batch, sequence, heads, features_per_head]."""
+    return project(x, p, "q k v", [dims.heads, dims.features])
+
+
+def project_output(x: Any, p: Parameters, apart: list) -> Any:
+    """Project [..., heads, features] back to [..., embd] and add the bias if there is one."""
+    merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
+    # the scales of an int8 weight are of its columns: they have no heads
+    weight = reshaped(p["o"], lambda t: mtf.replace_dimensions(t, merged, apart) if merged in t.shape.dims else t)
+    return matmul(x, weight, apart, p.get("compute_output_bias/o_b"))
+
+
+def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, rate: float, context: Context) -> Any:
     """Softmax attention with scores and softmax in float32; scores are not divided by sqrt(features).
 
     Args:
@@ -27,30 +105,22 @@ def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, dropout_rate: floa
     shape = mtf.Shape(outer + rows + [memory])
     scores = mtf.einsum([mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)], output_shape=shape)
     weights = mtf.cast(masked_softmax(scores, allowed, memory), v.dtype)
-    if dropout_rate > 0 and is_training:
-        weights = dropout(weights, dropout_rate)
+    weights = context.dropout(weights, rate)
     return mtf.einsum([weights, v], output_shape=q.shape)
 
 
 def global_attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    sequence: Any,
-    dropout_rate: float,
-    is_training: bool,
-    causal: bool = True,
-    extra: Optional[tuple] = None,
+    q: Any, k: Any, v: Any, sequence: Any, rate: float, context: Context, causal: bool = True, extra: tuple = ()
 ) -> Any:
     """Attention over the whole sequence, or all of it that came before. Shapes as `attend`; the mask comes from iota.
 
     Dropout acts on the weights, so they have to be there as a tensor; without it, causal attention never holds them.
 
     Args:
-      extra: keys and values that every query sees, each [mem_kv_sequence, heads, features_per_head].
+      extra: keys and values that every query sees, each [mem_kv_sequence, heads, features_per_head]; or nothing.
     """
-    if causal and not extra and not (dropout_rate > 0 and is_training):
-        return blockwise_attention(q, k, v, radius=None)
+    if causal and not extra and not context.drops(rate):
+        return flash_attention(q, k, v, radius=None)
     count = extra[0].shape.dims[0].size if extra else 0
     memory = mtf.Dimension("memory_length", count + sequence.size)
     if extra:
@@ -60,7 +130,7 @@ def global_attention(
         k, v = (mtf.rename_dimension(t, sequence.name, memory.name) for t in (k, v))
     # What is prepended lies before every query, and within the radius.
     allowed = window(q.mesh, sequence, memory, offset=count, radius=memory.size, causal=causal)
-    return attend(q, k, v, memory, allowed, dropout_rate, is_training)
+    return attend(q, k, v, memory, allowed, rate, context)
 
 
 def prepend(extra: Any, x: Any, sequence: Any) -> Any:
@@ -75,7 +145,7 @@ def prepend(extra: Any, x: Any, sequence: Any) -> Any:
 
 
 def local_attention(
-    q: Any, k: Any, v: Any, sequence: Any, radius: int, dropout_rate: float, is_training: bool, causal: bool = True
+    q: Any, k: Any, v: Any, sequence: Any, radius: int, rate: float, context: Context, causal: bool = True
 ) -> Any:
     """Attention in which query i sees keys j with 0 <= i - j < radius, and if not causal -radius <= i - j < radius.
 
@@ -83,10 +153,10 @@ def local_attention(
     block sees itself and the one before (and the one after), so the scores take [sequence, 2 * radius] (or 3) instead
     of [sequence, sequence].
     """
-    if causal and not (dropout_rate > 0 and is_training):
-        return blockwise_attention(q, k, v, radius)
+    if causal and not context.drops(rate):
+        return flash_attention(q, k, v, radius)
     if sequence.size <= radius:
-        return global_attention(q, k, v, sequence, dropout_rate, is_training, causal)
+        return global_attention(q, k, v, sequence, rate, context, causal)
     count = -(-sequence.size // radius)
     padding = count * radius - sequence.size
     blocks, block = mtf.Dimension("local_blocks", count), mtf.Dimension("local_sequence", radius)
@@ -109,7 +179,7 @@ def local_attention(
     key = mtf.add(mtf.range(q.mesh, blocks, tf.int32) * radius, mtf.range(q.mesh, memory, tf.int32), output_shape=shape)
     present = mtf.logical_and(mtf.greater_equal(key, radius), mtf.less(key, sequence.size + radius))
     allowed = mtf.logical_and(allowed, present, output_shape=mtf.Shape([blocks, block, memory]))
-    out = attend(cut(q), with_neighbours(k), with_neighbours(v), memory, allowed, dropout_rate, is_training)
+    out = attend(cut(q), with_neighbours(k), with_neighbours(v), memory, allowed, rate, context)
     out = mtf.replace_dimensions(out, [blocks, block], mtf.Dimension(sequence.name, count * radius))
     return mtf.slice(out, 0, sequence.size, sequence.name) if padding else out
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from gpt_neo.model.vocab_ops import shard_offset
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import compiled
+from gpt_neo.ops.vocabulary import shard_offset
 
 # Newton's method starts left of the root of a convex decreasing function, so it never passes it. A step cuts the sum
 # of 50,000 equal probabilities to about a third, so a dozen reach the quadratic phase.
@@ -37,16 +38,14 @@ def entmax_loss_per_token(logits: Any, labels: Any, vocab: Any, alpha: float) ->
     return EntmaxLossOperation(logits, labels, vocab, alpha).outputs[0]
 
 
-class EntmaxLossOperation(mtf.Operation):
+class EntmaxLossOperation(FusedOp):
     """Loss, and what its gradient needs beside the logits: threshold and largest logit."""
 
     def __init__(self, logits: Any, labels: Any, vocab: Any, alpha: float) -> None:
-        super().__init__([logits, labels], name="entmax_loss")
+        super().__init__("entmax_loss", [logits, labels], [(labels.shape, logits.dtype)] * 3)
         self.vocab, self.alpha = vocab, alpha
         if logits.shape.dims[-1] != vocab:
             raise ValueError(f"the last dimension of the logits {logits.shape} has to be {vocab}")
-        self._outputs = [mtf.Tensor(self, labels.shape, logits.dtype, index=i) for i in range(3)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def gradient(self, grad_ys: Any) -> list:
         """Gradients with respect to logits and labels."""
@@ -77,15 +76,14 @@ class EntmaxLossOperation(mtf.Operation):
             lowering.set_tensor_lowering(output, result.to_laid_out_tensor())
 
 
-class EntmaxGradOperation(mtf.Operation):
+class EntmaxGradOperation(FusedOp):
     """(entmax(logits) - onehot(label)) * grad: [..., vocab]."""
 
     def __init__(self, loss: EntmaxLossOperation, grad: Any) -> None:
         logits, labels = loss.inputs
-        super().__init__([logits, labels, *loss.outputs[1:], grad], name="entmax_loss_grad")
+        inputs = [logits, labels, *loss.outputs[1:], grad]
+        super().__init__("entmax_loss_grad", inputs, [(logits.shape, logits.dtype)])
         self.vocab, self.alpha = loss.vocab, loss.alpha
-        self._outputs = [mtf.Tensor(self, logits.shape, logits.dtype)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def lower(self, lowering: Any) -> None:
         """Shards are independent: the threshold is known already."""

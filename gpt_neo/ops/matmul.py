@@ -9,47 +9,49 @@ from __future__ import annotations
 import math
 from typing import Any, Optional
 
-from gpt_neo.model.quantized import stored_int8, widened
 from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import row_product
+from gpt_neo.ops.quantized import Int8Weight, parts_of, widened
 from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
-def contract(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:
+def matmul(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:
     """Sum over `reduced`, last in x and first or last in weight, plus a bias.
 
     Args:
       x: [rows..., reduced...].
-      weight: [reduced..., columns...] or [columns..., reduced...].
+      weight: [reduced..., columns...] or [columns..., reduced...], or an Int8Weight of that shape.
       bias: [columns...].
 
     Returns:
       [rows..., columns...]
+
+    Raises:
+      ValueError: the dimensions do not fit each other.
     """
     columns = [d for d in weight.shape.dims if d not in reduced]
     rows = [d for d in x.shape.dims if d not in reduced]
     if x.shape.dims != rows + reduced or weight.shape.dims not in (reduced + columns, columns + reduced):
-        raise ValueError(f"cannot contract {reduced} of {x.shape} and {weight.shape}")
+        raise ValueError(f"cannot multiply {x.shape} and {weight.shape} over {reduced}")
     if bias is not None and bias.shape.dims != columns:
         raise ValueError(f"the bias {bias.shape} has to have the dimensions {columns}")
-    inputs = [x, weight] if bias is None else [x, weight, bias]
-    return ContractOperation(inputs, mtf.Shape(rows + columns), len(reduced)).outputs[0]
+    return MatmulOperation(x, weight, bias, mtf.Shape(rows + columns), len(reduced)).outputs[0]
 
 
-def contract_each(x: Any, weights: list, reduced: list) -> list:
-    """`contract` with each of several weights [reduced..., columns...], as one operation where x is a single row."""
+def matmul_each(x: Any, weights: list, reduced: list) -> list:
+    """`matmul` with each of several weights [reduced..., columns...], as one operation where x is a single row."""
     if x.shape.size == mtf.Shape(reduced).size and len(weights) > 1:
-        return list(RowContractOperation(x, weights, reduced).outputs)
-    return [contract(x, weight, reduced) for weight in weights]
+        return list(RowMatmulOperation(x, weights, reduced).outputs)
+    return [matmul(x, weight, reduced) for weight in weights]
 
 
-class ContractOperation(mtf.ops.EinsumOperation):
+class MatmulOperation(FusedOp):
     """x W + b or x W^T + b, lowered as one matrix product; so are its gradients."""
 
-    def __init__(self, inputs: list, shape: Any, reduced: int) -> None:
-        super().__init__(inputs, shape, name="contract")
-        self.reduced = reduced
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+    def __init__(self, x: Any, weight: Any, bias: Optional[Any], shape: Any, reduced: int) -> None:
+        self.bias, self.reduced, self.int8 = bias, reduced, isinstance(weight, Int8Weight)
+        super().__init__("matmul", [x, *parts_of(weight), *([] if bias is None else [bias])], [(shape, x.dtype)])
 
     def gradient(self, grad_ys: Any) -> list:
         """dx = dy W^T; dW = x^T dy; db = sum of dy over the rows."""
@@ -57,7 +59,7 @@ class ContractOperation(mtf.ops.EinsumOperation):
         rows = x.shape.dims[: -self.reduced]
         columns = self.outputs[0].shape.dims[len(rows) :]
         dy = grad_ys[0]
-        grads = [contract(dy, weight, columns), WeightGradOperation(x, dy, weight.shape, len(rows)).outputs[0]]
+        grads = [matmul(dy, weight, columns), WeightGradOperation(x, dy, weight.shape, len(rows)).outputs[0]]
         return grads + [BiasGradOperation(dy, b.shape).outputs[0] for b in bias]
 
     def lower(self, lowering: Any) -> None:
@@ -66,76 +68,79 @@ class ContractOperation(mtf.ops.EinsumOperation):
         leading = self.inputs[1].shape.dims[: self.reduced] == summed
         reduced = self.reduced
 
-        def product(x: Any, weight: Any, *bias: Any) -> Any:
+        def product(x: Any, weight: Any, *others: Any) -> Any:
+            scale, bias = (others[:1], others[1:]) if self.int8 else ((), others)
             rows, inner = x.shape.as_list()[:-reduced], math.prod(x.shape.as_list()[-reduced:])
             sizes = weight.shape.as_list()
             columns = sizes[reduced:] if leading else sizes[:-reduced]
-            small = stored_int8(weight)
-            if small:
-                weight = widened(small[0], x.dtype, x)
+            if self.int8:
+                weight = widened(weight, x.dtype, x)
             flat = tf.reshape(weight, [inner, -1] if leading else [-1, inner])
             if math.prod(rows) == 1:
                 out = row_times_matrix(x, flat, transposed=not leading)
             else:
                 out = tf.linalg.matmul(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
-            if small:
-                out *= tf.cast(small[1], out.dtype)
+            for factor in scale:
+                out *= tf.cast(tf.reshape(factor, [-1]), out.dtype)
             for b in bias:
                 out = tf.nn.bias_add(out, tf.reshape(b, [-1]))
             return tf.reshape(out, rows + columns)
 
-        lower_sum(self, lowering, product, summed, addend=self.inputs[2] if len(self.inputs) > 2 else None)
+        lower_sum(self, lowering, product, summed, addend=self.bias)
 
 
-class RowContractOperation(mtf.Operation):
+class RowMatmulOperation(FusedOp):
     """A single row [1..., reduced...] times several weights [reduced..., columns...].
 
     At this size the calls of kernels, one for each weight, take as long as reading the weights.
     """
 
     def __init__(self, x: Any, weights: list, reduced: list) -> None:
-        super().__init__([x, *weights], name="row_contract")
-        self.reduced = reduced
+        self.reduced, self.int8 = reduced, [isinstance(weight, Int8Weight) for weight in weights]
         rows, depth = x.shape.dims[: -len(reduced)], len(reduced)
         if any(weight.shape.dims[:depth] != reduced for weight in weights) or x.shape.dims[-depth:] != reduced:
-            raise ValueError(f"cannot contract {reduced} of {x.shape} and {[weight.shape for weight in weights]}")
-        self._outputs = [mtf.Tensor(self, mtf.Shape(rows + w.shape.dims[depth:]), x.dtype) for w in weights]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+            raise ValueError(f"cannot multiply {x.shape} and {[weight.shape for weight in weights]} over {reduced}")
+        outputs = [(mtf.Shape(rows + weight.shape.dims[depth:]), x.dtype) for weight in weights]
+        super().__init__("row_matmul", [x, *(part for weight in weights for part in parts_of(weight))], outputs)
 
     def gradient(self, grad_ys: Any) -> list:
         """As of one product each; the gradients of x are added."""
         x, *weights = self.inputs
         rows = len(x.shape) - len(self.reduced)
         pairs = list(zip(grad_ys, weights))
-        dx = sum(contract(dy, weight, weight.shape.dims[len(self.reduced) :]) for dy, weight in pairs)
+        dx = sum(matmul(dy, weight, weight.shape.dims[len(self.reduced) :]) for dy, weight in pairs)
         return [dx, *(WeightGradOperation(x, dy, weight.shape, rows).outputs[0] for dy, weight in pairs)]
 
     def lower(self, lowering: Any) -> None:
         """Shards multiply what they hold; sums over split dimensions are added up across the mesh."""
         depth = len(self.reduced)
 
-        def products(x: Any, *weights: Any) -> tuple:
+        def products(x: Any, *parts: Any) -> tuple:
             rows, inner = x.shape.as_list()[:-depth], math.prod(x.shape.as_list()[-depth:])
-            small = [stored_int8(weight) for weight in weights]
-            wide = [widened(s[0], x.dtype, x) if s else weight for s, weight in zip(small, weights)]
+            left, weights, scales = iter(parts), [], []
+            for int8 in self.int8:
+                weights.append(next(left))
+                scales.append(next(left) if int8 else None)
+            wide = [w if s is None else widened(w, x.dtype, x) for w, s in zip(weights, scales)]
             outs = row_times_matrices(x, [tf.reshape(weight, [inner, -1]) for weight in wide])
-            outs = [out * tf.cast(s[1], out.dtype) if s else out for s, out in zip(small, outs)]
+            outs = [
+                out if scale is None else out * tf.cast(tf.reshape(scale, [-1]), out.dtype)
+                for out, scale in zip(outs, scales)
+            ]
             return tuple(tf.reshape(out, rows + w.shape.as_list()[depth:]) for out, w in zip(outs, weights))
 
         lower_sum(self, lowering, products, self.reduced)
 
 
-class WeightGradOperation(mtf.ops.EinsumOperation):
+class WeightGradOperation(FusedOp):
     """Gradient of a weight: x [rows..., reduced...], dy [rows..., columns...] summed over the rows, float32.
 
     The result has the shape of the weight, [reduced..., columns...] or [columns..., reduced...].
     """
 
     def __init__(self, x: Any, dy: Any, shape: Any, rows: int) -> None:
-        super().__init__([x, dy], shape, name="weight_grad")
+        super().__init__("weight_grad", [x, dy], [(shape, tf.float32)])
         self.rows = rows
-        self._outputs = [mtf.Tensor(self, shape, tf.float32)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def lower(self, lowering: Any) -> None:
         """Shards multiply the rows they hold; what other shards hold is added."""
@@ -151,13 +156,11 @@ class WeightGradOperation(mtf.ops.EinsumOperation):
         lower_sum(self, lowering, product, x.shape.dims[: self.rows])
 
 
-class BiasGradOperation(mtf.Operation):
+class BiasGradOperation(FusedOp):
     """Gradient of a bias: dy [rows..., columns...] summed over the rows to float32 [columns...]."""
 
     def __init__(self, dy: Any, shape: Any) -> None:
-        super().__init__([dy], name="bias_grad")
-        self._outputs = [mtf.Tensor(self, shape, tf.float32)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+        super().__init__("bias_grad", [dy], [(shape, tf.float32)])
 
     def lower(self, lowering: Any) -> None:
         """Shards add up the rows they hold; what other shards hold is added."""

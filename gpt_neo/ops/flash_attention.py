@@ -13,9 +13,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
-from gpt_neo.model.fused_ops import MASKED, last_sum
 from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.fused import FusedOp, last_sum
 from gpt_neo.ops.kernels import compiled
+from gpt_neo.ops.softmax import MASKED
 
 BLOCK = 256  # queries; large enough for the matrix units, small beside a context
 MEMORY = "memory_length"  # what a layout calls the keys
@@ -38,7 +39,7 @@ class Stripe:
         return tf.reshape(tf.slice(rows, tf.stack([0, 0, self.place, 0, 0]), size), [batch, -1, heads, features])
 
 
-def blockwise_attention(q: Any, k: Any, v: Any, radius: Optional[int]) -> Any:
+def flash_attention(q: Any, k: Any, v: Any, radius: Optional[int]) -> Any:
     """Query i sees keys j with 0 <= i - j (< radius, if given); scores are not scaled; softmax in float32.
 
     Args:
@@ -47,7 +48,7 @@ def blockwise_attention(q: Any, k: Any, v: Any, radius: Optional[int]) -> Any:
     Returns:
       a tensor of the shape of q.
     """
-    return BlockwiseAttention(q, k, v, radius).outputs[0]
+    return FlashAttention(q, k, v, radius).outputs[0]
 
 
 def blocks(length: int, radius: Optional[int], step: int = 1) -> list[tuple[int, int, int]]:
@@ -60,7 +61,7 @@ def blocks(length: int, radius: Optional[int], step: int = 1) -> list[tuple[int,
     return spans
 
 
-class WholeSequences(mtf.Operation):
+class WholeSequences(FusedOp):
     """Base of operations on [batch, sequence, heads, features_per_head] whose shards need whole sequences."""
 
     radius: Optional[int]
@@ -104,22 +105,20 @@ class WholeSequences(mtf.Operation):
         raise NotImplementedError
 
 
-class BlockwiseAttention(WholeSequences):
-    """See `blockwise_attention`. Two more outputs are for the gradient: the log of the sum of weights [batch, heads,
+class FlashAttention(WholeSequences):
+    """See `flash_attention`. Two more outputs are for the gradient: the log of the sum of weights [batch, heads,
     sequence], and the first output in float32, which is kept only where devices share the keys."""
 
     def __init__(self, q: Any, k: Any, v: Any, radius: Optional[int]) -> None:
-        super().__init__([q, k, v], name="blockwise_attention")
         self.radius = radius
         batch, sequence, heads, _ = q.shape.dims
-        log_sum = mtf.Tensor(self, mtf.Shape([batch, heads, sequence]), tf.float32)
-        self._outputs = [mtf.Tensor(self, q.shape, v.dtype), log_sum, mtf.Tensor(self, q.shape, tf.float32)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+        log_sum = mtf.Shape([batch, heads, sequence]), tf.float32
+        super().__init__("flash_attention", [q, k, v], [(q.shape, v.dtype), log_sum, (q.shape, tf.float32)])
 
     def gradient(self, grad_ys: Any) -> list:
         """Gradients of q, k and v."""
         _, log_sum, wide = self.outputs
-        return BlockwiseAttentionGrad([*self.inputs, wide, log_sum, grad_ys[0]], self.radius).outputs
+        return FlashAttentionGrad([*self.inputs, wide, log_sum, grad_ys[0]], self.radius).outputs
 
     def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any) -> tuple:
         """Three of [batch, sequence, heads, features] -> the same, [batch, heads, sequence], and the first again."""
@@ -149,7 +148,7 @@ class BlockwiseAttention(WholeSequences):
         return rounded, mesh_impl.slicewise(lambda most, sum_: most + tf.math.log(sum_), top, total), whole
 
 
-class BlockwiseAttentionGrad(WholeSequences):
+class FlashAttentionGrad(WholeSequences):
     """With p the weights, d the gradient of the output o: dv = p^T d; ds = p (d v^T - sum(p d v^T)); dq = ds k;
     dk = ds^T q.
 
@@ -158,10 +157,8 @@ class BlockwiseAttentionGrad(WholeSequences):
     """
 
     def __init__(self, inputs: list, radius: Optional[int]) -> None:
-        super().__init__(inputs, name="blockwise_attention_grad")
+        super().__init__("flash_attention_grad", inputs, [(x.shape, x.dtype) for x in inputs[:3]])
         self.radius = radius
-        self._outputs = [mtf.Tensor(self, x.shape, x.dtype) for x in inputs[:3]]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any, wide: Any, log_sum: Any, grad: Any) -> tuple:
         """Gradients of q, k, v, each [batch, sequence, heads, features]."""

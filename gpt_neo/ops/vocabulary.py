@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt_neo.model.quantized import stored_int8
 from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.fused import FusedOp, split_axes
 from gpt_neo.ops.kernels import compiled
+from gpt_neo.ops.quantized import Int8Weight, parts_of
 
 
 def embed(table: Any, ids: Any, vocab: Any) -> Any:
-    """Rows of a table: [vocab, embd], int32 [...] -> [..., embd]."""
+    """Rows of a table: [vocab, embd], perhaps an Int8Weight, int32 [...] -> [..., embd]."""
     return EmbedOperation(table, ids, vocab).outputs[0]
 
 
@@ -41,19 +42,13 @@ def shard_offset(mesh_impl: Any, vocab: Any) -> tuple:
     return axis, depth, mesh_impl.slicewise(lambda coordinate: coordinate * depth, mesh_impl.laid_out_pcoord(axis))
 
 
-def split_axes(mesh_impl: Any, shape: Any) -> list:
-    """Mesh axes over which a tensor of that shape is split."""
-    return [axis for axis in mesh_impl.tensor_layout(shape).tensor_axis_to_mesh_axis if axis is not None]
-
-
-class EmbedOperation(mtf.Operation):
+class EmbedOperation(FusedOp):
     """Look-up of rows; its gradient adds rows up."""
 
     def __init__(self, table: Any, ids: Any, vocab: Any) -> None:
-        super().__init__([table, ids], name="embed")
-        self.vocab = vocab
-        self._outputs = [mtf.Tensor(self, ids.shape + (table.shape - vocab), table.dtype)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+        self.vocab, self.int8 = vocab, isinstance(table, Int8Weight)
+        values, *scale = parts_of(table)
+        super().__init__("embed", [values, ids, *scale], [(ids.shape + (table.shape - vocab), table.dtype)])
 
     def gradient(self, grad_ys: Any) -> list:
         """Gradients with respect to table and ids."""
@@ -64,34 +59,33 @@ class EmbedOperation(mtf.Operation):
         mesh_impl = lowering.mesh_impl(self)
         axis, depth, offset = shard_offset(mesh_impl, self.vocab)
 
-        def look_up(table: Any, ids: Any, first: Any) -> Any:
+        dtype = self.outputs[0].dtype
+
+        def look_up(first: Any, table: Any, ids: Any, *scale: Any) -> Any:
             # Read first: a gather from the variable itself puts it into a mode in which every later read copies it.
             table = tf.convert_to_tensor(table)
-            small = stored_int8(table)
-            if small:
-                rows = tf.cast(tf.gather(small[0], ids), table.dtype)
-                return rows * tf.cast(tf.gather(small[1], ids), table.dtype)[..., tf.newaxis]
-            if axis is None:
-                return tf.gather(table, ids)
-            local = ids - first
-            held = tf.logical_and(local >= 0, local < depth)
-            rows = tf.gather(table, tf.where(held, local, tf.zeros_like(local)))
-            return rows * tf.cast(held, rows.dtype)[..., tf.newaxis]
+            local, held = ids, None
+            if axis is not None:
+                local = ids - first
+                held = tf.logical_and(local >= 0, local < depth)
+                local = tf.where(held, local, tf.zeros_like(local))
+            rows = tf.cast(tf.gather(table, local), dtype)
+            for factor in scale:
+                rows *= tf.cast(tf.gather(factor, local), dtype)[..., tf.newaxis]
+            return rows if held is None else rows * tf.cast(held, dtype)[..., tf.newaxis]
 
-        rows = mesh_impl.slicewise(look_up, *[lowering.tensors[x] for x in self.inputs], offset)
+        rows = mesh_impl.slicewise(look_up, offset, *[lowering.tensors[x] for x in self.inputs])
         if axis is not None:
             rows = mesh_impl.allreduce(rows, [axis], "SUM")
         lowering.set_tensor_lowering(self.outputs[0], rows)
 
 
-class EmbedGradOperation(mtf.Operation):
+class EmbedGradOperation(FusedOp):
     """Sum of the gradients of each row's uses: [..., embd], int32 [...] -> float32 [vocab, embd]."""
 
     def __init__(self, grad: Any, ids: Any, table: Any, vocab: Any) -> None:
-        super().__init__([grad, ids], name="embed_grad")
+        super().__init__("embed_grad", [grad, ids], [(table.shape, tf.float32)])
         self.vocab = vocab
-        self._outputs = [mtf.Tensor(self, table.shape, tf.float32)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def lower(self, lowering: Any) -> None:
         """Each shard adds up its rows; shards that hold other tokens are summed."""
@@ -112,16 +106,14 @@ class EmbedGradOperation(mtf.Operation):
         lowering.set_tensor_lowering(self.outputs[0], table)
 
 
-class LogZAndTargetOperation(mtf.Operation):
+class LogZAndTargetOperation(FusedOp):
     """Two outputs of one pass over the logits; the gradient is one pass as well."""
 
     def __init__(self, logits: Any, labels: Any, vocab: Any) -> None:
-        super().__init__([logits, labels], name="log_z_and_target")
+        super().__init__("log_z_and_target", [logits, labels], [(labels.shape, logits.dtype)] * 2)
         self.vocab = vocab
         if logits.shape.dims[-1] != vocab:
             raise ValueError(f"the last dimension of the logits {logits.shape} has to be {vocab}")
-        self._outputs = [mtf.Tensor(self, labels.shape, logits.dtype) for _ in range(2)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def gradient(self, grad_ys: Any) -> list:
         """Gradients with respect to logits and labels."""
@@ -151,14 +143,12 @@ class LogZAndTargetOperation(mtf.Operation):
         lowering.set_tensor_lowering(self.outputs[1], target.to_laid_out_tensor())
 
 
-class LogZGradOperation(mtf.Operation):
+class LogZGradOperation(FusedOp):
     """softmax(logits) * d log Z + onehot(label) * d target: [..., vocab]."""
 
     def __init__(self, logits: Any, labels: Any, log_z: Any, d_log_z: Any, d_target: Any, vocab: Any) -> None:
-        super().__init__([logits, labels, log_z, d_log_z, d_target], name="log_z_grad")
+        super().__init__("log_z_grad", [logits, labels, log_z, d_log_z, d_target], [(logits.shape, logits.dtype)])
         self.vocab = vocab
-        self._outputs = [mtf.Tensor(self, logits.shape, logits.dtype)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def lower(self, lowering: Any) -> None:
         """Shards are independent: log Z is known already."""

@@ -49,14 +49,6 @@ class Partition:
         return shape.rename_dimension(dim.name, SLOTS) if dim else shape
 
 
-class TrainingGraph(mtf.Graph):
-    """A graph whose weights are trained."""
-
-    def __init__(self, partition: Partition) -> None:
-        super().__init__()
-        self.partition = partition
-
-
 class TrainedVariable(mtf.Variable):
     """A weight with two outputs: what is stored, float32, perhaps in parts; and the whole of it, which layers read.
 
@@ -85,10 +77,9 @@ class TrainedVariable(mtf.Variable):
         lowering.set_tensor_lowering(self.whole, out)
 
 
-def trained_variable(mesh: Any, name: str, shape: Any, dtype: Any, initializer: Any) -> Any:
-    """What layers read of a weight of a TrainingGraph, in `dtype`; of the one of that name if it is there already."""
+def trained_variable(mesh: Any, name: str, shape: Any, dtype: Any, initializer: Any, partition: Partition) -> Any:
+    """What layers read of a weight, in `dtype`; of the one of that name if the graph has it already."""
     names = mesh.graph.name_to_variable
-    full = "/".join(part for part in (tf.get_variable_scope().name, name) if part)
-    if full not in names:
-        names[full] = TrainedVariable(mesh, name, shape, dtype, initializer, mesh.graph.partition)
-    return names[full].whole
+    if name not in names:
+        names[name] = TrainedVariable(mesh, name, shape, dtype, initializer, partition)
+    return names[name].whole

@@ -8,15 +8,13 @@ any mesh. No mask is kept for the backward pass.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import always_compiled
 
 # Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4.2).
@@ -27,7 +25,7 @@ ROW_BITS = 20  # of the first counter word hold the row, the 12 above them the n
 
 
 class Source:
-    """Where the dropouts of one forward pass take their randomness from.
+    """Where the dropouts of one forward pass take their randomness from; they are numbered as they are built.
 
     Attributes:
       seed: of the run.
@@ -42,37 +40,21 @@ class Source:
         self.numbers = itertools.count()
 
 
-ACTIVE: contextvars.ContextVar[Optional[Source]] = contextvars.ContextVar("dropout source", default=None)
-
-
-@contextlib.contextmanager
-def dropout_source(seed: int, step: Any, rows: Any) -> Iterator[None]:
-    """Give the dropouts built within their randomness; they are numbered in the order they are built."""
-    token = ACTIVE.set(Source(seed, step, rows))
-    try:
-        yield
-    finally:
-        ACTIVE.reset(token)
-
-
-def dropout(x: Any, rate: float) -> Any:
+def dropout(x: Any, rate: float, source: Source) -> Any:
     """Set a share `rate` of the elements to 0 and scale the others by 1 / (1 - rate).
 
     Args:
-      x: a floating tensor of any shape; at most the part of its batch that `dropout_source` names.
+      x: a floating tensor of any shape; at most the part of its batch that `source` names.
 
     Returns:
       a tensor of the shape and type of x; x itself for rate 0.
-
-    Raises:
-      RuntimeError: built outside of `dropout_source`.
     """
-    return DropoutOperation(x, places_of(x), rate).outputs[0] if rate else x
+    return DropoutOperation(x, places_of(x, source), rate).outputs[0] if rate else x
 
 
-def uniform_like(x: Any) -> Any:
+def uniform_like(x: Any, source: Source) -> Any:
     """float32 numbers in [0, 1), one for each element of x, drawn as the masks of `dropout` are."""
-    return UniformOperation(x, places_of(x)).outputs[0]
+    return UniformOperation(x, places_of(x, source)).outputs[0]
 
 
 class Places(NamedTuple):
@@ -84,11 +66,8 @@ class Places(NamedTuple):
     number: int
 
 
-def places_of(x: Any) -> Places:
+def places_of(x: Any, source: Source) -> Places:
     """The places of the next operation, which is on x."""
-    source = ACTIVE.get()
-    if source is None:
-        raise RuntimeError("dropout is built within dropout_source, which gives it seed, step and rows")
     rows = source.rows
     if rows.shape.dims[0] not in x.shape.dims:
         # Row i of microbatch m is row i * splits + m of the batch: the smallest one tells the microbatches apart.
@@ -96,16 +75,14 @@ def places_of(x: Any) -> Places:
     return Places(source.step, rows, source.seed_word, next(source.numbers))
 
 
-class PlacedOperation(mtf.Operation):
+class PlacedOperation(FusedOp):
     """An operation on x and a random number for each place. It depends on attributes, which a clone shares."""
 
     def __init__(self, x: Any, places: Places, dtype: Any, name: str) -> None:
-        super().__init__([x, places.step, places.rows], name=name)
+        super().__init__(name, [x, places.step, places.rows], [(x.shape, dtype)])
         if places.number >= 1 << (32 - ROW_BITS):
             raise ValueError(f"the model has more than {places.number} dropouts")
         self.seed_word, self.number = places.seed_word, places.number
-        self._outputs = [mtf.Tensor(self, x.shape, dtype)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def kernel(self, x: Any, key: Any, high: Any, base: Any, strides: Any) -> Any:
         """From a shard and the places of its elements (see `random_bits`) to the shard of the output."""

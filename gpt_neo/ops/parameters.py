@@ -1,0 +1,93 @@
+"""The weights of one pass over a network, by name: made from the table of its variables, stored as the pass needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+from gpt_neo.config.network import Variable
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.quantized import Int8Weight
+from gpt_neo.ops.trained import Partition, trained_variable
+
+# How a weight is stored: (mesh, full name, its entry of the table, type that layers read) -> what layers get.
+Storage = Callable[[Any, str, Variable, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """`p["q"]` is the weight of that name in this scope, made when it is first asked for; `p.under("attn")` is the
+    scope below; `p.get("bias")` is None where the model has no such weight.
+
+    variables: every weight of the network by full name.
+    dtype: of what layers read.
+    """
+
+    mesh: Any
+    variables: Mapping[str, Variable]
+    dtype: Any
+    storage: Storage
+    scope: str = "gpt2"
+
+    def under(self, scope: str) -> Parameters:
+        """The weights one scope deeper."""
+        return dataclasses.replace(self, scope=f"{self.scope}/{scope}")
+
+    def __getitem__(self, name: str) -> Any:
+        """An mtf.Tensor, or an Int8Weight for a matrix that is stored so.
+
+        Raises:
+          KeyError: the network has no such weight.
+        """
+        full = f"{self.scope}/{name}"
+        return self.storage(self.mesh, full, self.variables[full], self.dtype)
+
+    def get(self, name: str) -> Optional[Any]:
+        """The weight, or None."""
+        return self[name] if f"{self.scope}/{name}" in self.variables else None
+
+
+def shape_of(variable: Variable) -> Any:
+    """mtf.Shape of a weight."""
+    return mtf.Shape([mtf.Dimension(name, size) for name, size in variable.dims])
+
+
+def initializer_of(variable: Variable) -> Any:
+    """What a weight starts from."""
+    if variable.std is None:
+        return tf.constant_initializer(variable.value)
+    return tf.random_normal_initializer(stddev=variable.std)
+
+
+def plain(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
+    """Stored as it is read."""
+    return mtf.get_variable(mesh, name, shape_of(variable), dtype=dtype, initializer=initializer_of(variable))
+
+
+def trained(partition: Partition) -> Storage:
+    """Float32, perhaps in parts over replicas: see `trained.py`."""
+
+    def make(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
+        return trained_variable(mesh, name, shape_of(variable), dtype, initializer_of(variable), partition)
+
+    return make
+
+
+def int8(axes: Mapping[str, int]) -> Storage:
+    """Some matrices as whole numbers of 8 bits with scales.
+
+    Args:
+      axes: name of a matrix -> the axis that shares a scale.
+    """
+
+    def make(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
+        if name not in axes:
+            return plain(mesh, name, variable, dtype)
+        shape = shape_of(variable)
+        kept = mtf.Shape([dim for axis, dim in enumerate(shape.dims) if axis != axes[name]])
+        zeros = {"initializer": tf.zeros_initializer(), "trainable": False}
+        values = mtf.get_variable(mesh, f"{name}/int8", shape, dtype=tf.int8, **zeros)
+        return Int8Weight(values, mtf.get_variable(mesh, f"{name}/scale", kept, dtype=tf.float32, **zeros), dtype)
+
+    return make

@@ -1,0 +1,69 @@
+"""One pass over the network as a TensorFlow graph, for whatever reads tokens: evaluation, scores, sampling, export."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, NamedTuple, Optional
+
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.context import Context, Decoding
+from gpt_neo.model.dims import Dims, make_dims
+from gpt_neo.model.transformer import transformer
+from gpt_neo.mtf_compat import mtf
+from gpt_neo.ops.caches import Store
+
+
+class Pass(NamedTuple):
+    """A pass that is being built. logits: float32 mtf tensor. bring: a TensorFlow tensor [batch, sequence] into it."""
+
+    logits: Any
+    dims: Dims
+    bring: Callable[[Any], Any]
+
+
+def forward(
+    placement: Any,
+    config: ModelConfig,
+    tokens: Any,
+    context: Optional[Context] = None,
+    decoding: Optional[tuple] = None,
+    after: Callable[[Pass], list] = lambda network: [network.logits],
+) -> tuple:
+    """Build and lower one pass over the network.
+
+    Args:
+      placement: LocalPlacement, TpuPlacement or CorePlacement.
+      tokens: int32 TensorFlow tensor [batch, sequence].
+      decoding: (position, start, length, store) of a pass against caches, position and start as TensorFlow tensors:
+        see `Decoding`.
+      after: from the pass to the mtf tensors that are wanted of it.
+
+    Returns:
+      (TensorFlow tensor of each that is wanted, mtf.Lowering)
+
+    Raises:
+      ConfigError: the network does not have an option of the config.
+    """
+    context = context or Context()
+    graph = mtf.Graph()
+    mesh = placement.make_mesh(graph)
+    dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
+
+    def bring(x: Any) -> Any:
+        return mtf.import_tf_tensor(mesh, x, dims.tokens)
+
+    if decoding is not None:
+        context = at_positions(context, mesh, dims, *decoding)
+    wanted = after(Pass(transformer(bring(tokens), dims, config, context), dims, bring))
+    lowering = placement.lower(graph, mesh)
+    return [lowering.export_to_tf_tensor(x) for x in wanted], lowering
+
+
+def at_positions(
+    context: Context, mesh: Any, dims: Dims, position: Any, start: Any, length: int, store: Store
+) -> Context:
+    """The context with new tokens against caches. position: int32 [] or [batch]; start: int32 [batch]."""
+    rows = mtf.Shape([dims.batch])
+    position = mtf.import_tf_tensor(mesh, position, rows if position.shape.ndims else mtf.Shape([]))
+    at = Decoding(position, mtf.import_tf_tensor(mesh, start, rows), length, store)
+    return dataclasses.replace(context, decoding=at)
