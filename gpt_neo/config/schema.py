@@ -297,7 +297,11 @@ class OptimizerConfig:
         "Optimizer; adam is the legacy one without bias correction, adamw has it.",
         choices=("adam", "adamw", "adafactor", "lion"),
     )
-    lr_decay: str = key("cosine", "Shape of the decay to a tenth of lr.", choices=("cosine", "linear"))
+    lr_decay: str = key(
+        "none",
+        "Shape of the decay to a tenth of lr; none keeps lr after warm-up.",
+        choices=("cosine", "linear", "none"),
+    )
     lr_decay_end: Optional[int] = key(
         None, "Step at which the decay ends; train_steps when absent.", low=1, unit="steps"
     )
@@ -374,7 +378,10 @@ SECTIONS = {"model": ModelConfig, "optimizer": OptimizerConfig, "mesh": MeshConf
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A validated run: every section, the datasets it names, and the file it came from."""
+    """A validated run: every section, the datasets it names, and the file it came from.
+
+    notes: lines for the person on settings that were recognised as another program's; see `restore.py`.
+    """
 
     source: str
     name: str
@@ -383,6 +390,7 @@ class RunConfig:
     mesh: MeshConfig
     training: TrainingConfig
     datasets: tuple  # of (DatasetRef, DatasetConfig)
+    notes: tuple = dataclasses.field(default=(), compare=False)
 
     @property
     def tokens_per_step(self) -> int:
