@@ -22,6 +22,7 @@ MODEL = {
     "attention_types": [[["global", "local"], 1]],
     "local_attention_radius": 8,
     "lr": 0.01,
+    "lr_decay": "cosine",
     "lr_decay_end": 20,
     "warmup_steps": 2,
     "beta2": 0.95,

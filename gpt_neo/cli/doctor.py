@@ -16,8 +16,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from gpt_neo.cli.job import model_folder, size_text
-from gpt_neo.config import load_config
+from gpt_neo.cli.job import load_run, model_folder, size_text
 from gpt_neo.config.estimate import count_parameters, training_memory
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
@@ -66,7 +65,7 @@ def main(argv: Optional[list] = None) -> int:
     from gpt_neo.cli.quiet import silence
 
     silence(verbose=False)
-    run = load_config(args.model, args.set) if args.model else None
+    run = load_run(args.model, args.set) if args.model else None
     wrong = 0
     for line in findings(args, run):
         wrong += bool(line.advice)

@@ -3,109 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
-from gpt_neo.config.schema import ACTIVATION_VARIABLES, MeshConfig, ModelConfig, OptimizerConfig, RunConfig
+from gpt_neo.config.schema import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
+from gpt_neo.config.shapes import count, variable_shapes
+
+FACTORED_FROM = 128  # Adafactor keeps whole second moments of smaller matrices, as Mesh-TF has it
 
 
 def count_parameters(model: ModelConfig) -> int:
     """Exact number of trainable numbers, from the config alone."""
-    kinds = [(kind, layer in model.moe_layers) for layer, kind in enumerate(model.attention_types)]
-    if model.share_parameters:  # one set of each sort of part
-        attention = sum(attention_parameters(model, kind) for kind in shared_kinds(model))
-        plain = any(not moe for _, moe in kinds) * feed_forward_parameters(model, moe=False)
-        experts = any(moe for _, moe in kinds) * feed_forward_parameters(model, moe=True)
-        named = [norm_names(model, kind) for kind, _ in kinds]
-        norms = len(set().union(*named)) * norm_parameters(model) + rezero_parameters(model)
-        blocks = attention + plain + experts + norms + macaron_parameters(model)
-    else:
-        blocks = sum(
-            attention_parameters(model, kind)
-            + feed_forward_parameters(model, moe)
-            + macaron_parameters(model)
-            + len(norm_names(model, kind)) * norm_parameters(model)
-            + rezero_parameters(model)
-            for kind, moe in kinds
-        )
-    return model.n_vocab * model.n_embd + position_parameters(model) + blocks + head_parameters(model)
+    return count(variable_shapes(model))
 
 
-def shared_kinds(model: ModelConfig) -> list[str]:
-    """The attention whose parameters a shared block holds: with memory where any layer has it."""
-    kinds = set(model.attention_types) - {"none"}
-    return ["global"] if "global" in kinds else sorted(kinds)[:1]
+def slot_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
+    """Bytes of the optimizer's slots, float32: two moments of every number, or one; see `adafactor_slots`."""
+    if optimizer.opt_name == "adafactor":
+        return 4 * sum(adafactor_slots(shape, bool(optimizer.beta1)) for shape in variable_shapes(model))
+    return 4 * count_parameters(model) * {"adam": 2, "adamw": 2, "lion": 1}[optimizer.opt_name]
 
 
-def position_parameters(model: ModelConfig) -> int:
-    """Position tables: T d, (A1 + A2) d for axial ones, none for rotary."""
-    rows = {"learned": model.n_ctx, "axial": sum(model.axial_pos_emb or ()), "rotary": 0, "none": 0}
-    return rows[model.positions] * model.n_embd
-
-
-def attention_parameters(model: ModelConfig, kind: str) -> int:
-    """Attention of one layer: 4 d^2 for q, k, v, o, with d per bias, and 2 d per memory entry of a global layer; in gla
-    the low-rank gate, the output gate and the norm of a head."""
-    d = model.n_embd
-    if kind == "none":
-        return 0
-    if kind == "gla":
-        keys, values, rank = model.gla_key_width, model.gla_value_width, model.gla_params.gate_low_rank_dim
-        output_gate = d * values if model.gla_params.use_output_gate else 0
-        return 2 * d * (keys + values) + d * rank + (rank + 1) * keys + output_gate + values // model.gla_heads
-    memory = 2 * model.num_mem_kv * d if kind == "global" else 0
-    return 4 * d * d + 3 * d * model.qkv_bias + d * model.attn_output_bias + memory
-
-
-def feed_forward_parameters(model: ModelConfig, moe: bool = False) -> int:
-    """MLP of one layer of width w inside: two matrices with biases, 2 d w + w + d, or 3 d w + 2 w + d when gated; or
-    experts in its place."""
-    if moe:
-        return mixture_parameters(model)
-    d, width = model.n_embd, model.mlp_width
-    into = 2 * width if model.mlp_glu else width
-    return d * into + into + width * d + d + len(ACTIVATION_VARIABLES.get(model.activation_function, ()))
-
-
-def macaron_parameters(model: ModelConfig) -> int:
-    """The MLP before attention."""
-    return feed_forward_parameters(model) if model.macaron else 0
-
-
-def norm_names(model: ModelConfig, kind: str) -> set[str]:
-    """Norms of a block: attention of type none reads the bare stream, and a shared norm feeds both halves."""
-    if model.rezero:
-        return set()
-    if model.shared_norm:
-        return {"norm_1"}
-    return {"norm_2"} if kind == "none" else {"norm_1", "norm_2"}
-
-
-def norm_parameters(model: ModelConfig) -> int:
-    """One norm of a block."""
-    return {"layernorm": 2 * model.n_embd, "rmsnorm": model.n_embd, "scalenorm": 1}[model.norm_type]
-
-
-def rezero_parameters(model: ModelConfig) -> int:
-    """Two scales per block."""
-    return 2 if model.rezero else 0
-
-
-def head_parameters(model: ModelConfig) -> int:
-    """Final norm and the head, where it is not the embedding table."""
-    final = 0 if model.no_weight_tie else model.n_embd * (1 if model.norm_type == "rmsnorm" else 2)
-    bias = model.n_vocab if model.no_weight_tie or model.head_bias else 0
-    return final + model.n_vocab * model.n_embd * model.own_head + bias
-
-
-def mixture_parameters(model: ModelConfig) -> int:
-    """Parameters of a mixture of E experts of width H in place of an MLP: gates d E, experts 2 E d H."""
-    d, experts = model.n_embd, model.moe_params.moe_num_experts
-    return d * experts + 2 * experts * d * model.moe_params.moe_hidden_size
-
-
-def slot_bytes(optimizer: OptimizerConfig) -> int:
-    """Bytes of optimizer slots per parameter: float32 moments; the factored ones of Adafactor hardly count."""
-    adafactor = 4 if optimizer.beta1 else 0
-    return {"adam": 8, "adamw": 8, "lion": 4, "adafactor": adafactor}[optimizer.opt_name]
+def adafactor_slots(shape: tuple, momentum: bool) -> int:
+    """Numbers in Adafactor's slots of a variable: its second moments, whole or as a row and a column of its two
+    largest dimensions, and a first one where there is momentum."""
+    size, dims = math.prod(shape), sorted(shape, reverse=True)
+    factored = len(dims) > 1 and dims[1] >= FACTORED_FROM
+    return (size // dims[0] + size // dims[1] if factored else size) + size * momentum
 
 
 def kept_span(model: ModelConfig, kind: str) -> int:
@@ -176,7 +99,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     kept += passing_span(model) * model.n_head * 4
     return Memory(
         weights=parameters * width,
-        slots=parameters * slot_bytes(run.optimizer),
+        slots=slot_bytes(model, run.optimizer),
         gradients=parameters * 4,
         activations=int(tokens * kept),
         logits=2 * tokens * model.n_vocab * 4,

@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Optional
 
-from gpt_neo.config.estimate import attention_parameters, kept_span, microbatches, passing_span
+from gpt_neo.config.estimate import kept_span, microbatches, passing_span
 from gpt_neo.config.schema import RunConfig
+from gpt_neo.config.shapes import attention_shapes, count
 
 # A core of a TPU v3, the device that the released models were trained on: memory, what of its peak a matrix product
 # of these models reaches, and the links to its neighbours. The ranking needs their proportions, not their exactness.
@@ -60,7 +61,7 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
 def variable_sizes(run: RunConfig) -> list[tuple[int, tuple]]:
     """(elements, dimensions) of the large variables."""
     model, d = run.model, run.model.n_embd
-    attention = sum(attention_parameters(model, kind) for kind in model.attention_types)
+    attention = sum(count(attention_shapes(model, kind)) for kind in model.attention_types)
     return [
         (model.n_vocab * d, ("vocab", "embd")),
         (model.n_ctx * d, ("embed_sequence", "embd")),

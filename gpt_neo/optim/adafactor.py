@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from gpt_neo.config.estimate import FACTORED_FROM
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.slots import scalar, slot, wait
 
-FACTORED_FROM = 128  # smaller matrices keep whole second moments, as Mesh-TF has it
 MEMORY_EXPONENT = 0.8
 CLIPPING_THRESHOLD = 1.0  # largest root mean square of a step before it is scaled
 

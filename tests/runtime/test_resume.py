@@ -109,6 +109,7 @@ def place(tmp_path_factory):
             "n_vocab": 60,
             "n_ctx": N_CTX,
             "lr": 0.01,
+            "lr_decay": "cosine",
             "lr_decay_end": STEPS,
             "embed_dropout": 0.1,
             "attn_dropout": 0.1,
