@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, Optional
 
 from gpt_neo.cli.job import load_run, model_folder, size_text
-from gpt_neo.config.estimate import count_parameters, training_memory
+from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
 
@@ -198,8 +198,8 @@ def disk_line(folder: str, run: Optional[RunConfig]) -> Line:
     text = f"{size_text(free)} free for {folder}"
     if run is None:
         return Line("disk", text, "" if free > LITTLE_DISK else "free some, or set model_path to another disk")
-    slots = {"adam": 2, "adamw": 2, "lion": 1}.get(run.optimizer.opt_name, 1)
-    need = count_parameters(run.model) * 4 * (1 + slots) * (run.training.keep_checkpoints + 1)
+    one = count_parameters(run.model) * 4 + slot_bytes(run.model, run.optimizer)
+    need = one * (run.training.keep_checkpoints + 1)
     advice = "lower keep_checkpoints, or set model_path to another disk" if need > free else ""
     return Line("disk", f"{text}; {run.training.keep_checkpoints} checkpoints take about {size_text(need)}", advice)
 

@@ -54,7 +54,7 @@ def export_saved_model(
     notes: list[str] = []
     signatures = {}
     with place(folder) as staging, tf.Graph().as_default(), tf.Session() as session:
-        weights = Int8Weights() if int8 else None
+        weights = Int8Weights(config) if int8 else None
         with tf.variable_scope("", reuse=tf.AUTO_REUSE, custom_getter=weights):
             tokens = tf.placeholder(tf.int32, [batch_size, config.n_ctx], name="tokens")
             logits = build_logits(tokens, config)
@@ -133,7 +133,7 @@ def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[floa
       rows: int32 [records, n_ctx + 1].
     """
     found = []
-    for weights in (None, Int8Weights()):
+    for weights in (None, Int8Weights(config)):
         with tf.Graph().as_default(), tf.Session() as session:
             with tf.variable_scope("", custom_getter=weights):
                 fed = tf.placeholder(tf.int32, [1, config.n_ctx + 1])
