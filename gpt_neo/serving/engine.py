@@ -15,8 +15,8 @@ import numpy as np
 
 from gpt_neo.runtime.rows import RowDecoder
 from gpt_neo.sampling.filters import SampleOptions, row_generator
-from gpt_neo.serving.choosing import choose, score
-from gpt_neo.serving.writer import Piece, Scored, Writer
+from gpt_neo.serving.detokenizer import Detokenizer, Piece, Scored
+from gpt_neo.serving.token_choice import choose, score
 from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo.serving")
@@ -65,7 +65,7 @@ class Row:
         self.slot, self.next, self.made = 0, 0, 0
         self.counts: collections.Counter = collections.Counter()
         self.generator = row_generator(sequence.options.seed, 0, sequence.sample)
-        self.writer = Writer(tokenizer, sequence.stop, sequence.prompt)
+        self.detokenizer = Detokenizer(tokenizer, sequence.stop, sequence.prompt)
         self.scores: list[Scored] = []
 
     @property
@@ -220,7 +220,7 @@ class Engine:
         """Choose a row's next token and tell of it; the row is free after the last."""
         sequence = row.sequence
         if sequence.max_tokens == 0:
-            self.leave(row, row.writer.finish("length"))
+            self.leave(row, row.detokenizer.finish("length"))
             return
         token = choose(logits, sequence.options, row.generator, row.counts, sequence.presence, sequence.frequency)
         row.counts[token] += 1
@@ -228,9 +228,9 @@ class Engine:
         self.observe("new_tokens", 1)
         wanted = sequence.logprobs
         scored = Scored(token) if wanted is None else score(logits, token, wanted)
-        piece = row.writer.add(scored, is_end=token == self.eos_id)
+        piece = row.detokenizer.add(scored, is_end=token == self.eos_id)
         if row.made >= sequence.max_tokens and (piece is None or piece.finish is None):
-            rest = row.writer.finish("length")
+            rest = row.detokenizer.finish("length")
             piece = rest if piece is None else joined(piece, rest)
         if piece is not None and piece.finish is not None:
             self.leave(row, piece)
