@@ -14,9 +14,9 @@ from gpt_neo.cli.train import device_plan, device_text
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
-from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.predict_step import BatchSampler, Sampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import TextStream, Tokenizer
 
 DEFAULT_PROMPT = (
@@ -167,6 +167,5 @@ def answer(
         samples.add(event.sample, new + (stream.end() if event.last else ""), event.last)
     seconds = time.monotonic() - began
     print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
-    with tf.io.gfile.GFile(path, "a") as handle:
-        for number, sample in enumerate(samples.texts):
-            handle.write(f"=== sample {number + 1}, seed {options.seed}\n{text}{sample}\n")
+    made = (f"=== sample {i + 1}, seed {options.seed}\n{text}{new}\n" for i, new in enumerate(samples.texts))
+    files.append_text(path, "".join(made))

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import time
+import urllib.parse
 import warnings
 from collections.abc import Sequence
 from typing import Any, Callable
@@ -34,7 +35,7 @@ def make_observer(where: str) -> Any:
       ConfigError: of no known kind, or its package is not installed.
     """
     observers = import_sacred().observers
-    scheme = where.partition("://")[0] if "://" in where else ""
+    scheme = storage.scheme_of(where)
     if not scheme:
         return observers.FileStorageObserver(where)
     if scheme in ("mongodb", "mongodb+srv"):
@@ -61,7 +62,7 @@ def make_observer(where: str) -> Any:
 
 def database_of(url: str) -> str:
     """Name of the database in a MongoDB URL; `sacred` when there is none."""
-    return url.partition("://")[2].partition("/")[2].partition("?")[0] or "sacred"
+    return urllib.parse.urlsplit(url).path.lstrip("/") or "sacred"
 
 
 def shown(url: str) -> str:

@@ -56,7 +56,7 @@ def load_runs(where: str) -> list[TrackedRun]:
     Raises:
       DataError: there are none, or it cannot be read.
     """
-    if storage.is_remote(where) or "://" not in where:
+    if storage.scheme_of(where) in ("", storage.SCHEME):
         found = training_folder(where) if storage.exists(storage.join(where, TRAIN_LOG)) else sacred_folder(where)
     elif where.startswith("mongodb"):
         found = mongo_runs(where)
