@@ -12,7 +12,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 
 class Later(types.ModuleType):
@@ -51,6 +51,30 @@ with imported_later("pandas", "h5py"):
 
 SimdMeshImpl = mtf.simd_mesh_impl.SimdMeshImpl
 
+
+def summed_wide(fn: Callable[..., Any], *xs: Any, dtype: Any = None) -> Any:
+    """fn(*xs), which adds elements up, with its sums in float32.
+
+    TensorFlow adds bfloat16 up in bfloat16 in many of its CPU kernels: past 256 equal terms nothing is added any more.
+
+    Args:
+      fn: from tensors to one, all of a type.
+      dtype: of the result; None is the type of xs, to which a sum is rounded once.
+    """
+    wide = [tf.cast(x, tf.float32) if x.dtype == tf.bfloat16 else x for x in xs]
+    return tf.cast(fn(*wide), dtype or xs[0].dtype)
+
+
+def _wide_sum(x: Any, axes: Any) -> Any:
+    """tf.reduce_sum, in float32."""
+    return summed_wide(lambda wide: tf.reduce_sum(wide, axes), x)
+
+
+# All that Mesh-TF itself adds up, among it the gradients of what it broadcasts.
+_reduction = mtf.ops.reduction_fn
+mtf.ops.reduction_fn = lambda kind: _wide_sum if kind == "SUM" else _reduction(kind)
+mtf.ops.MeshImpl.einsum = lambda _, equation, *xs: summed_wide(lambda *wide: tf.einsum(equation, *wide), *xs)
+
 __all__ = [
     "SimdMeshImpl",
     "build_for_tpu",
@@ -59,6 +83,7 @@ __all__ = [
     "mtf",
     "pywrap_mlir",
     "reason_of",
+    "summed_wide",
     "tf",
     "zeros_initializer",
 ]

@@ -75,3 +75,16 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
 def put_slice(x: Any, part: Any, begin: Sequence[Any]) -> Any:
     """x with a part of it, from `begin` on, replaced: the operation that XLA does in place. For `spmd.mlir`."""
     return gen_xla_ops.xla_dynamic_update_slice(x, part, tf.stack([tf.cast(at, tf.int32) for at in begin]))
+
+
+def row_product(first: Any, second: Any) -> Any:
+    """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b].
+
+    A bfloat16 product of TensorFlow has float32 sums, but rounds them.
+    """
+    if INLINES.get() and first.dtype == tf.bfloat16:
+        from tensorflow.compiler.xla import xla_data_pb2
+
+        rows = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[0], rhs_contracting_dimensions=[0])
+        return gen_xla_ops.xla_dot_v2(first, second, rows.SerializeToString(), "", tf.float32)
+    return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)
