@@ -245,6 +245,8 @@ def test_files_of_a_job(tmp_path, kind):
     assert files.changed(path) >= first >= 0  # TensorFlow keeps no times in memory
     assert files.names(folder) == ["a.txt", "b.txt"] and files.glob(f"{folder}/a*") == [path]
     assert files.is_folder(folder) and not files.is_folder(path)
+    if kind == "ram":  # where TensorFlow adds to what is there
+        files.delete(path)
     files.write_text(path, "less")
     assert files.read_bytes(path) == b"less" and files.names(folder) == ["a.txt", "b.txt"]
     files.delete(path)
@@ -258,7 +260,7 @@ def test_json(tmp_path):
     path.write_text('{"a": [1, "½"]}', encoding="utf-8")
     assert storage.read_json(str(path)) == {"a": [1, "½"]}
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="a.json: cannot be read: Expecting"):
+    with pytest.raises(CheckpointError, match="a.json:1: not valid JSON: Expecting"):
         storage.read_json(str(path), CheckpointError)
     with pytest.raises(DataError, match="b.json: cannot be read: No such file"):
         storage.read_json(str(tmp_path / "b.json"))

@@ -16,8 +16,7 @@ from typing import Any, Optional
 import numpy as np
 
 from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, forget_pages, map_array
-from gpt_neo.errors import CheckpointError
-from gpt_neo.storage import reason_of
+from gpt_neo.errors import CheckpointError, reason_of
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.wire import bytes_field, checksum, fields, masked, masked_checksum, number_field, read_varint, varint
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.safetensors import SafetensorsFile
 from gpt_neo.checkpoint.tensors import Source
 from gpt_neo.checkpoint.torch_file import TorchFile
@@ -36,7 +35,7 @@ class HfFolder:
         self.path = path
         if not os.path.isdir(path):
             raise CheckpointError(f"{path!r}: no such folder; expected config.json and weights as transformers saves")
-        self.config = read_json(os.path.join(path, "config.json"))
+        self.config = storage.read_json(os.path.join(path, "config.json"), CheckpointError)
         found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
         if not found:
             raise CheckpointError(f"{path}: no weights; looked for {', '.join(WEIGHTS)}")
@@ -52,7 +51,7 @@ class HfFolder:
     def open_shards(self, index: str) -> None:
         """Open every file of an index and hold what they contain against it."""
         where = os.path.join(self.path, index)
-        places = read_json(where).get("weight_map")
+        places = storage.read_json(where, CheckpointError).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise CheckpointError(f"{where}: has no weight_map")
         for name in sorted(set(places.values())):
@@ -89,21 +88,3 @@ class HfFolder:
 def open_file(path: str) -> Source:
     """A weight file by its ending."""
     return SafetensorsFile(path) if path.endswith(".safetensors") else TorchFile(path)
-
-
-def read_json(path: str) -> Any:
-    """A JSON object.
-
-    Raises:
-      CheckpointError: there is none.
-    """
-    try:
-        with open(path, encoding="utf-8") as handle:
-            value = json.load(handle)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -6,7 +6,6 @@ and a task that is done twice writes the same file twice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -54,7 +53,7 @@ def prepare_on_beam(options: PrepareOptions, arguments: Sequence[str] = ()) -> d
         # Runners wrap what a worker raised; a mistake of the user is told as such.
         raise user_mistake(error) or error from None
     storage.delete_folder(work, within=options.work_dir or options.output_dir)
-    return json.loads(storage.read_bytes(manifest_path(options)))
+    return storage.read_json(manifest_path(options))
 
 
 def build(pipeline: Any, job: Job, groups: Sequence[tuple[Source, ...]], bad: Sequence[Bad]) -> Any:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional, Union
 
 from gpt_neo.dataprep import streams
-from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, Source, find_sources, open_source, reason_of
+from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, Source, find_sources, open_source
 from gpt_neo.dataprep.streams import NOT_JSON, NOT_UTF8, Item, Items, Rules
 from gpt_neo.dataprep.units import Unit, groups_of, units_of
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 
 PARAGRAPHS = "\n\n"  # lm_dataformat joins a list of paragraphs so
 ROWS = 256  # of a parquet file read at once

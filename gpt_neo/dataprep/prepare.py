@@ -20,11 +20,11 @@ from gpt_neo.dataprep.ledger import FILE, Ledger, listed_files
 from gpt_neo.dataprep.manifest import build_manifest, write_manifest
 from gpt_neo.dataprep.options import Job, PrepareOptions, separator_of
 from gpt_neo.dataprep.pool import AHEAD, workers
-from gpt_neo.dataprep.readers import Bad, Source, find_sources, reason_of
+from gpt_neo.dataprep.readers import Bad, Source, find_sources
 from gpt_neo.dataprep.shards import Plan, extent_of, lay_out, write_shard
 from gpt_neo.dataprep.tokenizing import tokenize_unit
 from gpt_neo.dataprep.units import groups_of, units_of
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 

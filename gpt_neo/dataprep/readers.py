@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple, Optional
 
 from gpt_neo import storage
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 
 TEXT_SUFFIXES = (".txt", ".rst", ".md", ".py")
 SUFFIXES = {
@@ -149,11 +149,6 @@ def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[li
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
     return sources, bad
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong, without the path that messages name anyway."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def open_source(path: str) -> BinaryIO:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, Union
 
 from gpt_neo.dataprep import words
-from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, Source, decompressed, kind_of, open_source, reason_of
-from gpt_neo.errors import DataError
+from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, Source, decompressed, kind_of, open_source
+from gpt_neo.errors import DataError, reason_of
 
 BLOCK = 1 << 20  # bytes read at once
 ITEM = 8 << 20  # bytes of lines, or characters of a text that is cut, in one item

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Union
 
 from gpt_neo.dataprep import streams
-from gpt_neo.dataprep.readers import BROKEN_OFF, STDIN, UNREADABLE, Bad, Source, open_source, reason_of
+from gpt_neo.dataprep.readers import BROKEN_OFF, STDIN, UNREADABLE, Bad, Source, open_source
 from gpt_neo.dataprep.streams import Item, Rules
+from gpt_neo.errors import reason_of
 
 UNIT_BYTES = 8 << 20
 MOST_FILES = 1000  # in one unit

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import count_from_name, count_records
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import ConfigError, DataError, reason_of
 from gpt_neo.inputs.seeds import salt
 from gpt_neo.mtf_compat import tf
-from gpt_neo.storage import reason_of
 from gpt_neo.storage import tensorflow as files
 
 CHUNKS, FIXED, RANDOM = "chunks", "documents_fixed", "documents_random"

@@ -11,9 +11,8 @@ from typing import Callable
 
 from gpt_neo import storage
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError, DataError, GptNeoError
+from gpt_neo.errors import CheckpointError, DataError, GptNeoError, reason_of
 from gpt_neo.inputs.sources import find_records
-from gpt_neo.storage import reason_of
 from gpt_neo.storage import tensorflow as files
 
 # What a bucket's policy has to grant for each thing that is done.

@@ -16,9 +16,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from gpt_neo.errors import ConfigError, DataError, GptNeoError
+from gpt_neo.errors import ConfigError, DataError, GptNeoError, reason_of
 from gpt_neo.storage import buckets
 from gpt_neo.storage.buckets import REMOTE, SCHEME, bucket_and_key, upload
 
@@ -39,7 +39,6 @@ __all__ = [
     "open_read",
     "read_bytes",
     "read_json",
-    "reason_of",
     "scheme_of",
     "size",
     "upload",
@@ -154,21 +153,21 @@ def read_bytes(path: str) -> bytes:
         return handle.read()
 
 
-def read_json(path: str, kind: type[GptNeoError] = DataError) -> Any:
-    """The value of a JSON file.
+def read_json(path: str, kind: type[GptNeoError] = DataError) -> dict:
+    """A JSON object.
 
     Raises:
-      kind: it cannot be read, or is damaged; names the path.
+      kind: there is none; names the path.
     """
     try:
-        return json.loads(read_bytes(path).decode("utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_bytes(path).decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise kind(f"{path}: cannot be read: {reason_of(error)}") from error
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong, without the path that messages name anyway."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if not isinstance(value, dict):
+        raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 @contextlib.contextmanager
