@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
+from gpt_neo import storage
 from gpt_neo.errors import DataError
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
@@ -172,7 +173,7 @@ def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = N
     Raises:
       DataError: there is no such file, or it is no tokenizer.
     """
-    name = path_or_name or "gpt2"
+    name = storage.local(path_or_name or "gpt2")
     if name == "gpt2":
         return Tokenizer("gpt2", gpt2_backend(), 50256 if eos_id is None else eos_id)
     if os.path.isdir(name):

@@ -56,7 +56,7 @@ class Entry:
 
 
 class Bundle:
-    """A checkpoint to read from; a `Source`.
+    """A checkpoint to read from; a `TensorSource`.
 
     Raises:
       CheckpointError: the index is missing or damaged, or a data file is missing or too short.

@@ -13,9 +13,9 @@ import math
 import os
 import shutil
 
+from gpt_neo.checkpoint.arrangements import SAME
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.families import Family, Pair
-from gpt_neo.checkpoint.layouts import SAME
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config.estimate import count_parameters
 from gpt_neo.config.schema import GlaParams, ModelConfig, MoeConfig

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from typing import Any, Optional
 
-from gpt_neo.checkpoint.layouts import BY_HEAD, SAME, SIDE_BY_SIDE, TURNED, Layout
+from gpt_neo.checkpoint.arrangements import BY_HEAD, SAME, SIDE_BY_SIDE, TURNED, Arrangement
 from gpt_neo.config.schema import ModelConfig
 
 HEAD = "gpt2/wte_final_linear/conv1d_main/linear_out"
@@ -23,7 +23,7 @@ class Rule:
     ours: tuple
     theirs: str
     sizes: str
-    layout: Layout = SAME
+    arrangement: Arrangement = SAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,10 @@ def norms(theirs: dict) -> tuple:
     return tuple(Rule((f"gpt2/{a}/{x}",), f"{b}.{y}", "d") for a, b in theirs.items() for x, y in pairs)
 
 
-def linear(ours: str, theirs: str, source: str, target: str, layout: Layout = TURNED) -> tuple:
+def linear(ours: str, theirs: str, source: str, target: str, arrangement: Arrangement = TURNED) -> tuple:
     """Rules of a map with bias: our scope `.../conv1d_main/<name>`, their module."""
     return (
-        Rule((f"{ours}/kernel",), f"{theirs}.weight", f"{source}{target}", layout),
+        Rule((f"{ours}/kernel",), f"{theirs}.weight", f"{source}{target}", arrangement),
         Rule((f"{ours}/bias",), f"{theirs}.bias", target),
     )
 
@@ -73,10 +73,10 @@ QKV_BIAS = tuple(f"{ATTN}/compute_qkv_bias/{x}_b" for x in "qkv")
 MLP = "gpt2/h{}/mlp/conv1d_main"
 
 
-def attention_output(theirs: str, layout: Layout = TURNED) -> tuple:
+def attention_output(theirs: str, arrangement: Arrangement = TURNED) -> tuple:
     """Rules of attention's output with bias."""
     return (
-        Rule((f"{ATTN}/o",), f"{theirs}.weight", "dd", layout),
+        Rule((f"{ATTN}/o",), f"{theirs}.weight", "dd", arrangement),
         Rule((f"{ATTN}/compute_output_bias/o_b",), f"{theirs}.bias", "d"),
     )
 
@@ -231,7 +231,7 @@ class Pair:
     shape: tuple
     theirs: str
     their_shape: tuple
-    layout: Layout
+    arrangement: Arrangement
 
 
 def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
@@ -252,8 +252,8 @@ def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
                         tuple(name.format(layer) for name in rule.ours),
                         shape,
                         prefix + rule.theirs.format(layer),
-                        rule.layout.their_shape(shape),
-                        rule.layout,
+                        rule.arrangement.their_shape(shape),
+                        rule.arrangement,
                     )
                 )
     return pairs

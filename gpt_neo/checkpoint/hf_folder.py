@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.safetensors import SafetensorsFile
-from gpt_neo.checkpoint.tensors import Source
+from gpt_neo.checkpoint.tensors import TensorSource
 from gpt_neo.checkpoint.torch_file import TorchFile
 from gpt_neo.errors import CheckpointError
 
@@ -25,7 +25,7 @@ TOKENIZER_FILES = (
 
 
 class HfFolder:
-    """A folder; a `Source` over all its weight files.
+    """A folder; a `TensorSource` over all its weight files.
 
     Raises:
       CheckpointError: config or weights are missing or damaged, a shard is missing, or the index is wrong.
@@ -39,7 +39,7 @@ class HfFolder:
         found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
         if not found:
             raise CheckpointError(f"{path}: no weights; looked for {', '.join(WEIGHTS)}")
-        self.files: dict[str, Source] = {}
+        self.files: dict[str, TensorSource] = {}
         self.places: dict[str, str] = {}  # tensor -> file
         if found[0].endswith(".index.json"):
             self.open_shards(found[0])
@@ -85,6 +85,6 @@ class HfFolder:
         return self.files[self.places[name]].read(name)
 
 
-def open_file(path: str) -> Source:
+def open_file(path: str) -> TensorSource:
     """A weight file by its ending."""
     return SafetensorsFile(path) if path.endswith(".safetensors") else TorchFile(path)

@@ -15,7 +15,7 @@ from gpt_neo.checkpoint.fit import fit_checkpoint, load_variables
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
-from gpt_neo.checkpoint.record import drop_records, write_record
+from gpt_neo.checkpoint.provenance import drop_provenances, write_provenance
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import reason_of, tf
 from gpt_neo.storage import tensorflow as files
@@ -125,9 +125,9 @@ class RecordListener(tf.estimator.CheckpointSaverListener):
         prefix = os.path.join(self.folder, f"{PREFIX}{step}")
         with writing_to(prefix + ".json"):
             if os.path.basename(prefix) != self.saver.restored or file_size(prefix + ".json") is None:
-                write_record(prefix, self.record(step))
+                write_provenance(prefix, self.record(step))
 
     def after_save(self, session: Any, global_step_value: int) -> None:
         """Drop the records of checkpoints that were deleted to make room."""
         with writing_to(self.folder):
-            drop_records(self.folder)
+            drop_provenances(self.folder)

@@ -18,7 +18,7 @@ FLOATS: tuple[np.dtype, ...] = (np.dtype(np.float16), BFLOAT16, np.dtype(np.floa
 BLOCK = 1 << 24  # bytes; what a conversion holds besides the pages of the tensor it reads
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """Named tensors of a file or folder, read one at a time."""
 
     path: str

@@ -31,7 +31,7 @@ BROKEN_OFF = "broken archive"  # the reason given for data that is damaged or br
 UNREADABLE = "cannot be read"
 
 
-class Source(NamedTuple):
+class InputFile(NamedTuple):
     """An input file.
 
     Attributes:
@@ -129,7 +129,7 @@ def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[list[Source], list[Bad]]:
+def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[list[InputFile], list[Bad]]:
     """Input files in the order they are read, and those whose extension is unknown.
 
     Raises:
@@ -139,11 +139,11 @@ def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[li
     for path in find_inputs(*inputs):
         if path == STDIN:
             # Nothing can tell whether a later run is given the same again: it is not resumed.
-            sources.append(Source(path, stdin_format, "", 0, os.urandom(8).hex()))
+            sources.append(InputFile(path, stdin_format, "", 0, os.urandom(8).hex()))
             continue
         try:
             kind, compression = kind_of(path)
-            sources.append(Source(path, kind, compression, storage.size(path), storage.version(path)))
+            sources.append(InputFile(path, kind, compression, storage.size(path), storage.version(path)))
         except DataError as error:
             bad.append(Bad(path, "", 0, "unknown extension", str(error).partition("unknown extension; ")[2]))
         except OSError as error:

@@ -10,7 +10,7 @@ import time
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.folder import PREFIX
-from gpt_neo.checkpoint.record import read_record
+from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
@@ -139,7 +139,7 @@ class SpikeHook(tf.estimator.SessionRunHook):
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Take up the losses that the checkpoint was written with."""
         step = int(session.run(self.counter))
-        record = read_record(os.path.join(self.watch.folder, f"{PREFIX}{step}")) or {}
+        record = read_provenance(os.path.join(self.watch.folder, f"{PREFIX}{step}")) or {}
         self.rule = SpikeRule(record.get(SPIKE_LOSSES, ()))
 
     def before_run(self, run_context: Any) -> Any:

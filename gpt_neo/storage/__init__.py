@@ -35,6 +35,7 @@ __all__ = [
     "is_remote",
     "join",
     "list_files",
+    "local",
     "make_folder",
     "open_read",
     "read_bytes",
@@ -72,7 +73,7 @@ def absolute(path: str) -> str:
 
 
 def local(path: str) -> str:
-    """A local path as the system takes it."""
+    """A path with `~` replaced by the home folder."""
     return os.path.expanduser(path)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import gpt_neo
 from gpt_neo import storage
-from gpt_neo.checkpoint.record import PACKAGES, version
+from gpt_neo.checkpoint.provenance import PACKAGES, version
 from gpt_neo.errors import ConfigError, GptNeoError
 from gpt_neo.tracking.metrics import Measurement
 from gpt_neo.tracking.sacred_import import import_sacred
@@ -89,7 +89,7 @@ class Tracked:
         """Record a metric."""
         self.run.log_scalar(measurement.name, measurement.value, measurement.step)
 
-    def note(self, **facts: Any) -> None:
+    def update(self, **facts: Any) -> None:
         """Record facts about the run that change, such as its step."""
         self.run.info.update(facts)
 

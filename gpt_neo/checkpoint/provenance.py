@@ -1,4 +1,4 @@
-"""What travels beside a checkpoint: `model.ckpt-<step>.json` with config, tokenizer, data position, seed, versions.
+"""What a checkpoint was made of: `model.ckpt-<step>.json` with config, tokenizer, data position, seed and versions.
 
 The readers of the legacy program look at `.index` and `.data-*` only.
 """
@@ -36,7 +36,7 @@ def config_keys(run: RunConfig) -> dict:
     return json.loads(json.dumps(keys))
 
 
-def make_record(run: RunConfig, step: int, tokenizer: Optional[dict] = None, source: Optional[str] = None) -> dict:
+def make_provenance(run: RunConfig, step: int, tokenizer: Optional[dict] = None, source: Optional[str] = None) -> dict:
     """The record of a checkpoint.
 
     Args:
@@ -90,13 +90,13 @@ def tokenizer_reference(run: RunConfig) -> Optional[dict]:
     }
 
 
-def write_record(prefix: str, record: dict) -> None:
+def write_provenance(prefix: str, record: dict) -> None:
     """Write the record of a checkpoint, and drop those whose checkpoint the keep rules have deleted."""
     files.write_text(prefix + ".json", json.dumps(record, indent=2) + "\n")
-    drop_records(os.path.dirname(prefix), os.path.basename(prefix))
+    drop_provenances(os.path.dirname(prefix), os.path.basename(prefix))
 
 
-def drop_records(folder: str, coming: str = "") -> None:
+def drop_provenances(folder: str, coming: str = "") -> None:
     """Remove records that have no checkpoint. coming: the name of one that is about to be written."""
     kept = {os.path.basename(path) for path in checkpoints_of(folder)} | {coming}
     for name in files.names(folder):
@@ -105,7 +105,7 @@ def drop_records(folder: str, coming: str = "") -> None:
             files.delete(os.path.join(folder, name))
 
 
-def read_record(prefix: str) -> Optional[dict]:
+def read_provenance(prefix: str) -> Optional[dict]:
     """The record of a checkpoint; None for one of the legacy program.
 
     Raises:
