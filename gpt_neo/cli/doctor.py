@@ -20,6 +20,7 @@ from gpt_neo.cli.job import load_run, model_folder, size_text
 from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
+from gpt_neo.storage import scheme_of
 
 CONSTRAINTS = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "constraints.txt"
@@ -84,7 +85,7 @@ def findings(args: argparse.Namespace, run: Optional[RunConfig]) -> Iterator[Lin
     yield imported
     yield memory_line(run)
     folder = model_folder(run) if run else os.getcwd()
-    if "://" not in folder:
+    if not scheme_of(folder):
         yield disk_line(folder, run)
     if imported.advice:
         return

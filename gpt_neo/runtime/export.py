@@ -23,6 +23,7 @@ from gpt_neo.runtime.int8 import Int8Weights
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import PREFILL, load_weights
 from gpt_neo.sampling.graph import choose
+from gpt_neo.storage import tensorflow as files
 
 
 def export_saved_model(
@@ -83,8 +84,8 @@ def place(folder: str) -> Iterator[str]:
     Raises:
       CheckpointError: the folder is in use, or cannot be written.
     """
-    if "://" in folder:
-        if tf.io.gfile.exists(folder) and tf.io.gfile.listdir(folder):
+    if files.is_remote(folder):
+        if files.is_folder(folder) and files.names(folder):
             raise CheckpointError(f"{folder}: exists and is not an empty folder; choose another")
         yield folder
         return
