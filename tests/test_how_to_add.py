@@ -30,7 +30,7 @@ from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.runtime.rows import RowDecoder
 from gpt_neo.runtime.train_step import build_train_step
-from gpt_neo.serving.picture import attention_weights
+from gpt_neo.serving.attention_maps import attention_weights
 from gpt_neo.spmd.decoding import export_predict_step
 from tests.model.options import BASE, make_run
 from tests.model.tools import save_random, save_weights, uncached

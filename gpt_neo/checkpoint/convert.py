@@ -28,7 +28,7 @@ from gpt_neo.checkpoint.folder import write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
 from gpt_neo.checkpoint.names import PREFIX
-from gpt_neo.checkpoint.record import make_record
+from gpt_neo.checkpoint.provenance import make_provenance
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.checkpoint.safetensors import write_safetensors
 from gpt_neo.checkpoint.staging import staged_folder
@@ -104,7 +104,7 @@ def import_hf(
         prefix = os.path.join(staging, f"{PREFIX}{step}")
         writer = BundleWriter(prefix)
         for pair in pairs:
-            parts = pair.layout.split(folder.read(names[pair.theirs]), run.model.n_head)
+            parts = pair.arrangement.split(folder.read(names[pair.theirs]), run.model.n_head)
             for name, part in zip(pair.ours, parts):
                 writer.add(name, pair.shape, DTYPES[precision], finite_blocks(part, DTYPES[precision], name, source))
         weights = [(name, pair.shape) for pair in pairs for name in pair.ours] if zero_slots else []
@@ -113,7 +113,7 @@ def import_hf(
         writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()
         copy_tokenizer(source, staging)
-        record = make_record(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
+        record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
         with open(prefix + ".json", "w", encoding="utf-8") as handle:
             handle.write(json.dumps(record, indent=2) + "\n")
         write_state(staging, prefix)
@@ -278,7 +278,7 @@ def write_weights(
 def their_blocks(pair: Pair, fit: Fit, dtype: np.dtype, heads: int) -> Iterator[np.ndarray]:
     """Blocks of one of their tensors; ours are read when the first is asked for."""
     ours = [fit.value(name, fit.bundle.dtype(name)) for name in pair.ours]
-    yield from finite_blocks(pair.layout.join(ours, heads), dtype, pair.ours[0], fit.bundle.path)
+    yield from finite_blocks(pair.arrangement.join(ours, heads), dtype, pair.ours[0], fit.bundle.path)
 
 
 def write_json(folder: str, name: str, value: Any) -> None:

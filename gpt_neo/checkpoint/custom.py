@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 
+from gpt_neo.checkpoint.arrangements import SAME
 from gpt_neo.checkpoint.families import Family, Pair
-from gpt_neo.checkpoint.layouts import SAME
 from gpt_neo.config.network import variables_of
 from gpt_neo.config.schema import GlaParams, ModelConfig, MoeConfig
 from gpt_neo.errors import CheckpointError

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from typing import Any, Optional
 
-from gpt_neo.checkpoint.layouts import BY_HEAD, SAME, SIDE_BY_SIDE, TURNED, Layout
+from gpt_neo.checkpoint.arrangements import BY_HEAD, SAME, SIDE_BY_SIDE, TURNED, Arrangement
 from gpt_neo.config.network import variables_of
 from gpt_neo.config.schema import ModelConfig
 
@@ -23,7 +23,7 @@ class Rule:
 
     ours: tuple
     theirs: str
-    layout: Layout = SAME
+    arrangement: Arrangement = SAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,9 @@ def norms(theirs: dict) -> tuple:
     return tuple(Rule((f"gpt2/{a}/{x}",), f"{b}.{y}") for a, b in theirs.items() for x, y in pairs)
 
 
-def linear(ours: str, theirs: str, layout: Layout = TURNED) -> tuple:
+def linear(ours: str, theirs: str, arrangement: Arrangement = TURNED) -> tuple:
     """Rules of a map with bias: our scope `.../conv1d_main/<name>`, their module."""
-    return (Rule((f"{ours}/kernel",), f"{theirs}.weight", layout), Rule((f"{ours}/bias",), f"{theirs}.bias"))
+    return (Rule((f"{ours}/kernel",), f"{theirs}.weight", arrangement), Rule((f"{ours}/bias",), f"{theirs}.bias"))
 
 
 ATTN = "gpt2/h{}/attn"
@@ -70,10 +70,10 @@ QKV_BIAS = tuple(f"{ATTN}/compute_qkv_bias/{x}_b" for x in "qkv")
 MLP = "gpt2/h{}/mlp/conv1d_main"
 
 
-def attention_output(theirs: str, layout: Layout = TURNED) -> tuple:
+def attention_output(theirs: str, arrangement: Arrangement = TURNED) -> tuple:
     """Rules of attention's output with bias."""
     return (
-        Rule((f"{ATTN}/o",), f"{theirs}.weight", layout),
+        Rule((f"{ATTN}/o",), f"{theirs}.weight", arrangement),
         Rule((f"{ATTN}/compute_output_bias/o_b",), f"{theirs}.bias"),
     )
 
@@ -228,7 +228,7 @@ class Pair:
     shape: tuple
     theirs: str
     their_shape: tuple
-    layout: Layout
+    arrangement: Arrangement
 
 
 def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
@@ -245,7 +245,7 @@ def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
             if ("{}" in rule.theirs) == (layer is not None):
                 ours = tuple(name.format(layer) for name in rule.ours)
                 theirs, shape = prefix + rule.theirs.format(layer), variables[ours[0]].shape
-                pairs.append(Pair(ours, shape, theirs, rule.layout.their_shape(shape), rule.layout))
+                pairs.append(Pair(ours, shape, theirs, rule.arrangement.their_shape(shape), rule.arrangement))
     return pairs
 
 

@@ -16,11 +16,11 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from gpt_neo.cli.job import model_folder, size_text
-from gpt_neo.config import load_config
+from gpt_neo.cli.job import load_run, model_folder, size_text
 from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
+from gpt_neo.storage import scheme_of
 
 CONSTRAINTS = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "constraints.txt"
@@ -66,7 +66,7 @@ def main(argv: Optional[list] = None) -> int:
     from gpt_neo.cli.quiet import silence
 
     silence(verbose=False)
-    run = load_config(args.model, args.set) if args.model else None
+    run = load_run(args.model, args.set) if args.model else None
     wrong = 0
     for line in findings(args, run):
         wrong += bool(line.advice)
@@ -85,7 +85,7 @@ def findings(args: argparse.Namespace, run: Optional[RunConfig]) -> Iterator[Lin
     yield imported
     yield memory_line(run)
     folder = model_folder(run) if run else os.getcwd()
-    if "://" not in folder:
+    if not scheme_of(folder):
         yield disk_line(folder, run)
     if imported.advice:
         return

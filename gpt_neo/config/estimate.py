@@ -68,7 +68,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
     kept += passing_span(model) * model.n_head * 4
     return Memory(
-        weights=parameters * width,
+        weights=parameters * (4 if width == 4 else 4 + width),  # float32, which is trained, and what layers read
         slots=slot_bytes(model, run.optimizer),
         gradients=parameters * 4,
         activations=int(tokens * kept),

@@ -6,15 +6,25 @@ What an optimizer computes stands in optim/, by the same name; checkpoints, memo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import Callable, Optional, Protocol
 
-if TYPE_CHECKING:  # the schema takes the names from here
-    from gpt_neo.config.schema import OptimizerConfig
+
+class Settings(Protocol):
+    """What of `schema.OptimizerConfig` decides on slots; the schema takes the names of optimizers from here."""
+
+    @property
+    def opt_name(self) -> str:
+        """A key of OPTIMIZERS."""
+
+    @property
+    def beta1(self) -> float:
+        """Of the first moment."""
+
 
 FACTORED_FROM = 128  # Adafactor: smaller matrices keep whole second moments, as Mesh-TF has it
 
 
-def whole(shape: Sequence[int], config: OptimizerConfig) -> tuple:
+def whole(shape: Sequence[int], config: Settings) -> tuple:
     """A number for each of the variable's."""
     return tuple(shape)
 
@@ -28,21 +38,21 @@ def largest_axes(shape: Sequence[int]) -> Optional[tuple[int, int]]:
 def without_axis(number: int) -> Callable:
     """Adafactor: means over the largest (0) or second largest (1) dimension, where the moment is factored."""
 
-    def reduced(shape: Sequence[int], config: OptimizerConfig) -> Optional[tuple]:
+    def reduced(shape: Sequence[int], config: Settings) -> Optional[tuple]:
         axes = largest_axes(shape)
         return None if axes is None else tuple(size for axis, size in enumerate(shape) if axis != axes[number])
 
     return reduced
 
 
-def unfactored(shape: Sequence[int], config: OptimizerConfig) -> Optional[tuple]:
+def unfactored(shape: Sequence[int], config: Settings) -> Optional[tuple]:
     """Adafactor: the second moment of a variable that is not factored."""
     return tuple(shape) if largest_axes(shape) is None else None
 
 
 # Optimizer -> slots: what is put after a variable's name -> their shape, from the variable's and the config, or None
 # where a variable has none. They are float32 and start at 0.
-OPTIMIZERS: dict[str, Mapping[str, Callable[[Sequence[int], OptimizerConfig], Optional[tuple]]]] = {
+OPTIMIZERS: dict[str, Mapping[str, Callable[[Sequence[int], Settings], Optional[tuple]]]] = {
     "adam": {"/adam_m": whole, "/adam_v": whole},
     "adamw": {"/adam_m": whole, "/adam_v": whole},
     "adafactor": {
@@ -55,7 +65,7 @@ OPTIMIZERS: dict[str, Mapping[str, Callable[[Sequence[int], OptimizerConfig], Op
 }
 
 
-def slots_of(variables: Iterable[tuple[str, Sequence[int]]], config: OptimizerConfig) -> dict[str, tuple]:
+def slots_of(variables: Iterable[tuple[str, Sequence[int]]], config: Settings) -> dict[str, tuple]:
     """Name and shape of every slot of variables, which are given as (name, shape)."""
     found = {}
     for name, shape in variables:

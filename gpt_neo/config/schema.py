@@ -121,7 +121,10 @@ class MoeConfig:
     moe_loss_coef: float = key(1e-2, "Weight of the load-balancing loss.", low=0.0)
     moe_group_size: int = key(1024, "Most tokens that are routed together; a sequence is cut evenly.", low=1)
     moe_capacity_factor_train: float = key(1.25, "Places per expert in training, times tokens / experts.", low=0.0)
-    moe_capacity_factor_eval: float = key(2.0, "Legacy key: evaluation and decoding drop no token at all.", low=0.0)
+    moe_capacity_factor_eval: Optional[float] = key(
+        None, "The same in --eval, over the whole batch; none drops no token. Decoding and tasks never do.", low=0.0
+    )
+    moe_dropout_rate: float = key(0.0, "Dropout rate inside experts.", low=0.0, high=1.0)
     moe_min_expert_capacity: int = key(1, "Fewest places per expert and group.", low=1)
     moe_gating: str = key("top_2", "How experts are chosen.", choices=("top_2",))
     moe_use_second_place_loss: bool = key(False, "Balance the second choices as well, with half the weight.")
@@ -292,7 +295,11 @@ class OptimizerConfig:
     opt_name: str = key(
         "adam", "Optimizer; adam is the legacy one without bias correction, adamw has it.", choices=OPTIMIZERS
     )
-    lr_decay: str = key("cosine", "Shape of the decay to a tenth of lr.", choices=("cosine", "linear"))
+    lr_decay: str = key(
+        "none",
+        "Shape of the decay to a tenth of lr; none keeps lr after warm-up.",
+        choices=("cosine", "linear", "none"),
+    )
     lr_decay_end: Optional[int] = key(
         None, "Step at which the decay ends; train_steps when absent.", low=1, unit="steps"
     )
@@ -369,7 +376,10 @@ SECTIONS = {"model": ModelConfig, "optimizer": OptimizerConfig, "mesh": MeshConf
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A validated run: every section, the datasets it names, and the file it came from."""
+    """A validated run: every section, the datasets it names, and the file it came from.
+
+    notes: lines for the person on settings that were recognised as another program's; see `restore.py`.
+    """
 
     source: str
     name: str
@@ -378,6 +388,7 @@ class RunConfig:
     mesh: MeshConfig
     training: TrainingConfig
     datasets: tuple  # of (DatasetRef, DatasetConfig)
+    notes: tuple = dataclasses.field(default=(), compare=False)
 
     @property
     def tokens_per_step(self) -> int:

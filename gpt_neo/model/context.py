@@ -38,6 +38,8 @@ class Context:
     storage: how weights are stored, see `ops/parameters.py`.
     randomness: where dropout takes its masks from; needed where a pass in training draws any.
     auxiliary_losses: float32 scalars that layers add to the loss, filled by the pass.
+    in_places: experts have the places of `moe_capacity_factor_eval`, if that is set; what a token gives then depends on
+      the rest of the batch.
     seen: (layer, tensors) of each attention layer, what its weights follow from; filled where it is a list.
     """
 
@@ -47,6 +49,7 @@ class Context:
     spread_loss: bool = False
     storage: Storage = plain
     randomness: Optional[Source] = None
+    in_places: bool = False
     auxiliary_losses: list = dataclasses.field(default_factory=list)
     seen: Optional[list] = None
 

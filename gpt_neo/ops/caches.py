@@ -367,7 +367,7 @@ def window_step(q: Any, k: Any, v: Any, position: Any, start: Any, caches: list,
         keys, values = (store.write(cache, new, at) for cache, new in zip(caches, (k, v)))
         return attend_ring(q, keys, values, position, start, window)
     joined = [tf.concat([store.read(cache), new], 2) for cache, new in zip(caches, (k, v))]
-    out = attend_window(q, *joined, position, start, window)
+    out = attend_window(q, joined[0], joined[1], position, start, window)
     with tf.control_dependencies(joined):
         written = [store.write(cache, newest_ring(x, position, window)) for cache, x in zip(caches, joined)]
     with tf.control_dependencies(written):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_neo.config.schema import RunConfig
+from gpt_neo.model.context import Context
 from gpt_neo.model.losses import loss_per_token, split_batch
 from gpt_neo.runtime.network import Pass, forward
 
@@ -25,5 +26,5 @@ def build_eval_step(batch: Any, run: RunConfig, placement: Any) -> tuple:
             loss_per_token(network.logits, network.bring(parts["labels"]), network.dims.vocab, run.model, z_loss=0.0)
         ]
 
-    (found,), lowering = forward(placement, run.model, parts["inputs"], after=losses)
+    (found,), lowering = forward(placement, run.model, parts["inputs"], Context(in_places=True), after=losses)
     return found, lowering

@@ -22,6 +22,7 @@ from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.network import forward
 from gpt_neo.runtime.predict_step import PREFILL, load_weights
 from gpt_neo.sampling.graph import choose
+from gpt_neo.storage import tensorflow as files
 
 
 def export_saved_model(
@@ -80,8 +81,8 @@ def place(folder: str) -> Iterator[str]:
     Raises:
       CheckpointError: the folder is in use, or cannot be written.
     """
-    if "://" in folder:
-        if tf.io.gfile.exists(folder) and tf.io.gfile.listdir(folder):
+    if files.is_remote(folder):
+        if files.is_folder(folder) and files.names(folder):
             raise CheckpointError(f"{folder}: exists and is not an empty folder; choose another")
         yield folder
         return
@@ -126,12 +127,12 @@ def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[floa
       rows: int32 [records, n_ctx + 1].
     """
     found = []
-    for storage, load in ((plain, load_weights), (int8_storage(config), load_int8)):
+    for storage in (plain, int8_storage(config)):
         with tf.Graph().as_default(), tf.Session() as session:
             fed = tf.placeholder(tf.int32, [1, config.n_ctx + 1])
             logits = build_logits(fed[:, :-1], config, storage)
             each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=fed[:, 1:], logits=logits)
-            load(session, checkpoint, config) if load is load_int8 else load(session, checkpoint)
+            load_weights(session, checkpoint) if storage is plain else load_int8(session, checkpoint, config)
             found.append(float(np.mean([session.run(each, {fed: row[np.newaxis]}) for row in rows])))
     return found[0], found[1]
 

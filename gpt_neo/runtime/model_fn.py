@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.folder import latest_checkpoint
-from gpt_neo.checkpoint.record import make_record, tokenizer_reference
+from gpt_neo.checkpoint.provenance import make_provenance, tokenizer_reference
 from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
@@ -149,7 +149,7 @@ def saver_hook(setup: TrainingSetup, saver: RunSaver, listeners: list, spikes: O
     run, tokenizer = setup.run, tokenizer_reference(setup.run)
 
     def record(step: int) -> dict:
-        made = make_record(run, step, tokenizer)
+        made = make_provenance(run, step, tokenizer)
         return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
 
     return tf.train.CheckpointSaverHook(

@@ -22,10 +22,10 @@ from starlette.routing import Route
 
 from gpt_neo.config.network import attention_layers, kinds_of
 from gpt_neo.serving.answers import error_json, safe_name
+from gpt_neo.serving.attention_maps import picture_json
 from gpt_neo.serving.completions import Completions
 from gpt_neo.serving.engine import Engine
 from gpt_neo.serving.metrics import Metrics
-from gpt_neo.serving.picture import picture_json
 from gpt_neo.serving.requests import (
     RequestError,
     Served,

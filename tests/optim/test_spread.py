@@ -11,13 +11,19 @@ import sys
 
 import pytest
 
-PARAMS = {"moe_num_experts": 4, "moe_hidden_size": 12, "moe_group_size": 4}
+PARAMS = {"moe_num_experts": 4, "moe_hidden_size": 12, "moe_group_size": 4, "moe_capacity_factor_eval": 1.0}
+# groups of two sequences in evaluation
+DROPPING = {"moe_dropout_rate": 0.3, "moe_group_size": 16, "moe_second_policy_eval": "all"}
 # a threshold at which most second choices hang on the draws
 MOE = {"moe_layers": [0], "moe_params": {**PARAMS, "moe_second_threshold_train": 0.9}}
 # (changes of the config, mesh, layout)
 CASES = {
     "experts with the batch": (MOE, "x:4", "batch:x,experts:x,slots:x"),
-    "experts beside the batch": ({**MOE, "opt_name": "adafactor", "lr": 0.05}, "x:2,y:2", "batch:x,experts:y,slots:x"),
+    "experts beside the batch": (
+        {"moe_layers": [0], "moe_params": {**PARAMS, **DROPPING}, "opt_name": "adafactor", "lr": 0.05},
+        "x:2,y:2",
+        "batch:x,experts:y,slots:x",
+    ),
     "recomputed in microbatches": (
         # no draws: they depend on the number of microbatches, which two replicas halve
         {

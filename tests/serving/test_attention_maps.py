@@ -7,7 +7,7 @@ from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.attention.gla import decayed_weights
 from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.linear_recurrence import recurrent
-from gpt_neo.serving.picture import attention_weights
+from gpt_neo.serving.attention_maps import attention_weights
 
 RNG = np.random.RandomState(0)
 LENGTH, WIDTH = 9, 4
