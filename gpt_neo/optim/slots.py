@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_neo.mtf_compat import mtf, tf, zeros_initializer
+from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.trained import Partition
 
 
@@ -40,13 +41,11 @@ def wait(x: Any, waits: list) -> Any:
     return WaitOperation(x, waits).outputs[0]
 
 
-class WidenOperation(mtf.Operation):
+class WidenOperation(FusedOp):
     """x in float32; of a sum over devices that is still to be made, its terms."""
 
     def __init__(self, x: Any) -> None:
-        super().__init__([x], name="widen")
-        self._outputs = [mtf.Tensor(self, x.shape, tf.float32)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+        super().__init__("widen", [x], [(x.shape, tf.float32)])
 
     def lower(self, lowering: Any) -> None:
         """Slices are independent of one another."""
@@ -57,13 +56,12 @@ class WidenOperation(mtf.Operation):
         lowering.set_tensor_lowering(self.outputs[0], wide)
 
 
-class WaitOperation(mtf.Operation):
+class WaitOperation(FusedOp):
     """Puts a tensor behind others, so that what follows from it starts later."""
 
     def __init__(self, x: Any, waits: list) -> None:
-        super().__init__([x], name="wait")
+        super().__init__("wait", [x], [(x.shape, x.dtype)])
         self.waits = waits
-        self._outputs = [mtf.Tensor(self, x.shape, x.dtype)]
 
     def lower(self, lowering: Any) -> None:
         """Control dependencies, which a compiled TPU program takes for what they are: hints."""
