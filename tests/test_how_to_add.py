@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -21,7 +22,10 @@ from gpt_neo.dataprep.documents import read_documents
 from gpt_neo.errors import CheckpointError
 from gpt_neo.model import activations, positions, transformer
 from gpt_neo.model.attention.softmax import project, project_output
+from gpt_neo.model.context import Context
+from gpt_neo.model.dims import make_dims
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.dropout import Source
 from gpt_neo.ops.recurrent import only_real, recurrence
 from gpt_neo.optim import build
 from gpt_neo.optim.slots import scalar, slot, wait
@@ -261,3 +265,25 @@ def test_reader(monkeypatch, tmp_path):
     path.write_text("one\n---\ntwo\n")
     assert readers.kind_of(str(path)) == ("dashed", "") and ".dash" in readers.supported()
     assert list(read_documents([str(path)])) == ["one\n", "two\n"]
+
+
+def test_a_forward_pass_runs_through_eight_files():
+    model, files = make_run({"res_dropout": 0.1}).model, set()
+
+    def note(frame, event, arg):
+        path = frame.f_code.co_filename
+        if os.path.dirname(transformer.__file__) in path:
+            files.add(os.path.relpath(path, os.path.dirname(transformer.__file__)))
+
+    with tf.Graph().as_default():
+        mesh = mtf.Mesh(mtf.Graph(), "mesh")
+        dims = make_dims(model, 2)
+        step, rows = mtf.constant(mesh, 0, dtype=tf.int32), mtf.range(mesh, dims.batch, tf.int32)
+        context = Context(is_training=True, randomness=Source(1, step, rows))
+        tokens = mtf.import_tf_tensor(mesh, tf.zeros([2, model.n_ctx], tf.int32), dims.tokens)
+        sys.setprofile(note)
+        try:
+            transformer.transformer(tokens, dims, model, context)
+        finally:
+            sys.setprofile(None)
+    assert len(files | {"dims.py"}) <= 8, files
