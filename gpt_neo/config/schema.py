@@ -174,7 +174,11 @@ class ModelConfig:
     scale_by_depth: bool = key(False, "Divide the initial std of c_proj by sqrt(n_layer).")
     scale_by_in: bool = key(False, "Divide the initial std of the MLP and of a head by sqrt(fan_in).")
     recompute_grad: bool = key(False, "Recompute each block in the backward pass to save memory.")
-    precision: str = key("float32", "Type of activations and stored weights.", choices=("float32", "bfloat16"))
+    precision: str = key(
+        "float32",
+        "Type of what layers read and write. Weights are trained, and saved, in float32.",
+        choices=("float32", "bfloat16"),
+    )
     z_loss: float = key(1e-4, "Weight of log^2 Z in the loss.", low=0.0)
     padding_id: int = key(0, "Padding token.", low=0, unit="token id")
     eos_id: int = key(1, "End-of-document token.", low=0, unit="token id")
