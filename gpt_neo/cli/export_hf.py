@@ -9,6 +9,7 @@ from typing import Optional
 
 from gpt_neo.cli.import_hf import add_verify, verdict_text
 from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.storage import scheme_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +52,7 @@ def main(argv: Optional[list] = None) -> int:
     from gpt_neo.checkpoint.remote import small_files
     from gpt_neo.runtime.verify import verify
 
-    if "://" in args.model:
+    if scheme_of(args.model):
         args.set.append(f"model_path={args.model}")
     with small_files(args.model) as beside:
         run = load_run(os.path.join(beside, "config.json") if os.path.isdir(beside) else beside, args.set)

@@ -120,6 +120,7 @@ def build_sections(raw: dict, path: str) -> dict:
     if isinstance(raw.get("opt_name"), str):
         raw["opt_name"] = raw["opt_name"].lower()  # the legacy program took any case
     legacy.resolve_objective(raw, path)
+    legacy.resolve_positions(raw, path)
     n_layer = coerce(raw.get("n_layer"), int, "n_layer", path) if raw.get("n_layer") is not None else None
     if n_layer is not None:
         raw["attention_types"] = legacy.expand_attention_types(raw.get("attention_types") or "global", n_layer, path)

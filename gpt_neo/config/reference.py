@@ -10,8 +10,9 @@ from typing import Any, Optional
 
 from gpt_neo.config import legacy
 from gpt_neo.config.former import ANY, FORMER, FORMER_MOE, Former
+from gpt_neo.config.network import KINDS, POSITIONS, AttentionKind
 from gpt_neo.config.rules import RULES
-from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig
+from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, GlaParams, ModelConfig
 
 HEAD = """# Configuration keys
 
@@ -24,6 +25,7 @@ range and a refused combination end with one line that names the file, the key a
 the 2021 program, whose files load as they are and mean what they meant: see "What legacy configs mean".
 """
 TITLES = {"model": "Model", "optimizer": "Optimizer", "mesh": "Mesh", "training": "Training and input"}
+WHOLE = GlaParams(expand_k=1.0)
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", tuple: "list", dict: "object"}
 FAMILIES = """
 ## Other models as configs
@@ -100,6 +102,11 @@ def reference_page() -> str:
     parts.append("\n## Other spellings\n\n| key | stands for |\n|---|---|\n")
     parts += [f"| `{name}` | {text} |\n" for name, text in legacy.SPELLINGS.items()]
     parts += [f"| `precision` {short} | {full} |\n" for short, full in legacy.PRECISION_ALIASES.items()]
+    parts.append("\n## Kinds of attention\n\n`attention_types` names one of these for every layer.\n\n")
+    parts.append("| name | what it is | keeps while decoding |\n|---|---|---|\n")
+    parts += [f"| `{name}` | {kind.doc} | {caches_text(kind)} |\n" for name, kind in KINDS.items()]
+    parts.append("\n## Positions\n\n| `position_encoding` | what it is |\n|---|---|\n")
+    parts += [f"| `{name}` | {encoding.doc} |\n" for name, encoding in POSITIONS.items()]
     parts.append("\n## Refused combinations\n\n| refused | why |\n|---|---|\n")
     parts += [f"| {rule.when} | {rule.why} |\n" for rule in RULES]
     parts.append(RESTORED + FORMER_HEAD + former_rows("", FORMER) + former_rows("moe_params.", FORMER_MOE))
@@ -119,6 +126,17 @@ def former_rows(prefix: str, keys: Mapping[str, Former]) -> str:
         here = taken if former.harmless is ANY else f"refused{unless}"
         rows.append(f"| {', '.join(names)} | {former.program} | {here}: {former.why} |\n")
     return "".join(rows)
+
+
+def caches_text(kind: AttentionKind) -> str:
+    """What a kind keeps of a text, in words."""
+    model = ModelConfig(n_head=1, n_embd=1, n_layer=1, n_vocab=1, n_ctx=2, local_attention_radius=1, gla_params=WHOLE)
+    caches = kind.caches(model)
+    if not caches:
+        return "nothing"
+    if any(cache.rows is not None for cache in caches):
+        return "a float32 state"
+    return "keys and values of its window" if kind.window(model) else "keys and values of every token"
 
 
 def table(section: Any) -> str:

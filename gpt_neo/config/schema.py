@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
+from gpt_neo.config.optimizers import OPTIMIZERS
+
 
 def key(
     default: Any,
@@ -35,62 +37,55 @@ def key(
 
 
 REQUIRED = dataclasses.MISSING
-# Built in model/activations.py, which a test holds against this list. The last one is not of the legacy program.
-ACTIVATIONS = (
-    "gelu",
-    "relu",
-    "sigmoid",
-    "tanh",
-    "selu",
-    "elu",
-    "abs",
-    "sin",
-    "cos",
-    "sign",
-    "silu",
-    "softplus",
-    "lrelu001",
-    "lrelu020",
-    "id",
-    "triangle_relax",
-    "square_relax",
-    "spike",
-    "spike2",
-    "tanhshrink",
-    "softsign",
-    "softmax",
-    "logsoftmax",
-    "bipolarsigmoid",
-    "rrelu",
-    "elish",
-    "arcsinh",
-    "aria",
-    "prelu",
-    "parcsinh",
-    "psoftplus",
-    "proottanh",
-    "maxsig",
-    "cosid",
-    "minsin",
-    "maxtanh",
-    "mish",
-    "tanhexp",
-    "lisht",
-    "seagull",
-    "snake",
-    "roottanh",
-    "softplusmone",
-    "swish",
-    "leaky_relu",
-    "gelu_erf",
-)
-# Numbers that an activation learns per layer: names and initial values, in model/activations.py.
-ACTIVATION_VARIABLES = {
+# Activations, and the numbers that some learn per layer, with their initial values. What they compute stands in
+# model/activations.py, by the same names; a test holds both lists against each other.
+ACTIVATIONS: dict[str, dict[str, float]] = {
+    "gelu": {},
+    "relu": {},
+    "sigmoid": {},
+    "tanh": {},
+    "selu": {},
+    "elu": {},
+    "abs": {},
+    "sin": {},
+    "cos": {},
+    "sign": {},
+    "silu": {},
+    "softplus": {},
+    "lrelu001": {},
+    "lrelu020": {},
+    "id": {},
+    "triangle_relax": {},
+    "square_relax": {},
+    "spike": {},
+    "spike2": {},
+    "tanhshrink": {},
+    "softsign": {},
+    "softmax": {},
+    "logsoftmax": {},
+    "bipolarsigmoid": {},
+    "rrelu": {},
+    "elish": {},
+    "arcsinh": {},
     "aria": {"a": 0.0, "k": 1.0, "c": 0.0, "q": 1.0, "b": -1.0, "nu": 0.0},
     "prelu": {"slope": 0.2},
     "parcsinh": {"scale": 1.0, "stretch": 0.0},
     "psoftplus": {"scale": 1.0, "stretch": 1.0, "shift": 0.0},
     "proottanh": {"power": 0.0, "floor": 0.0, "root": 0.0},
+    "maxsig": {},
+    "cosid": {},
+    "minsin": {},
+    "maxtanh": {},
+    "mish": {},
+    "tanhexp": {},
+    "lisht": {},
+    "seagull": {},
+    "snake": {},
+    "roottanh": {},
+    "softplusmone": {},
+    "swish": {},
+    "leaky_relu": {},
+    "gelu_erf": {},
 }
 
 
@@ -210,6 +205,9 @@ class ModelConfig:
     rotary_interleaved: bool = key(False, "Rotate pairs (2i, 2i + 1) instead of halves.", source="GPT-J")
     rotary_base: float = key(10000.0, "Base of the rotary frequencies.", low=1.0, source="arXiv 2104.09864")
     no_pos_emb: bool = key(False, "No positions: order comes from the causal mask or the recurrence alone.")
+    position_encoding: Optional[str] = key(
+        None, "How the network knows order, by name: the keys above say the same of learned, axial, rotary and none."
+    )
     norm_type: str = key(
         "layernorm",
         "Norm of the blocks; scalenorm is a layer norm with one scale and no shift, and the final norm "
@@ -268,7 +266,9 @@ class ModelConfig:
 
     @property
     def positions(self) -> str:
-        """How the network knows order: learned, axial, rotary or none."""
+        """How the network knows order, a name in `network.POSITIONS`."""
+        if self.position_encoding is not None:
+            return self.position_encoding
         if self.rotary_emb:
             return "rotary"
         if self.axial_pos_emb is not None:
@@ -307,9 +307,7 @@ class OptimizerConfig:
 
     lr: float = key(REQUIRED, "Peak learning rate.", low=0.0)
     opt_name: str = key(
-        "adam",
-        "Optimizer; adam is the legacy one without bias correction, adamw has it.",
-        choices=("adam", "adamw", "adafactor", "lion"),
+        "adam", "Optimizer; adam is the legacy one without bias correction, adamw has it.", choices=OPTIMIZERS
     )
     lr_decay: str = key(
         "none",

@@ -1,8 +1,12 @@
 """What a run will cost, against variables that were made. Parameter counts: tests/model/test_options.py."""
 
+import math
+
 import pytest
 
-from gpt_neo.config.estimate import adafactor_slots, slot_bytes, training_memory
+from gpt_neo.config.estimate import slot_bytes, training_memory
+from gpt_neo.config.optimizers import slots_of
+from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.train_step import build_train_step
@@ -25,9 +29,22 @@ def test_slots_are_those_of_the_optimizer(options, optimizer, beta1):
     assert training_memory(run).slots == slot_bytes(run.model, run.optimizer) > 0
 
 
-def test_adafactor_keeps_a_row_and_a_column_of_large_matrices():
-    assert adafactor_slots((50257, 768), momentum=False) == 50257 + 768
-    assert adafactor_slots((50257, 768), momentum=True) == 50257 + 768 + 50257 * 768
-    assert adafactor_slots((16, 768, 3072), momentum=False) == 16 * 768 + 16 * 3072
-    assert adafactor_slots((127, 768), momentum=False) == 127 * 768
-    assert (adafactor_slots((768,), momentum=False), adafactor_slots((), momentum=False)) == (768, 1)
+@pytest.mark.parametrize(
+    "shape, momentum, numbers",
+    [
+        ((50257, 768), 0.0, 50257 + 768),
+        ((50257, 768), 0.9, 50257 + 768 + 50257 * 768),
+        ((16, 768, 3072), 0.0, 16 * 768 + 16 * 3072),
+        ((127, 768), 0.0, 127 * 768),
+        ((768,), 0.0, 768),
+        ((), 0.0, 1),
+    ],
+)
+def test_adafactor_keeps_a_row_and_a_column_of_large_matrices(shape, momentum, numbers):
+    config = OptimizerConfig(lr=1.0, opt_name="adafactor", beta1=momentum)
+    assert sum(math.prod(sizes) for sizes in slots_of([("w", shape)], config).values()) == numbers
+
+
+def test_weights_in_training_are_float32_beside_what_layers_read():
+    wide, narrow = (training_memory(make_run({"precision": name})).weights for name in ("float32", "bfloat16"))
+    assert narrow == wide * 3 / 2

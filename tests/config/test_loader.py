@@ -201,3 +201,20 @@ def test_config_is_frozen_and_light(tmp_path):
         run.model.n_head = 4
     code = "import sys, gpt_neo.config; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_positions_by_name_are_the_keys_of_the_legacy_program(tmp_path):
+    def model(**changes):
+        return load_config(write(tmp_path, changes)).model
+
+    assert model(position_encoding="rotary") == model(rotary_emb=True)
+    assert model(position_encoding="none") == model(no_pos_emb=True)
+    assert model(position_encoding="learned") == model()
+    assert model().positions == "learned" and model(position_encoding="rotary").positions == "rotary"
+    for changes, message in [
+        ({"position_encoding": "alibi"}, "position_encoding is 'alibi'; allowed: learned, axial, rotary, none"),
+        ({"position_encoding": "learned", "rotary_emb": True}, "is 'learned' and rotary_emb is set"),
+        ({"position_encoding": "axial"}, "axial_pos_emb is not set"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            model(**changes)

@@ -50,14 +50,14 @@ CASES = {
 SCRIPT = """
 import json, sys
 import numpy as np
+from gpt_neo.config import optimizers
 from gpt_neo.config import load_config
 from gpt_neo.mtf_compat import tf
-from gpt_neo.optim import adafactor
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, plan_mesh, session_config
 from gpt_neo.runtime.train_step import build_train_step
 
-adafactor.FACTORED_FROM = 8  # so that small matrices have rows and columns
+optimizers.FACTORED_FROM = 8  # so that small matrices have rows and columns
 BASE = {"n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2, "train_batch_size": 8,
         "train_steps": 10, "weight_decay": 0.1, "gradient_clipping": 0.5, "beta2": 0.95, "epsilon": 1e-6, "seed": 1}
 tokens = np.random.RandomState(0).randint(0, 32, (2, 8, 9)).astype(np.int32)
