@@ -13,7 +13,6 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.train import device_plan, tpu_options
-from gpt_neo.evaluation.model import required_prefix
 from gpt_neo.evaluation.run import Part, Result, run_task
 from gpt_neo.evaluation.scorer import Scorer, check_scorable
 from gpt_neo.evaluation.tasks import EvalTask, load_tasks
@@ -75,8 +74,7 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
     """The tasks, on this machine's devices; each is written as soon as it is done."""
     checkpoint, plan = job_checkpoint(job).path, device_plan(job)
     check_layout(job.run, plan, plan.replicas())
-    tokenizer, eos = preflight.run_tokenizer(job.run, job.folder)
-    prefix = required_prefix(tokenizer, eos)
+    tokenizer, prefix = preflight.run_tokenizer(job.run, job.folder)
     scorer = Scorer(job.run.model, checkpoint, plan)
     for note in scorer.notes:
         print(f"note      {note}")

@@ -114,4 +114,4 @@ def convert(args: argparse.Namespace, source: str) -> tuple[RunConfig, list[str]
         dict(parse_override(text) for text in args.set),
         check,
     )
-    return run, [*(f"note      {note}" for note in code_note(source)), *lines]
+    return run, [*(f"note      {note}" for note in (*code_note(source), *run.notes)), *lines]

@@ -139,7 +139,7 @@ def field_types(cls: Any) -> dict:
 
 
 def build_dataclass(cls: Any, raw: dict, path: str) -> Any:
-    """Fill a dataclass from raw JSON values; null and absent keys take the default."""
+    """Fill a dataclass from raw JSON values; absent keys take the default, and null ones unless null is a value."""
     hints = field_types(cls)
     values = {}
     for field in dataclasses.fields(cls):
@@ -147,7 +147,8 @@ def build_dataclass(cls: Any, raw: dict, path: str) -> Any:
         if value is None:
             if field.default is REQUIRED:
                 raise ConfigError(f"{path}: key {field.name!r} is required ({field.metadata['doc']})")
-            values[field.name] = field.default
+            is_value = field.metadata["null"] and field.name in raw
+            values[field.name] = None if is_value else field.default
             continue
         values[field.name] = check_range(coerce(value, hints[field.name], field.name, path), field, path)
     return cls(**values)

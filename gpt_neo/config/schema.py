@@ -12,7 +12,14 @@ from gpt_neo.config.optimizers import OPTIMIZERS
 
 
 def key(
-    default: Any, doc: str, low: Any = None, high: Any = None, choices: Any = None, unit: str = "", source: str = ""
+    default: Any,
+    doc: str,
+    low: Any = None,
+    high: Any = None,
+    choices: Any = None,
+    unit: str = "",
+    source: str = "",
+    null: bool = False,
 ) -> Any:
     """Declare a configuration key; docs/configs.md is written from these.
 
@@ -23,8 +30,9 @@ def key(
       choices: allowed values of a string.
       unit: what a number counts.
       source: paper or program that the key comes from, where that says more than its age.
+      null: null in a file is a value, None; elsewhere it stands for the default.
     """
-    rules = {"doc": doc, "low": low, "high": high, "choices": choices, "unit": unit, "source": source}
+    rules = {"doc": doc, "low": low, "high": high, "choices": choices, "unit": unit, "source": source, "null": null}
     return dataclasses.field(default=default, metadata=rules)
 
 
@@ -104,7 +112,7 @@ class DatasetConfig:
     eval_path: Optional[str] = key(None, "Glob of the held-out TFRecords.")
     tokenizer_path: Optional[str] = key(None, "tokenizer.json, or the name of a pretrained tokenizer.")
     tokenizer_is_pretrained: bool = key(False, "tokenizer_path names a pretrained tokenizer (gpt2).")
-    eos_id: int = key(1, "Token that ends a document.", low=0)
+    eos_id: Optional[int] = key(1, "Token that ends a document; null: none does.", low=0, null=True)
     padding_id: int = key(0, "Token that fills up short records.", low=0)
     lambada_tokens_path: Optional[str] = key(None, "Glob of LAMBADA records.")
 
@@ -181,7 +189,13 @@ class ModelConfig:
     )
     z_loss: float = key(1e-4, "Weight of log^2 Z in the loss.", low=0.0)
     padding_id: int = key(0, "Padding token.", low=0, unit="token id")
-    eos_id: int = key(1, "End-of-document token.", low=0, unit="token id")
+    eos_id: Optional[int] = key(
+        1,
+        "End-of-document token; null: none, so that only lengths and stop strings end a text.",
+        low=0,
+        unit="token id",
+        null=True,
+    )
     causal: bool = key(True, "A token sees only earlier ones; false makes an encoder, which cannot sample.")
     axial_pos_emb: Optional[tuple] = key(None, "Two factors of n_ctx: learned positions as the mean of two tables.")
     rotary_emb: bool = key(False, "Rotary positions in place of learned ones.", source="arXiv 2104.09864")
