@@ -42,10 +42,14 @@ def summed_wide(fn: Callable[..., Any], *xs: Any, dtype: Any = None) -> Any:
 
     Args:
       fn: from tensors to one, all of a type.
-      dtype: of the result; None is the type of xs, to which a sum is rounded once.
+      dtype: of the result where xs are bfloat16; None rounds it to theirs.
     """
-    wide = [tf.cast(x, tf.float32) if x.dtype == tf.bfloat16 else x for x in xs]
-    return tf.cast(fn(*wide), dtype or xs[0].dtype)
+    if xs[0].dtype == tf.bfloat16:
+        # Not before all are there: else the copies of the forward pass would stay for the backward pass.
+        with tf.control_dependencies(list(xs)):
+            wide = [tf.cast(x, tf.float32) for x in xs]
+        return tf.cast(fn(*wide), dtype or tf.bfloat16)
+    return fn(*xs)
 
 
 def _wide_sum(x: Any, axes: Any) -> Any:
@@ -70,6 +74,7 @@ __all__ = [
     "named_call",
     "put_slice",
     "reason_of",
+    "matrix_product",
     "row_product",
     "row_times_matrices",
     "row_times_matrix",
@@ -209,18 +214,43 @@ def row_times_matrices(row: Any, matrices: list) -> list:
     return [tf.add_n(list(terms)) for terms in zip(*parts)]
 
 
-def row_product(first: Any, second: Any) -> Any:
-    """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b].
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether a device here has units for products of bfloat16, which TensorFlow's kernels then use."""
+    if tf.config.list_physical_devices("GPU"):
+        return True
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return bool({"amx_bf16", "avx512_bf16"} & set(file.read().split()))
+    except OSError:
+        return False
 
-    A bfloat16 product of TensorFlow has float32 sums, but rounds them.
+
+def matrix_product(first: Any, second: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    """tf.linalg.matmul with sums in float32, in bfloat16 rounded to the nearest.
+
+    Where no unit multiplies bfloat16, TensorFlow's kernel multiplies in float32 as well, and cuts the result off: all
+    of it is then too small by a quarter of a percent.
     """
+
+    def product(*xs: Any) -> Any:
+        return tf.linalg.matmul(*xs, transpose_a=transpose_a, transpose_b=transpose_b)
+
+    return product(first, second) if INLINES.get() or multiplies_bfloat16() else summed_wide(product, first, second)
+
+
+def row_product(first: Any, second: Any) -> Any:
+    """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b]."""
     if INLINES.get() and first.dtype == tf.bfloat16:
+        # What tf.linalg.matmul has no word for: bfloat16 in, float32 out.
         from tensorflow.compiler.tf2xla.ops import gen_xla_ops
         from tensorflow.compiler.xla import xla_data_pb2
 
         rows = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[0], rhs_contracting_dimensions=[0])
         return gen_xla_ops.xla_dot_v2(first, second, rows.SerializeToString(), "", tf.float32)
-    return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)
+    if multiplies_bfloat16():
+        return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)
+    return summed_wide(lambda *xs: tf.linalg.matmul(*xs, transpose_a=True), first, second, dtype=tf.float32)
 
 
 def recipe_of(row: Any) -> tuple:

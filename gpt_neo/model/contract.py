@@ -10,7 +10,7 @@ import math
 from typing import Any, Optional
 
 from gpt_neo.model.quantized import stored_int8, widened
-from gpt_neo.mtf_compat import mtf, row_product, row_times_matrices, row_times_matrix, summed_wide, tf
+from gpt_neo.mtf_compat import matrix_product, mtf, row_product, row_times_matrices, row_times_matrix, summed_wide, tf
 
 
 def contract(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:
@@ -75,7 +75,7 @@ class ContractOperation(mtf.ops.EinsumOperation):
             if math.prod(rows) == 1:
                 out = row_times_matrix(x, flat, transposed=not leading)
             else:
-                out = tf.linalg.matmul(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
+                out = matrix_product(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
             if small:
                 out *= tf.cast(small[1], out.dtype)
             for b in bias:
