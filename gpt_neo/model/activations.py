@@ -9,6 +9,7 @@ from gpt_neo.config.schema import ACTIVATION_VARIABLES, ModelConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model import variables
 from gpt_neo.model.fused_ops import gelu
+from gpt_neo.model.row_sums import widened
 from gpt_neo.mtf_compat import mtf, tf
 
 # The legacy program drew the slope of rrelu anew for every graph; this is the mean of what it drew from.
@@ -188,7 +189,7 @@ def activate_wide(x: Any, name: str, width: Any, config: ModelConfig) -> Any:
         return PLAIN[name](x)
     with tf.variable_scope("activation"):
         learned = {
-            part: mtf.cast(variables.constant(x.mesh, part, mtf.Shape([]), value, config), tf.float32)
+            part: widened(variables.constant(x.mesh, part, mtf.Shape([]), value, config))
             for part, value in ACTIVATION_VARIABLES[name].items()
         }
     return LEARNED[name](x, learned)
