@@ -9,6 +9,7 @@ from typing import Optional
 
 from gpt_neo.cli.import_hf import add_verify, verdict_text
 from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.storage import scheme_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,20 +43,19 @@ def main(argv: Optional[list] = None) -> int:
     args = build_parser().parse_args(argv)
     if args.shard_gb <= 0:
         raise ConfigError(f"--shard_gb is {args.shard_gb}; expected more than 0")
-    from gpt_neo.cli.job import model_folder, model_text
+    from gpt_neo.cli.job import load_run, model_folder, model_text
     from gpt_neo.cli.quiet import silence
 
     silence(False)
     from gpt_neo.checkpoint.convert import DTYPES, export_hf
     from gpt_neo.checkpoint.folder import find_checkpoint
     from gpt_neo.checkpoint.remote import small_files
-    from gpt_neo.config import load_config
     from gpt_neo.runtime.verify import verify
 
-    if "://" in args.model:
+    if scheme_of(args.model):
         args.set.append(f"model_path={args.model}")
     with small_files(args.model) as beside:
-        run = load_config(os.path.join(beside, "config.json") if os.path.isdir(beside) else beside, args.set)
+        run = load_run(os.path.join(beside, "config.json") if os.path.isdir(beside) else beside, args.set)
     folder = model_folder(run, reads_only=True)
     found = find_checkpoint(folder, args.checkpoint)
     if found is None:

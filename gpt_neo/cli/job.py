@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from gpt_neo.config import load_config
@@ -33,8 +34,20 @@ def load_job(args: argparse.Namespace) -> Job:
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
     searched = ["layout="] if args.auto_layout or args.auto_layout_and_mesh_shape else []
     dtype = [f"precision={args.dtype}"] if args.dtype else []
-    run = load_config(args.model, [*args.set, *dtype, *searched])
+    run = load_run(args.model, [*args.set, *dtype, *searched], quiet=bool(args.experiment))
     return Job(args, run, model_folder(run, reads_only=bool(args.predict or args.eval or args.export)))
+
+
+def load_run(name_or_path: str, overrides: Sequence[str] = (), quiet: bool = False) -> RunConfig:
+    """Load a config and print what was recognised as another program's; quiet: another process prints it.
+
+    Raises:
+      ConfigError: the config is wrong.
+    """
+    run = load_config(name_or_path, overrides)
+    for line in () if quiet else run.notes:
+        note(line)
+    return run
 
 
 def check_training(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import os
 from gpt_neo.cli.job import Job, memory_text, model_text
 from gpt_neo.config.estimate import microbatches, training_memory
 from gpt_neo.config.layouts import dimension_sizes
+from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import count_from_name, count_records
 
@@ -65,7 +66,7 @@ def layout_lines(run: RunConfig) -> list[str]:
             lines.append(f"optimizer slots over {mesh_dim}: {parts} parts, where a dimension of the variable divides")
         elif size is None:
             lines.append(f"{name} over {mesh_dim}: the model has no such dimension, the rule does nothing")
-        elif name == "memory_length" and not {"global", "local"} & set(run.model.attention_types):
+        elif name == "memory_length" and not any(kind.has_keys(run.model) for kind in kinds_of(run.model)):
             lines.append(f"{name} over {mesh_dim}: no layer has keys to split, the rule does nothing")
         elif size % parts:
             lower, upper = size // parts * parts, -(-size // parts) * parts

@@ -7,8 +7,7 @@ import os
 import time
 from typing import Optional
 
-from gpt_neo.cli.job import Job, job_checkpoint, memory_text, model_folder, model_text
-from gpt_neo.config import load_config
+from gpt_neo.cli.job import Job, job_checkpoint, load_run, memory_text, model_folder, model_text
 from gpt_neo.errors import ConfigError
 
 KEY = "GPT_NEO_API_KEY"
@@ -81,7 +80,7 @@ def main(argv: Optional[list] = None) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs the package {error.name}: pip install 'gpt_neo[serve]'") from error
     dtype = [f"precision={args.dtype}"] if args.dtype else []
-    run = load_config(args.model, [*args.set, *dtype])
+    run = load_run(args.model, [*args.set, *dtype])
     job = Job(args, run, model_folder(run, reads_only=True))
     checkpoint = job_checkpoint(job).path
     from gpt_neo.cli.quiet import silence

@@ -7,9 +7,8 @@ import math
 from typing import Optional
 
 from gpt_neo.cli.args import add_sampling, add_training
-from gpt_neo.cli.job import Job, check_training
+from gpt_neo.cli.job import Job, check_training, load_run
 from gpt_neo.cli.quiet import silence
-from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 
@@ -55,7 +54,7 @@ def main(argv: Optional[list] = None) -> int:
     """Do the job as main.py does, with its exit status."""
     args = build_parser().parse_args(argv)
     check_training(args)
-    run = load_config(args.model, [*args.set, *([f"precision={args.dtype}"] if args.dtype else [])])
+    run = load_run(args.model, [*args.set, *([f"precision={args.dtype}"] if args.dtype else [])])
     job = Job(args, run, model_folder(run, reads_only=args.predict or args.eval))
     devices = f"devices   {mesh_text(run)} on {args.platform}"
     silence(args.verbose)

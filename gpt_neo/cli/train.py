@@ -14,7 +14,6 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.job import Job, count_text, memory_text, model_text, note, time_text
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
-from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.hooks import Progress
@@ -22,6 +21,7 @@ from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh, whole_mesh
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
+from gpt_neo.storage import tensorflow as files
 
 CHECKPOINT_FILES = (
     "checkpoint",
@@ -207,14 +207,14 @@ def delete_checkpoints(job: Job) -> None:
         if answer.strip().lower() not in ("y", "yes"):
             raise CheckpointError(f"--new: nothing deleted in {folder!r}")
     for path in paths:
-        tf.io.gfile.remove(path)
+        files.delete(path)
 
 
 def checkpoint_paths(folder: str) -> list[str]:
     """Files of a run's folder, local or remote, that training made: checkpoints, the best one, and logs."""
     found = []
     for place, prefixes in ((folder, CHECKPOINT_FILES), (os.path.join(folder, BEST), ("",))):
-        names = tf.io.gfile.listdir(place) if tf.io.gfile.isdir(place) else []
-        paths = [os.path.join(place, name) for name in names if name.startswith(prefixes) and not name.endswith("/")]
-        found += [path for path in paths if not tf.io.gfile.isdir(path)]
+        names = files.names(place) if files.is_folder(place) else []
+        paths = [os.path.join(place, name) for name in names if name.startswith(prefixes)]
+        found += [path for path in paths if not files.is_folder(path)]
     return found

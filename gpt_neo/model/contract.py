@@ -10,7 +10,9 @@ import math
 from typing import Any, Optional
 
 from gpt_neo.model.quantized import stored_int8, widened
-from gpt_neo.mtf_compat import matrix_product, mtf, row_product, row_times_matrices, row_times_matrix, summed_wide, tf
+from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.kernels import matrix_product, row_product
+from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
 def contract(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:

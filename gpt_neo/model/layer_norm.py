@@ -10,7 +10,8 @@ from typing import Any
 
 from gpt_neo.model.fused_ops import Reducing, last_sum, split_statistics
 from gpt_neo.model.vocab_ops import split_axes
-from gpt_neo.mtf_compat import compiled, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import compiled
 
 
 def scaled_layer_norm(x: Any, scale: Any, shift: Any, epsilon: float) -> Any:

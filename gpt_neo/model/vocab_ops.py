@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_neo.model.quantized import stored_int8
-from gpt_neo.mtf_compat import compiled, mtf, summed_wide, tf
+from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.kernels import compiled
 
 
 def embed(table: Any, ids: Any, vocab: Any) -> Any:

@@ -8,10 +8,11 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.folder import latest_checkpoint
-from gpt_neo.checkpoint.record import make_record, tokenizer_reference
+from gpt_neo.checkpoint.provenance import make_provenance, tokenizer_reference
 from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.mtf_compat import inlined, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import inlined
 from gpt_neo.optim.schedules import learning_rate_tensor
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
@@ -131,7 +132,7 @@ def saver_hook(
     tokenizer = tokenizer_reference(run)
 
     def record(step: int) -> dict:
-        made = make_record(run, step, tokenizer)
+        made = make_provenance(run, step, tokenizer)
         return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
 
     return tf.train.CheckpointSaverHook(

@@ -11,13 +11,19 @@ import sys
 
 import pytest
 
-PARAMS = {"moe_num_experts": 4, "moe_hidden_size": 12, "moe_group_size": 4}
+PARAMS = {"moe_num_experts": 4, "moe_hidden_size": 12, "moe_group_size": 4, "moe_capacity_factor_eval": 1.0}
+# groups of two sequences in evaluation
+DROPPING = {"moe_dropout_rate": 0.3, "moe_group_size": 16, "moe_second_policy_eval": "all"}
 # a threshold at which most second choices hang on the draws
 MOE = {"moe_layers": [0], "moe_params": {**PARAMS, "moe_second_threshold_train": 0.9}}
 # (changes of the config, mesh, layout)
 CASES = {
     "experts with the batch": (MOE, "x:4", "batch:x,experts:x,slots:x"),
-    "experts beside the batch": ({**MOE, "opt_name": "adafactor", "lr": 0.05}, "x:2,y:2", "batch:x,experts:y,slots:x"),
+    "experts beside the batch": (
+        {"moe_layers": [0], "moe_params": {**PARAMS, **DROPPING}, "opt_name": "adafactor", "lr": 0.05},
+        "x:2,y:2",
+        "batch:x,experts:y,slots:x",
+    ),
     "recomputed in microbatches": (
         # no draws: they depend on the number of microbatches, which two replicas halve
         {
@@ -36,25 +42,22 @@ CASES = {
         "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x",
     ),
     "adamw": ({"opt_name": "adamw"}, "x:4", "batch:x,slots:x"),
-    # gradients in bfloat16 depend on the mesh, so these are held against the mesh without split slots, its gradients
-    # added up in float32 as the parts are
+    # gradients in bfloat16 depend on the mesh, so these are held against the mesh without split slots
     "bfloat16": ({"precision": "bfloat16"}, "x:2", "batch:x,slots:x"),
     "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
 }
 
 SCRIPT = """
 import json, sys
-from unittest import mock
 import numpy as np
+from gpt_neo.config import optimizers
 from gpt_neo.config import load_config
 from gpt_neo.mtf_compat import tf
-from gpt_neo.optim import adafactor
-from gpt_neo.optim.slots import SlotLayout, WidenOperation
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, plan_mesh, session_config
 from gpt_neo.runtime.train_step import build_train_step
 
-adafactor.FACTORED_FROM = 8  # so that small matrices have rows and columns
+optimizers.FACTORED_FROM = 8  # so that small matrices have rows and columns
 BASE = {"n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2, "train_batch_size": 8,
         "train_steps": 10, "weight_decay": 0.1, "gradient_clipping": 0.5, "beta2": 0.95, "epsilon": 1e-6, "seed": 1}
 tokens = np.random.RandomState(0).randint(0, 32, (2, 8, 9)).astype(np.int32)
@@ -110,8 +113,7 @@ reports = {}
 for case, (changes, mesh, layout) in json.loads(sys.argv[2]).items():
     plan, start = spread_plan(mesh, layout), {}
     half = changes.get("precision") == "bfloat16"
-    with mock.patch.object(SlotLayout, "part", lambda self, grad: WidenOperation(grad).outputs[0] if half else grad):
-        losses, values, _, _ = train(changes, spread_plan(mesh, "batch:x") if half else MeshPlan(), start)
+    losses, values, _, _ = train(changes, spread_plan(mesh, "batch:x") if half else MeshPlan(), start)
     spread_losses, spread, sizes, counters = train(changes, plan, start)
     assert {n: v.shape for n, v in spread.items()} == {n: v.shape for n, v in values.items()}
     reports[case] = {
@@ -203,11 +205,11 @@ def test_names_and_shapes_are_the_legacy_ones(reports):
 @pytest.mark.parametrize(
     "case, devices", [("adamw", 4), ("bfloat16 in microbatches", 2), ("experts with the batch", 4)]
 )
-def test_each_device_holds_its_part_of_the_slots(reports, case, devices):
+def test_each_device_holds_its_part_of_weights_and_slots(reports, case, devices):
+    for name, slices in reports[case]["sizes"].items():
+        assert slices == [math.prod(reports[case]["shapes"][name]) // devices] * devices, name
     sizes = {name: size for name, size in reports[case]["sizes"].items() if "/adam_" in name}
     assert len(sizes) > 20
-    for name, slices in sizes.items():
-        assert slices == [math.prod(reports[case]["shapes"][name]) // devices] * devices, name
     weights = sum(math.prod(shape) for name, shape in reports[case]["shapes"].items() if "/adam_" not in name)
     weights -= 1  # global_step has no slots
     assert [sum(each) for each in zip(*sizes.values())] == [2 * weights // devices] * devices

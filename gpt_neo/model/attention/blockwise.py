@@ -14,7 +14,8 @@ import dataclasses
 from typing import Any, Optional
 
 from gpt_neo.model.fused_ops import MASKED, last_sum
-from gpt_neo.mtf_compat import compiled, matrix_product, mtf, summed_wide, tf
+from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.kernels import compiled, matrix_product
 
 BLOCK = 256  # queries; large enough for the matrix units, small beside a context
 MEMORY = "memory_length"  # what a layout calls the keys

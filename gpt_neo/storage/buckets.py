@@ -1,7 +1,6 @@
-"""Local and gs:// paths behind one small interface: read, list, write whole or not at all, delete inside a fence.
+"""Objects of Google Cloud Storage through google-cloud-storage (extra `gcs`), which honours STORAGE_EMULATOR_HOST.
 
-Remote objects go through google-cloud-storage (extra `gcs`), which honours STORAGE_EMULATOR_HOST. Failures of either
-kind are OSErrors: FileNotFoundError, PermissionError, or another with the reason.
+Failures are OSErrors: FileNotFoundError, PermissionError, or another with the reason.
 """
 
 from __future__ import annotations
@@ -10,19 +9,18 @@ import base64
 import contextlib
 import errno
 import functools
-import glob as local_glob
 import os
 import re
-import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from gpt_neo import wire
 from gpt_neo.errors import DataError
 
-REMOTE = "gs://"
+SCHEME = "gs"
+REMOTE = f"{SCHEME}://"
 READ_CHUNK = 8 << 20  # bytes fetched from a remote object at once
 UPLOAD_CHUNK = 16 << 20  # bytes of one request of a resumable upload; a multiple of 256 KiB
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for an answer
@@ -32,77 +30,42 @@ SESSION_FAILURES = 6  # requests of a session that fail one after another
 PAUSE = 1.0  # seconds before the second attempt; doubles
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path names a Google Cloud Storage object."""
-    return path.startswith(REMOTE)
-
-
-def join(folder: str, *names: str) -> str:
-    """A path inside a folder."""
-    if is_remote(folder):
-        return "/".join([folder.rstrip("/"), *names])
-    return os.path.join(folder, *names)
-
-
-def exists(path: str) -> bool:
-    """Whether there is such a file or object."""
-    try:
-        size(path)
-    except FileNotFoundError:
-        return False
-    return True
+def bucket_and_key(path: str) -> tuple[str, str]:
+    """Parts of gs://bucket/key. Raises: DataError."""
+    bucket, _, key = path[len(REMOTE) :].partition("/")
+    if not bucket:
+        raise DataError(f"{path!r} names no bucket; expected gs://bucket/path")
+    return bucket, key
 
 
 def size(path: str) -> int:
-    """Bytes of a file or object. Raises: FileNotFoundError."""
-    return int(remote_blob(path).size) if is_remote(path) else regular_stat(path).st_size
+    """Bytes of an object. Raises: FileNotFoundError."""
+    return int(blob_of(path).size)
 
 
 def version(path: str) -> str:
-    """A string that changes when the content does: size and time of change, or the object's generation."""
-    if is_remote(path):
-        blob = remote_blob(path)
-        return f"{blob.size}-{blob.generation}"
-    status = regular_stat(path)
-    return f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def regular_stat(path: str) -> os.stat_result:
-    """Status of a local file; a folder is none."""
-    status = os.stat(path)
-    if os.path.isdir(path):
-        raise FileNotFoundError(errno.ENOENT, "a folder, not a file", path)
-    return status
+    """A string that changes when the content does: size and generation."""
+    blob = blob_of(path)
+    return f"{blob.size}-{blob.generation}"
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path is a local folder, or a prefix of remote objects."""
-    if not is_remote(path):
-        return os.path.isdir(path)
+    """Whether a path is a prefix of objects."""
     bucket, key = bucket_and_key(path.rstrip("/") + "/")
     with remote_errors(path):
         return any(True for _ in client().list_blobs(bucket, prefix=key, max_results=1, timeout=TIMEOUT))
 
 
 def list_files(folder: str) -> list[str]:
-    """Every file below a folder, sorted; hidden files and folders are left out."""
-    if not is_remote(folder):
-        found = []
-        for top, folders, names in os.walk(folder, onerror=raise_error):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [os.path.join(top, name) for name in names if not name.startswith(".")]
-        return sorted(found)
+    """Every object below a prefix, sorted; those with a hidden part in their name are left out."""
     prefix = folder.rstrip("/") + "/"
-    return [path for path in remote_list(prefix) if not any(p.startswith(".") for p in path[len(prefix) :].split("/"))]
+    return [path for path in paths_from(prefix) if not any(p.startswith(".") for p in path[len(prefix) :].split("/"))]
 
 
 def glob(pattern: str) -> list[str]:
-    """Files that match a pattern (`*`, `?`, `[...]` within a name, `**` over folders), sorted."""
-    if not is_remote(pattern):
-        return sorted(path for path in local_glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    prefix = re.split(r"[*?\[]", pattern)[0]
+    """Objects that match a pattern, sorted."""
     wanted = re.compile(glob_expression(pattern))
-    return [path for path in remote_list(prefix) if wanted.fullmatch(path)]
+    return [path for path in paths_from(re.split(r"[*?\[]", pattern)[0]) if wanted.fullmatch(path)]
 
 
 def glob_expression(pattern: str) -> str:
@@ -116,92 +79,15 @@ def glob_expression(pattern: str) -> str:
 
 def open_read(path: str) -> BinaryIO:
     """Open for reading from any place (seekable)."""
-    if not is_remote(path):
-        return open(path, "rb")
     with remote_errors(path):
-        return RemoteFile(remote_blob(path).open("rb", chunk_size=READ_CHUNK, timeout=TIMEOUT), path)  # type: ignore
+        return RemoteFile(blob_of(path).open("rb", chunk_size=READ_CHUNK, timeout=TIMEOUT), path)  # type: ignore
 
 
-def read_bytes(path: str) -> bytes:
-    """The whole content of a small file."""
-    with open_read(path) as handle:
-        return handle.read()
-
-
-@contextlib.contextmanager
-def writing(path: str, staging: str = "") -> Iterator[BinaryIO]:
-    """A handle to write a file that appears under its name only when it is whole, and replaces one of that name.
-
-    Args:
-      staging: a local folder for the unfinished file; on the same file system, if `path` is local. Default: beside it.
-    """
-    folder, name = os.path.split(path)
-    place = staging or (tempfile.gettempdir() if is_remote(path) else folder or ".")
-    temporary = os.path.join(place, f".{name}.{os.getpid()}-{os.urandom(4).hex()}.writing")
-    try:
-        with open(temporary, "wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        if is_remote(path):
-            upload(temporary, path)
-        else:
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-
-
-def write_bytes(path: str, data: bytes, staging: str = "") -> None:
-    """Write a small file, whole or not at all."""
-    with writing(path, staging) as handle:
-        handle.write(data)
-
-
-def make_folder(path: str) -> None:
-    """Make a local folder and those above it; remote prefixes need none."""
-    if not is_remote(path):
-        os.makedirs(path, exist_ok=True)
-
-
-def delete(path: str, within: str) -> None:
-    """Delete a file; one that is not there is fine.
-
-    Raises:
-      ValueError: the path does not lie below `within`, or that is a whole bucket or file system.
-    """
-    check_fence(path, within)
-    if not is_remote(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
-        return
+def delete(path: str) -> None:
+    """Delete an object; one that is not there is fine."""
     bucket, key = bucket_and_key(path)
     with contextlib.suppress(FileNotFoundError), remote_errors(path):
         client().bucket(bucket).blob(key).delete(timeout=TIMEOUT, retry=retries())
-
-
-def delete_folder(path: str, within: str) -> None:
-    """Delete a folder with everything in it; one that is not there is fine. Raises: as `delete`."""
-    check_fence(path, within)
-    if is_remote(path):
-        for name in remote_list(path.rstrip("/") + "/"):
-            delete(name, within)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
-
-
-def check_fence(path: str, within: str) -> None:
-    """Refuse to delete outside a folder."""
-    if is_remote(within):
-        inside = path.startswith(within.rstrip("/") + "/") and ".." not in path.split("/")
-        wide = not bucket_and_key(within)[1].strip("/")
-    else:
-        fence = os.path.realpath(within)
-        inside = not is_remote(path) and os.path.realpath(path).startswith(fence.rstrip(os.sep) + os.sep)
-        wide = fence == os.path.dirname(fence)
-    if wide or not inside:
-        raise ValueError(f"refusing to delete {path!r}: not below {within!r}, or that is too wide")
 
 
 def upload(local: str, path: str) -> None:
@@ -290,20 +176,18 @@ def put(session: str, data: bytes, content_range: str) -> int | None:
 def has_checksum(path: str, checksum: str) -> bool:
     """Whether there is an object of this CRC-32C."""
     try:
-        return remote_blob(path).crc32c == checksum
+        return blob_of(path).crc32c == checksum
     except FileNotFoundError:
         return False
 
 
 def crc32c_of(local: str) -> str:
     """CRC-32C of a file as Google Cloud Storage writes it."""
-    import google_crc32c
-
-    checksum = google_crc32c.Checksum()
+    crc = 0
     with open(local, "rb") as handle:
         while block := handle.read(1 << 20):
-            checksum.update(block)
-    return base64.b64encode(checksum.digest()).decode("ascii")
+            crc = wire.checksum(block, crc)
+    return base64.b64encode(crc.to_bytes(4, "big")).decode("ascii")
 
 
 class RemoteFile:
@@ -332,14 +216,6 @@ class RemoteFile:
 
     def __exit__(self, *error: Any) -> None:
         self.handle.close()
-
-
-def bucket_and_key(path: str) -> tuple[str, str]:
-    """Parts of gs://bucket/key. Raises: DataError."""
-    bucket, _, key = path[len(REMOTE) :].partition("/")
-    if not bucket:
-        raise DataError(f"{path!r} names no bucket; expected gs://bucket/path")
-    return bucket, key
 
 
 def client() -> Any:
@@ -391,7 +267,7 @@ def retries() -> Any:
     return DEFAULT_RETRY.with_timeout(DEADLINE)
 
 
-def remote_blob(path: str) -> Any:
+def blob_of(path: str) -> Any:
     """An object with its metadata. Raises: FileNotFoundError."""
     bucket, key = bucket_and_key(path)
     with remote_errors(path):
@@ -401,7 +277,7 @@ def remote_blob(path: str) -> Any:
     return blob
 
 
-def remote_list(prefix: str) -> list[str]:
+def paths_from(prefix: str) -> list[str]:
     """Paths of all objects that begin with a prefix, sorted."""
     bucket, key = bucket_and_key(prefix)
     with remote_errors(prefix):
@@ -426,8 +302,3 @@ def remote_errors(path: str) -> Iterator[None]:
         raise PermissionError(errno.EACCES, f"no access: {error}", path) from error
     except (exceptions.GoogleAPIError, InvalidResponse, DataCorruption, requests.RequestException) as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
-
-
-def raise_error(error: OSError) -> None:
-    """Stop a walk that cannot read a folder."""
-    raise error

@@ -1,0 +1,113 @@
+"""Functions of TensorFlow tensors that XLA compiles to one pass, and how graphs are built around them."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
+
+from gpt_neo.mtf_compat import gen_xla_ops, summed_wide, tf, xla_data_pb2
+
+WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
+
+
+COMPILES: contextvars.ContextVar = contextvars.ContextVar("COMPILES", default=True)
+INLINES: contextvars.ContextVar = contextvars.ContextVar("INLINES", default=False)
+# What plain operations of a `compiled` kernel made, in `uncompiled`: reference of a tensor -> (kernel, arguments).
+RECIPES: contextvars.ContextVar = contextvars.ContextVar("RECIPES")
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Graphs built inside have plain operations only: the compiler takes tens of megabytes and seconds when it runs."""
+    tokens = COMPILES.set(False), RECIPES.set({})
+    try:
+        yield
+    finally:
+        COMPILES.reset(tokens[0])
+        RECIPES.reset(tokens[1])
+
+
+@contextlib.contextmanager
+def inlined() -> Iterator[None]:
+    """Graphs built inside are compiled as a whole: every kernel is its plain operations, with no call around them."""
+    token = INLINES.set(True)
+    try:
+        with uncompiled():
+            yield
+    finally:
+        INLINES.reset(token)
+
+
+def always_compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of TensorFlow tensors of so many operations that XLA is to compile it at any size."""
+    fused = tf.function(kernel, jit_compile=True, autograph=False)
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        return kernel(*args) if INLINES.get() else fused(*args)
+
+    return call
+
+
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of TensorFlow tensors so that XLA compiles it to one pass, on whatever device runs it.
+
+    Small tensors, such as those of a decoding step, go through the plain operations, as all do in `uncompiled`.
+    """
+    fused = always_compiled(kernel)
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        if not COMPILES.get():
+            out = kernel(*args)
+            if isinstance(out, tf.Tensor):
+                RECIPES.get()[out.ref()] = kernel, args
+            return out
+        small = args[0].shape.is_fully_defined() and args[0].shape.num_elements() < WORTH_COMPILING
+        return kernel(*args) if small else fused(*args)
+
+    return call
+
+
+def put_slice(x: Any, part: Any, begin: Sequence[Any]) -> Any:
+    """x with a part of it, from `begin` on, replaced: the operation that XLA does in place. For `spmd.mlir`."""
+    return gen_xla_ops.xla_dynamic_update_slice(x, part, tf.stack([tf.cast(at, tf.int32) for at in begin]))
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether a device here has units for products of bfloat16, which TensorFlow's kernels then use."""
+    if tf.config.list_physical_devices("GPU"):
+        return True
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return bool({"amx_bf16", "avx512_bf16"} & set(file.read().split()))
+    except OSError:
+        return False
+
+
+def matrix_product(first: Any, second: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    """tf.linalg.matmul with sums in float32, in bfloat16 rounded to the nearest.
+
+    Where no unit multiplies bfloat16, TensorFlow's kernel multiplies in float32 as well, and cuts the result off: all
+    of it is then too small by a quarter of a percent.
+    """
+
+    def product(*xs: Any) -> Any:
+        return tf.linalg.matmul(*xs, transpose_a=transpose_a, transpose_b=transpose_b)
+
+    return product(first, second) if INLINES.get() or multiplies_bfloat16() else summed_wide(product, first, second)
+
+
+def row_product(first: Any, second: Any) -> Any:
+    """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b]."""
+    if INLINES.get() and first.dtype == tf.bfloat16:
+        # What tf.linalg.matmul has no word for: bfloat16 in, float32 out.
+        rows = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[0], rhs_contracting_dimensions=[0])
+        return gen_xla_ops.xla_dot_v2(first, second, rows.SerializeToString(), "", tf.float32)
+    if multiplies_bfloat16():
+        return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)
+    return summed_wide(lambda *xs: tf.linalg.matmul(*xs, transpose_a=True), first, second, dtype=tf.float32)

@@ -1,0 +1,250 @@
+"""Where files lie, behind one small interface: read, list, write whole or not at all, delete inside a fence.
+
+A path is local (`~` is the home folder) or of a scheme. gs:// is served by google-cloud-storage (`buckets.py`); what a
+job of TensorFlow reads and writes there goes through TensorFlow's own file systems, as its checkpoints do
+(`tensorflow.py`). Failures are OSErrors: FileNotFoundError, PermissionError, or another with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob as local_glob
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from gpt_neo.errors import ConfigError, DataError, GptNeoError, reason_of
+from gpt_neo.storage import buckets
+from gpt_neo.storage.buckets import REMOTE, SCHEME, bucket_and_key, upload
+
+__all__ = [
+    "REMOTE",
+    "absolute",
+    "bucket_and_key",
+    "check_fence",
+    "delete",
+    "delete_folder",
+    "exists",
+    "glob",
+    "is_folder",
+    "is_remote",
+    "join",
+    "list_files",
+    "local",
+    "make_folder",
+    "open_read",
+    "read_bytes",
+    "read_json",
+    "scheme_of",
+    "size",
+    "upload",
+    "version",
+    "write_bytes",
+    "writing",
+]
+
+
+def scheme_of(path: str) -> str:
+    """What stands before `://` in a path or an address; "" for a local path."""
+    scheme, found, _ = path.partition("://")
+    return scheme if found and re.fullmatch(r"[A-Za-z][\w.+-]*", scheme) else ""
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a Google Cloud Storage object.
+
+    Raises:
+      ConfigError: it is of another scheme, which nothing here serves.
+    """
+    scheme = scheme_of(path)
+    if scheme not in ("", SCHEME):
+        raise ConfigError(f"{path!r}: nothing here reads or writes {scheme}://; expected a local path, or {REMOTE}...")
+    return scheme == SCHEME
+
+
+def absolute(path: str) -> str:
+    """A local path from the root on, `~` being the home folder; another as it is."""
+    return path if scheme_of(path) else os.path.abspath(local(path))
+
+
+def local(path: str) -> str:
+    """A path with `~` replaced by the home folder."""
+    return os.path.expanduser(path)
+
+
+def join(folder: str, *names: str) -> str:
+    """A path inside a folder."""
+    return os.path.join(folder, *names) if not scheme_of(folder) else "/".join([folder.rstrip("/"), *names])
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or object."""
+    try:
+        size(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def size(path: str) -> int:
+    """Bytes of a file or object. Raises: FileNotFoundError."""
+    return buckets.size(path) if is_remote(path) else regular_stat(path).st_size
+
+
+def version(path: str) -> str:
+    """A string that changes when the content does: size and time of change, or the object's generation."""
+    if is_remote(path):
+        return buckets.version(path)
+    status = regular_stat(path)
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def regular_stat(path: str) -> os.stat_result:
+    """Status of a local file; a folder is none."""
+    status = os.stat(local(path))
+    if os.path.isdir(local(path)):
+        raise FileNotFoundError(errno.ENOENT, "a folder, not a file", path)
+    return status
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is a local folder, or a prefix of remote objects."""
+    return buckets.is_folder(path) if is_remote(path) else os.path.isdir(local(path))
+
+
+def list_files(folder: str) -> list[str]:
+    """Every file below a folder, sorted; hidden files and folders are left out."""
+    if is_remote(folder):
+        return buckets.list_files(folder)
+    found = []
+    for top, folders, names in os.walk(local(folder), onerror=raise_error):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(top, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def glob(pattern: str) -> list[str]:
+    """Files that match a pattern (`*`, `?`, `[...]` within a name, `**` over folders), sorted.
+
+    Raises:
+      OSError: the folder before the first of these may not be listed.
+    """
+    if is_remote(pattern):
+        return buckets.glob(pattern)
+    found = sorted(path for path in local_glob.glob(local(pattern), recursive=True) if os.path.isfile(path))
+    folder = os.path.dirname(re.split(r"[*?\[]", local(pattern))[0]) or "."
+    if not found and os.path.isdir(folder):
+        os.listdir(folder)  # or a folder that may not be listed would look like an empty one
+    return found
+
+
+def open_read(path: str) -> BinaryIO:
+    """Open for reading from any place (seekable)."""
+    return buckets.open_read(path) if is_remote(path) else open(local(path), "rb")
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole content of a small file."""
+    with open_read(path) as handle:
+        return handle.read()
+
+
+def read_json(path: str, kind: type[GptNeoError] = DataError) -> dict:
+    """A JSON object.
+
+    Raises:
+      kind: there is none; names the path.
+    """
+    try:
+        value = json.loads(read_bytes(path).decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise kind(f"{path}: cannot be read: {reason_of(error)}") from error
+    if not isinstance(value, dict):
+        raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def writing(path: str, staging: str = "") -> Iterator[BinaryIO]:
+    """A handle to write a file that appears under its name only when it is whole, and replaces one of that name.
+
+    Args:
+      staging: a local folder for the unfinished file; on the same file system, if `path` is local. Default: beside it.
+    """
+    folder, name = os.path.split(local(path))
+    place = staging or (tempfile.gettempdir() if is_remote(path) else folder or ".")
+    temporary = os.path.join(place, f".{name}.{os.getpid()}-{os.urandom(4).hex()}.writing")
+    try:
+        with open(temporary, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        if is_remote(path):
+            upload(temporary, path)
+        else:
+            os.replace(temporary, local(path))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def write_bytes(path: str, data: bytes, staging: str = "") -> None:
+    """Write a small file, whole or not at all."""
+    with writing(path, staging) as handle:
+        handle.write(data)
+
+
+def make_folder(path: str) -> None:
+    """Make a local folder and those above it; remote prefixes need none."""
+    if not is_remote(path):
+        os.makedirs(local(path), exist_ok=True)
+
+
+def delete(path: str, within: str) -> None:
+    """Delete a file; one that is not there is fine.
+
+    Raises:
+      ValueError: the path does not lie below `within`, or that is a whole bucket or file system.
+    """
+    check_fence(path, within)
+    if is_remote(path):
+        buckets.delete(path)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(local(path))
+
+
+def delete_folder(path: str, within: str) -> None:
+    """Delete a folder with everything in it; one that is not there is fine. Raises: as `delete`."""
+    check_fence(path, within)
+    if is_remote(path):
+        for name in buckets.paths_from(path.rstrip("/") + "/"):
+            delete(name, within)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(local(path))
+
+
+def check_fence(path: str, within: str) -> None:
+    """Refuse to delete outside a folder."""
+    if is_remote(within):
+        inside = path.startswith(within.rstrip("/") + "/") and ".." not in path.split("/")
+        wide = not bucket_and_key(within)[1].strip("/")
+    else:
+        fence = os.path.realpath(local(within))
+        inside = not is_remote(path) and os.path.realpath(local(path)).startswith(fence.rstrip(os.sep) + os.sep)
+        wide = fence == os.path.dirname(fence)
+    if wide or not inside:
+        raise ValueError(f"refusing to delete {path!r}: not below {within!r}, or that is too wide")
+
+
+def raise_error(error: OSError) -> None:
+    """Stop a walk that cannot read a folder."""
+    raise error
