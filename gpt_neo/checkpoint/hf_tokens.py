@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from gpt_neo.checkpoint.hf_folder import read_json
+from gpt_neo import storage
+from gpt_neo.errors import CheckpointError
 
 # What may name the end of a text besides config.json, in the order in which they are asked.
 TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -80,4 +81,4 @@ def token_id(folder: str, token: str) -> Optional[int]:
 def optional_json(folder: str, name: str) -> dict:
     """The JSON object of a file; empty where there is no such file."""
     path = os.path.join(folder, name)
-    return read_json(path) if os.path.isfile(path) else {}
+    return storage.read_json(path, CheckpointError) if os.path.isfile(path) else {}
