@@ -9,10 +9,10 @@ import signal
 
 import pytest
 
+from gpt_neo.__main__ import main
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.folder import read_state
-from gpt_neo.cli import quiet, spmd_jobs, spmd_run
-from gpt_neo.cli.common import run_command
+from gpt_neo.cli import quiet, spmd_jobs
 from gpt_neo.config import load_config
 from gpt_neo.errors import DeviceError
 from gpt_neo.mtf_compat import tf
@@ -25,15 +25,14 @@ from tests.namespaces import need_mounts
 from tests.runtime.test_full_disk import FILL, MOUNTED
 from tests.spmd.fakes import VARIABLES, FakeDevices, install
 
-# In a process of its own: `spmd-run` in place of main.py, on devices that are none.
+# In a process of its own: `train --backend xla` in place of main.py, on devices that are none.
 FAKED = """
 import os, sys
-from gpt_neo.cli.common import run_command
-from gpt_neo.cli.spmd_run import main
+from gpt_neo.__main__ import main
 from tests.spmd.fakes import FakeDevices, install
 install()
 {more}
-status = run_command(main, argv)
+status = main(["train", "--backend", "xla", *argv])
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(status)
@@ -47,7 +46,7 @@ def spmd(monkeypatch, capsys):
     monkeypatch.setattr(quiet, "filter_native_stderr", lambda: None)
 
     def run(*argv):
-        status = run_command(spmd_run.main, [str(word) for word in argv])
+        status = main(["spmd-run", *map(str, argv)])
         written = capsys.readouterr()
         return status, written.out + written.err
 
