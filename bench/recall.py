@@ -35,10 +35,10 @@ def build(kind: str, width: int, fed: tuple) -> tuple:
     from gpt_neo.model.context import Context
     from gpt_neo.model.dims import make_dims
     from gpt_neo.model.losses import cross_entropy_per_token
+    from gpt_neo.model.trained import Partition
     from gpt_neo.model.transformer import transformer
     from gpt_neo.mtf_compat import lower_locally, mtf, tf
     from gpt_neo.optim.build import optimizer_updates
-    from gpt_neo.optim.slots import SlotLayout
 
     tokens, labels, rate = fed
     config = ModelConfig(
@@ -62,7 +62,7 @@ def build(kind: str, width: int, fed: tuple) -> tuple:
     right = mtf.cast(mtf.equal(mtf.argmax(logits, dims.vocab), labels), tf.float32)
     grads = mtf.gradients([loss], [v.outputs[0] for v in graph.trainable_variables])
     optimizer = OptimizerConfig(lr=1.0, beta2=0.98, gradient_clipping=1.0)
-    updates = optimizer_updates(graph.trainable_variables, grads, rate, tf.constant(0), optimizer, SlotLayout())
+    updates = optimizer_updates(graph.trainable_variables, grads, rate, tf.constant(0), optimizer, Partition())
     share = mtf.reduce_sum(right * counts) / answers
     lowering = lower_locally(graph, mesh)
     fetches = [lowering.export_to_tf_tensor(x) for x in (loss, share)]

@@ -7,13 +7,13 @@ import re
 from typing import Any
 
 from gpt_neo.config.schema import ModelConfig
+from gpt_neo.model.trained import TrainingGraph, trained_variable
 from gpt_neo.mtf_compat import mtf, tf
 
 
-def variable_dtype(config: ModelConfig) -> Any:
-    """Masters and activations in the precision of the config."""
-    dtype = tf.bfloat16 if config.precision == "bfloat16" else tf.float32
-    return mtf.VariableDType(master_dtype=dtype, slice_dtype=dtype, activation_dtype=dtype)
+def activation_dtype(config: ModelConfig) -> Any:
+    """The type of what layers read and write."""
+    return tf.bfloat16 if config.precision == "bfloat16" else tf.float32
 
 
 def weight_scope(config: ModelConfig) -> Any:
@@ -31,9 +31,11 @@ def weight_scope(config: ModelConfig) -> Any:
 
 
 def make(mesh: Any, name: str, shape: Any, initializer: Any, config: ModelConfig) -> Any:
-    """A weight, or the one of that name that is there already."""
+    """A weight, or the one of that name that is there already; see `trained.py` for those that are trained."""
     with weight_scope(config):
-        return mtf.get_variable(mesh, name, shape, dtype=variable_dtype(config), initializer=initializer)
+        if isinstance(mesh.graph, TrainingGraph):
+            return trained_variable(mesh, name, mtf.Shape(shape), activation_dtype(config), initializer)
+        return mtf.get_variable(mesh, name, shape, dtype=activation_dtype(config), initializer=initializer)
 
 
 def normal(mesh: Any, name: str, shape: Any, std: float, config: ModelConfig) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from gpt_neo.config.schema import OptimizerConfig
+from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.optim.slots import SlotLayout, scalar, slot, wait
+from gpt_neo.optim.slots import scalar, slot, wait
 
 FACTORED_FROM = 128  # smaller matrices keep whole second moments, as Mesh-TF has it
 MEMORY_EXPONENT = 0.8
@@ -28,19 +29,18 @@ class Adafactor:
             decay = 1.0 - tf.pow(tf.cast(step, tf.float32) + 1.0, -MEMORY_EXPONENT)
         self.rate, self.memory, self.config = scalar(mesh, rate), scalar(mesh, decay), config
 
-    def update(self, variable: Any, grad: Any, decay: float, slots: SlotLayout, after: list) -> list:
-        """Operations that update a variable and its slots once `after` is done. grad: float32, in the slots' shape."""
+    def update(self, variable: Any, grad: Any, decay: float, partition: Partition, after: list) -> list:
+        """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
         config, grad = self.config, wait(grad, after)
         step, updates = self.normalized(variable, grad)
         step /= mtf.maximum(root_mean_square(step) / CLIPPING_THRESHOLD, 1.0)
-        value = mtf.cast(slots.scatter(variable.value), tf.float32)
-        step *= mtf.maximum(root_mean_square(value), config.ada_epsilon2) * self.rate
+        step *= mtf.maximum(root_mean_square(variable.value), config.ada_epsilon2) * self.rate
         if config.beta1:
             m = slot(variable, "_slot_m", grad.shape)
             step = config.beta1 * m + (1 - config.beta1) * step
             updates.append(mtf.assign(m, step))
-        fresh = mtf.cast(value - step - self.rate * decay * value, variable.slice_dtype)
-        return [mtf.assign(variable, slots.gather(fresh, variable.shape)), *updates]
+        fresh = variable.value - step - self.rate * decay * variable.value
+        return [mtf.assign(variable, fresh), *updates]
 
     def normalized(self, variable: Any, grad: Any) -> tuple[Any, list]:
         """The gradient over the root of its second moment, and the operations that update that moment."""

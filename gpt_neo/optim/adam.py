@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_neo.config.schema import OptimizerConfig
+from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.optim.slots import SlotLayout, lowered, scalar, slot, wait
+from gpt_neo.optim.slots import lowered, scalar, slot, wait
 
 
 class Adam:
@@ -15,8 +16,6 @@ class Adam:
     Kingma and Ba 2015, algorithm 1 without the bias correction; decay as Loshchilov and Hutter 2019. Slots are
     `<variable>/adam_m` and `/adam_v`.
     """
-
-    IN_PLACE = tf.float32  # type of weights that TensorFlow's kernel updates beside float32 slots
 
     def __init__(self, mesh: Any, rate: Any, step: Any, config: OptimizerConfig) -> None:
         self.config = config
@@ -27,19 +26,16 @@ class Adam:
         """Rate and epsilon of the quotient m / (sqrt(v) + epsilon)."""
         return rate, self.config.epsilon
 
-    def update(self, variable: Any, grad: Any, decay: float, slots: SlotLayout, after: list) -> list:
-        """Operations that update a variable and its slots once `after` is done. grad: float32, in the slots' shape."""
-        shape = slots.shape(variable.shape)
-        m, v = slot(variable, "/adam_m", shape), slot(variable, "/adam_v", shape)
-        if slots.in_place and shape == variable.shape and variable.slice_dtype == self.IN_PLACE:
+    def update(self, variable: Any, grad: Any, decay: float, partition: Partition, after: list) -> list:
+        """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
+        m, v = slot(variable, "/adam_m", variable.shape), slot(variable, "/adam_v", variable.shape)
+        if partition.in_place:
             return [AdamOperation(self, variable, m, v, grad, decay, after)]
         config, grad = self.config, wait(grad, after)
         new_m = config.beta1 * m + (1 - config.beta1) * grad
         new_v = config.beta2 * v + (1 - config.beta2) * mtf.square(grad)
-        value = mtf.cast(slots.scatter(variable.value), tf.float32)
-        change = self.step_rate * (new_m / (mtf.sqrt(new_v) + self.epsilon)) + self.rate * decay * value
-        fresh = slots.gather(mtf.cast(value - change, variable.slice_dtype), variable.shape)
-        return [mtf.assign(variable, fresh), mtf.assign(m, new_m), mtf.assign(v, new_v)]
+        change = self.step_rate * (new_m / (mtf.sqrt(new_v) + self.epsilon)) + self.rate * decay * variable.value
+        return [mtf.assign(variable, variable.value - change), mtf.assign(m, new_m), mtf.assign(v, new_v)]
 
 
 class AdamW(Adam):
@@ -53,7 +49,7 @@ class AdamW(Adam):
 
 
 class AdamOperation(mtf.Operation):
-    """The update of one variable and its two whole slots, in place by TensorFlow's kernel."""
+    """The update of one variable and its two slots, in place by TensorFlow's kernel."""
 
     def __init__(self, adam: Adam, variable: Any, m: Any, v: Any, grad: Any, decay: float, after: list) -> None:
         super().__init__([grad, adam.rate, adam.step_rate, adam.epsilon], name="adam")

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.model.trained import Partition
+from gpt_neo.mtf_compat import mtf
 from gpt_neo.optim.adafactor import Adafactor
 from gpt_neo.optim.adam import Adam, AdamW
 from gpt_neo.optim.lion import Lion
-from gpt_neo.optim.slots import SlotLayout
 from gpt_neo.optim.square_sum import SquareSumOperation
 
 OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adafactor": Adafactor, "lion": Lion}
 
 
 def optimizer_updates(
-    variables: Sequence[Any], grads: Sequence[Any], rate: Any, step: Any, config: OptimizerConfig, slots: SlotLayout
+    variables: Sequence[Any], grads: Sequence[Any], rate: Any, step: Any, config: OptimizerConfig, partition: Partition
 ) -> list:
     """Return the mtf operations of one step of the configured optimizer.
 
@@ -27,18 +27,17 @@ def optimizer_updates(
 
     Args:
       variables: mtf.Variable operations (graph.trainable_variables).
-      grads: one tensor per variable, its shape.
+      grads: one tensor per variable, as `stored_part` makes them.
       rate: float32 TensorFlow scalar.
       step: integer TensorFlow scalar, from 0.
-      slots: how the slots are split.
+      partition: how the weights are stored.
     """
     optimizer = OPTIMIZERS[config.opt_name](variables[0].mesh, rate, step, config)
-    parts = [mtf.cast(slots.scatter(grad), tf.float32) for grad in grads]
-    if config.gradient_clipping:
-        parts = clip_by_global_norm(parts, config.gradient_clipping)
     updates, after = [], list(grads)
-    for variable, part in zip(variables, parts):
-        after = optimizer.update(variable, part, weight_decay(variable.name, config), slots, after)
+    if config.gradient_clipping:
+        grads = clip_by_global_norm(grads, config.gradient_clipping)
+    for variable, grad in zip(variables, grads):
+        after = optimizer.update(variable, grad, weight_decay(variable.name, config), partition, after)
         updates += after
     return updates
 

@@ -1,65 +1,21 @@
-"""What optimizers are made of: slots, whole on every device or split over replicas; scalars; order.
-
-Data-parallel replicas hold the same weights, and would hold the same slots. A layout rule `slots:x` splits them over
-mesh dimension x (Rajbhandari et al. 2020, ZeRO stage 2): each device keeps and updates its part, from its part of the
-gradient, and the new weights are gathered. In Mesh-TF's terms one dimension of the variable is called `slots` within
-the optimizer, so the layout splits it. Names and shapes in checkpoints are those of whole slots.
-"""
+"""What optimizers are made of: gradients in float32, slots beside their weights, scalars; order."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Optional
+from typing import Any
 
+from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf, zeros_initializer
 
-SLOTS = "slots"
 
+def stored_part(grad: Any, partition: Partition) -> Any:
+    """A gradient in float32; a device's part of the sum over devices, where its weight is stored in parts.
 
-@dataclasses.dataclass(frozen=True)
-class SlotLayout:
-    """Which dimension of a variable is split.
-
-    mesh_shape, layout: pairs as in the config; empty on one device. in_place: whether there are variables that
-    TensorFlow's kernels can update, or else inputs and outputs of a pure function.
+    Taken from every microbatch (ZeRO stage 2), so that between them no device holds a whole gradient, and whatever adds
+    up adds up in float32. Of other gradients the sum over devices is left for later.
     """
-
-    mesh_shape: tuple = ()
-    layout: tuple = ()
-    in_place: bool = True
-
-    def split_dimension(self, shape: Any) -> Optional[Any]:
-        """The first dimension that divides and is not split yet; None without one, or without a rule for `slots`.
-
-        A variable that the layout splits over the same mesh dimension already stays as it is: no device holds what
-        another one does.
-        """
-        rules = dict(self.layout)
-        if SLOTS not in rules or any(rules.get(dim.name) == rules[SLOTS] for dim in shape.dims):
-            return None
-        parts = dict(self.mesh_shape)[rules[SLOTS]]
-        return next((dim for dim in shape.dims if dim.name not in rules and dim.size % parts == 0), None)
-
-    def shape(self, shape: Any) -> Any:
-        """The shape of slots of a variable of that shape."""
-        dim = self.split_dimension(shape)
-        return shape.rename_dimension(dim.name, SLOTS) if dim else shape
-
-    def scatter(self, x: Any) -> Any:
-        """A device's part of a tensor of a variable's shape."""
-        return mtf.reshape(x, self.shape(x.shape))
-
-    def part(self, grad: Any) -> Any:
-        """Of a gradient whose variable's slots are split: a device's part of the sum over devices, float32.
-
-        Taken from every microbatch (ZeRO stage 2), so that between them no device holds a whole gradient and the parts
-        add up in float32. Other gradients stay as they are, their sum over devices left for later.
-        """
-        return self.scatter(WidenOperation(grad).outputs[0]) if self.split_dimension(grad.shape) else grad
-
-    def gather(self, x: Any, shape: Any) -> Any:
-        """The whole tensor, in the variable's own shape."""
-        return mtf.reshape(x, shape)
+    wide = grad if grad.dtype == tf.float32 else WidenOperation(grad).outputs[0]
+    return mtf.reshape(wide, partition.shape(grad.shape)) if partition.dimension(grad.shape) else wide
 
 
 def slot(variable: Any, suffix: str, shape: Any) -> Any:

@@ -12,12 +12,13 @@ from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.dropout import dropout_source
 from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batch
+from gpt_neo.model.trained import Partition, TrainingGraph
 from gpt_neo.model.transformer import spread, transformer
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.build import optimizer_updates
 from gpt_neo.optim.guard import guard_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
-from gpt_neo.optim.slots import SlotLayout
+from gpt_neo.optim.slots import stored_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,6 @@ class TrainStep:
     lowering: Any
 
 
-WHOLE = SlotLayout()  # nothing is split over replicas
-
-
 def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any = None) -> TrainStep:
     """Build and lower a training step.
 
@@ -48,17 +46,17 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     # Mesh-TF draws the seeds of its random operations from Python's generator while it lowers.
     random.seed(run.training.seed or 1)
     step = tf.train.get_or_create_global_step()
-    graph = mtf.Graph()
+    partition = Partition(placement.mesh_shape, placement.layout, placement.in_place)
+    graph = TrainingGraph(partition)
     mesh = placement.make_mesh(graph)
     dims = make_dims(run.model, run.training.train_batch_size)
     features = {name: mtf.import_tf_tensor(mesh, t, dims.tokens) for name, t in split_batch(batch).items()}
     features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
     mtf_step = mtf.import_tf_tensor(mesh, tf.cast(step, tf.int32), mtf.Shape([]))
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
-    slots = SlotLayout(placement.mesh_shape, placement.layout, placement.in_place)
-    loss, *grads = loss_and_gradients(graph, features, mtf_step, run, splits, slots)
+    loss, *grads = loss_and_gradients(graph, features, mtf_step, run, splits)
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
-    updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, slots)
+    updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, partition)
     if loss_limit is not None:
         guard_updates(updates, loss, loss_limit)
     lowering = placement.lower(graph, mesh)
@@ -71,15 +69,15 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     return TrainStep(loss_out, rate, train, lowering)
 
 
-def loss_and_gradients(
-    graph: Any, features: dict, step: Any, run: RunConfig, splits: int, slots: SlotLayout = WHOLE
-) -> list:
+def loss_and_gradients(graph: TrainingGraph, features: dict, step: Any, run: RunConfig, splits: int) -> list:
     """Mean loss over the labels that count, then its gradients, each summed over `splits` microbatches.
 
     Args:
       features: inputs, labels and perhaps weights [batch, sequence]; rows [batch], their numbers in the batch.
       step: int32 scalar.
-      slots: which gradients are held in parts, as the slots are: see `SlotLayout.part`.
+
+    Returns:
+      float32: the loss, and of each trainable variable the gradient, as `stored_part` makes it.
     """
     count = count_of(features)
 
@@ -93,8 +91,8 @@ def loss_and_gradients(
         loss = mtf.add_n(
             [mean_loss(losses, named, count, splits), *[auxiliary / splits for auxiliary in context.auxiliary_losses]]
         )
-        grads = mtf.gradients([loss], [v.outputs[0] for v in graph.trainable_variables])
-        return [loss, *(slots.part(grad) for grad in grads)]
+        grads = mtf.gradients([loss], [v.whole for v in graph.trainable_variables])
+        return [loss, *(stored_part(grad, graph.partition) for grad in grads)]
 
     return summed_over_microbatches(differentiated, features, splits) if splits > 1 else differentiated(features)
 

@@ -8,9 +8,9 @@ import pytest
 from gpt_neo.config import load_config
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.errors import ConfigError
+from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf
 from gpt_neo.optim.build import weight_decay
-from gpt_neo.optim.slots import SlotLayout
 from tests.config.test_loader import write
 from tests.optim.common import GRADS, START, train
 
@@ -90,9 +90,9 @@ def test_wrong_rules_are_named(rules, message, tmp_path):
     ],
 )
 def test_which_dimension_of_a_slot_is_split(dims, expected):
-    layout = SlotLayout((("x", 4), ("y", 2)), (("batch", "x"), ("slots", "x"), ("heads", "y"), ("experts", "x")))
+    layout = Partition((("x", 4), ("y", 2)), (("batch", "x"), ("slots", "x"), ("heads", "y"), ("experts", "x")))
     shape = mtf.Shape([mtf.Dimension(*pair) for pair in dims])
-    dim = layout.split_dimension(shape)
+    dim = layout.dimension(shape)
     assert (dim and dim.name) == expected
     assert [d.name for d in layout.shape(shape).dims] == ["slots" if n == expected else n for n, _ in dims]
-    assert SlotLayout().split_dimension(shape) is None
+    assert Partition().dimension(shape) is None

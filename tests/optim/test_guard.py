@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from gpt_neo.config.schema import OptimizerConfig
+from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.build import optimizer_updates
 from gpt_neo.optim.guard import guard_updates
-from gpt_neo.optim.slots import SlotLayout
 from tests.optim.common import GRADS, START, train_with
 
 LOSSES = np.array([1.0, np.nan, 2.0, 7.0, np.inf], np.float32)  # the limit is 2
@@ -21,7 +21,7 @@ def test_only_accepted_steps_count(name, clip):
     config = OptimizerConfig(lr=0.1, opt_name=name, weight_decay=0.1, gradient_clipping=clip)
 
     def updates(variable, grad, step):
-        return optimizer_updates([variable], [grad], tf.constant(0.1), step, config, SlotLayout())
+        return optimizer_updates([variable], [grad], tf.constant(0.1), step, config, Partition())
 
     def guarded(variable, grad, step):
         loss = mtf.import_tf_tensor(grad.mesh, tf.gather(tf.constant(LOSSES), step), mtf.Shape([]))

@@ -36,20 +36,17 @@ CASES = {
         "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x",
     ),
     "adamw": ({"opt_name": "adamw"}, "x:4", "batch:x,slots:x"),
-    # gradients in bfloat16 depend on the mesh, so these are held against the mesh without split slots, its gradients
-    # added up in float32 as the parts are
+    # gradients in bfloat16 depend on the mesh, so these are held against the mesh without split slots
     "bfloat16": ({"precision": "bfloat16"}, "x:2", "batch:x,slots:x"),
     "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
 }
 
 SCRIPT = """
 import json, sys
-from unittest import mock
 import numpy as np
 from gpt_neo.config import load_config
 from gpt_neo.mtf_compat import tf
 from gpt_neo.optim import adafactor
-from gpt_neo.optim.slots import SlotLayout, WidenOperation
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, plan_mesh, session_config
 from gpt_neo.runtime.train_step import build_train_step
@@ -110,8 +107,7 @@ reports = {}
 for case, (changes, mesh, layout) in json.loads(sys.argv[2]).items():
     plan, start = spread_plan(mesh, layout), {}
     half = changes.get("precision") == "bfloat16"
-    with mock.patch.object(SlotLayout, "part", lambda self, grad: WidenOperation(grad).outputs[0] if half else grad):
-        losses, values, _, _ = train(changes, spread_plan(mesh, "batch:x") if half else MeshPlan(), start)
+    losses, values, _, _ = train(changes, spread_plan(mesh, "batch:x") if half else MeshPlan(), start)
     spread_losses, spread, sizes, counters = train(changes, plan, start)
     assert {n: v.shape for n, v in spread.items()} == {n: v.shape for n, v in values.items()}
     reports[case] = {
@@ -203,11 +199,11 @@ def test_names_and_shapes_are_the_legacy_ones(reports):
 @pytest.mark.parametrize(
     "case, devices", [("adamw", 4), ("bfloat16 in microbatches", 2), ("experts with the batch", 4)]
 )
-def test_each_device_holds_its_part_of_the_slots(reports, case, devices):
+def test_each_device_holds_its_part_of_weights_and_slots(reports, case, devices):
+    for name, slices in reports[case]["sizes"].items():
+        assert slices == [math.prod(reports[case]["shapes"][name]) // devices] * devices, name
     sizes = {name: size for name, size in reports[case]["sizes"].items() if "/adam_" in name}
     assert len(sizes) > 20
-    for name, slices in sizes.items():
-        assert slices == [math.prod(reports[case]["shapes"][name]) // devices] * devices, name
     weights = sum(math.prod(shape) for name, shape in reports[case]["shapes"].items() if "/adam_" not in name)
     weights -= 1  # global_step has no slots
     assert [sum(each) for each in zip(*sizes.values())] == [2 * weights // devices] * devices
