@@ -80,6 +80,7 @@ def sample(
     if prompt is not None:
         kept, _, room = fit_prompt(tokenizer.encode(prompt), run.model.n_ctx, sampling.max_tokens)
         length = len(kept) + room
+    whole = not run.training.remove_partial_sequences
     path = os.path.join(job.folder, f"predictions_{job.identity}_{step_of(checkpoint)}.txt")
     with load(checkpoint, options, batch, length) as sampler:
         print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {options.seed}", flush=True)
@@ -89,7 +90,7 @@ def sample(
             text = read_interactive() if prompt is None else prompt
             if text is None:
                 return 0
-            answer(sampler, tokenizer, text, options, sampling.num_samples, path)
+            answer(sampler, tokenizer, text, options, sampling.num_samples, path, whole)
             if prompt is not None:
                 print(f"written to {path}")
                 return 0
@@ -137,9 +138,19 @@ def read_interactive() -> Optional[str]:
 
 
 def answer(
-    sampler: BatchSampler, tokenizer: Tokenizer, text: str, options: SampleOptions, num_samples: int, path: str
+    sampler: BatchSampler,
+    tokenizer: Tokenizer,
+    text: str,
+    options: SampleOptions,
+    num_samples: int,
+    path: str,
+    whole: bool,
 ) -> None:
-    """Sample, print and append to the predictions file; rows of a batch are printed one after another."""
+    """Sample, print and append to the predictions file; rows of a batch are printed one after another.
+
+    Args:
+      whole: the file gets the prompt too.
+    """
     ids = tokenizer.encode(text)
     _, cut, room = fit_prompt(ids, sampler.config.n_ctx, options.max_tokens)
     if cut:
@@ -175,4 +186,4 @@ def answer(
     print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
     with tf.io.gfile.GFile(path, "a") as handle:
         for number, sample in enumerate(texts):
-            handle.write(f"=== sample {number + 1}, seed {options.seed}\n{text}{sample}\n")
+            handle.write(f"=== sample {number + 1}, seed {options.seed}\n{text if whole else ''}{sample}\n")
