@@ -15,10 +15,11 @@ from gpt_neo.cli.predict import read_prompt
 from gpt_neo.config import load_config
 from gpt_neo.config.estimate import count_parameters, training_memory
 from gpt_neo.config.loader import known_keys
-from gpt_neo.dataprep.records import count_records, encode_example, frame, masked_crc, read_records
+from gpt_neo.dataprep.records import count_records, encode_example, frame, read_records
 from gpt_neo.errors import ConfigError, DataError, GptNeoError
 from gpt_neo.runtime.predict_step import fit_prompt
 from gpt_neo.tokenizer import load_tokenizer, train_tokenizer
+from gpt_neo.wire import masked_checksum
 from tests.conftest import MODEL
 
 FEW, MANY = 40, 2000  # cases of each of the five kinds
@@ -111,7 +112,9 @@ def record_files(draw):
     bodies = [draw(damaged(body)) if draw(st.booleans()) else body for body in bodies]
     data = b"".join(map(frame, bodies))
     length = struct.pack("<Q", draw(st.sampled_from([0, 1, 2**31, 2**62, 2**64 - 1])))
-    liar = length + struct.pack("<I", masked_crc(length)) + draw(BYTES)  # a length that is right by its checksum alone
+    liar = (
+        length + struct.pack("<I", masked_checksum(length)) + draw(BYTES)
+    )  # a length that is right by its checksum alone
     return draw(st.one_of(damaged(data), st.just(data + liar), BYTES))
 
 

@@ -6,11 +6,11 @@ import os
 
 import gpt_neo
 
+LIGHT = "errors wire storage config tokenizer dataprep tracking".split()  # no TensorFlow before a job needs it
 ROOMS = (
-    "errors storage config tokenizer dataprep mtf_compat inputs model optim checkpoint tracking sampling runtime "
-    "evaluation serving spmd cli __main__"
+    "errors wire storage config tokenizer dataprep mtf_compat ops inputs model optim checkpoint tracking sampling "
+    "runtime evaluation serving spmd cli __main__"
 ).split()
-LIGHT = ("errors", "storage", "config", "tokenizer", "dataprep", "tracking")  # no TensorFlow before a job needs it
 PACKAGE = os.path.dirname(gpt_neo.__file__)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, forget_pages, map_array
 from gpt_neo.errors import CheckpointError
+from gpt_neo.wire import bytes_field, checksum, fields, masked, masked_checksum, number_field, read_varint, varint
 
 # Values of TensorFlow's DataType enumeration.
 TYPES: dict[int, np.dtype] = {
@@ -39,7 +40,6 @@ MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: two block handles padded to 40, and the magic number
 TRAILER = 5  # bytes after a block: compression, checksum
 ALIGNMENT = 64  # bytes; TensorFlow uses a mapped tensor in place only at such an address
-MASK_DELTA = 0xA282EAD8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Bundle:
         self.others: list[str] = []  # strings and the like, which no weight is
         try:
             table = read_table(read_bytes(prefix + ".index"))
-            self.shards = int(dict(proto_fields(table.pop(b""))).get(1, 1))
+            self.shards = int(dict(fields(table.pop(b""))).get(1, 1))
             for key, value in table.items():
                 entry = parse_entry(value)
                 if entry is None:
                     self.others.append(key.decode("utf-8", "replace"))
                 else:
                     self.entries[key.decode("utf-8")] = entry
-        except (ValueError, KeyError, IndexError, struct.error) as error:
+        except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
             reason = error if isinstance(error, ValueError) else "its table is damaged"
             raise CheckpointError(f"{prefix}.index: cannot be read as a checkpoint: {reason}") from error
         self.check_shards()
@@ -114,7 +114,7 @@ class Bundle:
         """
         entry = self.entries[name]
         array = map_array(self.shard_path(entry.shard), entry.dtype, entry.shape, entry.offset)
-        if masked(checksum(array.reshape(-1).view(np.uint8))) != entry.crc:
+        if masked_checksum(array.reshape(-1).view(np.uint8)) != entry.crc:
             raise CheckpointError(f"{self.path}: tensor {name} is damaged: its checksum is wrong")
         forget_pages(array)
         return array
@@ -137,7 +137,7 @@ class BundleWriter:
             crc = checksum(raw, crc)
             size += raw.nbytes
             self.data.write(raw.data)
-        self.note(name, shape, dtype, offset, size, crc)
+        self.enter(name, shape, dtype, offset, size, crc)
 
     def add_zeros(self, name: str, shape: Iterable[int], dtype: np.dtype) -> None:
         """Append zeros, as a hole in the file that takes no disk."""
@@ -148,7 +148,7 @@ class BundleWriter:
             crc = checksum(zeros[: size - first], crc)
         self.data.truncate(offset + size)
         self.data.seek(offset + size)
-        self.note(name, shape, dtype, offset, size, crc)
+        self.enter(name, shape, dtype, offset, size, crc)
 
     def align(self) -> int:
         """Go to the next aligned byte and return it."""
@@ -156,7 +156,7 @@ class BundleWriter:
         self.data.seek(offset)
         return offset
 
-    def note(self, name: str, shape: Iterable[int], dtype: np.dtype, offset: int, size: int, crc: int) -> None:
+    def enter(self, name: str, shape: Iterable[int], dtype: np.dtype, offset: int, size: int, crc: int) -> None:
         """Remember a tensor for the index."""
         if name in self.entries:
             raise ValueError(f"tensor {name} was written already")
@@ -170,24 +170,12 @@ class BundleWriter:
         self.data.flush()
         os.fsync(self.data.fileno())
         self.data.close()
-        header = varint_field(1, 1) + bytes_field(3, varint_field(1, 1))
+        header = number_field(1, 1) + bytes_field(3, number_field(1, 1))
         items = {b"": header, **{name.encode(): format_entry(e) for name, e in self.entries.items()}}
         with open(self.prefix + ".index", "wb") as handle:
             handle.write(write_table(items))
             handle.flush()
             os.fsync(handle.fileno())
-
-
-def checksum(raw: np.ndarray, crc: int = 0) -> int:
-    """CRC-32C of bytes, carried on from `crc`."""
-    import google_crc32c
-
-    return google_crc32c.extend(crc, np.ascontiguousarray(raw)) if raw.size else crc
-
-
-def masked(crc: int) -> int:
-    """A checksum rotated and shifted, as the format stores it."""
-    return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & 0xFFFFFFFF
 
 
 def read_bytes(path: str) -> bytes:
@@ -220,86 +208,32 @@ def file_size(path: str) -> Any:
     return os.path.getsize(path) if os.path.isfile(path) else None
 
 
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """A protobuf variable-length number and the byte after it."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError("a number is longer than 10 bytes")
-
-
-def varint(value: int) -> bytes:
-    """Protobuf's variable-length form of a number of at least 0."""
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def varint_field(number: int, value: int) -> bytes:
-    """A protobuf field with a number; left out when 0, as protobuf does."""
-    return varint(number << 3) + varint(value) if value else b""
-
-
-def bytes_field(number: int, payload: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
-
-
-def proto_fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield (number, value) of a protobuf message; values are whole numbers or bytes."""
-    at = 0
-    value: Any
-    while at < len(data):
-        tag, at = read_varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = read_varint(data, at)
-        elif kind == 2:
-            size, at = read_varint(data, at)
-            value, at = data[at : at + size], at + size
-        elif kind in (1, 5):
-            width = 8 if kind == 1 else 4
-            value, at = int.from_bytes(data[at : at + width], "little"), at + width
-        else:
-            raise ValueError(f"unexpected wire type {kind}")
-        if at > len(data):
-            raise ValueError("a field breaks off")
-        yield tag >> 3, value
-
-
 def parse_entry(data: bytes) -> Any:
     """Entry of a serialised BundleEntryProto; None for a type that no weight has."""
-    found: dict[int, Any] = {1: 0, 2: b"", 3: 0, 4: 0, 5: 0, 6: 0}
-    for number, value in proto_fields(data):
+    found: dict[int, Any] = {1: 0, 2: b"", 3: 0, 4: 0, 5: 0, 6: b""}
+    for number, value in fields(data):
         if number == 7:
             raise ValueError("it holds partitioned variables, which Mesh-TensorFlow never writes")
         found[number] = value
     if found[1] not in TYPES:
         return None
-    shape = tuple(dict(proto_fields(dim)).get(1, 0) for number, dim in proto_fields(found[2]) if number == 2)
+    shape = tuple(dict(fields(dim)).get(1, 0) for number, dim in fields(found[2]) if number == 2)
     dtype = TYPES[found[1]]
     if found[5] != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
         raise ValueError(f"it tells of {found[5]} bytes for {shape} of {dtype}")
-    return Entry(dtype, shape, found[3], found[4], found[5], found[6])
+    return Entry(dtype, shape, found[3], found[4], found[5], int.from_bytes(found[6], "little"))
 
 
 def format_entry(entry: Entry) -> bytes:
     """Serialised BundleEntryProto."""
-    shape = b"".join(bytes_field(2, varint_field(1, n)) for n in entry.shape)
+    shape = b"".join(bytes_field(2, number_field(1, n)) for n in entry.shape)
     crc = varint(6 << 3 | 5) + struct.pack("<I", entry.crc)
     return (
-        varint_field(1, CODES[entry.dtype])
+        number_field(1, CODES[entry.dtype])
         + bytes_field(2, shape)
-        + varint_field(3, entry.shard)
-        + varint_field(4, entry.offset)
-        + varint_field(5, entry.size)
+        + number_field(3, entry.shard)
+        + number_field(4, entry.offset)
+        + number_field(5, entry.size)
         + crc
     )
 
@@ -331,7 +265,7 @@ def block_items(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
         raise ValueError("it is cut off")
     if data[end] != 0:
         raise ValueError("it is compressed, which TensorFlow's checkpoints are not")
-    if masked(checksum(np.frombuffer(data[offset : end + 1], np.uint8))) != struct.unpack_from("<I", data, end + 1)[0]:
+    if masked_checksum(data[offset : end + 1]) != struct.unpack_from("<I", data, end + 1)[0]:
         raise ValueError("a checksum is wrong")
     block = data[offset:end]
     restarts = struct.unpack("<I", block[-4:])[0]
@@ -353,7 +287,7 @@ def write_table(items: dict[bytes, bytes]) -> bytes:
     def append(block: bytes) -> bytes:
         handle = varint(len(out)) + varint(len(block))
         whole = block + b"\0"
-        out.extend(whole + struct.pack("<I", masked(checksum(np.frombuffer(whole, np.uint8)))))
+        out.extend(whole + struct.pack("<I", masked_checksum(whole)))
         return handle
 
     data = append(format_block(sorted(items.items())))

@@ -16,18 +16,10 @@ import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.errors import DataError
+from gpt_neo.wire import byte_fields, bytes_field, masked_checksum, varint
 
 FEATURE = "text"
 BLOCK = 1 << 22  # numbers packed at once
-MASK_DELTA = 0xA282EAD8
-
-
-def masked_crc(*parts: bytes) -> int:
-    """CRC-32C of the parts one after the other, rotated and shifted as the TFRecord format has it."""
-    import google_crc32c
-
-    crc = functools.reduce(google_crc32c.extend, parts, 0)
-    return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & 0xFFFFFFFF
 
 
 def pack_varints(values: np.ndarray) -> bytes:
@@ -43,15 +35,6 @@ def pack_varints(values: np.ndarray) -> bytes:
     return columns[used].tobytes()
 
 
-def varint(value: int) -> bytes:
-    """Protobuf varint of one non-negative number."""
-    data = bytearray()
-    while value > 0x7F:
-        data.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*data, value])
-
-
 def unpack_varints(data: bytes) -> np.ndarray:
     """int64 [tokens] of packed varints."""
     raw = np.frombuffer(data, np.uint8)
@@ -65,11 +48,6 @@ def unpack_varints(data: bytes) -> np.ndarray:
         raise ValueError("a number is longer than 10 bytes")
     parts = (raw & 0x7F).astype(np.int64) << shifts
     return np.add.reduceat(parts, starts) if len(ends) else np.zeros(0, np.int64)
-
-
-def field(number: int, payload: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    return bytes([number << 3 | 2]) + varint(len(payload)) + payload
 
 
 def encode_example(tokens: Union[Sequence[int], np.ndarray]) -> bytes:
@@ -104,7 +82,7 @@ def example_of(packed: bytes) -> bytes:
 @functools.lru_cache(maxsize=1 << 14)
 def example_head(size: int) -> bytes:
     """What stands before `size` bytes of packed varints in a record: Example, Features, entry, name, list."""
-    head, name = b"", field(1, FEATURE.encode())
+    head, name = b"", bytes_field(1, FEATURE.encode())
     for number, before in ((1, b""), (3, b""), (2, name), (1, b""), (1, b"")):
         head = before + bytes([number << 3 | 2]) + varint(len(head) + size) + head
     return head
@@ -118,7 +96,7 @@ def frame(*parts: bytes) -> bytes:
 def frame_parts(*parts: bytes) -> tuple[bytes, ...]:
     """As `frame`, without a copy of the record."""
     length = struct.pack("<Q", sum(map(len, parts)))
-    return length, struct.pack("<I", masked_crc(length)), *parts, struct.pack("<I", masked_crc(*parts))
+    return length, struct.pack("<I", masked_checksum(length)), *parts, struct.pack("<I", masked_checksum(*parts))
 
 
 def framed_example(ids: np.ndarray) -> tuple[bytes, ...]:
@@ -133,41 +111,18 @@ def parse_example(data: bytes) -> np.ndarray:
     Raises:
       ValueError: it is no Example with an int64 list `text`.
     """
-    features = dict(parse_fields(data)).get(1, b"")
-    for _, entry in parse_fields(features):
-        parts = dict(parse_fields(entry))
+    features = dict(byte_fields(data)).get(1, b"")
+    for _, entry in byte_fields(features):
+        parts = dict(byte_fields(entry))
         if parts.get(1) == FEATURE.encode():
-            values = dict(parse_fields(parts.get(2, b""))).get(3)
+            values = dict(byte_fields(parts.get(2, b""))).get(3)
             if values is None:
                 raise ValueError(f"feature {FEATURE!r} is no int64 list")
             # An old writer may have left the list unpacked: every value then has a tag of its own.
             if values[:1] == b"\x08":
                 return unpack_varints(values)[1::2]
-            return unpack_varints(dict(parse_fields(values)).get(1, b""))
+            return unpack_varints(dict(byte_fields(values)).get(1, b""))
     raise ValueError(f"no feature {FEATURE!r}")
-
-
-def parse_fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (field number, payload) of length-delimited fields."""
-    at = 0
-    while at < len(data):
-        tag = data[at]
-        if tag & 7 != 2:
-            raise ValueError(f"unexpected wire type {tag & 7}")
-        at += 1
-        size = shift = 0
-        while True:
-            if at >= len(data):
-                raise ValueError("a field breaks off")
-            size |= (data[at] & 0x7F) << shift
-            shift += 7
-            at += 1
-            if data[at - 1] < 0x80:
-                break
-        if at + size > len(data):
-            raise ValueError("a field breaks off")
-        yield tag >> 3, data[at : at + size]
-        at += size
 
 
 def read_records(path: str) -> Iterator[np.ndarray]:
@@ -197,14 +152,14 @@ def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
                 return
             if len(head) < 12:
                 raise DataError(f"{path}: record at byte {offset} is cut off")
-            if struct.unpack("<I", head[8:])[0] != masked_crc(head[:8]):
+            if struct.unpack("<I", head[8:])[0] != masked_checksum(head[:8]):
                 raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong")
             size = struct.unpack("<Q", head[:8])[0]
             # A length may be right by its checksum and wrong all the same: no memory is asked for what is not there.
             body = handle.read(size + 4) if offset + 16 + size <= whole else b""
             if len(body) < size + 4:
                 raise DataError(f"{path}: record at byte {offset} is cut off")
-            if struct.unpack("<I", body[size:])[0] != masked_crc(body[:size]):
+            if struct.unpack("<I", body[size:])[0] != masked_checksum(body[:size]):
                 raise DataError(f"{path}: record at byte {offset} is damaged: its checksum is wrong")
             yield offset, body[:size]
             offset += 16 + size

@@ -10,7 +10,9 @@ import math
 from typing import Any, Optional
 
 from gpt_neo.model.quantized import stored_int8, widened
-from gpt_neo.mtf_compat import mtf, row_times_matrices, row_times_matrix, tf
+from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.kernels import row_product
+from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
 def contract(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:
@@ -124,7 +126,7 @@ class RowContractOperation(mtf.Operation):
 
 
 class WeightGradOperation(mtf.ops.EinsumOperation):
-    """Gradient of a weight: x [rows..., reduced...], dy [rows..., columns...] summed over the rows.
+    """Gradient of a weight: x [rows..., reduced...], dy [rows..., columns...] summed over the rows, float32.
 
     The result has the shape of the weight, [reduced..., columns...] or [columns..., reduced...].
     """
@@ -132,6 +134,7 @@ class WeightGradOperation(mtf.ops.EinsumOperation):
     def __init__(self, x: Any, dy: Any, shape: Any, rows: int) -> None:
         super().__init__([x, dy], shape, name="weight_grad")
         self.rows = rows
+        self._outputs = [mtf.Tensor(self, shape, tf.float32)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def lower(self, lowering: Any) -> None:
@@ -143,18 +146,17 @@ class WeightGradOperation(mtf.ops.EinsumOperation):
             first, second = (x, dy) if leading else (dy, x)
             sizes = first.shape.as_list()[self.rows :] + second.shape.as_list()[self.rows :]
             count = math.prod(x.shape.as_list()[: self.rows])
-            out = tf.linalg.matmul(tf.reshape(first, [count, -1]), tf.reshape(second, [count, -1]), transpose_a=True)
-            return tf.reshape(out, sizes)
+            return tf.reshape(row_product(tf.reshape(first, [count, -1]), tf.reshape(second, [count, -1])), sizes)
 
         lower_sum(self, lowering, product, x.shape.dims[: self.rows])
 
 
 class BiasGradOperation(mtf.Operation):
-    """Gradient of a bias: dy [rows..., columns...] summed over the rows to [columns...]."""
+    """Gradient of a bias: dy [rows..., columns...] summed over the rows to float32 [columns...]."""
 
     def __init__(self, dy: Any, shape: Any) -> None:
         super().__init__([dy], name="bias_grad")
-        self._outputs = [mtf.Tensor(self, shape, dy.dtype)]
+        self._outputs = [mtf.Tensor(self, shape, tf.float32)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def lower(self, lowering: Any) -> None:
@@ -163,7 +165,9 @@ class BiasGradOperation(mtf.Operation):
 
         def row_sum(dy: Any) -> Any:
             sizes = dy.shape.as_list()[-columns:]
-            return tf.reshape(tf.raw_ops.BiasAddGrad(out_backprop=tf.reshape(dy, [-1, math.prod(sizes)])), sizes)
+            rows = tf.reshape(dy, [-1, math.prod(sizes)])
+            total = summed_wide(lambda wide: tf.raw_ops.BiasAddGrad(out_backprop=wide), rows, dtype=tf.float32)
+            return tf.reshape(total, sizes)
 
         lower_sum(self, lowering, row_sum, self.inputs[0].shape.dims[:-columns])
 

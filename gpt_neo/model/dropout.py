@@ -16,7 +16,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
-from gpt_neo.mtf_compat import always_compiled, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import always_compiled
 
 # Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4.2).
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)

@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from gpt_neo.model.vocab_ops import shard_offset
-from gpt_neo.mtf_compat import compiled, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import compiled
 
 # Newton's method starts left of the root of a convex decreasing function, so it never passes it. A step cuts the sum
 # of 50,000 equal probabilities to about a third, so a dozen reach the quadratic phase.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpt_neo.mtf_compat import compiled, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import compiled
 
 MASKED = -1e10
 GELU_SCALE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715

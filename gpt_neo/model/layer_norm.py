@@ -10,7 +10,8 @@ from typing import Any
 
 from gpt_neo.model.fused_ops import Reducing, last_sum, split_statistics
 from gpt_neo.model.vocab_ops import split_axes
-from gpt_neo.mtf_compat import compiled, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import compiled
 
 
 def scaled_layer_norm(x: Any, scale: Any, shift: Any, epsilon: float) -> Any:
@@ -56,13 +57,14 @@ class LayerNormOperation(Reducing):
 class LayerNormGradOperation(mtf.Operation):
     """Three outputs: with d = dy scale and y the normalised x,
 
-    dx = (d - mean(d) - y mean(d y)) / sqrt(variance + epsilon); dscale = sum(dy y); dshift = sum(dy).
+    dx = (d - mean(d) - y mean(d y)) / sqrt(variance + epsilon); float32 dscale = sum(dy y) and dshift = sum(dy).
     """
 
     def __init__(self, x: Any, scale: Any, dy: Any, dim: Any, epsilon: float) -> None:
         super().__init__([x, scale, dy], name="layer_norm_grad")
         self.dim, self.epsilon = dim, epsilon
-        self._outputs = [mtf.Tensor(self, shape, x.dtype) for shape in (x.shape, scale.shape, scale.shape)]
+        sums = [mtf.Tensor(self, scale.shape, tf.float32) for _ in range(2)]
+        self._outputs = [mtf.Tensor(self, x.shape, x.dtype), *sums]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def lower(self, lowering: Any) -> None:
@@ -95,13 +97,13 @@ class LayerNormGradOperation(mtf.Operation):
             return tf.cast((d - a - y * b) * inv, like.dtype)
 
         dx = mesh_impl.slicewise(combine, d, normed, inverse, mean_d, mean_d_y, x)
-        dscale = mesh_impl.slicewise(lambda g, y: row_sum(tf.cast(g, tf.float32) * y, g.dtype), dy, normed)
-        return dx, dscale, mesh_impl.slicewise(lambda g: row_sum(g, g.dtype), dy)
+        dscale = mesh_impl.slicewise(lambda g, y: row_sum(tf.cast(g, tf.float32) * y), dy, normed)
+        return dx, dscale, mesh_impl.slicewise(row_sum, dy)
 
 
-def row_sum(x: Any, dtype: Any) -> Any:
-    """Sum over all but the last axis, in float32."""
-    return tf.cast(tf.reduce_sum(tf.reshape(tf.cast(x, tf.float32), [-1, x.shape[-1]]), 0), dtype)
+def row_sum(x: Any) -> Any:
+    """Sum over all but the last axis, float32."""
+    return tf.reduce_sum(tf.reshape(tf.cast(x, tf.float32), [-1, x.shape[-1]]), 0)
 
 
 @compiled
@@ -122,4 +124,4 @@ def layer_norm_grad_kernel(x: Any, scale: Any, dy: Any, epsilon: float) -> tuple
     normed, d = centred * inverse, grad * tf.cast(scale, tf.float32)
     inner = tf.reduce_mean(d * normed, -1, keepdims=True)
     dx = (d - tf.reduce_mean(d, -1, keepdims=True) - normed * inner) * inverse
-    return tf.cast(dx, x.dtype), row_sum(grad * normed, x.dtype), row_sum(grad, x.dtype)
+    return tf.cast(dx, x.dtype), row_sum(grad * normed), row_sum(grad)

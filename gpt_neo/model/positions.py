@@ -11,7 +11,8 @@ from gpt_neo.model import variables
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.vocab_ops import embed
-from gpt_neo.mtf_compat import compiled, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import compiled
 
 
 def token_numbers(mesh: Any, dims: Dims, context: Context) -> Any:

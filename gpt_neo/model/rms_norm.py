@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_neo.model.fused_ops import Reducing, last_sum
-from gpt_neo.mtf_compat import compiled, tf
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.kernels import compiled
 
 
 def rms_normalize(x: Any, dim: Any, epsilon: float) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_neo.model.quantized import stored_int8
-from gpt_neo.mtf_compat import compiled, mtf, tf
+from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.kernels import compiled
 
 
 def embed(table: Any, ids: Any, vocab: Any) -> Any:
@@ -84,12 +85,12 @@ class EmbedOperation(mtf.Operation):
 
 
 class EmbedGradOperation(mtf.Operation):
-    """Sum of the gradients of each row's uses: [..., embd], int32 [...] -> [vocab, embd]."""
+    """Sum of the gradients of each row's uses: [..., embd], int32 [...] -> float32 [vocab, embd]."""
 
     def __init__(self, grad: Any, ids: Any, table: Any, vocab: Any) -> None:
         super().__init__([grad, ids], name="embed_grad")
         self.vocab = vocab
-        self._outputs = [mtf.Tensor(self, table.shape, table.dtype)]
+        self._outputs = [mtf.Tensor(self, table.shape, tf.float32)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def lower(self, lowering: Any) -> None:
@@ -102,7 +103,7 @@ class EmbedGradOperation(mtf.Operation):
             if axis is not None:
                 local = tf.where(tf.logical_and(local >= 0, local < depth), local, -tf.ones_like(local))
             rows = tf.reshape(grad, [-1, grad.shape[-1]])
-            return tf.math.unsorted_segment_sum(rows, local, depth)
+            return summed_wide(lambda wide: tf.math.unsorted_segment_sum(wide, local, depth), rows, dtype=tf.float32)
 
         table = mesh_impl.slicewise(add_up, *[lowering.tensors[x] for x in self.inputs], offset)
         axes = [a for a in split_axes(mesh_impl, self.inputs[1].shape) if a != axis]

@@ -11,7 +11,8 @@ from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.record import make_record, tokenizer_reference
 from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.mtf_compat import inlined, mtf, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import inlined
 from gpt_neo.optim.schedules import learning_rate_tensor
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step

@@ -15,7 +15,8 @@ from gpt_neo.model.attention.cached import CACHES
 from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import mtf, tf, uncompiled
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.runtime.memory import release_unused_memory
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator

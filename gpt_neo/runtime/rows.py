@@ -15,7 +15,8 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context, Decoding
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import mtf, tf, uncompiled
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import PREFILL, open_session
 

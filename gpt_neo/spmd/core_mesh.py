@@ -11,8 +11,9 @@ import math
 from typing import Any, Optional
 
 from gpt_neo.config.schema import MeshConfig
-from gpt_neo.mtf_compat import mtf, named_call, tf
+from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.mesh import GatheringMesh, MeshPlan, mesh_strings
+from gpt_neo.spmd.mlir import named_call
 
 
 class SliceInput:

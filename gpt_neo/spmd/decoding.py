@@ -8,7 +8,8 @@ from typing import Any, Callable, Optional
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.model.attention.core_caches import CoreCaches, cache_shapes
 from gpt_neo.model.dims import make_dims
-from gpt_neo.mtf_compat import inlined, mtf, put_slice, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import inlined, put_slice
 from gpt_neo.runtime.export import decoding_step
 from gpt_neo.runtime.mesh import check_layout, whole_mesh
 from gpt_neo.runtime.predict_step import PREFILL

@@ -9,11 +9,13 @@ from typing import Any, Optional
 import numpy as np
 
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.mtf_compat import export_mlir, inlined, tf
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.kernels import inlined
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import MeshPlan, check_layout
 from gpt_neo.runtime.train_step import build_train_step
 from gpt_neo.spmd.core_mesh import CorePlacement
+from gpt_neo.spmd.mlir import export_mlir
 from gpt_neo.spmd.stablehlo import finished
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Union
+
+from gpt_neo.wire import fields
 
 HEADER = 12  # bytes before a record's data: its length and a checksum
 FOOTER = 4
-MESSAGE, NUMBER, FIXED64, FIXED32 = 2, 0, 1, 5  # wire types of protobuf
 
 
 def split_records(data: bytes) -> tuple[list[bytes], int]:
@@ -52,37 +52,3 @@ def messages(parts: object, wanted: int) -> Iterator[bytes]:
     for number, value in parts:  # type: ignore[attr-defined]
         if number == wanted and isinstance(value, bytes):
             yield value
-
-
-def fields(data: bytes) -> Iterator[tuple[int, Union[int, bytes]]]:
-    """(field number, number or bytes) of a protobuf message. Raises: ValueError."""
-    place = 0
-    while place < len(data):
-        key, place = varint_at(data, place)
-        kind = key & 7
-        if kind == NUMBER:
-            value, place = varint_at(data, place)
-            yield key >> 3, value
-            continue
-        if kind == MESSAGE:
-            length, place = varint_at(data, place)
-        elif kind in (FIXED64, FIXED32):
-            length = 8 if kind == FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-        if place + length > len(data):
-            raise ValueError("a field breaks off")
-        yield key >> 3, data[place : place + length]
-        place += length
-
-
-def varint_at(data: bytes, place: int) -> tuple[int, int]:
-    """A varint, and the place behind it. Raises: ValueError."""
-    value = shift = 0
-    while place < len(data) and shift < 70:
-        byte = data[place]
-        value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 0x80:
-            return value, place
-    raise ValueError("a number breaks off")

@@ -5,7 +5,9 @@ import pytest
 
 from gpt_neo.model.fused_ops import gelu_kernel
 from gpt_neo.model.layer_norm import layer_norm_kernel
-from gpt_neo.mtf_compat import row_times_matrices, row_times_matrix, tf, uncompiled
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.kernels import uncompiled
+from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
 def layer_norm(x, scale, shift):

@@ -8,13 +8,13 @@ import signal
 import numpy as np
 import pytest
 
-from gpt_neo import mtf_compat
 from gpt_neo.checkpoint.saver import RecordListener
 from gpt_neo.config import load_config
 from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.errors import DeviceError
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops import kernels
 from gpt_neo.runtime.hooks import LoopHook, ProgressLog
 from gpt_neo.runtime.mesh import GatheringMesh, mesh_strings
 from gpt_neo.runtime.watch import Watch, WatchHook
@@ -274,7 +274,7 @@ def slow(**changes):
     ],
 )
 def test_what_a_model_may_be_made_of_is_compiled_as_a_whole(world, monkeypatch, changes):
-    monkeypatch.setattr(mtf_compat, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(kernels, "WORTH_COMPILING", 1)
     run = load_config(world.config("tpu_variant", **{"mesh_shape": "x:4,y:2", "train_batch_size": 8, **changes}))
     made = Slice(monkeypatch, 1, 1).train(run, run.training.model_path)
     cores = made.on_cores()

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from gpt_neo.mtf_compat import inlined, tf
+from gpt_neo.mtf_compat import tf
+from gpt_neo.ops.kernels import inlined
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 from gpt_neo.sampling.graph import GraphOptions, draw_tokens
 

@@ -14,7 +14,8 @@ import dataclasses
 from typing import Any, Optional
 
 from gpt_neo.model.fused_ops import MASKED, last_sum
-from gpt_neo.mtf_compat import compiled, mtf, tf
+from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.ops.kernels import compiled
 
 BLOCK = 256  # queries; large enough for the matrix units, small beside a context
 MEMORY = "memory_length"  # what a layout calls the keys
@@ -104,23 +105,24 @@ class WholeSequences(mtf.Operation):
 
 
 class BlockwiseAttention(WholeSequences):
-    """See `blockwise_attention`; the second output is the log of the sum of weights, [batch, heads, sequence]."""
+    """See `blockwise_attention`. Two more outputs are for the gradient: the log of the sum of weights [batch, heads,
+    sequence], and the first output in float32, which is kept only where devices share the keys."""
 
     def __init__(self, q: Any, k: Any, v: Any, radius: Optional[int]) -> None:
         super().__init__([q, k, v], name="blockwise_attention")
         self.radius = radius
         batch, sequence, heads, _ = q.shape.dims
         log_sum = mtf.Tensor(self, mtf.Shape([batch, heads, sequence]), tf.float32)
-        self._outputs = [mtf.Tensor(self, q.shape, v.dtype), log_sum]
+        self._outputs = [mtf.Tensor(self, q.shape, v.dtype), log_sum, mtf.Tensor(self, q.shape, tf.float32)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def gradient(self, grad_ys: Any) -> list:
         """Gradients of q, k and v."""
-        out, log_sum = self.outputs
-        return BlockwiseAttentionGrad([*self.inputs, out, log_sum, grad_ys[0]], self.radius).outputs
+        _, log_sum, wide = self.outputs
+        return BlockwiseAttentionGrad([*self.inputs, wide, log_sum, grad_ys[0]], self.radius).outputs
 
     def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any) -> tuple:
-        """Three of [batch, sequence, heads, features] -> the same and [batch, heads, sequence]."""
+        """Three of [batch, sequence, heads, features] -> the same, [batch, heads, sequence], and the first again."""
         q, k, v = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v)))
         outs, log_sums = [], []
         for low, high, first in blocks(q.shape[2], self.radius, stripe.step):
@@ -129,26 +131,31 @@ class BlockwiseAttention(WholeSequences):
             weights, log_sum = block_weights(scores, low - first, self.radius, stripe.step, stripe.place)
             outs.append(tf.linalg.matmul(tf.cast(weights, v.dtype), v[:, :, keys]))
             log_sums.append(log_sum)
-        return heads_first(tf.concat(outs, 2)), tf.concat(log_sums, 2)
+        out = heads_first(tf.concat(outs, 2))
+        return out, tf.concat(log_sums, 2), tf.cast(out, tf.float32)
 
     def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
         """Each device's output weighs as much as its keys do in the softmax; a query that sees none there, nothing."""
-        out, log_sum = outs
+        out, log_sum, wide = outs
         top = mesh_impl.allreduce(log_sum, [axis], "MAX")
         mass = mesh_impl.slicewise(lambda one, most: tf.exp(one - most), log_sum, top)
         total = mesh_impl.allreduce(mass, [axis], "SUM")
 
-        def part(out: Any, mass: Any, total: Any) -> Any:
-            share = tf.transpose(mass / total, [0, 2, 1])[..., tf.newaxis]
-            return tf.cast(tf.cast(out, tf.float32) * share, out.dtype)
+        def part(wide: Any, mass: Any, total: Any) -> Any:
+            return wide * tf.transpose(mass / total, [0, 2, 1])[..., tf.newaxis]
 
-        whole = mesh_impl.allreduce(mesh_impl.slicewise(part, out, mass, total), [axis], "SUM")
-        return whole, mesh_impl.slicewise(lambda most, sum_: most + tf.math.log(sum_), top, total)
+        whole = mesh_impl.allreduce(mesh_impl.slicewise(part, wide, mass, total), [axis], "SUM")
+        rounded = mesh_impl.slicewise(lambda x, like: tf.cast(x, like.dtype), whole, out)
+        return rounded, mesh_impl.slicewise(lambda most, sum_: most + tf.math.log(sum_), top, total), whole
 
 
 class BlockwiseAttentionGrad(WholeSequences):
-    """With p the weights, d the gradient of the output o: dv = p^T d; ds = p (d v^T - sum(d o)); dq = ds k;
-    dk = ds^T q."""
+    """With p the weights, d the gradient of the output o: dv = p^T d; ds = p (d v^T - sum(p d v^T)); dq = ds k;
+    dk = ds^T q.
+
+    The sum is as well that of d o, and is taken so where devices share the keys. Else not: o is rounded, and ds then
+    differs from a softmax's gradient by what all keys of a query have in common.
+    """
 
     def __init__(self, inputs: list, radius: Optional[int]) -> None:
         super().__init__(inputs, name="blockwise_attention_grad")
@@ -156,10 +163,10 @@ class BlockwiseAttentionGrad(WholeSequences):
         self._outputs = [mtf.Tensor(self, x.shape, x.dtype) for x in inputs[:3]]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
-    def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any, out: Any, log_sum: Any, grad: Any) -> tuple:
+    def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any, wide: Any, log_sum: Any, grad: Any) -> tuple:
         """Gradients of q, k, v, each [batch, sequence, heads, features]."""
-        q, k, v, out, grad = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v), out, grad))
-        inner = last_sum(tf.cast(out, tf.float32) * tf.cast(grad, tf.float32))
+        q, k, v, wide, grad = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v), wide, grad))
+        inner = last_sum(wide * tf.cast(grad, tf.float32)) if stripe.step > 1 else None
         spans, step = blocks(q.shape[2], self.radius, stripe.step), stripe.step
         dq: list = []
         dk: list[list] = [[] for _ in spans]
@@ -168,12 +175,11 @@ class BlockwiseAttentionGrad(WholeSequences):
             keys = slice(first // step, high // step)
             scores = block_scores(q[:, :, low:high], k[:, :, keys])
             d_out = grad[:, :, low:high]
-            d_weights = tf.linalg.matmul(d_out, v[:, :, keys], transpose_b=True)
             weights, d_scores = block_gradients(
                 scores,
                 log_sum[:, :, low:high],
-                tf.cast(d_weights, tf.float32),
-                inner[:, :, low:high],
+                block_scores(d_out, v[:, :, keys]),
+                None if inner is None else inner[:, :, low:high],
                 low - first,
                 self.radius,
                 step,
@@ -187,7 +193,10 @@ class BlockwiseAttentionGrad(WholeSequences):
                     here = slice((start - first) // step, (end - first) // step)
                     dk[number].append(tf.linalg.matmul(d_scores[..., here], q[:, :, low:high], transpose_a=True))
                     dv[number].append(tf.linalg.matmul(weights[..., here], d_out, transpose_a=True))
-        sums = [heads_first(tf.concat([tf.add_n(parts) for parts in grads], 2)) for grads in (dk, dv)]
+        sums = [
+            heads_first(tf.concat([summed_wide(lambda *wide: tf.add_n(wide), *parts) for parts in grads], 2))
+            for grads in (dk, dv)
+        ]
         return heads_first(tf.concat(dq, 2)), *sums
 
     def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
@@ -197,7 +206,9 @@ class BlockwiseAttentionGrad(WholeSequences):
         for x in others:
             x = mesh_impl.allconcat(mesh_impl.slicewise(lambda part: tf.expand_dims(part, 2), x), axis, 2)
             whole.append(mesh_impl.slicewise(lambda rows: tf.reshape(rows, [rows.shape[0], -1, *rows.shape[3:]]), x))
-        return mesh_impl.allreduce(dq, [axis], "SUM"), *whole
+        wide = mesh_impl.slicewise(lambda part: tf.cast(part, tf.float32), dq)
+        total = mesh_impl.allreduce(wide, [axis], "SUM")
+        return mesh_impl.slicewise(lambda x, like: tf.cast(x, like.dtype), total, dq), *whole
 
 
 def heads_first(x: Any) -> Any:
@@ -206,7 +217,7 @@ def heads_first(x: Any) -> Any:
 
 
 def block_scores(q: Any, k: Any) -> Any:
-    """float32 scores [batch, heads, queries, keys] of a block of queries against the keys that it may see."""
+    """float32 products [batch, heads, queries, keys] of a block of queries and the keys that it may see."""
     return tf.linalg.matmul(tf.cast(q, tf.float32), tf.cast(k, tf.float32), transpose_b=True)
 
 
@@ -238,8 +249,20 @@ def block_weights(scores: Any, offset: int, radius: Optional[int], step: int, pl
 
 @compiled
 def block_gradients(
-    scores: Any, log_sum: Any, d_weights: Any, inner: Any, offset: int, radius: Optional[int], step: int, place: Any
+    scores: Any,
+    log_sum: Any,
+    d_weights: Any,
+    inner: Optional[Any],
+    offset: int,
+    radius: Optional[int],
+    step: int,
+    place: Any,
 ) -> tuple:
-    """Weights again, and the gradient of the scores; both [batch, heads, queries, keys]."""
+    """Weights again, and the gradient of the scores; both [batch, heads, queries, keys].
+
+    inner: the sums over all keys of weights times d_weights; None where the keys here are all that there are.
+    """
     weights = tf.exp(mask_block(scores, offset, radius, step, place) - log_sum[..., tf.newaxis])
+    if inner is None:
+        inner = last_sum(weights * d_weights)
     return weights, weights * (d_weights - inner)

@@ -11,7 +11,8 @@ from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.attention.cached import attend_ring, attend_slots, attend_window, newest_ring, visible, with_memory
 from gpt_neo.model.attention.carried import CarriedCaches
 from gpt_neo.model.context import Decoding
-from gpt_neo.mtf_compat import mtf, put_slice, tf
+from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import put_slice
 
 
 def cache_shapes(config: ModelConfig, batch: Any, slots: int) -> dict:

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from gpt_neo import wire
 from gpt_neo.errors import DataError
 
 REMOTE = "gs://"
@@ -297,13 +298,11 @@ def has_checksum(path: str, checksum: str) -> bool:
 
 def crc32c_of(local: str) -> str:
     """CRC-32C of a file as Google Cloud Storage writes it."""
-    import google_crc32c
-
-    checksum = google_crc32c.Checksum()
+    crc = 0
     with open(local, "rb") as handle:
         while block := handle.read(1 << 20):
-            checksum.update(block)
-    return base64.b64encode(checksum.digest()).decode("ascii")
+            crc = wire.checksum(block, crc)
+    return base64.b64encode(crc.to_bytes(4, "big")).decode("ascii")
 
 
 class RemoteFile:

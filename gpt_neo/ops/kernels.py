@@ -1,0 +1,90 @@
+"""Functions of TensorFlow tensors that XLA compiles to one pass, and how graphs are built around them."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
+
+from gpt_neo.mtf_compat import gen_xla_ops, tf
+
+WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
+
+
+COMPILES: contextvars.ContextVar = contextvars.ContextVar("COMPILES", default=True)
+INLINES: contextvars.ContextVar = contextvars.ContextVar("INLINES", default=False)
+# What plain operations of a `compiled` kernel made, in `uncompiled`: reference of a tensor -> (kernel, arguments).
+RECIPES: contextvars.ContextVar = contextvars.ContextVar("RECIPES")
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Graphs built inside have plain operations only: the compiler takes tens of megabytes and seconds when it runs."""
+    tokens = COMPILES.set(False), RECIPES.set({})
+    try:
+        yield
+    finally:
+        COMPILES.reset(tokens[0])
+        RECIPES.reset(tokens[1])
+
+
+@contextlib.contextmanager
+def inlined() -> Iterator[None]:
+    """Graphs built inside are compiled as a whole: every kernel is its plain operations, with no call around them."""
+    token = INLINES.set(True)
+    try:
+        with uncompiled():
+            yield
+    finally:
+        INLINES.reset(token)
+
+
+def always_compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of TensorFlow tensors of so many operations that XLA is to compile it at any size."""
+    fused = tf.function(kernel, jit_compile=True, autograph=False)
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        return kernel(*args) if INLINES.get() else fused(*args)
+
+    return call
+
+
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of TensorFlow tensors so that XLA compiles it to one pass, on whatever device runs it.
+
+    Small tensors, such as those of a decoding step, go through the plain operations, as all do in `uncompiled`.
+    """
+    fused = always_compiled(kernel)
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        if not COMPILES.get():
+            out = kernel(*args)
+            if isinstance(out, tf.Tensor):
+                RECIPES.get()[out.ref()] = kernel, args
+            return out
+        small = args[0].shape.is_fully_defined() and args[0].shape.num_elements() < WORTH_COMPILING
+        return kernel(*args) if small else fused(*args)
+
+    return call
+
+
+def put_slice(x: Any, part: Any, begin: Sequence[Any]) -> Any:
+    """x with a part of it, from `begin` on, replaced: the operation that XLA does in place. For `spmd.mlir`."""
+    return gen_xla_ops.xla_dynamic_update_slice(x, part, tf.stack([tf.cast(at, tf.int32) for at in begin]))
+
+
+def row_product(first: Any, second: Any) -> Any:
+    """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b].
+
+    A bfloat16 product of TensorFlow has float32 sums, but rounds them.
+    """
+    if INLINES.get() and first.dtype == tf.bfloat16:
+        from tensorflow.compiler.xla import xla_data_pb2
+
+        rows = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[0], rhs_contracting_dimensions=[0])
+        return gen_xla_ops.xla_dot_v2(first, second, rows.SerializeToString(), "", tf.float32)
+    return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)
