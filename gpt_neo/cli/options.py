@@ -63,9 +63,7 @@ class LocalOptions(Options):
 class DeviceOptions(LocalOptions, CloudOptions):
     """What computes, with TensorFlow."""
 
-    cluster_wait: float = flag(
-        600.0, "seconds to wait for the other machines of TF_CONFIG (default: %(default)s)", above=0, metavar="S"
-    )
+    cluster_wait: float = flag(600.0, "seconds to wait for the other machines of TF_CONFIG", above=0, metavar="S")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +81,7 @@ class BackendOptions(XlaOptions):
     """TensorFlow, or the program that a TPU core would run on any devices of JAX."""
 
     backend: str = flag(
-        "tensorflow",
-        "xla: the program that a TPU core would run, on any devices of JAX (default: %(default)s)",
-        choices=BACKENDS,
+        "tensorflow", "xla: the program that a TPU core would run, on any devices of JAX", choices=BACKENDS
     )
 
 
@@ -93,16 +89,11 @@ class BackendOptions(XlaOptions):
 class TrainingOptions(Options):
     """How a training is kept alive and logged."""
 
-    steps_per_checkpoint: int = flag(5000, "default: %(default)s", low=1, metavar="N")
+    steps_per_checkpoint: int = flag(5000, "steps between checkpoints", low=1)
     new: bool = flag(False, "delete the checkpoints of model_path first (asks)")
     yes: bool = flag(False, "answer yes to --new")
-    stall_minutes: float = flag(
-        30.0,
-        "end a run that makes no step for so long, with status 75; 0 waits (default: %(default)s)",
-        low=0,
-        metavar="N",
-    )
-    steps_per_log: int = flag(10, "steps between rows of the log (default: %(default)s)", low=1, metavar="N")
+    stall_minutes: float = flag(30.0, "end a run that makes no step for so long, with status 75; 0 waits", low=0)
+    steps_per_log: int = flag(10, "steps between rows of the log", low=1)
     skip_spikes: bool = flag(False, "leave out the update of batches whose loss is a spike or NaN")
 
 
@@ -118,8 +109,8 @@ class TrackingOptions(Options):
         metavar="WHERE",
     )
     recreate_tpu: Optional[str] = flag(None, "run this before a restart, until it succeeds", metavar="COMMAND")
-    max_failures: int = flag(5, "give up after N ends at the same step (default: %(default)s)", low=1, metavar="N")
-    pause: float = flag(15.0, "seconds before the first restart; doubles (default: %(default)s)", low=0, metavar="S")
+    max_failures: int = flag(5, "give up after N ends at the same step", low=1)
+    pause: float = flag(15.0, "seconds before the first restart; doubles", low=0, metavar="S")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +121,9 @@ class SamplingOptions(Options):
         None, "a file, - for standard input, or the text itself", word="also", metavar="FILE|-|TEXT"
     )
     interactive: bool = flag(False, "ask for prompts until an empty one")
-    num_samples: int = flag(1, "samples per prompt", low=1, metavar="N")
-    max_tokens: Optional[int] = flag(None, "most new tokens per sample (default: to n_ctx)", metavar="N")
-    temperature: float = flag(0.9, "0 takes the likeliest token (default: %(default)s)")
+    num_samples: int = flag(1, "samples per prompt", low=1)
+    max_tokens: Optional[int] = flag(None, "most new tokens per sample (default: to n_ctx)")
+    temperature: float = flag(0.9, "0 takes the likeliest token")
     top_k: int = flag(0, "keep the K likeliest tokens; 0 keeps all", metavar="K")
     top_p: float = flag(1.0, "keep the likeliest of total mass P", metavar="P")
     entmax_sampling: bool = flag(False, "draw from entmax in place of softmax: unlikely tokens get the probability 0")
@@ -165,10 +156,8 @@ class CompileOptions(Options):
 class SearchOptions(Options):
     """How long layouts are tried."""
 
-    compile_candidates: int = flag(
-        12, "of layouts for --compile_for, compile no more than N (default: %(default)s)", metavar="N"
-    )
-    compile_minutes: float = flag(60.0, "end that after N minutes (default: %(default)s)", metavar="N")
+    compile_candidates: int = flag(12, "of layouts for --compile_for, compile no more than N")
+    compile_minutes: float = flag(60.0, "end that after N minutes")
 
 
 # Commands.
@@ -249,7 +238,7 @@ class Export(Options):
     """Write a checkpoint as a SavedModel."""
 
     model: ModelOptions
-    destination: str = flag("export", "new folder (default: %(default)s)", word="also", metavar="DST")
+    destination: str = flag("export", "new folder", word="also", metavar="DST")
     int8: bool = flag(False, "weights as int8, a quarter of the size")
 
 
@@ -259,18 +248,14 @@ class Serve(Options):
 
     model: ModelOptions
     devices: LocalOptions = group(LocalOptions)
-    host: str = flag("127.0.0.1", f"others than loopback need {API_KEY} (default: %(default)s)")
-    port: int = flag(8000, "0 takes a free one (default: %(default)s)", low=0, high=65535)
-    rows: int = flag(16, "answers made at once, in sixteens (default: %(default)s)", above=0)
-    length: Optional[int] = flag(None, "most tokens of prompt and answer (default: n_ctx)", above=0, metavar="N")
-    max_waiting: int = flag(
-        256, "answers that may wait for a row; more get status 429 (default: %(default)s)", low=0, metavar="N"
-    )
-    max_body: int = flag(1 << 20, "default: %(default)s", above=0, metavar="BYTES")
-    timeout: float = flag(600.0, "seconds for one request (default: %(default)s)", above=0, metavar="S")
-    drain: float = flag(
-        60.0, "seconds that SIGTERM leaves to what is under way (default: %(default)s)", low=0, metavar="S"
-    )
+    host: str = flag("127.0.0.1", f"others than loopback need {API_KEY}")
+    port: int = flag(8000, "0 takes a free one", low=0, high=65535)
+    rows: int = flag(16, "answers made at once, in sixteens", above=0)
+    length: Optional[int] = flag(None, "most tokens of prompt and answer (default: n_ctx)", above=0)
+    max_waiting: int = flag(256, "answers that may wait for a row; more get status 429", low=0)
+    max_body: int = flag(1 << 20, "longest request", above=0, metavar="BYTES")
+    timeout: float = flag(600.0, "seconds for one request", above=0, metavar="S")
+    drain: float = flag(60.0, "seconds that SIGTERM leaves to what is under way", low=0, metavar="S")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,12 +266,12 @@ class Harness(Options):
     model: ModelOptions
     tasks: tuple = flag(REQUIRED, "names, separated by spaces or commas", nargs="+", metavar="TASK")
     include_path: Optional[str] = flag(None, "folder of YAML files with tasks of your own", metavar="FOLDER")
-    num_fewshot: Optional[int] = flag(None, "examples before each question (default: the task's)", metavar="N")
-    limit: Optional[float] = flag(None, "first documents per task, or their share if below 1", metavar="N")
-    batch_size: str = flag("auto", "rows at once (default: %(default)s)", metavar="N")
-    max_length: Optional[int] = flag(None, "ids read at once (default: n_ctx)", metavar="N")
+    num_fewshot: Optional[int] = flag(None, "examples before each question (default: the task's)")
+    limit: Optional[float] = flag(None, "first documents per task, or their share if below 1")
+    batch_size: str = flag("auto", "rows at once")
+    max_length: Optional[int] = flag(None, "ids read at once (default: n_ctx)")
     gen_kwargs: Optional[str] = flag(None, "changes to the generation_kwargs of tasks", metavar="K=V,...")
-    seed: int = flag(0, "of sampling, where a task asks for it", metavar="N")
+    seed: int = flag(0, "of sampling, where a task asks for it")
     output: Optional[str] = flag(None, "write everything the harness returns, as JSON", metavar="FILE")
     log_samples: bool = flag(False, "with --output: each document, request and answer too")
     use_cache: Optional[str] = flag(None, "keep answers in FILE_rank0.db, and take them from there", metavar="FILE")

@@ -35,7 +35,7 @@ def flag(
 
     Args:
       default: `REQUIRED` where there is none; then a dataclass has the field before those with a default.
-      doc: help; `%(default)s` in it is replaced.
+      doc: help; a default that is a number or text is added.
       low, high: inclusive bounds of a number; above: a lower one that is not allowed itself.
       short: a second name, such as `-v`.
       word: "also" if the value may be a word without its flag (in the order of the fields), "only" if it has to be.
@@ -119,12 +119,13 @@ class Parser(argparse.ArgumentParser):
     def add_flag(self, place: Any, field: dataclasses.Field, kind: Any, words: bool) -> None:
         """Declare one flag, or word."""
         rules, default = field.metadata, field.default
-        shown = f"{default:g}" if isinstance(default, float) else str(default)
-        given = {"help": rules["doc"].replace("%(default)s", shown), **rules["given"]}
+        shown = f"{default:g}" if isinstance(default, float) else default
+        told = isinstance(default, (int, float, str)) and kind is not bool
+        given = {"help": rules["doc"] + (f" (default: {shown})" if told else ""), **rules["given"]}
         if kind is bool:
             given.setdefault("action", "store_true")
         elif kind in (int, float):
-            given["type"] = kind
+            given.update(type=kind, metavar=given.get("metavar", "N"))
         if rules["word"] == "only":
             place.add_argument(field.name, **given)
             return

@@ -25,18 +25,16 @@ class Prepare(Options):
         nargs="+",
         metavar="PATH",
     )
-    output_dir: str = flag("./tfrecords", "folder or gs://bucket/prefix (default: %(default)s)")
-    name: str = flag("data", "first part of the file names (default: %(default)s)")
+    output_dir: str = flag("./tfrecords", "folder or gs://bucket/prefix")
+    name: str = flag("data", "first part of the file names")
     encoder_path: Optional[str] = flag(None, "tokenizer.json (default: GPT-2's tokenizer)")
     mode: str = flag(
-        "chunks",
-        "records of equal length, or a record for each document (default: %(default)s)",
-        choices=("chunks", "documents"),
+        "chunks", "records of equal length, or a record for each document", choices=("chunks", "documents")
     )
     chunk_size: Optional[int] = flag(
         None, "tokens per record: n_ctx + 1 (default: 2049, for n_ctx 2048); with --legacy n_ctx"
     )
-    files_per: int = flag(100_000, "records per output file (default: %(default)s)")
+    files_per: int = flag(100_000, "records per output file")
     minimum_size: Optional[int] = flag(None, "leave out documents of fewer tokens (default: none)")
     separator: tuple = flag((), "ids after each document, such as 50256 (default: end of text)", nargs="+")
     ftfy: Optional[bool] = flag(None, "mend wrongly decoded text (default: no)", action=argparse.BooleanOptionalAction)
@@ -48,9 +46,9 @@ class Prepare(Options):
     )
     deduplicate: bool = flag(False, "drop documents with the text of an earlier one")
     shuffle: bool = flag(False, "put documents, then records in a random order")
-    seed: int = flag(0, "of --shuffle (default: %(default)s)")
-    text_key: str = flag("text", "key of the text in JSON, column in parquet (default: %(default)s)")
-    stdin_format: str = flag("jsonl", "default: %(default)s", choices=("jsonl", "text"))
+    seed: int = flag(0, "of --shuffle")
+    text_key: str = flag("text", "key of the text in JSON, column in parquet")
+    stdin_format: str = flag("jsonl", "format of standard input", choices=("jsonl", "text"))
     skip_bad: bool = flag(False, "count what cannot be read and go on, instead of stopping")
     write_dataset_config: Optional[str] = flag(
         None,
@@ -89,7 +87,7 @@ class TrainTokenizer(Options):
     output_dir: str = flag(REQUIRED, "folder for tokenizer.json")
     vocab_size: int = flag(REQUIRED, "ids, 256 bytes and 2 special tokens included")
     file_type: Optional[str] = flag(None, "take only files of this extension, such as txt or jsonl")
-    text_key: str = flag("text", "key of the text in JSON lines (default: %(default)s)")
+    text_key: str = flag("text", "key of the text in JSON lines")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +97,8 @@ class InspectData(Options):
     files: tuple = flag(REQUIRED, "local or gs://", word="only", nargs="+", metavar="FILE|GLOB")
     encoder_path: Optional[str] = flag(None, "tokenizer.json or gpt2 (default: the manifest's, else GPT-2's)")
     separator: Optional[int] = flag(None, "id between documents (default: the manifest's, else end of text)")
-    samples: int = flag(3, "records to decode (default: %(default)s)")
-    characters: int = flag(400, "shown of each (default: %(default)s)")
+    samples: int = flag(3, "records to decode")
+    characters: int = flag(400, "shown of each")
     histogram: Optional[str] = flag(None, "draw the lengths of the documents (extra plot)", metavar="PNG")
 
 
@@ -121,7 +119,7 @@ class Average(Options):
 
     sources: tuple = flag(REQUIRED, "model.ckpt-<step>, or one folder", word="only", nargs="+", metavar="SRC")
     to: str = flag(REQUIRED, "new folder", metavar="DST")
-    last: Optional[int] = flag(None, "of a folder: its N newest (default: all)", low=2, metavar="N")
+    last: Optional[int] = flag(None, "of a folder: its N newest (default: all)", low=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +129,10 @@ class VerifyOptions(Options):
     verify: str = flag(
         "auto",
         "how the logits of both sides are compared: transformers and our network, or NumPy layer by layer; auto takes "
-        "torch where it is installed and memory allows (default: %(default)s)",
+        "torch where it is installed and memory allows",
         choices=("auto", "torch", "numpy", "none"),
     )
-    bound: float = flag(
-        1e-4, "largest difference, relative to the largest logit if that is above 1 (default: %(default)s)", metavar="X"
-    )
+    bound: float = flag(1e-4, "largest difference, relative to the largest logit if that is above 1", metavar="X")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +143,9 @@ class ImportHf(Options):
     source: str = flag(REQUIRED, "folder with config.json and weights, local or gs://", word="only", metavar="SRC")
     destination: str = flag(REQUIRED, "new folder, local or gs://, with config.json", word="only", metavar="DST")
     dtype: Optional[str] = flag(None, "type of the weights (default: as in SRC)", choices=DTYPES)
-    step: int = flag(0, "global step; the data position follows from it", low=0, metavar="N")
+    step: int = flag(0, "global step; the data position follows from it", low=0)
     slots: str = flag(
-        "fresh",
-        "fresh: no optimizer slots, they start at 0; zero: write them (default: %(default)s)",
-        choices=("fresh", "zero"),
+        "fresh", "fresh: no optimizer slots, they start at 0; zero: write them", choices=("fresh", "zero")
     )
     set: tuple = flag((), "key of the config that is written", action="append", metavar="KEY=VALUE")
     verify: VerifyOptions = group(VerifyOptions, "comparison")
@@ -169,7 +163,7 @@ class ExportHf(Options):
     checkpoint: Optional[str] = flag(None, WHICH, metavar="WHICH")
     dtype: Optional[str] = flag(None, "type of the weights (default: as stored)", choices=DTYPES)
     tokenizer: Optional[str] = flag(None, "tokenizer.json (default: the one of the run, else GPT-2's)", metavar="FILE")
-    shard_gb: float = flag(5.0, "most per weight file (default: %(default)s)", above=0, metavar="GB")
+    shard_gb: float = flag(5.0, "most per weight file", above=0, metavar="GB")
     custom_code: bool = flag(
         False,
         "write a model file of ours beside the weights, for what Hugging Face has no model for (gla, linear, experts, "

@@ -15,7 +15,7 @@ from gpt_neo.errors import ConfigError
 class Inner(Options):
     """A group."""
 
-    rate: float = flag(0.5, "a rate (default: %(default)s)", above=0)
+    rate: float = flag(0.5, "a rate", above=0)
     names: tuple = flag((), "names", action="append", metavar="NAME")
     text: Optional[str] = flag(None, "a text", word="also", metavar="TEXT")
 
