@@ -19,3 +19,8 @@ class CheckpointError(GptNeoError):
 
 class DeviceError(GptNeoError):
     """The mesh cannot be laid over the visible devices."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, without the path that messages name anyway."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

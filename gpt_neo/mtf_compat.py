@@ -40,6 +40,7 @@ def imported_later(*names: str) -> Iterator[None]:
 with imported_later("pandas", "h5py"):
     import tensorflow.compat.v1 as tf
     from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+    from tensorflow.compiler.xla import xla_data_pb2
     from tensorflow.python import pywrap_mlir
     from tensorflow.python.framework import ops as _ops
 
@@ -85,6 +86,7 @@ __all__ = [
     "reason_of",
     "summed_wide",
     "tf",
+    "xla_data_pb2",
     "zeros_initializer",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import importlib.util
@@ -10,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
+from gpt_neo import storage
 from gpt_neo.errors import DataError
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
@@ -98,6 +100,47 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
+class TextStream:
+    """Text of tokens as they come; a character of several tokens comes with the last of them.
+
+    Args:
+      before: tokens that stand before them, whose text is known. Their last one may be half a character, and tokenizers
+        that are not byte-level put spaces between tokens by what stands before them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.ids = [token for token in before if token < tokenizer.n_vocab]
+        self.shown = 0
+        if tokenizer.byte_level:
+            self.decoder.decode(tokenizer.decode_bytes(self.ids))
+        else:
+            self.shown = len(tokenizer.decode(self.ids).rstrip("\ufffd"))
+
+    def add(self, token: int) -> str:
+        """What a token adds; nothing where the model has an id that the tokenizer lacks."""
+        if token >= self.tokenizer.n_vocab:
+            return ""
+        if self.tokenizer.byte_level:
+            return self.decoder.decode(self.tokenizer.decode_bytes([token]))
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        return self.rest(text) if not text.endswith("\ufffd") else ""
+
+    def end(self) -> str:
+        """What is left over: characters that were cut off."""
+        if self.tokenizer.byte_level:
+            return self.decoder.decode(b"", final=True)
+        return self.rest(self.tokenizer.decode(self.ids))
+
+    def rest(self, text: str) -> str:
+        """What of the whole text was not given yet."""
+        new = text[self.shown :]
+        self.shown = max(self.shown, len(text))
+        return new
+
+
 def refuse_panic(error: BaseException, name: str) -> None:
     """The package panics over a file whose parts contradict each other, with an exception that is no Exception.
 
@@ -130,7 +173,7 @@ def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = N
     Raises:
       DataError: there is no such file, or it is no tokenizer.
     """
-    name = path_or_name or "gpt2"
+    name = storage.local(path_or_name or "gpt2")
     if name == "gpt2":
         return Tokenizer("gpt2", gpt2_backend(), 50256 if eos_id is None else eos_id)
     if os.path.isdir(name):

@@ -22,6 +22,7 @@ MODEL = {
     "attention_types": [[["global", "local"], 1]],
     "local_attention_radius": 8,
     "lr": 0.01,
+    "lr_decay": "cosine",
     "lr_decay_end": 20,
     "warmup_steps": 2,
     "beta2": 0.95,
@@ -146,11 +147,11 @@ def gcs(gcs_server, monkeypatch):
     from tests.gcs import BUCKET, quick_retries
 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.url)
-    monkeypatch.setattr(storage, "PAUSE", 0.01)
-    monkeypatch.setattr(storage, "retries", quick_retries)
+    monkeypatch.setattr(storage.buckets, "PAUSE", 0.01)
+    monkeypatch.setattr(storage.buckets, "retries", quick_retries)
     gcs_server.fail()
-    for path in storage.remote_list(f"gs://{BUCKET}/"):
-        storage.client().bucket(BUCKET).blob(storage.bucket_and_key(path)[1]).delete()
+    for path in storage.buckets.paths_from(f"gs://{BUCKET}/"):
+        storage.buckets.client().bucket(BUCKET).blob(storage.bucket_and_key(path)[1]).delete()
     gcs_server.requests.clear()
     return gcs_server
 

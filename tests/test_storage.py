@@ -2,12 +2,14 @@
 
 import io
 import os
+import re
 import time
 
 import pytest
 
 from gpt_neo import storage
-from gpt_neo.errors import DataError
+from gpt_neo.errors import CheckpointError, ConfigError, DataError
+from gpt_neo.storage import tensorflow as files
 from tests.gcs import BUCKET, quick_retries
 
 
@@ -130,7 +132,7 @@ FAULTS = [("503",), ("drop",), ("late drop",), (0.05,), ("503", "drop", "late dr
 @pytest.mark.parametrize("faults", FAULTS, ids=str)
 @pytest.mark.parametrize("size", [1000, (9 << 20) + 5])
 def test_uploads_survive_faults(gcs, tmp_path, monkeypatch, faults, size):
-    monkeypatch.setattr(storage, "UPLOAD_CHUNK", 4 << 20)
+    monkeypatch.setattr(storage.buckets, "UPLOAD_CHUNK", 4 << 20)
     local, path = big_file(tmp_path, size), f"gs://{BUCKET}/up/file"
     gcs.fail(*faults, every=3)
     storage.upload(local, path)
@@ -143,7 +145,7 @@ def test_uploads_survive_faults(gcs, tmp_path, monkeypatch, faults, size):
 
 @pytest.mark.parametrize("faults", FAULTS, ids=str)
 def test_reading_listing_and_deleting_survive_faults(gcs, monkeypatch, faults):
-    monkeypatch.setattr(storage, "READ_CHUNK", 1 << 18)
+    monkeypatch.setattr(storage.buckets, "READ_CHUNK", 1 << 18)
     data = os.urandom(1 << 20)
     for name in "abc":
         storage.write_bytes(f"gs://{BUCKET}/d/{name}", data)
@@ -158,8 +160,8 @@ def test_reading_listing_and_deleting_survive_faults(gcs, monkeypatch, faults):
 
 
 def test_a_server_that_never_answers_well(gcs, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "UPLOAD_ATTEMPTS", 2)
-    monkeypatch.setattr(storage, "retries", lambda: quick_retries().with_timeout(0.2))
+    monkeypatch.setattr(storage.buckets, "UPLOAD_ATTEMPTS", 2)
+    monkeypatch.setattr(storage.buckets, "retries", lambda: quick_retries().with_timeout(0.2))
     gcs.fail("503", every=1)
     with pytest.raises(OSError, match="503"):
         storage.upload(big_file(tmp_path, 100), f"gs://{BUCKET}/never")
@@ -168,16 +170,16 @@ def test_a_server_that_never_answers_well(gcs, tmp_path, monkeypatch):
 
 
 def test_an_object_that_came_out_different_is_sent_again(gcs, tmp_path, monkeypatch):
-    real, seen = storage.has_checksum, []
+    real, seen = storage.buckets.has_checksum, []
 
     def wrong_once(path, checksum):
         seen.append(path)
         return real(path, checksum) and len(seen) > 1
 
-    monkeypatch.setattr(storage, "has_checksum", wrong_once)
+    monkeypatch.setattr(storage.buckets, "has_checksum", wrong_once)
     storage.upload(big_file(tmp_path, 100), f"gs://{BUCKET}/twice")
     assert len(seen) == 2 and len([1 for method, path in gcs.requests if method == "POST"]) == 2
-    monkeypatch.setattr(storage, "has_checksum", lambda path, checksum: False)
+    monkeypatch.setattr(storage.buckets, "has_checksum", lambda path, checksum: False)
     with pytest.raises(OSError, match="differs from the file"):
         storage.upload(big_file(tmp_path, 100), f"gs://{BUCKET}/twice")
 
@@ -193,6 +195,72 @@ def test_mistakes_have_names(gcs):
 def test_globs_are_of_names_not_of_paths():
     wanted = {"a*.txt": "ab.txt", "[!b]?.t": "ax.t", "**/x": "a/b/x", "a.b": "a.b", "p/**": "p/q/r"}
     for pattern, path in wanted.items():
-        assert storage.re.fullmatch(storage.glob_expression(pattern), path)
+        assert re.fullmatch(storage.buckets.glob_expression(pattern), path)
     for pattern, path in (("*.txt", "a/b.txt"), ("a?c", "a/c"), ("a.b", "aXb"), ("[!b]x", "bx")):
-        assert not storage.re.fullmatch(storage.glob_expression(pattern), path)
+        assert not re.fullmatch(storage.buckets.glob_expression(pattern), path)
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/a", "hdfs://host/a", "abfss://c@host/a", "file:///a"])
+def test_schemes_that_nothing_serves_are_refused(path):
+    for act in (storage.exists, storage.glob, storage.read_bytes, storage.make_folder, storage.is_folder):
+        with pytest.raises(ConfigError, match=rf"nothing here reads or writes {path.partition(':')[0]}://; expected a"):
+            act(path)
+    if not path.startswith("file"):  # which TensorFlow serves
+        for act in (files.exists, files.glob, files.read_bytes, files.make_folder, files.names):
+            with pytest.raises(ConfigError, match=f"TensorFlow neither reads nor writes {path.partition(':')[0]}://"):
+                act(path)
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    storage.make_folder("~/runs")
+    storage.write_bytes("~/runs/a", b"x")
+    files.append_text("~/runs/a", "y")
+    assert (tmp_path / "runs" / "a").read_bytes() == b"xy" == storage.read_bytes("~/runs/a")
+    assert storage.glob("~/runs/*") == [str(tmp_path / "runs" / "a")] == storage.list_files("~/runs")
+    assert storage.absolute("~/runs") == str(tmp_path / "runs") and storage.absolute("gs://b/~") == "gs://b/~"
+    storage.delete("~/runs/a", within="~/runs")
+    storage.delete_folder("~/runs", within="~")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["local", "ram"])
+def test_files_of_a_job(tmp_path, kind):
+    """The same through Python and through a file system of TensorFlow's."""
+    folder = str(tmp_path / "run") if kind == "local" else f"ram://{tmp_path.name}/run"
+    assert files.is_remote(folder) == (kind == "ram")
+    files.make_folder(folder)
+    path = f"{folder}/a.txt"
+    assert not files.exists(path)
+    for act in (files.size, files.read_bytes, files.changed, files.delete):
+        with pytest.raises(FileNotFoundError):
+            act(path)
+    files.write_text(path, "one")
+    first = files.changed(path)
+    files.append_text(path, " and ½")
+    files.append_text(f"{folder}/b.txt", "new")
+    assert files.read_bytes(path).decode() == "one and ½" and files.size(path) == len("one and ½".encode())
+    assert files.read_bytes(path, 4, 3) == b"and" and files.read_bytes(path, 8, 100) == "½".encode()
+    assert files.changed(path) >= first >= 0  # TensorFlow keeps no times in memory
+    assert files.names(folder) == ["a.txt", "b.txt"] and files.glob(f"{folder}/a*") == [path]
+    assert files.is_folder(folder) and not files.is_folder(path)
+    if kind == "ram":  # where TensorFlow adds to what is there
+        files.delete(path)
+    files.write_text(path, "less")
+    assert files.read_bytes(path) == b"less" and files.names(folder) == ["a.txt", "b.txt"]
+    files.delete(path)
+    assert files.names(folder) == ["b.txt"]
+    files.delete(folder)
+    assert not files.is_folder(folder)
+
+
+def test_json(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [1, "½"]}', encoding="utf-8")
+    assert storage.read_json(str(path)) == {"a": [1, "½"]}
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match="a.json:1: not valid JSON: Expecting"):
+        storage.read_json(str(path), CheckpointError)
+    with pytest.raises(DataError, match="b.json: cannot be read: No such file"):
+        storage.read_json(str(tmp_path / "b.json"))

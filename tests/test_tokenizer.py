@@ -1,11 +1,13 @@
 """Tokenizers: every text comes back byte for byte, and specials in text are text."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_neo.errors import DataError
-from gpt_neo.tokenizer import load_tokenizer, train_tokenizer
+from gpt_neo.tokenizer import TextStream, Tokenizer, load_tokenizer, train_tokenizer
+from tests.made_tokenizers import byte_fallback, metaspace
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +50,17 @@ def test_trained_tokenizer(tmp_path):
         train_tokenizer(["x"], 100)
     with pytest.raises(DataError, match="no tokenizer"):
         load_tokenizer(str(tmp_path / "absent.json"))
+
+
+@pytest.mark.parametrize("backend", [metaspace(), byte_fallback()], ids=["metaspace", "byte fallback"])
+def test_streamed_text_is_that_of_the_whole(backend):
+    tokenizer = Tokenizer("words", backend, 0)
+    random = np.random.default_rng(3)
+    heart = [4 + byte for byte in "♥".encode()]
+    for _ in range(20):
+        ids = random.integers(1, min(60, tokenizer.n_vocab), 12).tolist()
+        ids += [*heart, 2, 1] if tokenizer.n_vocab > 256 else []
+        for cut in range(len(ids)):  # also within the heart
+            stream = TextStream(tokenizer, ids[:cut])
+            text = "".join(map(stream.add, ids[cut:])) + stream.end()
+            assert text == backend.decode(ids)[len(backend.decode(ids[:cut]).rstrip("\ufffd")) :]

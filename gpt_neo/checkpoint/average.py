@@ -13,7 +13,7 @@ from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.fit import STEP, mismatch_table
 from gpt_neo.checkpoint.folder import write_state
 from gpt_neo.checkpoint.names import PREFIX, is_slot, step_of
-from gpt_neo.checkpoint.record import read_record
+from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import blocks, check_finite, is_float
 from gpt_neo.errors import CheckpointError
@@ -49,7 +49,7 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
             writer.add(name, newest.shape(name), dtype, pieces)
         writer.add(STEP, (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()
-        record = read_record(newest.path)
+        record = read_provenance(newest.path)
         if record:
             record["source"] = "mean of steps " + ", ".join(str(step_of(bundle.path)) for bundle in bundles)
             with open(prefix + ".json", "w", encoding="utf-8") as handle:

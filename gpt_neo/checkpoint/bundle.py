@@ -11,12 +11,13 @@ import dataclasses
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, forget_pages, map_array
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, reason_of
+from gpt_neo.storage import tensorflow as files
 from gpt_neo.wire import bytes_field, checksum, fields, masked, masked_checksum, number_field, read_varint, varint
 
 # Values of TensorFlow's DataType enumeration.
@@ -55,7 +56,7 @@ class Entry:
 
 
 class Bundle:
-    """A checkpoint to read from; a `Source`.
+    """A checkpoint to read from; a `TensorSource`.
 
     Raises:
       CheckpointError: the index is missing or damaged, or a data file is missing or too short.
@@ -185,27 +186,17 @@ def read_bytes(path: str) -> bytes:
       CheckpointError: it cannot be read.
     """
     try:
-        if "://" in path:
-            from gpt_neo.mtf_compat import tf
-
-            with tf.io.gfile.GFile(path, "rb") as handle:
-                return handle.read()
-        with open(path, "rb") as handle:
-            return handle.read()
-    except Exception as error:  # a remote file system raises TensorFlow's own errors
-        if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow"):
-            reason = getattr(error, "strerror", None) or str(error)
-            raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason}") from error
-        raise
+        return files.read_bytes(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason_of(error)}") from error
 
 
-def file_size(path: str) -> Any:
+def file_size(path: str) -> Optional[int]:
     """Bytes of a file, None where there is none."""
-    if "://" in path:
-        from gpt_neo.mtf_compat import tf
-
-        return tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
-    return os.path.getsize(path) if os.path.isfile(path) else None
+    try:
+        return files.size(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def parse_entry(data: bytes) -> Any:

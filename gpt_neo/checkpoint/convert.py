@@ -28,12 +28,13 @@ from gpt_neo.checkpoint.folder import write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
 from gpt_neo.checkpoint.names import PREFIX
-from gpt_neo.checkpoint.record import make_record
+from gpt_neo.checkpoint.provenance import make_provenance
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.checkpoint.safetensors import write_safetensors
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import BFLOAT16, FLOATS, blocks, check_finite
 from gpt_neo.config import load_config
+from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import ModelConfig, RunConfig
 from gpt_neo.errors import CheckpointError
 from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
@@ -71,7 +72,7 @@ def import_hf(
     Args:
       dtype: float32 or bfloat16; that of the source's largest tensor if absent (float16 becomes float32).
       step: what global_step says; the data position follows from it.
-      zero_slots: write Adam's slots, as zeros that take no disk; without them they start at 0 all the same.
+      zero_slots: write the optimizer's slots, as zeros that take no disk; without them they start at 0 all the same.
       overrides: keys of the config that is written.
 
     Raises:
@@ -103,17 +104,16 @@ def import_hf(
         prefix = os.path.join(staging, f"{PREFIX}{step}")
         writer = BundleWriter(prefix)
         for pair in pairs:
-            parts = pair.layout.split(folder.read(names[pair.theirs]), run.model.n_head)
+            parts = pair.arrangement.split(folder.read(names[pair.theirs]), run.model.n_head)
             for name, part in zip(pair.ours, parts):
                 writer.add(name, pair.shape, DTYPES[precision], finite_blocks(part, DTYPES[precision], name, source))
-        for pair in pairs if zero_slots else ():
-            for name in pair.ours:
-                for slot in ("adam_m", "adam_v"):
-                    writer.add_zeros(f"{name}/{slot}", pair.shape, np.dtype(np.float32))
+        weights = [(name, pair.shape) for pair in pairs for name in pair.ours] if zero_slots else []
+        for name, shape in slots_of(weights, run.optimizer).items():
+            writer.add_zeros(name, shape, np.dtype(np.float32))
         writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()
         copy_tokenizer(source, staging)
-        record = make_record(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
+        record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
         with open(prefix + ".json", "w", encoding="utf-8") as handle:
             handle.write(json.dumps(record, indent=2) + "\n")
         write_state(staging, prefix)
@@ -225,7 +225,7 @@ def export_hf(
             "file of its own"
         )
     if custom_code or family is None:
-        pairs = own_pairs(checkpoint, run.model)
+        pairs = own_pairs(run.model)
         describe = functools.partial(custom_config, run.model, pairs)
     else:
         pairs = pairs_of(family, run.model)
@@ -278,7 +278,7 @@ def write_weights(
 def their_blocks(pair: Pair, fit: Fit, dtype: np.dtype, heads: int) -> Iterator[np.ndarray]:
     """Blocks of one of their tensors; ours are read when the first is asked for."""
     ours = [fit.value(name, fit.bundle.dtype(name)) for name in pair.ours]
-    yield from finite_blocks(pair.layout.join(ours, heads), dtype, pair.ours[0], fit.bundle.path)
+    yield from finite_blocks(pair.arrangement.join(ours, heads), dtype, pair.ours[0], fit.bundle.path)
 
 
 def write_json(folder: str, name: str, value: Any) -> None:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import dataclasses
 import filecmp
 import json
-import math
 import os
+import re
 import shutil
 
-from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.arrangements import SAME
 from gpt_neo.checkpoint.families import Family, Pair
-from gpt_neo.checkpoint.layouts import SAME
-from gpt_neo.checkpoint.names import is_slot
-from gpt_neo.config.estimate import count_parameters
+from gpt_neo.config.network import variables_of
 from gpt_neo.config.schema import GlaParams, ModelConfig, MoeConfig
 from gpt_neo.errors import CheckpointError
 
@@ -26,6 +24,8 @@ CUSTOM_TYPE = "gpt_neo_mtf"
 FILE = "modeling_gpt_neo_mtf"
 MODEL = "GPTNeoMTFForCausalLM"
 AUTO_MAP = {"AutoConfig": f"{FILE}.GPTNeoMTFConfig", "AutoModelForCausalLM": f"{FILE}.{MODEL}"}
+KNOWN_KINDS = ("global", "local", "linear", "gla", "none")  # of attention, that the model file computes
+KNOWN_POSITIONS = ("learned", "axial", "rotary", "none")
 # As a family: weights keep their names, so that there are no rules.
 CUSTOM = Family(
     name=CUSTOM_TYPE,
@@ -43,20 +43,36 @@ CUSTOM = Family(
 )
 
 
-def own_pairs(checkpoint: str, model: ModelConfig) -> list[Pair]:
-    """Every weight of a checkpoint under its own name, slots left out, padding of the vocabulary cut off.
+def own_pairs(model: ModelConfig) -> list[Pair]:
+    """Every weight of a model under its own name.
 
     Raises:
-      CheckpointError: the model reads in both directions, so it generates nothing.
+      CheckpointError: the model file cannot compute this model.
     """
     if not model.causal:
         raise CheckpointError("causal is False: --custom_code exports models that generate, token after token")
-    pairs = []
-    for name, entry in sorted(Bundle(checkpoint).entries.items()):
-        if name.startswith("gpt2/") and not is_slot(name):
-            shape = (model.n_vocab, *entry.shape[1:]) if name == "gpt2/wte" else entry.shape
-            pairs.append(Pair((name,), shape, name, shape, SAME))
-    return pairs
+    check_known(model)
+    found = sorted((name, variable.shape) for name, variable in variables_of(model).items())
+    return [Pair((name,), shape, name, shape, SAME) for name, shape in found]
+
+
+def check_known(model: ModelConfig) -> None:
+    """Refuse what the model file has no code for.
+
+    Raises:
+      CheckpointError: names the key, its value and what the file knows.
+    """
+    with open(os.path.join(FOLDER, f"{FILE}.py"), encoding="utf-8") as handle:
+        activations = tuple(re.findall(r'^    "(\w+)": ', handle.read(), re.M))
+    experts = [("moe_activation", model.moe_activation, activations)] if model.moe_layers else []
+    for key, value, known in [
+        *(("attention_types", kind, KNOWN_KINDS) for kind in model.attention_types),
+        ("position_encoding", model.positions, KNOWN_POSITIONS),
+        ("activation_function", model.activation_function, activations),
+        *experts,
+    ]:
+        if value not in known:
+            raise CheckpointError(f"{key} is {value!r}; the model file of --custom_code knows {', '.join(known)}")
 
 
 def custom_config(model: ModelConfig, pairs: list[Pair], dtype: str) -> dict:
@@ -116,19 +132,16 @@ def listed_pairs(theirs: dict, model: ModelConfig, where: str) -> list[Pair]:
     Raises:
       CheckpointError: they are not those of the model.
     """
-    pairs = []
+    pairs = own_pairs(model)
+    wanted = {pair.theirs: list(pair.shape) for pair in pairs}
     for name, sizes in theirs["variables"].items():
-        if (
-            not name.startswith("gpt2/")
-            or is_slot(name)
-            or not isinstance(sizes, list)
-            or not all(type(size) is int and size > 0 for size in sizes)
-        ):
-            raise CheckpointError(f"{where}: variables has {name!r}: {sizes!r}, which is no weight with its sizes")
-        pairs.append(Pair((name,), tuple(sizes), name, tuple(sizes), SAME))
-    held, wanted = sum(math.prod(pair.shape) for pair in pairs), count_parameters(model)
-    if held != wanted:
-        raise CheckpointError(f"{where}: variables hold {held:,} numbers, the model of its keys has {wanted:,}")
+        if name not in wanted:
+            raise CheckpointError(f"{where}: variables has {name!r}, and the model of its keys has no such weight")
+        if sizes != wanted[name]:
+            raise CheckpointError(f"{where}: variables has {name!r}: {sizes!r}; expected {wanted[name]}")
+    for name in wanted:
+        if name not in theirs["variables"]:
+            raise CheckpointError(f"{where}: variables lacks {name!r}, which the model of its keys has")
     return pairs
 
 

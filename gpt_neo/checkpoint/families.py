@@ -1,7 +1,7 @@
 """The model families that Hugging Face has words for: names, layouts and config keys, as data.
 
-A rule pairs our variables with one of their tensors; `{}` is the layer. Sizes are letters: d n_embd, h the width inside
-the MLP, V n_vocab, T n_ctx. The variables are those of model/; the tensors those of transformers.
+A rule pairs our variables with one of their tensors; `{}` is the layer. Variables and their sizes are those of
+`config/network.py`; the tensors those of transformers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import dataclasses
 import re
 from typing import Any, Optional
 
-from gpt_neo.checkpoint.layouts import BY_HEAD, SAME, SIDE_BY_SIDE, TURNED, Layout
+from gpt_neo.checkpoint.arrangements import BY_HEAD, SAME, SIDE_BY_SIDE, TURNED, Arrangement
+from gpt_neo.config.network import variables_of
 from gpt_neo.config.schema import ModelConfig
 
 HEAD = "gpt2/wte_final_linear/conv1d_main/linear_out"
@@ -18,12 +19,11 @@ HEAD = "gpt2/wte_final_linear/conv1d_main/linear_out"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Our variables, each of the sizes given, and the tensor that holds them."""
+    """Our variables, of one shape each, and the tensor that holds them."""
 
     ours: tuple
     theirs: str
-    sizes: str
-    layout: Layout = SAME
+    arrangement: Arrangement = SAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +56,12 @@ class Family:
 def norms(theirs: dict) -> tuple:
     """Rules of layer norms: our scope -> their module."""
     pairs = (("g", "weight"), ("b", "bias"))
-    return tuple(Rule((f"gpt2/{a}/{x}",), f"{b}.{y}", "d") for a, b in theirs.items() for x, y in pairs)
+    return tuple(Rule((f"gpt2/{a}/{x}",), f"{b}.{y}") for a, b in theirs.items() for x, y in pairs)
 
 
-def linear(ours: str, theirs: str, source: str, target: str, layout: Layout = TURNED) -> tuple:
+def linear(ours: str, theirs: str, arrangement: Arrangement = TURNED) -> tuple:
     """Rules of a map with bias: our scope `.../conv1d_main/<name>`, their module."""
-    return (
-        Rule((f"{ours}/kernel",), f"{theirs}.weight", f"{source}{target}", layout),
-        Rule((f"{ours}/bias",), f"{theirs}.bias", target),
-    )
+    return (Rule((f"{ours}/kernel",), f"{theirs}.weight", arrangement), Rule((f"{ours}/bias",), f"{theirs}.bias"))
 
 
 ATTN = "gpt2/h{}/attn"
@@ -73,11 +70,11 @@ QKV_BIAS = tuple(f"{ATTN}/compute_qkv_bias/{x}_b" for x in "qkv")
 MLP = "gpt2/h{}/mlp/conv1d_main"
 
 
-def attention_output(theirs: str, layout: Layout = TURNED) -> tuple:
+def attention_output(theirs: str, arrangement: Arrangement = TURNED) -> tuple:
     """Rules of attention's output with bias."""
     return (
-        Rule((f"{ATTN}/o",), f"{theirs}.weight", "dd", layout),
-        Rule((f"{ATTN}/compute_output_bias/o_b",), f"{theirs}.bias", "d"),
+        Rule((f"{ATTN}/o",), f"{theirs}.weight", arrangement),
+        Rule((f"{ATTN}/compute_output_bias/o_b",), f"{theirs}.bias"),
     )
 
 
@@ -96,13 +93,13 @@ GPT_NEO = Family(
     fixed={},
     kinds=("global", "local"),
     rules=(
-        Rule(("gpt2/wte",), "wte.weight", "Vd"),
-        Rule(("gpt2/wpe",), "wpe.weight", "Td"),
+        Rule(("gpt2/wte",), "wte.weight"),
+        Rule(("gpt2/wpe",), "wpe.weight"),
         *norms({"ln_f": "ln_f", "h{}/norm_1": "h.{}.ln_1", "h{}/norm_2": "h.{}.ln_2"}),
-        *(Rule((ours,), f"h.{{}}.attn.attention.{ours[-1]}_proj.weight", "dd", TURNED) for ours in QKV),
+        *(Rule((ours,), f"h.{{}}.attn.attention.{ours[-1]}_proj.weight", TURNED) for ours in QKV),
         *attention_output("h.{}.attn.attention.out_proj"),
-        *linear(f"{MLP}/c_fc", "h.{}.mlp.c_fc", "d", "h"),
-        *linear(f"{MLP}/c_proj", "h.{}.mlp.c_proj", "h", "d"),
+        *linear(f"{MLP}/c_fc", "h.{}.mlp.c_fc"),
+        *linear(f"{MLP}/c_proj", "h.{}.mlp.c_proj"),
     ),
     activation="activation_function",
     epsilon="layer_norm_epsilon",
@@ -126,14 +123,14 @@ GPT2 = Family(
     },
     fixed={"qkv_bias": True, "scale_attention": True},
     rules=(
-        Rule(("gpt2/wte",), "wte.weight", "Vd"),
-        Rule(("gpt2/wpe",), "wpe.weight", "Td"),
+        Rule(("gpt2/wte",), "wte.weight"),
+        Rule(("gpt2/wpe",), "wpe.weight"),
         *norms({"ln_f": "ln_f", "h{}/norm_1": "h.{}.ln_1", "h{}/norm_2": "h.{}.ln_2"}),
-        Rule(QKV, "h.{}.attn.c_attn.weight", "dd", SIDE_BY_SIDE),
-        Rule(QKV_BIAS, "h.{}.attn.c_attn.bias", "d", SIDE_BY_SIDE),
+        Rule(QKV, "h.{}.attn.c_attn.weight", SIDE_BY_SIDE),
+        Rule(QKV_BIAS, "h.{}.attn.c_attn.bias", SIDE_BY_SIDE),
         *attention_output("h.{}.attn.c_proj", SAME),
-        *linear(f"{MLP}/c_fc", "h.{}.mlp.c_fc", "d", "h", SAME),
-        *linear(f"{MLP}/c_proj", "h.{}.mlp.c_proj", "h", "d", SAME),
+        *linear(f"{MLP}/c_fc", "h.{}.mlp.c_fc", SAME),
+        *linear(f"{MLP}/c_proj", "h.{}.mlp.c_proj", SAME),
     ),
     activation="activation_function",
     epsilon="layer_norm_epsilon",
@@ -167,12 +164,12 @@ GPTJ = Family(
         "head_bias": True,
     },
     rules=(
-        Rule(("gpt2/wte",), "wte.weight", "Vd"),
+        Rule(("gpt2/wte",), "wte.weight"),
         *norms({"ln_f": "ln_f", "h{}/norm_1": "h.{}.ln_1"}),
-        *(Rule((ours,), f"h.{{}}.attn.{ours[-1]}_proj.weight", "dd", TURNED) for ours in QKV),
-        Rule((f"{ATTN}/o",), "h.{}.attn.out_proj.weight", "dd", TURNED),
-        *linear(f"{MLP}/c_fc", "h.{}.mlp.fc_in", "d", "h"),
-        *linear(f"{MLP}/c_proj", "h.{}.mlp.fc_out", "h", "d"),
+        *(Rule((ours,), f"h.{{}}.attn.{ours[-1]}_proj.weight", TURNED) for ours in QKV),
+        Rule((f"{ATTN}/o",), "h.{}.attn.out_proj.weight", TURNED),
+        *linear(f"{MLP}/c_fc", "h.{}.mlp.fc_in"),
+        *linear(f"{MLP}/c_proj", "h.{}.mlp.fc_out"),
     ),
     activation="activation_function",
     epsilon="layer_norm_epsilon",
@@ -196,7 +193,7 @@ GPT_NEOX = Family(
     },
     fixed={"qkv_bias": True, "scale_attention": True, "rotary_emb": True},
     rules=(
-        Rule(("gpt2/wte",), "embed_in.weight", "Vd"),
+        Rule(("gpt2/wte",), "embed_in.weight"),
         *norms(
             {
                 "ln_f": "final_layer_norm",
@@ -204,11 +201,11 @@ GPT_NEOX = Family(
                 "h{}/norm_2": "layers.{}.post_attention_layernorm",
             }
         ),
-        Rule(QKV, "layers.{}.attention.query_key_value.weight", "dd", BY_HEAD),
-        Rule(QKV_BIAS, "layers.{}.attention.query_key_value.bias", "d", BY_HEAD),
+        Rule(QKV, "layers.{}.attention.query_key_value.weight", BY_HEAD),
+        Rule(QKV_BIAS, "layers.{}.attention.query_key_value.bias", BY_HEAD),
         *attention_output("layers.{}.attention.dense"),
-        *linear(f"{MLP}/c_fc", "layers.{}.mlp.dense_h_to_4h", "d", "h"),
-        *linear(f"{MLP}/c_proj", "layers.{}.mlp.dense_4h_to_h", "h", "d"),
+        *linear(f"{MLP}/c_fc", "layers.{}.mlp.dense_h_to_4h"),
+        *linear(f"{MLP}/c_proj", "layers.{}.mlp.dense_4h_to_h"),
     ),
     activation="hidden_act",
     epsilon="layer_norm_eps",
@@ -231,31 +228,24 @@ class Pair:
     shape: tuple
     theirs: str
     their_shape: tuple
-    layout: Layout
+    arrangement: Arrangement
 
 
 def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
     """Every tensor of a model, in the order of the layers."""
-    letters = {"d": model.n_embd, "h": model.mlp_width, "V": model.n_vocab, "T": model.n_ctx}
+    variables = variables_of(model)
     rules = [(rule, family.prefix) for rule in family.rules]
     if model.untied_head:
-        rules.append((Rule((f"{HEAD}/kernel",), f"{family.head}.weight", "dV", TURNED), ""))
+        rules.append((Rule((f"{HEAD}/kernel",), f"{family.head}.weight", TURNED), ""))
         if model.head_bias:
-            rules.append((Rule((f"{HEAD}/bias",), f"{family.head}.bias", "V"), ""))
+            rules.append((Rule((f"{HEAD}/bias",), f"{family.head}.bias"), ""))
     pairs = []
     for layer in [None, *range(model.n_layer)]:
         for rule, prefix in rules:
             if ("{}" in rule.theirs) == (layer is not None):
-                shape = tuple(letters[letter] for letter in rule.sizes)
-                pairs.append(
-                    Pair(
-                        tuple(name.format(layer) for name in rule.ours),
-                        shape,
-                        prefix + rule.theirs.format(layer),
-                        rule.layout.their_shape(shape),
-                        rule.layout,
-                    )
-                )
+                ours = tuple(name.format(layer) for name in rule.ours)
+                theirs, shape = prefix + rule.theirs.format(layer), variables[ours[0]].shape
+                pairs.append(Pair(ours, shape, theirs, rule.arrangement.their_shape(shape), rule.arrangement))
     return pairs
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from gpt_neo.checkpoint.bundle import ALIGNMENT, Bundle
 from gpt_neo.checkpoint.names import is_slot, step_of
 from gpt_neo.checkpoint.tensors import forget_pages, is_float
+from gpt_neo.config.optimizers import owner_of
+from gpt_neo.config.origins import presence_keys, size_keys
 from gpt_neo.errors import CheckpointError
 
 BLOCK = re.compile(r"/h(\d+)/")
@@ -20,33 +22,6 @@ PADDING = 512  # rows; legacy programs and others pad the vocabulary by fewer th
 STEP = "global_step"
 AT_ONCE = 1 << 30  # bytes of copied tensors per call; mapped ones take no memory of their own
 IN_MEMORY = 1 << 30  # bytes of weights that are copied to huge pages; more stay mapped from the file
-
-# Config keys behind the sizes of a variable, by the end of its name; the first match counts.
-KEYS: tuple = (
-    ("wte", ("n_vocab", "n_embd")),
-    ("axial_wpe_1", ("axial_pos_emb", "n_embd")),
-    ("axial_wpe_2", ("axial_pos_emb", "n_embd")),
-    ("wpe", ("n_ctx", "n_embd")),
-    ("linear_out/kernel", ("n_embd", "n_vocab")),
-    ("linear_out/bias", ("n_vocab",)),
-    ("c_fc/kernel", ("n_embd", "n_inner")),
-    ("c_fc/bias", ("n_embd or n_inner",)),
-    ("c_proj/kernel", ("n_inner", "n_embd")),
-    ("top_2_gating/kernel", ("n_embd", "moe_layers")),
-    ("wi/kernel", ("moe_params", "n_embd", "moe_params")),
-    ("wo/kernel", ("moe_params", "moe_params", "n_embd")),
-)
-# Config keys that decide whether a variable is there at all, by a part of its name.
-PRESENCE: tuple = (
-    ("no_weight_tie", ("wte_final_linear",)),
-    ("axial_pos_emb", ("axial_wpe",)),
-    ("rezero", ("norm_rezero",)),
-    ("moe_layers", ("top_2_gating", "/wi/", "/wo/")),
-    ("macaron", ("mlp_macaron",)),
-    ("num_mem_kv", ("mem_kv",)),
-    ("axial_pos_emb or rotary_emb", ("gpt2/wpe",)),
-    ("share_parameters", ("gpt2//",)),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,20 +101,18 @@ def padded_vocabulary(name: str, found: Sequence[int], wanted: Sequence[int]) ->
 
 def explain(name: str, wanted: Optional[Sequence[int]], found: Optional[Sequence[int]]) -> str:
     """The config key, with the value that would fit where it can be told, behind a mismatch."""
-    base = name
-    while is_slot(base):
-        base = base.rsplit("/", 1)[0] if "/adam_" in base else base.rsplit("_slot_", 1)[0]
+    base = owner_of(name) or name
     if wanted is None or found is None:
-        for key, parts in PRESENCE:
-            if any(part in base for part in parts):
-                return key
-        return "n_layer" if "/h" in base else "model"
-    keys: tuple = next((keys for end, keys in KEYS if base.endswith(end)), ("n_embd",) * len(wanted))
+        return " or ".join(presence_keys(base)) or "model"
     if len(found) != len(wanted):
         return "number of dimensions"
+    keys = size_keys(base)
+    keys = keys if len(keys) == len(wanted) else ["n_embd"] * len(wanted)
     sizes = {key: has for key, has, wants in zip(keys, found, wanted) if has != wants}
     if "n_embd" in sizes:
         sizes.pop("n_inner", None)  # which follows from n_embd where it is not set
+    elif keys == ["n_inner"]:
+        return "n_embd or n_inner"
     if "c_fc" in base and sizes.get("n_inner") in (2 * wanted[-1], wanted[-1] // 2):
         return "mlp_glu"
     exact = ("n_vocab", "n_ctx", "n_embd", "n_inner")

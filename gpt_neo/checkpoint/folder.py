@@ -9,9 +9,11 @@ import os
 import re
 from typing import Optional
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, file_size, read_bytes
 from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.errors import CheckpointError
+from gpt_neo.storage import tensorflow as files
 
 STATE = "checkpoint"
 BEST = "best"  # sub-folder of the checkpoint with the least loss on held-out records
@@ -92,12 +94,7 @@ def find_checkpoint(folder: str, which: Optional[str] = None) -> Optional[Found]
 
 def checkpoints_of(folder: str) -> list[str]:
     """Paths, without suffix, of every checkpoint that has an index."""
-    if "://" in folder:
-        from gpt_neo.mtf_compat import tf
-
-        paths = tf.io.gfile.glob(f"{folder.rstrip('/')}/{PREFIX}*.index")
-    else:
-        paths = glob.glob(os.path.join(glob.escape(folder), f"{PREFIX}*.index"))
+    paths = files.glob(storage.join(glob.escape(folder), f"{PREFIX}*.index"))
     prefixes = [path[: -len(".index")] for path in paths]
     return [prefix for prefix in prefixes if prefix.rsplit("-", 1)[-1].isdigit()]
 
@@ -119,7 +116,7 @@ def write_state(folder: str, prefix: str) -> None:
     older = [p for p in sorted(checkpoints_of(folder), key=step_of) if step_of(p) < step_of(prefix)]
     lines = [f'model_checkpoint_path: "{os.path.basename(prefix)}"']
     lines += [f'all_model_checkpoint_paths: "{os.path.basename(p)}"' for p in [*older, prefix]]
-    write_text(os.path.join(folder, STATE), "\n".join(lines) + "\n")
+    files.write_text(os.path.join(folder, STATE), "\n".join(lines) + "\n")
 
 
 def settle_state(folder: str) -> tuple:
@@ -140,28 +137,7 @@ def settle_state(folder: str) -> tuple:
 
 def is_later(prefix: str, folder: str) -> bool:
     """Whether a checkpoint's index was written after the state file."""
-    if "://" in folder:
-        from gpt_neo.mtf_compat import tf
-
-        index, state = (tf.io.gfile.stat(path).mtime_nsec for path in (prefix + ".index", os.path.join(folder, STATE)))
-        return index > state
-    return os.path.getmtime(prefix + ".index") > os.path.getmtime(os.path.join(folder, STATE))
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new one, never a part."""
-    if "://" in path:
-        from gpt_neo.mtf_compat import tf
-
-        with tf.io.gfile.GFile(path, "w") as handle:  # an object appears whole, when it is closed
-            handle.write(text)
-        return
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    return files.changed(prefix + ".index") > files.changed(os.path.join(folder, STATE))
 
 
 def files_of(prefix: str) -> list[str]:
@@ -179,13 +155,12 @@ def keep_best(folder: str, prefix: str, loss: float) -> bool:
       whether it is the best one now.
     """
     place = os.path.join(folder, BEST)
-    if "://" in folder or loss != loss or os.path.dirname(prefix) == place:
+    if files.is_remote(folder) or loss != loss or os.path.dirname(prefix) == place:
         return False
     record = os.path.join(place, BEST_FILE)
     name = os.path.basename(prefix)
     if os.path.isfile(record):
-        with open(record, encoding="utf-8") as handle:
-            known = json.load(handle)
+        known = storage.read_json(record, CheckpointError)
         if known["loss"] <= loss and os.path.isfile(os.path.join(place, known["checkpoint"] + ".index")):
             return known["checkpoint"] == name
     os.makedirs(place, exist_ok=True)
@@ -193,7 +168,7 @@ def keep_best(folder: str, prefix: str, loss: float) -> bool:
     # The index last: without it the rest is no checkpoint.
     for source in sorted(new, key=lambda path: path.endswith(".index")):
         link(source, os.path.join(place, os.path.basename(source)))
-    write_text(record, json.dumps({"checkpoint": name, "step": step_of(prefix), "loss": loss}) + "\n")
+    files.write_text(record, json.dumps({"checkpoint": name, "step": step_of(prefix), "loss": loss}) + "\n")
     write_state(place, os.path.join(place, name))
     for old in checkpoints_of(place):
         if os.path.basename(old) != name:

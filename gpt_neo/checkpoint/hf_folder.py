@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.safetensors import SafetensorsFile
-from gpt_neo.checkpoint.tensors import Source
+from gpt_neo.checkpoint.tensors import TensorSource
 from gpt_neo.checkpoint.torch_file import TorchFile
 from gpt_neo.errors import CheckpointError
 
@@ -26,7 +25,7 @@ TOKENIZER_FILES = (
 
 
 class HfFolder:
-    """A folder; a `Source` over all its weight files.
+    """A folder; a `TensorSource` over all its weight files.
 
     Raises:
       CheckpointError: config or weights are missing or damaged, a shard is missing, or the index is wrong.
@@ -36,11 +35,11 @@ class HfFolder:
         self.path = path
         if not os.path.isdir(path):
             raise CheckpointError(f"{path!r}: no such folder; expected config.json and weights as transformers saves")
-        self.config = read_json(os.path.join(path, "config.json"))
+        self.config = storage.read_json(os.path.join(path, "config.json"), CheckpointError)
         found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
         if not found:
             raise CheckpointError(f"{path}: no weights; looked for {', '.join(WEIGHTS)}")
-        self.files: dict[str, Source] = {}
+        self.files: dict[str, TensorSource] = {}
         self.places: dict[str, str] = {}  # tensor -> file
         if found[0].endswith(".index.json"):
             self.open_shards(found[0])
@@ -52,7 +51,7 @@ class HfFolder:
     def open_shards(self, index: str) -> None:
         """Open every file of an index and hold what they contain against it."""
         where = os.path.join(self.path, index)
-        places = read_json(where).get("weight_map")
+        places = storage.read_json(where, CheckpointError).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise CheckpointError(f"{where}: has no weight_map")
         for name in sorted(set(places.values())):
@@ -86,24 +85,6 @@ class HfFolder:
         return self.files[self.places[name]].read(name)
 
 
-def open_file(path: str) -> Source:
+def open_file(path: str) -> TensorSource:
     """A weight file by its ending."""
     return SafetensorsFile(path) if path.endswith(".safetensors") else TorchFile(path)
-
-
-def read_json(path: str) -> Any:
-    """A JSON object.
-
-    Raises:
-      CheckpointError: there is none.
-    """
-    try:
-        with open(path, encoding="utf-8") as handle:
-            value = json.load(handle)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -7,7 +7,7 @@ import os
 import re
 
 from gpt_neo.checkpoint.names import PREFIX
-from gpt_neo.mtf_compat import tf
+from gpt_neo.storage import tensorflow as files
 
 # Names under which TensorFlow and this package write what is to become a checkpoint, a state file or a record.
 UNFINISHED = (
@@ -15,6 +15,7 @@ UNFINISHED = (
     re.escape(PREFIX) + r"\d+_temp(?:_\w+)?",
     r"(?:checkpoint|graph\.pbtxt|" + re.escape(PREFIX) + r"\d+\.(?:meta|json))\.?\d*\.?tmp\w*",
     r"\.writable(?:\.\w+)?",
+    r"\..+\.\d+-[0-9a-f]{8}\.writing",
 )
 PART = re.compile("(" + re.escape(PREFIX) + r"\d+)\.(?:data-\d+-of-\d+|meta|json)")  # of a checkpoint with an index
 
@@ -26,14 +27,14 @@ def remove_leftovers(folder: str) -> list[str]:
     Returns:
       the names removed.
     """
-    names = [name.rstrip("/") for name in tf.io.gfile.listdir(folder)]
+    names = files.names(folder)
     indexed = {name[: -len(".index")] for name in names if name.endswith(".index")}
     removed = []
     for name in names:
         part = PART.fullmatch(name)
         if (part and part[1] not in indexed) or any(re.fullmatch(pattern, name) for pattern in UNFINISHED):
             path = os.path.join(folder, name)
-            with contextlib.suppress(OSError, tf.errors.OpError):
-                tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
+            with contextlib.suppress(OSError):
+                files.delete(path)
                 removed.append(name)
     return removed

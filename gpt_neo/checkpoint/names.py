@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from gpt_neo.config.optimizers import owner_of
 
 PREFIX = "model.ckpt-"
-SLOT = re.compile(r"(/adam_[mv]|/lion_m|_slot_(v|vr|vc|m))$")
 
 
 def is_slot(name: str) -> bool:
-    """Whether a variable is an optimizer's memory (Adam or Adafactor) and no weight."""
-    return SLOT.search(name) is not None
+    """Whether a variable is an optimizer's memory and no weight."""
+    return owner_of(name) is not None
 
 
 def step_of(path: str) -> int:

@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 from gpt_neo import storage
-from gpt_neo.checkpoint.bundle import file_size, read_bytes
+from gpt_neo.checkpoint.bundle import read_bytes
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, WEIGHTS
 from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.storage import tensorflow as files
 
 # What makes a folder one is copied last, in this order.
 LAST = (r".*\.index(\.json)?", r"config\.json", "checkpoint")
@@ -79,7 +80,7 @@ def fetch(folder: str, copy: str, names: Sequence[str]) -> None:
         )
     for path, name in zip(paths, names):
         with storage.open_read(path) as source, open(os.path.join(copy, name), "wb") as target:
-            shutil.copyfileobj(source, target, storage.READ_CHUNK)
+            shutil.copyfileobj(source, target, storage.buckets.READ_CHUNK)
 
 
 @contextlib.contextmanager
@@ -91,13 +92,13 @@ def small_files(folder: str) -> Iterator[str]:
     Raises:
       CheckpointError: there is no access.
     """
-    if "://" not in folder:
+    if not files.is_remote(folder):
         yield folder
         return
     with temporary_copy(folder) as copy:
         for name in ("config.json", *TOKENIZER_FILES):
-            path = f"{folder.rstrip('/')}/{name}"
-            if file_size(path) is not None:
+            path = storage.join(folder, name)
+            if files.exists(path):
                 with open(os.path.join(copy, name), "wb") as handle:
                     handle.write(read_bytes(path))
         yield copy

@@ -29,7 +29,7 @@ LARGEST_HEADER = 100_000_000  # bytes; what the format's own readers allow
 
 
 class SafetensorsFile:
-    """One file; a `Source`.
+    """One file; a `TensorSource`.
 
     Raises:
       CheckpointError: header or sizes do not make sense, or the file is cut off.

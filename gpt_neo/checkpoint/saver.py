@@ -15,9 +15,10 @@ from gpt_neo.checkpoint.fit import fit_checkpoint, load_variables
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
-from gpt_neo.checkpoint.record import drop_records, write_record
+from gpt_neo.checkpoint.provenance import drop_provenances, write_provenance
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import reason_of, tf
+from gpt_neo.storage import tensorflow as files
 
 KEEP_HOURS = 2  # besides the newest ones, one checkpoint per so many hours is kept for ever, as in the legacy program
 ATTEMPTS = 4  # of a save to remote storage, whose own client has tried each request several times
@@ -67,13 +68,13 @@ class RunSaver(tf.train.Saver):
         if os.path.basename(prefix) == self.restored:
             return prefix
         failure: Exception
-        for attempt in range(ATTEMPTS if "://" in save_path else 1):
+        for attempt in range(ATTEMPTS if files.is_remote(save_path) else 1):
             if attempt:
                 time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
                 return super().save(sess, save_path, global_step, *args, **options)
             except (OSError, tf.errors.OpError, ValueError) as error:
-                if "://" not in save_path and isinstance(error, WORKER_LOST):
+                if not files.is_remote(save_path) and isinstance(error, WORKER_LOST):
                     raise  # the session is made anew
                 failure = error
                 if not isinstance(error, PASSING):
@@ -124,9 +125,9 @@ class RecordListener(tf.estimator.CheckpointSaverListener):
         prefix = os.path.join(self.folder, f"{PREFIX}{step}")
         with writing_to(prefix + ".json"):
             if os.path.basename(prefix) != self.saver.restored or file_size(prefix + ".json") is None:
-                write_record(prefix, self.record(step))
+                write_provenance(prefix, self.record(step))
 
     def after_save(self, session: Any, global_step_value: int) -> None:
         """Drop the records of checkpoints that were deleted to make room."""
         with writing_to(self.folder):
-            drop_records(self.folder)
+            drop_provenances(self.folder)

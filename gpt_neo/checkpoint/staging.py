@@ -27,16 +27,14 @@ def staged_folder(destination: str) -> Iterator[str]:
         with uploaded_folder(destination) as staging:
             yield staging
         return
-    if "://" in destination:
-        raise CheckpointError(f"{destination}: expected a local folder or {storage.REMOTE}bucket/folder")
-    destination = os.path.abspath(destination)
+    destination = storage.absolute(destination)
     if os.path.lexists(destination) and not (os.path.isdir(destination) and not os.listdir(destination)):
         raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")
     parent, name = os.path.split(destination)
     staging = os.path.join(parent, f".{name}.{os.getpid()}.partial")
     try:
         os.makedirs(parent, exist_ok=True)
-        remove_leftovers(parent, name)
+        remove_stale(parent, name)
         os.mkdir(staging)
         yield staging
         sync_folder(staging)
@@ -51,7 +49,7 @@ def staged_folder(destination: str) -> Iterator[str]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def remove_leftovers(parent: str, name: str) -> None:
+def remove_stale(parent: str, name: str) -> None:
     """Remove what runs that are no longer alive have left."""
     for entry in os.listdir(parent):
         match = re.fullmatch(re.escape(f".{name}.") + r"(\d+)\.partial", entry)

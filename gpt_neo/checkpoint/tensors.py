@@ -11,13 +11,14 @@ import ml_dtypes
 import numpy as np
 
 from gpt_neo.errors import CheckpointError
+from gpt_neo.storage import tensorflow as files
 
 BFLOAT16: np.dtype = np.dtype(ml_dtypes.bfloat16)
 FLOATS: tuple[np.dtype, ...] = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
 BLOCK = 1 << 24  # bytes; what a conversion holds besides the pages of the tensor it reads
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """Named tensors of a file or folder, read one at a time."""
 
     path: str
@@ -53,12 +54,8 @@ def map_array(path: str, dtype: np.dtype, shape: tuple, offset: int) -> np.ndarr
     count = int(np.prod(shape, dtype=np.int64))
     size = count * dtype.itemsize
     try:
-        if "://" in path:
-            from gpt_neo.mtf_compat import tf
-
-            with tf.io.gfile.GFile(path, "rb") as handle:
-                handle.seek(offset)
-                data = handle.read(size)
+        if files.is_remote(path):
+            data = files.read_bytes(path, offset, size)
             if len(data) < size:
                 raise CheckpointError(f"{path}: ends before byte {offset + size}")
             return np.frombuffer(data, dtype).reshape(shape)

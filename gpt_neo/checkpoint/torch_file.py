@@ -108,7 +108,7 @@ class SafeUnpickler(pickle.Unpickler):
 
 
 class TorchFile:
-    """One file; a `Source`.
+    """One file; a `TensorSource`.
 
     Raises:
       CheckpointError: it is damaged, or its pickle asks for anything but tensors.

@@ -6,7 +6,7 @@ import json
 import math
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import show_model, size_text
+from gpt_neo.cli.console import model_text, size_text
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import FindLayout
 from gpt_neo.config.layouts import search_layout, search_mesh_and_layout
@@ -25,7 +25,7 @@ def find_layout(options: FindLayout) -> int:
         from gpt_neo.cli.compile_for import propose_for
 
         quiet.silence(options.model.verbose)
-        return propose_for(load_job(options.model), options)
+        return propose_for(load_job(options.model, quiet=options.compile.json), options)
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
     run = load_job(options.model, overrides=["layout="]).run
     devices = len(options.devices.gpu_ids) or math.prod(size for _, size in run.mesh.mesh_shape)
@@ -37,7 +37,7 @@ def find_layout(options: FindLayout) -> int:
         found = search_layout(run, run.mesh.mesh_shape)
     else:
         raise ConfigError("a layout needs mesh_shape; layout --mesh (--auto_layout_and_mesh_shape) finds one as well")
-    show_model(run)
+    print(model_text(run))
     print(f"layouts   {len(found)} of {devices} devices divide; the best, the fastest that fit a TPU v3 core:")
     print(f"          {'mesh_shape':14s} {'layout':58s} {'memory':>10s} {'sent/step':>10s} {'time/step':>10s}")
     for layout in found[:SHOWN]:

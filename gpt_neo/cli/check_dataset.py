@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import read_records
+from gpt_neo.dataprep.survey import Figures
 from gpt_neo.errors import DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.mixture import mixture_of
@@ -22,15 +22,6 @@ from gpt_neo.inputs.train_input import first_samples
 from gpt_neo.tokenizer import Tokenizer
 
 SHOWN, CHARACTERS, LISTED = 3, 400, 20
-
-
-@dataclasses.dataclass
-class Scan:
-    """What all records of a source have in common. lengths: tokens per record."""
-
-    lengths: np.ndarray
-    smallest: int
-    largest: int
 
 
 def check_dataset(job: Job) -> int:
@@ -50,31 +41,27 @@ def check_dataset(job: Job) -> int:
     return 0
 
 
-def scan(source: Source) -> Scan:
+def scan(source: Source) -> Figures:
     """Read every record.
 
     Raises:
       DataError: a file is remote, damaged, or holds another number of records than it should.
     """
-    lengths: list[np.ndarray] = []
-    smallest, largest = 1 << 60, -1
+    seen = Figures()
     for path, promised in zip(source.paths, source.counts):
         if not os.path.exists(path):
             raise DataError(f"{path}: the check reads local files; copy it here first")
-        found = []
-        for row in read_records(path):
-            found.append(len(row))
-            if len(row):
-                smallest, largest = min(smallest, int(row.min())), max(largest, int(row.max()))
-        if len(found) != promised:
-            raise DataError(f"{path}: its name promises {promised} records, it holds {len(found)}")
-        lengths.append(np.array(found, np.int64))
-    return Scan(np.concatenate(lengths), smallest, largest)
+        before = seen.records
+        for ids in read_records(path):
+            seen.add(ids)
+        if seen.records - before != promised:
+            raise DataError(f"{path}: its name promises {promised} records, it holds {seen.records - before}")
+    return seen
 
 
-def report(run: RunConfig, source: Source, seen: Scan, tokenizer: Tokenizer) -> bool:
+def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer) -> bool:
     """Print what a source holds; whether training could read it."""
-    lengths, needed = seen.lengths, tokens_needed(run)
+    lengths, needed = np.array(seen.lengths), tokens_needed(run)
     print(
         f"dataset   {source.name}: {len(lengths):,} records in {len(source.paths)} file(s), "
         f"{lengths.sum():,} tokens, read as {source.kind}"

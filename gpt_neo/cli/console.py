@@ -14,13 +14,6 @@ from gpt_neo.config.schema import RunConfig
 if TYPE_CHECKING:  # a command that only plans does without TensorFlow
     from gpt_neo.runtime.hooks import Progress
 
-# Keys of the legacy program that are accepted and change nothing.
-IDLE_KEYS = {
-    "no_dataset": "what needs no records, such as a layout or an export, never reads any",
-    "slow_sampling": "sampling with caches gives the same text",
-    "predict_max_steps": "sampling ends after the prompts that are there",
-}
-
 
 def size_text(count: float) -> str:
     """Bytes for people."""
@@ -56,14 +49,6 @@ def model_text(run: RunConfig) -> str:
         f"model     {run.name}: {count_parameters(model):,} parameters, {model.n_layer} layers ({kinds}), "
         f"n_embd {model.n_embd}, n_ctx {model.n_ctx}, {model.precision}"
     )
-
-
-def show_model(run: RunConfig) -> None:
-    """Print the line on the model, and which keys of its config do nothing."""
-    print(model_text(run))
-    for key, why in IDLE_KEYS.items():
-        if getattr(run.training, key):
-            note(f"the key {key} does nothing here: {why}")
 
 
 def memory_text(memory: Memory) -> str:

@@ -17,13 +17,14 @@ from typing import Any, Optional
 
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import size_text
+from gpt_neo.cli.job import load_run
 from gpt_neo.cli.options import CloudOptions
 from gpt_neo.cli.tool_options import Doctor
-from gpt_neo.config import load_config
-from gpt_neo.config.estimate import count_parameters, training_memory
+from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
+from gpt_neo.storage import scheme_of
 
 CONSTRAINTS = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "constraints.txt"
@@ -44,7 +45,7 @@ class Line:
 def doctor(options: Doctor) -> int:
     """Print the lines."""
     quiet.silence(verbose=False)
-    run = load_config(options.model, options.set) if options.model else None
+    run = load_run(options.model, options.set) if options.model else None
     wrong = 0
     for line in findings(options, run):
         wrong += bool(line.advice)
@@ -63,7 +64,7 @@ def findings(options: Doctor, run: Optional[RunConfig]) -> Iterator[Line]:
     yield imported
     yield memory_line(run)
     folder = model_folder(run) if run else os.getcwd()
-    if "://" not in folder:
+    if not scheme_of(folder):
         yield disk_line(folder, run)
     if imported.advice:
         return
@@ -177,8 +178,8 @@ def disk_line(folder: str, run: Optional[RunConfig]) -> Line:
     text = f"{size_text(free)} free for {folder}"
     if run is None:
         return Line("disk", text, "" if free > LITTLE_DISK else "free some, or set model_path to another disk")
-    slots = {"adam": 2, "adamw": 2, "lion": 1}.get(run.optimizer.opt_name, 1)
-    need = count_parameters(run.model) * 4 * (1 + slots) * (run.training.keep_checkpoints + 1)
+    one = count_parameters(run.model) * 4 + slot_bytes(run.model, run.optimizer)
+    need = one * (run.training.keep_checkpoints + 1)
     advice = "lower keep_checkpoints, or set model_path to another disk" if need > free else ""
     return Line("disk", f"{text}; {run.training.keep_checkpoints} checkpoints take about {size_text(need)}", advice)
 

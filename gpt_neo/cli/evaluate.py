@@ -18,11 +18,11 @@ from gpt_neo.evaluation.scorer import Scorer, check_scorable
 from gpt_neo.evaluation.tasks import EvalTask, load_tasks
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import evaluation_sources
-from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.eval_metrics import write_events
 from gpt_neo.runtime.intervals import Interval
 from gpt_neo.runtime.mesh import check_layout
+from gpt_neo.storage import tensorflow as files
 
 
 def evaluate(job: Job, tasks: Sequence[str] = (), limit: Optional[int] = None) -> int:
@@ -98,8 +98,8 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
 def append_result(job: Job, result: dict) -> None:
     """Add a line to eval_<id>.jsonl in the folder of checkpoints, local or gs://."""
     path = os.path.join(job.folder, f"eval_{job.identity}.jsonl")
-    with writing_to(path), tf.io.gfile.GFile(path, "a") as handle:
-        handle.write(json.dumps(result) + "\n")
+    with writing_to(path):
+        files.append_text(path, json.dumps(result) + "\n")
 
 
 def scalars(result: Result) -> dict[str, float]:

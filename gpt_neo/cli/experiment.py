@@ -110,7 +110,7 @@ class SupervisedRun:
         self.tracked = tracked
         self.metrics = Metrics(job.folder, self.identity, events=bool(job.devices.tpu))
         print(f"run       {tracked.identity} of experiment {options.tracking.experiment}", flush=True)
-        tracked.note(folder=job.folder, attempts=0)
+        tracked.update(folder=job.folder, attempts=0)
         self.supervisor = Supervisor(
             self.command, self.watch, self.policy, self.say, self.restore, child_environment(job), self.tick
         )
@@ -131,7 +131,7 @@ class SupervisedRun:
 
     def command(self, attempt: int) -> list:
         """The training's words. --new is for the first attempt: after it there is something to lose."""
-        self.tracked.note(attempts=attempt)
+        self.tracked.update(attempts=attempt)
         return [*COMMAND, *training_words(self.options, first=attempt == 1)]
 
     def sample(self) -> int:
@@ -149,7 +149,7 @@ class SupervisedRun:
         life = look(self.job.folder)
         step = max(self.metrics.step, life.checkpoint)
         latest = {name: measurement.value for name, measurement in self.metrics.latest.items()}
-        self.tracked.note(step=step, latest=latest)
+        self.tracked.update(step=step, latest=latest)
         finished = step >= self.job.run.training.train_steps
         return Watched(life.trace, (self.metrics.step, life.checkpoint), finished, step)
 

@@ -8,7 +8,7 @@ from typing import Optional
 
 import numpy as np
 
-from gpt_neo.cli.console import note, show_model
+from gpt_neo.cli.console import model_text, note
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.options import Export
 from gpt_neo.dataprep.records import read_records
@@ -28,7 +28,7 @@ def export(job: Job, options: Export) -> int:
     """
     run, folder = job.run, options.destination
     checkpoint = job_checkpoint(job).path
-    show_model(run)
+    print(model_text(run))
     batch = run.training.predict_batch_size
     for line in export_saved_model(run.model, checkpoint, folder, batch, options.int8, drawn_ids(job)):
         note(line)

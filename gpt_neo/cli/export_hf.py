@@ -11,12 +11,12 @@ from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text
 from gpt_neo.cli.import_hf import verdict_text
+from gpt_neo.cli.job import load_run
 from gpt_neo.cli.tool_options import ExportHf
-from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.loader import folder_name
 from gpt_neo.errors import CheckpointError
-from gpt_neo.storage import is_remote
+from gpt_neo.storage import scheme_of
 
 
 def export_folder(options: ExportHf) -> int:
@@ -25,11 +25,11 @@ def export_folder(options: ExportHf) -> int:
     from gpt_neo.runtime.verify import verify  # TensorFlow, which is silenced by now
 
     with small_files(options.model) as beside:
-        if is_remote(options.model):
-            run = load_config(beside, [*options.set, f"model_path={options.model}"])
+        if scheme_of(options.model):
+            run = load_run(beside, [*options.set, f"model_path={options.model}"])
             run = dataclasses.replace(run, name=folder_name(options.model))
         else:
-            run = load_config(options.model, options.set)
+            run = load_run(options.model, options.set)
     folder = model_folder(run, reads_only=True)
     found = find_checkpoint(folder, options.checkpoint)
     if found is None:

@@ -11,6 +11,7 @@ from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.options import Harness
 from gpt_neo.errors import ConfigError
+from gpt_neo.storage import tensorflow as files
 
 
 def harness(options: Harness) -> int:
@@ -93,20 +94,18 @@ def keep(model: Any, results: Any, output: Optional[str]) -> None:
 
     from lm_eval.utils import handle_non_serializable
 
-    from gpt_neo.mtf_compat import tf
-
-    found = model.found
-    with tf.io.gfile.GFile(os.path.join(found.folder, f"eval_{found.run.name}.jsonl"), "a") as handle:
-        for task, metrics in results["results"].items():
-            line = {
-                "step": found.step,
-                "task": task,
-                "harness": version("lm_eval"),
-                "version": results["versions"].get(task),
-                "num_fewshot": results["n-shot"].get(task),
-                "metrics": {name: value for name, value in metrics.items() if name != "alias"},
-            }
-            handle.write(json.dumps(line, default=handle_non_serializable) + "\n")
+    found, lines = model.found, []
+    for task, metrics in results["results"].items():
+        line = {
+            "step": found.step,
+            "task": task,
+            "harness": version("lm_eval"),
+            "version": results["versions"].get(task),
+            "num_fewshot": results["n-shot"].get(task),
+            "metrics": {name: value for name, value in metrics.items() if name != "alias"},
+        }
+        lines.append(json.dumps(line, default=handle_non_serializable) + "\n")
+    files.append_text(os.path.join(found.folder, f"eval_{found.run.name}.jsonl"), "".join(lines))
     if output:
         with open(output, "w", encoding="utf-8") as handle:
             json.dump(results, handle, default=handle_non_serializable, indent=1)

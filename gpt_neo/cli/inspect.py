@@ -10,7 +10,7 @@ from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.folder import find_latest
 from gpt_neo.checkpoint.health import examine
 from gpt_neo.checkpoint.names import is_slot
-from gpt_neo.checkpoint.record import read_record
+from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import size_text
 from gpt_neo.cli.tool_options import Inspect
 from gpt_neo.errors import CheckpointError
@@ -27,7 +27,7 @@ def inspect(options: Inspect) -> int:
         path, notes = found.path, found.notes
     bundle = Bundle(path)
     reports = [examine(bundle, name) for name in bundle.names()]
-    record = read_record(path)
+    record = read_provenance(path)
     sick = [r for r in reports if r.trouble]
     weights = [r for r in reports if not is_slot(r.name) and r.name != "global_step"]
     step = int(bundle.read("global_step")) if "global_step" in bundle.entries else None

@@ -17,6 +17,14 @@ if TYPE_CHECKING:  # NumPy: plans and help do without
     from gpt_neo.checkpoint.folder import Found
 
 
+# Keys of the legacy program that are accepted and change nothing.
+IDLE_KEYS = {
+    "no_dataset": "what needs no records, such as a layout or an export, never reads any",
+    "slow_sampling": "sampling with caches gives the same text",
+    "predict_max_steps": "sampling ends after the prompts that are there",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What a command works on.
@@ -45,18 +53,36 @@ def load_job(
     devices: DeviceOptions = DeviceOptions(),  # noqa: B008  (frozen)
     reads_only: bool = False,
     overrides: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Job:
     """Load the config and settle where checkpoints live.
 
     Args:
       reads_only: the command writes no checkpoint; see `model_folder`.
       overrides: `key=value` in place of the config's, besides those of `model`.
+      quiet: see `load_run`.
 
     Raises:
       ConfigError: the config is wrong.
     """
-    run = load_config(model.model, [*model.overrides, *overrides])
+    run = load_run(model.model, [*model.overrides, *overrides], quiet)
     return Job(model, run, model_folder(run, reads_only), devices)
+
+
+def load_run(name_or_path: str, overrides: Sequence[str] = (), quiet: bool = False) -> RunConfig:
+    """Load a config and print what was recognised as another program's, and which keys do nothing.
+
+    Args:
+      quiet: another process prints it, or the output is for a program.
+
+    Raises:
+      ConfigError: the config is wrong.
+    """
+    run = load_config(name_or_path, overrides)
+    idle = [f"the key {key} does nothing here: {why}" for key, why in IDLE_KEYS.items() if getattr(run.training, key)]
+    for line in () if quiet else (*run.notes, *idle):
+        note(line)
+    return run
 
 
 def job_checkpoint(job: Job) -> Found:

@@ -14,7 +14,8 @@ from gpt_neo.errors import ConfigError
 def train(options: Train) -> int:
     """Train, under supervision if a name to record it under is given."""
     check_backend(options, skip_spikes=options.training.skip_spikes)
-    job = load_job(options.model, options.devices)
+    # the training itself, a process of its own, tells what was recognised in the config
+    job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
     if options.tracking.experiment:
         from gpt_neo.cli.experiment import run_experiment
 

@@ -6,18 +6,19 @@ import glob
 import os
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import memory_text, show_model
+from gpt_neo.cli.console import memory_text, model_text
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import Plan
 from gpt_neo.config.estimate import microbatches, training_memory
 from gpt_neo.config.layouts import dimension_sizes
+from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import count_from_name, count_records
 
 
 def show_plan(options: Plan) -> int:
     """Print parameters, memory, tokens per step, steps per epoch and whether the layout divides."""
-    job = load_job(options.model)
+    job = load_job(options.model, quiet=options.compile.json)
     if options.compile.compile_for:
         from gpt_neo.cli.compile_for import compile_for
 
@@ -28,7 +29,7 @@ def show_plan(options: Plan) -> int:
     replicas = 1
     for name, mesh_dim in run.mesh.layout:
         replicas *= sizes.get(mesh_dim, 1) if name == "batch" else 1
-    show_model(run)
+    print(model_text(run))
     print(memory_text(training_memory(run)))
     splits = microbatches(run.mesh, run.model.n_ctx, batch // replicas or 1)
     print(
@@ -74,7 +75,7 @@ def layout_lines(run: RunConfig) -> list[str]:
             lines.append(f"optimizer slots over {mesh_dim}: {parts} parts, where a dimension of the variable divides")
         elif size is None:
             lines.append(f"{name} over {mesh_dim}: the model has no such dimension, the rule does nothing")
-        elif name == "memory_length" and not {"global", "local"} & set(run.model.attention_types):
+        elif name == "memory_length" and not any(kind.has_keys(run.model) for kind in kinds_of(run.model)):
             lines.append(f"{name} over {mesh_dim}: no layer has keys to split, the rule does nothing")
         elif size % parts:
             lower, upper = size // parts * parts, -(-size // parts) * parts

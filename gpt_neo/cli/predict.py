@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import os
 import sys
@@ -10,41 +9,22 @@ import time
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.cli.console import memory_text, note, show_model
+from gpt_neo.cli.console import memory_text, model_text, note
 from gpt_neo.cli.devices import device_plan, device_text
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.options import SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.errors import DataError
 from gpt_neo.inputs import preflight
-from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.predict_step import BatchSampler, Sampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
-from gpt_neo.tokenizer import Tokenizer
+from gpt_neo.storage import tensorflow as files
+from gpt_neo.tokenizer import TextStream, Tokenizer
 
 DEFAULT_PROMPT = (
     "A team of biologists following reindeer across the far north of Norway reported last week that the animals "
     "had learned to"
 )
-
-
-class Stream:
-    """Prints tokens as text; characters of several tokens appear once they are whole."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.ids: list[int] = []
-
-    def add(self, token: int) -> None:
-        """Print what a token adds."""
-        self.ids.append(token)
-        print(self.decoder.decode(self.tokenizer.decode_bytes([token])), end="", flush=True)
-
-    def end(self) -> str:
-        """Print what is left; return the whole text."""
-        print(self.decoder.decode(b"", final=True), flush=True)
-        return self.tokenizer.decode(self.ids)
 
 
 def predict(job: Job, sampling: SamplingOptions) -> int:
@@ -72,7 +52,7 @@ def sample(
     options = sample_options(job, sampling, eos, tokenizer.n_vocab)
     prompt = None if sampling.interactive else read_prompt(sampling.prompt)
     batch = min(sampling.num_samples, run.training.predict_batch_size) if not sampling.interactive else 1
-    show_model(run)
+    print(model_text(run))
     print(memory_text(sampling_memory(run.model, batch)))
     print(devices, flush=True)
     began = time.monotonic()
@@ -137,6 +117,38 @@ def read_interactive() -> Optional[str]:
     return text or None
 
 
+class Samples:
+    """Answers to one prompt that grow together, printed one after another, each as far as it has come."""
+
+    def __init__(self, prompt: str, count: int) -> None:
+        self.prompt, self.texts = prompt, [""] * count
+        self.ended: set[int] = set()
+        self.shown, self.printed = -1, 0  # the one that is printed now, and how many of its characters are
+
+    def add(self, sample: int, text: str, last: bool) -> None:
+        """Take what a token adds to a sample."""
+        self.texts[sample] += text
+        self.ended |= {sample} if last else set()
+        if self.shown < 0:
+            self.begin(0)
+        self.catch_up()
+        while self.shown in self.ended and self.shown + 1 < len(self.texts):
+            self.begin(self.shown + 1)
+            self.catch_up()
+
+    def begin(self, sample: int) -> None:
+        """Go on to a sample."""
+        self.shown, self.printed = sample, 0
+        label = f"sample {sample + 1} of {len(self.texts)}" if len(self.texts) > 1 else "sample"
+        print(f"--- {label}\n{self.prompt}", end="")
+
+    def catch_up(self) -> None:
+        """Print what is new of the sample, and end its line if it has ended."""
+        text = self.texts[self.shown]
+        print(text[self.printed :], end="\n" if self.shown in self.ended else "", flush=True)
+        self.printed = len(text)
+
+
 def answer(
     sampler: BatchSampler,
     tokenizer: Tokenizer,
@@ -144,7 +156,7 @@ def answer(
     options: SampleOptions,
     num_samples: int,
     path: str,
-    whole: bool,
+    whole: bool = True,
 ) -> None:
     """Sample, print and append to the predictions file; rows of a batch are printed one after another.
 
@@ -157,33 +169,16 @@ def answer(
         print(f"note      the prompt has {len(ids)} tokens; its first {cut} do not fit beside {room} new ones")
     began, count = time.monotonic(), 0
     first: Optional[float] = None
-    waiting: dict[int, list] = {i: [] for i in range(num_samples)}
-    ended: set = set()
-    shown, stream = -1, Stream(tokenizer)
-    texts = []
+    streams = [TextStream(tokenizer, ids) for _ in range(num_samples)]
+    samples = Samples(text, num_samples)
     for event in sampler.generate([ids], options, num_samples):
         first = first or time.monotonic() - began
         count += 1
-        waiting[event.sample].append(event.token)
-        if event.last:
-            ended.add(event.sample)
-        while True:
-            if shown < 0 or (shown in ended and not waiting[shown]):
-                if shown >= 0:
-                    texts.append(stream.end())
-                if shown + 1 >= num_samples:
-                    break
-                shown, stream = shown + 1, Stream(tokenizer)
-                label = f"sample {shown + 1} of {num_samples}" if num_samples > 1 else "sample"
-                print(f"--- {label}\n{text}", end="")
-            for token in waiting[shown]:
-                if token != options.eos_id:
-                    stream.add(token)
-            waiting[shown].clear()
-            if shown not in ended:
-                break
+        stream = streams[event.sample]
+        new = stream.add(event.token) if event.token != options.eos_id else ""
+        samples.add(event.sample, new + (stream.end() if event.last else ""), event.last)
     seconds = time.monotonic() - began
     print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
-    with tf.io.gfile.GFile(path, "a") as handle:
-        for number, sample in enumerate(texts):
-            handle.write(f"=== sample {number + 1}, seed {options.seed}\n{text if whole else ''}{sample}\n")
+    kept = text if whole else ""
+    made = (f"=== sample {i + 1}, seed {options.seed}\n{kept}{new}\n" for i, new in enumerate(samples.texts))
+    files.append_text(path, "".join(made))

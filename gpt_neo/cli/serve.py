@@ -7,7 +7,7 @@ import time
 from typing import Optional
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import memory_text, note, show_model
+from gpt_neo.cli.console import memory_text, model_text, note
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import API_KEY, DeviceOptions, Serve
 from gpt_neo.errors import ConfigError
@@ -53,7 +53,7 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
     run = job.run
     tokenizer, eos = run_tokenizer(run, job.folder)
     listener = bind(options.host, options.port)
-    show_model(run)
+    print(model_text(run))
     print(memory_text(sampling_memory(run.model, options.rows)))
     print(device_text(job, device_plan(job)), flush=True)
     began = time.monotonic()

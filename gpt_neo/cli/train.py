@@ -11,7 +11,7 @@ from typing import Callable
 from gpt_neo.checkpoint.folder import BEST, find_latest
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.cli.console import ProgressLine, count_text, memory_text, note, show_model, time_text
+from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
 from gpt_neo.cli.evaluate import evaluate, load_job_tasks
 from gpt_neo.cli.job import Job
@@ -19,12 +19,12 @@ from gpt_neo.cli.options import TrainingOptions
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
 from gpt_neo.evaluation.documents import files_of
-from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
+from gpt_neo.storage import tensorflow as files
 
 CHECKPOINT_FILES = (
     "checkpoint",
@@ -96,7 +96,7 @@ def train_alone(
     for line in found.notes if found else ():
         note(line)
     last = run.training.train_steps
-    show_model(run)
+    print(model_text(run))
     print(memory_text(training_memory(run, replicas)))
     print(f"training  {run.tokens_per_step:,} tokens per step, steps {start:,} to {last:,}")
     print(devices)
@@ -152,14 +152,14 @@ def delete_checkpoints(folder: str, agreed: bool) -> None:
         if answer.strip().lower() not in ("y", "yes"):
             raise CheckpointError(f"--new: nothing deleted in {folder!r}")
     for path in paths:
-        tf.io.gfile.remove(path)
+        files.delete(path)
 
 
 def checkpoint_paths(folder: str) -> list[str]:
     """Files of a run's folder, local or remote, that training made: checkpoints, the best one, and logs."""
     found = []
     for place, prefixes in ((folder, CHECKPOINT_FILES), (os.path.join(folder, BEST), ("",))):
-        names = tf.io.gfile.listdir(place) if tf.io.gfile.isdir(place) else []
-        paths = [os.path.join(place, name) for name in names if name.startswith(prefixes) and not name.endswith("/")]
-        found += [path for path in paths if not tf.io.gfile.isdir(path)]
+        names = files.names(place) if files.is_folder(place) else []
+        paths = [os.path.join(place, name) for name in names if name.startswith(prefixes)]
+        found += [path for path in paths if not files.is_folder(path)]
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 
+from gpt_neo import storage
 from gpt_neo.config.schema import RunConfig
 
 
@@ -17,7 +18,7 @@ def model_folder(run: RunConfig, reads_only: bool = False) -> str:
     beside = os.path.dirname(os.path.abspath(run.source))
     path = run.training.model_path
     if path and not (reads_only and has_checkpoints(beside) and not has_checkpoints(path)):
-        return path if path.startswith("gs://") else os.path.abspath(path)
+        return storage.absolute(path)
     stem = os.path.splitext(os.path.basename(run.source))[0]  # where a run went before it was called after its folder
     names = [name for name in (stem, run.name) if has_checkpoints(os.path.join("runs", name))] or [run.name]
     return beside if has_checkpoints(beside) else os.path.abspath(os.path.join("runs", names[0]))

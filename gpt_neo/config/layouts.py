@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Optional
 
-from gpt_neo.config.estimate import attention_parameters, kept_span, microbatches, passing_span
-from gpt_neo.config.schema import RunConfig
+from gpt_neo.config.estimate import microbatches, passing_span
+from gpt_neo.config.network import Variable, kinds_of, number_bytes, variables_of
+from gpt_neo.config.schema import ModelConfig, RunConfig
 
 # A core of a TPU v3, the device that the released models were trained on: memory, what of its peak a matrix product
 # of these models reaches, and the links to its neighbours. The ranking needs their proportions, not their exactness.
@@ -41,7 +42,7 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
     """Sizes of the dimensions that a layout may name."""
     model, moe = run.model, run.model.moe_params
     experts = {"experts": moe.moe_num_experts, "expert_hidden": moe.moe_hidden_size} if model.moe_layers else {}
-    heads = math.gcd(model.n_head, model.gla_heads if "gla" in model.attention_types else 0)  # a split divides both
+    heads = math.gcd(model.n_head, *(kind.heads(model) for kind in kinds_of(model)))  # a split divides all
     return {
         "batch": run.training.train_batch_size,
         "sequence": model.n_ctx,
@@ -57,24 +58,36 @@ def dimension_sizes(run: RunConfig) -> dict[str, int]:
     }
 
 
-def variable_sizes(run: RunConfig) -> list[tuple[int, tuple]]:
-    """(elements, dimensions) of the large variables."""
-    model, d = run.model, run.model.n_embd
-    attention = sum(attention_parameters(model, kind) for kind in model.attention_types)
-    return [
-        (model.n_vocab * d, ("vocab", "embd")),
-        (model.n_ctx * d, ("embed_sequence", "embd")),
-        (attention, ("embd", "heads")),
-        ((3 if model.mlp_glu else 2) * d * model.mlp_width * model.n_layer, ("embd", "intermediate_expanded")),
-        (model.n_vocab * d * model.own_head, ("vocab", "embd")),
-    ]
+def multiplied(model: ModelConfig, variable: Variable) -> float:
+    """How much of a variable every token is multiplied with: whole matrices, a tied table, a share of the experts."""
+    if variable.role == "table":
+        return 0.0 if model.own_head else 1.0
+    if variable.role == "expert":
+        return min(1.0, 2 * model.moe_params.moe_capacity_factor_train / model.moe_params.moe_num_experts)
+    return float(variable.role in ("matrix", "gate", "router"))
 
 
-def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float, float, float]:
-    """Memory, traffic and seconds of a layout, per device and step."""
+def variable_sizes(model: ModelConfig) -> dict[tuple, tuple[int, float]]:
+    """Dimensions of variables -> (numbers that they hold in all, numbers that a token is multiplied with)."""
+    found: dict[tuple, tuple[int, float]] = {}
+    for variable in variables_of(model).values():
+        names = tuple(name for name, _ in variable.dims)
+        size, used = found.get(names, (0, 0.0))
+        found[names] = size + variable.size, used + variable.size * multiplied(model, variable)
+    return found
+
+
+def judge(
+    run: RunConfig, mesh: Mapping[str, int], rules: tuple, sizes: Mapping[tuple, tuple[int, float]]
+) -> tuple[float, float, float]:
+    """Memory, traffic and seconds of a layout, per device and step.
+
+    Args:
+      sizes: `variable_sizes` of the model.
+    """
     model = run.model
     parts = {name: mesh[axis] for name, axis in rules}
-    width = 2 if model.precision == "bfloat16" else 4
+    width = number_bytes(model)
     inner = model.mlp_width / model.n_embd
 
     def split(*names: str) -> int:
@@ -86,12 +99,12 @@ def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float,
     batch = run.training.train_batch_size // split("batch")
     step_tokens = batch * model.n_ctx
     tokens = step_tokens // microbatches(run.mesh, model.n_ctx, max(1, batch))
-    stored = [(size / split(*names)) for size, names in variable_sizes(run)]
+    stored = [size / split(*names) for names, (size, _) in sizes.items()]
     memory = sum(stored) * (width + 8 + 4)
     layers = 1 if model.recompute_grad else model.n_layer
     kept = model.n_layer if model.recompute_grad else 0
-    seen = [kept_span(model, kind) for kind in model.attention_types]
-    spans = (max(seen) if model.recompute_grad else sum(seen)) + passing_span(model)
+    held = [kind.kept(model) for kind in kinds_of(model)]
+    spans = (max(held) if model.recompute_grad else sum(held)) + passing_span(model)
     residual = tokens * model.n_embd * width
     memory += residual / split("embd") * (6 * layers + kept)
     memory += residual * 4 / split("heads") * layers
@@ -105,20 +118,19 @@ def judge(run: RunConfig, mesh: Mapping[str, int], rules: tuple) -> tuple[float,
     traffic += 2 * model.n_layer * products * ring(everything, split("embd"))
     traffic += ring(step_tokens * model.n_vocab * 4 / split("vocab"), split("embd"))
     traffic += 3 * ring(everything, split("vocab"))
-    work = [(2 * size, (*names, "batch")) for size, names in variable_sizes(run) if "embed_sequence" not in names]
-    passes = 4 if model.recompute_grad else 3
-    flops = passes * run.tokens_per_step * sum(size / split(*names) for size, names in work)
+    work = [2 * size / split(*names, "batch") for names, (_, size) in sizes.items()]
+    flops = (4 if model.recompute_grad else 3) * run.tokens_per_step * sum(work)
     return memory, traffic, flops / DEVICE_FLOPS + traffic / LINK_BYTES
 
 
 def search_layout(run: RunConfig, mesh_shape: tuple) -> list[Layout]:
     """Layouts of a mesh that divide every dimension, the fastest that fit a device first."""
-    mesh, sizes, found = dict(mesh_shape), dimension_sizes(run), []
+    mesh, sizes, weights, found = dict(mesh_shape), dimension_sizes(run), variable_sizes(run.model), []
     # A tensor dimension goes to one mesh dimension; one mesh dimension takes dimensions that no tensor has both of.
     for choice in itertools.product((None, *mesh), repeat=len(CANDIDATES)):
         rules = tuple((name, axis) for name, axis in zip(CANDIDATES, choice) if axis)
         if all(sizes[name] % mesh[axis] == 0 for name, axis in rules) and not collides(rules):
-            found.append(Layout(mesh_shape, rules, *judge(run, mesh, rules)))
+            found.append(Layout(mesh_shape, rules, *judge(run, mesh, rules, weights)))
     return sorted(found, key=lambda layout: layout.rank)
 
 

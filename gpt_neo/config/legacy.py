@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from gpt_neo.config.network import KINDS, POSITIONS
 from gpt_neo.errors import ConfigError
 
-ATTENTION_TYPES = ("global", "local", "linear", "gla", "none")
 # Precision was spelled in several ways; "bf16" in early files.
 PRECISION_ALIASES = {"fp32": "float32", "bf16": "bfloat16"}
 # The shipped key was never read by the legacy program, the second one was.
@@ -59,8 +59,8 @@ def expand_attention_types(value: Any, n_layer: int, where: str) -> tuple:
             raise ConfigError(f"{where}: attention_types repeats {repeats!r}; expected a whole number of at least 1")
         names.extend(list(block) * repeats)
     for name in names:
-        if name not in ATTENTION_TYPES:
-            raise ConfigError(f"{where}: attention_types has {name!r}; allowed: {', '.join(ATTENTION_TYPES)}")
+        if name not in KINDS:
+            raise ConfigError(f"{where}: attention_types has {name!r}; allowed: {', '.join(KINDS)}")
     if len(names) != n_layer:
         raise ConfigError(f"{where}: attention_types names {len(names)} layers, n_layer is {n_layer}")
     return tuple(names)
@@ -121,6 +121,31 @@ def merge_scalenorm(norm_type: Any, where: str) -> str:
     if norm_type not in (None, "scalenorm"):
         raise ConfigError(f"{where}: scalenorm is set and norm_type is {norm_type!r}; set one of them, or both alike")
     return "scalenorm"
+
+
+def resolve_positions(raw: dict, where: str) -> None:
+    """Settle `position_encoding` in place: the names that keys of the legacy program have become those keys.
+
+    Raises:
+      ConfigError: there is no such encoding, or it and a key disagree.
+    """
+    name = raw.get("position_encoding")
+    if name is None:
+        return
+    if name not in POSITIONS:
+        raise ConfigError(f"{where}: position_encoding is {name!r}; allowed: {', '.join(POSITIONS)}")
+    keys = {"axial": "axial_pos_emb", "rotary": "rotary_emb", "none": "no_pos_emb"}
+    for other, key in keys.items():
+        if other != name and str(raw.get(key)).lower() not in ("none", "false", "0"):
+            raise ConfigError(
+                f"{where}: position_encoding is {name!r} and {key} is set; set one of them, or both alike"
+            )
+    if name == "axial" and raw.get("axial_pos_emb") is None:
+        raise ConfigError(f"{where}: position_encoding is 'axial' and axial_pos_emb is not set; give it two factors")
+    if name in ("rotary", "none"):
+        raw[keys[name]] = True
+    if name == "learned" or name in keys:
+        raw["position_encoding"] = None
 
 
 def resolve_objective(raw: dict, where: str) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt_neo.config import legacy
+from gpt_neo.config.restore import restore
 from gpt_neo.config.rules import check_rules
-from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, MeshConfig, RunConfig
+from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.errors import ConfigError
 
 CONFIG_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "configs")
@@ -37,15 +38,16 @@ def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: st
         contradicts another.
     """
     path = find_config(name_or_path, config_dir)
-    raw = read_json(path)
-    if RECORD.fullmatch(os.path.basename(path)):
-        raw = raw["config"]
-    raw.update(parse_override(text) for text in overrides)
+    written, changes = read_json(path), dict(parse_override(text) for text in overrides)
+    if RECORD.fullmatch(os.path.basename(path)):  # in the words of this program
+        raw, notes = {**written["config"], **changes}, ()
+    else:
+        raw, notes = restore({**written, **changes}, path, written)
     reject_unknown(raw, known_keys() | set(legacy.SPELLINGS), path)
     sections = build_sections(raw, path)
-    check_combinations(sections, path)
+    check_rules(sections, path)
     datasets = load_datasets(sections["training"].datasets, path, config_dir)
-    return RunConfig(source=path, name=run_name(path), datasets=datasets, **sections)
+    return RunConfig(source=path, name=run_name(path), datasets=datasets, notes=notes, **sections)
 
 
 def run_name(path: str) -> str:
@@ -151,6 +153,7 @@ def build_sections(raw: dict, path: str) -> dict:
     if isinstance(raw.get("opt_name"), str):
         raw["opt_name"] = raw["opt_name"].lower()  # the legacy program took any case
     legacy.resolve_objective(raw, path)
+    legacy.resolve_positions(raw, path)
     n_layer = coerce(raw.get("n_layer"), int, "n_layer", path) if raw.get("n_layer") is not None else None
     if n_layer is not None:
         raw["attention_types"] = legacy.expand_attention_types(raw.get("attention_types") or "global", n_layer, path)
@@ -256,7 +259,7 @@ def parse_datasets(value: Any, path: str) -> tuple:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise ConfigError(f"{path}: key 'datasets' is {value!r}; expected a list of ids or 4-tuples")
+        raise ConfigError(f"{path}: key 'datasets' is {value!r}; expected a name, or a list of ids or 4-tuples")
     return tuple(parse_dataset_entry(entry, path) for entry in value)
 
 
@@ -298,15 +301,3 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
                 reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, candidate)
                 return build_dataclass(DatasetConfig, raw, candidate)
     raise ConfigError(f"{path}: dataset {name!r} has no file; looked for {name}.json in {', '.join(folders[1:])}")
-
-
-def check_combinations(sections: dict, path: str) -> None:
-    """Refuse keys that contradict each other."""
-    check_rules(sections, path)
-    mesh: MeshConfig = sections["mesh"]
-    names = {name for name, _ in mesh.mesh_shape}
-    for tensor_dim, mesh_dim in mesh.layout:
-        if names and mesh_dim not in names:
-            raise ConfigError(
-                f"{path}: layout puts {tensor_dim!r} on {mesh_dim!r}, mesh_shape has {', '.join(sorted(names))}"
-            )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from gpt_neo.config import legacy
+from gpt_neo.config.former import ANY, FORMER, FORMER_MOE, Former
+from gpt_neo.config.network import KINDS, POSITIONS, AttentionKind
 from gpt_neo.config.rules import RULES
-from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig
+from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, GlaParams, ModelConfig
 
 HEAD = """# Configuration keys
 
@@ -19,9 +22,10 @@ A model config is one flat JSON object under `configs/` (or anywhere: `--model` 
 config one under `configs/dataset_configs/`. `--set key=value` overrides a key. Absent keys and `null` take the
 default; numbers may be written as strings. An unknown key, a value out of range and a refused combination end with one
 line that names the file, the key and what is allowed. Source `legacy` is the 2021 program, whose files load as they
-are.
+are and mean what they meant: see "What legacy configs mean".
 """
 TITLES = {"model": "Model", "optimizer": "Optimizer", "mesh": "Mesh", "training": "Training and input"}
+WHOLE = GlaParams(expand_k=1.0)
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", tuple: "list", dict: "object"}
 FAMILIES = """
 ## Other models as configs
@@ -51,6 +55,37 @@ Variables beside those of the legacy program: `attn/compute_qkv_bias/{q_b,k_b,v_
 - `rrelu` has one fixed slope (the legacy program drew one anew for every graph); `proottanh` takes the absolute value
   of x under its root (it was not a number below 0).
 """
+RESTORED = """
+## What legacy configs mean
+
+Where a setting meant something else to the program that a config was written for, it is taken in that meaning, and
+every command that loads the config says so once, in a line that begins with `note` (`gpt_neo/config/restore.py`).
+
+- `lr_decay` absent or null: lr is constant after warm-up. The word for it is `none`. (Before this was so, it meant
+  cosine here.)
+- `layout` rules whose mesh dimension is not in `mesh_shape` are ignored.
+- `datasets` entries of one field, or five, are read as their first field where files are read in turn (`input_fn`
+  absent or `sequential_input`); elsewhere they are refused. A bare name is a list of one.
+- `moe_layers`: numbers past the last layer are ignored.
+
+Two settings hang on whether the config is a legacy one: no key in the file (`--set` does not count) is younger than the
+2021 program.
+
+- `opt_name` adafactor in a legacy config that has `ada_epsilon1` and `ada_epsilon2`, which Adafactor could not do
+  without there: lr has no schedule, `weight_decay` is the decay rate of second moments (absent, 1 - (step + 1)^-0.8),
+  weights do not decay, and `beta1` is 0 when absent. It is what `adafactor_legacy_lr` true, `ada_decay_rate` and
+  `weight_decay` 0 say; a config that has one of the first two is read as it stands.
+- `moe_params` of a legacy config that has `moe_dropout_rate`, which mixtures could not do without there:
+  `moe_capacity_factor_eval` is 2 when absent; null drops no token.
+"""
+FORMER_HEAD = """
+## Keys of other programs
+
+Other keys that are found in configs (tests/config/wild lists the configs). Null is as good as absent.
+
+| key | of | here |
+|---|---|---|
+"""
 
 
 def reference_page() -> str:
@@ -67,10 +102,41 @@ def reference_page() -> str:
     parts.append("\n## Other spellings\n\n| key | stands for |\n|---|---|\n")
     parts += [f"| `{name}` | {text} |\n" for name, text in legacy.SPELLINGS.items()]
     parts += [f"| `precision` {short} | {full} |\n" for short, full in legacy.PRECISION_ALIASES.items()]
+    parts.append("\n## Kinds of attention\n\n`attention_types` names one of these for every layer.\n\n")
+    parts.append("| name | what it is | keeps while decoding |\n|---|---|---|\n")
+    parts += [f"| `{name}` | {kind.doc} | {caches_text(kind)} |\n" for name, kind in KINDS.items()]
+    parts.append("\n## Positions\n\n| `position_encoding` | what it is |\n|---|---|\n")
+    parts += [f"| `{name}` | {encoding.doc} |\n" for name, encoding in POSITIONS.items()]
     parts.append("\n## Refused combinations\n\n| refused | why |\n|---|---|\n")
     parts += [f"| {rule.when} | {rule.why} |\n" for rule in RULES]
-    parts.append("| layout names a mesh dimension that mesh_shape lacks | there is nothing to split over |\n")
+    parts.append(RESTORED + FORMER_HEAD + former_rows("", FORMER) + former_rows("moe_params.", FORMER_MOE))
     return "".join([*parts, FAMILIES])
+
+
+def former_rows(prefix: str, keys: Mapping[str, Former]) -> str:
+    """One row for the keys of each reason."""
+    groups: dict = {}
+    for name, former in keys.items():
+        groups.setdefault(former, []).append(f"`{prefix}{name}`")
+    rows = []
+    for former, names in groups.items():
+        taken = f"read as `{former.instead}` where that is absent" if former.instead else "ignored with a note"
+        allowed = " or ".join(str(value).lower() for value in former.harmless) if former.harmless is not ANY else ""
+        unless = f" unless {allowed}" if allowed else ""
+        here = taken if former.harmless is ANY else f"refused{unless}"
+        rows.append(f"| {', '.join(names)} | {former.program} | {here}: {former.why} |\n")
+    return "".join(rows)
+
+
+def caches_text(kind: AttentionKind) -> str:
+    """What a kind keeps of a text, in words."""
+    model = ModelConfig(n_head=1, n_embd=1, n_layer=1, n_vocab=1, n_ctx=2, local_attention_radius=1, gla_params=WHOLE)
+    caches = kind.caches(model)
+    if not caches:
+        return "nothing"
+    if any(cache.rows is not None for cache in caches):
+        return "a float32 state"
+    return "keys and values of its window" if kind.window(model) else "keys and values of every token"
 
 
 def table(section: Any) -> str:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Callable
 
+from gpt_neo.config.network import KINDS, clashing_kinds, kinds_of
 from gpt_neo.errors import ConfigError
 
 
@@ -96,8 +97,8 @@ RULES: tuple = (
     ),
     Rule(
         "causal false with gla attention",
-        lambda c: not c.causal and "gla" in c.attention_types,
-        "attention_types has 'gla' and causal is false",
+        lambda c: not c.causal and any(kind.causal_only for kind in kinds_of(c)),
+        "attention_types has {one_way!r} and causal is false",
         "a recurrence reads in one direction",
     ),
     Rule(
@@ -108,9 +109,7 @@ RULES: tuple = (
     ),
     Rule(
         "share_parameters with gla beside other attention",
-        lambda c: (
-            c.share_parameters and "gla" in c.attention_types and len({k for k in c.attention_types if k != "none"}) > 1
-        ),
+        lambda c: c.share_parameters and clashing_kinds(c),
         "share_parameters and attention_types of gla beside others exclude each other",
         "gla has variables of other shapes under the same names",
     ),
@@ -183,6 +182,7 @@ def check_rules(sections: Mapping[str, Any], path: str) -> None:
         derived = [name for name, member in vars(type(section)).items() if isinstance(member, property)]
         values.update({name: getattr(section, name) for name in derived})
     view = types.SimpleNamespace(**values)
+    values["one_way"] = next((name for name in view.attention_types if KINDS[name].causal_only), None)
     for rule in RULES:
         if rule.broken(view):
             raise ConfigError(f"{path}: {rule.message.format(**values)} ({rule.why})")

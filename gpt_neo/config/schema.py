@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
+from gpt_neo.config.optimizers import OPTIMIZERS
+
 
 def key(
     default: Any, doc: str, low: Any = None, high: Any = None, choices: Any = None, unit: str = "", source: str = ""
@@ -27,62 +29,55 @@ def key(
 
 
 REQUIRED = dataclasses.MISSING
-# Built in model/activations.py, which a test holds against this list. The last one is not of the legacy program.
-ACTIVATIONS = (
-    "gelu",
-    "relu",
-    "sigmoid",
-    "tanh",
-    "selu",
-    "elu",
-    "abs",
-    "sin",
-    "cos",
-    "sign",
-    "silu",
-    "softplus",
-    "lrelu001",
-    "lrelu020",
-    "id",
-    "triangle_relax",
-    "square_relax",
-    "spike",
-    "spike2",
-    "tanhshrink",
-    "softsign",
-    "softmax",
-    "logsoftmax",
-    "bipolarsigmoid",
-    "rrelu",
-    "elish",
-    "arcsinh",
-    "aria",
-    "prelu",
-    "parcsinh",
-    "psoftplus",
-    "proottanh",
-    "maxsig",
-    "cosid",
-    "minsin",
-    "maxtanh",
-    "mish",
-    "tanhexp",
-    "lisht",
-    "seagull",
-    "snake",
-    "roottanh",
-    "softplusmone",
-    "swish",
-    "leaky_relu",
-    "gelu_erf",
-)
-# Numbers that an activation learns per layer: names and initial values, in model/activations.py.
-ACTIVATION_VARIABLES = {
+# Activations, and the numbers that some learn per layer, with their initial values. What they compute stands in
+# model/activations.py, by the same names; a test holds both lists against each other.
+ACTIVATIONS: dict[str, dict[str, float]] = {
+    "gelu": {},
+    "relu": {},
+    "sigmoid": {},
+    "tanh": {},
+    "selu": {},
+    "elu": {},
+    "abs": {},
+    "sin": {},
+    "cos": {},
+    "sign": {},
+    "silu": {},
+    "softplus": {},
+    "lrelu001": {},
+    "lrelu020": {},
+    "id": {},
+    "triangle_relax": {},
+    "square_relax": {},
+    "spike": {},
+    "spike2": {},
+    "tanhshrink": {},
+    "softsign": {},
+    "softmax": {},
+    "logsoftmax": {},
+    "bipolarsigmoid": {},
+    "rrelu": {},
+    "elish": {},
+    "arcsinh": {},
     "aria": {"a": 0.0, "k": 1.0, "c": 0.0, "q": 1.0, "b": -1.0, "nu": 0.0},
     "prelu": {"slope": 0.2},
     "parcsinh": {"scale": 1.0, "stretch": 0.0},
     "psoftplus": {"scale": 1.0, "stretch": 1.0, "shift": 0.0},
     "proottanh": {"power": 0.0, "floor": 0.0, "root": 0.0},
+    "maxsig": {},
+    "cosid": {},
+    "minsin": {},
+    "maxtanh": {},
+    "mish": {},
+    "tanhexp": {},
+    "lisht": {},
+    "seagull": {},
+    "snake": {},
+    "roottanh": {},
+    "softplusmone": {},
+    "swish": {},
+    "leaky_relu": {},
+    "gelu_erf": {},
 }
 
 
@@ -126,7 +121,10 @@ class MoeConfig:
     moe_loss_coef: float = key(1e-2, "Weight of the load-balancing loss.", low=0.0)
     moe_group_size: int = key(1024, "Most tokens that are routed together; a sequence is cut evenly.", low=1)
     moe_capacity_factor_train: float = key(1.25, "Places per expert in training, times tokens / experts.", low=0.0)
-    moe_capacity_factor_eval: float = key(2.0, "Legacy key: evaluation and decoding drop no token at all.", low=0.0)
+    moe_capacity_factor_eval: Optional[float] = key(
+        None, "The same in --eval, over the whole batch; none drops no token. Decoding and tasks never do.", low=0.0
+    )
+    moe_dropout_rate: float = key(0.0, "Dropout rate inside experts.", low=0.0, high=1.0)
     moe_min_expert_capacity: int = key(1, "Fewest places per expert and group.", low=1)
     moe_gating: str = key("top_2", "How experts are chosen.", choices=("top_2",))
     moe_use_second_place_loss: bool = key(False, "Balance the second choices as well, with half the weight.")
@@ -193,6 +191,9 @@ class ModelConfig:
     rotary_interleaved: bool = key(False, "Rotate pairs (2i, 2i + 1) instead of halves.", source="GPT-J")
     rotary_base: float = key(10000.0, "Base of the rotary frequencies.", low=1.0, source="arXiv 2104.09864")
     no_pos_emb: bool = key(False, "No positions: order comes from the causal mask or the recurrence alone.")
+    position_encoding: Optional[str] = key(
+        None, "How the network knows order, by name: the keys above say the same of learned, axial, rotary and none."
+    )
     norm_type: str = key(
         "layernorm",
         "Norm of the blocks; scalenorm is a layer norm with one scale and no shift, and the final norm "
@@ -251,7 +252,9 @@ class ModelConfig:
 
     @property
     def positions(self) -> str:
-        """How the network knows order: learned, axial, rotary or none."""
+        """How the network knows order, a name in `network.POSITIONS`."""
+        if self.position_encoding is not None:
+            return self.position_encoding
         if self.rotary_emb:
             return "rotary"
         if self.axial_pos_emb is not None:
@@ -290,11 +293,13 @@ class OptimizerConfig:
 
     lr: float = key(REQUIRED, "Peak learning rate.", low=0.0)
     opt_name: str = key(
-        "adam",
-        "Optimizer; adam is the legacy one without bias correction, adamw has it.",
-        choices=("adam", "adamw", "adafactor", "lion"),
+        "adam", "Optimizer; adam is the legacy one without bias correction, adamw has it.", choices=OPTIMIZERS
     )
-    lr_decay: str = key("cosine", "Shape of the decay to a tenth of lr.", choices=("cosine", "linear"))
+    lr_decay: str = key(
+        "none",
+        "Shape of the decay to a tenth of lr; none keeps lr after warm-up.",
+        choices=("cosine", "linear", "none"),
+    )
     lr_decay_end: Optional[int] = key(
         None, "Step at which the decay ends; train_steps when absent.", low=1, unit="steps"
     )
@@ -371,7 +376,10 @@ SECTIONS = {"model": ModelConfig, "optimizer": OptimizerConfig, "mesh": MeshConf
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A validated run: every section, the datasets it names, and the file it came from."""
+    """A validated run: every section, the datasets it names, and the file it came from.
+
+    notes: lines for the person on settings that were recognised as another program's; see `restore.py`.
+    """
 
     source: str
     name: str
@@ -380,6 +388,7 @@ class RunConfig:
     mesh: MeshConfig
     training: TrainingConfig
     datasets: tuple  # of (DatasetRef, DatasetConfig)
+    notes: tuple = dataclasses.field(default=(), compare=False)
 
     @property
     def tokens_per_step(self) -> int:

@@ -6,17 +6,16 @@ and a task that is done twice writes the same file twice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gpt_neo import storage
 from gpt_neo.dataprep.account import Totals
-from gpt_neo.dataprep.layout import Shard
 from gpt_neo.dataprep.manifest import build_manifest, manifest_path, write_manifest
 from gpt_neo.dataprep.options import Job, PrepareOptions
+from gpt_neo.dataprep.packing import Shard
 from gpt_neo.dataprep.prepare import check_output, inputs_of, job_of, stop_at_bad
-from gpt_neo.dataprep.readers import STDIN, Bad, Source
+from gpt_neo.dataprep.readers import STDIN, Bad, InputFile
 from gpt_neo.dataprep.shards import Plan, lay_out, write_shard
 from gpt_neo.dataprep.tokenizing import tokenize_unit
 from gpt_neo.dataprep.units import Unit, groups_of, units_of
@@ -54,10 +53,10 @@ def prepare_on_beam(options: PrepareOptions, arguments: Sequence[str] = ()) -> d
         # Runners wrap what a worker raised; a mistake of the user is told as such.
         raise user_mistake(error) or error from None
     storage.delete_folder(work, within=options.work_dir or options.output_dir)
-    return json.loads(storage.read_bytes(manifest_path(options)))
+    return storage.read_json(manifest_path(options))
 
 
-def build(pipeline: Any, job: Job, groups: Sequence[tuple[Source, ...]], bad: Sequence[Bad]) -> Any:
+def build(pipeline: Any, job: Job, groups: Sequence[tuple[InputFile, ...]], bad: Sequence[Bad]) -> Any:
     """Add all steps to a pipeline; the last has the manifest."""
     import apache_beam as beam
 
@@ -83,7 +82,7 @@ def build(pipeline: Any, job: Job, groups: Sequence[tuple[Source, ...]], bad: Se
     return laid_out | "manifest" >> beam.Map(finished, beam.pvalue.AsList(files), job, list(bad))
 
 
-def units_of_group(numbered: tuple[int, tuple[Source, ...]], job: Job) -> Iterator[Unit]:
+def units_of_group(numbered: tuple[int, tuple[InputFile, ...]], job: Job) -> Iterator[Unit]:
     """Units of one group of input files."""
     number, group = numbered
     for unit in units_of([group], job.rules):

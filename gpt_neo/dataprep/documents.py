@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional, Union
 
 from gpt_neo.dataprep import streams
-from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, Source, find_sources, open_source, reason_of
+from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, InputFile, find_sources, open_source
 from gpt_neo.dataprep.streams import NOT_JSON, NOT_UTF8, Item, Items, Rules
 from gpt_neo.dataprep.units import Unit, groups_of, units_of
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 
 PARAGRAPHS = "\n\n"  # lm_dataformat joins a list of paragraphs so
 ROWS = 256  # of a parquet file read at once
@@ -56,7 +56,7 @@ def documents_of(unit: Unit, rules: Rules) -> Found:
             yield Bad(source.path, "", 0, BROKEN_OFF, reason_of(error))
 
 
-def segment_items(source: Source, start: int, stop: int, rules: Rules) -> Items:
+def segment_items(source: InputFile, start: int, stop: int, rules: Rules) -> Items:
     """Items of a part of a file."""
     if source.kind == "zip":
         yield from streams.zip_items(source, start, stop, rules)
@@ -101,7 +101,7 @@ def document_of_line(line: bytes, place: tuple[str, str, int], counted_from: int
     return Document(text, *place, counted_from, set_name if isinstance(set_name, str) else None)
 
 
-def parquet_documents(source: Source, start: int, stop: int, rules: Rules) -> Found:
+def parquet_documents(source: InputFile, start: int, stop: int, rules: Rules) -> Found:
     """Documents of row groups: the column `text_key`, with The Pile's set name if there is a `meta`."""
     with open_source(source.path) as handle:
         opened = streams.parquet_file(handle)

@@ -24,7 +24,7 @@ from gpt_neo.dataprep.documents import documents_of_item
 from gpt_neo.dataprep.encoder import Encoder
 from gpt_neo.dataprep.manifest import build_manifest, write_manifest
 from gpt_neo.dataprep.options import PrepareOptions, separator_of
-from gpt_neo.dataprep.readers import Bad, Source, kind_of, open_source
+from gpt_neo.dataprep.readers import Bad, InputFile, kind_of, open_source
 from gpt_neo.dataprep.records import encode_rows
 from gpt_neo.dataprep.streams import Rules, stream_items
 from gpt_neo.errors import DataError
@@ -109,7 +109,7 @@ def legacy_documents(path: str) -> Iterator[Any]:
             return
     if not path.endswith((".jsonl.zst", ".txt", ".xz", ".tar.gz")):
         raise DataError(f"{path}: the old program crashed on it; it read .jsonl.zst")
-    source = Source(path, *kind_of(path), 0, "")
+    source = InputFile(path, *kind_of(path), 0, "")
     try:
         with open_source(path) as handle:
             for item in stream_items(source, handle, Rules()):

@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import Optional, Union
 
+from gpt_neo import storage
 from gpt_neo.dataprep.streams import Rules
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import Tokenizer
@@ -49,11 +50,13 @@ class PrepareOptions:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense.
+        """Refuse what makes no sense, and find the home folder.
 
         Raises:
           DataError: names the flag, what was given and what is allowed.
         """
+        object.__setattr__(self, "output_dir", storage.local(self.output_dir))
+        object.__setattr__(self, "work_dir", self.work_dir and storage.local(self.work_dir))
         if self.mode not in MODES:
             raise DataError(f"--mode is {self.mode!r}; expected one of {', '.join(MODES)}")
         for flag, low in (("chunk_size", 2), ("files_per", 1), ("minimum_size", 0), ("processes", 0), ("seed", 0)):

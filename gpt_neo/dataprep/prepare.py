@@ -15,16 +15,16 @@ from gpt_neo.dataprep import spill
 from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.documents import with_lines
 from gpt_neo.dataprep.encoder import Encoder
-from gpt_neo.dataprep.layout import Layout, Shard
 from gpt_neo.dataprep.ledger import FILE, Ledger, listed_files
 from gpt_neo.dataprep.manifest import build_manifest, write_manifest
 from gpt_neo.dataprep.options import Job, PrepareOptions, separator_of
+from gpt_neo.dataprep.packing import Packing, Shard
 from gpt_neo.dataprep.pool import AHEAD, workers
-from gpt_neo.dataprep.readers import Bad, Source, find_sources, reason_of
+from gpt_neo.dataprep.readers import Bad, InputFile, find_sources
 from gpt_neo.dataprep.shards import Plan, extent_of, lay_out, write_shard
 from gpt_neo.dataprep.tokenizing import tokenize_unit
 from gpt_neo.dataprep.units import groups_of, units_of
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -84,7 +84,7 @@ def job_of(options: PrepareOptions, tokenizer: Tokenizer, work: str) -> Job:
     return Job(options, separator, fast, wide=tokenizer.n_vocab > 1 << 16, work=work)
 
 
-def inputs_of(options: PrepareOptions) -> tuple[list[Source], list[Bad]]:
+def inputs_of(options: PrepareOptions) -> tuple[list[InputFile], list[Bad]]:
     """Input files, and those that are skipped because of their extension.
 
     Raises:
@@ -106,7 +106,7 @@ def work_folder(options: PrepareOptions) -> str:
     return os.path.join(tempfile.gettempdir(), f"gpt_neo_work_{target}")
 
 
-def header_of(job: Job, tokenizer: Tokenizer, sources: list[Source], bad: list[Bad]) -> dict:
+def header_of(job: Job, tokenizer: Tokenizer, sources: list[InputFile], bad: list[Bad]) -> dict:
     """First line of the ledger: runs with the same one have the same output."""
     inputs = json.dumps([sources, [found.path for found in bad]])
     return {
@@ -161,11 +161,11 @@ class Run:
     def __init__(self, job: Job, ledger: Ledger, progress: Progress) -> None:
         self.job, self.ledger, self.progress = job, ledger, progress
         self.totals = Totals()
-        self.layout = Layout(job.options.record, job.options.files_per)
+        self.packing = Packing(job.options.record, job.options.files_per)
         self.writing: collections.deque = collections.deque()
         self.spilled: collections.deque[int] = collections.deque()  # units whose spill is still there
 
-    def tokenize(self, pool: Any, sources: list[Source]) -> None:
+    def tokenize(self, pool: Any, sources: list[InputFile]) -> None:
         """Tokenize all units; in the order of the units, note each and begin the files that become complete."""
         for line in self.ledger.units:
             self.take_unit(pool, line)
@@ -197,7 +197,7 @@ class Run:
         self.progress(line["stored"], line["account"].get("bytes_in", 0), line["account"].get("tokens_in", 0))
         if not self.job.options.whole_set:
             self.spilled.append(line["unit"])
-            for shard in self.layout.add(line["unit"], extent_of(self.job, line)):
+            for shard in self.packing.add(line["unit"], extent_of(self.job, line)):
                 self.begin_shard(pool, Plan(), shard)
             self.note_shards(wait=False)
 
@@ -208,7 +208,7 @@ class Run:
             plan, shards, change = lay_out(self.job, self.ledger.units)
             self.totals.account.add(change.counts())
         else:
-            shards = self.layout.finish()
+            shards = self.packing.finish()
             self.totals.account.fill_tokens += sum(shard.fill for shard in shards)
         for shard in shards:
             self.begin_shard(pool, plan, shard)
@@ -227,7 +227,7 @@ class Run:
             _, future = self.writing.popleft()
             if future is not None:
                 self.ledger.add_shard(result_of(future, self.job.options.output_dir))
-            needed = self.writing[0][0].parts[0].unit if self.writing else self.layout.first_needed()
+            needed = self.writing[0][0].parts[0].unit if self.writing else self.packing.first_needed()
             while self.spilled and (needed is None or self.spilled[0] < needed):
                 spill.delete_spill(self.job, self.spilled.popleft())
 

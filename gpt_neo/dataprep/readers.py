@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple, Optional
 
 from gpt_neo import storage
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 
 TEXT_SUFFIXES = (".txt", ".rst", ".md", ".py")
 SUFFIXES = {
@@ -31,7 +31,7 @@ BROKEN_OFF = "broken archive"  # the reason given for data that is damaged or br
 UNREADABLE = "cannot be read"
 
 
-class Source(NamedTuple):
+class InputFile(NamedTuple):
     """An input file.
 
     Attributes:
@@ -129,7 +129,7 @@ def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[list[Source], list[Bad]]:
+def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[list[InputFile], list[Bad]]:
     """Input files in the order they are read, and those whose extension is unknown.
 
     Raises:
@@ -139,21 +139,16 @@ def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[li
     for path in find_inputs(*inputs):
         if path == STDIN:
             # Nothing can tell whether a later run is given the same again: it is not resumed.
-            sources.append(Source(path, stdin_format, "", 0, os.urandom(8).hex()))
+            sources.append(InputFile(path, stdin_format, "", 0, os.urandom(8).hex()))
             continue
         try:
             kind, compression = kind_of(path)
-            sources.append(Source(path, kind, compression, storage.size(path), storage.version(path)))
+            sources.append(InputFile(path, kind, compression, storage.size(path), storage.version(path)))
         except DataError as error:
             bad.append(Bad(path, "", 0, "unknown extension", str(error).partition("unknown extension; ")[2]))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
     return sources, bad
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong, without the path that messages name anyway."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def open_source(path: str) -> BinaryIO:

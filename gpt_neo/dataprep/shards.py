@@ -12,8 +12,8 @@ from gpt_neo import storage
 from gpt_neo.dataprep import spill
 from gpt_neo.dataprep.account import Account
 from gpt_neo.dataprep.duplicates import mark_duplicates
-from gpt_neo.dataprep.layout import Layout, Part, Shard
 from gpt_neo.dataprep.options import Job
+from gpt_neo.dataprep.packing import Packing, Part, Shard
 from gpt_neo.dataprep.records import encode_rows, framed_example
 
 BLOCK = 1 << 20  # ids handled at once
@@ -194,7 +194,7 @@ def lay_out(job: Job, lines: Sequence[dict]) -> tuple[Plan, list[Shard], Account
         documents = sum(line["documents"] for line in lines)
         change = mark_duplicates(job, [line["unit"] for line in lines], documents)
     plan, extents = plan_whole_set(job, lines)
-    layout = Layout(job.options.record, job.options.files_per)
-    shards = [shard for unit, extent in extents for shard in layout.add(unit, extent)] + layout.finish()
+    packing = Packing(job.options.record, job.options.files_per)
+    shards = [shard for unit, extent in extents for shard in packing.add(unit, extent)] + packing.finish()
     change.fill_tokens += sum(shard.fill for shard in shards)
     return plan, shards, change

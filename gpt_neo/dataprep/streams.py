@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, Union
 
 from gpt_neo.dataprep import words
-from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, Source, decompressed, kind_of, open_source, reason_of
-from gpt_neo.errors import DataError
+from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, InputFile, decompressed, kind_of, open_source
+from gpt_neo.errors import DataError, reason_of
 
 BLOCK = 1 << 20  # bytes read at once
 ITEM = 8 << 20  # bytes of lines, or characters of a text that is cut, in one item
@@ -70,7 +70,7 @@ class Item(NamedTuple):
 Items = Iterator[Union[Item, Bad]]
 
 
-def stream_items(source: Source, handle: BinaryIO, rules: Rules) -> Items:
+def stream_items(source: InputFile, handle: BinaryIO, rules: Rules) -> Items:
     """Items of an input that is read from its beginning; what breaks off ends in a Bad."""
     try:
         yield from opened_items(source.path, source.kind, decompressed(handle, source.compression), rules)
@@ -233,13 +233,13 @@ def member_items(path: str, handle: Any, rules: Rules) -> Items:
     yield from opened_items(path, kind, decompressed(handle, compression), rules)
 
 
-def zip_sizes(source: Source) -> list[int]:
+def zip_sizes(source: InputFile) -> list[int]:
     """Unpacked bytes of the members of a zip file."""
     with open_source(source.path) as handle, zipfile.ZipFile(handle) as archive:
         return [member.file_size for member in archive.infolist()]
 
 
-def zip_items(source: Source, start: int, stop: int, rules: Rules) -> Items:
+def zip_items(source: InputFile, start: int, stop: int, rules: Rules) -> Items:
     """Items of the `start`-th to `stop`-th members of a zip file."""
     with open_source(source.path) as handle, zipfile.ZipFile(handle) as archive:
         for member in archive.infolist()[start:stop]:
@@ -262,14 +262,14 @@ def parquet_file(handle: Any) -> Any:
     return parquet.ParquetFile(handle)
 
 
-def parquet_sizes(source: Source) -> list[int]:
+def parquet_sizes(source: InputFile) -> list[int]:
     """Unpacked bytes of the row groups of a parquet file."""
     with open_source(source.path) as handle:
         metadata = parquet_file(handle).metadata
         return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
 
 
-def is_utf8(source: Source) -> bool:
+def is_utf8(source: InputFile) -> bool:
     """Whether a whole file is UTF-8; reads it once."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open_source(source.path) as handle:
@@ -282,7 +282,7 @@ def is_utf8(source: Source) -> bool:
     return True
 
 
-def range_of_lines(source: Source, start: int, stop: int) -> Item:
+def range_of_lines(source: InputFile, start: int, stop: int) -> Item:
     """The lines of a plain file that begin in a range of bytes."""
     with open_source(source.path) as handle:
         if start:
@@ -295,7 +295,7 @@ def range_of_lines(source: Source, start: int, stop: int) -> Item:
     return Item(source.path, data, 1, "line", counted_from=begin)
 
 
-def range_of_text(source: Source, start: int, stop: int) -> Union[Item, Bad]:
+def range_of_text(source: InputFile, start: int, stop: int) -> Union[Item, Bad]:
     """The piece of a text file that belongs to a range of bytes: from the first cut in it to the next after it."""
     with open_source(source.path) as handle:
         begin = byte_cut(handle, start, source.size) if start else 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from typing import Optional
@@ -11,15 +11,44 @@ from typing import Optional
 import numpy as np
 
 from gpt_neo import storage
-from gpt_neo.dataprep.readers import natural_key, reason_of
+from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import count_from_name, read_records
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
+from gpt_neo.plots import picture
 from gpt_neo.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass
-class Survey:
-    """Figures of all records.
+class Figures:
+    """What records hold.
+
+    Attributes:
+      lengths: tokens of each record.
+      smallest, largest: id; 0 where there is none.
+    """
+
+    lengths: array.array = dataclasses.field(default_factory=lambda: array.array("q"))
+    tokens: int = 0
+    smallest: int = 0
+    largest: int = 0
+
+    def add(self, ids: np.ndarray) -> None:
+        """Count a record, ids [tokens]."""
+        if len(ids):
+            low, high = int(ids.min()), int(ids.max())
+            self.smallest, self.largest = min(low, self.smallest if self.tokens else low), max(high, self.largest)
+        self.lengths.append(len(ids))
+        self.tokens += len(ids)
+
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return len(self.lengths)
+
+
+@dataclasses.dataclass
+class Survey(Figures):
+    """Figures of all records of some files.
 
     Attributes:
       separator: id between documents; None if each record is one.
@@ -28,33 +57,29 @@ class Survey:
       warnings: what does not fit.
     """
 
-    tokenizer: str
-    n_vocab: int
-    separator: Optional[int]
+    tokenizer: str = ""
+    n_vocab: int = 0
+    separator: Optional[int] = None
     files: int = 0
-    records: int = 0
-    tokens: int = 0
-    shortest: int = 0
-    longest: int = 0
-    smallest: int = 0
-    largest: int = 0
     documents: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     samples: list = dataclasses.field(default_factory=list)
     warnings: list = dataclasses.field(default_factory=list)
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest record."""
+        return min(self.lengths, default=0)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest record."""
+        return max(self.lengths, default=0)
 
     def quantiles(self, *shares: float) -> list[int]:
         """Lengths of documents below which these shares of them lie."""
         if not len(self.documents):
             return [0] * len(shares)
         return [int(length) for length in np.quantile(self.documents, shares, method="lower")]
-
-    def add(self, ids: np.ndarray) -> None:
-        """Count a record, ids [tokens]."""
-        low, high = (int(ids.min()), int(ids.max())) if len(ids) else (self.smallest, self.largest)
-        first = not self.records
-        self.records, self.tokens = self.records + 1, self.tokens + len(ids)
-        self.shortest, self.longest = min(len(ids), len(ids) if first else self.shortest), max(len(ids), self.longest)
-        self.smallest, self.largest = low if first else min(low, self.smallest), max(high, self.largest)
 
 
 class Lengths:
@@ -99,7 +124,8 @@ def survey(
     tokenizer = load_tokenizer(encoder_path or manifest.get("tokenizer", {}).get("path"))
     if separator is None and manifest.get("mode") != "documents":
         separator = (manifest.get("separator") or [tokenizer.eos_id])[-1]
-    found, lengths = Survey(tokenizer.name, tokenizer.n_vocab, separator), Lengths(separator)
+    found = Survey(tokenizer=tokenizer.name, n_vocab=tokenizer.n_vocab, separator=separator)
+    lengths = Lengths(separator)
     for path in paths:
         before = found.records
         for ids in read_records(path):
@@ -139,8 +165,8 @@ def manifest_of(path: str) -> dict:
     """The manifest of a file of records: `<name>_manifest.json` for `<name>_<shard>_<records>.tfrecords`; or empty."""
     stem = re.sub(r"(_\d+)+\.tfrecords?$", "", path)
     try:
-        return json.loads(storage.read_bytes(f"{stem}_manifest.json"))
-    except (OSError, ValueError):
+        return storage.read_json(f"{stem}_manifest.json")
+    except DataError:
         return {}  # records from elsewhere: everything is known from the records themselves
 
 
@@ -152,31 +178,15 @@ def draw_lengths(found: Survey, path: str) -> None:
     """
     if not len(found.documents):
         raise DataError("--histogram: there are no documents to draw")
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise DataError("--histogram needs the extra plot: pip install 'gpt_neo[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lengths = found.documents
     median, mean = float(np.median(lengths)), float(lengths.mean())
     edges = np.unique(np.round(np.geomspace(1, lengths.max() + 1, 60))).tolist()
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.hist(lengths, bins=edges, color="tab:blue", edgecolor="white", linewidth=0.3)
-    axes.axvline(median, color="tab:orange", label=f"median {median:,.0f}")
-    axes.axvline(mean, color="tab:green", linestyle="--", label=f"mean {mean:,.0f}")
-    axes.set(
-        xscale="log",
-        xlabel="tokens of a document",
-        ylabel="documents",
-        title=f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise DataError(f"--histogram {path}: cannot be written: {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
+    with picture(path, "--histogram") as grid:
+        axes = grid[0][0]
+        axes.hist(lengths, bins=edges, color="tab:blue", edgecolor="white", linewidth=0.3)
+        axes.axvline(median, color="tab:orange", label=f"median {median:,.0f}")
+        axes.axvline(mean, color="tab:green", linestyle="--", label=f"mean {mean:,.0f}")
+        title = f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens"
+        axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Union
 
 from gpt_neo.dataprep import streams
-from gpt_neo.dataprep.readers import BROKEN_OFF, STDIN, UNREADABLE, Bad, Source, open_source, reason_of
+from gpt_neo.dataprep.readers import BROKEN_OFF, STDIN, UNREADABLE, Bad, InputFile, open_source
 from gpt_neo.dataprep.streams import Item, Rules
+from gpt_neo.errors import reason_of
 
 UNIT_BYTES = 8 << 20
 MOST_FILES = 1000  # in one unit
@@ -21,7 +22,7 @@ MOST_FILES = 1000  # in one unit
 class Segment(NamedTuple):
     """A part of an input file: bytes of a plain file, members of a zip, row groups of a parquet file."""
 
-    source: Source
+    source: InputFile
     start: int
     stop: int
 
@@ -55,9 +56,9 @@ def number_of(group: int, part: int) -> int:
     return (group << 24) + part
 
 
-def groups_of(sources: Sequence[Source]) -> list[tuple[Source, ...]]:
+def groups_of(sources: Sequence[InputFile]) -> list[tuple[InputFile, ...]]:
     """Input files that share units (neighbouring small plain ones) or have some of their own."""
-    groups: list[list[Source]] = []
+    groups: list[list[InputFile]] = []
     room = -1
     for source in sources:
         small = is_plain(source) and source.size <= UNIT_BYTES
@@ -70,12 +71,12 @@ def groups_of(sources: Sequence[Source]) -> list[tuple[Source, ...]]:
     return [tuple(group) for group in groups]
 
 
-def is_plain(source: Source) -> bool:
+def is_plain(source: InputFile) -> bool:
     """Whether a file can be read from any place on."""
     return source.kind in ("text", "jsonl") and not source.compression and source.path != STDIN
 
 
-def units_of(groups: Sequence[tuple[Source, ...]], rules: Rules, start: tuple[int, int] = (0, 0)) -> Iterator[Unit]:
+def units_of(groups: Sequence[tuple[InputFile, ...]], rules: Rules, start: tuple[int, int] = (0, 0)) -> Iterator[Unit]:
     """Units in order, from the `start[1]`-th of the `start[0]`-th group on."""
     for number in range(start[0], len(groups)):
         group, part = groups[number], start[1] if number == start[0] else 0
@@ -91,7 +92,7 @@ def units_of(groups: Sequence[tuple[Source, ...]], rules: Rules, start: tuple[in
             yield from stream_units(number, group[0], rules, part)
 
 
-def plain_units(group: int, source: Source, rules: Rules) -> Iterator[Unit]:
+def plain_units(group: int, source: InputFile, rules: Rules) -> Iterator[Unit]:
     """Units of a large file that can be read from any place on: ranges of bytes."""
     whole = source.kind == "text" and (not rules.split or (rules.skip_bad and not streams.is_utf8(source)))
     starts = range(0, source.size, source.size if whole else UNIT_BYTES)
@@ -100,7 +101,7 @@ def plain_units(group: int, source: Source, rules: Rules) -> Iterator[Unit]:
         yield Unit(group, part, stop == source.size, stop - start, (Segment(source, start, stop),))
 
 
-def archive_units(group: int, source: Source) -> Iterator[Unit]:
+def archive_units(group: int, source: InputFile) -> Iterator[Unit]:
     """Units of a zip or parquet file: runs of members or row groups."""
     try:
         sizes = streams.zip_sizes(source) if source.kind == "zip" else streams.parquet_sizes(source)
@@ -124,7 +125,7 @@ def cuts_of(sizes: Sequence[int]) -> list[int]:
     return [*cuts, len(sizes)] if sizes else [0, 0]
 
 
-def stream_units(group: int, source: Source, rules: Rules, first: int) -> Iterator[Unit]:
+def stream_units(group: int, source: InputFile, rules: Rules, first: int) -> Iterator[Unit]:
     """Units of a file that is read here, from its beginning; those before `first` are read and passed over."""
     try:
         opened = open_source(source.path)

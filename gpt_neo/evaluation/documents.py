@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from gpt_neo import storage
 from gpt_neo.dataprep.documents import Document, documents_of, with_lines
-from gpt_neo.dataprep.readers import Bad, find_inputs, find_sources, reason_of
+from gpt_neo.dataprep.readers import Bad, find_inputs, find_sources
 from gpt_neo.dataprep.streams import Rules
 from gpt_neo.dataprep.units import groups_of, units_of
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import Tokenizer
 
 PLAIN = (".raw", ".tokens")  # how WikiText names its text files

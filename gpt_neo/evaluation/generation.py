@@ -8,7 +8,7 @@ from typing import Optional
 
 from gpt_neo.runtime.predict_step import Row, Sampler, check_prompt, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions, row_generator
-from gpt_neo.tokenizer import Tokenizer
+from gpt_neo.tokenizer import TextStream, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +47,20 @@ def generate_batch(
     for i in batch:
         kept, _, room = fit_prompt(prompts[i].tokens, sampler.length, options.max_tokens)
         rows.append(Row(i, 0, kept, room, row_generator(options.seed, i, 0)))
-    ids: dict[int, list[int]] = {i: [] for i in batch}
+    streams = {i: TextStream(tokenizer, prompts[i].tokens) for i in batch}
+    grown = dict.fromkeys(batch, "")
     texts: dict[int, str] = {}
     for event in sampler.generate_batch(rows, options):
         if event.prompt in texts:
             continue
+        stream = streams[event.prompt]
         if event.token != options.eos_id:
-            ids[event.prompt].append(event.token)
-        text = tokenizer.decode(ids[event.prompt])
-        cut = first_stop(text, prompts[event.prompt].stop)
+            grown[event.prompt] += stream.add(event.token)
+        if event.last:
+            grown[event.prompt] += stream.end()
+        cut = first_stop(grown[event.prompt], prompts[event.prompt].stop)
         if cut is not None or event.last:
-            texts[event.prompt] = text[:cut]
+            texts[event.prompt] = grown[event.prompt][:cut]
         if len(texts) == len(batch):
             break
     return [texts[i] for i in batch]

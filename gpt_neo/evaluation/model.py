@@ -49,7 +49,7 @@ def find_model(name: str, which: Optional[str] = None, overrides: Sequence[str] 
     if found is None:
         raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
     tokenizer, eos = run_tokenizer(run, folder)
-    return FoundModel(run, folder, found.path, tokenizer, required_prefix(tokenizer, eos), found.notes)
+    return FoundModel(run, folder, found.path, tokenizer, required_prefix(tokenizer, eos), (*run.notes, *found.notes))
 
 
 def required_prefix(tokenizer: Tokenizer, eos: Optional[int]) -> int:

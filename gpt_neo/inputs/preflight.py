@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
 import os
 import re
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from gpt_neo import storage
 from gpt_neo.config.schema import DatasetConfig, RunConfig
 from gpt_neo.dataprep.records import count_from_name, count_records, read_records
 from gpt_neo.errors import DataError
@@ -55,8 +55,7 @@ def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
             "raise n_vocab or take the tokenizer that belongs to the model"
         )
     for path in glob.glob(os.path.join(os.path.dirname(dataset.path), "*_manifest.json")):
-        with open(path, encoding="utf-8") as handle:
-            made_with = json.load(handle).get("tokenizer", {})
+        made_with = storage.read_json(path).get("tokenizer", {})
         if made_with.get("fingerprint") not in (None, tokenizer.fingerprint):
             raise DataError(
                 f"dataset {name!r}: {path} says its records were made with {made_with.get('path')}, "

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import count_from_name, count_records
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import ConfigError, DataError, reason_of
 from gpt_neo.inputs.seeds import salt
 from gpt_neo.mtf_compat import tf
+from gpt_neo.storage import tensorflow as files
 
 CHUNKS, FIXED, RANDOM = "chunks", "documents_fixed", "documents_random"
 
@@ -146,9 +147,9 @@ def find_records(pattern: str, where: str) -> list[str]:
       DataError: there are none.
     """
     try:
-        paths = tf.io.gfile.glob(pattern)
-    except (OSError, tf.errors.OpError) as error:
-        raise DataError(f"{where}: {pattern!r} cannot be listed: {error}") from error
+        paths = files.glob(pattern)
+    except OSError as error:
+        raise DataError(f"{where}: {pattern!r} cannot be listed: {reason_of(error)}") from error
     if not paths:
         raise DataError(f"{where}: no records match {pattern!r}; make some with data/create_tfrecords.py")
     return sorted(paths, key=natural_key)

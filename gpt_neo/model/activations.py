@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable
 
-from gpt_neo.config.schema import ACTIVATION_VARIABLES, ModelConfig
+from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model import variables
 from gpt_neo.model.fused_ops import gelu
@@ -180,7 +180,7 @@ def activate(x: Any, width: Any, config: ModelConfig) -> Any:
     with tf.variable_scope("activation"):
         learned = {
             part: variables.constant(x.mesh, part, mtf.Shape([]), value, config)
-            for part, value in ACTIVATION_VARIABLES[name].items()
+            for part, value in ACTIVATIONS[name].items()
         }
     return LEARNED[name](x, learned)
 

@@ -37,6 +37,8 @@ class Context:
     last_only: give the logits of the last token alone.
     spread_loss: logits are [batch, loss_sequence, vocab], see `transformer.spread`.
     auxiliary_losses: float32 scalars that layers add to the loss, filled by the pass.
+    in_places: experts have the places of `moe_capacity_factor_eval`, if that is set; what a token gives then depends on
+      the rest of the batch.
     seen: (kind, tensors) of each attention layer, what its weights follow from; filled by the pass where it is a list.
     """
 
@@ -44,6 +46,7 @@ class Context:
     decoding: Optional[Decoding] = None
     last_only: bool = False
     spread_loss: bool = False
+    in_places: bool = False
     auxiliary_losses: list = dataclasses.field(default_factory=list)
     seen: Optional[list] = None
 

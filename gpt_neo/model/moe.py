@@ -3,7 +3,7 @@
 Routing follows GShard (Lepikhin et al. 2020, section 2.2 and algorithm 1) with the options and variable names of the
 legacy program. In training an expert has a fixed number of places per group of tokens and drops what exceeds it;
 elsewhere nothing is dropped, so that a token's result depends on no other token and decoding gives what reading the
-whole sequence gives.
+whole sequence gives. Evaluation of held-out records can be told to drop as the legacy program did.
 
 A layout rule `experts:x` spreads the experts. Beside `batch:x` tokens then travel to their experts and back in two
 all-to-alls; on an axis of its own each device computes the share of its experts and the shares are added up.
@@ -19,7 +19,7 @@ from gpt_neo.model import variables
 from gpt_neo.model.activations import get_activation
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
-from gpt_neo.model.dropout import uniform_like
+from gpt_neo.model.dropout import dropout, uniform_like
 from gpt_neo.mtf_compat import mtf, tf
 
 TINY = 1e-9  # keeps quotients of gates finite
@@ -67,6 +67,8 @@ def mixture_of_experts(x: Any, dims: Dims, config: ModelConfig, context: Context
       ([batch, sequence, embd], float32 scalar load-balancing loss; None unless training)
     """
     moe, names = config.moe_params, ExpertDims.of(config.moe_params, dims)
+    if context.in_places and moe.moe_capacity_factor_eval is not None:
+        return whole_batch(x, dims, config), None
     if not context.is_training:
         first, second, _ = gating(x, names, dims, config, None)
         second.gate *= share_of_second(second.gate, moe.moe_second_policy_eval, moe.moe_second_threshold_eval, None)
@@ -78,9 +80,43 @@ def mixture_of_experts(x: Any, dims: Dims, config: ModelConfig, context: Context
     policy, threshold = moe.moe_second_policy_train, moe.moe_second_threshold_train
     draws = uniform_like(second.gate) if policy == "random" else None
     second.mask *= share_of_second(second.gate, policy, threshold, draws)
-    dispatch, combine = assign_places(first, second, group, names, moe)
-    out = chosen_experts(tokens, dispatch, combine, groups, names, dims, config)
+    size = capacity(group.size, moe.moe_capacity_factor_train, moe)
+    dispatch, combine = assign_places(first, second, group, names, size)
+    out = chosen_experts(tokens, dispatch, combine, groups, names, dims, config, moe.moe_dropout_rate)
     return mtf.reshape(out, x.shape), loss * moe.moe_loss_coef
+
+
+def whole_batch(x: Any, dims: Dims, config: ModelConfig) -> Any:
+    """The mixture as the legacy program evaluated it, without its draws: x [batch, sequence, embd] -> the same.
+
+    The tokens of the whole batch stand in one row, cut evenly into groups (Mesh-TensorFlow's `_split_into_groups`), and
+    an expert has places for `moe_capacity_factor_eval` times its share of a group. Every device sees the whole batch,
+    so that the mesh does not matter.
+    """
+    moe, tokens = config.moe_params, dims.batch.size * dims.sequence.size
+    count = group_count(tokens, moe.moe_group_size)
+    groups, group = mtf.Dimension("groups", count), mtf.Dimension("group", tokens // count)
+    # under names that no layout splits
+    dims = dataclasses.replace(dims, batch=mtf.Dimension("whole_batch", 1))
+    names = dataclasses.replace(ExpertDims.of(moe, dims), batch=mtf.Dimension("whole_expert_batch", 1))
+    row = mtf.reshape(x, mtf.Shape([dims.batch, groups, group, dims.embd]))
+    first, second, _ = gating(row, names, dims, config, None)
+    share = share_of_second(second.gate, moe.moe_second_policy_eval, moe.moe_second_threshold_eval, None)
+    second.gate *= share
+    second.mask *= mtf.cast(mtf.greater(share, 0.0), second.mask.dtype)  # the others take no place
+    size = capacity(group.size, moe.moe_capacity_factor_eval, moe)
+    dispatch, combine = assign_places(first, second, group, names, size)
+    return mtf.reshape(chosen_experts(row, dispatch, combine, groups, names, dims, config), x.shape)
+
+
+def capacity(group: int, factor: Any, moe: MoeConfig) -> int:
+    """Places of an expert for a group of so many tokens: its share times a factor, at least the configured fewest."""
+    return max(min(group, int(group * factor / moe.moe_num_experts)), moe.moe_min_expert_capacity)
+
+
+def group_count(tokens: int, largest: int) -> int:
+    """The first divisor of a number of tokens from tokens // largest on: groups of about `largest` tokens."""
+    return next(count for count in range(max(1, tokens // largest), tokens + 1) if tokens % count == 0)
 
 
 def group_size(length: int, largest: int) -> int:
@@ -159,16 +195,14 @@ def share_of_second(gate: Any, policy: str, threshold: float, draws: Optional[An
     return mtf.cast(mtf.less(draws, chance), gate.dtype) if draws is not None else chance
 
 
-def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, moe: MoeConfig) -> tuple[Any, Any]:
-    """Give tokens the places of their experts, first choices before second ones, each in order of the sequence.
+def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, size: int) -> tuple[Any, Any]:
+    """Give tokens the `size` places of their experts, first choices before second ones, each in order of the sequence.
 
     Returns:
       (dispatch, combine), float32 [batch, groups, group, experts_unsplit, expert_capacity]: 1 and the gate where a
       token has a place.
     """
-    wanted = int(group.size * moe.moe_capacity_factor_train / names.gates.size)
-    size = max(min(group.size, wanted), moe.moe_min_expert_capacity)
-    capacity = mtf.Dimension("expert_capacity", size)
+    places_of_expert = mtf.Dimension("expert_capacity", size)
     taken, dispatch, combine = None, [], []
     for choice in (first, second):
         place = mtf.cumsum(choice.mask, group, exclusive=True)
@@ -178,25 +212,36 @@ def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, 
             taken = mtf.reduce_sum(mask, reduced_dim=group)
         # the place within its expert; a token without one has an empty mask
         place = mtf.reduce_sum(place * mask, reduced_dim=names.gates)
-        places = mtf.one_hot(mtf.cast(place, tf.int32), capacity)
-        shape = mask.shape + capacity
+        places = mtf.one_hot(mtf.cast(place, tf.int32), places_of_expert)
+        shape = mask.shape + places_of_expert
         dispatch.append(mtf.einsum([mask, places], output_shape=shape))
         combine.append(mtf.einsum([choice.gate, mask, places], output_shape=shape))
     return mtf.add_n(dispatch), mtf.add_n(combine)
 
 
 def chosen_experts(
-    tokens: Any, dispatch: Any, combine: Any, groups: Any, names: ExpertDims, dims: Dims, config: ModelConfig
+    tokens: Any,
+    dispatch: Any,
+    combine: Any,
+    groups: Any,
+    names: ExpertDims,
+    dims: Dims,
+    config: ModelConfig,
+    dropout_rate: float = 0.0,
 ) -> Any:
-    """Send tokens to the places they have, through the experts and back: [batch, groups, group, embd] -> the same."""
-    capacity = dispatch.shape.dims[-1]
-    there = mtf.Shape([names.experts, names.batch, groups, capacity, dims.embd])
-    here = mtf.Shape([names.gates, dims.batch, groups, capacity, dims.embd])
+    """Send tokens to the places they have, through the experts and back: [batch, groups, group, embd] -> the same.
+
+    Args:
+      dropout_rate: of what is inside an expert, [experts, expert_batch, groups, expert_capacity, expert_hidden].
+    """
+    places = dispatch.shape.dims[-1]
+    there = mtf.Shape([names.experts, names.batch, groups, places, dims.embd])
+    here = mtf.Shape([names.gates, dims.batch, groups, places, dims.embd])
     # to bring a tensor from `here` to `there` is the all-to-all
     sent = mtf.reshape(mtf.einsum([tokens, mtf.cast(dispatch, tokens.dtype)], output_shape=here), there)
     wi, wo = expert_kernels(tokens.mesh, names, dims, config)
     hidden = mtf.einsum([sent, wi], output_shape=there - dims.embd + names.hidden)
-    hidden = get_activation(config.moe_activation, "moe_activation")(hidden)
+    hidden = dropout(get_activation(config.moe_activation, "moe_activation")(hidden), dropout_rate)
     back = mtf.reshape(mtf.einsum([hidden, wo], output_shape=there), here)
     return mtf.einsum([back, mtf.cast(combine, tokens.dtype)], output_shape=tokens.shape)
 

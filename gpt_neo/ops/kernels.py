@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
-from gpt_neo.mtf_compat import gen_xla_ops, tf
+from gpt_neo.mtf_compat import gen_xla_ops, tf, xla_data_pb2
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
 
@@ -83,8 +83,6 @@ def row_product(first: Any, second: Any) -> Any:
     A bfloat16 product of TensorFlow has float32 sums, but rounds them.
     """
     if INLINES.get() and first.dtype == tf.bfloat16:
-        from tensorflow.compiler.xla import xla_data_pb2
-
         rows = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[0], rhs_contracting_dimensions=[0])
         return gen_xla_ops.xla_dot_v2(first, second, rows.SerializeToString(), "", tf.float32)
     return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)

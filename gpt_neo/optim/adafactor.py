@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from gpt_neo.config.optimizers import largest_axes
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.slots import scalar, slot, wait
 
-FACTORED_FROM = 128  # smaller matrices keep whole second moments, as Mesh-TF has it
 MEMORY_EXPONENT = 0.8
 CLIPPING_THRESHOLD = 1.0  # largest root mean square of a step before it is scaled
 
@@ -64,8 +64,8 @@ class Adafactor:
 
 def factored_dimensions(shape: Any) -> Optional[tuple[Any, Any]]:
     """The two largest dimensions, or None where the second of them is small."""
-    dims = sorted(shape.dims, key=lambda dim: -dim.size)
-    return (dims[0], dims[1]) if len(dims) > 1 and dims[1].size >= FACTORED_FROM else None
+    axes = largest_axes(shape.to_integer_list)
+    return None if axes is None else (shape.dims[axes[0]], shape.dims[axes[1]])
 
 
 def root_mean_square(x: Any) -> Any:

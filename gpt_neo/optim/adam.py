@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpt_neo.config.optimizers import OPTIMIZERS as SLOTS
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.model.trained import Partition
 from gpt_neo.mtf_compat import mtf, tf
@@ -28,7 +29,7 @@ class Adam:
 
     def update(self, variable: Any, grad: Any, decay: float, partition: Partition, after: list) -> list:
         """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
-        m, v = slot(variable, "/adam_m", variable.shape), slot(variable, "/adam_v", variable.shape)
+        m, v = (slot(variable, suffix, variable.shape) for suffix in SLOTS["adam"])
         if partition.in_place:
             return [AdamOperation(self, variable, m, v, grad, decay, after)]
         config, grad = self.config, wait(grad, after)

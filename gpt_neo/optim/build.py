@@ -14,6 +14,7 @@ from gpt_neo.optim.adam import Adam, AdamW
 from gpt_neo.optim.lion import Lion
 from gpt_neo.optim.square_sum import SquareSumOperation
 
+# Their slots stand in config/optimizers.py, by the same names.
 OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adafactor": Adafactor, "lion": Lion}
 
 

@@ -11,12 +11,12 @@ FLOOR = 0.1  # both decays end at a tenth of the peak
 
 
 def learning_rate(step: float, config: OptimizerConfig, train_steps: int) -> float:
-    """The rate before the update of `step` (from 0): decay to a tenth, times step / warmup_steps in warm-up."""
-    if is_constant(config):
+    """The rate before the update of `step` (from 0): decay to a tenth or none, times step / warmup_steps in warm-up."""
+    if is_raw(config):
         return config.lr
     progress = min(step / decay_steps(config, train_steps), 1.0)
-    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_decay == "cosine" else 1 - progress
-    rate = config.lr * (FLOOR + (1 - FLOOR) * shape)
+    shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "none": 1.0}
+    rate = config.lr * (FLOOR + (1 - FLOOR) * shapes[config.lr_decay])
     return rate * step / config.warmup_steps if step < config.warmup_steps else rate
 
 
@@ -24,18 +24,20 @@ def learning_rate_tensor(step: Any, config: OptimizerConfig, train_steps: int) -
     """`learning_rate` as a TensorFlow graph. step: scalar; returns a float32 scalar."""
     from gpt_neo.mtf_compat import tf  # here, so that the numbers need no TensorFlow
 
-    if is_constant(config):
-        return tf.constant(config.lr, tf.float32)
+    rate = tf.constant(config.lr, tf.float32)
+    if is_raw(config):
+        return rate
     step = tf.cast(step, tf.float32)
-    progress = tf.minimum(step / float(decay_steps(config, train_steps)), 1.0)
-    shape = 0.5 * (1 + tf.cos(math.pi * progress)) if config.lr_decay == "cosine" else 1 - progress
-    rate = config.lr * (FLOOR + (1 - FLOOR) * shape)
+    if config.lr_decay != "none":
+        progress = tf.minimum(step / float(decay_steps(config, train_steps)), 1.0)
+        shape = 0.5 * (1 + tf.cos(math.pi * progress)) if config.lr_decay == "cosine" else 1 - progress
+        rate = config.lr * (FLOOR + (1 - FLOOR) * shape)
     if config.warmup_steps:
         rate *= tf.minimum(step / float(config.warmup_steps), 1.0)
     return rate
 
 
-def is_constant(config: OptimizerConfig) -> bool:
+def is_raw(config: OptimizerConfig) -> bool:
     """Whether the schedule is left out: the legacy program gave Adafactor the raw rate."""
     return config.opt_name == "adafactor" and config.adafactor_legacy_lr
 

@@ -9,10 +9,11 @@ import os
 from collections.abc import Iterator
 from typing import Callable
 
+from gpt_neo import storage
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError, DataError, GptNeoError
+from gpt_neo.errors import CheckpointError, DataError, GptNeoError, reason_of
 from gpt_neo.inputs.sources import find_records
-from gpt_neo.mtf_compat import reason_of, tf
+from gpt_neo.storage import tensorflow as files
 
 # What a bucket's policy has to grant for each thing that is done.
 PERMISSIONS = {
@@ -23,7 +24,6 @@ PERMISSIONS = {
     "delete": "storage.objects.delete",
 }
 DONE = {"list": "listed", "read": "read", "write": "written", "replace": "written over", "delete": "deleted from"}
-REFUSED = (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError)
 
 
 @contextlib.contextmanager
@@ -31,11 +31,11 @@ def trying(what: str, path: str, where: str, kind: type[GptNeoError]) -> Iterato
     """Context in which a failure says what was tried, on which path, and for a bucket which permission it takes."""
     try:
         yield
-    except (OSError, tf.errors.OpError) as error:
+    except OSError as error:
         advice = ""
-        if path.startswith("gs://"):
+        if storage.scheme_of(path) == storage.SCHEME:
             advice = f"; this takes the permission {PERMISSIONS[what]} on the bucket"
-            if not isinstance(error, REFUSED):
+            if not isinstance(error, PermissionError):
                 advice += ", and that the bucket is there and can be reached"
         raise kind(f"{where} {path!r} cannot be {DONE[what]}: {reason_of(error)}{advice}") from error
 
@@ -47,10 +47,10 @@ def check_readable(pattern: str, where: str) -> int:
       DataError: it cannot be, or there are none.
     """
     with trying("list", pattern, where, DataError):
-        tf.io.gfile.glob(pattern)
+        files.glob(pattern)
     paths = find_records(pattern, where)
-    with trying("read", paths[0], where, DataError), tf.io.gfile.GFile(paths[0], "rb") as handle:
-        handle.read(1)
+    with trying("read", paths[0], where, DataError):
+        files.read_bytes(paths[0], 0, 1)
     return len(paths)
 
 
@@ -61,24 +61,24 @@ def check_writable(folder: str, where: str = "model_path") -> None:
       CheckpointError: one of these cannot be done.
     """
     probe = os.path.join(folder, f".writable.{os.urandom(4).hex()}")  # not that of a run that starts now as well
-    if "://" in folder:
+    if files.is_remote(folder):
         # Making a folder and writing look before they write: what they may not look at has to be found out first. By
         # glob, as listdir takes a refusal for a folder that is not there.
         with trying("list", folder, where, CheckpointError):
-            tf.io.gfile.glob(probe + "*")
-        with trying("read", folder, where, CheckpointError), contextlib.suppress(tf.errors.NotFoundError):
-            tf.io.gfile.stat(probe)
+            files.glob(probe + "*")
+        with trying("read", folder, where, CheckpointError), contextlib.suppress(FileNotFoundError):
+            files.size(probe)
     with trying("write", folder, where, CheckpointError):
-        tf.io.gfile.makedirs(folder)
+        files.make_folder(folder)
     with trying("list", folder, where, CheckpointError):
-        tf.io.gfile.listdir(folder)
+        files.names(folder)
     for what in ("write", "replace"):
-        with trying(what, folder, where, CheckpointError), tf.io.gfile.GFile(probe, "w") as handle:
-            handle.write("x")
-    with trying("read", folder, where, CheckpointError), tf.io.gfile.GFile(probe, "r") as handle:
-        handle.read()
+        with trying(what, folder, where, CheckpointError):
+            files.write_text(probe, "x")
+    with trying("read", folder, where, CheckpointError):
+        files.read_bytes(probe)
     with trying("delete", folder, where, CheckpointError):
-        tf.io.gfile.remove(probe)
+        files.delete(probe)
 
 
 def read_checks(run: RunConfig, evaluates: bool) -> list[tuple[str, str, Callable[[], int]]]:

@@ -27,7 +27,7 @@ def build_eval_step(batch: Any, run: RunConfig, placement: Any) -> tuple:
     dims = make_dims(run.model, int(parts["inputs"].shape[0]))
     tokens = mtf.import_tf_tensor(mesh, parts["inputs"], dims.tokens)
     labels = mtf.import_tf_tensor(mesh, parts["labels"], dims.tokens)
-    logits = transformer(tokens, dims, run.model, Context())
+    logits = transformer(tokens, dims, run.model, Context(in_places=True))
     losses = loss_per_token(logits, labels, dims.vocab, run.model, z_loss=0.0)
     lowering = placement.lower(graph, mesh)
     return lowering.export_to_tf_tensor(losses), lowering

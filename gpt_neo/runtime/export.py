@@ -23,6 +23,7 @@ from gpt_neo.runtime.int8 import Int8Weights
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import PREFILL, load_weights
 from gpt_neo.sampling.graph import choose
+from gpt_neo.storage import tensorflow as files
 
 
 def export_saved_model(
@@ -54,7 +55,7 @@ def export_saved_model(
     notes: list[str] = []
     signatures = {}
     with place(folder) as staging, tf.Graph().as_default(), tf.Session() as session:
-        weights = Int8Weights() if int8 else None
+        weights = Int8Weights(config) if int8 else None
         with tf.variable_scope("", reuse=tf.AUTO_REUSE, custom_getter=weights):
             tokens = tf.placeholder(tf.int32, [batch_size, config.n_ctx], name="tokens")
             logits = build_logits(tokens, config)
@@ -83,8 +84,8 @@ def place(folder: str) -> Iterator[str]:
     Raises:
       CheckpointError: the folder is in use, or cannot be written.
     """
-    if "://" in folder:
-        if tf.io.gfile.exists(folder) and tf.io.gfile.listdir(folder):
+    if files.is_remote(folder):
+        if files.is_folder(folder) and files.names(folder):
             raise CheckpointError(f"{folder}: exists and is not an empty folder; choose another")
         yield folder
         return
@@ -133,7 +134,7 @@ def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[floa
       rows: int32 [records, n_ctx + 1].
     """
     found = []
-    for weights in (None, Int8Weights()):
+    for weights in (None, Int8Weights(config)):
         with tf.Graph().as_default(), tf.Session() as session:
             with tf.variable_scope("", custom_getter=weights):
                 fed = tf.placeholder(tf.int32, [1, config.n_ctx + 1])

@@ -10,12 +10,13 @@ import time
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.folder import PREFIX
-from gpt_neo.checkpoint.record import read_record
+from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.spikes import IN_A_ROW, SpikeRule
 from gpt_neo.runtime.watch import Watch
+from gpt_neo.storage import tensorflow as files
 
 
 class Diverged(GptNeoError):
@@ -62,8 +63,8 @@ class ProgressLog:
         tokens = speed * self.tokens_per_step if speed else None
         if self.log_every and (step % self.log_every == 0 or step == self.train_steps):
             row = {"step": step, "loss": loss, "lr": rate, "tokens_per_second": tokens}
-            with writing_to(self.path), tf.io.gfile.GFile(self.path, "a") as handle:
-                handle.write(json.dumps(row) + "\n")
+            with writing_to(self.path):
+                files.append_text(self.path, json.dumps(row) + "\n")
         return Progress(step, self.train_steps, loss, rate, tokens, left)
 
 
@@ -138,7 +139,7 @@ class SpikeHook(tf.estimator.SessionRunHook):
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Take up the losses that the checkpoint was written with."""
         step = int(session.run(self.counter))
-        record = read_record(os.path.join(self.watch.folder, f"{PREFIX}{step}")) or {}
+        record = read_provenance(os.path.join(self.watch.folder, f"{PREFIX}{step}")) or {}
         self.rule = SpikeRule(record.get(SPIKE_LOSSES, ()))
 
     def before_run(self, run_context: Any) -> Any:

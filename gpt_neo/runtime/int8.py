@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
+from gpt_neo.config.network import variables_of
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.quantized import INT8
 from gpt_neo.mtf_compat import tf
 
 SMALLEST = 1 << 12  # numbers; a smaller matrix stays as it is
-# The weights that are used in products (model/contract.py) and look-ups (model/vocab_ops.py) and nowhere else.
-MATRICES = re.compile(r".*/(wte|attn/([qkvo]|output_gate)|conv1d_main/(c_fc|c_proj|linear_out)/kernel)")
+SCALED = {"table": 1, "matrix": 0}  # roles of the weights that are stored so -> the axis that shares a scale
 
 
 class Int8Weights:
     """A custom getter of variables: matrices become an int8 variable and a scale, the rest stays as it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: ModelConfig) -> None:
+        self.axes = {
+            name: SCALED[variable.role]  # along it: the embedding width of a table, the inputs of a map
+            for name, variable in variables_of(model).items()
+            if variable.role in SCALED and variable.size >= SMALLEST
+        }
         self.stored: dict[str, tuple] = {}  # name -> (int8 variable, scale variable)
         self.plain: dict[str, Any] = {}
 
     def __call__(self, getter: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         """Make or find a variable; a matrix is handed out as the tensor that reads it."""
-        shape = tuple(int(n) for n in kwargs.get("shape") or ())
-        if not MATRICES.fullmatch(name) or np.prod(shape) < SMALLEST:
+        if name not in self.axes:
             self.plain[name] = getter(name, *args, **kwargs)
             return self.plain[name]
+        shape = [int(n) for n in kwargs["shape"]]
         options = {**kwargs, "initializer": tf.zeros_initializer(), "trainable": False}
         values = getter(f"{name}/int8", *args, **{**options, "dtype": tf.int8})
-        scale = getter(f"{name}/scale", *args, **{**options, "shape": [shape[axis_of(name) ^ 1]], "dtype": tf.float32})
+        scale = getter(
+            f"{name}/scale", *args, **{**options, "shape": [shape[self.axes[name] ^ 1]], "dtype": tf.float32}
+        )
         self.stored[name] = (values, scale)
         # Mesh-TF wants what it gets to bear the variable's own name; a name that ends in a slash is taken as it is.
         raw = tf.identity(values.read_value(), name=f"{name}/")
@@ -55,16 +62,11 @@ class Int8Weights:
             feeds[variable.initializer.inputs[1]] = fit.value(name, variable.dtype.base_dtype.as_numpy_dtype)
             assigns.append(variable.initializer)
         for name, pair in self.stored.items():
-            for variable, value in zip(pair, quantize(fit.value(name, np.dtype(np.float32)), axis_of(name))):
+            for variable, value in zip(pair, quantize(fit.value(name, np.dtype(np.float32)), self.axes[name])):
                 feeds[variable.initializer.inputs[1]] = value
                 assigns.append(variable.initializer)
         session.run(assigns, feeds)
         return list(fit.notes)
-
-
-def axis_of(name: str) -> int:
-    """The axis that shares a scale: the embedding width of the table, the inputs of maps."""
-    return 1 if name.endswith("/wte") else 0
 
 
 def quantize(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

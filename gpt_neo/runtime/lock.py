@@ -17,9 +17,8 @@ import threading
 import time
 from typing import Any, Callable, Optional
 
-from gpt_neo.checkpoint.folder import write_text
 from gpt_neo.errors import CheckpointError
-from gpt_neo.mtf_compat import tf
+from gpt_neo.storage import tensorflow as files
 
 LOCK_FILE = "run.lock"
 BEAT = 20.0  # seconds between renewals
@@ -70,7 +69,7 @@ class FolderLock:
         self, folder: str, tell: Callable[[str], None] = lambda line: None, clock: Callable[[], float] = time.time
     ) -> None:
         self.path = os.path.join(folder, LOCK_FILE)
-        self.remote = "://" in folder
+        self.remote = files.is_remote(folder)
         self.tell, self.clock = tell, clock
         pid = os.getpid()
         self.record = {
@@ -94,7 +93,7 @@ class FolderLock:
             if known:
                 self.take_over(known)
             self.write()
-        except (OSError, tf.errors.OpError) as error:
+        except OSError as error:
             self.drop()
             raise CheckpointError(f"{self.path}: the lock cannot be written: {error}") from error
         except CheckpointError:
@@ -106,9 +105,9 @@ class FolderLock:
     def __exit__(self, *error: Any) -> None:
         self.ended.set()
         self.thread.join(5)
-        with contextlib.suppress(OSError, tf.errors.OpError):
+        with contextlib.suppress(OSError):
             if not self.lost and (self.read() or {}).get("token") == self.record["token"]:
-                os.remove(self.path) if not self.remote else tf.io.gfile.remove(self.path)
+                files.delete(self.path)
         self.drop()
 
     def hold(self) -> None:
@@ -133,12 +132,10 @@ class FolderLock:
 
     def read(self) -> Optional[dict]:
         """What the lock says; None where there is none, empty where it says nothing sensible."""
-        if not tf.io.gfile.exists(self.path):
+        if not files.exists(self.path):
             return None
-        with tf.io.gfile.GFile(self.path, "r") as handle:
-            text = handle.read()
         try:
-            record = json.loads(text)
+            record = json.loads(files.read_bytes(self.path).decode("utf-8"))
             return record if {"host", "pid", "since", "alive"} <= set(record) else {}
         except (ValueError, TypeError):
             return {}
@@ -189,7 +186,7 @@ class FolderLock:
         takes no room on a full disk."""
         text = json.dumps(self.record)
         if self.remote:
-            write_text(self.path, text + "\n")
+            files.write_text(self.path, text + "\n")
             return
         self.handle.seek(0)
         self.handle.write(f"{text:{SIZE}s}\n")
@@ -198,7 +195,7 @@ class FolderLock:
     def renew_until_the_end(self) -> None:
         """Renew the lock every BEAT seconds. A failure to is none of the run's: its own writes will tell."""
         while not self.ended.wait(BEAT):
-            with contextlib.suppress(OSError, tf.errors.OpError):
+            with contextlib.suppress(OSError):
                 self.renew()
 
     def renew(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.folder import latest_checkpoint
-from gpt_neo.checkpoint.record import make_record, tokenizer_reference
+from gpt_neo.checkpoint.provenance import make_provenance, tokenizer_reference
 from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
@@ -132,7 +132,7 @@ def saver_hook(
     tokenizer = tokenizer_reference(run)
 
     def record(step: int) -> dict:
-        made = make_record(run, step, tokenizer)
+        made = make_provenance(run, step, tokenizer)
         return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
 
     return tf.train.CheckpointSaverHook(

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from gpt_neo.config.network import attention_layers
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context, Decoding
@@ -92,10 +93,9 @@ class RowDecoder:
         context = Context(seen=[])
         self.network(mesh, dims, self.shown[tf.newaxis], context)
         lowering = self.lower(graph, mesh)
-        layers = [i for i, kind in enumerate(self.config.attention_types) if kind != "none"]
         self.seen = {
             layer: (kind, [lowering.export_to_tf_tensor(mtf.cast(x, tf.float32))[0] for x in tensors])
-            for layer, (kind, tensors) in zip(layers, context.seen or [])
+            for layer, (kind, tensors) in zip(attention_layers(self.config), context.seen or [])
         }
 
     def begin(self, batch: int, length: int) -> tuple:

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional
 from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.lock import FolderLock, age_text
+from gpt_neo.storage import tensorflow as files
 
 STALLED = 75  # exit status of a stall: EX_TEMPFAIL of sysexits.h, "try again"
 WATCH_LOG = "watch_log.jsonl"  # skipped batches and divergence, one line each
@@ -100,8 +101,8 @@ class Watch:
     def log(self, event: str, **facts: Any) -> None:
         """Append a line to the watch log."""
         path = os.path.join(self.folder, WATCH_LOG)
-        with writing_to(path), tf.io.gfile.GFile(path, "a") as handle:
-            handle.write(json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
+        with writing_to(path):
+            files.append_text(path, json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
 
     def wait_for_steps(self) -> None:
         """End the process when no step has come for too long."""
@@ -130,8 +131,7 @@ class Watch:
 
     def write_stacks(self, text: str) -> None:
         """Write the file, as far as the storage lets us."""
-        with tf.io.gfile.GFile(os.path.join(self.folder, STALL_FILE), "w") as handle:
-            handle.write(text)
+        files.write_text(os.path.join(self.folder, STALL_FILE), text)
 
 
 class WatchHook(tf.estimator.SessionRunHook):

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from gpt_neo.serving.detokenizer import Piece, Scored
 from gpt_neo.serving.requests import Completion, Served
-from gpt_neo.serving.writer import Piece, Scored, TextStream
-from gpt_neo.tokenizer import END_OF_TEXT, Tokenizer
+from gpt_neo.tokenizer import END_OF_TEXT, TextStream, Tokenizer
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:

@@ -20,11 +20,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gpt_neo.config.network import attention_layers, kinds_of
 from gpt_neo.serving.answers import error_json, safe_name
+from gpt_neo.serving.attention_maps import picture_json
 from gpt_neo.serving.completions import Completions
 from gpt_neo.serving.engine import Engine
 from gpt_neo.serving.metrics import Metrics
-from gpt_neo.serving.picture import picture_json
 from gpt_neo.serving.requests import (
     RequestError,
     Served,
@@ -71,10 +72,10 @@ class Server:
         self.created = created
         self.completions = Completions(engine, served, metrics, limits.seconds, limits.waiting)
         config = engine.decoder.config
-        self.heads = [config.gla_heads if kind == "gla" else config.n_head for kind in config.attention_types]
+        self.heads = [kind.heads(config) for kind in kinds_of(config)]
         eos = served.eos_id
         self.eos_name = None if eos is None else served.tokenizer.backend.id_to_token(eos)
-        self.layers = [i for i, kind in enumerate(config.attention_types) if kind != "none"]
+        self.layers = attention_layers(config)
 
     def app(self) -> Starlette:
         """The ASGI application."""

@@ -45,19 +45,19 @@ class Completions:
           RequestError: a field is wrong, or too many wait already.
         """
         completion = await run_in_threadpool(parse_completion, body, self.served)
-        task = Task(completion, self)
+        exchange = Exchange(completion, self)
         if self.engine.ended or self.engine.stopping:
             return JSONResponse(error_json("no answers can be given any more", 503), 503)
         room = self.engine.decoder.rows + self.limit - self.open
-        if len(task.sequences) > room:
+        if len(exchange.sequences) > room:
             raise RequestError(f"{self.open} answers are on their way, and more may not wait", status=429)
-        task.submit()
+        exchange.submit()
         if completion.stream:
-            return EventStream(task)
-        return await whole(request, task)
+            return EventStream(exchange)
+        return await whole(request, exchange)
 
 
-class Task:
+class Exchange:
     """One request on its way through the engine."""
 
     def __init__(self, completion: Completion, owner: Completions) -> None:
@@ -108,7 +108,7 @@ class Task:
         self.owner.engine.submit(self.sequences)
 
     def end(self) -> None:
-        """Free what the task holds, whether it has ended or nobody wants it any more."""
+        """Free what the exchange holds, whether it has ended or nobody wants it any more."""
         if self.began is None:
             return
         owner, seconds = self.owner, time.monotonic() - self.began
@@ -172,19 +172,19 @@ class Task:
 
 
 class EventStream(StreamingResponse):
-    """A task's events; a client that leaves, even before the first one, frees its rows."""
+    """An exchange's events; a client that leaves, even before the first one, frees its rows."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(task.events(), headers=headers, media_type="text/event-stream")
-        self.task = task
+        super().__init__(exchange.events(), headers=headers, media_type="text/event-stream")
+        self.exchange = exchange
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send them."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.task.end()
+            self.exchange.end()
 
 
 class EngineError(Exception):
@@ -202,11 +202,11 @@ def failure_text(error: BaseException, seconds: float) -> str:
     return f"the answer was not complete within {seconds:g} s" if late else str(error)
 
 
-async def whole(request: Request, task: Task) -> Response:
+async def whole(request: Request, exchange: Exchange) -> Response:
     """The answer in one piece; a client that leaves frees its rows."""
 
     async def collect() -> None:
-        async for _ in task.take():
+        async for _ in exchange.take():
             pass
 
     async def gone() -> None:
@@ -219,11 +219,11 @@ async def whole(request: Request, task: Task) -> Response:
         if not work.done():
             raise ClientDisconnect()
         await work
-        return JSONResponse(await run_in_threadpool(task.json))
+        return JSONResponse(await run_in_threadpool(exchange.json))
     except (asyncio.TimeoutError, EngineError) as error:
         status = 504 if isinstance(error, asyncio.TimeoutError) else 503
-        return JSONResponse(error_json(failure_text(error, task.owner.seconds), status), status)
+        return JSONResponse(error_json(failure_text(error, exchange.owner.seconds), status), status)
     finally:
         work.cancel()
         leaving.cancel()
-        task.end()
+        exchange.end()

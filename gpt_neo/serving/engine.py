@@ -15,8 +15,8 @@ import numpy as np
 
 from gpt_neo.runtime.rows import RowDecoder
 from gpt_neo.sampling.filters import SampleOptions, row_generator
-from gpt_neo.serving.choosing import choose, score
-from gpt_neo.serving.writer import Piece, Scored, Writer
+from gpt_neo.serving.detokenizer import Detokenizer, Piece, Scored
+from gpt_neo.serving.token_choice import choose, score
 from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo.serving")
@@ -50,10 +50,10 @@ class Sequence:
         self.cancelled = True
 
 
-class Row:
+class Running:
     """A sequence in its row of the batch.
 
-    tokens: the prompt, filled on the left to whole chunks. slot: where the next token goes. next: the token that does.
+    tokens: the prompt, filled on the left to whole chunks. position: where the next token goes. next: that token.
     """
 
     def __init__(self, sequence: Sequence, index: int, chunk: int, tokenizer: Tokenizer) -> None:
@@ -62,16 +62,16 @@ class Row:
         self.start = length - len(sequence.prompt)
         self.tokens = np.zeros([length], np.int32)
         self.tokens[self.start :] = sequence.prompt
-        self.slot, self.next, self.made = 0, 0, 0
+        self.position, self.next, self.made = 0, 0, 0
         self.counts: collections.Counter = collections.Counter()
         self.generator = row_generator(sequence.options.seed, 0, sequence.sample)
-        self.writer = Writer(tokenizer, sequence.stop, sequence.prompt)
+        self.detokenizer = Detokenizer(tokenizer, sequence.stop, sequence.prompt)
         self.scores: list[Scored] = []
 
     @property
     def reading(self) -> bool:
         """Whether a part of the prompt is still to be read."""
-        return self.slot < len(self.tokens)
+        return self.position < len(self.tokens)
 
 
 class Engine:
@@ -90,7 +90,7 @@ class Engine:
         self.decoder, self.tokenizer, self.eos_id, self.observe = decoder, tokenizer, eos_id, observe
         self.waiting: collections.deque = collections.deque()
         self.errands: collections.deque = collections.deque()
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, Running] = {}
         self.changed = threading.Condition()
         self.stopping, self.ended = False, False
         self.failure: Optional[BaseException] = None
@@ -164,7 +164,7 @@ class Engine:
                 free = [i for i in range(self.decoder.rows) if i not in self.rows]
                 for index in free[: len(self.waiting)]:
                     sequence = self.waiting.popleft()
-                    self.rows[index] = Row(sequence, index, self.decoder.chunk, self.tokenizer)
+                    self.rows[index] = Running(sequence, index, self.decoder.chunk, self.tokenizer)
                 if self.rows or self.errands:
                     return True
                 self.changed.wait()
@@ -174,11 +174,11 @@ class Engine:
         row = next((row for row in self.rows.values() if row.reading), None)
         if row is None:
             return
-        sequence, at = row.sequence, row.slot
+        sequence, at = row.sequence, row.position
         chunk = row.tokens[at : at + self.decoder.chunk]
         logits = self.decoder.read(row.index, chunk, at, row.start, every=sequence.score_prompt)
         self.observe("prompt_tokens", at + len(chunk) - max(at, row.start))
-        row.slot += len(chunk)
+        row.position += len(chunk)
         if sequence.score_prompt:
             self.score_chunk(row, logits, at)
             logits = logits[-1]
@@ -187,7 +187,7 @@ class Engine:
                 sequence.tell(Piece("", tuple(row.scores)))
             self.take(row, logits)
 
-    def score_chunk(self, row: Row, logits: np.ndarray, at: int) -> None:
+    def score_chunk(self, row: Running, logits: np.ndarray, at: int) -> None:
         """Scores of the prompt's tokens that follow those of a chunk; the first token has none."""
         if not row.scores:
             row.scores.append(Scored(row.sequence.prompt[0]))
@@ -203,24 +203,24 @@ class Engine:
         if not going:
             return
         tokens = np.zeros([self.decoder.rows], np.int32)
-        slot = np.zeros([self.decoder.rows], np.int32)
+        positions = np.zeros([self.decoder.rows], np.int32)
         for row in self.rows.values():
-            slot[row.index] = row.slot
-        start = slot + 1  # keeps nothing of the step
+            positions[row.index] = row.position
+        start = positions + 1  # keeps nothing of the step
         for row in going:
             tokens[row.index], start[row.index] = row.next, row.start
-            row.slot += 1
-        logits = self.decoder.step(tokens, slot, start)
+            row.position += 1
+        logits = self.decoder.step(tokens, positions, start)
         self.observe("steps", 1)
         for row in going:
             if not row.sequence.cancelled:
                 self.take(row, logits[row.index])
 
-    def take(self, row: Row, logits: np.ndarray) -> None:
+    def take(self, row: Running, logits: np.ndarray) -> None:
         """Choose a row's next token and tell of it; the row is free after the last."""
         sequence = row.sequence
         if sequence.max_tokens == 0:
-            self.leave(row, row.writer.finish("length"))
+            self.leave(row, row.detokenizer.finish("length"))
             return
         token = choose(logits, sequence.options, row.generator, row.counts, sequence.presence, sequence.frequency)
         row.counts[token] += 1
@@ -228,16 +228,16 @@ class Engine:
         self.observe("new_tokens", 1)
         wanted = sequence.logprobs
         scored = Scored(token) if wanted is None else score(logits, token, wanted)
-        piece = row.writer.add(scored, is_end=token == self.eos_id)
+        piece = row.detokenizer.add(scored, is_end=token == self.eos_id)
         if row.made >= sequence.max_tokens and (piece is None or piece.finish is None):
-            rest = row.writer.finish("length")
+            rest = row.detokenizer.finish("length")
             piece = rest if piece is None else joined(piece, rest)
         if piece is not None and piece.finish is not None:
             self.leave(row, piece)
         elif piece is not None:
             sequence.tell(piece)
 
-    def leave(self, row: Row, piece: Piece) -> None:
+    def leave(self, row: Running, piece: Piece) -> None:
         """The row's last piece."""
         self.rows.pop(row.index, None)
         row.sequence.tell(piece)

@@ -14,6 +14,7 @@ from typing import Callable, Optional
 
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config.estimate import count_parameters, microbatches
+from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.environment import last_line, worker_python
@@ -156,11 +157,5 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
 def model_flops(run: RunConfig) -> float:
     """FLOPs that one step of a model takes at least, forward and backward: see `figures_of`."""
     model, tokens = run.model, run.tokens_per_step
-    seen = 0.0
-    for kind in model.attention_types:
-        if kind in ("global", "local"):
-            span = model.n_ctx if kind == "global" else min(model.local_attention_radius, model.n_ctx)
-            seen += span * (1 - (span - 1) / (2 * model.n_ctx))  # mean number of keys of a causal query
-        elif kind != "none":
-            seen += min(64, model.n_ctx)  # a chunk of linear and gla attention
+    seen = sum(kind.seen(model) for kind in kinds_of(model))
     return tokens * (6.0 * count_parameters(model) + 12.0 * model.n_embd * seen)

@@ -1,48 +1,85 @@
-"""Local and gs:// paths behind one small interface: read, list, write whole or not at all, delete inside a fence.
+"""Where files lie, behind one small interface: read, list, write whole or not at all, delete inside a fence.
 
-Remote objects go through google-cloud-storage (extra `gcs`), which honours STORAGE_EMULATOR_HOST. Failures of either
-kind are OSErrors: FileNotFoundError, PermissionError, or another with the reason.
+A path is local (`~` is the home folder) or of a scheme. gs:// is served by google-cloud-storage (`buckets.py`); what a
+job of TensorFlow reads and writes there goes through TensorFlow's own file systems, as its checkpoints do
+(`tensorflow.py`). Failures are OSErrors: FileNotFoundError, PermissionError, or another with the reason.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
-import functools
 import glob as local_glob
+import json
 import os
 import re
 import shutil
 import tempfile
-import time
-import warnings
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from gpt_neo import wire
-from gpt_neo.errors import DataError
+from gpt_neo.errors import ConfigError, DataError, GptNeoError, reason_of
+from gpt_neo.storage import buckets
+from gpt_neo.storage.buckets import REMOTE, SCHEME, bucket_and_key, upload
 
-REMOTE = "gs://"
-READ_CHUNK = 8 << 20  # bytes fetched from a remote object at once
-UPLOAD_CHUNK = 16 << 20  # bytes of one request of a resumable upload; a multiple of 256 KiB
-TIMEOUT = (10, 60)  # seconds to connect, and to wait for an answer
-DEADLINE = 300  # seconds that one request is tried again after 5xx answers and broken connections
-UPLOAD_ATTEMPTS = 5  # whole uploads, after a session that could not be continued
-SESSION_FAILURES = 6  # requests of a session that fail one after another
-PAUSE = 1.0  # seconds before the second attempt; doubles
+__all__ = [
+    "REMOTE",
+    "absolute",
+    "bucket_and_key",
+    "check_fence",
+    "delete",
+    "delete_folder",
+    "exists",
+    "glob",
+    "is_folder",
+    "is_remote",
+    "join",
+    "list_files",
+    "local",
+    "make_folder",
+    "open_read",
+    "read_bytes",
+    "read_json",
+    "scheme_of",
+    "size",
+    "upload",
+    "version",
+    "write_bytes",
+    "writing",
+]
+
+
+def scheme_of(path: str) -> str:
+    """What stands before `://` in a path or an address; "" for a local path."""
+    scheme, found, _ = path.partition("://")
+    return scheme if found and re.fullmatch(r"[A-Za-z][\w.+-]*", scheme) else ""
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names a Google Cloud Storage object."""
-    return path.startswith(REMOTE)
+    """Whether a path names a Google Cloud Storage object.
+
+    Raises:
+      ConfigError: it is of another scheme, which nothing here serves.
+    """
+    scheme = scheme_of(path)
+    if scheme not in ("", SCHEME):
+        raise ConfigError(f"{path!r}: nothing here reads or writes {scheme}://; expected a local path, or {REMOTE}...")
+    return scheme == SCHEME
+
+
+def absolute(path: str) -> str:
+    """A local path from the root on, `~` being the home folder; another as it is."""
+    return path if scheme_of(path) else os.path.abspath(local(path))
+
+
+def local(path: str) -> str:
+    """A path with `~` replaced by the home folder."""
+    return os.path.expanduser(path)
 
 
 def join(folder: str, *names: str) -> str:
     """A path inside a folder."""
-    if is_remote(folder):
-        return "/".join([folder.rstrip("/"), *names])
-    return os.path.join(folder, *names)
+    return os.path.join(folder, *names) if not scheme_of(folder) else "/".join([folder.rstrip("/"), *names])
 
 
 def exists(path: str) -> bool:
@@ -56,77 +93,82 @@ def exists(path: str) -> bool:
 
 def size(path: str) -> int:
     """Bytes of a file or object. Raises: FileNotFoundError."""
-    return int(remote_blob(path).size) if is_remote(path) else regular_stat(path).st_size
+    return buckets.size(path) if is_remote(path) else regular_stat(path).st_size
 
 
 def version(path: str) -> str:
     """A string that changes when the content does: size and time of change, or the object's generation."""
     if is_remote(path):
-        blob = remote_blob(path)
-        return f"{blob.size}-{blob.generation}"
+        return buckets.version(path)
     status = regular_stat(path)
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def regular_stat(path: str) -> os.stat_result:
     """Status of a local file; a folder is none."""
-    status = os.stat(path)
-    if os.path.isdir(path):
+    status = os.stat(local(path))
+    if os.path.isdir(local(path)):
         raise FileNotFoundError(errno.ENOENT, "a folder, not a file", path)
     return status
 
 
 def is_folder(path: str) -> bool:
     """Whether a path is a local folder, or a prefix of remote objects."""
-    if not is_remote(path):
-        return os.path.isdir(path)
-    bucket, key = bucket_and_key(path.rstrip("/") + "/")
-    with remote_errors(path):
-        return any(True for _ in client().list_blobs(bucket, prefix=key, max_results=1, timeout=TIMEOUT))
+    return buckets.is_folder(path) if is_remote(path) else os.path.isdir(local(path))
 
 
 def list_files(folder: str) -> list[str]:
     """Every file below a folder, sorted; hidden files and folders are left out."""
-    if not is_remote(folder):
-        found = []
-        for top, folders, names in os.walk(folder, onerror=raise_error):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [os.path.join(top, name) for name in names if not name.startswith(".")]
-        return sorted(found)
-    prefix = folder.rstrip("/") + "/"
-    return [path for path in remote_list(prefix) if not any(p.startswith(".") for p in path[len(prefix) :].split("/"))]
+    if is_remote(folder):
+        return buckets.list_files(folder)
+    found = []
+    for top, folders, names in os.walk(local(folder), onerror=raise_error):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(top, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def glob(pattern: str) -> list[str]:
-    """Files that match a pattern (`*`, `?`, `[...]` within a name, `**` over folders), sorted."""
-    if not is_remote(pattern):
-        return sorted(path for path in local_glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    prefix = re.split(r"[*?\[]", pattern)[0]
-    wanted = re.compile(glob_expression(pattern))
-    return [path for path in remote_list(prefix) if wanted.fullmatch(path)]
+    """Files that match a pattern (`*`, `?`, `[...]` within a name, `**` over folders), sorted.
 
-
-def glob_expression(pattern: str) -> str:
-    """Regular expression of a glob in which only `**` crosses a slash."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL)
-    return "".join(
-        parts.get(t) or (t.replace("[!", "[^", 1) if len(t) > 1 and t[0] == "[" else re.escape(t)) for t in tokens
-    )
+    Raises:
+      OSError: the folder before the first of these may not be listed.
+    """
+    if is_remote(pattern):
+        return buckets.glob(pattern)
+    found = sorted(path for path in local_glob.glob(local(pattern), recursive=True) if os.path.isfile(path))
+    folder = os.path.dirname(re.split(r"[*?\[]", local(pattern))[0]) or "."
+    if not found and os.path.isdir(folder):
+        os.listdir(folder)  # or a folder that may not be listed would look like an empty one
+    return found
 
 
 def open_read(path: str) -> BinaryIO:
     """Open for reading from any place (seekable)."""
-    if not is_remote(path):
-        return open(path, "rb")
-    with remote_errors(path):
-        return RemoteFile(remote_blob(path).open("rb", chunk_size=READ_CHUNK, timeout=TIMEOUT), path)  # type: ignore
+    return buckets.open_read(path) if is_remote(path) else open(local(path), "rb")
 
 
 def read_bytes(path: str) -> bytes:
     """The whole content of a small file."""
     with open_read(path) as handle:
         return handle.read()
+
+
+def read_json(path: str, kind: type[GptNeoError] = DataError) -> dict:
+    """A JSON object.
+
+    Raises:
+      kind: there is none; names the path.
+    """
+    try:
+        value = json.loads(read_bytes(path).decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise kind(f"{path}: cannot be read: {reason_of(error)}") from error
+    if not isinstance(value, dict):
+        raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 @contextlib.contextmanager
@@ -136,7 +178,7 @@ def writing(path: str, staging: str = "") -> Iterator[BinaryIO]:
     Args:
       staging: a local folder for the unfinished file; on the same file system, if `path` is local. Default: beside it.
     """
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(local(path))
     place = staging or (tempfile.gettempdir() if is_remote(path) else folder or ".")
     temporary = os.path.join(place, f".{name}.{os.getpid()}-{os.urandom(4).hex()}.writing")
     try:
@@ -147,7 +189,7 @@ def writing(path: str, staging: str = "") -> Iterator[BinaryIO]:
         if is_remote(path):
             upload(temporary, path)
         else:
-            os.replace(temporary, path)
+            os.replace(temporary, local(path))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
@@ -162,7 +204,7 @@ def write_bytes(path: str, data: bytes, staging: str = "") -> None:
 def make_folder(path: str) -> None:
     """Make a local folder and those above it; remote prefixes need none."""
     if not is_remote(path):
-        os.makedirs(path, exist_ok=True)
+        os.makedirs(local(path), exist_ok=True)
 
 
 def delete(path: str, within: str) -> None:
@@ -172,24 +214,22 @@ def delete(path: str, within: str) -> None:
       ValueError: the path does not lie below `within`, or that is a whole bucket or file system.
     """
     check_fence(path, within)
-    if not is_remote(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
+    if is_remote(path):
+        buckets.delete(path)
         return
-    bucket, key = bucket_and_key(path)
-    with contextlib.suppress(FileNotFoundError), remote_errors(path):
-        client().bucket(bucket).blob(key).delete(timeout=TIMEOUT, retry=retries())
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(local(path))
 
 
 def delete_folder(path: str, within: str) -> None:
     """Delete a folder with everything in it; one that is not there is fine. Raises: as `delete`."""
     check_fence(path, within)
     if is_remote(path):
-        for name in remote_list(path.rstrip("/") + "/"):
+        for name in buckets.paths_from(path.rstrip("/") + "/"):
             delete(name, within)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(local(path))
 
 
 def check_fence(path: str, within: str) -> None:
@@ -198,233 +238,11 @@ def check_fence(path: str, within: str) -> None:
         inside = path.startswith(within.rstrip("/") + "/") and ".." not in path.split("/")
         wide = not bucket_and_key(within)[1].strip("/")
     else:
-        fence = os.path.realpath(within)
-        inside = not is_remote(path) and os.path.realpath(path).startswith(fence.rstrip(os.sep) + os.sep)
+        fence = os.path.realpath(local(within))
+        inside = not is_remote(path) and os.path.realpath(local(path)).startswith(fence.rstrip(os.sep) + os.sep)
         wide = fence == os.path.dirname(fence)
     if wide or not inside:
         raise ValueError(f"refusing to delete {path!r}: not below {within!r}, or that is too wide")
-
-
-def upload(local: str, path: str) -> None:
-    """Copy a local file to a remote object, which appears whole: resumable, tried again, checked by CRC-32C.
-
-    Raises:
-      OSError: it could not be done, or the object differs from the file.
-    """
-    checksum = crc32c_of(local)
-    for attempt in range(1, UPLOAD_ATTEMPTS + 1):
-        try:
-            with remote_errors(path):
-                send(local, path)
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError:
-            # The answer may be lost, not the object: look before sending it all again.
-            if not has_checksum(path, checksum):
-                if attempt == UPLOAD_ATTEMPTS:
-                    raise
-                time.sleep(PAUSE * 2 ** (attempt - 1))
-                continue
-        if has_checksum(path, checksum):
-            return
-    raise OSError(errno.EIO, "the uploaded object differs from the file", path)
-
-
-def send(local: str, path: str) -> None:
-    """Send a file in one resumable session; after a failure the server is asked how far it has come.
-
-    The client's own upload sends a chunk again whose answer was lost, which a server may refuse.
-    """
-    bucket, key = bucket_and_key(path)
-    total = os.path.getsize(local)
-    blob = client().bucket(bucket).blob(key)
-    session = blob.create_resumable_upload_session(size=total, timeout=TIMEOUT, retry=retries())
-    place: int | None = 0
-    failures = 0
-    with open(local, "rb") as handle:
-        while place is not None:
-            try:
-                if failures:
-                    place = put(session, b"", f"bytes */{total}")
-                    if place is None:
-                        return
-                handle.seek(place)
-                chunk = handle.read(UPLOAD_CHUNK)
-                place = put(session, chunk, f"bytes {place}-{place + len(chunk) - 1}/{total}" if total else "bytes */0")
-                failures = 0
-            except TransientError:
-                failures += 1
-                if failures > SESSION_FAILURES:
-                    raise
-                time.sleep(PAUSE * 2 ** (failures - 1))
-
-
-class TransientError(OSError):
-    """A request that may succeed when it is made again."""
-
-
-def put(session: str, data: bytes, content_range: str) -> int | None:
-    """One request of a resumable session.
-
-    Returns:
-      bytes that the server has; None if it has all.
-
-    Raises:
-      TransientError: no answer, or one that asks to try again.
-      OSError: the session is refused.
-    """
-    import requests
-
-    try:
-        answer = requests.put(session, data=data, headers={"Content-Range": content_range}, timeout=TIMEOUT)
-    except requests.RequestException as error:
-        raise TransientError(errno.EIO, f"{type(error).__name__}: {error}") from error
-    if answer.status_code in (200, 201):
-        return None
-    if answer.status_code == 308:
-        end = answer.headers.get("Range", "").rpartition("-")[2]
-        return int(end) + 1 if end else 0
-    kind = TransientError if answer.status_code in (408, 429) or answer.status_code >= 500 else OSError
-    raise kind(errno.EIO, f"the upload was answered with {answer.status_code}: {answer.text[:200]}")
-
-
-def has_checksum(path: str, checksum: str) -> bool:
-    """Whether there is an object of this CRC-32C."""
-    try:
-        return remote_blob(path).crc32c == checksum
-    except FileNotFoundError:
-        return False
-
-
-def crc32c_of(local: str) -> str:
-    """CRC-32C of a file as Google Cloud Storage writes it."""
-    crc = 0
-    with open(local, "rb") as handle:
-        while block := handle.read(1 << 20):
-            crc = wire.checksum(block, crc)
-    return base64.b64encode(crc.to_bytes(4, "big")).decode("ascii")
-
-
-class RemoteFile:
-    """A remote object opened for reading; failures are OSErrors that name it."""
-
-    def __init__(self, handle: Any, path: str) -> None:
-        self.handle, self.path = handle, path
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.handle, name)
-        if not callable(value):
-            return value
-
-        @functools.wraps(value)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            with remote_errors(self.path):
-                return value(*args, **kwargs)
-
-        return guarded
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.readline, b"")
-
-    def __enter__(self) -> RemoteFile:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.handle.close()
-
-
-def bucket_and_key(path: str) -> tuple[str, str]:
-    """Parts of gs://bucket/key. Raises: DataError."""
-    bucket, _, key = path[len(REMOTE) :].partition("/")
-    if not bucket:
-        raise DataError(f"{path!r} names no bucket; expected gs://bucket/path")
-    return bucket, key
-
-
-def client() -> Any:
-    """The client of this process."""
-    return client_of(os.environ.get("STORAGE_EMULATOR_HOST"))
-
-
-@functools.lru_cache(maxsize=2)
-def client_of(emulator: str | None) -> Any:
-    """A google.cloud.storage.Client, made once.
-
-    Raises:
-      DataError: the package is not installed.
-      PermissionError: there are no credentials.
-    """
-    import_client()
-    from google.auth.exceptions import DefaultCredentialsError
-    from google.cloud import storage
-
-    try:
-        return storage.Client()
-    except DefaultCredentialsError as error:
-        raise PermissionError(
-            errno.EACCES,
-            "no credentials: run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
-            REMOTE,
-        ) from error
-
-
-@functools.lru_cache(maxsize=1)
-def import_client() -> None:
-    """Import google-cloud-storage, which only gs:// paths need.
-
-    Raises:
-      DataError: it is not installed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of Python versions that the package will drop one day
-            import google.cloud.storage  # noqa: F401
-    except ImportError as error:
-        raise DataError("gs:// paths need the extra gcs: pip install 'gpt_neo[gcs]'") from error
-
-
-def retries() -> Any:
-    """How one request is tried again: 429, 5xx, broken connections and timeouts, with growing pauses."""
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    return DEFAULT_RETRY.with_timeout(DEADLINE)
-
-
-def remote_blob(path: str) -> Any:
-    """An object with its metadata. Raises: FileNotFoundError."""
-    bucket, key = bucket_and_key(path)
-    with remote_errors(path):
-        blob = client().bucket(bucket).get_blob(key, timeout=TIMEOUT, retry=retries()) if key else None
-    if blob is None:
-        raise FileNotFoundError(errno.ENOENT, "no such object", path)
-    return blob
-
-
-def remote_list(prefix: str) -> list[str]:
-    """Paths of all objects that begin with a prefix, sorted."""
-    bucket, key = bucket_and_key(prefix)
-    with remote_errors(prefix):
-        blobs = list(client().list_blobs(bucket, prefix=key, timeout=TIMEOUT, retry=retries()))
-    return sorted(f"{REMOTE}{bucket}/{blob.name}" for blob in blobs if not blob.name.endswith("/"))
-
-
-@contextlib.contextmanager
-def remote_errors(path: str) -> Iterator[None]:
-    """Turn the client's exceptions into OSErrors."""
-    import_client()
-    import requests
-    from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-
-    try:
-        yield
-    except exceptions.NotFound as error:
-        raise FileNotFoundError(errno.ENOENT, "no such object or bucket", path) from error
-    except (exceptions.Forbidden, exceptions.Unauthorized, GoogleAuthError) as error:
-        raise PermissionError(errno.EACCES, f"no access: {error}", path) from error
-    except (exceptions.GoogleAPIError, InvalidResponse, DataCorruption, requests.RequestException) as error:
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error
 
 
 def raise_error(error: OSError) -> None:

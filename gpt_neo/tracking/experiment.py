@@ -7,13 +7,14 @@ import os
 import re
 import tempfile
 import time
+import urllib.parse
 import warnings
 from collections.abc import Sequence
 from typing import Any, Callable
 
 import gpt_neo
 from gpt_neo import storage
-from gpt_neo.checkpoint.record import PACKAGES, version
+from gpt_neo.checkpoint.provenance import PACKAGES, version
 from gpt_neo.errors import ConfigError, GptNeoError
 from gpt_neo.tracking.metrics import Measurement
 from gpt_neo.tracking.sacred_import import import_sacred
@@ -34,7 +35,7 @@ def make_observer(where: str) -> Any:
       ConfigError: of no known kind, or its package is not installed.
     """
     observers = import_sacred().observers
-    scheme = where.partition("://")[0] if "://" in where else ""
+    scheme = storage.scheme_of(where)
     if not scheme:
         return observers.FileStorageObserver(where)
     if scheme in ("mongodb", "mongodb+srv"):
@@ -61,7 +62,7 @@ def make_observer(where: str) -> Any:
 
 def database_of(url: str) -> str:
     """Name of the database in a MongoDB URL; `sacred` when there is none."""
-    return url.partition("://")[2].partition("/")[2].partition("?")[0] or "sacred"
+    return urllib.parse.urlsplit(url).path.lstrip("/") or "sacred"
 
 
 def shown(url: str) -> str:
@@ -88,7 +89,7 @@ class Tracked:
         """Record a metric."""
         self.run.log_scalar(measurement.name, measurement.value, measurement.step)
 
-    def note(self, **facts: Any) -> None:
+    def update(self, **facts: Any) -> None:
         """Record facts about the run that change, such as its step."""
         self.run.info.update(facts)
 

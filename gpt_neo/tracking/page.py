@@ -5,15 +5,16 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from gpt_neo.errors import DataError
+from gpt_neo.plots import picture
 from gpt_neo.tracking.runs import TrackedRun
 
 # Metric -> title of its plot. A plot appears when a run has the metric.
 PLOTS = {
     "loss": "Training loss, nats per token",
     "eval_loss": "Held-out loss, nats per token",
+    "bits_per_byte": "Held-out bits per byte",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens per second",
 }
@@ -124,49 +125,29 @@ def place(value: float, ticks: Sequence[float], start: float, end: float) -> flo
     return round(start + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start), 1)
 
 
-def draw_png(runs: Sequence[TrackedRun], path: str) -> None:
+def draw_png(runs: Sequence[TrackedRun], path: str, flag: str = "--png") -> None:
     """The plots as a PNG.
+
+    Args:
+      flag: what asked for it, for errors.
 
     Raises:
       DataError: matplotlib is not installed, there is nothing to draw, or the file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise DataError("--png needs the extra plot: pip install 'gpt_neo[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = [name for name in PLOTS if any(run.metrics.get(name) for run in runs)]
     if not names:
-        raise DataError("--png: no run has a metric yet")
+        raise DataError(f"{flag}: no run has a metric yet")
     columns = min(2, len(names))
-    lines = -(-len(names) // columns)
-    size = (7 * columns, 4 * lines)
-    figure: Any
-    figure, grid = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for name, axes in zip(names, grid.flat):
-        for i, run in enumerate(runs):
-            steps, values = zip(*run.metrics.get(name) or [((), ())])
-            if run.metrics.get(name):
-                marker = "o" if len(steps) <= 20 else ""
-                axes.plot(
-                    steps,
-                    values,
-                    marker=marker,
-                    markersize=4,
-                    linewidth=1.2,
-                    color=COLOURS[i % len(COLOURS)],
-                    label=run.label,
-                )
-        axes.set(xlabel="step", title=PLOTS[name])
-        axes.grid(alpha=0.3)
-    for axes in grid.flat[len(names) :]:
-        axes.set_visible(False)
-    grid[0][0].legend()
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise DataError(f"--png {path}: cannot be written: {error}") from error
-    finally:
-        pyplot.close(figure)
+    rows = -(-len(names) // columns)
+    with picture(path, flag, rows, columns, (7 * columns, 4 * rows)) as grid:
+        for name, axes in zip(names, grid.flat):
+            for i, run in enumerate(runs):
+                if run.metrics.get(name):
+                    steps, values = zip(*run.metrics[name])
+                    look = {"marker": "o" if len(steps) <= 20 else "", "color": COLOURS[i % len(COLOURS)]}
+                    axes.plot(steps, values, markersize=4, linewidth=1.2, label=run.label, **look)
+            axes.set(xlabel="step", title=PLOTS[name])
+            axes.grid(alpha=0.3)
+        for axes in grid.flat[len(names) :]:
+            axes.set_visible(False)
+        grid[0][0].legend()

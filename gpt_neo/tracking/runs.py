@@ -56,7 +56,7 @@ def load_runs(where: str) -> list[TrackedRun]:
     Raises:
       DataError: there are none, or it cannot be read.
     """
-    if storage.is_remote(where) or "://" not in where:
+    if storage.scheme_of(where) in ("", storage.SCHEME):
         found = training_folder(where) if storage.exists(storage.join(where, TRAIN_LOG)) else sacred_folder(where)
     elif where.startswith("mongodb"):
         found = mongo_runs(where)
@@ -108,8 +108,8 @@ def sacred_folder(folder: str) -> list[TrackedRun]:
 
 def file_run(folder: str, identity: str) -> TrackedRun:
     """One run of a FileStorageObserver. Raises: DataError."""
-    entry = read_json(folder, identity, "run.json")
-    saved, info = read_json(folder, identity, "metrics.json"), read_json(folder, identity, "info.json")
+    entry = read_part(folder, identity, "run.json")
+    saved, info = read_part(folder, identity, "metrics.json"), read_part(folder, identity, "info.json")
     metrics = {name: sorted(zip(m["steps"], m["values"])) for name, m in saved.items()}
     started, ended, beat = (parse_time(entry.get(key)) for key in ("start_time", "stop_time", "heartbeat"))
     return TrackedRun(
@@ -120,21 +120,15 @@ def file_run(folder: str, identity: str) -> TrackedRun:
         ended,
         entry["host"].get("hostname", ""),
         info.get("folder", ""),
-        read_json(folder, identity, "config.json"),
+        read_part(folder, identity, "config.json"),
         metrics,
     )
 
 
-def read_json(*path: str) -> dict:
-    """A JSON file, {} where there is none. Raises: DataError."""
+def read_part(*path: str) -> dict:
+    """A JSON file of a run, {} where there is none. Raises: DataError."""
     name = os.path.join(*path)
-    try:
-        with open(name, encoding="utf-8") as handle:
-            return json.load(handle)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: cannot be read: {error}") from error
+    return storage.read_json(name) if os.path.exists(name) else {}
 
 
 def parse_time(value: Any) -> Optional[datetime.datetime]:

@@ -107,8 +107,6 @@ def test_every_activation(tmp_path):
     space: dict = {"__name__": "custom"}
     with open(os.path.join(FOLDER, f"{FILE}.py"), encoding="utf-8") as handle:
         exec(compile(handle.read(), FILE, "exec"), space)  # noqa: S102  (as transformers does it)
-    from gpt_neo.config.schema import ACTIVATION_VARIABLES
-
     x = np.linspace(-4, 4, 81, dtype=np.float32)
     base = make_run({}).model
     with tf.Graph().as_default(), tf.Session() as session:
@@ -127,7 +125,7 @@ def test_every_activation(tmp_path):
     for name, value in values.items():
         if name in space["LEARNED"]:
             parts, apply = space["LEARNED"][name]
-            numbers = {part: torch.tensor(v) for part, v in ACTIVATION_VARIABLES[name].items()}
+            numbers = {part: torch.tensor(v) for part, v in ACTIVATIONS[name].items()}
             assert set(parts) == set(numbers)
             theirs = apply(torch.tensor(x), type("Numbers", (), numbers))
         else:
@@ -194,8 +192,9 @@ def test_code_of_a_folder_never_runs(exported, tmp_path, capsys, monkeypatch):
     [
         ({"gpt_neo": None}, "expected a folder of export-hf --custom_code"),
         ({"gpt_neo": {"later": 1}}, "gpt_neo has the key 'later', which this version does not know"),
-        ({"variables": {"gpt2/wte": [48, -1]}}, "which is no weight with its sizes"),
-        ({"variables": {"gpt2/wte": [48, 16]}}, "variables hold 768 numbers, the model of its keys has"),
+        ({"variables": {"gpt2/wte": [48, -1]}}, r"variables has 'gpt2/wte': \[48, -1\]; expected \[48, 16\]"),
+        ({"variables": {"gpt2/adam_m": [1]}}, "variables has 'gpt2/adam_m', and the model of its keys has no such"),
+        ({"variables": {"gpt2/wte": [48, 16]}}, "variables lacks 'gpt2/h0/attn/"),
     ],
 )
 def test_configs_that_are_not_whole_are_refused(exported, tmp_path, changes, message):

@@ -9,7 +9,7 @@ import pytest
 
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.fit import fit_checkpoint
-from gpt_neo.checkpoint.record import config_keys, read_record
+from gpt_neo.checkpoint.provenance import config_keys, read_provenance
 from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions
@@ -157,7 +157,7 @@ def test_ours_has_the_names_shapes_and_types_of_the_legacy_program(world, traine
 def test_the_record_travels_along(trained, world):
     run = load_config(trained)
     folder = run.training.model_path
-    record = read_record(os.path.join(folder, "model.ckpt-20"))
+    record = read_provenance(os.path.join(folder, "model.ckpt-20"))
     assert record["step"] == 20 and record["data"]["records_read"] == 80 and record["random"]["seed"] == 3
     assert record["tokenizer"]["path"] == world.tokenizer and len(record["tokenizer"]["fingerprint"]) == 64
     assert record["versions"]["tensorflow"].startswith("2.15") and record["config"] == config_keys(run)
@@ -175,7 +175,7 @@ def test_the_record_travels_along(trained, world):
     with open(broken + ".json", "w") as handle:
         handle.write('{"format": 99}')
     with pytest.raises(CheckpointError, match="format 99 is later"):
-        read_record(broken)
+        read_provenance(broken)
 
 
 def test_training_goes_on_from_a_checkpoint_without_slots(world, trained, command, capsys):

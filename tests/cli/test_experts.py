@@ -15,6 +15,7 @@ OPTIONS = {
     "entmax_loss": True,
     "opt_name": "Adafactor",
     "lr": 0.1,
+    "lr_decay": "cosine",
     "mesh_shape": "x:2",
     "layout": "batch:x,experts:x,slots:x",
 }

@@ -37,6 +37,7 @@ def test_shipped_configs_parse(path):
     run = load_config(path)
     assert len(run.model.attention_types) == run.model.n_layer
     assert run.datasets[0][1].eos_id == run.model.eos_id
+    assert run.notes == () and run.optimizer.lr_decay == "cosine"
     assert run.datasets[0][1].n_vocab <= run.model.n_vocab < run.datasets[0][1].n_vocab + 256  # padded tables
 
 
@@ -131,7 +132,6 @@ MISTAKES = [
     ({"attention_types": [[["flash"], 2]]}, "attention_types has 'flash'; allowed: global, local"),
     ({"activation_fn": "relu", "activation_function": "gelu"}, "set one of them, or both alike"),
     ({"mesh_shape": "x:two"}, "mesh_shape gives 'x' the size 'two'"),
-    ({"mesh_shape": "x:2", "layout": "batch:y"}, "layout puts 'batch' on 'y', mesh_shape has x"),
     ({"scalenorm": True, "rezero": True}, "scalenorm and rezero exclude each other"),
     ({"axial_pos_emb": [3, 3]}, "whose product is 8"),
     ({"scalenorm": True, "norm_type": "rmsnorm"}, "scalenorm is set and norm_type is 'rmsnorm'"),
@@ -191,3 +191,20 @@ def test_config_is_frozen_and_light(tmp_path):
         run.model.n_head = 4
     code = "import sys, gpt_neo.config; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_positions_by_name_are_the_keys_of_the_legacy_program(tmp_path):
+    def model(**changes):
+        return load_config(write(tmp_path, changes)).model
+
+    assert model(position_encoding="rotary") == model(rotary_emb=True)
+    assert model(position_encoding="none") == model(no_pos_emb=True)
+    assert model(position_encoding="learned") == model()
+    assert model().positions == "learned" and model(position_encoding="rotary").positions == "rotary"
+    for changes, message in [
+        ({"position_encoding": "alibi"}, "position_encoding is 'alibi'; allowed: learned, axial, rotary, none"),
+        ({"position_encoding": "learned", "rotary_emb": True}, "is 'learned' and rotary_emb is set"),
+        ({"position_encoding": "axial"}, "axial_pos_emb is not set"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            model(**changes)

@@ -38,7 +38,7 @@ def test_in_a_bucket(beam, corpus, tmp_path, small_tokenizer, gcs):  # noqa: F81
     target = f"gs://{BUCKET}/beam"
     options = PrepareOptions(str(corpus), target, encoder_path=small_tokenizer, chunk_size=16, files_per=999)
     prepare_on_beam(options)
-    found = {path.rsplit("/", 1)[1] for path in storage.remote_list(f"{target}/")}
+    found = {path.rsplit("/", 1)[1] for path in storage.buckets.paths_from(f"{target}/")}
     assert found == {*alone["files"], "data_manifest.json"}
     for name in alone["files"]:
         assert storage.read_bytes(f"{target}/{name}") == (tmp_path / "alone" / name).read_bytes()

@@ -14,7 +14,7 @@ import zstandard
 
 from gpt_neo.dataprep import streams, units
 from gpt_neo.dataprep.documents import Document, documents_of, read_documents, with_lines
-from gpt_neo.dataprep.readers import Bad, Source, find_inputs, find_sources, kind_of, natural_key
+from gpt_neo.dataprep.readers import Bad, InputFile, find_inputs, find_sources, kind_of, natural_key
 from gpt_neo.dataprep.streams import Rules
 from gpt_neo.dataprep.units import groups_of, units_of
 from gpt_neo.errors import DataError
@@ -259,7 +259,7 @@ def test_other_damage(tmp_path):
         "d.txt: not UTF-8: invalid continuation byte at byte 3",
         "f.txt.gz: not UTF-8: invalid continuation byte at byte 3",
     ]
-    gone = Source(str(tmp_path / "gone.jsonl.gz"), "jsonl", ".gz", 5, "")
+    gone = InputFile(str(tmp_path / "gone.jsonl.gz"), "jsonl", ".gz", 5, "")
     [unit] = units_of(groups_of([gone]), Rules())
     assert str(unit.items[0]).endswith("gone.jsonl.gz: cannot be read: No such file or directory")
 
@@ -273,7 +273,7 @@ def test_a_parquet_file_without_the_column(tmp_path):
 def test_small_files_share_a_unit_and_large_ones_are_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(units, "UNIT_BYTES", 100)
     sizes = [40, 40, 40, 0, 250, 30]
-    sources = [Source(f"{i}.jsonl", "jsonl", "", size, "") for i, size in enumerate(sizes)]
+    sources = [InputFile(f"{i}.jsonl", "jsonl", "", size, "") for i, size in enumerate(sizes)]
     groups = groups_of(sources)
     assert [[s.size for s in group] for group in groups] == [[40, 40], [40, 0], [250], [30]]
     made = list(units_of(groups, Rules()))

@@ -7,7 +7,8 @@ import functools
 import itertools
 import random
 
-from gpt_neo.config.loader import build_sections, check_combinations
+from gpt_neo.config.loader import build_sections
+from gpt_neo.config.rules import check_rules
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
 
@@ -18,6 +19,7 @@ BASE = {
     "n_vocab": 48,
     "n_ctx": 32,
     "lr": 1e-3,
+    "lr_decay": "cosine",
     "beta2": 0.95,
     "gradient_clipping": 1.0,
     "weight_decay": 0.1,
@@ -69,7 +71,7 @@ def make_run(changes):
       ConfigError: the combination is refused.
     """
     sections = build_sections({**BASE, **changes}, "options")
-    check_combinations(sections, "options")
+    check_rules(sections, "options")
     return RunConfig(source="options", name="options", datasets=(), **sections)
 
 

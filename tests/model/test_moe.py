@@ -1,12 +1,19 @@
 """Mixture of experts against NumPy, and decoding against whole sequences. Meshes: tests/optim/test_spread.py."""
 
+import importlib.util
+import itertools
+import os
+import sys
+import types
+
 import numpy as np
 import pytest
 
 from gpt_neo.config.schema import ModelConfig, MoeConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
-from gpt_neo.model.moe import group_size, mixture_of_experts
+from gpt_neo.model.dropout import dropout_source
+from gpt_neo.model.moe import group_count, group_size, mixture_of_experts
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.runtime.predict_step import Sampler
 from tests.model.tools import forward, save_random, uncached
@@ -73,7 +80,79 @@ def reference(x, weights, moe, training):
     return out.reshape(x.shape), np.mean(losses) * moe.moe_loss_coef, dropped
 
 
-def run(config, training, monkeypatch, grad_of=None):
+def legacy_evaluation(x, weights, moe):
+    """What the legacy program evaluated, in float64: groups over the whole batch, and choices without a place."""
+    tokens = x.reshape(-1, WIDTH)
+    count = max(1, len(tokens) // moe.moe_group_size)
+    while len(tokens) % count:
+        count += 1
+    size = len(tokens) // count
+    places = max(moe.moe_min_expert_capacity, min(size, int(size * moe.moe_capacity_factor_eval / EXPERTS)))
+    out, dropped = np.zeros_like(tokens), 0
+    for begin in range(0, len(tokens), size):
+        logits = tokens[begin : begin + size] @ weights["top_2_gating/kernel"]
+        gates = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        order = np.argsort(-gates, axis=-1)[:, :2]
+        pair = np.take_along_axis(gates, order, -1)
+        pair /= pair.sum(-1, keepdims=True)
+        chance = np.minimum(1.0, pair[:, 1] / moe.moe_second_threshold_eval)
+        above = (pair[:, 1] > moe.moe_second_threshold_eval).astype(float)
+        ones = np.ones(size)
+        share = {"all": ones, "none": 0 * ones, "threshold": above, "random": chance}[moe.moe_second_policy_eval]
+        kept = np.zeros(EXPERTS, int)
+        for rank, weight in ((0, ones), (1, share)):
+            queue = kept.copy()  # second choices stand behind the first ones that have a place
+            for t in range(size):
+                expert = order[t, rank]
+                if weight[t] == 0:
+                    continue
+                queue[expert] += 1
+                if queue[expert] > places:
+                    dropped += 1
+                    continue
+                kept[expert] += 1
+                hidden = np.maximum(tokens[begin + t] @ weights["wi/kernel"][expert], 0)
+                out[begin + t] += pair[t, rank] * weight[t] * (hidden @ weights["wo/kernel"][expert])
+    return out.reshape(x.shape), dropped
+
+
+@pytest.fixture(scope="module")
+def library():
+    """Mesh-TensorFlow's module of mixtures, without the packages that others beside it need."""
+    above, beside = (types.ModuleType(name) for name in ("transformer", "transformer.transformer"))
+    above.transformer, beside.TransformerLayer = beside, object
+    path = os.path.join(os.path.dirname(mtf.__file__), "transformer", "moe.py")
+    spec = importlib.util.spec_from_file_location("library_moe", path)
+    library = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "mesh_tensorflow.transformer", above)
+        spec.loader.exec_module(library)
+    return library
+
+
+def library_evaluation(moe, library):
+    """The same by Mesh-TensorFlow's own layer, which the legacy program called."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        shape = [mtf.Dimension("batch", BATCH), mtf.Dimension("sequence", LENGTH), mtf.Dimension("embd", WIDTH)]
+        x = mtf.import_tf_tensor(mesh, tf.constant(X, tf.float32), mtf.Shape(shape))
+        params = library.HParams()
+        library.set_default_moe_hparams(params)
+        for name, value in {**vars(moe), "moe_word_embed_mode": None, "moe_use_experts_attention": False}.items():
+            params.add_hparam(name, value)
+        out, _ = library.transformer_moe_layer_v1(
+            x, shape[-1], params, train=False, variable_dtype=mtf.VariableDType(tf.float32), layout="", mesh_shape=""
+        )
+        lowering = lower_locally(graph, mesh)
+        session.run(tf.global_variables_initializer())
+        for variable in tf.global_variables():
+            if variable.op.name in WEIGHTS:
+                variable.load(WEIGHTS[variable.op.name], session)
+        return session.run(lowering.export_to_tf_tensor(out))
+
+
+def run(config, training, monkeypatch, grad_of=None, in_places=False):
     """Output, loss and gradients of sum(output * grad_of) + loss with respect to x and the weights."""
     monkeypatch.setattr(
         "gpt_neo.model.moe.uniform_like",
@@ -85,7 +164,10 @@ def run(config, training, monkeypatch, grad_of=None):
         dims = make_dims(config, BATCH, LENGTH)
         shape = mtf.Shape([dims.batch, dims.sequence, dims.embd])
         x = mtf.import_tf_tensor(mesh, tf.constant(X, tf.float32), shape)
-        out, loss = mixture_of_experts(x, dims, config, Context(is_training=training))
+        step = mtf.import_tf_tensor(mesh, tf.constant(3), mtf.Shape([]))
+        rows = mtf.import_tf_tensor(mesh, tf.range(BATCH), mtf.Shape([dims.batch]))
+        with dropout_source(1, step, rows):
+            out, loss = mixture_of_experts(x, dims, config, Context(is_training=training, in_places=in_places))
         wanted = [out] if loss is None else [out, loss]
         if grad_of is not None:
             direction = mtf.import_tf_tensor(mesh, tf.constant(grad_of, tf.float32), shape)
@@ -135,6 +217,68 @@ def test_equals_numpy(options, monkeypatch):
     expected, _, dropped = reference(X, WEIGHTS, config.moe_params, False)
     np.testing.assert_allclose(out, expected, atol=1e-5)
     assert dropped == 0
+
+
+EVALUATED = [
+    {"moe_second_policy_eval": "all"},
+    {"moe_second_policy_eval": "all", "moe_group_size": 1024},
+    {"moe_second_policy_eval": "threshold", "moe_second_threshold_eval": 0.3, "moe_group_size": 1024},
+    {"moe_second_policy_eval": "none", "moe_group_size": 7, "moe_capacity_factor_eval": 1.0},
+    {
+        "moe_second_policy_eval": "all",
+        "moe_group_size": 12,
+        "moe_min_expert_capacity": 2,
+        "moe_capacity_factor_eval": 0,
+    },
+    {"moe_second_policy_eval": "random", "moe_second_threshold_eval": 0.5, "moe_group_size": 1024},
+]
+
+
+@pytest.mark.parametrize("options", EVALUATED, ids=range(len(EVALUATED)))
+def test_evaluation_in_places_equals_numpy_and_the_library(options, library, monkeypatch):
+    config = make_config(**{"moe_capacity_factor_eval": 1.25, **options})
+    expected, dropped = legacy_evaluation(X, WEIGHTS, config.moe_params)
+    (out,), _ = run(config, False, monkeypatch, in_places=True)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert dropped > 0
+    if options["moe_second_policy_eval"] != "random":  # the library draws there
+        np.testing.assert_allclose(out, library_evaluation(config.moe_params, library), atol=1e-5)
+
+
+def test_places_in_evaluation_are_for_those_who_ask(monkeypatch):
+    plain, asking = make_config(), make_config(moe_capacity_factor_eval=1.0)
+    (whole,), _ = run(plain, False, monkeypatch)
+    for config, in_places in ((plain, True), (asking, False)):
+        (out,), _ = run(config, False, monkeypatch, in_places=in_places)
+        np.testing.assert_array_equal(out, whole)
+    (out,), _ = run(asking, False, monkeypatch, in_places=True)
+    assert np.abs(out - whole).max() > 0.1
+    assert [group_count(*pair) for pair in ((24, 1024), (4096, 1024), (24, 7), (7, 4))] == [1, 4, 3, 1]
+
+
+def test_dropout_inside_experts(monkeypatch):
+    """An output is a sum over what is kept inside the expert, scaled; which it is decides a draw per token and unit."""
+    rate, options = 0.4, {"moe_second_policy_train": "none", "moe_capacity_factor_train": 4.0}
+    (out, loss), _ = run(make_config(**options, moe_dropout_rate=rate), True, monkeypatch)
+    (plain, same_loss), _ = run(make_config(**options), True, monkeypatch)
+    np.testing.assert_array_equal(loss, same_loss)
+    gates = np.exp(X @ WEIGHTS["top_2_gating/kernel"])
+    kept = []
+    for at in np.ndindex(BATCH, LENGTH):
+        ends = np.sort(gates[at])[-2:]
+        expert, gate = gates[at].argmax(), ends[1] / ends.sum()
+        parts = gate * np.maximum(X[at] @ WEIGHTS["wi/kernel"][expert], 0)[:, None] * WEIGHTS["wo/kernel"][expert]
+        np.testing.assert_allclose(plain[at], parts.sum(0), atol=1e-5)
+        active = [unit for unit in range(HIDDEN) if np.abs(parts[unit]).max() > 0]
+        masks = itertools.product((0, 1), repeat=len(active))
+        errors = {mask: np.abs(np.dot(mask, parts[active]) / (1 - rate) - out[at]).max() for mask in masks}
+        best = min(errors, key=errors.get)
+        assert errors[best] < 1e-5
+        kept += best
+    assert len(kept) > 40 and 0.4 < np.mean(kept) < 0.8
+    (again,), _ = run(make_config(**options, moe_dropout_rate=rate), False, monkeypatch)
+    (nothing,), _ = run(make_config(**options), False, monkeypatch)
+    np.testing.assert_array_equal(again, nothing)
 
 
 def test_gradients_equal_differences(monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.config.estimate import count_parameters
+from gpt_neo.config.network import variables_of
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.predict_step import Sampler
@@ -60,6 +61,8 @@ def exercise(run, folder):
     with tf.Graph().as_default(), tf.Session() as session:
         step = build_train_step(tf.constant(batch, tf.int32), run, LocalPlacement(MeshPlan()))
         variables = tf.trainable_variables()
+        table = variables_of(run.model)
+        assert {v.op.name: tuple(v.shape.as_list()) for v in variables} == {n: v.shape for n, v in table.items()}
         assert count_parameters(run.model) == sum(v.shape.num_elements() for v in variables)
         saver = tf.train.Saver(tf.global_variables())
         session.run(tf.global_variables_initializer())

@@ -90,7 +90,7 @@ def test_decay_and_a_constant_memory():
 
 
 def test_the_schedule_applies_unless_the_legacy_rate_is_asked_for():
-    config = dataclasses.replace(CONFIG, warmup_steps=10, lr_decay_end=100)
+    config = dataclasses.replace(CONFIG, lr_decay="cosine", warmup_steps=10, lr_decay_end=100)
     legacy = dataclasses.replace(config, adafactor_legacy_lr=True)
     for step in (0, 5, 50, 100):
         with tf.Graph().as_default(), tf.Session() as session:

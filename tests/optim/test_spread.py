@@ -11,13 +11,19 @@ import sys
 
 import pytest
 
-PARAMS = {"moe_num_experts": 4, "moe_hidden_size": 12, "moe_group_size": 4}
+PARAMS = {"moe_num_experts": 4, "moe_hidden_size": 12, "moe_group_size": 4, "moe_capacity_factor_eval": 1.0}
+# groups of two sequences in evaluation
+DROPPING = {"moe_dropout_rate": 0.3, "moe_group_size": 16, "moe_second_policy_eval": "all"}
 # a threshold at which most second choices hang on the draws
 MOE = {"moe_layers": [0], "moe_params": {**PARAMS, "moe_second_threshold_train": 0.9}}
 # (changes of the config, mesh, layout)
 CASES = {
     "experts with the batch": (MOE, "x:4", "batch:x,experts:x,slots:x"),
-    "experts beside the batch": ({**MOE, "opt_name": "adafactor", "lr": 0.05}, "x:2,y:2", "batch:x,experts:y,slots:x"),
+    "experts beside the batch": (
+        {"moe_layers": [0], "moe_params": {**PARAMS, **DROPPING}, "opt_name": "adafactor", "lr": 0.05},
+        "x:2,y:2",
+        "batch:x,experts:y,slots:x",
+    ),
     "recomputed in microbatches": (
         # no draws: they depend on the number of microbatches, which two replicas halve
         {
@@ -44,14 +50,14 @@ CASES = {
 SCRIPT = """
 import json, sys
 import numpy as np
+from gpt_neo.config import optimizers
 from gpt_neo.config import load_config
 from gpt_neo.mtf_compat import tf
-from gpt_neo.optim import adafactor
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, plan_mesh, session_config
 from gpt_neo.runtime.train_step import build_train_step
 
-adafactor.FACTORED_FROM = 8  # so that small matrices have rows and columns
+optimizers.FACTORED_FROM = 8  # so that small matrices have rows and columns
 BASE = {"n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 32, "n_ctx": 8, "lr": 1e-2, "train_batch_size": 8,
         "train_steps": 10, "weight_decay": 0.1, "gradient_clipping": 0.5, "beta2": 0.95, "epsilon": 1e-6, "seed": 1}
 tokens = np.random.RandomState(0).randint(0, 32, (2, 8, 9)).astype(np.int32)

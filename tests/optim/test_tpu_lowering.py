@@ -18,6 +18,7 @@ CONFIG = {
     "n_vocab": 32,
     "n_ctx": 8,
     "lr": 1e-2,
+    "lr_decay": "cosine",
     "train_batch_size": 8,
     "train_steps": 10,
     "weight_decay": 0.1,

@@ -82,7 +82,7 @@ def test_a_lock_that_says_nothing(tmp_path, text):
 def test_where_the_kernel_does_not_lock(tmp_path, monkeypatch):
     """As on a bucket: the file alone decides, and the owner of the same machine is looked up."""
     monkeypatch.setattr(FolderLock, "hold", lambda self: None)
-    monkeypatch.setattr(FolderLock, "write", lambda self: lock.write_text(self.path, json.dumps(self.record)))
+    monkeypatch.setattr(FolderLock, "write", lambda self: lock.files.write_text(self.path, json.dumps(self.record)))
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
     def enter():

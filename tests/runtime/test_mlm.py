@@ -37,6 +37,7 @@ def config(tmp_path_factory):
         "n_vocab": N_VOCAB,
         "n_ctx": N_CTX,
         "lr": 0.01,
+        "lr_decay": "cosine",
         "train_steps": STEPS,
         "attention_types": [[["local", "global"], 1]],
         "local_attention_radius": 4,

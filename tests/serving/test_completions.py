@@ -8,7 +8,7 @@ import pytest
 
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions
-from gpt_neo.serving.choosing import log_probabilities
+from gpt_neo.serving.token_choice import log_probabilities
 from tests.model.tools import uncached
 
 PROMPT = "The reindeer of"

@@ -240,6 +240,7 @@ def config_file(folder):
                 "n_vocab": 32,
                 "n_ctx": 8,
                 "lr": 1e-2,
+                "lr_decay": "cosine",
                 "train_batch_size": 8,
                 "train_steps": 10,
             }

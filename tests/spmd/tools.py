@@ -16,6 +16,7 @@ CONFIG = {
     "n_vocab": 64,
     "n_ctx": 32,
     "lr": 1e-3,
+    "lr_decay": "cosine",
     "train_batch_size": 8,
     "train_steps": 10,
     "weight_decay": 0.1,

@@ -22,7 +22,7 @@ class Work:
 
     def __call__(self, tracked):
         self.identity = tracked.identity
-        tracked.note(folder=str(self.folder))
+        tracked.update(folder=str(self.folder))
         with open(self.folder / "train_log.jsonl", "w") as log:
             for step in (1, 2, 3):
                 tracked.measure(Measurement("loss", step, 6.0 / step))

@@ -84,7 +84,7 @@ def test_mistakes_are_one_line(runs, capsys, argv, message):
 def test_damaged_records_are_named(runs, capsys):
     (runs / "experiments" / "1" / "metrics.json").write_text("{")
     assert gpt_neo(["runs", str(runs / "experiments")]) == 2
-    assert "1/metrics.json: cannot be read" in capsys.readouterr().err
+    assert "1/metrics.json:1: not valid JSON" in capsys.readouterr().err
 
 
 def test_the_page_needs_nothing_else_and_escapes_names(runs):

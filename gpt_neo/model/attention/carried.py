@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
+from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.attention.cached import attend_slots, visible, with_memory
 from gpt_neo.model.attention.stateful import StateOperation
@@ -53,17 +54,12 @@ def empty_caches(batch: int, slots: int, config: ModelConfig) -> list:
     linear and gla layers one, the state, float32 [batch, heads, features_in, features].
     """
     dtype = tf.bfloat16 if config.precision == "bfloat16" else tf.float32
-    size, heads = config.features_per_head, config.gla_heads
-    states = {
-        "linear": [batch, config.n_head, size, size + 1],
-        "gla": [batch, heads, config.gla_key_width // heads, config.gla_value_width // heads],
-    }
     tensors = []
-    for kind in config.attention_types:
-        if kind in states:
-            tensors.append(tf.zeros(states[kind]))
-        elif kind != "none":
-            tensors += [tf.zeros([batch * config.n_head * slots, size], dtype) for _ in "kv"]
+    for cache in (cache for kind in kinds_of(config) for cache in kind.caches(config)):
+        if cache.rows is None:
+            tensors.append(tf.zeros([batch * cache.heads * slots, cache.columns], dtype))
+        else:
+            tensors.append(tf.zeros([batch, cache.heads, cache.rows, cache.columns]))
     return tensors
 
 

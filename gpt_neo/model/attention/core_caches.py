@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.attention.cached import attend_ring, attend_slots, attend_window, newest_ring, visible, with_memory
 from gpt_neo.model.attention.carried import CarriedCaches
@@ -24,20 +25,14 @@ def cache_shapes(config: ModelConfig, batch: Any, slots: int) -> dict:
     Args:
       batch: mtf.Dimension.
     """
-    size, heads = config.features_per_head, config.gla_heads
-    states = {
-        "linear": (config.n_head, size, size + 1),
-        "gla": (heads, config.gla_key_width // heads, config.gla_value_width // heads),
-    }
-    radius, found = config.local_attention_radius, {}
-    for layer, kind in enumerate(config.attention_types):
-        if kind in states:
-            found[f"gpt2/h{layer}/attn/state"] = cache_shape(batch, *states[kind]), tf.float32
-        elif kind != "none":
-            entries = radius if kind == "local" and radius < slots else slots
-            dtype = tf.bfloat16 if config.precision == "bfloat16" else tf.float32
-            for name in ("cache_k", "cache_v"):
-                found[f"gpt2/h{layer}/attn/{name}"] = cache_shape(batch, config.n_head, entries, size), dtype
+    found = {}
+    for layer, kind in enumerate(kinds_of(config)):
+        for cache in kind.caches(config):
+            rows, dtype = cache.rows, tf.float32
+            if rows is None:
+                rows = kind.positions(config, slots)
+                dtype = tf.bfloat16 if config.precision == "bfloat16" else tf.float32
+            found[f"gpt2/h{layer}/attn/{cache.name}"] = cache_shape(batch, cache.heads, rows, cache.columns), dtype
     return found
 
 

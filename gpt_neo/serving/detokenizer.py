@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 from collections.abc import Sequence
 from typing import Optional
 
-from gpt_neo.tokenizer import Tokenizer
+from gpt_neo.tokenizer import TextStream, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,50 +31,16 @@ class Piece:
     finish: Optional[str] = None
 
 
-class TextStream:
-    """Text of tokens as they come; a character of several tokens comes with the last of them."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.ids: list[int] = []
-        self.shown = 0
-
-    def add(self, token: int) -> str:
-        """What a token adds; nothing where the model has an id that the tokenizer lacks."""
-        if token >= self.tokenizer.n_vocab:
-            return ""
-        if self.tokenizer.byte_level:
-            return self.decoder.decode(self.tokenizer.decode_bytes([token]))
-        # Others put spaces between tokens by what stands before them, so the text is made of all.
-        self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
-        return self.take(text) if not text.endswith("\ufffd") else ""
-
-    def end(self) -> str:
-        """What is left over: characters that were cut off."""
-        if self.tokenizer.byte_level:
-            return self.decoder.decode(b"", final=True)
-        return self.take(self.tokenizer.decode(self.ids))
-
-    def take(self, text: str) -> str:
-        new = text[self.shown :]
-        self.shown = max(self.shown, len(text))
-        return new
-
-
-class Writer:
+class Detokenizer:
     """The answer to one prompt.
 
     Args:
       stop: strings that end it, of which nothing is shown.
-      prompt: its last token may be half a character.
+      prompt: what the answer follows on.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int]) -> None:
-        self.stream = TextStream(tokenizer)
-        for token in prompt:
-            self.stream.add(token)
+        self.stream = TextStream(tokenizer, prompt)
         self.stop = tuple(stop)
         self.text, self.sent = "", 0
         self.waiting: list[tuple[Scored, int]] = []

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gpt_neo.sampling.filters import SampleOptions, draw
-from gpt_neo.serving.writer import Scored
+from gpt_neo.serving.detokenizer import Scored
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:

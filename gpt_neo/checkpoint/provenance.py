@@ -1,4 +1,4 @@
-"""What travels beside a checkpoint: `model.ckpt-<step>.json` with config, tokenizer, data position, seed, versions.
+"""What a checkpoint was made of: `model.ckpt-<step>.json` with config, tokenizer, data position, seed and versions.
 
 The readers of the legacy program look at `.index` and `.data-*` only.
 """
@@ -13,9 +13,10 @@ import platform
 from typing import Any, Optional
 
 from gpt_neo.checkpoint.bundle import file_size, read_bytes
-from gpt_neo.checkpoint.folder import checkpoints_of, write_text
+from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.config.schema import SECTIONS, GlaParams, MoeConfig, RunConfig
 from gpt_neo.errors import CheckpointError
+from gpt_neo.storage import tensorflow as files
 
 FORMAT = 1
 PACKAGES = ("gpt_neo", "tensorflow", "mesh-tensorflow", "numpy")
@@ -35,7 +36,7 @@ def config_keys(run: RunConfig) -> dict:
     return json.loads(json.dumps(keys))
 
 
-def make_record(run: RunConfig, step: int, tokenizer: Optional[dict] = None, source: Optional[str] = None) -> dict:
+def make_provenance(run: RunConfig, step: int, tokenizer: Optional[dict] = None, source: Optional[str] = None) -> dict:
     """The record of a checkpoint.
 
     Args:
@@ -89,24 +90,22 @@ def tokenizer_reference(run: RunConfig) -> Optional[dict]:
     }
 
 
-def write_record(prefix: str, record: dict) -> None:
+def write_provenance(prefix: str, record: dict) -> None:
     """Write the record of a checkpoint, and drop those whose checkpoint the keep rules have deleted."""
-    write_text(prefix + ".json", json.dumps(record, indent=2) + "\n")
-    drop_records(os.path.dirname(prefix), os.path.basename(prefix))
+    files.write_text(prefix + ".json", json.dumps(record, indent=2) + "\n")
+    drop_provenances(os.path.dirname(prefix), os.path.basename(prefix))
 
 
-def drop_records(folder: str, coming: str = "") -> None:
+def drop_provenances(folder: str, coming: str = "") -> None:
     """Remove records that have no checkpoint. coming: the name of one that is about to be written."""
-    from gpt_neo.mtf_compat import tf
-
     kept = {os.path.basename(path) for path in checkpoints_of(folder)} | {coming}
-    for name in tf.io.gfile.listdir(folder):
+    for name in files.names(folder):
         stem, extension = os.path.splitext(name)
         if extension == ".json" and stem.startswith("model.ckpt-") and stem not in kept:
-            tf.io.gfile.remove(os.path.join(folder, name))
+            files.delete(os.path.join(folder, name))
 
 
-def read_record(prefix: str) -> Optional[dict]:
+def read_provenance(prefix: str) -> Optional[dict]:
     """The record of a checkpoint; None for one of the legacy program.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-class Layout:
+class Arrangement:
     """The same numbers in the same order. Subclasses say what differs.
 
     `heads` is the number of attention heads.
@@ -26,7 +26,7 @@ class Layout:
         return tuple(shape)
 
 
-class Turned(Layout):
+class Turned(Arrangement):
     """A torch Linear: [out, in], where ours is [in, out]."""
 
     def split(self, theirs: np.ndarray, heads: int) -> list[np.ndarray]:
@@ -42,7 +42,7 @@ class Turned(Layout):
         return tuple(shape[::-1])
 
 
-class SideBySide(Layout):
+class SideBySide(Arrangement):
     """Queries, keys and values next to each other in the last dimension (GPT-2's c_attn, which is not turned)."""
 
     def split(self, theirs: np.ndarray, heads: int) -> list[np.ndarray]:
@@ -58,7 +58,7 @@ class SideBySide(Layout):
         return (*shape[:-1], 3 * shape[-1])
 
 
-class ByHead(Layout):
+class ByHead(Arrangement):
     """Each head's queries, keys and values after one another (GPT-NeoX): [heads, 3, features] rows of a Linear."""
 
     def split(self, theirs: np.ndarray, heads: int) -> list[np.ndarray]:
@@ -77,4 +77,4 @@ class ByHead(Layout):
         return (3 * shape[-1], *shape[:-1])
 
 
-SAME, TURNED, SIDE_BY_SIDE, BY_HEAD = Layout(), Turned(), SideBySide(), ByHead()
+SAME, TURNED, SIDE_BY_SIDE, BY_HEAD = Arrangement(), Turned(), SideBySide(), ByHead()

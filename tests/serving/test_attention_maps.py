@@ -6,7 +6,7 @@ import pytest
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.attention.chunkwise import recurrent
 from gpt_neo.mtf_compat import tf
-from gpt_neo.serving.picture import attention_weights, gla_weights, linear_weights
+from gpt_neo.serving.attention_maps import attention_weights, gla_weights, linear_weights
 
 RNG = np.random.RandomState(0)
 LENGTH, WIDTH = 9, 4

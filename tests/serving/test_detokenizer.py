@@ -5,7 +5,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_neo.serving.writer import Scored, Writer
+from gpt_neo.serving.detokenizer import Detokenizer, Scored
 from gpt_neo.tokenizer import Tokenizer, train_tokenizer
 
 BYTES = Tokenizer("bytes", train_tokenizer(["naïve 小さな ½"], 258), 0)
@@ -13,14 +13,14 @@ BYTES = Tokenizer("bytes", train_tokenizer(["naïve 小さな ½"], 258), 0)
 
 def write(tokenizer, ids, stop=(), prompt=()):
     """(pieces, text, tokens) of an answer of these ids."""
-    writer, pieces = Writer(tokenizer, stop, prompt), []
+    answer, pieces = Detokenizer(tokenizer, stop, prompt), []
     for token in ids:
-        piece = writer.add(Scored(token), is_end=token == 0)
+        piece = answer.add(Scored(token), is_end=token == 0)
         pieces += [piece] if piece else []
         if piece and piece.finish:
             break
     else:
-        pieces.append(writer.finish("length"))
+        pieces.append(answer.finish("length"))
     return pieces, "".join(p.text for p in pieces), [s.token for p in pieces for s in p.tokens]
 
 

@@ -30,7 +30,7 @@ class Shard(NamedTuple):
     fill: int = 0
 
 
-class Layout:
+class Packing:
     """Takes the extents of the units in order and gives out files as they become complete."""
 
     def __init__(self, record: int, files_per: int) -> None:

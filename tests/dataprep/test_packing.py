@@ -3,21 +3,21 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_neo.dataprep.layout import Layout
+from gpt_neo.dataprep.packing import Packing
 
 
 @settings(max_examples=200)
 @given(st.lists(st.integers(0, 30), max_size=15), st.integers(1, 7), st.integers(1, 4))
 def test_files_are_consecutive_runs_of_the_stream(extents, record, files_per):
     stream = [(unit, place) for unit, extent in enumerate(extents) for place in range(extent)]
-    layout = Layout(record, files_per)
+    packing = Packing(record, files_per)
     shards = []
     for number, extent in enumerate(extents):
-        shards += layout.add(number, extent)
-        needed = layout.first_needed()
+        shards += packing.add(number, extent)
+        needed = packing.first_needed()
         assert needed is None or (needed <= number and extents[needed])
-    shards += layout.finish()
-    assert layout.finish() == []
+    shards += packing.finish()
+    assert packing.finish() == []
     got = [[(p.unit, i) for p in shard.parts for i in range(p.start, p.stop)] for shard in shards]
     size = record * files_per
     assert got == [stream[i : i + size] for i in range(0, len(stream), size)]

@@ -1,0 +1,32 @@
+"""Pictures of matplotlib (extra `plot`), as files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from gpt_neo.errors import DataError, reason_of
+
+
+@contextlib.contextmanager
+def picture(path: str, flag: str, rows: int = 1, columns: int = 1, size: tuple = (8, 4.5)) -> Iterator[Any]:
+    """Axes [rows, columns] to draw on; the PNG is written when the block ends.
+
+    Args:
+      flag: what asked for it, for errors.
+      size: of the whole, in inches.
+
+    Raises:
+      DataError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DataError(f"{flag} needs the extra plot: pip install 'gpt_neo[plot]'") from error
+    figure = Figure(figsize=size, layout="constrained")  # not pyplot's, which are the whole process's
+    yield figure.subplots(rows, columns, squeeze=False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{flag} {path}: cannot be written: {reason_of(error)}") from error

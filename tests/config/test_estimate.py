@@ -1,0 +1,50 @@
+"""What a run will cost, against variables that were made. Parameter counts: tests/model/test_options.py."""
+
+import math
+
+import pytest
+
+from gpt_neo.config.estimate import slot_bytes, training_memory
+from gpt_neo.config.optimizers import slots_of
+from gpt_neo.config.schema import OptimizerConfig
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
+from gpt_neo.runtime.train_step import build_train_step
+from tests.model.options import make_run
+
+WIDE = {"n_embd": 128, "n_vocab": 160, "moe_layers": [1], "moe_params": {"moe_num_experts": 4, "moe_hidden_size": 136}}
+OTHER = {"n_embd": 128, "mlp_glu": True, "untied_head": True, "num_mem_kv": 3, "qkv_bias": True, "rezero": True}
+
+
+@pytest.mark.parametrize("options", [WIDE, OTHER, {"attention_types": ["gla", "global"], "macaron": True}])
+@pytest.mark.parametrize("optimizer, beta1", [("adafactor", 0.0), ("adafactor", 0.9), ("lion", 0.9), ("adamw", 0.9)])
+def test_slots_are_those_of_the_optimizer(options, optimizer, beta1):
+    run = make_run({**options, "opt_name": optimizer, "beta1": beta1})
+    with tf.Graph().as_default():
+        batch = tf.zeros([run.training.train_batch_size, run.model.n_ctx + 1], tf.int32)
+        trained = build_train_step(batch, run, LocalPlacement(MeshPlan())).lowering.graph
+        weights = {v.name for v in trained.trainable_variables}
+        slots = [v for v in trained.all_variables if v.name not in weights]
+    assert slot_bytes(run.model, run.optimizer) == sum(4 * v.shape.size for v in slots)
+    assert training_memory(run).slots == slot_bytes(run.model, run.optimizer) > 0
+
+
+@pytest.mark.parametrize(
+    "shape, momentum, numbers",
+    [
+        ((50257, 768), 0.0, 50257 + 768),
+        ((50257, 768), 0.9, 50257 + 768 + 50257 * 768),
+        ((16, 768, 3072), 0.0, 16 * 768 + 16 * 3072),
+        ((127, 768), 0.0, 127 * 768),
+        ((768,), 0.0, 768),
+        ((), 0.0, 1),
+    ],
+)
+def test_adafactor_keeps_a_row_and_a_column_of_large_matrices(shape, momentum, numbers):
+    config = OptimizerConfig(lr=1.0, opt_name="adafactor", beta1=momentum)
+    assert sum(math.prod(sizes) for sizes in slots_of([("w", shape)], config).values()) == numbers
+
+
+def test_weights_in_training_are_float32_beside_what_layers_read():
+    wide, narrow = (training_memory(make_run({"precision": name})).weights for name in ("float32", "bfloat16"))
+    assert narrow == wide * 3 / 2
