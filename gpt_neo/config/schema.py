@@ -359,7 +359,7 @@ class TrainingConfig:
     predict_batch_size: int = key(1, "Prompts sampled at once.", low=1, unit="prompts")
     eval_steps: int = key(0, "Batches per evaluation; 0 leaves evaluation out.", low=0, unit="batches")
     predict_steps: int = key(0, "Legacy key: training steps between samples.", low=0, unit="steps")
-    predict_max_steps: Optional[int] = key(None, "Legacy key: most sampling batches.", low=0, unit="batches")
+    predict_max_steps: Optional[int] = key(None, "Legacy key: does nothing.", low=0, unit="batches")
     iterations: int = key(100, "Steps per call of the training loop.", low=1, unit="steps")
     keep_checkpoints: int = key(
         10, "Newest checkpoints that are kept; the best one is kept besides.", low=1, unit="checkpoints"
@@ -375,11 +375,11 @@ class TrainingConfig:
     )
     shuffle_input_filenames: bool = key(True, "Shuffle the list of files once, and documents in reach, by seed.")
     seed: Optional[int] = key(None, "Seed of every random choice.", low=0)
-    no_dataset: bool = key(False, "Run without data (layout search, export).")
+    no_dataset: bool = key(False, "Legacy key: does nothing; jobs that need no records read none.")
     log_grads: bool = key(False, "Summaries of gradient norms.")
     eval_tasks: tuple = key((), "Evaluation tasks: names in eval_tasks/, or paths, with =FILE for other documents.")
-    slow_sampling: bool = key(False, "Sample without the key/value cache.")
-    remove_partial_sequences: bool = key(False, "Leave unfinished samples out of the predictions file.")
+    slow_sampling: bool = key(False, "Legacy key: does nothing; sampling with caches gives the same text.")
+    remove_partial_sequences: bool = key(False, "Leave the prompt out of the predictions file.")
     mlm_training: bool = key(False, "Masked instead of causal language modelling.")
     mlm_mask_id: Optional[int] = key(None, "Mask token.", low=0)
     mlm_cls_token_id: Optional[int] = key(None, "Token put before every sequence (mlm_training).", low=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Optional
 
@@ -44,7 +43,7 @@ def find_model(name: str, which: Optional[str] = None, overrides: Sequence[str] 
     Raises:
       ConfigError, CheckpointError, DataError: a part of it is missing or wrong.
     """
-    run = load_config(os.path.join(name, "config.json") if os.path.isdir(name) else name, overrides)
+    run = load_config(name, overrides)
     folder = model_folder(run, reads_only=True)
     found = find_checkpoint(folder, which)
     if found is None:
