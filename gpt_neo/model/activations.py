@@ -10,6 +10,7 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.gelu import gelu
 from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.row_sums import widened
 
 # The legacy program drew the slope of rrelu anew for every graph; this is the mean of what it drew from.
 RRELU_SCALE = 0.5
@@ -151,6 +152,8 @@ PLAIN: dict[str, Callable[[Any], Any]] = {
     "roottanh": lambda x: power(mtf.square(x) + 1.0, 1.0 / 3.0) * mtf.tanh(x),
     "softplusmone": lambda x: softplus(x) - 1.0,
 }
+# In any type: these round nothing, or are float32 inside. The others round at every step that they are made of.
+ROUNDED_ONCE = ("gelu", "relu", "leaky_relu", "abs", "id", "sign")
 OVER_WIDTH: dict[str, Callable[[Any, Any], Any]] = {"softmax": mtf.softmax, "logsoftmax": mtf.log_softmax}
 LEARNED: dict[str, Callable[[Any, dict], Any]] = {
     "aria": aria,
@@ -162,7 +165,7 @@ LEARNED: dict[str, Callable[[Any, dict], Any]] = {
 
 
 def activate(x: Any, p: Parameters, width: Any, config: ModelConfig) -> Any:
-    """The activation of the config, elementwise but for softmax and logsoftmax, which go over `width`.
+    """The activation of the config, elementwise but for softmax and logsoftmax, which go over `width`; in float32.
 
     Those with learned numbers have them as scalars under `activation/`.
 
@@ -170,14 +173,21 @@ def activate(x: Any, p: Parameters, width: Any, config: ModelConfig) -> Any:
       x: [..., width].
 
     Returns:
-      a tensor of the shape of x.
+      a tensor of the shape and type of x.
     """
     name = config.activation_function
+    if name in ROUNDED_ONCE:
+        return PLAIN[name](x)
+    return mtf.cast(activate_wide(mtf.cast(x, tf.float32), p, name, width), x.dtype)
+
+
+def activate_wide(x: Any, p: Parameters, name: str, width: Any) -> Any:
+    """`activate` of float32 x [..., width]."""
     if name in OVER_WIDTH:
         return OVER_WIDTH[name](x, width)
     if name not in LEARNED:
         return PLAIN[name](x)
-    return LEARNED[name](x, {part: p[f"activation/{part}"] for part in ACTIVATIONS[name]})
+    return LEARNED[name](x, {part: widened(p[f"activation/{part}"]) for part in ACTIVATIONS[name]})
 
 
 def get_activation(name: str, key: str) -> Callable[[Any], Any]:

@@ -21,6 +21,7 @@ from gpt_neo.model.dims import Dims
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.dropout import uniform_like
 from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.row_sums import weighted, widened
 
 TINY = 1e-9  # keeps quotients of gates finite
 
@@ -145,7 +146,7 @@ def gating(
     kernel = p["top_2_gating/kernel"]
     # in float32 whatever the precision: near ties decide where a token goes
     wide, shape = mtf.cast(tokens, tf.float32), tokens.shape - dims.embd + names.gates
-    probabilities = mtf.softmax(mtf.einsum([wide, mtf.cast(kernel, tf.float32)], output_shape=shape), names.gates)
+    probabilities = mtf.softmax(mtf.einsum([wide, widened(kernel)], output_shape=shape), names.gates)
     first = top_choice(probabilities, names.gates)
     others = probabilities * (1.0 - first.mask)
     second = top_choice(others, names.gates)
@@ -241,10 +242,10 @@ def chosen_experts(
     # to bring a tensor from `here` to `there` is the all-to-all
     sent = mtf.reshape(mtf.einsum([tokens, mtf.cast(dispatch, tokens.dtype)], output_shape=here), there)
     wi, wo = p["wi/kernel"], p["wo/kernel"]
-    hidden = mtf.einsum([sent, wi], output_shape=there - dims.embd + names.hidden)
+    hidden = weighted(sent, wi, there - dims.embd + names.hidden)
     hidden = get_activation(config.moe_activation, "moe_activation")(hidden)
     hidden = context.dropout(hidden, config.moe_params.moe_dropout_rate)
-    back = mtf.reshape(mtf.einsum([hidden, wo], output_shape=there), here)
+    back = mtf.reshape(weighted(hidden, wo, there), here)
     return mtf.einsum([back, mtf.cast(combine, tokens.dtype)], output_shape=tokens.shape)
 
 

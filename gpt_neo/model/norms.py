@@ -7,6 +7,7 @@ from typing import Any
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.ops.normalize import normalize
 from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.row_sums import times
 
 
 def block_norm(x: Any, p: Parameters, config: ModelConfig) -> Any:
@@ -33,4 +34,4 @@ def final_norm(x: Any, p: Parameters, config: ModelConfig) -> Any:
 
 def rezero(x: Any, p: Parameters, config: ModelConfig) -> Any:
     """A residual branch times a learned number that starts at 0 (Bachlechner et al. 2020); x without rezero."""
-    return x * p["g"] if config.rezero else x
+    return times(x, p["g"]) if config.rezero else x

@@ -24,6 +24,7 @@ from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.caches import activation_dtype
 from gpt_neo.ops.matmul import matmul
 from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.row_sums import plus
 from gpt_neo.ops.vocabulary import embed
 
 LOSS_SEQUENCE = "loss_sequence"
@@ -82,7 +83,7 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
     wte = p["wte"]
     x = spread(embed(wte, spread(tokens, context), dims.vocab), context, back=True)
     places = position_embedding(tokens, p, dims, config, context)
-    x = context.dropout(x if places is None else x + places, config.embed_dropout)
+    x = context.dropout(x if places is None else plus(x, places), config.embed_dropout)
     for layer in range(config.n_layer):
         x = block(x, p, layer, dims, config, context)
     if context.last_only:

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from gpt_neo.mtf_compat import mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp
-from gpt_neo.ops.kernels import row_product
+from gpt_neo.ops.kernels import matrix_product, row_product
 from gpt_neo.ops.quantized import Int8Weight, parts_of, widened
 from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
@@ -79,7 +79,7 @@ class MatmulOperation(FusedOp):
             if math.prod(rows) == 1:
                 out = row_times_matrix(x, flat, transposed=not leading)
             else:
-                out = tf.linalg.matmul(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
+                out = matrix_product(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
             for factor in scale:
                 out *= tf.cast(tf.reshape(factor, [-1]), out.dtype)
             for b in bias:

@@ -25,6 +25,7 @@ from gpt_neo.ops.linear_recurrence import advance
 from gpt_neo.ops.matmul import matmul
 from gpt_neo.ops.parameters import Parameters
 from gpt_neo.ops.recurrent import only_real, recurrence
+from gpt_neo.ops.row_sums import plus, times
 
 
 def gla_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
@@ -38,7 +39,7 @@ def gla_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelCo
     context.show(layer, q, k, tensors[3])
     kernel = functools.partial(gla_kernel, params=config.gla_params)
     out = recurrence(kernel, tensors, v, (features_in.size, features.size), layer, context.decoding)
-    return project_output(out * p["g_norm/g"], p, [heads, features])
+    return project_output(times(out, p["g_norm/g"]), p, [heads, features])
 
 
 def gate_logits(x: Any, p: Parameters, apart: list) -> Any:
@@ -46,7 +47,7 @@ def gate_logits(x: Any, p: Parameters, apart: list) -> Any:
     merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
     low = matmul(x, p["gate_down"], x.shape.dims[-1:])
     up, bias = (mtf.replace_dimensions(p[f"gate_up/{name}"], merged, apart) for name in ("kernel", "bias"))
-    return matmul(low, up, low.shape.dims[-1:]) + bias
+    return plus(matmul(low, up, low.shape.dims[-1:]), bias)
 
 
 def log_decay(logits: np.ndarray, config: ModelConfig) -> np.ndarray:

@@ -17,6 +17,7 @@ from gpt_neo.ops.flash_attention import flash_attention
 from gpt_neo.ops.matmul import matmul, matmul_each
 from gpt_neo.ops.parameters import Parameters
 from gpt_neo.ops.quantized import reshaped
+from gpt_neo.ops.row_sums import repeated
 from gpt_neo.ops.softmax import masked_softmax
 
 
@@ -140,7 +141,7 @@ def prepend(extra: Any, x: Any, sequence: Any) -> Any:
     """
     batch = [d for d in x.shape.dims if d not in extra.shape.dims and d != sequence]
     name = extra.shape.dims[0].name
-    extra = mtf.rename_dimension(mtf.broadcast(extra, mtf.Shape(batch + extra.shape.dims)), name, "joined")
+    extra = mtf.rename_dimension(repeated(extra, mtf.Shape(batch + extra.shape.dims)), name, "joined")
     return mtf.concat([extra, mtf.rename_dimension(x, sequence.name, "joined")], "joined")
 
 
