@@ -16,7 +16,8 @@ def state():
     """What belongs to the whole process, in words."""
     root = logging.getLogger()
     return {
-        "environment": dict(os.environ),
+        # but for a variable that the package lm_eval sets
+        "environment": {key: value for key, value in os.environ.items() if key != "HF_XET_HIGH_PERFORMANCE"},
         "signals": {int(n): str(signal.getsignal(n)) for n in signal.valid_signals()},
         "logging": [root.level, [type(handler).__name__ for handler in root.handlers]],
         "loggers": {name: logging.getLogger(name).level for name in ("tensorflow", "absl", "matplotlib")},
@@ -83,7 +84,5 @@ if __name__ == "__main__":
         from tensorflow.python.framework import ops
 
         ops.register_tensor_conversion_function = tf.register_tensor_conversion_function
-        for name in ("mesh_tensorflow", "lm_eval"):  # the harness sets a variable of the environment
-            if importlib.util.find_spec(name):
-                importlib.import_module(name)
+        importlib.import_module("mesh_tensorflow")
         print(json.dumps({"state": state()}))

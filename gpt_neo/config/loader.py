@@ -12,6 +12,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from gpt_neo import storage
 from gpt_neo.config import legacy
 from gpt_neo.config.restore import restore
 from gpt_neo.config.rules import check_rules
@@ -38,7 +39,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: st
         contradicts another.
     """
     path = find_config(name_or_path, config_dir)
-    written, changes = read_json(path), dict(parse_override(text) for text in overrides)
+    written, changes = storage.read_json(path, ConfigError, once=True), dict(parse_override(text) for text in overrides)
     if RECORD.fullmatch(os.path.basename(path)):  # in the words of this program
         raw, notes = {**written["config"], **changes}, ()
     else:
@@ -88,30 +89,6 @@ def find_config(name_or_path: str, config_dir: str) -> str:
         return config_in(name_or_path)
     known = sorted(f[:-5] for f in os.listdir(config_dir) if f.endswith(".json")) if os.path.isdir(config_dir) else []
     raise ConfigError(f"no config {name_or_path!r}: not a file, and not one of {', '.join(known)} in {config_dir}")
-
-
-def read_json(path: str) -> dict:
-    """Read a JSON object, naming file and line of a mistake."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            raw = json.load(handle, object_pairs_hook=lambda pairs: reject_repeats(pairs, path))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return raw
-
-
-def reject_repeats(pairs: list, path: str) -> dict:
-    """Build a dictionary, refusing a key given twice (JSON would silently keep the last)."""
-    result: dict = {}
-    for name, value in pairs:
-        if name in result:
-            raise ConfigError(f"{path}: key {name!r} stands twice")
-        result[name] = value
-    return result
 
 
 def parse_override(text: str) -> tuple:
@@ -298,7 +275,7 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
         for file_name in (name, name + ".json"):
             candidate = os.path.join(folder, file_name)
             if os.path.isfile(candidate):
-                raw = read_json(candidate)
+                raw = storage.read_json(candidate, ConfigError, once=True)
                 reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, candidate)
                 return build_dataclass(DatasetConfig, raw, candidate)
     raise ConfigError(f"{path}: dataset {name!r} has no file; looked for {name}.json in {', '.join(folders[1:])}")

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
 
-from gpt_neo.config.loader import CONFIG_DIR, build_dataclass, read_json, reject_unknown
+from gpt_neo import storage
+from gpt_neo.config.loader import CONFIG_DIR, build_dataclass, reject_unknown
 from gpt_neo.config.schema import RunConfig, key
 from gpt_neo.dataprep.cleaning import detokenize_wikitext
 from gpt_neo.dataprep.documents import Document
@@ -157,7 +158,7 @@ def load_task(entry: str, run: RunConfig) -> EvalTask:
     """
     name, given, documents = entry.partition("=")
     path = find_task(name, run)
-    raw = read_json(path)
+    raw = storage.read_json(path, ConfigError, once=True)
     reject_unknown(raw, {field.name for field in dataclasses.fields(EvalTask)}, path)
     if isinstance(raw.get("documents"), str):
         raw["documents"] = [raw["documents"]]

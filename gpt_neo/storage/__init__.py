@@ -154,14 +154,26 @@ def read_bytes(path: str) -> bytes:
         return handle.read()
 
 
-def read_json(path: str, kind: type[GptNeoError] = DataError) -> dict:
+def read_json(path: str, kind: type[GptNeoError] = DataError, once: bool = False) -> dict:
     """A JSON object.
 
+    Args:
+      once: refuse a key that stands twice, of which the last would count.
+
     Raises:
-      kind: there is none; names the path.
+      kind: there is none; names the path, and the line of a mistake.
     """
+
+    def each_once(pairs: list) -> dict:
+        found: dict = {}
+        for name, value in pairs:
+            if once and name in found:
+                raise kind(f"{path}: key {name!r} stands twice")
+            found[name] = value
+        return found
+
     try:
-        value = json.loads(read_bytes(path).decode("utf-8"))
+        value = json.loads(read_bytes(path).decode("utf-8"), object_pairs_hook=each_once)
     except json.JSONDecodeError as error:
         raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
