@@ -14,7 +14,7 @@ from gpt_neo.runtime.export import build_logits
 from gpt_neo.runtime.predict_step import load_weights
 from tests.inputs.conftest import take
 
-N_CTX, N_VOCAB, MASK, PAD, KINDS, STEPS = 16, 24, 20, 21, 12, 60
+N_CTX, N_VOCAB, MASK, PAD, KINDS, STEPS = 16, 24, 20, 21, 12, 100
 
 
 @pytest.fixture(scope="module")
