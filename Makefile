@@ -9,7 +9,7 @@ MINUTES ?= 6
 STEPS_PER_MINUTE ?= 170
 STEPS = $(shell echo $$(( ($(MINUTES) > 2 ? $(MINUTES) - 2 : 1) * $(STEPS_PER_MINUTE) )))
 DEMO := demo_run
-RECORDS = $(BIN)/python data/create_tfrecords.py --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
+RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
     --output_dir $(DEMO)/records
 
 .PHONY: setup setup-test lint test slow transformers4 demo bench spmd-check tpu-check clean
@@ -50,13 +50,13 @@ transformers4: setup-test
 demo: setup
 	rm -rf $(DEMO)
 	$(BIN)/python data/make_demo_corpus.py --output_dir $(DEMO)/text
-	$(BIN)/python data/train_tokenizer.py --base_dir $(DEMO)/text/train.jsonl --vocab_size 12288 \
+	$(BIN)/gpt-neo train-tokenizer --base_dir $(DEMO)/text/train.jsonl --vocab_size 12288 \
 	    --output_dir $(DEMO)/tokenizer
 	$(RECORDS) --input_dir $(DEMO)/text/heldout.jsonl --name heldout
 	$(RECORDS) --input_dir $(DEMO)/text/train.jsonl --name train
-	$(BIN)/python main.py --model configs/demo.json --set train_steps=$(STEPS)
-	$(BIN)/python main.py --model configs/demo.json --eval
-	$(BIN)/python main.py --model configs/demo.json --predict --num_samples 3 --max_tokens 120 --temperature 0.8 \
+	$(BIN)/gpt-neo train configs/demo.json --set train_steps=$(STEPS)
+	$(BIN)/gpt-neo eval configs/demo.json
+	$(BIN)/gpt-neo sample configs/demo.json --num_samples 3 --max_tokens 120 --temperature 0.8 \
 	    --top_p 0.9 --seed 1 --prompt 'Help on class'
 	$(BIN)/python data/plot_loss.py $(DEMO)/model --output loss.png
 

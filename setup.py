@@ -34,8 +34,9 @@ setup(
         "zstandard>=0.20",  # dataprep: .jsonl.zst, the form The Pile comes in
     ],
     entry_points={
+        "console_scripts": ["gpt-neo = gpt_neo.__main__:main"],
         # versions of the harness that look for models of other packages find ours here
-        "lm_eval.models": ["gpt_neo = gpt_neo.evaluation.harness:GptNeoLM"]
+        "lm_eval.models": ["gpt_neo = gpt_neo.evaluation.harness:GptNeoLM"],
     },
     extras_require={
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
@@ -47,8 +48,8 @@ setup(
         # serving: HTTP, and figures for Prometheus
         "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
         "browser": ["playwright>=1.40"],  # tests: the page in a Chromium, which the system brings
-        "plot": ["matplotlib>=3.6"],  # make demo: loss.png; data/inspect.py
-        # evaluation: python -m gpt_neo harness
+        "plot": ["matplotlib>=3.6"],  # make demo: loss.png; inspect-data
+        # evaluation: gpt-neo harness
         "harness": ["lm_eval>=0.4.9,<0.5; python_version >= '3.10'"],
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         "dev": [

@@ -10,7 +10,7 @@ from gpt_neo.cli.common import run_command  # noqa: E402
 
 
 def main(argv=None) -> int:
-    """Draw training and held-out loss over steps, as `python -m gpt_neo runs FOLDER --png` does."""
+    """Draw training and held-out loss over steps, as `gpt-neo runs FOLDER --png` does."""
     parser = argparse.ArgumentParser(description="Plot train_log.jsonl and eval_*.jsonl of a run's folder.")
     parser.add_argument("folder")
     parser.add_argument("--output", default="loss.png", help="default: %(default)s")

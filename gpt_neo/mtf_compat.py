@@ -60,10 +60,14 @@ def summed_wide(fn: Callable[..., Any], *xs: Any, dtype: Any = None) -> Any:
 
     Args:
       fn: from tensors to one, all of a type.
-      dtype: of the result; None is the type of xs, to which a sum is rounded once.
+      dtype: of the result where xs are bfloat16; None rounds it to theirs.
     """
-    wide = [tf.cast(x, tf.float32) if x.dtype == tf.bfloat16 else x for x in xs]
-    return tf.cast(fn(*wide), dtype or xs[0].dtype)
+    if xs[0].dtype == tf.bfloat16:
+        # Not before all are there: else the copies of the forward pass would stay for the backward pass.
+        with tf.control_dependencies(list(xs)):
+            wide = [tf.cast(x, tf.float32) for x in xs]
+        return tf.cast(fn(*wide), dtype or tf.bfloat16)
+    return fn(*xs)
 
 
 def _wide_sum(x: Any, axes: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -27,6 +28,7 @@ from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
+from gpt_neo.checkpoint.hf_tokens import special_ids
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.provenance import make_provenance
 from gpt_neo.checkpoint.remote import small_files
@@ -86,8 +88,10 @@ def import_hf(
     family, keys = (CUSTOM, own_keys(folder.config, where)) if own else model_keys(folder.config, where)
     largest = max(folder.names(), key=lambda name: int(np.prod(folder.shape(name), dtype=np.int64)))
     precision = dtype or ("bfloat16" if folder.dtype(largest) == BFLOAT16 else "float32")
+    ids, notes = ({}, []) if own else special_ids(source, folder.config, keys["n_vocab"])
     raw = {
         **keys,
+        **ids,
         "precision": precision,
         **TRAINING,
         "train_steps": step + ADDED_STEPS,
@@ -118,7 +122,7 @@ def import_hf(
             handle.write(json.dumps(record, indent=2) + "\n")
         write_state(staging, prefix)
         check(staging)
-    return run
+    return dataclasses.replace(run, notes=(*notes, *run.notes))
 
 
 def finite_blocks(array: np.ndarray, dtype: np.dtype, name: str, path: str) -> Iterator[np.ndarray]:
@@ -299,17 +303,16 @@ def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[
         return  # a model of another tokenizer, which nothing names
     tokenizer = load_tokenizer(path, eos_id=run.model.eos_id if path else None)
     backend = tokenizer.backend
-    end = backend.id_to_token(run.model.eos_id)
-    backend.add_special_tokens([end])
+    end = None if run.model.eos_id is None else backend.id_to_token(run.model.eos_id)
+    if end is not None:
+        backend.add_special_tokens([end])
     backend.save(os.path.join(staging, "tokenizer.json"))
     write_json(
         staging,
         "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": end,
-            "eos_token": end,
-            "unk_token": end,
+            **({} if end is None else {"bos_token": end, "eos_token": end, "unk_token": end}),
             "model_max_length": run.model.n_ctx,
             "clean_up_tokenization_spaces": False,
         },

@@ -123,6 +123,10 @@ def own_keys(theirs: dict, where: str) -> dict:
         if value is not dataclasses.MISSING
     }
     plain = json.loads(json.dumps(plain))  # tuples are lists in JSON
+    moe = keys.get("moe_params")
+    if isinstance(moe, dict) and "moe_dropout_rate" not in moe:
+        # Written when the places in evaluation had no effect: what it says of them is no one's choice.
+        keys = {**keys, "moe_params": {**moe, "moe_capacity_factor_eval": None, "moe_dropout_rate": 0.0}}
     return {name: value for name, value in keys.items() if name not in plain or value != plain[name]}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Optional
 
 from gpt_neo.checkpoint.families import ACTIVATIONS, FAMILIES, GPT_NEO, GPT_NEOX, GPTJ, THEIR_ACTIVATIONS, Family
 from gpt_neo.config.legacy import expand_attention_types
@@ -12,7 +12,7 @@ from gpt_neo.errors import CheckpointError, ConfigError
 
 
 def model_keys(theirs: dict, where: str) -> tuple[Family, dict]:
-    """Our model keys of a Hugging Face config.
+    """Our model keys of a Hugging Face config, but for the ids of `hf_tokens`.
 
     Raises:
       CheckpointError: the family is not one of the four, or it sets something that this network does not compute.
@@ -45,13 +45,6 @@ def model_keys(theirs: dict, where: str) -> tuple[Family, dict]:
     keys["attention_types"] = attention_types(theirs, family, keys["n_layer"], where)
     if family is GPT_NEOX:
         keys.update(rotary_keys(theirs, keys, where))
-    eos = theirs.get("eos_token_id")
-    if isinstance(eos, list):
-        eos = eos[0] if eos else None
-    if eos is not None:
-        keys["eos_id"] = eos
-    if theirs.get("pad_token_id") is not None:
-        keys["padding_id"] = theirs["pad_token_id"]
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     return family, {name: value for name, value in keys.items() if value != defaults.get(name)}
 
@@ -89,7 +82,7 @@ def rotary_keys(theirs: dict, keys: dict, where: str) -> dict:
     }
 
 
-def their_config(family: Family, model: ModelConfig, bos_id: int, dtype: str) -> dict:
+def their_config(family: Family, model: ModelConfig, bos_id: Optional[int], dtype: str) -> dict:
     """config.json of a model of a family."""
     theirs: dict = {"model_type": family.name, "architectures": [family.architecture]}
     for ours, name in family.sizes.items():

@@ -1,33 +1,42 @@
-"""`--auto_layout` and `--auto_layout_and_mesh_shape`: print the best layouts, as keys for the config."""
+"""The best layouts, as keys for the config."""
 
 from __future__ import annotations
 
 import json
 import math
 
-from gpt_neo.cli.job import Job, model_text, size_text
+from gpt_neo.cli import quiet
+from gpt_neo.cli.console import model_text, size_text
+from gpt_neo.cli.job import load_job
+from gpt_neo.cli.options import FindLayout
 from gpt_neo.config.layouts import search_layout, search_mesh_and_layout
 from gpt_neo.errors import ConfigError
 
 SHOWN = 5
 
 
-def auto_layout(job: Job) -> int:
-    """Search, print a table and the two keys.
+def find_layout(options: FindLayout) -> int:
+    """Search, print a table and the two keys; where a slice is named, its compiler searches.
 
     Raises:
       ConfigError: there is no mesh to lay out over.
     """
-    run, args = job.run, job.args
-    devices = len(args.gpu_ids) or math.prod(size for _, size in run.mesh.mesh_shape)
+    if options.compile.compile_for:
+        from gpt_neo.cli.compile_for import propose_for
+
+        quiet.silence(options.model.verbose)
+        return propose_for(load_job(options.model, quiet=options.compile.json), options)
+    # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
+    run = load_job(options.model, overrides=["layout="]).run
+    devices = len(options.devices.gpu_ids) or math.prod(size for _, size in run.mesh.mesh_shape)
     if devices < 2:
         raise ConfigError("a layout needs several devices: set mesh_shape (--set mesh_shape=x:8), or give --gpu_ids")
-    if args.auto_layout_and_mesh_shape:
+    if options.mesh:
         found = search_mesh_and_layout(run, devices)
     elif run.mesh.mesh_shape:
         found = search_layout(run, run.mesh.mesh_shape)
     else:
-        raise ConfigError("--auto_layout needs mesh_shape; --auto_layout_and_mesh_shape searches for one as well")
+        raise ConfigError("a layout needs mesh_shape; layout --mesh (--auto_layout_and_mesh_shape) finds one as well")
     print(model_text(run))
     print(f"layouts   {len(found)} of {devices} devices divide; the best, the fastest that fit a TPU v3 core:")
     print(f"          {'mesh_shape':14s} {'layout':58s} {'memory':>10s} {'sent/step':>10s} {'time/step':>10s}")

@@ -1,38 +1,20 @@
-"""`python -m gpt_neo average FOLDER|CKPT... --to DST`."""
+"""The mean of several checkpoints."""
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import Optional
 
-from gpt_neo.errors import ConfigError
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    p = argparse.ArgumentParser(
-        prog="python -m gpt_neo average",
-        description="Write the mean of the weights of several checkpoints, without optimizer slots.",
-    )
-    p.add_argument("sources", nargs="+", metavar="SRC", help="model.ckpt-<step>, or one folder")
-    p.add_argument("--to", required=True, metavar="DST", help="new folder")
-    p.add_argument("--last", type=int, metavar="N", help="of a folder: its N newest (default: all)")
-    return p
+from gpt_neo.checkpoint.average import average_checkpoints
+from gpt_neo.checkpoint.folder import checkpoints_of
+from gpt_neo.checkpoint.names import step_of
+from gpt_neo.cli.tool_options import Average
 
 
-def main(argv: Optional[list] = None) -> int:
+def average(options: Average) -> int:
     """Average and say of what."""
-    args = build_parser().parse_args(argv)
-    if args.last is not None and args.last < 2:
-        raise ConfigError(f"--last is {args.last}; expected at least 2")
-    from gpt_neo.checkpoint.average import average_checkpoints
-    from gpt_neo.checkpoint.folder import checkpoints_of
-    from gpt_neo.checkpoint.names import step_of
-
-    sources = [path.removesuffix(".index") for path in args.sources]
+    sources = [path.removesuffix(".index") for path in options.sources]
     if len(sources) == 1 and os.path.isdir(sources[0]):
-        sources = sorted(checkpoints_of(sources[0]), key=step_of)[-(args.last or 0) :]
-    path = average_checkpoints(sources, args.to)
+        sources = sorted(checkpoints_of(sources[0]), key=step_of)[-(options.last or 0) :]
+    path = average_checkpoints(sources, options.to)
     print(f"averaged  {len(sources)} checkpoints ({', '.join(os.path.basename(s) for s in sources)}) into {path}")
     return 0

@@ -1,4 +1,4 @@
-"""`--check_dataset`: look at what training would read."""
+"""Look at what training would read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import read_records
@@ -31,7 +32,7 @@ def check_dataset(job: Job) -> int:
     tokenizer = preflight.dataset_tokenizer(run.datasets[0][1])
     usable = [report(run, source, scan(source), tokenizer) for source in sources]
     for line in preflight.notes(run, sources):
-        print(f"note      {line}")
+        note(line)
     if len(sources) > 1:
         report_mixture(run, sources)
     if all(usable):
@@ -49,7 +50,7 @@ def scan(source: Source) -> Figures:
     seen = Figures()
     for path, promised in zip(source.paths, source.counts):
         if not os.path.exists(path):
-            raise DataError(f"{path}: --check_dataset reads local files; copy it here first")
+            raise DataError(f"{path}: the check reads local files; copy it here first")
         before = seen.records
         for ids in read_records(path):
             seen.add(ids)

@@ -9,9 +9,10 @@ import sys
 import threading
 from typing import Any, Callable
 
+from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
 from gpt_neo.config.cluster import Cluster, cluster_of
-from gpt_neo.errors import ConfigError, GptNeoError
+from gpt_neo.errors import GptNeoError
 from gpt_neo.runtime.cluster import Lead, plan_cluster, serve, start_server, wait_for
 from gpt_neo.runtime.mesh import parse_devices
 
@@ -24,7 +25,7 @@ def with_cluster(job: Job, command: Callable[[Job], int]) -> int:
     Raises:
       DeviceError: TF_CONFIG is wrong, or a machine does not answer.
     """
-    if job.args.tpu:
+    if job.devices.tpu:
         return command(job)
     cluster = cluster_of(os.environ)
     # The Estimator reads it too, and would make a job of parameter servers of it.
@@ -32,29 +33,22 @@ def with_cluster(job: Job, command: Callable[[Job], int]) -> int:
     try:
         if cluster is None:
             return command(job)
-        if job.args.cluster_wait <= 0:
-            raise ConfigError(f"--cluster_wait is {job.args.cluster_wait}; expected more than 0")
         return lead(job, cluster, command) if cluster.is_chief else lend(job, cluster)
     finally:
         if hidden is not None:
             os.environ["TF_CONFIG"] = hidden
 
 
-def tell(line: str) -> None:
-    """A line for the person."""
-    print(f"note      {line}", flush=True)
-
-
 def lead(job: Job, cluster: Cluster, command: Callable[[Job], int]) -> int:
     """Run the command as the chief."""
-    devices = parse_devices(job.args.gpu_ids)
+    devices = parse_devices(job.devices.gpu_ids)
     server = start_server(cluster, devices)
-    wait_for(cluster.others, job.args.cluster_wait, tell)
+    wait_for(cluster.others, job.devices.cluster_wait, note)
 
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with Lead(cluster, server, tell, leave, interrupt) as context:
+    with Lead(cluster, server, note, leave, interrupt) as context:
         try:
             plan = plan_cluster(job.run.mesh, cluster, server, devices)
             context.status = command(dataclasses.replace(job, plan=plan))
@@ -69,14 +63,14 @@ def lead(job: Job, cluster: Cluster, command: Callable[[Job], int]) -> int:
 
 def lend(job: Job, cluster: Cluster) -> int:
     """Lend the devices of this machine until the run ends."""
-    server = start_server(cluster, parse_devices(job.args.gpu_ids))
+    server = start_server(cluster, parse_devices(job.devices.gpu_ids))
     asked = threading.Event()
     before: dict = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: listen(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
     print(f"lending   the devices of {cluster.own} to {cluster.chief}", flush=True)
     try:
-        status = serve(cluster, server, job.args.cluster_wait, tell, asked)
+        status = serve(cluster, server, job.devices.cluster_wait, note, asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

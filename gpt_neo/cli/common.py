@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from gpt_neo.errors import GptNeoError
 
 
-def run_command(command: Callable[[Optional[list]], Optional[int]], argv: Optional[list] = None) -> int:
+def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
     """Run a command; return its exit status."""
     try:
-        return command(argv) or 0
+        return command(*given) or 0
     except GptNeoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

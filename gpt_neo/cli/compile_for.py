@@ -6,66 +6,67 @@ import json
 import shlex
 import sys
 
-from gpt_neo.cli.job import Job, note, size_text
+from gpt_neo.cli.console import note, size_text
+from gpt_neo.cli.job import Job
+from gpt_neo.cli.options import CompileOptions, FindLayout
 from gpt_neo.errors import ConfigError
 from gpt_neo.spmd.topologies import find_slice
 
 
-def compile_for(job: Job) -> int:
+def compile_for(job: Job, options: CompileOptions) -> int:
     """Print the verdict, then the figures; the exit status is 0 if it fits, else 1."""
     from gpt_neo.spmd.compile_check import check
 
-    quiet = job.args.json
-    report = check(job.run, job.args.compile_for, tell=lambda line: None if quiet else note(line))
+    quiet = options.json
+    report = check(job.run, str(options.compile_for), tell=lambda line: None if quiet else note(line))
     print(json.dumps(report, indent=1) if quiet else "\n".join(report_lines(report)))
     return 0 if report["fits"] else 1
 
 
-def propose_for(job: Job) -> int:
+def propose_for(job: Job, options: FindLayout) -> int:
     """Compile candidates for a slice; print the best and the command that runs it. Exit status 1 if none fits."""
     from gpt_neo.spmd.proposals import Limits, propose
 
-    args = job.args
-    if args.compile_candidates < 1 or not 0 < args.compile_minutes < float("inf"):
+    candidates, minutes = options.search.compile_candidates, options.search.compile_minutes
+    slice_, json_wanted = str(options.compile.compile_for), options.compile.json
+    if candidates < 1 or not 0 < minutes < float("inf"):
         raise ConfigError(
-            f"--compile_candidates {args.compile_candidates} --compile_minutes {args.compile_minutes:g}: "
-            "expected at least one candidate, and a time above 0"
+            f"--compile_candidates {candidates} --compile_minutes {minutes:g}: expected at least one candidate, and a "
+            "time above 0"
         )
     found, ended = propose(
-        job.run,
-        args.compile_for,
-        lambda line: None if args.json else note(line),
-        Limits(args.compile_candidates, args.compile_minutes * 60),
+        job.run, slice_, lambda line: None if json_wanted else note(line), Limits(candidates, minutes * 60)
     )
     if ended:
-        print(f"note      the search ended before all was tried: {ended}", file=sys.stderr if args.json else sys.stdout)
-    if args.json:
+        print(
+            f"note      the search ended before all was tried: {ended}", file=sys.stderr if json_wanted else sys.stdout
+        )
+    if json_wanted:
         print(json.dumps([{"set": candidate.settings, **report} for candidate, report in found], indent=1))
     elif found:
         best, report = found[0]
-        print("\n".join([*report_lines(report), f"run it    {run_line(job, best.settings)}"]))
+        print("\n".join([*report_lines(report), f"run it    {run_line(job, slice_, best.settings)}"]))
     elif ended:
         print("NOTHING FOUND YET: none of the layouts that were tried holds this model")
     else:
-        print(f"DOES NOT FIT: no layout of {args.compile_for} that divides holds this model")
+        print(f"DOES NOT FIT: no layout of {slice_} that divides holds this model")
     return 0 if found else 1
 
 
-def run_line(job: Job, settings: list[str]) -> str:
+def run_line(job: Job, name: str, settings: list[str]) -> str:
     """The command that trains with a choice, and with what was overridden when it was looked for; or why there is
     none."""
-    slice_ = find_slice(job.args.compile_for)
+    slice_ = find_slice(name)
     if not slice_.estimator and slice_.hosts > 1:
         return (
-            f"no command here drives {slice_.name}: TPUEstimator's driver knows TPUs up to v4, and spmd-run drives "
-            f"one host ({slice_.largest} at most), where {slice_.name} has {slice_.hosts}"
+            f"no command here drives {slice_.name}: TPUEstimator's driver knows TPUs up to v4, and --backend xla "
+            f"drives one host ({slice_.largest} at most), where {slice_.name} has {slice_.hosts}"
         )
-    start = "python main.py --tpu NAME" if slice_.estimator else "python -m gpt_neo spmd-run --platform tpu"
+    start = "gpt-neo train --tpu NAME" if slice_.estimator else "gpt-neo train --backend xla --platform tpu"
     decided = {text.split("=")[0] for text in settings}
-    kept = [text for text in job.args.set if text.split("=")[0] not in decided]
-    kept += [f"precision={job.args.dtype}"] if job.args.dtype else []
+    kept = [text for text in job.model.overrides if text.split("=")[0] not in decided]
     words = [word for text in [*kept, *settings] for word in ("--set", text)]
-    return shlex.join([*start.split(), "--model", job.args.model, *words])
+    return shlex.join([*start.split(), "--model", job.model.model, *words])
 
 
 def report_lines(report: dict) -> list[str]:

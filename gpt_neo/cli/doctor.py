@@ -1,8 +1,7 @@
-"""`python -m gpt_neo doctor`: whether this machine can run a config, line by line, and what to do where it cannot."""
+"""`doctor`: whether this machine can run a config, line by line, and what to do where it cannot."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import importlib.metadata
@@ -13,11 +12,16 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
-from gpt_neo.cli.job import load_run, model_folder, size_text
+from gpt_neo.cli import quiet
+from gpt_neo.cli.console import size_text
+from gpt_neo.cli.job import load_run
+from gpt_neo.cli.options import CloudOptions
+from gpt_neo.cli.tool_options import Doctor
 from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
+from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
 from gpt_neo.storage import scheme_of
@@ -38,37 +42,12 @@ class Line:
     advice: str = ""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    p = argparse.ArgumentParser(
-        prog="python -m gpt_neo doctor",
-        description="Check versions, devices, memory, disk, the paths of a config, and a TPU. The exit status is 1 if "
-        "something is wrong.",
-    )
-    p.add_argument("--model", metavar="CONFIG", help="check memory, disk and paths for this config too")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
-    p.add_argument(
-        "--path",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="list, read and write this folder or gs:// prefix; may be given several times",
-    )
-    p.add_argument("--tpu", metavar="NAME", help="TPU name, colab, or local")
-    p.add_argument("--tpu_zone", metavar="ZONE", help="zone of the TPU")
-    p.add_argument("--tpu_project", metavar="PROJECT", help="project of the TPU")
-    return p
-
-
-def main(argv: Optional[list] = None) -> int:
+def doctor(options: Doctor) -> int:
     """Print the lines."""
-    args = build_parser().parse_args(argv)
-    from gpt_neo.cli.quiet import silence
-
-    silence(verbose=False)
-    run = load_run(args.model, args.set) if args.model else None
+    quiet.silence(verbose=False)
+    run = load_run(options.model, options.set) if options.model else None
     wrong = 0
-    for line in findings(args, run):
+    for line in findings(options, run):
         wrong += bool(line.advice)
         print(f"{'wrong' if line.advice else 'ok   '}  {line.subject:10s} {line.text}", flush=True)
         if line.advice:
@@ -77,7 +56,7 @@ def main(argv: Optional[list] = None) -> int:
     return 1 if wrong else 0
 
 
-def findings(args: argparse.Namespace, run: Optional[RunConfig]) -> Iterator[Line]:
+def findings(options: Doctor, run: Optional[RunConfig]) -> Iterator[Line]:
     """Every check in turn; one that fails does not end those after it, unless they need it."""
     yield python_line()
     yield from version_lines()
@@ -90,9 +69,9 @@ def findings(args: argparse.Namespace, run: Optional[RunConfig]) -> Iterator[Lin
     if imported.advice:
         return
     yield device_line()
-    yield from path_lines(args.path, run)
-    if args.tpu:
-        yield tpu_line(args)
+    yield from path_lines(options.path, run)
+    if options.devices.tpu:
+        yield tpu_line(options.devices)
 
 
 def python_line() -> Line:
@@ -221,7 +200,7 @@ def device_line() -> Line:
     return Line("devices", text)
 
 
-def path_lines(folders: list[str], run: Optional[RunConfig]) -> Iterator[Line]:
+def path_lines(folders: Sequence[str], run: Optional[RunConfig]) -> Iterator[Line]:
     """Access to every path of the config, and to those of --path."""
     from gpt_neo.runtime.access import check_writable, read_checks
 
@@ -239,40 +218,40 @@ def path_lines(folders: list[str], run: Optional[RunConfig]) -> Iterator[Line]:
             yield Line("access", f"{what} {path}: {done}")
 
 
-def tpu_line(args: argparse.Namespace) -> Line:
+def tpu_line(cloud: CloudOptions) -> Line:
     """Whether a TPU is found and answers, within a bounded time: Google's client tries for minutes."""
     answers: list[Line] = []
-    thread = threading.Thread(target=lambda: answers.append(reach_tpu(args)), daemon=True)
+    thread = threading.Thread(target=lambda: answers.append(reach_tpu(cloud)), daemon=True)
     thread.start()
     thread.join(FIND)
     if answers:
         return answers[0]
     return Line(
         "tpu",
-        f"{args.tpu}: Google Cloud gave no answer in {FIND:.0f} seconds",
+        f"{cloud.tpu}: Google Cloud gave no answer in {FIND:.0f} seconds",
         "see that this machine has a network, and credentials (gcloud auth application-default login)",
     )
 
 
-def reach_tpu(args: argparse.Namespace) -> Line:
+def reach_tpu(cloud: CloudOptions) -> Line:
     """Look a TPU up and connect to it."""
     from gpt_neo.runtime.estimator import TpuOptions, resolve_tpu
 
     try:
-        address = resolve_tpu(TpuOptions(args.tpu, args.tpu_zone, args.tpu_project)).master()
+        address = resolve_tpu(TpuOptions(str(cloud.tpu), cloud.tpu_zone, cloud.tpu_project)).master()
     except DeviceError as error:
         return Line("tpu", str(error), "check name, --tpu_zone and --tpu_project, and that it is READY")
     except Exception as error:  # the resolver asks the cloud only now, and raises whatever its HTTP client does
-        return Line("tpu", f"{args.tpu}: {str(error).splitlines()[0]}", "check name, zone and credentials")
+        return Line("tpu", f"{cloud.tpu}: {str(error).splitlines()[0]}", "check name, zone and credentials")
     host, _, port = address.removeprefix("grpc://").rpartition(":")
     if not host:
-        return Line("tpu", f"{args.tpu}: attached to this machine")
+        return Line("tpu", f"{cloud.tpu}: attached to this machine")
     try:
         socket.create_connection((host, int(port)), CONNECT).close()
     except OSError as error:
         return Line(
             "tpu",
-            f"{args.tpu}: {address} does not answer: {error}",
+            f"{cloud.tpu}: {address} does not answer: {error}",
             "call from a machine of the same network; see that a firewall lets the port through",
         )
-    return Line("tpu", f"{args.tpu}: {address} answers")
+    return Line("tpu", f"{cloud.tpu}: {address} answers")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Optional
 
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.saver import writing_to
+from gpt_neo.cli.console import note, task_progress
+from gpt_neo.cli.devices import device_plan, tpu_options
 from gpt_neo.cli.job import Job, job_checkpoint
-from gpt_neo.cli.train import device_plan, tpu_options
-from gpt_neo.evaluation.model import required_prefix
 from gpt_neo.evaluation.run import Part, Result, run_task
 from gpt_neo.evaluation.scorer import Scorer, check_scorable
 from gpt_neo.evaluation.tasks import EvalTask, load_tasks
@@ -26,31 +24,32 @@ from gpt_neo.runtime.mesh import check_layout
 from gpt_neo.storage import tensorflow as files
 
 
-def evaluate(job: Job, limit: Optional[int] = None) -> int:
-    """Evaluate a checkpoint on the held-out records and the tasks of the config, or on the tasks of --eval_tasks.
+def evaluate(job: Job, tasks: Sequence[str] = (), limit: Optional[int] = None) -> int:
+    """Evaluate a checkpoint on the held-out records and the tasks of the config, or on these tasks alone.
 
     Args:
+      tasks: as `eval_tasks` of a config has them.
       limit: batches of held-out records; all when None.
     """
-    tasks = job_tasks(job)
+    found = load_job_tasks(job, tasks)
     held_out = any(dataset.eval_path for _, dataset in job.run.datasets)
-    if not job.args.eval_tasks and (held_out or not tasks):
+    if not tasks and (held_out or not found):
         evaluate_records(job, limit)
-    if tasks:
-        evaluate_tasks(job, tasks)
+    if found:
+        evaluate_tasks(job, found)
     return 0
 
 
-def job_tasks(job: Job) -> list[EvalTask]:
-    """The tasks asked for.
+def load_job_tasks(job: Job, tasks: Sequence[str] = ()) -> list[EvalTask]:
+    """The tasks asked for, or those of the config.
 
     Raises:
       ConfigError: one is wrong, or the model gives texts no likelihood.
     """
-    tasks = load_tasks(job.args.eval_tasks or job.run.training.eval_tasks, job.run)
-    if tasks:
+    found = load_tasks(tasks or job.run.training.eval_tasks, job.run)
+    if found:
         check_scorable(job.run.model)
-    return tasks
+    return found
 
 
 def evaluate_records(job: Job, limit: Optional[int]) -> None:
@@ -60,7 +59,7 @@ def evaluate_records(job: Job, limit: Optional[int]) -> None:
     estimator = runtime.make_estimator(
         run, job.folder, plan, tpu=tpu_options(job), text_lengths=runtime.text_lengths(run), eval_sources=len(sources)
     )
-    show_records(job, runtime.evaluate(estimator, run, job.folder, sources, limit, job.args.checkpoint))
+    show_records(job, runtime.evaluate(estimator, run, job.folder, sources, limit, job.model.checkpoint))
 
 
 def show_records(job: Job, result: dict) -> None:
@@ -75,16 +74,15 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
     """The tasks, on this machine's devices; each is written as soon as it is done."""
     checkpoint, plan = job_checkpoint(job).path, device_plan(job)
     check_layout(job.run, plan, plan.replicas())
-    tokenizer, eos = preflight.run_tokenizer(job.run, job.folder)
-    prefix = required_prefix(tokenizer, eos)
+    tokenizer, prefix = preflight.run_tokenizer(job.run, job.folder)
     scorer = Scorer(job.run.model, checkpoint, plan)
-    for note in scorer.notes:
-        print(f"note      {note}")
+    for line in scorer.notes:
+        note(line)
     print(f"tasks     {', '.join(task.name for task in tasks)}, checkpoint at step {step_of(checkpoint):,}")
     rows: list[Sequence[str]] = [("task", "metric", "value", "95 % interval", "examples")]
     try:
         for task in tasks:
-            result = run_task(task, scorer, tokenizer, prefix, progress(task.name))
+            result = run_task(task, scorer, tokenizer, prefix, task_progress(task.name))
             append_result(job, {"step": step_of(checkpoint), **result.as_json()})
             write_events(job.folder, step_of(checkpoint), scalars(result))
             rows += part_rows(task.name, result.overall)
@@ -97,7 +95,7 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
 
 def append_result(job: Job, result: dict) -> None:
     """Add a line to eval_<id>.jsonl in the folder of checkpoints, local or gs://."""
-    path = os.path.join(job.folder, f"eval_{job.args.sacred_id or job.run.name}.jsonl")
+    path = os.path.join(job.folder, f"eval_{job.identity}.jsonl")
     with writing_to(path):
         files.append_text(path, json.dumps(result) + "\n")
 
@@ -106,19 +104,6 @@ def scalars(result: Result) -> dict[str, float]:
     """For TensorBoard: task/metric, and task/set/metric."""
     parts = [(result.task.name, result.overall), *((f"{result.task.name}/{n}", p) for n, p in result.sets.items())]
     return {f"{tag}/{name}": found.value for tag, part in parts for name, found in part.metrics.items()}
-
-
-def progress(name: str) -> Callable[[int, int], None]:
-    """A callback that renews one line on a terminal, and prints nothing elsewhere."""
-    began = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        if sys.stdout.isatty():
-            speed = done / max(time.monotonic() - began, 1e-9)
-            text = f"{name}: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s"
-            print(f"\r\x1b[K{text if done < total else ''}", end="", flush=True)
-
-    return show
 
 
 def part_rows(label: str, part: Part) -> list[Sequence[str]]:

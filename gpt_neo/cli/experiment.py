@@ -1,8 +1,7 @@
-"""`main.py --experiment NAME`: training as a supervised child, recorded by sacred."""
+"""`train --experiment NAME`: training as a supervised child, recorded by sacred."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -13,8 +12,10 @@ import time
 from typing import Optional
 
 from gpt_neo import storage
-from gpt_neo.cli.args import add_tracking
+from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
+from gpt_neo.cli.options import Sample, SamplingOptions, TrackingOptions, Train
+from gpt_neo.cli.parser import words_of
 from gpt_neo.config.cluster import cluster_of
 from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError
@@ -22,70 +23,59 @@ from gpt_neo.tracking.experiment import FOLDER, PACKAGE, Tracked, shown, track
 from gpt_neo.tracking.metrics import Metrics, escaped, look
 from gpt_neo.tracking.supervisor import Policy, Supervisor, Watched
 
-OTHER_JOBS = ("predict", "eval", "check_dataset", "export", "auto_layout", "auto_layout_and_mesh_shape")
-COMMAND = (sys.executable, "-m", "gpt_neo.cli.main")
-NEW = ("--new", "--yes")
+COMMAND = (sys.executable, "-m", "gpt_neo")
 REMOTE_POLL, LOCAL_POLL = 30.0, 5.0  # seconds between looks at a run in a bucket, in a folder
 LENIENCE = 120.0  # seconds that a training has to find its own stall
 
 
-def run_experiment(job: Job, argv: list) -> int:
+def run_experiment(job: Job, options: Train) -> int:
     """Train under supervision. Returns the exit status of the training.
 
     Raises:
       ConfigError: a flag is wrong, or an observer cannot be used.
     """
-    args = job.args
-    policy = make_policy(job)
-    forbidden = [name for name in OTHER_JOBS if getattr(args, name)]
-    if forbidden:
-        raise ConfigError(
-            f"--experiment goes with training, not with --{forbidden[0]}; evaluations are recorded when "
-            "eval_steps is set, samples with --prompt or predict_steps"
-        )
-    if args.prompt == "-":
+    policy, tracking = make_policy(job, options), options.tracking
+    if options.sampling.prompt == "-":
         raise ConfigError("--prompt - with --experiment: nobody is there to type; give a file or the text")
-    if args.new and not args.yes:
+    if options.training.new and not options.training.yes:
         raise ConfigError("--new with --experiment: nobody is there to ask; add --yes to agree")
-    cluster = None if args.tpu else cluster_of(os.environ)
+    cluster = None if job.devices.tpu else cluster_of(os.environ)
     if cluster and not cluster.is_chief:
-        return supervise_worker(job, argv, policy)
-    run = SupervisedRun(job, argv, policy, restore_words(args.recreate_tpu))
-    config, observers = recorded_config(job, argv), args.observer or [FOLDER]
-    return track(args.experiment, config, observers, [job.run.source], run.run, run.printed, tell)
+        return supervise_worker(job, options, policy)
+    run = SupervisedRun(job, options, policy, restore_words(tracking.recreate_tpu))
+    config, observers = recorded_config(job, options), list(tracking.observer) or [FOLDER]
+    return track(str(tracking.experiment), config, observers, [job.run.source], run.run, run.printed, note)
 
 
-def supervise_worker(job: Job, argv: list, policy: Policy) -> int:
+def supervise_worker(job: Job, options: Train, policy: Policy) -> int:
     """Restart a task that lends its devices to a chief elsewhere, which records the run and finds its stalls.
 
     How far the run has come is known there too; here an hour counts as progress.
     """
-    words = [word for word in child_words(argv) if word not in NEW]
+    words = training_words(options, first=False)
     began = time.monotonic()
     supervisor = Supervisor(
         lambda attempt: [*COMMAND, *words],
         lambda: Watched((), (int((time.monotonic() - began) / 3600),), True),
         policy,
-        tell,
+        note,
         environment=child_environment(job),
     )
     return supervisor.run()
 
 
-def make_policy(job: Job) -> Policy:
-    """The supervisor's limits. Raises: ConfigError."""
-    args = job.args
-    for flag, low in (("stall_minutes", 0.0), ("pause", 0.0), ("max_failures", 1)):
-        if not low <= getattr(args, flag) < math.inf:
-            raise ConfigError(f"--{flag} is {getattr(args, flag)}; expected at least {low:g}")
+def make_policy(job: Job, options: Train) -> Policy:
+    """The supervisor's limits."""
     # The training looks after its steps itself; this is for when it is too far gone to do so.
-    stall = 60 * args.stall_minutes
+    stall = 60 * options.training.stall_minutes
     stall = stall + min(stall, LENIENCE) if stall else math.inf
     poll = REMOTE_POLL if storage.is_remote(job.folder) else LOCAL_POLL
-    return Policy(stall=stall, failures=args.max_failures, pause=args.pause, poll=min(poll, stall / 4))
+    return Policy(
+        stall=stall, failures=options.tracking.max_failures, pause=options.tracking.pause, poll=min(poll, stall / 4)
+    )
 
 
-def recorded_config(job: Job, argv: list) -> dict:
+def recorded_config(job: Job, options: Train) -> dict:
     """What sacred records: every key of the run, defaults included, and how it was called."""
     run = job.run
     keys = {key: value for name in SECTIONS for key, value in dataclasses.asdict(getattr(run, name)).items()}
@@ -96,23 +86,17 @@ def recorded_config(job: Job, argv: list) -> dict:
         datasets=datasets,
         model_path=job.folder,
         model=run.name,
-        command=shown(shlex.join(["main.py", *map(str, argv)])),
+        command=shown(shlex.join(["gpt-neo", "train", *words_of(options)])),
     )
     return json.loads(json.dumps(keys))
-
-
-def tell(line: str) -> None:
-    """A line for the person."""
-    print(f"note      {line}", flush=True)
 
 
 class SupervisedRun:
     """The training of a job as a child, its metrics and files recorded."""
 
-    def __init__(self, job: Job, argv: list, policy: Policy, restore: Optional[list]) -> None:
-        self.job, self.policy, self.restore = job, policy, restore
+    def __init__(self, job: Job, options: Train, policy: Policy, restore: Optional[list]) -> None:
+        self.job, self.options, self.policy, self.restore = job, options, policy, restore
         self.supervisor: Optional[Supervisor] = None
-        self.words = child_words(argv)
 
     def printed(self) -> str:
         """What the child has printed."""
@@ -120,18 +104,19 @@ class SupervisedRun:
 
     def run(self, tracked: Tracked) -> int:
         """Train, then sample when that is asked for."""
-        job, args = self.job, self.job.args
-        self.identity = args.sacred_id or tracked.identity
+        job, options = self.job, self.options
+        self.identity = options.model.sacred_id or tracked.identity
+        self.options = dataclasses.replace(options, model=dataclasses.replace(options.model, sacred_id=self.identity))
         self.tracked = tracked
-        self.metrics = Metrics(job.folder, self.identity, events=bool(args.tpu))
-        print(f"run       {tracked.identity} of experiment {args.experiment}", flush=True)
+        self.metrics = Metrics(job.folder, self.identity, events=bool(job.devices.tpu))
+        print(f"run       {tracked.identity} of experiment {options.tracking.experiment}", flush=True)
         tracked.update(folder=job.folder, attempts=0)
         self.supervisor = Supervisor(
             self.command, self.watch, self.policy, self.say, self.restore, child_environment(job), self.tick
         )
         try:
             status = self.supervisor.run()
-            if status == 0 and (args.prompt or job.run.training.predict_steps):
+            if status == 0 and (options.sampling.prompt or job.run.training.predict_steps):
                 status = self.sample()
         finally:
             self.supervisor.look()
@@ -140,21 +125,21 @@ class SupervisedRun:
 
     def say(self, line: str) -> None:
         """A line for the person and the record."""
-        tell(line)
+        note(line)
         if self.supervisor:
             self.supervisor.output.keep(f"note      {line}\n")
 
     def command(self, attempt: int) -> list:
         """The training's words. --new is for the first attempt: after it there is something to lose."""
         self.tracked.update(attempts=attempt)
-        words = self.words if attempt == 1 else [word for word in self.words if word not in NEW]
-        return [*COMMAND, *words, "--sacred_id", self.identity]
+        return [*COMMAND, *training_words(self.options, first=attempt == 1)]
 
     def sample(self) -> int:
-        """Sample from the finished run as `main.py --predict` does."""
+        """Sample from the finished run."""
         assert self.supervisor
-        words = [word for word in self.words if word not in NEW]
-        self.supervisor.command = lambda attempt: [*COMMAND, *words, "--predict", "--sacred_id", self.identity]
+        run = self.options
+        words = words_of(Sample(run.model, run.sampling, run.devices, run.backend))
+        self.supervisor.command = lambda attempt: [*COMMAND, "sample", *words]
         return self.supervisor.one_attempt()[0]
 
     def watch(self) -> Watched:
@@ -195,27 +180,27 @@ def restore_words(text: Optional[str]) -> Optional[list]:
     return words
 
 
-def child_words(argv: list) -> list:
-    """The command line without what is the supervisor's, and with --new and --yes, if given, in full."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add_tracking(parser)
-    parser.add_argument("--sacred_id")
-    for flag in NEW:
-        parser.add_argument(flag, action="store_true")
-    found, rest = parser.parse_known_args([str(word) for word in argv])
-    return [*rest, *[flag for flag in NEW if getattr(found, flag.strip("-"))]]
+def training_words(options: Train, first: bool) -> list[str]:
+    """The command of the training itself, without what is the supervisor's.
+
+    Args:
+      first: the first attempt, which alone may delete checkpoints.
+    """
+    training = options.training if first else dataclasses.replace(options.training, new=False, yes=False)
+    alone = dataclasses.replace(options, training=training, tracking=TrackingOptions(), sampling=SamplingOptions())
+    return ["train", *words_of(alone)]
 
 
 def child_environment(job: Job) -> dict[str, str]:
     """Environment of the training: it finds this package, prints at once, and shows its stacks when it is aborted."""
-    args = job.args
+    devices = job.devices
     paths = [os.path.dirname(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
-        "GPT_NEO_TPU": args.tpu or "",
-        "GPT_NEO_TPU_ZONE": args.tpu_zone or "",
-        "GPT_NEO_TPU_PROJECT": args.tpu_project or "",
+        "GPT_NEO_TPU": devices.tpu or "",
+        "GPT_NEO_TPU_ZONE": devices.tpu_zone or "",
+        "GPT_NEO_TPU_PROJECT": devices.tpu_project or "",
     }

@@ -1,4 +1,4 @@
-"""`--export FOLDER`: the newest checkpoint as a SavedModel."""
+"""A checkpoint as a SavedModel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Optional
 
 import numpy as np
 
-from gpt_neo.cli.job import Job, job_checkpoint, model_text
+from gpt_neo.cli.console import model_text, note
+from gpt_neo.cli.job import Job, job_checkpoint
+from gpt_neo.cli.options import Export
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.errors import GptNeoError
 from gpt_neo.inputs.preflight import run_tokenizer
@@ -18,25 +20,25 @@ from gpt_neo.runtime.export import export_saved_model, losses
 ROWS = 64  # held-out records that are compared
 
 
-def export(job: Job) -> int:
+def export(job: Job, options: Export) -> int:
     """Write it and say what its signature is.
 
     Raises:
       CheckpointError: there is no checkpoint, or no place to write to.
     """
-    run, folder = job.run, job.args.export
+    run, folder = job.run, options.destination
     checkpoint = job_checkpoint(job).path
     print(model_text(run))
     batch = run.training.predict_batch_size
-    for note in export_saved_model(run.model, checkpoint, folder, batch, job.args.int8, drawn_ids(job)):
-        print(f"note      {note}")
-    print(f"exported  {checkpoint} to {folder}{' with int8 weights' if job.args.int8 else ''}")
+    for line in export_saved_model(run.model, checkpoint, folder, batch, options.int8, drawn_ids(job)):
+        note(line)
+    print(f"exported  {checkpoint} to {folder}{' with int8 weights' if options.int8 else ''}")
     shape = f"[{batch}, {run.model.n_ctx}"
     if run.model.causal:
         print(f"          serving_default: tokens int32 [{batch}, longest], lengths [{batch}], max_tokens,")
         print(f"          temperature, top_k, top_p, seed to tokens int32 [{batch}, new], lengths [{batch}]")
     print(f"          logits: tokens int32 {shape}] to logits float32 {shape}, {run.model.n_vocab}]")
-    if job.args.int8:
+    if options.int8:
         show_cost(job, checkpoint)
     return 0
 
@@ -46,7 +48,7 @@ def drawn_ids(job: Job) -> Optional[int]:
     try:
         return run_tokenizer(job.run, job.folder)[0].n_vocab
     except GptNeoError as error:
-        print(f"note      every id of the table may be drawn, as there is no tokenizer to ask ({error})")
+        note(f"every id of the table may be drawn, as there is no tokenizer to ask ({error})")
         return None
 
 

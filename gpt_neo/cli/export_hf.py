@@ -1,83 +1,53 @@
-"""`python -m gpt_neo export-hf MODEL DST`."""
+"""A Hugging Face model of a checkpoint."""
 
 from __future__ import annotations
 
-import argparse
-import os
+import dataclasses
 import time
-from typing import Optional
 
-from gpt_neo.cli.import_hf import add_verify, verdict_text
-from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.checkpoint.convert import DTYPES, export_hf
+from gpt_neo.checkpoint.folder import find_checkpoint
+from gpt_neo.checkpoint.remote import small_files
+from gpt_neo.cli import quiet
+from gpt_neo.cli.console import model_text
+from gpt_neo.cli.import_hf import verdict_text
+from gpt_neo.cli.job import load_run
+from gpt_neo.cli.tool_options import ExportHf
+from gpt_neo.config.folders import model_folder
+from gpt_neo.config.loader import folder_name
+from gpt_neo.errors import CheckpointError
 from gpt_neo.storage import scheme_of
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    p = argparse.ArgumentParser(
-        prog="python -m gpt_neo export-hf",
-        description="Make a folder that AutoModelForCausalLM.from_pretrained and AutoTokenizer load, of a checkpoint "
-        "of this program or of the 2021 one.",
-    )
-    p.add_argument(
-        "model", metavar="MODEL", help="config (name or path), or a run folder with config.json, local or gs://"
-    )
-    p.add_argument("destination", metavar="DST", help="new folder, local or gs://")
-    p.add_argument("--checkpoint", metavar="WHICH", help="latest (the default), best, or a step")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (default: as stored)")
-    p.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json (default: the one of the run, else GPT-2's)")
-    p.add_argument("--shard_gb", type=float, default=5.0, metavar="GB", help="most per weight file (default: 5)")
-    p.add_argument(
-        "--custom_code",
-        action="store_true",
-        help="write a model file of ours beside the weights, for what Hugging Face has no model for (gla, "
-        "linear, experts, ...); load it with trust_remote_code=True",
-    )
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
-    add_verify(p)
-    return p
-
-
-def main(argv: Optional[list] = None) -> int:
+def export_folder(options: ExportHf) -> int:
     """Convert, compare, say what was made."""
-    args = build_parser().parse_args(argv)
-    if args.shard_gb <= 0:
-        raise ConfigError(f"--shard_gb is {args.shard_gb}; expected more than 0")
-    from gpt_neo.cli.job import load_run, model_folder, model_text
-    from gpt_neo.cli.quiet import silence
+    quiet.silence(False)
+    from gpt_neo.runtime.verify import verify  # TensorFlow, which is silenced by now
 
-    silence(False)
-    from gpt_neo.checkpoint.convert import DTYPES, export_hf
-    from gpt_neo.checkpoint.folder import find_checkpoint
-    from gpt_neo.checkpoint.remote import small_files
-    from gpt_neo.runtime.verify import verify
-
-    if scheme_of(args.model):
-        args.set.append(f"model_path={args.model}")
-    with small_files(args.model) as beside:
-        run = load_run(os.path.join(beside, "config.json") if os.path.isdir(beside) else beside, args.set)
+    with small_files(options.model) as beside:
+        if scheme_of(options.model):
+            run = load_run(beside, [*options.set, f"model_path={options.model}"])
+            run = dataclasses.replace(run, name=folder_name(options.model))
+        else:
+            run = load_run(options.model, options.set)
     folder = model_folder(run, reads_only=True)
-    found = find_checkpoint(folder, args.checkpoint)
+    found = find_checkpoint(folder, options.checkpoint)
     if found is None:
         raise CheckpointError(f"no checkpoint in {folder!r}")
     began = time.monotonic()
     lines: list[str] = []
+    dtype = DTYPES[options.dtype] if options.dtype else None
 
     def check(staging: str) -> None:
         lines.append(f"converted in {time.monotonic() - began:.1f} s")
-        lines.append(
-            verdict_text(
-                verify(
-                    found.path, run.model, staging, args.verify, DTYPES.get(args.dtype), args.bound, args.custom_code
-                )
-            )
-        )
+        how, bound = options.verify.verify, options.verify.bound
+        verdict = verify(found.path, run.model, staging, how, dtype, bound, options.custom_code)
+        lines.append(verdict_text(verdict))
 
-    made = export_hf(
-        run, found.path, args.destination, args.dtype, int(args.shard_gb * 1e9), args.tokenizer, check, args.custom_code
-    )
+    size, code = int(options.shard_gb * 1e9), options.custom_code
+    made = export_hf(run, found.path, options.destination, options.dtype, size, options.tokenizer, check, code)
     print(model_text(run))
     for line in (*(f"note      {note}" for note in found.notes), *lines):
         print(line)
-    print(f"written   {args.destination}: {made}")
+    print(f"written   {options.destination}: {made}")
     return 0

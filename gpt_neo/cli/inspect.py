@@ -1,38 +1,24 @@
-"""`python -m gpt_neo inspect CKPT`: variables, sizes, step, config, health."""
+"""What a checkpoint holds: variables, sizes, step, config, health."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from typing import Any, Optional
 
-from gpt_neo.cli.job import size_text
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.folder import find_latest
+from gpt_neo.checkpoint.health import examine
+from gpt_neo.checkpoint.names import is_slot
+from gpt_neo.checkpoint.provenance import read_provenance
+from gpt_neo.cli.console import size_text
+from gpt_neo.cli.tool_options import Inspect
 from gpt_neo.errors import CheckpointError
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    p = argparse.ArgumentParser(
-        prog="python -m gpt_neo inspect",
-        description="Print what a checkpoint holds. The exit status is 1 if it has NaN, damage, or weights all zero.",
-    )
-    p.add_argument("checkpoint", metavar="CKPT", help="folder (its newest checkpoint), or model.ckpt-<step>")
-    p.add_argument("--slots", action="store_true", help="list optimizer slots too")
-    p.add_argument("--json", action="store_true", help="print JSON")
-    return p
-
-
-def main(argv: Optional[list] = None) -> int:
+def inspect(options: Inspect) -> int:
     """Print the table."""
-    args = build_parser().parse_args(argv)
-    from gpt_neo.checkpoint.bundle import Bundle
-    from gpt_neo.checkpoint.folder import find_latest
-    from gpt_neo.checkpoint.health import examine
-    from gpt_neo.checkpoint.names import is_slot
-    from gpt_neo.checkpoint.provenance import read_provenance
-
-    path = args.checkpoint.removesuffix(".index")
+    path = options.checkpoint.removesuffix(".index")
     notes: tuple = ()
     if os.path.isdir(path):
         found = find_latest(path)
@@ -45,12 +31,12 @@ def main(argv: Optional[list] = None) -> int:
     sick = [r for r in reports if r.trouble]
     weights = [r for r in reports if not is_slot(r.name) and r.name != "global_step"]
     step = int(bundle.read("global_step")) if "global_step" in bundle.entries else None
-    if args.json:
+    if options.json:
         print(json.dumps({"path": path, "step": step, "record": record, "tensors": [r.__dict__ for r in reports]}))
         return 1 if sick else 0
     for note in notes:
         print(f"note       {note}")
-    shown = [r for r in reports if args.slots or not is_slot(r.name) or r.trouble]
+    shown = [r for r in reports if options.slots or not is_slot(r.name) or r.trouble]
     width = max([len(r.name) for r in shown], default=0)
     for r in shown:
         print(

@@ -1,75 +1,70 @@
-"""The dispatch behind main.py."""
+"""main.py, the command line of 2021: its flags say which command of `commands.py` is meant."""
 
 from __future__ import annotations
 
 import sys
-from typing import Optional
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
-from gpt_neo.cli import quiet
-from gpt_neo.cli.args import build_parser
+from gpt_neo.cli import options as new
+from gpt_neo.cli.commands import call
 from gpt_neo.cli.common import run_command
-from gpt_neo.cli.job import load_job
+from gpt_neo.cli.parser import parse
 from gpt_neo.errors import ConfigError
 
-JOBS = (
-    "predict",
-    "eval",
-    "plan",
-    "check_dataset",
-    "export",
-    "compile_for",
-    "auto_layout",
-    "auto_layout_and_mesh_shape",
-)
+
+def find_layout(given: new.Main) -> new.FindLayout:
+    """The search for a layout; with --plan --compile_for it is the compiler's."""
+    local = new.LocalOptions(given.devices.gpu_ids)
+    mesh = given.jobs.auto_layout_and_mesh_shape
+    return new.FindLayout(given.model, mesh, local, given.compile, given.search)
 
 
-def main(argv: Optional[list] = None) -> int:
-    """Parse, load the config, call. TensorFlow is imported only by the jobs that need it."""
-    args = build_parser().parse_args(argv)
-    asked = [job for job in JOBS if getattr(args, job)]
+# Flag of main.py -> (command, its options).
+JOBS: dict[str, tuple[str, Callable[[new.Main], Any]]] = {
+    "predict": ("sample", lambda given: new.Sample(given.model, given.sampling, given.devices)),
+    "eval": ("eval", lambda given: new.Evaluate(given.model, given.scoring, given.devices)),
+    "plan": ("plan", lambda given: new.Plan(given.model)),
+    "check_dataset": ("check-data", lambda given: new.CheckData(given.model)),
+    "export": ("export", lambda given: new.Export(given.model, str(given.jobs.export), given.jobs.int8)),
+    "compile_for": ("plan", lambda given: new.Plan(given.model, given.compile)),
+    "auto_layout": ("layout", find_layout),
+    "auto_layout_and_mesh_shape": ("layout", find_layout),
+}
+
+
+def command_of(given: new.Main) -> tuple[str, Any]:
+    """The command that flags of main.py mean, and its options.
+
+    Raises:
+      ConfigError: they mean two, or none.
+    """
+    asked = [job for job in JOBS if getattr(given.jobs, job, None) or getattr(given.compile, job, None)]
+    if given.tracking.experiment and asked and asked != ["plan"]:
+        raise ConfigError(
+            f"--experiment goes with training, not with --{asked[0]}; evaluations are recorded when "
+            "eval_steps is set, samples with --prompt or predict_steps"
+        )
     if asked == ["plan", "compile_for"]:
-        from gpt_neo.cli.compile_for import propose_for
-
-        quiet.silence(args.verbose)
-        return propose_for(load_job(args))
+        return "layout", find_layout(given)
     if len(asked) > 1:
         raise ConfigError(f"--{asked[0]} and --{asked[1]} are two jobs; give one")
-    if args.eval_tasks and not args.eval:
+    if given.scoring.eval_tasks and not given.jobs.eval:
         raise ConfigError("--eval_tasks says what --eval scores; give --eval too")
-    job = load_job(args)
-    if args.plan:
-        from gpt_neo.cli.plan import show_plan
+    if asked:
+        name, made = JOBS[asked[0]]
+        return name, made(given)
+    return "train", new.Train(given.model, given.training, given.tracking, given.devices, sampling=given.sampling)
 
-        return show_plan(job)
-    if args.experiment:
-        from gpt_neo.cli.experiment import run_experiment
 
-        return run_experiment(job, sys.argv[1:] if argv is None else argv)
-    quiet.silence(args.verbose, sampling=job.run.model.precision if args.predict else None)
-    if args.check_dataset:
-        from gpt_neo.cli.check_dataset import check_dataset
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Do what the flags say; return the exit status.
 
-        return check_dataset(job)
-    if args.predict:
-        from gpt_neo.cli.predict import predict
-
-        return predict(job)
-    if args.compile_for:
-        from gpt_neo.cli.compile_for import compile_for
-
-        return compile_for(job)
-    if args.export:
-        from gpt_neo.cli.export import export
-
-        return export(job)
-    if args.auto_layout or args.auto_layout_and_mesh_shape:
-        from gpt_neo.cli.auto_layout import auto_layout
-
-        return auto_layout(job)
-    from gpt_neo.cli import evaluate, train
-    from gpt_neo.cli.cluster import with_cluster
-
-    return with_cluster(job, evaluate.evaluate if args.eval else train.train)
+    Raises:
+      GptNeoError: a mistake of the user.
+    """
+    given = parse(new.Main, sys.argv[1:] if argv is None else argv, "main.py", words=False)
+    return call(*command_of(given))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""`--plan`: what a run will cost. Builds nothing and imports no TensorFlow."""
+"""What a run will cost. Builds nothing and imports no TensorFlow, unless a compiler is asked."""
 
 from __future__ import annotations
 
 import glob
 import os
 
-from gpt_neo.cli.job import Job, memory_text, model_text
+from gpt_neo.cli import quiet
+from gpt_neo.cli.console import memory_text, model_text
+from gpt_neo.cli.job import load_job
+from gpt_neo.cli.options import Plan
 from gpt_neo.config.estimate import microbatches, training_memory
 from gpt_neo.config.layouts import dimension_sizes
 from gpt_neo.config.network import kinds_of
@@ -13,8 +16,14 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import count_from_name, count_records
 
 
-def show_plan(job: Job) -> int:
+def show_plan(options: Plan) -> int:
     """Print parameters, memory, tokens per step, steps per epoch and whether the layout divides."""
+    job = load_job(options.model, quiet=options.compile.json)
+    if options.compile.compile_for:
+        from gpt_neo.cli.compile_for import compile_for
+
+        quiet.silence(options.model.verbose)
+        return compile_for(job, options.compile)
     run = job.run
     batch, sizes = run.training.train_batch_size, dict(run.mesh.mesh_shape)
     replicas = 1

@@ -9,10 +9,12 @@ import time
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.cli.job import Job, job_checkpoint, memory_text, model_text
-from gpt_neo.cli.train import device_plan, device_text
+from gpt_neo.cli.console import memory_text, model_text, note
+from gpt_neo.cli.devices import device_plan, device_text
+from gpt_neo.cli.job import Job, job_checkpoint
+from gpt_neo.cli.options import SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.runtime.predict_step import BatchSampler, Sampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
@@ -25,62 +27,62 @@ DEFAULT_PROMPT = (
 )
 
 
-def predict(job: Job) -> int:
-    """Load the newest checkpoint and answer the prompt, or prompts one after another."""
-    if job.args.tpu:
-        raise ConfigError("--predict runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
+def predict(job: Job, sampling: SamplingOptions) -> int:
+    """Load a checkpoint and answer the prompt, or prompts one after another."""
     plan = device_plan(job)
 
     def load(checkpoint: str, options: SampleOptions, batch: int, length: Optional[int]) -> Any:
         return contextlib.nullcontext(Sampler(job.run.model, checkpoint, batch, plan, length))
 
-    return sample(job, device_text(job, plan), load)
+    return sample(job, sampling, device_text(job, plan), load)
 
 
-def sample(job: Job, devices: str, load: Callable[..., contextlib.AbstractContextManager]) -> int:
+def sample(
+    job: Job, sampling: SamplingOptions, devices: str, load: Callable[..., contextlib.AbstractContextManager]
+) -> int:
     """Answer the prompt, or prompts one after another, with whatever samples.
 
     Args:
       devices: the opening line on them.
       load: (checkpoint, SampleOptions, rows at once, longest text or None) -> a context of a BatchSampler with notes.
     """
-    args, run = job.args, job.run
+    run = job.run
     checkpoint = job_checkpoint(job).path
-    if args.num_samples < 1:
-        raise ConfigError(f"--num_samples is {args.num_samples}; expected at least 1")
     tokenizer, eos = preflight.run_tokenizer(run, job.folder)
-    options = sample_options(job, eos, tokenizer.n_vocab)
-    prompt = None if args.interactive else read_prompt(args.prompt)
-    batch = min(args.num_samples, run.training.predict_batch_size) if not args.interactive else 1
+    options = sample_options(job, sampling, eos, tokenizer.n_vocab)
+    prompt = None if sampling.interactive else read_prompt(sampling.prompt)
+    batch = min(sampling.num_samples, run.training.predict_batch_size) if not sampling.interactive else 1
     print(model_text(run))
     print(memory_text(sampling_memory(run.model, batch)))
     print(devices, flush=True)
     began = time.monotonic()
     length = None
     if prompt is not None:
-        kept, _, room = fit_prompt(tokenizer.encode(prompt), run.model.n_ctx, args.max_tokens)
+        kept, _, room = fit_prompt(tokenizer.encode(prompt), run.model.n_ctx, sampling.max_tokens)
         length = len(kept) + room
-    path = os.path.join(job.folder, f"predictions_{args.sacred_id or run.name}_{step_of(checkpoint)}.txt")
+    whole = not run.training.remove_partial_sequences
+    path = os.path.join(job.folder, f"predictions_{job.identity}_{step_of(checkpoint)}.txt")
     with load(checkpoint, options, batch, length) as sampler:
         print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {options.seed}", flush=True)
-        for note in sampler.notes:
-            print(f"note      {note}")
+        for line in sampler.notes:
+            note(line)
         while True:
             text = read_interactive() if prompt is None else prompt
             if text is None:
                 return 0
-            answer(sampler, tokenizer, text, options, args.num_samples, path)
+            answer(sampler, tokenizer, text, options, sampling.num_samples, path, whole)
             if prompt is not None:
                 print(f"written to {path}")
                 return 0
 
 
-def sample_options(job: Job, eos_id: Optional[int], n_ids: int) -> SampleOptions:
+def sample_options(job: Job, sampling: SamplingOptions, eos_id: Optional[int], n_ids: int) -> SampleOptions:
     """What the flags say; without --seed a new seed each time."""
-    args = job.args
-    seed = args.seed if args.seed is not None else int(time.time()) % 100_000
-    alpha = job.run.model.entmax_alpha if args.entmax_sampling else None
-    return SampleOptions(args.max_tokens, args.temperature, args.top_k, args.top_p, seed, eos_id, alpha, n_ids)
+    seed = sampling.seed if sampling.seed is not None else int(time.time()) % 100_000
+    alpha = job.run.model.entmax_alpha if sampling.entmax_sampling else None
+    return SampleOptions(
+        sampling.max_tokens, sampling.temperature, sampling.top_k, sampling.top_p, seed, eos_id, alpha, n_ids
+    )
 
 
 def read_prompt(given: Optional[str]) -> str:
@@ -148,9 +150,19 @@ class Samples:
 
 
 def answer(
-    sampler: BatchSampler, tokenizer: Tokenizer, text: str, options: SampleOptions, num_samples: int, path: str
+    sampler: BatchSampler,
+    tokenizer: Tokenizer,
+    text: str,
+    options: SampleOptions,
+    num_samples: int,
+    path: str,
+    whole: bool = True,
 ) -> None:
-    """Sample, print and append to the predictions file; rows of a batch are printed one after another."""
+    """Sample, print and append to the predictions file; rows of a batch are printed one after another.
+
+    Args:
+      whole: the file gets the prompt too.
+    """
     ids = tokenizer.encode(text)
     _, cut, room = fit_prompt(ids, sampler.config.n_ctx, options.max_tokens)
     if cut:
@@ -167,5 +179,6 @@ def answer(
         samples.add(event.sample, new + (stream.end() if event.last else ""), event.last)
     seconds = time.monotonic() - began
     print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
-    made = (f"=== sample {i + 1}, seed {options.seed}\n{text}{new}\n" for i, new in enumerate(samples.texts))
+    kept = text if whole else ""
+    made = (f"=== sample {i + 1}, seed {options.seed}\n{kept}{new}\n" for i, new in enumerate(samples.texts))
     files.append_text(path, "".join(made))

@@ -1,67 +1,46 @@
-"""`python -m gpt_neo runs`: list recorded runs and plot their losses side by side."""
+"""List recorded runs and plot their losses side by side."""
 
 from __future__ import annotations
 
-import argparse
 import datetime
 from collections.abc import Sequence
 from typing import Optional
 
 from gpt_neo import storage
-from gpt_neo.cli.job import time_text
+from gpt_neo.cli.console import time_text
+from gpt_neo.cli.tool_options import Runs
 from gpt_neo.errors import DataError
-from gpt_neo.tracking.experiment import FOLDER
 from gpt_neo.tracking.page import draw_png, page_of
 from gpt_neo.tracking.runs import TrackedRun, load_runs
 
 HEAD = ("run", "status", "started (UTC)", "time", "step", "loss", "held-out", "host", "folder")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    p = argparse.ArgumentParser(
-        prog="python -m gpt_neo runs", description="List recorded runs, and plot them side by side."
-    )
-    p.add_argument(
-        "where",
-        nargs="*",
-        default=[FOLDER],
-        metavar="WHERE",
-        help="what --observer was given (default: experiments), or a model_path",
-    )
-    p.add_argument("--experiment", metavar="NAME", help="only runs of this experiment")
-    p.add_argument("--run", action="append", metavar="ID", help="only these runs")
-    p.add_argument("--html", metavar="FILE", help="write a page with the table and plots, which needs no other file")
-    p.add_argument("--png", metavar="FILE", help="write the plots as a picture")
-    return p
-
-
-def main(argv: Optional[list] = None) -> int:
+def list_runs(options: Runs) -> int:
     """List, and write what was asked for."""
-    args = build_parser().parse_args(argv)
-    runs = [run for where in args.where for run in load_runs(where)]
-    if args.experiment:
-        runs = [run for run in runs if run.experiment == args.experiment]
-    if args.run:
-        missing = sorted(set(args.run) - {run.identity for run in runs})
+    runs = [run for where in options.where for run in load_runs(where)]
+    if options.experiment:
+        runs = [run for run in runs if run.experiment == options.experiment]
+    if options.run:
+        missing = sorted(set(options.run) - {run.identity for run in runs})
         if missing:
             known = ", ".join(run.identity for run in runs)
             raise DataError(f"no run {', '.join(missing)}; there are: {known or 'none'}")
-        runs = [run for run in runs if run.identity in args.run]
+        runs = [run for run in runs if run.identity in options.run]
     if not runs:
-        raise DataError(f"no runs of experiment {args.experiment!r}")
+        raise DataError(f"no runs of experiment {options.experiment!r}")
     rows = [row_of(run) for run in runs]
     for line in aligned([HEAD, *rows]):
         print(line)
-    if args.html:
+    if options.html:
         try:
-            storage.write_bytes(args.html, page_of(runs, rows, HEAD).encode())
+            storage.write_bytes(options.html, page_of(runs, rows, HEAD).encode())
         except OSError as error:
-            raise DataError(f"--html {args.html}: cannot be written: {error}") from error
-        print(f"wrote {args.html}")
-    if args.png:
-        draw_png(runs, args.png)
-        print(f"wrote {args.png}")
+            raise DataError(f"--html {options.html}: cannot be written: {error}") from error
+        print(f"wrote {options.html}")
+    if options.png:
+        draw_png(runs, options.png)
+        print(f"wrote {options.png}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluation from the command line."""
+"""Training from the command line."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import os
 import signal
 import sys
 import time
-from typing import Callable, Optional
+from typing import Callable
 
 from gpt_neo.checkpoint.folder import BEST, find_latest
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.cli.job import Job, count_text, memory_text, model_text, note, time_text
+from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, time_text
+from gpt_neo.cli.devices import device_plan, device_text, tpu_options
+from gpt_neo.cli.evaluate import evaluate, load_job_tasks
+from gpt_neo.cli.job import Job
+from gpt_neo.cli.options import TrainingOptions
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
+from gpt_neo.evaluation.documents import files_of
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
-from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
-from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh, whole_mesh
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
 from gpt_neo.storage import tensorflow as files
@@ -35,74 +38,10 @@ CHECKPOINT_FILES = (
 )
 
 
-class ProgressLine:
-    """One line that renews itself on a terminal; elsewhere a line every 10 seconds."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stdout.isatty()
-        self.last = 0.0
-        self.first_loss: Optional[float] = None
-        self.latest: Optional[Progress] = None
-
-    def show(self, progress: Progress) -> None:
-        """Show a step."""
-        self.first_loss = progress.loss if self.first_loss is None else self.first_loss
-        self.latest = progress
-        now, done = time.monotonic(), progress.step >= progress.train_steps
-        if not done and now - self.last < (0.2 if self.terminal else 10.0):
-            return
-        self.last = now
-        speed = f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "first step"
-        left = f"  {time_text(progress.seconds_left)} left" if progress.seconds_left and not done else ""
-        text = (
-            f"step {progress.step:,}/{progress.train_steps:,}  loss {progress.loss:.4f}  "
-            f"lr {progress.rate:.2e}  {speed}{left}"
-        )
-        print(f"\r\x1b[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
-
-    def note(self, line: str) -> None:
-        """Print a line of its own between those of the steps."""
-        print(f"{chr(13)}\x1b[K" if self.terminal else "", end="")
-        note(line)
-
-    def finish(self) -> None:
-        """End the line."""
-        if self.terminal and self.latest:
-            print()
-
-
-def device_plan(job: Job) -> MeshPlan:
-    """The cores of a TPU, the devices of a cluster, of --gpu_ids, or one."""
-    if job.plan is not None:
-        return job.plan
-    if job.args.tpu:
-        return whole_mesh(job.run.mesh)
-    devices = parse_devices(job.args.gpu_ids)
-    check_visible(devices)
-    return plan_mesh(job.run.mesh, devices)
-
-
-def tpu_options(job: Job) -> Optional[runtime.TpuOptions]:
-    """The TPU asked for."""
-    args = job.args
-    return runtime.TpuOptions(args.tpu, args.tpu_zone, args.tpu_project) if args.tpu else None
-
-
-def device_text(job: Job, plan: MeshPlan) -> str:
-    """One line on devices."""
-    if job.args.tpu:
-        return f"devices   TPU {job.args.tpu}"
-    names = ", ".join(plan.devices) if plan.devices != ("",) else f"local, {len(os.sched_getaffinity(0))} CPU core(s)"
-    return f"devices   {names}" + (f" ({plan.note})" if plan.note else "")
-
-
-def train(job: Job) -> int:
+def train(job: Job, training: TrainingOptions) -> int:
     """Train to train_steps; evaluate after it when the config asks for it. Returns the exit status."""
-    from gpt_neo.cli.evaluate import evaluate, job_tasks
-    from gpt_neo.evaluation.documents import files_of
-
     run, plan = job.run, device_plan(job)
-    tasks = job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
+    tasks = load_job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
     for task in tasks:
         files_of(task.name, task.documents)
     evaluates = run.training.eval_steps and (tasks or any(dataset.eval_path for _, dataset in run.datasets))
@@ -112,19 +51,21 @@ def train(job: Job) -> int:
             run,
             job.folder,
             plan,
-            job.args.steps_per_checkpoint,
+            training.steps_per_checkpoint,
             tpu_options(job),
             line.show,
             watch=watch,
-            steps_per_log=job.args.steps_per_log,
+            steps_per_log=training.steps_per_log,
         )
         return runtime.train(estimator, run, plan, job.folder, note, watch)
 
-    status = train_in_folder(job, plan.replicas(), device_text(job, plan), steps)
+    status = train_in_folder(job, training, plan.replicas(), device_text(job, plan), steps)
     return evaluate(job, limit=run.training.eval_steps) if evaluates and status == 0 else status
 
 
-def train_in_folder(job: Job, replicas: int, devices: str, steps: Callable[[ProgressLine, Watch], int]) -> int:
+def train_in_folder(
+    job: Job, training: TrainingOptions, replicas: int, devices: str, steps: Callable[[ProgressLine, Watch], int]
+) -> int:
     """Train, as the only run in the folder, from the newest checkpoint on. Returns the exit status.
 
     Args:
@@ -134,16 +75,21 @@ def train_in_folder(job: Job, replicas: int, devices: str, steps: Callable[[Prog
     """
     check_writable(job.folder)
     with FolderLock(job.folder, tell=note) as lock:
-        return train_alone(job, lock, replicas, devices, steps)
+        return train_alone(job, training, lock, replicas, devices, steps)
 
 
 def train_alone(
-    job: Job, lock: FolderLock, replicas: int, devices: str, steps: Callable[[ProgressLine, Watch], int]
+    job: Job,
+    training: TrainingOptions,
+    lock: FolderLock,
+    replicas: int,
+    devices: str,
+    steps: Callable[[ProgressLine, Watch], int],
 ) -> int:
     """As `train_in_folder`, with the folder's lock."""
     run = job.run
-    if job.args.new:
-        delete_checkpoints(job)
+    if training.new:
+        delete_checkpoints(job.folder, training.yes)
     remove_leftovers(job.folder)
     found = find_latest(job.folder)
     start = step_of(found.path) if found else 0
@@ -159,7 +105,7 @@ def train_alone(
         print(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {last:,}")
         return 0
     line = ProgressLine()
-    watch = Watch(job.folder, lock, job.args.stall_minutes, job.args.skip_spikes, notice=line.note)
+    watch = Watch(job.folder, lock, training.stall_minutes, training.skip_spikes, notice=line.note)
     began = time.monotonic()
     try:
         reached = steps(line, watch)
@@ -185,13 +131,12 @@ def stop_status(number: int, what: str) -> int:
     return 128 + number
 
 
-def delete_checkpoints(job: Job) -> None:
-    """Delete the checkpoints and logs of the run's folder, and nothing else, after asking.
+def delete_checkpoints(folder: str, agreed: bool) -> None:
+    """Delete the checkpoints and logs of a run's folder, and nothing else, after asking unless it is `agreed`.
 
     Raises:
       CheckpointError: the answer was no.
     """
-    folder = job.folder
     paths = checkpoint_paths(folder)
     if not paths:
         return
@@ -200,7 +145,7 @@ def delete_checkpoints(job: Job) -> None:
             check_fence(path, folder)
     except ValueError as error:
         raise CheckpointError(f"--new: model_path {folder!r} is a whole bucket or disk; nothing is deleted") from error
-    if not job.args.yes:
+    if not agreed:
         if not sys.stdin.isatty():
             raise CheckpointError(f"--new would delete {len(paths)} files in {folder!r}: add --yes to agree")
         answer = input(f"delete {len(paths)} files of checkpoints and logs in {folder}? [y/N] ")

@@ -19,7 +19,9 @@ def model_folder(run: RunConfig, reads_only: bool = False) -> str:
     path = run.training.model_path
     if path and not (reads_only and has_checkpoints(beside) and not has_checkpoints(path)):
         return storage.absolute(path)
-    return beside if has_checkpoints(beside) else os.path.abspath(os.path.join("runs", run.name))
+    stem = os.path.splitext(os.path.basename(run.source))[0]  # where a run went before it was called after its folder
+    names = [name for name in (stem, run.name) if has_checkpoints(os.path.join("runs", name))] or [run.name]
+    return beside if has_checkpoints(beside) else os.path.abspath(os.path.join("runs", names[0]))
 
 
 def has_checkpoints(folder: str) -> bool:

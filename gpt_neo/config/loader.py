@@ -20,6 +20,8 @@ from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef,
 from gpt_neo.errors import ConfigError
 
 CONFIG_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "configs")
+FOLDER_CONFIG = "config.json"  # of a folder that import-hf made, or of a release
+RECORD = re.compile(r"model\.ckpt-(\d+)\.json")  # gpt_neo/checkpoint/record.py
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
 
@@ -27,7 +29,8 @@ def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: st
     """Load a model config by name or path, from any working directory.
 
     Args:
-      name_or_path: `gpt3_2-7B`, `gpt3_2-7B.json`, or a path.
+      name_or_path: `gpt3_2-7B`, `gpt3_2-7B.json`, a path, or a run's folder: its config.json, else what the record of
+        its newest checkpoint says.
       overrides: `key=value` strings, the value in JSON or bare text.
       config_dir: where names and dataset ids are looked up.
 
@@ -36,24 +39,54 @@ def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: st
         contradicts another.
     """
     path = find_config(name_or_path, config_dir)
-    written = storage.read_json(path, ConfigError, once=True)
-    given = {**written, **dict(parse_override(text) for text in overrides)}
-    raw, notes = restore(given, path, written)
+    written, changes = storage.read_json(path, ConfigError, once=True), dict(parse_override(text) for text in overrides)
+    if RECORD.fullmatch(os.path.basename(path)):  # in the words of this program
+        raw, notes = {**written["config"], **changes}, ()
+    else:
+        raw, notes = restore({**written, **changes}, path, written)
     reject_unknown(raw, known_keys() | set(legacy.SPELLINGS), path)
     sections = build_sections(raw, path)
     check_rules(sections, path)
     datasets = load_datasets(sections["training"].datasets, path, config_dir)
-    name = os.path.splitext(os.path.basename(path))[0]
-    return RunConfig(source=path, name=name, datasets=datasets, notes=notes, **sections)
+    return RunConfig(source=path, name=run_name(path), datasets=datasets, notes=notes, **sections)
+
+
+def run_name(path: str) -> str:
+    """What a run is called: as its config file, or as its folder where such files are all called the same."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    in_folder = os.path.basename(path) == FOLDER_CONFIG or RECORD.fullmatch(os.path.basename(path))
+    return folder_name(os.path.dirname(os.path.abspath(path))) or stem if in_folder else stem
+
+
+def folder_name(folder: str) -> str:
+    """The last part of a folder's path, local or remote."""
+    return os.path.basename(folder.rstrip("/"))
+
+
+def config_in(folder: str) -> str:
+    """The config of a run's folder: config.json, else the record of its newest checkpoint.
+
+    Raises:
+      ConfigError: there is neither.
+    """
+    path = os.path.join(folder, FOLDER_CONFIG)
+    records = {int(found[1]): name for name in os.listdir(folder) for found in [RECORD.fullmatch(name)] if found}
+    if not os.path.isfile(path) and records:
+        return os.path.join(folder, records[max(records)])
+    if not os.path.isfile(path):
+        raise ConfigError(f"no config in folder {folder!r}: expected {FOLDER_CONFIG}, or a checkpoint with its record")
+    return path
 
 
 def find_config(name_or_path: str, config_dir: str) -> str:
-    """Return the path of a config given by name or path."""
+    """Return the path of a config given by name, path or folder."""
     names = [name_or_path, name_or_path + ".json"]
     candidates = names + [os.path.join(config_dir, name) for name in names]
     for candidate in candidates:
         if os.path.isfile(candidate):
             return candidate
+    if os.path.isdir(name_or_path):
+        return config_in(name_or_path)
     known = sorted(f[:-5] for f in os.listdir(config_dir) if f.endswith(".json")) if os.path.isdir(config_dir) else []
     raise ConfigError(f"no config {name_or_path!r}: not a file, and not one of {', '.join(known)} in {config_dir}")
 
@@ -116,7 +149,7 @@ def field_types(cls: Any) -> dict:
 
 
 def build_dataclass(cls: Any, raw: dict, path: str) -> Any:
-    """Fill a dataclass from raw JSON values; null and absent keys take the default."""
+    """Fill a dataclass from raw JSON values; absent keys take the default, and null ones unless null is a value."""
     hints = field_types(cls)
     values = {}
     for field in dataclasses.fields(cls):
@@ -124,7 +157,8 @@ def build_dataclass(cls: Any, raw: dict, path: str) -> Any:
         if value is None:
             if field.default is REQUIRED:
                 raise ConfigError(f"{path}: key {field.name!r} is required ({field.metadata['doc']})")
-            values[field.name] = field.default
+            is_value = field.metadata["null"] and field.name in raw
+            values[field.name] = None if is_value else field.default
             continue
         values[field.name] = check_range(coerce(value, hints[field.name], field.name, path), field, path)
     return cls(**values)

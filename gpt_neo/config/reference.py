@@ -19,10 +19,10 @@ HEAD = """# Configuration keys
 Written by `python -m gpt_neo.config.reference docs/configs.md` from `gpt_neo/config/`; a test holds it up to date.
 
 A model config is one flat JSON object under `configs/` (or anywhere: `--model` takes a name or a path), a dataset
-config one under `configs/dataset_configs/`. `--set key=value` overrides a key. Absent keys and `null` take the
-default; numbers may be written as strings. An unknown key, a value out of range and a refused combination end with one
-line that names the file, the key and what is allowed. Source `legacy` is the 2021 program, whose files load as they
-are and mean what they meant: see "What legacy configs mean".
+config one under `configs/dataset_configs/`. `--set key=value` overrides a key. Absent keys and `null` take the default,
+but for `eos_id`, where null says that there is none; numbers may be written as strings. An unknown key, a value out of
+range and a refused combination end with one line that names the file, the key and what is allowed. Source `legacy` is
+the 2021 program, whose files load as they are and mean what they meant: see "What legacy configs mean".
 """
 TITLES = {"model": "Model", "optimizer": "Optimizer", "mesh": "Mesh", "training": "Training and input"}
 WHOLE = GlaParams(expand_k=1.0)

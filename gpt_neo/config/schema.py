@@ -12,7 +12,14 @@ from gpt_neo.config.optimizers import OPTIMIZERS
 
 
 def key(
-    default: Any, doc: str, low: Any = None, high: Any = None, choices: Any = None, unit: str = "", source: str = ""
+    default: Any,
+    doc: str,
+    low: Any = None,
+    high: Any = None,
+    choices: Any = None,
+    unit: str = "",
+    source: str = "",
+    null: bool = False,
 ) -> Any:
     """Declare a configuration key; docs/configs.md is written from these.
 
@@ -23,8 +30,9 @@ def key(
       choices: allowed values of a string.
       unit: what a number counts.
       source: paper or program that the key comes from, where that says more than its age.
+      null: null in a file is a value, None; elsewhere it stands for the default.
     """
-    rules = {"doc": doc, "low": low, "high": high, "choices": choices, "unit": unit, "source": source}
+    rules = {"doc": doc, "low": low, "high": high, "choices": choices, "unit": unit, "source": source, "null": null}
     return dataclasses.field(default=default, metadata=rules)
 
 
@@ -104,7 +112,7 @@ class DatasetConfig:
     eval_path: Optional[str] = key(None, "Glob of the held-out TFRecords.")
     tokenizer_path: Optional[str] = key(None, "tokenizer.json, or the name of a pretrained tokenizer.")
     tokenizer_is_pretrained: bool = key(False, "tokenizer_path names a pretrained tokenizer (gpt2).")
-    eos_id: int = key(1, "Token that ends a document.", low=0)
+    eos_id: Optional[int] = key(1, "Token that ends a document; null: none does.", low=0, null=True)
     padding_id: int = key(0, "Token that fills up short records.", low=0)
     lambada_tokens_path: Optional[str] = key(None, "Glob of LAMBADA records.")
 
@@ -174,10 +182,20 @@ class ModelConfig:
     scale_by_depth: bool = key(False, "Divide the initial std of c_proj by sqrt(n_layer).")
     scale_by_in: bool = key(False, "Divide the initial std of the MLP and of a head by sqrt(fan_in).")
     recompute_grad: bool = key(False, "Recompute each block in the backward pass to save memory.")
-    precision: str = key("float32", "Type of activations and stored weights.", choices=("float32", "bfloat16"))
+    precision: str = key(
+        "float32",
+        "Type of what layers read and write. Weights are trained, and saved, in float32.",
+        choices=("float32", "bfloat16"),
+    )
     z_loss: float = key(1e-4, "Weight of log^2 Z in the loss.", low=0.0)
     padding_id: int = key(0, "Padding token.", low=0, unit="token id")
-    eos_id: int = key(1, "End-of-document token.", low=0, unit="token id")
+    eos_id: Optional[int] = key(
+        1,
+        "End-of-document token; null: none, so that only lengths and stop strings end a text.",
+        low=0,
+        unit="token id",
+        null=True,
+    )
     causal: bool = key(True, "A token sees only earlier ones; false makes an encoder, which cannot sample.")
     axial_pos_emb: Optional[tuple] = key(None, "Two factors of n_ctx: learned positions as the mean of two tables.")
     rotary_emb: bool = key(False, "Rotary positions in place of learned ones.", source="arXiv 2104.09864")
@@ -341,7 +359,7 @@ class TrainingConfig:
     predict_batch_size: int = key(1, "Prompts sampled at once.", low=1, unit="prompts")
     eval_steps: int = key(0, "Batches per evaluation; 0 leaves evaluation out.", low=0, unit="batches")
     predict_steps: int = key(0, "Legacy key: training steps between samples.", low=0, unit="steps")
-    predict_max_steps: Optional[int] = key(None, "Legacy key: most sampling batches.", low=0, unit="batches")
+    predict_max_steps: Optional[int] = key(None, "Legacy key: does nothing.", low=0, unit="batches")
     iterations: int = key(100, "Steps per call of the training loop.", low=1, unit="steps")
     keep_checkpoints: int = key(
         10, "Newest checkpoints that are kept; the best one is kept besides.", low=1, unit="checkpoints"
@@ -357,11 +375,11 @@ class TrainingConfig:
     )
     shuffle_input_filenames: bool = key(True, "Shuffle the list of files once, and documents in reach, by seed.")
     seed: Optional[int] = key(None, "Seed of every random choice.", low=0)
-    no_dataset: bool = key(False, "Run without data (layout search, export).")
+    no_dataset: bool = key(False, "Legacy key: does nothing; jobs that need no records read none.")
     log_grads: bool = key(False, "Summaries of gradient norms.")
     eval_tasks: tuple = key((), "Evaluation tasks: names in eval_tasks/, or paths, with =FILE for other documents.")
-    slow_sampling: bool = key(False, "Sample without the key/value cache.")
-    remove_partial_sequences: bool = key(False, "Leave unfinished samples out of the predictions file.")
+    slow_sampling: bool = key(False, "Legacy key: does nothing; sampling with caches gives the same text.")
+    remove_partial_sequences: bool = key(False, "Leave the prompt out of the predictions file.")
     mlm_training: bool = key(False, "Masked instead of causal language modelling.")
     mlm_mask_id: Optional[int] = key(None, "Mask token.", low=0)
     mlm_cls_token_id: Optional[int] = key(None, "Token put before every sequence (mlm_training).", low=0)

@@ -14,7 +14,7 @@ from lm_eval.api.registry import MODEL_REGISTRY, register_model
 from tqdm import tqdm
 
 from gpt_neo.errors import ConfigError
-from gpt_neo.evaluation.encoding import encode_context, encode_pair
+from gpt_neo.evaluation.encoding import encode_context, encode_pair, needed
 from gpt_neo.evaluation.generation import Prompt, generate
 from gpt_neo.evaluation.model import find_model
 from gpt_neo.evaluation.scorer import Scorer, check_scorable
@@ -90,8 +90,8 @@ class GptNeoLM(LM):
         return self._sampler
 
     @property
-    def eot_token_id(self) -> int:
-        """Id of the end of a document."""
+    def eot_token_id(self) -> Optional[int]:
+        """Id of the end of a document, None where there is none."""
         return self.prefix
 
     @property
@@ -124,7 +124,7 @@ class GptNeoLM(LM):
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, its first token predicted from the end of a document."""
         texts = [request.args for request in requests]
-        asked = [rolling(self.tokens.encode(text), self.prefix) for (text,) in texts]
+        asked = [rolling(self.tokens.encode(text), needed(self.prefix)) for (text,) in texts]
         return self.scored("loglikelihood_rolling", texts, asked, lambda score: score.total, disable_tqdm)
 
     def scored(self, kind: str, args: list, asked: list[Request], answer: Any, quiet: bool) -> list:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Optional
 
@@ -12,20 +11,20 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.errors import CheckpointError
 from gpt_neo.inputs.preflight import run_tokenizer
 from gpt_neo.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundModel:
-    """What is needed to score and to sample with a model. prefix: id of the end of a document."""
+    """What is needed to score and to sample with a model. prefix: id of the end of a document, or None."""
 
     run: RunConfig
     folder: str
     checkpoint: str
     tokenizer: Tokenizer
-    prefix: int
+    prefix: Optional[int]
     notes: tuple
 
     @property
@@ -44,21 +43,10 @@ def find_model(name: str, which: Optional[str] = None, overrides: Sequence[str] 
     Raises:
       ConfigError, CheckpointError, DataError: a part of it is missing or wrong.
     """
-    run = load_config(os.path.join(name, "config.json") if os.path.isdir(name) else name, overrides)
+    run = load_config(name, overrides)
     folder = model_folder(run, reads_only=True)
     found = find_checkpoint(folder, which)
     if found is None:
         raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
     tokenizer, eos = run_tokenizer(run, folder)
-    return FoundModel(run, folder, found.path, tokenizer, required_prefix(tokenizer, eos), (*run.notes, *found.notes))
-
-
-def required_prefix(tokenizer: Tokenizer, eos: Optional[int]) -> int:
-    """The end-of-document id, which a text without context is predicted from.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    if eos is None:
-        raise ConfigError(f"tokenizer {tokenizer.name} names no end-of-text token: set eos_id in the dataset config")
-    return eos
+    return FoundModel(run, folder, found.path, tokenizer, eos, (*run.notes, *found.notes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Callable
+from typing import Callable, Optional
 
 from gpt_neo.evaluation.encoding import encode_pair
 from gpt_neo.evaluation.metrics import Outcome
@@ -51,7 +51,7 @@ def run_task(
     task: EvalTask,
     scorer: Scorer,
     tokenizer: Tokenizer,
-    prefix: int,
+    prefix: Optional[int],
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Score a task.

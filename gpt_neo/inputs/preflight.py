@@ -37,7 +37,7 @@ def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]
     beside = os.path.join(folder, "tokenizer.json")  # an imported model brings its own
     own = os.path.isfile(beside)
     tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id if own else None)
-    return tokenizer, tokenizer.eos_id
+    return tokenizer, run.model.eos_id if own or run.model.eos_id is None else tokenizer.eos_id
 
 
 def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import FEATURE
@@ -90,8 +90,10 @@ def refused(values: Any, group: dict, row: Any, text: list) -> Any:
         return tf.identity(values)
 
 
-def joined(rows: Any, eos_id: int) -> Any:
-    """Documents, int32 [documents, (tokens)], as one: eos_id stands between them."""
+def joined(rows: Any, eos_id: Optional[int]) -> Any:
+    """Documents, int32 [documents, (tokens)], as one: eos_id stands between them. None: there is one."""
+    if eos_id is None:
+        return rows.values
     ends = tf.fill([rows.nrows(), 1], eos_id)
     return tf.concat([rows, ends], axis=1).values[:-1]
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 from collections.abc import Iterator, Sequence
+from typing import Optional
 
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
@@ -39,7 +40,7 @@ class Source:
     paths: tuple
     counts: tuple
     n_vocab: int
-    eos_id: int
+    eos_id: Optional[int]
     padding_id: int
     seed: int
     shuffled: bool
@@ -123,8 +124,12 @@ def make_source(run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig
     if shuffled:
         random.Random(seed).shuffle(ordered)
     for what, token in (("eos_id", config.eos_id), ("padding_id", config.padding_id)):
-        if kind != CHUNKS and token >= run.model.n_vocab:
+        if kind != CHUNKS and token is not None and token >= run.model.n_vocab:
             raise ConfigError(f"dataset {ref.name!r}: key {what!r} is {token}, n_vocab is {run.model.n_vocab}")
+    if kind != CHUNKS and (ref.stitch or 1) > 1 and config.eos_id is None:
+        raise ConfigError(
+            f"dataset {ref.name!r}: stitch is {ref.stitch} and key 'eos_id' is null; expected an id to join by"
+        )
     return Source(
         name=ref.name,
         kind=kind,

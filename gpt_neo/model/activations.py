@@ -9,6 +9,7 @@ from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model import variables
 from gpt_neo.model.fused_ops import gelu
+from gpt_neo.model.row_sums import widened
 from gpt_neo.mtf_compat import mtf, tf
 
 # The legacy program drew the slope of rrelu anew for every graph; this is the mean of what it drew from.
@@ -151,6 +152,8 @@ PLAIN: dict[str, Callable[[Any], Any]] = {
     "roottanh": lambda x: power(mtf.square(x) + 1.0, 1.0 / 3.0) * mtf.tanh(x),
     "softplusmone": lambda x: softplus(x) - 1.0,
 }
+# In any type: these round nothing, or are float32 inside. The others round at every step that they are made of.
+ROUNDED_ONCE = ("gelu", "relu", "leaky_relu", "abs", "id", "sign")
 OVER_WIDTH: dict[str, Callable[[Any, Any], Any]] = {"softmax": mtf.softmax, "logsoftmax": mtf.log_softmax}
 LEARNED: dict[str, Callable[[Any, dict], Any]] = {
     "aria": aria,
@@ -162,7 +165,7 @@ LEARNED: dict[str, Callable[[Any, dict], Any]] = {
 
 
 def activate(x: Any, width: Any, config: ModelConfig) -> Any:
-    """The activation of the config, elementwise but for softmax and logsoftmax, which go over `width`.
+    """The activation of the config, elementwise but for softmax and logsoftmax, which go over `width`; in float32.
 
     Those with learned numbers keep them as scalars under `activation/` of the current scope.
 
@@ -170,16 +173,23 @@ def activate(x: Any, width: Any, config: ModelConfig) -> Any:
       x: [..., width].
 
     Returns:
-      a tensor of the shape of x.
+      a tensor of the shape and type of x.
     """
     name = config.activation_function
+    if name in ROUNDED_ONCE:
+        return PLAIN[name](x)
+    return mtf.cast(activate_wide(mtf.cast(x, tf.float32), name, width, config), x.dtype)
+
+
+def activate_wide(x: Any, name: str, width: Any, config: ModelConfig) -> Any:
+    """`activate` of float32 x [..., width]."""
     if name in OVER_WIDTH:
         return OVER_WIDTH[name](x, width)
     if name not in LEARNED:
         return PLAIN[name](x)
     with tf.variable_scope("activation"):
         learned = {
-            part: variables.constant(x.mesh, part, mtf.Shape([]), value, config)
+            part: widened(variables.constant(x.mesh, part, mtf.Shape([]), value, config))
             for part, value in ACTIVATIONS[name].items()
         }
     return LEARNED[name](x, learned)

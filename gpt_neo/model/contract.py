@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from gpt_neo.model.quantized import stored_int8, widened
 from gpt_neo.mtf_compat import mtf, summed_wide, tf
-from gpt_neo.ops.kernels import row_product
+from gpt_neo.ops.kernels import matrix_product, row_product
 from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
@@ -77,7 +77,7 @@ class ContractOperation(mtf.ops.EinsumOperation):
             if math.prod(rows) == 1:
                 out = row_times_matrix(x, flat, transposed=not leading)
             else:
-                out = tf.linalg.matmul(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
+                out = matrix_product(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
             if small:
                 out *= tf.cast(small[1], out.dtype)
             for b in bias:

@@ -29,16 +29,18 @@ def gelu_gradient(operation: Any, dy: Any) -> list:
 
 @compiled
 def gelu_kernel(x: Any) -> Any:
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    return x * (0.5 + 0.5 * tf.tanh(GELU_SCALE * (x + GELU_CUBE * x * x * x)))
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), rounded once."""
+    wide = tf.cast(x, tf.float32)
+    return tf.cast(wide * (0.5 + 0.5 * tf.tanh(GELU_SCALE * (wide + GELU_CUBE * wide * wide * wide))), x.dtype)
 
 
 @compiled
 def gelu_grad_kernel(x: Any, dy: Any) -> Any:
-    """dy times the derivative of gelu at x."""
-    t = tf.tanh(GELU_SCALE * (x + GELU_CUBE * x * x * x))
-    slope = 0.5 * x * (1 - t * t) * GELU_SCALE * (1 + 3 * GELU_CUBE * x * x)
-    return dy * (0.5 * (1 + t) + slope)
+    """dy times the derivative of gelu at x, rounded once."""
+    wide = tf.cast(x, tf.float32)
+    t = tf.tanh(GELU_SCALE * (wide + GELU_CUBE * wide * wide * wide))
+    slope = 0.5 * wide * (1 - t * t) * GELU_SCALE * (1 + 3 * GELU_CUBE * wide * wide)
+    return tf.cast(tf.cast(dy, tf.float32) * (0.5 * (1 + t) + slope), dy.dtype)
 
 
 def normalize(x: Any, dim: Any, epsilon: float) -> Any:

@@ -20,6 +20,7 @@ from gpt_neo.model.activations import get_activation
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.dropout import dropout, uniform_like
+from gpt_neo.model.row_sums import weighted, widened
 from gpt_neo.mtf_compat import mtf, tf
 
 TINY = 1e-9  # keeps quotients of gates finite
@@ -144,7 +145,7 @@ def gating(
         kernel = variables.normal(tokens.mesh, "kernel", shape, dims.embd.size**-0.5, config)
     # in float32 whatever the precision: near ties decide where a token goes
     wide, shape = mtf.cast(tokens, tf.float32), tokens.shape - dims.embd + names.gates
-    probabilities = mtf.softmax(mtf.einsum([wide, mtf.cast(kernel, tf.float32)], output_shape=shape), names.gates)
+    probabilities = mtf.softmax(mtf.einsum([wide, widened(kernel)], output_shape=shape), names.gates)
     first = top_choice(probabilities, names.gates)
     others = probabilities * (1.0 - first.mask)
     second = top_choice(others, names.gates)
@@ -240,9 +241,9 @@ def chosen_experts(
     # to bring a tensor from `here` to `there` is the all-to-all
     sent = mtf.reshape(mtf.einsum([tokens, mtf.cast(dispatch, tokens.dtype)], output_shape=here), there)
     wi, wo = expert_kernels(tokens.mesh, names, dims, config)
-    hidden = mtf.einsum([sent, wi], output_shape=there - dims.embd + names.hidden)
+    hidden = weighted(sent, wi, there - dims.embd + names.hidden)
     hidden = dropout(get_activation(config.moe_activation, "moe_activation")(hidden), dropout_rate)
-    back = mtf.reshape(mtf.einsum([hidden, wo], output_shape=there), here)
+    back = mtf.reshape(weighted(hidden, wo, there), here)
     return mtf.einsum([back, mtf.cast(combine, tokens.dtype)], output_shape=tokens.shape)
 
 

@@ -9,6 +9,7 @@ from gpt_neo.model import variables
 from gpt_neo.model.fused_ops import normalize
 from gpt_neo.model.layer_norm import scaled_layer_norm
 from gpt_neo.model.rms_norm import rms_normalize
+from gpt_neo.model.row_sums import times
 from gpt_neo.mtf_compat import mtf, tf
 
 
@@ -46,14 +47,14 @@ def rms_norm(x: Any, name: str, embd: Any, config: ModelConfig) -> Any:
     """RMS norm over `embd` (Zhang and Sennrich 2019), statistics in float32, with `g` of shape [embd]."""
     with tf.variable_scope(name):
         scale = variables.constant(x.mesh, "g", mtf.Shape([embd]), 1.0, config)
-    return rms_normalize(x, embd, config.norm_epsilon) * scale
+    return times(rms_normalize(x, embd, config.norm_epsilon), scale)
 
 
 def scale_norm(x: Any, name: str, embd: Any, config: ModelConfig) -> Any:
     """The legacy program's scalenorm: mean and variance as in a layer norm, one scale `g`, no shift."""
     with tf.variable_scope(name):
         scale = variables.constant(x.mesh, "g", mtf.Shape([]), 1.0, config)
-    return normalize(x, embd, config.norm_epsilon) * scale
+    return times(normalize(x, embd, config.norm_epsilon), scale)
 
 
 def rezero(x: Any, name: str, config: ModelConfig) -> Any:
@@ -61,4 +62,4 @@ def rezero(x: Any, name: str, config: ModelConfig) -> Any:
     if not config.rezero:
         return x
     with tf.variable_scope(name):
-        return x * variables.constant(x.mesh, "g", mtf.Shape([]), 0.0, config)
+        return times(x, variables.constant(x.mesh, "g", mtf.Shape([]), 0.0, config))

@@ -16,6 +16,7 @@ from gpt_neo.model.dropout import dropout
 from gpt_neo.model.mlp import linear
 from gpt_neo.model.norms import final_norm
 from gpt_neo.model.positions import position_embedding
+from gpt_neo.model.row_sums import plus
 from gpt_neo.model.vocab_ops import embed
 from gpt_neo.mtf_compat import mtf, tf
 
@@ -49,7 +50,7 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
         wte = variables.normal(tokens.mesh, "wte", mtf.Shape([dims.vocab, dims.embd]), 0.02, config)
         x = spread(embed(wte, spread(tokens, context), dims.vocab), context, back=True)
         places = position_embedding(tokens, dims, config, context)
-        x = x if places is None else x + places
+        x = x if places is None else plus(x, places)
         if config.embed_dropout > 0 and context.is_training:
             x = dropout(x, config.embed_dropout)
         for layer in range(config.n_layer):

@@ -179,12 +179,12 @@ def generate(
         return (slot + chunk, logits, *updated)
 
     def draw(count: Any, alive: Any, made: Any, ends: Any, logits: Any, *caches: Any) -> tuple:
-        token = tf.where_v2(alive, drawn(logits, count), config.eos_id)
+        token = tf.where_v2(alive, drawn(logits, count), 0 if config.eos_id is None else config.eos_id)
         logits, updated = step(token[:, tf.newaxis], length + count, list(caches))
         ends = tf.where_v2(alive, count + 1, ends)
         return (
             count + 1,
-            tf.logical_and(alive, tf.not_equal(token, config.eos_id)),
+            alive if config.eos_id is None else tf.logical_and(alive, tf.not_equal(token, config.eos_id)),
             made.write(count, token),
             ends,
             logits,

@@ -53,7 +53,7 @@ def make_server(app: Any, drain: float) -> uvicorn.Server:
     )
 
 
-def serve(app: Any, listener: socket.socket, drain: float) -> None:
+def run_server(app: Any, listener: socket.socket, drain: float) -> None:
     """Answer until SIGTERM or SIGINT."""
     # The server takes these signals while it runs, and raises them again at its end: that end is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):

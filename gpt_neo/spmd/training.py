@@ -1,4 +1,4 @@
-"""Training with an exported program: main.py's own training, whose step runs on devices of another process.
+"""Training with an exported program: training as it is, whose step runs on devices of another process.
 
 The session of the runtime reads the records, counts the steps, logs, watches and decides what is kept. The weights
 and slots are on the devices; they are read when a checkpoint is written.

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from gpt_neo.__main__ import COMMANDS, main
 from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.cli.commands import COMMANDS, main
 from gpt_neo.config import load_config
 from tests.checkpoint.test_folder import save
 
@@ -60,6 +60,6 @@ def test_every_command_has_help_without_tensorflow(capsys):
         "import sys\nfrom gpt_neo.__main__ import main\ntry:\n    main([sys.argv[1], '--help'])\n"
         "except SystemExit:\n    pass\nassert 'tensorflow' not in sys.modules and 'numpy' not in sys.modules"
     )
-    for name in ("import-hf", "export-hf", "inspect", "average"):
+    for name in COMMANDS:
         done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and "usage: python -m gpt_neo" in done.stdout, done.stderr
+        assert done.returncode == 0 and "usage: gpt-neo" in done.stdout, done.stderr

@@ -11,8 +11,8 @@ from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.provenance import config_keys, read_provenance
 from gpt_neo.checkpoint.tensors import BFLOAT16
-from gpt_neo.cli.args import build_parser
 from gpt_neo.cli.job import load_job
+from gpt_neo.cli.options import ModelOptions
 from gpt_neo.config import load_config
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
@@ -110,14 +110,14 @@ def test_the_folder_of_a_job(tmp_path):
     folder = release(tmp_path / "release")
     config = os.path.join(folder, "config.json")
 
-    def folder_of(*argv):
-        return load_job(build_parser().parse_args(["--model", config, *argv])).folder
+    def folder_of(*overrides, reads_only):
+        return load_job(ModelOptions(config, set=overrides), reads_only=reads_only).folder
 
-    assert folder_of("--predict") == folder_of("--eval") == folder
-    assert folder_of() == "gs://neo-d/models/GPT3_XL"
-    assert folder_of("--predict", "--set", "model_path=null") == folder
+    assert folder_of(reads_only=True) == folder
+    assert folder_of(reads_only=False) == "gs://neo-d/models/GPT3_XL"
+    assert folder_of("model_path=null", reads_only=True) == folder
     shutil.copytree(folder, tmp_path / "other")
-    assert folder_of("--predict", "--set", f"model_path={tmp_path / 'other'}") == str(tmp_path / "other")
+    assert folder_of(f"model_path={tmp_path / 'other'}", reads_only=True) == str(tmp_path / "other")
 
 
 def test_a_mismatch_is_a_table_with_the_key_that_would_explain_it(tmp_path):

@@ -79,7 +79,7 @@ BAD = [
     ("checkpoint steps", {}, ["--steps_per_checkpoint", "0"], "--steps_per_checkpoint is 0"),
     ("optimizer", {"opt_name": "sgd"}, [], "key 'opt_name' is 'sgd'; allowed: adam, adamw, adafactor, lion"),
     ("decay rule", {"weight_decay_rules": [["(", 0]]}, [], "not a regular expression"),
-    ("moe layer", {"moe_layers": [2]}, [], "moe_layers is (2,); expected whole numbers from 0 to below n_layer (2)"),
+    ("moe layer", {"moe_layers": [-1]}, [], "moe_layers is (-1,); expected whole numbers from 0 to below n_layer (2)"),
     ("moe key", {"moe_params": {"num_experts": 4}}, [], "nearest known key: 'moe_num_experts'"),
     ("moe policy", {"moe_params": {"moe_second_policy_train": "some"}}, [], "allowed: all, none, threshold, random"),
     ("moe activation", {"moe_layers": [0], "moe_activation": "step"}, [], "moe_activation is 'step'; allowed: "),

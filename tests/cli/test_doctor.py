@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
+from gpt_neo.__main__ import main
 from gpt_neo.cli import doctor, quiet
-from gpt_neo.cli.common import run_command
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def run(monkeypatch, capsys):
     monkeypatch.setattr(quiet, "filter_native_stderr", lambda: None)
 
     def call(*argv):
-        status = run_command(doctor.main, [str(word) for word in argv])
+        status = main(["doctor", *map(str, argv)])
         captured = capsys.readouterr()
         assert captured.err == ""
         return status, captured.out

@@ -10,9 +10,10 @@ import time
 import pytest
 
 from gpt_neo.cli import experiment
-from gpt_neo.cli.args import build_parser
-from gpt_neo.cli.experiment import child_words, make_policy
+from gpt_neo.cli.experiment import make_policy, training_words
 from gpt_neo.cli.job import load_job
+from gpt_neo.cli.options import Train
+from gpt_neo.cli.parser import parse
 from gpt_neo.tracking.runs import load_runs
 
 STEPS, KILLED_AT = 300, 30
@@ -128,30 +129,28 @@ def test_flags_that_cannot_be(trained, command, capsys, more, message):
 
 
 def test_the_words_of_the_child():
-    argv = [
-        "--model",
-        "a",
-        "--exper",
-        "night",
-        "--observer=x",
-        "--set",
-        "lr=1",
+    """What is the supervisor's is left out; only the first attempt may delete checkpoints."""
+    argv = "--model a --exper night --observer=x --set lr=1 --new --observer y -v --yes --pause 3 --prompt once"
+    options = parse(Train, [*argv.split(), "--gpu_ids", "0", "1", "--stall_minutes", "2"], "gpt-neo train")
+    kept = ["train", "--model=a", "--set=lr=1", "--verbose"]
+    assert training_words(options, first=True) == [
+        *kept,
         "--new",
-        "--observer",
-        "y",
-        "-v",
         "--yes",
-        "--pause",
-        "3",
-        "--prompt",
-        "once upon",
+        "--stall_minutes=2.0",
+        "--gpu_ids",
+        "0",
+        "1",
     ]
-    assert child_words(argv) == ["--model", "a", "--set", "lr=1", "-v", "--prompt", "once upon", "--new", "--yes"]
+    again = training_words(options, first=False)
+    assert again == [*kept, "--stall_minutes=2.0", "--gpu_ids", "0", "1"]
+    assert parse(Train, again[1:], "").training.stall_minutes == 2
 
 
 def test_limits(trained):
     def policy(*argv):
-        return make_policy(load_job(build_parser().parse_args(["--model", trained, *argv])))
+        options = parse(Train, ["--model", trained, *argv], "gpt-neo train")
+        return make_policy(load_job(options.model), options)
 
     assert policy("--stall_minutes", "10").stall == 720 and policy("--stall_minutes", "0.5").stall == 60
     assert policy("--stall_minutes", "0").stall == float("inf")

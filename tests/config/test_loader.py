@@ -86,6 +86,16 @@ def test_datasets_beside_the_model_config(tmp_path):
     assert run.datasets[1][0].stitch == 3 and run.datasets[0][1].n_vocab == 16
 
 
+def test_null_is_an_end_of_text_that_there_is_not(tmp_path):
+    (tmp_path / "dataset_configs").mkdir()
+    (tmp_path / "dataset_configs" / "mine.json").write_text('{"path": "a_*.tfrecords", "eos_id": null}')
+    run = load_config(write(tmp_path, {"datasets": ["mine"], "eos_id": None}))
+    assert run.model.eos_id is None and run.datasets[0][1].eos_id is None
+    assert load_config(write(tmp_path)).model.eos_id == 1
+    assert load_config(write(tmp_path, {"eos_id": None}), ["eos_id=3"]).model.eos_id == 3
+    assert load_config(write(tmp_path), ["eos_id=null", "padding_id=null"]).model.eos_id is None
+
+
 def test_options_of_gla(tmp_path):
     model = load_config(write(tmp_path, {"attention_types": "gla", "gla_params": {"num_heads": "4"}})).model
     assert (model.gla_heads, model.gla_key_width, model.gla_value_width) == (4, 4, 8)

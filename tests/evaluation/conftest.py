@@ -12,12 +12,12 @@ WORDS = pydoc_data.topics.topics["assert"].split() + ["naïve", "€uro", "été
 def twin(trained, tmp_path_factory):
     """Folder of the trained model as Hugging Face has it."""
     pytest.importorskip("torch")
-    from gpt_neo.cli.export_hf import main
+    from gpt_neo.__main__ import main
 
     folder = str(tmp_path_factory.mktemp("twin") / "hf")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
-        assert main([trained, folder]) == 0
+        assert main(["export-hf", trained, folder]) == 0
     return folder
 
 

@@ -5,7 +5,10 @@ import shlex
 
 import pytest
 
-from gpt_neo.cli.harness import build_parser
+from gpt_neo.__main__ import main
+from gpt_neo.cli import quiet
+from gpt_neo.cli.options import Harness
+from gpt_neo.cli.parser import parse
 from tests.conftest import ROOT
 
 
@@ -16,7 +19,8 @@ def commands(start):
     return [shlex.split(line.removeprefix(start)) for line in lines]
 
 
-def test_evaluations(command, trained, texts, tmp_path):
+def test_evaluations(trained, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(quiet, "filter_native_stderr", lambda: None)
     wikitext = tmp_path / "wiki.test.raw"
     wikitext.write_text(" = Title = \n \n Some words @-@ joined . \n", encoding="utf-8")
     files = {
@@ -25,10 +29,10 @@ def test_evaluations(command, trained, texts, tmp_path):
         "wikitext=wiki.test.raw": f"wikitext={wikitext}",
         "pile=val.jsonl.zst": f"pile={texts[0]}",
     }
-    for words in commands("python main.py"):
-        assert command(*[files.get(word, word) for word in words]) == 0
+    for words in commands("gpt-neo eval"):
+        assert main(["eval", *[files.get(word, word) for word in words]]) == 0
 
 
-@pytest.mark.parametrize("words", commands("python -m gpt_neo harness"), ids=" ".join)
+@pytest.mark.parametrize("words", commands("gpt-neo harness"), ids=" ".join)
 def test_the_harness_takes_these_flags(words):
-    assert build_parser().parse_args(words).model == "demo"  # test_harness.py runs them on tasks of its own
+    assert parse(Harness, words, "").model.model == "demo"  # test_harness.py runs them on tasks of its own

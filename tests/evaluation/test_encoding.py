@@ -2,7 +2,8 @@
 
 import pytest
 
-from gpt_neo.evaluation.encoding import encode_pair
+from gpt_neo.errors import ConfigError
+from gpt_neo.evaluation.encoding import encode_context, encode_pair
 from gpt_neo.evaluation.windows import Request
 from gpt_neo.tokenizer import load_tokenizer
 
@@ -36,3 +37,11 @@ def test_a_continuation_inside_the_last_token_of_the_context(gpt2):
     assert len(gpt2.encode("absolut")) == 3 and len(gpt2.encode("absolute")) == 1
     assert encode_pair(gpt2, "absolut", "e", END) == Request([END, *gpt2.encode("absolute")], 1)
     assert encode_pair(gpt2, "so absolut", "e", END) == Request(gpt2.encode("so absolute"), 1)
+
+
+def test_a_model_without_an_end_of_text_needs_a_context(gpt2):
+    assert encode_pair(gpt2, "Hello", " world", None) == encode_pair(gpt2, "Hello", " world", END)
+    assert encode_context(gpt2, "Hello", None) == gpt2.encode("Hello")
+    for ask in (lambda: encode_pair(gpt2, "", "Hello", None), lambda: encode_context(gpt2, "", None)):
+        with pytest.raises(ConfigError, match=r"no id is one \(eos_id is null\): set eos_id"):
+            ask()

@@ -64,6 +64,10 @@ def test_mistakes_in_entries(two, shelf):
         training_sources(make_run([("a", type(two[0])(path=shelf.folder + "/none_*"))]))
     with pytest.raises(ConfigError, match="key 'eos_id' is 5000, n_vocab is 1000"):
         training_sources(make_run([(entry("a", 2, "documents_fixed"), type(two[0])(path=two[0].path, eos_id=5000))]))
+    none = type(two[0])(path=two[0].path, eos_id=None)
+    with pytest.raises(ConfigError, match="stitch is 2 and key 'eos_id' is null; expected an id to join by"):
+        training_sources(make_run([(entry("a", 2, "documents_fixed"), none)]))
+    assert training_sources(make_run([(entry("a", 1, "documents_fixed"), none)]))[0].eos_id is None
 
 
 def test_datasets_without_held_out_records_are_left_out_of_evaluation(two):

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gpt_neo.config import load_config
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim.schedules import learning_rate, learning_rate_tensor
+from tests.config.test_loader import write
 from tests.optim.common import train, train_with
 
 CONFIG = OptimizerConfig(lr=0.02, opt_name="adafactor", beta1=0.0, ada_epsilon1=1e-20, ada_epsilon2=1e-2)
@@ -87,6 +89,22 @@ def test_decay_and_a_constant_memory():
     # the legacy program passed its weight_decay here
     got = train("w", dataclasses.replace(CONFIG, ada_decay_rate=0.1), start, grads)
     np.testing.assert_allclose(got["w"], mesh_tf(start, grads, CONFIG, decay_rate=0.1)["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["small matrix", "matrix"])
+def test_a_legacy_config_trains_as_the_legacy_program_did(name, tmp_path):
+    """Twenty steps: bit for bit those of the explicit settings, and Mesh-TF's with weight_decay as its decay rate."""
+    start, _ = data(SHAPES[name])
+    grads = np.random.RandomState(1).normal(size=(20, *start.shape)).astype(np.float32)
+    changes = {"opt_name": "adafactor", "lr": 0.02, "weight_decay": 0.8, "ada_epsilon1": 1e-20, "ada_epsilon2": 1e-2}
+    legacy = load_config(write(tmp_path, {**changes, "warmup_steps": 5, "lr_decay": "cosine"})).optimizer
+    explicit = dataclasses.replace(CONFIG, ada_decay_rate=0.8, adafactor_legacy_lr=True, weight_decay=0.0)
+    got, same = train("w", legacy, start, grads), train("w", explicit, start, grads)
+    expected = mesh_tf(start, grads, CONFIG, decay_rate=0.8)
+    for variable, value in expected.items():
+        np.testing.assert_array_equal(got[variable], same[variable])
+        np.testing.assert_allclose(got[variable], value, rtol=2e-5, atol=1e-6)
+    assert learning_rate(0, legacy, 100) == learning_rate(50, legacy, 100) == 0.02
 
 
 def test_the_schedule_applies_unless_the_legacy_rate_is_asked_for():

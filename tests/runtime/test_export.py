@@ -150,6 +150,15 @@ def test_rows_end_at_the_end_of_text(tmp_path):
         assert count == size and row[:size] == wanted[:size] and set(row[size:]) <= {end}
 
 
+def test_rows_without_an_end_of_text_do_not_end(tmp_path):
+    import dataclasses
+
+    config = dataclasses.replace(MODELS["gpt_neo"], eos_id=None)
+    checkpoint = save_random(config, str(tmp_path), scale=0.3)
+    export_saved_model(config, checkpoint, str(tmp_path / "saved"), BATCH)
+    compare_greedy_text(config, checkpoint, Served(str(tmp_path / "saved")))
+
+
 def test_a_prompt_without_room_is_refused(served):
     _, _, model = served
     with pytest.raises(tf.errors.InvalidArgumentError, match="leaves no room in n_ctx"):

@@ -117,9 +117,9 @@ def test_what_cannot_be_sampled_is_refused(tmp_path):
 )
 def test_mistakes_are_told_before_an_environment_is_made(trained, monkeypatch, capsys, flags, named):
     from gpt_neo.__main__ import main
-    from gpt_neo.cli import spmd_run
+    from gpt_neo.cli import quiet
 
-    monkeypatch.setattr(spmd_run, "silence", lambda verbose: None)
+    monkeypatch.setattr(quiet, "silence", lambda *flags, **options: None)
     monkeypatch.setattr("gpt_neo.spmd.environment.make_environment", lambda folder: pytest.fail("made"))
     monkeypatch.setenv("GPT_NEO_SPMD_FOLDER", "nowhere")
     assert main(["spmd-run", "--model", trained, *flags]) == 2
@@ -133,9 +133,9 @@ def test_mistakes_are_told_before_an_environment_is_made(trained, monkeypatch, c
 )
 def test_programs_as_files(trained, tmp_path, monkeypatch, capsys, flags, kind, rows):
     from gpt_neo.__main__ import main
-    from gpt_neo.cli import spmd_run
+    from gpt_neo.cli import quiet
 
-    monkeypatch.setattr(spmd_run, "silence", lambda verbose: None)
+    monkeypatch.setattr(quiet, "silence", lambda *flags, **options: None)
     words = ["spmd-run", "--model", trained, "--set", "mesh_shape=x:2", "--save_program"]
     assert main([*words, str(tmp_path / kind), *flags]) == 0, capsys.readouterr().err
     about = json.loads((tmp_path / f"{kind}.json").read_text())

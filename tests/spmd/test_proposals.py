@@ -176,16 +176,16 @@ REPORT = {
 @pytest.mark.parametrize(
     "slice_, more, status, told",
     [
-        ("v3-8", [], 0, ["run it    python main.py --tpu NAME --model "]),
-        ("v3-32", [], 0, ["run it    python main.py --tpu NAME --model "]),
-        ("v5e-8", [], 0, ["run it    python -m gpt_neo spmd-run --platform tpu --model "]),
+        ("v3-8", [], 0, ["run it    gpt-neo train --tpu NAME --model "]),
+        ("v3-32", [], 0, ["run it    gpt-neo train --tpu NAME --model "]),
+        ("v5e-8", [], 0, ["run it    gpt-neo train --backend xla --platform tpu --model "]),
         (
             "v5e-16",
             [],
             0,
             ["run it    no command here drives v5e-16: ", "one host (v5e-8 at most), where v5e-16 has 2"],
         ),
-        ("v5p-8", [], 0, ["run it    python -m gpt_neo spmd-run --platform tpu --model "]),
+        ("v5p-8", [], 0, ["run it    gpt-neo train --backend xla --platform tpu --model "]),
         ("v5p-16", [], 0, ["no command here drives v5p-16: ", "one host (v5p-8 at most), where v5p-16 has 2"]),
         (
             "v3-8",

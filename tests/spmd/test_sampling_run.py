@@ -53,9 +53,9 @@ SPLIT_RUN = ["--set", "mesh_shape=x:2,y:2", "--set", "layout=batch:x,heads:y,voc
 @pytest.fixture
 def spmd_run(jax_python, monkeypatch):
     from gpt_neo.__main__ import main
-    from gpt_neo.cli import spmd_run
+    from gpt_neo.cli import quiet
 
-    monkeypatch.setattr(spmd_run, "silence", lambda verbose: None)
+    monkeypatch.setattr(quiet, "silence", lambda *flags, **options: None)
     return lambda *argv: main(["spmd-run", *map(str, argv)])
 
 

@@ -9,10 +9,10 @@ import signal
 
 import pytest
 
+from gpt_neo.__main__ import main
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.folder import read_state
-from gpt_neo.cli import quiet, spmd_jobs, spmd_run
-from gpt_neo.cli.common import run_command
+from gpt_neo.cli import quiet, spmd_jobs
 from gpt_neo.config import load_config
 from gpt_neo.errors import DeviceError
 from gpt_neo.mtf_compat import tf
@@ -25,15 +25,15 @@ from tests.namespaces import need_mounts
 from tests.runtime.test_full_disk import FILL, MOUNTED
 from tests.spmd.fakes import VARIABLES, FakeDevices, install
 
-# In a process of its own: `spmd-run` in place of main.py, on devices that are none.
+# In a process of its own: `train --backend xla` in place of main.py, on devices that are none.
 FAKED = """
 import os, sys
-from gpt_neo.cli.common import run_command
-from gpt_neo.cli.spmd_run import main
+from gpt_neo.__main__ import main as door
 from tests.spmd.fakes import FakeDevices, install
 install()
+main = lambda words: door(["train", "--backend", "xla", *words])
 {more}
-status = run_command(main, argv)
+status = main(argv)
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(status)
@@ -42,12 +42,12 @@ os._exit(status)
 
 @pytest.fixture
 def spmd(monkeypatch, capsys):
-    """spmd-run in this process: (exit status, what it wrote)."""
+    """train --backend xla in this process: (exit status, what it wrote)."""
     install(monkeypatch.setattr)
     monkeypatch.setattr(quiet, "filter_native_stderr", lambda: None)
 
     def run(*argv):
-        status = run_command(spmd_run.main, [str(word) for word in argv])
+        status = main(["train", "--backend", "xla", *map(str, argv)])
         written = capsys.readouterr()
         return status, written.out + written.err
 
@@ -74,7 +74,7 @@ def steps_in(folder):
 def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     monkeypatch.setattr(saver, "AT_ONCE", 100)  # bytes: several parts
     evaluated: list = []
-    monkeypatch.setattr(spmd_jobs, "evaluate_on_devices", lambda job, devices, limit: evaluated.append(limit) or 0)
+    monkeypatch.setattr(spmd_jobs, "evaluate", lambda job, backend, limit: evaluated.append(limit) or 0)
     path = world.config("spmd_kept", train_steps=10, keep_checkpoints=2, eval_steps=5)
     status, text = spmd("--model", path, "--steps_per_checkpoint", 3, "--steps_per_log", 2)
     assert status == 0, text

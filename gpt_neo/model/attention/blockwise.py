@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from gpt_neo.model.fused_ops import MASKED, last_sum
 from gpt_neo.mtf_compat import mtf, summed_wide, tf
-from gpt_neo.ops.kernels import compiled
+from gpt_neo.ops.kernels import compiled, matrix_product
 
 BLOCK = 256  # queries; large enough for the matrix units, small beside a context
 MEMORY = "memory_length"  # what a layout calls the keys
@@ -129,7 +129,7 @@ class BlockwiseAttention(WholeSequences):
             keys = slice(first // stripe.step, high // stripe.step)
             scores = block_scores(q[:, :, low:high], k[:, :, keys])
             weights, log_sum = block_weights(scores, low - first, self.radius, stripe.step, stripe.place)
-            outs.append(tf.linalg.matmul(tf.cast(weights, v.dtype), v[:, :, keys]))
+            outs.append(matrix_product(tf.cast(weights, v.dtype), v[:, :, keys]))
             log_sums.append(log_sum)
         out = heads_first(tf.concat(outs, 2))
         return out, tf.concat(log_sums, 2), tf.cast(out, tf.float32)
@@ -186,13 +186,13 @@ class BlockwiseAttentionGrad(WholeSequences):
                 stripe.place,
             )
             weights, d_scores = tf.cast(weights, v.dtype), tf.cast(d_scores, q.dtype)
-            dq.append(tf.linalg.matmul(d_scores, k[:, :, keys]))
+            dq.append(matrix_product(d_scores, k[:, :, keys]))
             # Blocks of keys apart, each with its own sum over the blocks of queries that see it.
             for number, (start, end, _) in enumerate(spans):
                 if first <= start < high:
                     here = slice((start - first) // step, (end - first) // step)
-                    dk[number].append(tf.linalg.matmul(d_scores[..., here], q[:, :, low:high], transpose_a=True))
-                    dv[number].append(tf.linalg.matmul(weights[..., here], d_out, transpose_a=True))
+                    dk[number].append(matrix_product(d_scores[..., here], q[:, :, low:high], transpose_a=True))
+                    dv[number].append(matrix_product(weights[..., here], d_out, transpose_a=True))
         sums = [
             heads_first(tf.concat([summed_wide(lambda *wide: tf.add_n(wide), *parts) for parts in grads], 2))
             for grads in (dk, dv)

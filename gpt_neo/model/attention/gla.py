@@ -23,6 +23,7 @@ from gpt_neo.model.attention.stateful import attend, only_real
 from gpt_neo.model.context import Context
 from gpt_neo.model.contract import contract
 from gpt_neo.model.dims import Dims
+from gpt_neo.model.row_sums import plus, times
 from gpt_neo.mtf_compat import mtf, tf
 
 GATE_STD = 0.02  # of the second gate matrix: gates start near sigmoid(0)^(1/16), a half-life of 16 tokens
@@ -47,7 +48,7 @@ def gla_layer(x: Any, kind: str, dims: Dims, config: ModelConfig, context: Conte
     context.show(kind, q, k, tensors[3])
     kernel = functools.partial(gla_kernel, params=params)
     out = attend(kernel, tensors, v, (features_in.size, features.size), dims, context)
-    out *= variables.constant(x.mesh, "g_norm/g", mtf.Shape([features]), 1.0, config)
+    out = times(out, variables.constant(x.mesh, "g_norm/g", mtf.Shape([features]), 1.0, config))
     merged = mtf.Dimension(heads.name, heads.size * features.size)
     weight = variables.normal(x.mesh, "o", mtf.Shape([merged, dims.embd]), merged.size**-0.5, config)
     return contract(out, mtf.replace_dimensions(weight, merged, [heads, features]), [heads, features])
@@ -61,7 +62,7 @@ def gate_logits(x: Any, heads: Any, features_in: Any, dims: Dims, config: ModelC
     up = variables.normal(x.mesh, "gate_up/kernel", mtf.Shape([rank, merged]), GATE_STD, config)
     bias = variables.constant(x.mesh, "gate_up/bias", mtf.Shape([merged]), 0.0, config)
     up, bias = (mtf.replace_dimensions(w, merged, [heads, features_in]) for w in (up, bias))
-    return contract(contract(x, down, [dims.embd]), up, [rank]) + bias
+    return plus(contract(contract(x, down, [dims.embd]), up, [rank]), bias)
 
 
 def gla_kernel(

@@ -7,6 +7,7 @@ from typing import Any, Optional
 from gpt_neo.model.attention.blockwise import blockwise_attention
 from gpt_neo.model.dropout import dropout
 from gpt_neo.model.fused_ops import masked_softmax
+from gpt_neo.model.row_sums import repeated
 from gpt_neo.mtf_compat import mtf, tf
 
 
@@ -70,7 +71,7 @@ def prepend(extra: Any, x: Any, sequence: Any) -> Any:
     """
     batch = [d for d in x.shape.dims if d not in extra.shape.dims and d != sequence]
     name = extra.shape.dims[0].name
-    extra = mtf.rename_dimension(mtf.broadcast(extra, mtf.Shape(batch + extra.shape.dims)), name, "joined")
+    extra = mtf.rename_dimension(repeated(extra, mtf.Shape(batch + extra.shape.dims)), name, "joined")
     return mtf.concat([extra, mtf.rename_dimension(x, sequence.name, "joined")], "joined")
 
 

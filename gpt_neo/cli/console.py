@@ -1,0 +1,112 @@
+"""What a person reads while a command runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Optional
+
+from gpt_neo.config.estimate import Memory, count_parameters
+from gpt_neo.config.schema import RunConfig
+
+if TYPE_CHECKING:  # a command that only plans does without TensorFlow
+    from gpt_neo.runtime.hooks import Progress
+
+
+def size_text(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def count_text(count: float) -> str:
+    """A large count for people: 125.2 M."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= limit:
+            return f"{count / limit:.2f} {unit}"
+    return f"{count:.0f}"
+
+
+def time_text(seconds: float) -> str:
+    """A duration for people."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def model_text(run: RunConfig) -> str:
+    """One line on the model."""
+    model = run.model
+    kinds = ", ".join(f"{model.attention_types.count(k)} {k}" for k in dict.fromkeys(model.attention_types))
+    return (
+        f"model     {run.name}: {count_parameters(model):,} parameters, {model.n_layer} layers ({kinds}), "
+        f"n_embd {model.n_embd}, n_ctx {model.n_ctx}, {model.precision}"
+    )
+
+
+def memory_text(memory: Memory) -> str:
+    """One line on memory."""
+    parts = dataclasses.asdict(memory)
+    shown = ", ".join(f"{name} {size_text(value)}" for name, value in parts.items() if value)
+    return f"memory    about {size_text(memory.total)} on one device ({shown})"
+
+
+def note(line: str) -> None:
+    """Print a line that a person should know about, at once."""
+    print(f"note      {line}", flush=True)
+
+
+class ProgressLine:
+    """One line that renews itself on a terminal; elsewhere a line every 10 seconds."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self.last = 0.0
+        self.first_loss: Optional[float] = None
+        self.latest: Optional[Progress] = None
+
+    def show(self, progress: Progress) -> None:
+        """Show a step."""
+        self.first_loss = progress.loss if self.first_loss is None else self.first_loss
+        self.latest = progress
+        now, done = time.monotonic(), progress.step >= progress.train_steps
+        if not done and now - self.last < (0.2 if self.terminal else 10.0):
+            return
+        self.last = now
+        speed = f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "first step"
+        left = f"  {time_text(progress.seconds_left)} left" if progress.seconds_left and not done else ""
+        text = (
+            f"step {progress.step:,}/{progress.train_steps:,}  loss {progress.loss:.4f}  "
+            f"lr {progress.rate:.2e}  {speed}{left}"
+        )
+        print(f"\r\x1b[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+
+    def note(self, line: str) -> None:
+        """Print a line of its own between those of the steps."""
+        print(f"{chr(13)}\x1b[K" if self.terminal else "", end="")
+        note(line)
+
+    def finish(self) -> None:
+        """End the line."""
+        if self.terminal and self.latest:
+            print()
+
+
+def task_progress(name: str) -> Callable[[int, int], None]:
+    """A callback that renews one line on a terminal, and prints nothing elsewhere."""
+    began = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if sys.stdout.isatty():
+            speed = done / max(time.monotonic() - began, 1e-9)
+            text = f"{name}: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s"
+            print(f"\r\x1b[K{text if done < total else ''}", end="", flush=True)
+
+    return show

@@ -1,0 +1,35 @@
+"""The devices that a job's flags name."""
+
+from __future__ import annotations
+
+import os
+from typing import Optional
+
+from gpt_neo.cli.job import Job
+from gpt_neo.runtime.estimator import TpuOptions
+from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh, whole_mesh
+
+
+def device_plan(job: Job) -> MeshPlan:
+    """The cores of a TPU, the devices of a cluster, of --gpu_ids, or one."""
+    if job.plan is not None:
+        return job.plan
+    if job.devices.tpu:
+        return whole_mesh(job.run.mesh)
+    devices = parse_devices(job.devices.gpu_ids)
+    check_visible(devices)
+    return plan_mesh(job.run.mesh, devices)
+
+
+def tpu_options(job: Job) -> Optional[TpuOptions]:
+    """The TPU asked for."""
+    devices = job.devices
+    return TpuOptions(devices.tpu, devices.tpu_zone, devices.tpu_project) if devices.tpu else None
+
+
+def device_text(job: Job, plan: MeshPlan) -> str:
+    """One line on devices."""
+    if job.devices.tpu:
+        return f"devices   TPU {job.devices.tpu}"
+    names = ", ".join(plan.devices) if plan.devices != ("",) else f"local, {len(os.sched_getaffinity(0))} CPU core(s)"
+    return f"devices   {names}" + (f" ({plan.note})" if plan.note else "")

@@ -1,0 +1,26 @@
+"""What TFRecords hold."""
+
+from __future__ import annotations
+
+from gpt_neo.cli.tool_options import InspectData
+from gpt_neo.dataprep.survey import draw_lengths, survey
+
+
+def inspect_data(options: InspectData) -> int:
+    """Read all records and report; 1 if a file holds another number of records than its name says."""
+    found = survey(options.files, options.encoder_path, options.separator, options.samples)
+    for place, text in found.samples:
+        print(f"--- {place}\n{text[: options.characters]}")
+    if found.samples:
+        print("---")
+    low, middle, high = found.quantiles(0, 0.5, 1)
+    print(f"records    {found.records:,} in {found.files:,} file(s), {found.tokens:,} tokens")
+    print(f"lengths    {found.shortest:,} to {found.longest:,} tokens a record")
+    print(f"documents  {len(found.documents):,}, of {low:,} to {high:,} tokens, half of them up to {middle:,}")
+    print(f"ids        {found.smallest} to {found.largest} (tokenizer {found.tokenizer}: {found.n_vocab} ids)")
+    for warning in found.warnings:
+        print(f"WARNING    {warning}")
+    if options.histogram:
+        draw_lengths(found, options.histogram)
+        print(f"wrote {options.histogram}")
+    return 1 if found.warnings else 0

@@ -1,0 +1,97 @@
+"""The commands that need TensorFlow and a run: the config is read and checked before TensorFlow is imported."""
+
+from __future__ import annotations
+
+import functools
+from typing import Union
+
+from gpt_neo.cli import quiet
+from gpt_neo.cli.job import load_job
+from gpt_neo.cli.options import CheckData, Evaluate, Export, Sample, Train
+from gpt_neo.errors import ConfigError
+
+
+def train(options: Train) -> int:
+    """Train, under supervision if a name to record it under is given."""
+    check_backend(options, skip_spikes=options.training.skip_spikes)
+    # the training itself, a process of its own, tells what was recognised in the config
+    job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
+    if options.tracking.experiment:
+        from gpt_neo.cli.experiment import run_experiment
+
+        return run_experiment(job, options)
+    quiet.silence(options.model.verbose)
+    if options.backend.backend == "xla":
+        from gpt_neo.cli import spmd_jobs
+
+        return spmd_jobs.train(job, options)
+    from gpt_neo.cli.cluster import with_cluster
+    from gpt_neo.cli.train import train as work
+
+    return with_cluster(job, functools.partial(work, training=options.training))
+
+
+def evaluate(options: Evaluate) -> int:
+    """Evaluate a checkpoint."""
+    check_backend(options, eval_tasks=bool(options.scoring.eval_tasks))
+    job = load_job(options.model, options.devices, reads_only=True)
+    quiet.silence(options.model.verbose)
+    if options.backend.backend == "xla":
+        from gpt_neo.cli import spmd_jobs
+
+        return spmd_jobs.evaluate(job, options.backend)
+    from gpt_neo.cli.cluster import with_cluster
+    from gpt_neo.cli.evaluate import evaluate as work
+
+    return with_cluster(job, functools.partial(work, tasks=options.scoring.eval_tasks))
+
+
+def sample(options: Sample) -> int:
+    """Sample from a checkpoint."""
+    check_backend(options)
+    if options.devices.tpu:
+        raise ConfigError("sampling runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
+    job = load_job(options.model, options.devices, reads_only=True)
+    quiet.silence(options.model.verbose, sampling=job.run.model.precision)
+    if options.backend.backend == "xla":
+        from gpt_neo.cli import spmd_jobs
+
+        return spmd_jobs.sample(job, options)
+    from gpt_neo.cli.predict import predict
+
+    return predict(job, options.sampling)
+
+
+def check_backend(options: Union[Train, Evaluate, Sample], **only_tensorflow: bool) -> None:
+    """Refuse flags that the other backend has.
+
+    Raises:
+      ConfigError: names the flag.
+    """
+    devices, backend = options.devices, options.backend
+    xla = backend.backend == "xla"
+    flags = {"tpu": devices.tpu, "gpu_ids": devices.gpu_ids, **only_tensorflow}
+    if not xla:
+        flags = {"platform": backend.platform, "save_program": backend.save_program}
+    for name, value in flags.items():
+        if value:
+            other = "tensorflow" if xla else "xla"
+            raise ConfigError(f"--{name} goes with --backend {other}, not with --backend {backend.backend}")
+
+
+def check_data(options: CheckData) -> int:
+    """Look at the records of a run."""
+    job = load_job(options.model)
+    quiet.silence(options.model.verbose)
+    from gpt_neo.cli.check_dataset import check_dataset
+
+    return check_dataset(job)
+
+
+def export(options: Export) -> int:
+    """Write a SavedModel."""
+    job = load_job(options.model, reads_only=True)
+    quiet.silence(options.model.verbose)
+    from gpt_neo.cli.export import export as work
+
+    return work(job, options)

@@ -1,0 +1,310 @@
+"""The flags of the commands that work on a model: shared groups first, then a dataclass per command.
+
+Those of the other commands are in `tool_options.py`; `parser.flag` says what a field is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional
+
+from gpt_neo.cli.parser import REQUIRED, Options, flag, group
+
+BACKENDS = ("tensorflow", "xla")
+PLATFORMS = ("cpu", "gpu", "tpu")
+DTYPES = ("bfloat16", "float32")
+WHICH = "latest (the default), best, or a step"
+API_KEY = "GPT_NEO_API_KEY"  # environment variable with the server's bearer token
+SAVE_PROGRAM = "write the job's program to PREFIX.mlir (StableHLO) and its description to PREFIX.json, and run nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Options):
+    """A config and a checkpoint."""
+
+    model: str = flag(
+        REQUIRED, "name in configs/ or path of a model config, or a run's folder", word="also", metavar="MODEL"
+    )
+    set: tuple = flag((), "override a key of the config", action="append", metavar="KEY=VALUE")
+    dtype: Optional[str] = flag(None, "type of the weights in memory (key precision)", choices=DTYPES)
+    checkpoint: Optional[str] = flag(None, f"what to read: {WHICH}", metavar="WHICH")
+    verbose: bool = flag(False, "show what TensorFlow logs", short="-v")
+
+    @property
+    def overrides(self) -> list[str]:
+        """Keys in place of the config's, `key=value`."""
+        return [*self.set, *([f"precision={self.dtype}"] if self.dtype else [])]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(ModelOptions):
+    """A model, and what its results are called."""
+
+    sacred_id: Optional[str] = flag(None, "names the files that predictions and evaluations go to", metavar="ID")
+
+
+@dataclasses.dataclass(frozen=True)
+class CloudOptions(Options):
+    """A TPU of Google Cloud."""
+
+    tpu: Optional[str] = flag(None, "TPU name, colab, or local", metavar="NAME")
+    tpu_zone: Optional[str] = flag(None, "zone of the TPU", metavar="ZONE")
+    tpu_project: Optional[str] = flag(None, "project of the TPU", metavar="PROJECT")
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalOptions(Options):
+    """Devices of this machine."""
+
+    gpu_ids: tuple = flag((), "devices such as 0 1, or cpu:0 cpu:1", nargs="+", metavar="ID")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions(LocalOptions, CloudOptions):
+    """What computes, with TensorFlow."""
+
+    cluster_wait: float = flag(600.0, "seconds to wait for the other machines of TF_CONFIG", above=0, metavar="S")
+
+
+@dataclasses.dataclass(frozen=True)
+class XlaOptions(Options):
+    """What computes, with the program of one core."""
+
+    platform: Optional[str] = flag(
+        None, "kind of device (default: cpu, as many virtual ones as mesh_shape multiplies to)", choices=PLATFORMS
+    )
+    save_program: Optional[str] = flag(None, SAVE_PROGRAM, metavar="PREFIX")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendOptions(XlaOptions):
+    """TensorFlow, or the program that a TPU core would run on any devices of JAX."""
+
+    backend: str = flag(
+        "tensorflow", "xla: the program that a TPU core would run, on any devices of JAX", choices=BACKENDS
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions(Options):
+    """How a training is kept alive and logged."""
+
+    steps_per_checkpoint: int = flag(5000, "steps between checkpoints", low=1)
+    new: bool = flag(False, "delete the checkpoints of model_path first (asks)")
+    yes: bool = flag(False, "answer yes to --new")
+    stall_minutes: float = flag(30.0, "end a run that makes no step for so long, with status 75; 0 waits", low=0)
+    steps_per_log: int = flag(10, "steps between rows of the log", low=1)
+    skip_spikes: bool = flag(False, "leave out the update of batches whose loss is a spike or NaN")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingOptions(Options):
+    """A supervised, recorded training: docs/experiments.md."""
+
+    experiment: Optional[str] = flag(None, "record the run under this name, restart it when it dies", metavar="NAME")
+    observer: tuple = flag(
+        (),
+        "folder (default: experiments), an SQL database's URL, or mongodb://HOST/NAME",
+        action="append",
+        metavar="WHERE",
+    )
+    recreate_tpu: Optional[str] = flag(None, "run this before a restart, until it succeeds", metavar="COMMAND")
+    max_failures: int = flag(5, "give up after N ends at the same step", low=1)
+    pause: float = flag(15.0, "seconds before the first restart; doubles", low=0, metavar="S")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions(Options):
+    """What is sampled, and how."""
+
+    prompt: Optional[str] = flag(
+        None, "a file, - for standard input, or the text itself", word="also", metavar="FILE|-|TEXT"
+    )
+    interactive: bool = flag(False, "ask for prompts until an empty one")
+    num_samples: int = flag(1, "samples per prompt", low=1)
+    max_tokens: Optional[int] = flag(None, "most new tokens per sample (default: to n_ctx)")
+    temperature: float = flag(0.9, "0 takes the likeliest token")
+    top_k: int = flag(0, "keep the K likeliest tokens; 0 keeps all", metavar="K")
+    top_p: float = flag(1.0, "keep the likeliest of total mass P", metavar="P")
+    entmax_sampling: bool = flag(False, "draw from entmax in place of softmax: unlikely tokens get the probability 0")
+    seed: Optional[int] = flag(None, "seed of the draws (default: a new one each time, printed)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringOptions(Options):
+    """What is evaluated."""
+
+    eval_tasks: tuple = flag(
+        (), "score these tasks (lambada, wikitext, ...) on FILE, and nothing else", nargs="+", metavar="TASK[=FILE]"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileOptions(Options):
+    """A TPU that need not be there."""
+
+    compile_for: Optional[str] = flag(
+        None,
+        "ask the TPU compiler about a slice such as v3-256, which need not be there: does the run fit, and how fast "
+        "is it; where a layout is looked for, find mesh, layout and microbatches",
+        metavar="SLICE",
+    )
+    json: bool = flag(False, "with --compile_for: the figures as JSON")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions(Options):
+    """How long layouts are tried."""
+
+    compile_candidates: int = flag(12, "of layouts for --compile_for, compile no more than N")
+    compile_minutes: float = flag(60.0, "end that after N minutes")
+
+
+# Commands.
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Options):
+    """Train, or go on training from the newest checkpoint of the run's folder."""
+
+    model: RunOptions
+    training: TrainingOptions = group(TrainingOptions, "training")
+    tracking: TrackingOptions = group(TrackingOptions, "supervised and tracked training")
+    devices: DeviceOptions = group(DeviceOptions, "devices")
+    backend: BackendOptions = group(BackendOptions, "backend")
+    sampling: SamplingOptions = group(SamplingOptions, "samples of the finished run, with --experiment", words=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(Options):
+    """Loss, perplexity and bits per byte of held-out records; tasks."""
+
+    model: RunOptions
+    scoring: ScoringOptions = group(ScoringOptions)
+    devices: DeviceOptions = group(DeviceOptions, "devices")
+    backend: BackendOptions = group(BackendOptions, "backend")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample(Options):
+    """Sample text from a checkpoint."""
+
+    model: RunOptions
+    sampling: SamplingOptions = group(SamplingOptions, "sampling")
+    devices: DeviceOptions = group(DeviceOptions, "devices")
+    backend: BackendOptions = group(BackendOptions, "backend")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpmdRun(Options):
+    """The older name of train, eval and sample with --backend xla."""
+
+    model: RunOptions
+    predict: bool = flag(False, "sample text from the newest checkpoint")
+    eval: bool = flag(False, "loss, perplexity and bits per byte of held-out records")
+    xla: XlaOptions = group(XlaOptions)
+    training: TrainingOptions = group(TrainingOptions, "training")
+    sampling: SamplingOptions = group(SamplingOptions, "sampling")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(Options):
+    """Parameters, memory, steps per epoch and layout of a run; with --compile_for what a TPU's compiler says of it."""
+
+    model: ModelOptions
+    compile: CompileOptions = group(CompileOptions)
+
+
+@dataclasses.dataclass(frozen=True)
+class FindLayout(Options):
+    """Look for the best layout over the devices of mesh_shape, by estimate, or by compiling for a TPU."""
+
+    model: ModelOptions
+    mesh: bool = flag(False, "look for a mesh shape as well")
+    devices: LocalOptions = group(LocalOptions)
+    compile: CompileOptions = group(CompileOptions, "compiling")
+    search: SearchOptions = group(SearchOptions, "compiling")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckData(Options):
+    """Decode samples of the dataset as training would read them, and check all its ids."""
+
+    model: ModelOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Export(Options):
+    """Write a checkpoint as a SavedModel."""
+
+    model: ModelOptions
+    destination: str = flag("export", "new folder", word="also", metavar="DST")
+    int8: bool = flag(False, "weights as int8, a quarter of the size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Serve(Options):
+    """Serve a model over HTTP, as OpenAI's completions API does, with a page to play with. See docs/serving.md."""
+
+    model: ModelOptions
+    devices: LocalOptions = group(LocalOptions)
+    host: str = flag("127.0.0.1", f"others than loopback need {API_KEY}")
+    port: int = flag(8000, "0 takes a free one", low=0, high=65535)
+    rows: int = flag(16, "answers made at once, in sixteens", above=0)
+    length: Optional[int] = flag(None, "most tokens of prompt and answer (default: n_ctx)", above=0)
+    max_waiting: int = flag(256, "answers that may wait for a row; more get status 429", low=0)
+    max_body: int = flag(1 << 20, "longest request", above=0, metavar="BYTES")
+    timeout: float = flag(600.0, "seconds for one request", above=0, metavar="S")
+    drain: float = flag(60.0, "seconds that SIGTERM leaves to what is under way", low=0, metavar="S")
+
+
+@dataclasses.dataclass(frozen=True)
+class Harness(Options):
+    """Score a checkpoint on tasks of lm-evaluation-harness. Adds a line per task to eval_<name>.jsonl beside the
+    checkpoints."""
+
+    model: ModelOptions
+    tasks: tuple = flag(REQUIRED, "names, separated by spaces or commas", nargs="+", metavar="TASK")
+    include_path: Optional[str] = flag(None, "folder of YAML files with tasks of your own", metavar="FOLDER")
+    num_fewshot: Optional[int] = flag(None, "examples before each question (default: the task's)")
+    limit: Optional[float] = flag(None, "first documents per task, or their share if below 1")
+    batch_size: str = flag("auto", "rows at once")
+    max_length: Optional[int] = flag(None, "ids read at once (default: n_ctx)")
+    gen_kwargs: Optional[str] = flag(None, "changes to the generation_kwargs of tasks", metavar="K=V,...")
+    seed: int = flag(0, "of sampling, where a task asks for it")
+    output: Optional[str] = flag(None, "write everything the harness returns, as JSON", metavar="FILE")
+    log_samples: bool = flag(False, "with --output: each document, request and answer too")
+    use_cache: Optional[str] = flag(None, "keep answers in FILE_rank0.db, and take them from there", metavar="FILE")
+    offline: bool = flag(False, "never ask a hub: data sets are local files, or cached")
+
+
+# main.py, as in 2021: a flag says which command is meant.
+
+
+@dataclasses.dataclass(frozen=True)
+class JobFlags(Options):
+    """The commands that main.py knows as flags."""
+
+    predict: bool = flag(False, "sample text from the newest checkpoint")
+    eval: bool = flag(False, "loss, perplexity and bits per byte of held-out records")
+    plan: bool = flag(False, "parameters, memory, steps per epoch, layout; builds nothing")
+    check_dataset: bool = flag(False, "decode samples of the dataset and check its ids")
+    export: Optional[str] = flag(None, "write a SavedModel", nargs="?", const="export", metavar="FOLDER")
+    int8: bool = flag(False, "with --export: weights as int8, a quarter of the size")
+    auto_layout: bool = flag(False, "search a layout for mesh_shape, print it")
+    auto_layout_and_mesh_shape: bool = flag(False, "search mesh shape and layout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Main(Options):
+    """Train, evaluate and sample GPT-Neo models: the command of 2021. Without a job flag it trains."""
+
+    model: RunOptions
+    jobs: JobFlags = group(JobFlags, "jobs")
+    scoring: ScoringOptions = group(ScoringOptions, "with --eval")
+    compile: CompileOptions = group(CompileOptions, "with --plan, or alone")
+    search: SearchOptions = group(SearchOptions, "with --plan --compile_for")
+    training: TrainingOptions = group(TrainingOptions, "training")
+    tracking: TrackingOptions = group(TrackingOptions, "supervised and tracked training")
+    devices: DeviceOptions = group(DeviceOptions, "devices")
+    sampling: SamplingOptions = group(SamplingOptions, "sampling")

@@ -1,0 +1,206 @@
+"""The flags of the commands that prepare data, convert, look and check: see `parser.flag`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Optional
+
+from gpt_neo.cli.options import DTYPES, WHICH, CloudOptions
+from gpt_neo.cli.parser import REQUIRED, Options, flag, group
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare(Options):
+    """Turn text into TFRecords for training.
+
+    A run that was killed goes on where it stopped when the same command is given again, and ends with the same bytes.
+    See docs/data.md.
+    """
+
+    input_dir: tuple = flag(
+        REQUIRED,
+        "files, folders, globs, gs://... or - (standard input): .txt .md .rst .py .jsonl .json .dat "
+        ".tar .zip .parquet, compressed with .gz .xz .zst or not",
+        nargs="+",
+        metavar="PATH",
+    )
+    output_dir: str = flag("./tfrecords", "folder or gs://bucket/prefix")
+    name: str = flag("data", "first part of the file names")
+    encoder_path: Optional[str] = flag(None, "tokenizer.json (default: GPT-2's tokenizer)")
+    mode: str = flag(
+        "chunks", "records of equal length, or a record for each document", choices=("chunks", "documents")
+    )
+    chunk_size: Optional[int] = flag(
+        None, "tokens per record: n_ctx + 1 (default: 2049, for n_ctx 2048); with --legacy n_ctx"
+    )
+    files_per: int = flag(100_000, "records per output file")
+    minimum_size: Optional[int] = flag(None, "leave out documents of fewer tokens (default: none)")
+    separator: tuple = flag((), "ids after each document, such as 50256 (default: end of text)", nargs="+")
+    ftfy: Optional[bool] = flag(None, "mend wrongly decoded text (default: no)", action=argparse.BooleanOptionalAction)
+    wikitext_detokenize: Optional[bool] = flag(
+        None,
+        "undo the spacing of WikiText (default: no)",
+        short="--wikitext-detokenize",
+        action=argparse.BooleanOptionalAction,
+    )
+    deduplicate: bool = flag(False, "drop documents with the text of an earlier one")
+    shuffle: bool = flag(False, "put documents, then records in a random order")
+    seed: int = flag(0, "of --shuffle")
+    text_key: str = flag("text", "key of the text in JSON, column in parquet")
+    stdin_format: str = flag("jsonl", "format of standard input", choices=("jsonl", "text"))
+    skip_bad: bool = flag(False, "count what cannot be read and go on, instead of stopping")
+    write_dataset_config: Optional[str] = flag(
+        None,
+        "write a dataset config for training (default: configs/dataset_configs/<name>.json)",
+        nargs="?",
+        const="",
+        metavar="FILE",
+    )
+    eval_path: Optional[str] = flag(None, "held-out records, named in the dataset config", metavar="GLOB")
+    processes: int = flag(0, "worker processes (default: one per core)")
+    work_dir: Optional[str] = flag(None, "where unfinished work is kept (default: beside a local output)")
+    restart: bool = flag(False, "throw away the unfinished work of an earlier run first")
+    legacy: bool = flag(
+        False,
+        "write the records of the 2021 program, byte for byte; its defaults are ftfy and WikiText detokenization on "
+        "and minimum_size 100",
+    )
+    beam: Optional[tuple] = flag(
+        None,
+        "run as an Apache Beam pipeline; everything after it are Beam's options, such as --runner=DataflowRunner",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTokenizer(Options):
+    """Train a byte-level BPE tokenizer."""
+
+    base_dir: tuple = flag(
+        REQUIRED,
+        "files, folders, globs, gs://... or -, of all that prepare (data/create_tfrecords.py) reads",
+        nargs="+",
+        metavar="PATH",
+    )
+    output_dir: str = flag(REQUIRED, "folder for tokenizer.json")
+    vocab_size: int = flag(REQUIRED, "ids, 256 bytes and 2 special tokens included")
+    file_type: Optional[str] = flag(None, "take only files of this extension, such as txt or jsonl")
+    text_key: str = flag("text", "key of the text in JSON lines")
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectData(Options):
+    """Show counts, lengths, ids and decoded samples of TFRecords."""
+
+    files: tuple = flag(REQUIRED, "local or gs://", word="only", nargs="+", metavar="FILE|GLOB")
+    encoder_path: Optional[str] = flag(None, "tokenizer.json or gpt2 (default: the manifest's, else GPT-2's)")
+    separator: Optional[int] = flag(None, "id between documents (default: the manifest's, else end of text)")
+    samples: int = flag(3, "records to decode")
+    characters: int = flag(400, "shown of each")
+    histogram: Optional[str] = flag(None, "draw the lengths of the documents (extra plot)", metavar="PNG")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect(Options):
+    """Print what a checkpoint holds. The exit status is 1 if it has NaN, damage, or weights all zero."""
+
+    checkpoint: str = flag(
+        REQUIRED, "folder (its newest checkpoint), or model.ckpt-<step>", word="only", metavar="CKPT"
+    )
+    slots: bool = flag(False, "list optimizer slots too")
+    json: bool = flag(False, "print JSON")
+
+
+@dataclasses.dataclass(frozen=True)
+class Average(Options):
+    """Write the mean of the weights of several checkpoints, without optimizer slots."""
+
+    sources: tuple = flag(REQUIRED, "model.ckpt-<step>, or one folder", word="only", nargs="+", metavar="SRC")
+    to: str = flag(REQUIRED, "new folder", metavar="DST")
+    last: Optional[int] = flag(None, "of a folder: its N newest (default: all)", low=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyOptions(Options):
+    """The comparison that ends a conversion."""
+
+    verify: str = flag(
+        "auto",
+        "how the logits of both sides are compared: transformers and our network, or NumPy layer by layer; auto takes "
+        "torch where it is installed and memory allows",
+        choices=("auto", "torch", "numpy", "none"),
+    )
+    bound: float = flag(1e-4, "largest difference, relative to the largest logit if that is above 1", metavar="X")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportHf(Options):
+    """Make a run folder (config.json, checkpoint, tokenizer) of a Hugging Face folder of GPT-Neo, GPT-J, GPT-NeoX or
+    GPT-2, or of one that export-hf --custom_code wrote: safetensors or pytorch_model.bin, in one file or several."""
+
+    source: str = flag(REQUIRED, "folder with config.json and weights, local or gs://", word="only", metavar="SRC")
+    destination: str = flag(REQUIRED, "new folder, local or gs://, with config.json", word="only", metavar="DST")
+    dtype: Optional[str] = flag(None, "type of the weights (default: as in SRC)", choices=DTYPES)
+    step: int = flag(0, "global step; the data position follows from it", low=0)
+    slots: str = flag(
+        "fresh", "fresh: no optimizer slots, they start at 0; zero: write them", choices=("fresh", "zero")
+    )
+    set: tuple = flag((), "key of the config that is written", action="append", metavar="KEY=VALUE")
+    verify: VerifyOptions = group(VerifyOptions, "comparison")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportHf(Options):
+    """Make a folder that AutoModelForCausalLM.from_pretrained and AutoTokenizer load, of a checkpoint of this program
+    or of the 2021 one."""
+
+    model: str = flag(
+        REQUIRED, "name or path of a config, or a run's folder, local or gs://", word="also", metavar="MODEL"
+    )
+    destination: str = flag(REQUIRED, "new folder, local or gs://", word="only", metavar="DST")
+    checkpoint: Optional[str] = flag(None, WHICH, metavar="WHICH")
+    dtype: Optional[str] = flag(None, "type of the weights (default: as stored)", choices=DTYPES)
+    tokenizer: Optional[str] = flag(None, "tokenizer.json (default: the one of the run, else GPT-2's)", metavar="FILE")
+    shard_gb: float = flag(5.0, "most per weight file", above=0, metavar="GB")
+    custom_code: bool = flag(
+        False,
+        "write a model file of ours beside the weights, for what Hugging Face has no model for (gla, linear, experts, "
+        "...); load it with trust_remote_code=True",
+    )
+    set: tuple = flag((), "override a key of the config", action="append", metavar="KEY=VALUE")
+    verify: VerifyOptions = group(VerifyOptions, "comparison")
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor(Options):
+    """Check versions, devices, memory, disk, the paths of a config, and a TPU. The exit status is 1 if something is
+    wrong."""
+
+    model: Optional[str] = flag(None, "check memory, disk and paths for this config too", word="also", metavar="MODEL")
+    set: tuple = flag((), "override a key of the config", action="append", metavar="KEY=VALUE")
+    path: tuple = flag(
+        (),
+        "list, read and write this folder or gs:// prefix; may be given several times",
+        action="append",
+        metavar="FOLDER",
+    )
+    devices: CloudOptions = group(CloudOptions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs(Options):
+    """List recorded runs, and plot them side by side."""
+
+    where: tuple = flag(
+        ("experiments",),
+        "what --observer was given (default: experiments), or a model_path",
+        word="only",
+        nargs="*",
+        metavar="WHERE",
+    )
+    experiment: Optional[str] = flag(None, "only runs of this experiment", metavar="NAME")
+    run: tuple = flag((), "only these runs", action="append", metavar="ID")
+    html: Optional[str] = flag(None, "write a page with the table and plots, which needs no other file", metavar="FILE")
+    png: Optional[str] = flag(None, "write the plots as a picture", metavar="FILE")

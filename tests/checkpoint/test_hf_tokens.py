@@ -1,0 +1,93 @@
+"""Which id ends a text of a Hugging Face folder: found where it is written, and never made up."""
+
+import dataclasses
+import json
+
+import pytest
+
+from gpt_neo.checkpoint.convert import export_hf, import_hf
+from gpt_neo.checkpoint.hf_tokens import special_ids
+from gpt_neo.config import load_config
+from gpt_neo.inputs.preflight import run_tokenizer
+from gpt_neo.runtime.predict_step import Sampler
+from gpt_neo.sampling.filters import SampleOptions
+from tests.checkpoint.peers import make_peer, save_peer
+
+FAST = {"added_tokens": [{"id": 7, "content": "<end>"}], "model": {"vocab": {"a": 2, "</s>": 3}}}
+CASES = [  # (files, eos_id, file that the note names)
+    ({"config.json": {"eos_token_id": 5}, "generation_config.json": {"eos_token_id": 6}}, 5, None),
+    ({"config.json": {"eos_token_id": [50256, 4]}}, 4, None),
+    ({"generation_config.json": {"eos_token_id": 6}, "tokenizer_config.json": {"eos_token": "<end>"}}, 6, "generation"),
+    ({"config.json": {"eos_token_id": 99}, "generation_config.json": {"eos_token_id": [9, 6]}}, 9, "generation"),
+    ({"tokenizer_config.json": {"eos_token": "<end>"}, "tokenizer.json": FAST}, 7, "tokenizer_config"),
+    ({"tokenizer_config.json": {"eos_token": {"content": "</s>"}}, "tokenizer.json": FAST}, 3, "tokenizer_config"),
+    ({"special_tokens_map.json": {"eos_token": "</s>"}, "vocab.json": {"</s>": 2}}, 2, "special_tokens_map"),
+    (
+        {"tokenizer_config.json": {"eos_token": "</s>", "added_tokens_decoder": {"8": {"content": "</s>"}}}},
+        8,
+        "tokenizer_config",
+    ),
+    ({"special_tokens_map.json": {"eos_token": "<e>"}, "added_tokens.json": {"<e>": 1}}, 1, "special_tokens_map"),
+    ({"tokenizer_config.json": {"eos_token": None}, "tokenizer.json": FAST}, None, None),
+    ({"tokenizer_config.json": {"eos_token": "<other>"}, "tokenizer.json": FAST}, None, None),
+    ({"config.json": {"eos_token_id": -1}}, None, None),
+    ({"config.json": {"eos_token_id": True}}, None, None),
+    ({}, None, None),
+]
+
+
+@pytest.mark.parametrize("files, eos, named", CASES, ids=range(len(CASES)))
+def test_the_end_of_text_is_found(files, eos, named, tmp_path):
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value), encoding="utf-8")
+    keys, notes = special_ids(str(tmp_path), files.get("config.json", {}), 10)
+    assert keys == {"eos_id": eos}
+    if eos is None:
+        assert notes == ["no file names an id that ends a text: samples end at max_tokens, or at --set eos_id=ID"]
+    else:
+        assert notes == ([f"end of text: id {eos}, from {named}.json, as config.json names none"] if named else []) or (
+            notes == [f"end of text: id {eos}, from {named}_config.json, as config.json names none"]
+        )
+
+
+@pytest.mark.parametrize("padding, kept", [(-1, None), (10, None), (50257, None), (0, 0), (9, 9), (None, None)])
+def test_padding_ids_are_ids_of_the_model(padding, kept, tmp_path):
+    keys, notes = special_ids(str(tmp_path), {"eos_token_id": 1, "pad_token_id": padding}, 10)
+    assert keys.get("padding_id") == kept
+    left_out = kept is None and padding is not None
+    assert notes == ([f"pad_token_id {padding} is no id of the 10 that the model has: left out"] if left_out else [])
+
+
+@pytest.fixture
+def endless(tmp_path, world):
+    """An imported model that ends at no id, and its source."""
+    model = make_peer("gpt_neo")
+    source = save_peer(model, tmp_path / "hf")
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "hf" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None, "pad_token_id": -1}))
+    return source, import_hf(source, str(tmp_path / "run"))
+
+
+def test_a_model_that_ends_at_no_id(endless, tmp_path, world):
+    transformers = pytest.importorskip("transformers")
+    source, made = endless
+    assert [note[:20] for note in made.notes] == ["no file names an id ", "pad_token_id -1 is n"]
+    run = load_config(str(tmp_path / "run" / "config.json"))
+    assert run.model.eos_id is None and dataclasses.replace(made, source=run.source, name=run.name) == run
+    # samples go on, whatever is drawn; what was the end of text before is text
+    (tmp_path / "run" / "tokenizer.json").write_bytes(open(world.tokenizer, "rb").read())
+    tokenizer, eos = run_tokenizer(run, str(tmp_path / "run"))
+    assert eos is None and len(tokenizer.decode([2, 3])) == 2
+    sampler = Sampler(run.model, str(tmp_path / "run" / "model.ckpt-0"), 1)
+    drawn = [token.token for token in sampler.generate([[1, 2]], SampleOptions(300, 1.0, seed=1, eos_id=eos))]
+    assert len(drawn) == 300 and 1 in drawn[:-1]
+    # and back: no id is made up on the way out
+    export_hf(run, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "out"), tokenizer=world.tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"))
+    assert theirs.config.eos_token_id is theirs.config.bos_token_id is theirs.generation_config.eos_token_id is None
+    assert transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out")).eos_token is None
+    again = import_hf(str(tmp_path / "out"), str(tmp_path / "again"))
+    assert again.model == run.model
+    export_hf(run, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "own"), custom_code=True)
+    assert import_hf(str(tmp_path / "own"), str(tmp_path / "back")).model == run.model
