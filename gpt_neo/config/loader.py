@@ -21,7 +21,7 @@ from gpt_neo.errors import ConfigError
 
 CONFIG_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "configs")
 FOLDER_CONFIG = "config.json"  # of a folder that import-hf made, or of a release
-RECORD = re.compile(r"model\.ckpt-(\d+)\.json")  # gpt_neo/checkpoint/record.py
+RECORD = re.compile(r"model\.ckpt-(\d+)\.json")  # gpt_neo/checkpoint/provenance.py
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
 
