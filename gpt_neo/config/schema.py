@@ -376,7 +376,7 @@ class TrainingConfig:
     shuffle_input_filenames: bool = key(True, "Shuffle the list of files once, and documents in reach, by seed.")
     seed: Optional[int] = key(None, "Seed of every random choice.", low=0)
     no_dataset: bool = key(False, "Legacy key: does nothing; jobs that need no records read none.")
-    log_grads: bool = key(False, "Summaries of gradient norms.")
+    log_grads: bool = key(False, "TensorBoard shows the norm of the gradients, before they are clipped.")
     eval_tasks: tuple = key((), "Evaluation tasks: names in eval_tasks/, or paths, with =FILE for other documents.")
     slow_sampling: bool = key(False, "Legacy key: does nothing; sampling with caches gives the same text.")
     remove_partial_sequences: bool = key(False, "Leave the prompt out of the predictions file.")

@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from gpt_neo.mtf_compat import mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp, last_sum
-from gpt_neo.ops.kernels import compiled, matrix_product
+from gpt_neo.ops.kernels import compiled, matrix_product, wide_product
 from gpt_neo.ops.softmax import MASKED
 
 BLOCK = 256  # queries; large enough for the matrix units, small beside a context
@@ -107,7 +107,7 @@ class WholeSequences(FusedOp):
 
 class FlashAttention(WholeSequences):
     """See `flash_attention`. Two more outputs are for the gradient: the log of the sum of weights [batch, heads,
-    sequence], and the first output in float32, which is kept only where devices share the keys."""
+    sequence], and the first output as it was before it was rounded."""
 
     def __init__(self, q: Any, k: Any, v: Any, radius: Optional[int]) -> None:
         self.radius = radius
@@ -121,17 +121,17 @@ class FlashAttention(WholeSequences):
         return FlashAttentionGrad([*self.inputs, wide, log_sum, grad_ys[0]], self.radius).outputs
 
     def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any) -> tuple:
-        """Three of [batch, sequence, heads, features] -> the same, [batch, heads, sequence], and the first again."""
+        """Three of [batch, sequence, heads, features] -> the same, [batch, heads, sequence], the first in float32."""
         q, k, v = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v)))
         outs, log_sums = [], []
         for low, high, first in blocks(q.shape[2], self.radius, stripe.step):
             keys = slice(first // stripe.step, high // stripe.step)
             scores = block_scores(q[:, :, low:high], k[:, :, keys])
             weights, log_sum = block_weights(scores, low - first, self.radius, stripe.step, stripe.place)
-            outs.append(matrix_product(tf.cast(weights, v.dtype), v[:, :, keys]))
+            outs.append(wide_product(weights, v[:, :, keys]))
             log_sums.append(log_sum)
-        out = heads_first(tf.concat(outs, 2))
-        return out, tf.concat(log_sums, 2), tf.cast(out, tf.float32)
+        wide = heads_first(tf.concat(outs, 2))
+        return tf.cast(wide, v.dtype), tf.concat(log_sums, 2), wide
 
     def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
         """Each device's output weighs as much as its keys do in the softmax; a query that sees none there, nothing."""
@@ -152,8 +152,8 @@ class FlashAttentionGrad(WholeSequences):
     """With p the weights, d the gradient of the output o: dv = p^T d; ds = p (d v^T - sum(p d v^T)); dq = ds k;
     dk = ds^T q.
 
-    The sum is as well that of d o, and is taken so where devices share the keys. Else not: o is rounded, and ds then
-    differs from a softmax's gradient by what all keys of a query have in common.
+    The sum is that of d o as well, and is taken so, which needs no second pass over the keys. From a rounded o it would
+    not do: ds would differ from a softmax's gradient by what all keys of a query have in common.
     """
 
     def __init__(self, inputs: list, radius: Optional[int]) -> None:
@@ -163,7 +163,7 @@ class FlashAttentionGrad(WholeSequences):
     def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any, wide: Any, log_sum: Any, grad: Any) -> tuple:
         """Gradients of q, k, v, each [batch, sequence, heads, features]."""
         q, k, v, wide, grad = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v), wide, grad))
-        inner = last_sum(wide * tf.cast(grad, tf.float32)) if stripe.step > 1 else None
+        inner = last_sum(wide * tf.cast(grad, tf.float32))
         spans, step = blocks(q.shape[2], self.radius, stripe.step), stripe.step
         dq: list = []
         dk: list[list] = [[] for _ in spans]
@@ -176,7 +176,7 @@ class FlashAttentionGrad(WholeSequences):
                 scores,
                 log_sum[:, :, low:high],
                 block_scores(d_out, v[:, :, keys]),
-                None if inner is None else inner[:, :, low:high],
+                inner[:, :, low:high],
                 low - first,
                 self.radius,
                 step,
@@ -246,20 +246,11 @@ def block_weights(scores: Any, offset: int, radius: Optional[int], step: int, pl
 
 @compiled
 def block_gradients(
-    scores: Any,
-    log_sum: Any,
-    d_weights: Any,
-    inner: Optional[Any],
-    offset: int,
-    radius: Optional[int],
-    step: int,
-    place: Any,
+    scores: Any, log_sum: Any, d_weights: Any, inner: Any, offset: int, radius: Optional[int], step: int, place: Any
 ) -> tuple:
     """Weights again, and the gradient of the scores; both [batch, heads, queries, keys].
 
-    inner: the sums over all keys of weights times d_weights; None where the keys here are all that there are.
+    inner: the sums over all keys of weights times d_weights, [batch, heads, queries, 1].
     """
     weights = tf.exp(mask_block(scores, offset, radius, step, place) - log_sum[..., tf.newaxis])
-    if inner is None:
-        inner = last_sum(weights * d_weights)
     return weights, weights * (d_weights - inner)

@@ -102,12 +102,32 @@ def matrix_product(first: Any, second: Any, transpose_a: bool = False, transpose
     return product(first, second) if INLINES.get() or multiplies_bfloat16() else summed_wide(product, first, second)
 
 
+def wide_product(first: Any, second: Any) -> Any:
+    """float32 product of float32 [..., a, b] and [..., b, c].
+
+    In a program that is compiled as a whole the factors are in the type of the second, as its matrix units want them.
+    """
+    if INLINES.get() and second.dtype == tf.bfloat16:
+        rank = len(second.shape)
+        return xla_product(tf.cast(first, second.dtype), second, [rank - 1], [rank - 2], list(range(rank - 2)))
+    return tf.linalg.matmul(first, tf.cast(second, tf.float32))
+
+
+def xla_product(first: Any, second: Any, sum_first: list, sum_second: list, batch: Sequence[int] = ()) -> Any:
+    """What tf.linalg.matmul has no word for: bfloat16 in, float32 out. Lists of axes; the batch's are those of both."""
+    numbers = xla_data_pb2.DotDimensionNumbers(
+        lhs_contracting_dimensions=sum_first,
+        rhs_contracting_dimensions=sum_second,
+        lhs_batch_dimensions=batch,
+        rhs_batch_dimensions=batch,
+    )
+    return gen_xla_ops.xla_dot_v2(first, second, numbers.SerializeToString(), "", tf.float32)
+
+
 def row_product(first: Any, second: Any) -> Any:
     """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b]."""
     if INLINES.get() and first.dtype == tf.bfloat16:
-        # What tf.linalg.matmul has no word for: bfloat16 in, float32 out.
-        rows = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[0], rhs_contracting_dimensions=[0])
-        return gen_xla_ops.xla_dot_v2(first, second, rows.SerializeToString(), "", tf.float32)
+        return xla_product(first, second, [0], [0])
     if multiplies_bfloat16():
         return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)
     return summed_wide(lambda *xs: tf.linalg.matmul(*xs, transpose_a=True), first, second, dtype=tf.float32)

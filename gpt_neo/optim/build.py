@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.mtf_compat import mtf
@@ -19,7 +19,13 @@ OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adafactor": Adafact
 
 
 def optimizer_updates(
-    variables: Sequence[Any], grads: Sequence[Any], rate: Any, step: Any, config: OptimizerConfig, partition: Partition
+    variables: Sequence[Any],
+    grads: Sequence[Any],
+    rate: Any,
+    step: Any,
+    config: OptimizerConfig,
+    partition: Partition,
+    norm: Optional[Any] = None,
 ) -> list:
     """Return the mtf operations of one step of the configured optimizer.
 
@@ -32,20 +38,25 @@ def optimizer_updates(
       rate: float32 TensorFlow scalar.
       step: integer TensorFlow scalar, from 0.
       partition: how the weights are stored.
+      norm: `global_norm` of the gradients, where it is there already.
     """
     optimizer = OPTIMIZERS[config.opt_name](variables[0].mesh, rate, step, config)
     updates, after = [], list(grads)
     if config.gradient_clipping:
-        grads = clip_by_global_norm(grads, config.gradient_clipping)
+        grads = clipped(grads, norm or global_norm(grads), config.gradient_clipping)
     for variable, grad in zip(variables, grads):
         after = optimizer.update(variable, grad, weight_decay(variable.name, config), partition, after)
         updates += after
     return updates
 
 
-def clip_by_global_norm(grads: Sequence[Any], limit: float) -> list:
-    """Scale float32 gradients by limit / max(norm, limit); the norm is taken over all of them."""
-    norm = mtf.sqrt(mtf.add_n([SquareSumOperation(grad).outputs[0] for grad in grads]))
+def global_norm(grads: Sequence[Any]) -> Any:
+    """The norm of all gradients as one vector, a float32 scalar."""
+    return mtf.sqrt(mtf.add_n([SquareSumOperation(grad).outputs[0] for grad in grads]))
+
+
+def clipped(grads: Sequence[Any], norm: Any, limit: float) -> list:
+    """Gradients of that norm times limit / max(norm, limit)."""
     factor = limit / mtf.maximum(norm, limit)
     return [grad * factor for grad in grads]
 

@@ -95,7 +95,7 @@ def make_estimator(
         session_config=None if tpu else session_config(plan),
         save_checkpoints_steps=None,  # the model function has a saver that knows of slices
         save_checkpoints_secs=None,
-        save_summary_steps=100,
+        save_summary_steps=steps_per_log,
         log_step_count_steps=None,
         tpu_config=tpu_config,
     )

@@ -65,6 +65,11 @@ class ProgressLog:
             row = {"step": step, "loss": loss, "lr": rate, "tokens_per_second": tokens}
             with writing_to(self.path):
                 files.append_text(self.path, json.dumps(row) + "\n")
+            if tokens:
+                speed_value = tf.Summary.Value(tag="tokens_per_second", simple_value=tokens)
+                tf.summary.FileWriterCache.get(os.path.dirname(self.path)).add_summary(
+                    tf.Summary(value=[speed_value]), step
+                )
         return Progress(step, self.train_steps, loss, rate, tokens, left)
 
 

@@ -87,13 +87,18 @@ def train_spec(batch: Any, placement: Any, setup: TrainingSetup) -> Any:
         return session_spec(step, hooks)
     with tf.control_dependencies([step.train]):  # the step that ended with this update, as everywhere
         number = tf.train.get_global_step().read_value()
-    values = [tf.reshape(value, [1]) for value in (number, step.loss, step.rate)]
+    shown = {
+        "loss": step.loss,
+        "learning_rate": step.rate,
+        **({} if step.norm is None else {"gradient_norm": step.norm}),
+    }
+    values = {name: tf.reshape(value, [1]) for name, value in {"step": number, **shown}.items()}
     return tf.estimator.tpu.TPUEstimatorSpec(
         mode=tf.estimator.ModeKeys.TRAIN,
         loss=step.loss,
         train_op=step.train,
         training_hooks=hooks,
-        host_call=(lambda *tensors: write_summaries(folder, *tensors), values),
+        host_call=(lambda **tensors: write_summaries(folder, **tensors), values),
     )
 
 
@@ -115,6 +120,8 @@ def session_spec(step: TrainStep, hooks: list) -> Any:
     """TPUEstimatorSpec of training in a session that sees every step; loss and rate go to TensorBoard."""
     tf.summary.scalar("loss", step.loss)
     tf.summary.scalar("learning_rate", step.rate)
+    if step.norm is not None:
+        tf.summary.scalar("gradient_norm", step.norm)
     # The Estimator ends a run at NaN by a hook that comes before ours and knows no step.
     loss = tf.where(tf.math.is_nan(step.loss), tf.fill(tf.shape(step.loss), math.inf), step.loss)
     return tf.estimator.tpu.TPUEstimatorSpec(
@@ -122,14 +129,14 @@ def session_spec(step: TrainStep, hooks: list) -> Any:
     )
 
 
-def write_summaries(folder: str, step: Any, loss: Any, rate: Any) -> Any:
-    """Write scalars from the host of a TPU."""
+def write_summaries(folder: str, step: Any, **scalars: Any) -> Any:
+    """Write scalars, of shape [1], from the host of a TPU."""
     import tensorflow as tf2
 
     writer = tf2.summary.create_file_writer(folder)
     with writer.as_default():
-        tf2.summary.scalar("loss", loss[0], step=step[0])
-        tf2.summary.scalar("learning_rate", rate[0], step=step[0])
+        for name, value in scalars.items():
+            tf2.summary.scalar(name, value[0], step=step[0])
         return tf.summary.all_v2_summary_ops()
 
 

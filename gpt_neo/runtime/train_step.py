@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.schema import RunConfig
@@ -16,7 +16,7 @@ from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.dropout import Source
 from gpt_neo.ops.parameters import trained
 from gpt_neo.ops.trained import Partition
-from gpt_neo.optim.build import optimizer_updates
+from gpt_neo.optim.build import global_norm, optimizer_updates
 from gpt_neo.optim.guard import guard_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
 from gpt_neo.optim.slots import stored_part
@@ -26,7 +26,8 @@ from gpt_neo.optim.slots import stored_part
 class TrainStep:
     """Tensors of a lowered training step.
 
-    loss, rate: float32 scalars, before the update. train: the operation that updates and counts the step; where the
+    loss, rate: float32 scalars, before the update. norm: likewise, of the gradients before they are clipped; there with
+    `log_grads`. train: the operation that updates and counts the step; where the
     placement does not update in place, counting is left to whoever runs the step.
     """
 
@@ -34,6 +35,7 @@ class TrainStep:
     rate: Any
     train: Any
     lowering: Any
+    norm: Optional[Any] = None
 
 
 WHOLE = Partition()  # nothing is stored in parts
@@ -59,8 +61,9 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
     mtf_step = mtf.import_tf_tensor(mesh, tf.cast(step, tf.int32), mtf.Shape([]))
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
     loss, *grads = loss_and_gradients(graph, features, mtf_step, run, splits, partition)
+    norm = global_norm(grads) if run.training.log_grads else None
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
-    updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, partition)
+    updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, partition, norm)
     if loss_limit is not None:
         updates = guard_updates(updates, loss, loss_limit)
     lowering = placement.lower(graph, mesh)
@@ -70,7 +73,7 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
         assigns = tf.group([lowering.lowered_operation(op) for op in updates])
     with tf.control_dependencies([assigns]):
         train = tf.assign_add(step, 1).op if placement.in_place else assigns
-    return TrainStep(loss_out, rate, train, lowering)
+    return TrainStep(loss_out, rate, train, lowering, lowering.export_to_tf_tensor(norm) if norm else None)
 
 
 def loss_and_gradients(

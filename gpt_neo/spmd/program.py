@@ -49,7 +49,7 @@ def export_train_step(run: RunConfig, weighted: bool = False) -> Program:
         step = global_step()
         batch = batch_inputs(size, n_ctx, weighted)
         train = build_train_step(batch, run, placement)
-        results = {"loss": train.loss, "rate": train.rate}
+        results = {"loss": train.loss, "rate": train.rate, **({} if train.norm is None else {"norm": train.norm})}
         return finish_program("train", graph, run, placement, {"step": step, **batch}, results)
 
 

@@ -98,15 +98,17 @@ class DeviceTraining:
 
         def call(step: np.ndarray, *arrays: np.ndarray) -> tuple:
             results = self.noting(lambda: self.devices.step({"step": step, **dict(zip(names, arrays))}))
-            return tuple(np.float32(results[name][0]) for name in ("loss", "rate"))  # all cores have the same
+            return tuple(np.float32(results[name][0]) for name in wanted)  # all cores have the same
 
+        wanted = ["loss", "rate", *(["norm"] if self.run.training.log_grads else [])]
         given = [tf.cast(counter, tf.int32), *batch.values()]
-        loss, rate = tf.numpy_function(call, given, [tf.float32, tf.float32], name="devices")
-        for value in (loss, rate):
+        values = tf.numpy_function(call, given, [tf.float32] * len(wanted), name="devices")
+        for value in values:
             value.set_shape([])
-        with tf.control_dependencies([loss, rate]):
+        with tf.control_dependencies(values):
             train = tf.assign_add(counter, 1).op
-        return TrainStep(loss, rate, train, lowering=None)
+        loss, rate, *norm = values
+        return TrainStep(loss, rate, train, None, *norm)
 
     def noting(self, act: Callable[[], Result]) -> Result:
         """Do something inside a graph, which turns every error into one of its own: keep ours."""
