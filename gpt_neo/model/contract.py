@@ -74,14 +74,18 @@ class ContractOperation(mtf.ops.EinsumOperation):
             if small:
                 weight = widened(small[0], x.dtype, x)
             flat = tf.reshape(weight, [inner, -1] if leading else [-1, inner])
+            after = [tf.reshape(b, [-1]) for b in bias]
             if math.prod(rows) == 1:
                 out = row_times_matrix(x, flat, transposed=not leading)
-            else:
+            elif small:
                 out = matrix_product(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
+            else:
+                out = matrix_product(tf.reshape(x, [-1, inner]), flat, *after, transpose_b=not leading)
+                after = []
             if small:
                 out *= tf.cast(small[1], out.dtype)
-            for b in bias:
-                out = tf.nn.bias_add(out, tf.reshape(b, [-1]))
+            for b in after:
+                out = tf.nn.bias_add(out, b)
             return tf.reshape(out, rows + columns)
 
         lower_sum(self, lowering, product, summed, addend=self.inputs[2] if len(self.inputs) > 2 else None)
