@@ -89,17 +89,19 @@ def multiplies_bfloat16() -> bool:
         return False
 
 
-def matrix_product(first: Any, second: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
-    """tf.linalg.matmul with sums in float32, in bfloat16 rounded to the nearest.
+def matrix_product(first: Any, second: Any, *bias: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    """tf.linalg.matmul with sums in float32, in bfloat16 rounded to the nearest; plus a bias [columns], if given.
 
     Where no unit multiplies bfloat16, TensorFlow's kernel multiplies in float32 as well, and cuts the result off: all
     of it is then too small by a quarter of a percent.
     """
 
-    def product(*xs: Any) -> Any:
-        return tf.linalg.matmul(*xs, transpose_a=transpose_a, transpose_b=transpose_b)
+    def product(first: Any, second: Any, *bias: Any) -> Any:
+        out = tf.linalg.matmul(first, second, transpose_a=transpose_a, transpose_b=transpose_b)
+        return tf.nn.bias_add(out, *bias) if bias else out
 
-    return product(first, second) if INLINES.get() or multiplies_bfloat16() else summed_wide(product, first, second)
+    narrow = INLINES.get() or multiplies_bfloat16()
+    return product(first, second, *bias) if narrow else summed_wide(product, first, second, *bias)
 
 
 def wide_product(first: Any, second: Any) -> Any:

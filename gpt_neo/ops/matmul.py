@@ -76,14 +76,18 @@ class MatmulOperation(FusedOp):
             if self.int8:
                 weight = widened(weight, x.dtype, x)
             flat = tf.reshape(weight, [inner, -1] if leading else [-1, inner])
+            after = [tf.reshape(b, [-1]) for b in bias]
             if math.prod(rows) == 1:
                 out = row_times_matrix(x, flat, transposed=not leading)
             else:
-                out = matrix_product(tf.reshape(x, [-1, inner]), flat, transpose_b=not leading)
+                # A bias is added before the sum is rounded, unless a scale comes between.
+                within = [] if scale else after
+                out = matrix_product(tf.reshape(x, [-1, inner]), flat, *within, transpose_b=not leading)
+                after = after[len(within) :]
             for factor in scale:
                 out *= tf.cast(tf.reshape(factor, [-1]), out.dtype)
-            for b in bias:
-                out = tf.nn.bias_add(out, tf.reshape(b, [-1]))
+            for b in after:
+                out = tf.nn.bias_add(out, b)
             return tf.reshape(out, rows + columns)
 
         lower_sum(self, lowering, product, summed, addend=self.bias)

@@ -22,40 +22,47 @@ def to_bfloat16(x):
     return (np.asarray(x, np.float32).view(np.uint32) & BFLOAT16_MASK).view(np.float32)
 
 
-def graph_of(run, batch):
-    """Loss and gradients of a whole batch [rows, n_ctx + 1] as Mesh-TF makes them: (variables by name, tensors)."""
-    graph = mtf.Graph()
-    placement = LocalPlacement(MeshPlan())
-    mesh = placement.make_mesh(graph)
-    dims = make_dims(run.model, len(batch))
-    parts = {"inputs": batch[:, :-1], "labels": batch[:, 1:]}
-    features = {name: mtf.import_tf_tensor(mesh, tf.constant(x, tf.int32), dims.tokens) for name, x in parts.items()}
-    features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
-    loss, *grads = loss_and_gradients(graph, features, mtf.constant(mesh, 0, dtype=tf.int32), run, 1)
-    lowering = placement.lower(graph, mesh)
-    tensors = [tf.cast(lowering.export_to_tf_tensor(x), tf.float32) for x in (loss, *grads)]
-    return [variable.name for variable in graph.trainable_variables], tensors
+class Network:
+    """Loss and gradients of a config, in its precision, as the training step takes them; a session on one device."""
 
+    def __init__(self, run, rows):
+        with tf.Graph().as_default():
+            tf.set_random_seed(1)
+            graph = mtf.Graph()
+            placement = LocalPlacement(MeshPlan())
+            mesh = placement.make_mesh(graph)
+            dims = make_dims(run.model, rows)
+            self.tokens = tf.placeholder(tf.int32, [rows, run.model.n_ctx + 1])
+            parts = {"inputs": self.tokens[:, :-1], "labels": self.tokens[:, 1:]}
+            features = {name: mtf.import_tf_tensor(mesh, x, dims.tokens) for name, x in parts.items()}
+            features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
+            loss, *grads = loss_and_gradients(graph, features, mtf.constant(mesh, 0, dtype=tf.int32), run, 1)
+            lowering = placement.lower(graph, mesh)
+            self.names = [variable.name for variable in graph.trainable_variables]
+            self.tensors = [lowering.export_to_tf_tensor(x) for x in (loss, *grads)]
+            self.variables = {v.op.name: v for v in tf.trainable_variables()}
+            self.values = {name: v.read_value() for name, v in self.variables.items()}
+            self.initializer = tf.global_variables_initializer()
+            self.session = tf.Session()
 
-def our_gradients(run, values, batch):
-    """(loss, {name: gradient}), in the precision of the config."""
-    with tf.Graph().as_default(), tf.Session() as session:
-        names, tensors = graph_of(run, batch)
-        session.run(tf.global_variables_initializer())
-        for variable in tf.trainable_variables():
-            variable.load(values[variable.op.name], session)
-        loss, *grads = session.run(tensors)
-    return float(loss), {name: np.float64(grad) for name, grad in zip(names, grads)}
+    def __enter__(self):
+        self.session.run(self.initializer)
+        return self
 
+    def __exit__(self, *_):
+        self.session.close()
 
-def draw_values(run, choose):
-    """{name: choose(name, shape, initial)} of every weight, all of them numbers that bfloat16 holds."""
-    with tf.Graph().as_default(), tf.Session() as session:
-        tf.set_random_seed(1)
-        graph_of(run, np.zeros([1, run.model.n_ctx + 1], np.int32))
-        session.run(tf.global_variables_initializer())
-        initial = {v.op.name: np.float32(session.run(tf.cast(v, tf.float32))) for v in tf.trainable_variables()}
-    return {name: to_bfloat16(choose(name, x.shape, x)) for name, x in initial.items()}
+    def draw(self):
+        """{name: initial value} of every weight, drawn anew, all of them numbers that bfloat16 holds."""
+        self.session.run(self.initializer)
+        return {name: to_bfloat16(x) for name, x in self.session.run(self.values).items()}
+
+    def gradients(self, values, tokens):
+        """(loss, {name: gradient}) of tokens [rows, n_ctx + 1]."""
+        for name, variable in self.variables.items():
+            self.session.run(variable.initializer, {variable.initializer.inputs[1]: values[name]})
+        loss, *grads = self.session.run(self.tensors, {self.tokens: tokens})
+        return float(loss), {name: np.float64(grad) for name, grad in zip(self.names, grads)}
 
 
 def model_file():
@@ -67,7 +74,10 @@ def model_file():
 
 
 def torch_gradients(run, values, batch, kind="float64"):
-    """The same in float64, or with autocast to bfloat16 and float32 weights; the loss is that of the config."""
+    """The same of PyTorch in float64, or multiplied in bfloat16 with float32 weights; the loss is that of the config.
+
+    kind: `autocast` is PyTorch's, whose residual stream is float32; with `bfloat16` its parts hand on bfloat16.
+    """
     torch = pytest.importorskip("torch")
     module = model_file()
     shapes = {name: list(x.shape) for name, x in values.items()}
@@ -77,7 +87,7 @@ def torch_gradients(run, values, batch, kind="float64"):
             parameter.copy_(torch.tensor(values[name]))
     tokens, labels = torch.tensor(batch[:, :-1].astype(np.int64)), torch.tensor(batch[:, 1:].astype(np.int64))
     with contextlib.ExitStack() as stack:
-        if kind == "stream":
+        if kind == "bfloat16":
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
             for part in ("block", "attention", "mlp", "experts"):
                 setattr(peer, part, rounded(getattr(peer, part)))
