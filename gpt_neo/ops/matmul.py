@@ -50,7 +50,7 @@ class MatmulOperation(FusedOp):
     """x W + b or x W^T + b, lowered as one matrix product; so are its gradients."""
 
     def __init__(self, x: Any, weight: Any, bias: Optional[Any], shape: Any, reduced: int) -> None:
-        self.bias, self.reduced, self.int8 = bias, reduced, isinstance(weight, Int8Weight)
+        self.biased, self.reduced, self.int8 = bias is not None, reduced, isinstance(weight, Int8Weight)
         super().__init__("matmul", [x, *parts_of(weight), *([] if bias is None else [bias])], [(shape, x.dtype)])
 
     def gradient(self, grad_ys: Any) -> list:
@@ -90,7 +90,8 @@ class MatmulOperation(FusedOp):
                 out = tf.nn.bias_add(out, b)
             return tf.reshape(out, rows + columns)
 
-        lower_sum(self, lowering, product, summed, addend=self.bias)
+        # By its place: where a block is run again, the clone of an operation has other inputs.
+        lower_sum(self, lowering, product, summed, addend=self.inputs[-1] if self.biased else None)
 
 
 class RowMatmulOperation(FusedOp):
