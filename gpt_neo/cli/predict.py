@@ -166,7 +166,7 @@ def answer(
     ids = tokenizer.encode(text)
     _, cut, room = fit_prompt(ids, sampler.config.n_ctx, options.max_tokens)
     if cut:
-        print(f"note      the prompt has {len(ids)} tokens; its first {cut} do not fit beside {room} new ones")
+        note(f"the prompt has {len(ids)} tokens; its first {cut} do not fit beside {room} new ones")
     began, count = time.monotonic(), 0
     first: Optional[float] = None
     streams = [TextStream(tokenizer, ids) for _ in range(num_samples)]

@@ -21,9 +21,8 @@ from gpt_neo.model.moe import mixture_of_experts
 from gpt_neo.model.norms import block_norm, final_norm, rezero
 from gpt_neo.model.positions import position_embedding
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.ops.caches import activation_dtype
 from gpt_neo.ops.matmul import matmul
-from gpt_neo.ops.parameters import Parameters
+from gpt_neo.ops.parameters import Parameters, activation_dtype
 from gpt_neo.ops.row_sums import plus
 from gpt_neo.ops.vocabulary import embed
 

@@ -19,6 +19,7 @@ from gpt_neo.config.schema import ModelConfig
 from gpt_neo.mtf_compat import tf, zeros_initializer
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import put_slice
+from gpt_neo.ops.parameters import activation_dtype
 from gpt_neo.ops.softmax import MASKED
 
 CACHES = "caches"  # collection of the variables of a session
@@ -26,10 +27,10 @@ BLOCK = 128  # positions by which the part of a cache that is read grows
 
 
 @dataclasses.dataclass(frozen=True)
-class Cache:
-    """One tensor that a layer keeps: [rows, heads, entries, columns], entries being positions or a state's features.
+class CacheShard:
+    """What a shard has of a layer's cache: [rows, heads, entries, columns].
 
-    shard: of the mesh, of whose rows and heads it is.
+    Entries are positions, or features of a state. shard: of the mesh, of whose rows and heads it is.
     """
 
     layer: int
@@ -60,11 +61,11 @@ class Store:
         """Entries of a cache of `length` positions: whole blocks, where reads are."""
         return -(-length // BLOCK) * BLOCK if self.grows else length
 
-    def read(self, cache: Cache) -> Any:
+    def read(self, cache: CacheShard) -> Any:
         """The tensor [batch, heads, entries, columns] of the rows at hand."""
         raise NotImplementedError
 
-    def write(self, cache: Cache, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
+    def write(self, cache: CacheShard, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
         """Put values [batch, heads, n, columns] at entries at .. at + n - 1, or in the place of all.
 
         Args:
@@ -83,7 +84,7 @@ class VariableStore(Store):
     def __init__(self, rows: Optional[int] = None, row: Optional[Any] = None) -> None:
         self.rows, self.row = rows, row
 
-    def variable(self, cache: Cache) -> Any:
+    def variable(self, cache: CacheShard) -> Any:
         """Of positions a reference variable: a slice of it is assigned in place, where a resource would be copied.
 
         They start at 0, since a masked entry still multiplies by 0.
@@ -98,14 +99,14 @@ class VariableStore(Store):
             collections=[CACHES],
         )
 
-    def read(self, cache: Cache) -> Any:
+    def read(self, cache: CacheShard) -> Any:
         """See `Store`."""
         variable = self.variable(cache)
         if self.row is not None:
             return tf.gather(variable, [self.row])
         return variable.read_value() if cache.is_state else variable
 
-    def write(self, cache: Cache, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
+    def write(self, cache: CacheShard, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
         """See `Store`."""
         variable = self.variable(cache)
         if cache.is_state:
@@ -174,11 +175,11 @@ class LoopStore(Store):
         """What the next step starts from."""
         return list(self.held.values())
 
-    def read(self, cache: Cache) -> Any:
+    def read(self, cache: CacheShard) -> Any:
         """See `Store`."""
         return tf.reshape(self.held[cache.place], cache.shape)
 
-    def write(self, cache: Cache, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
+    def write(self, cache: CacheShard, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
         """See `Store`."""
         rows, heads, entries, columns = cache.shape
         old = self.held[cache.place]
@@ -200,11 +201,11 @@ class CoreStore(LoopStore):
 
     grows = False
 
-    def read(self, cache: Cache) -> Any:
+    def read(self, cache: CacheShard) -> Any:
         """See `Store`."""
         return self.held[cache.place]
 
-    def write(self, cache: Cache, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
+    def write(self, cache: CacheShard, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
         """See `Store`."""
         old = self.held[cache.place]
         self.held[cache.place] = values if at is None else put_slice(old, values, [0, 0, at, 0])
@@ -234,11 +235,6 @@ def cache_shapes(
             dtype = tf.float32 if is_state else activation_dtype(config)
             found[layer, cache.name] = [rows, cache.heads, entries, cache.columns], dtype, is_state
     return found
-
-
-def activation_dtype(config: ModelConfig) -> Any:
-    """The type of what layers read and write."""
-    return tf.bfloat16 if config.precision == "bfloat16" else tf.float32
 
 
 def cached_attention(q: Any, k: Any, v: Any, at: Any, layer: int, window: Optional[int], memory: tuple = ()) -> Any:
@@ -276,7 +272,7 @@ class CachedAttentionOperation(FusedOp):
             q, k, v = (tf.transpose(x, [0, 2, 1, 3]) for x in (q, k, v))
             batch, heads, _, features = k.shape.as_list()
             shape = (self.store.rows or batch, heads, self.entries, features)
-            caches = [Cache(self.layer, f"cache_{x}", shard, shape, k.dtype, is_state=False) for x in "kv"]
+            caches = [CacheShard(self.layer, f"cache_{x}", shard, shape, k.dtype, is_state=False) for x in "kv"]
             if self.window is not None:
                 out = window_step(q, k, v, position, start, caches, self.store, self.window)
             elif position.shape.ndims:

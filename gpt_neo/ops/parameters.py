@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 from gpt_neo.config.network import Variable
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.quantized import Int8Weight
 from gpt_neo.ops.trained import Partition, trained_variable
@@ -46,6 +47,11 @@ class Parameters:
     def get(self, name: str) -> Optional[Any]:
         """The weight, or None."""
         return self[name] if f"{self.scope}/{name}" in self.variables else None
+
+
+def activation_dtype(config: ModelConfig) -> Any:
+    """The type of what layers read and write."""
+    return tf.bfloat16 if config.precision == "bfloat16" else tf.float32
 
 
 def shape_of(variable: Variable) -> Any:

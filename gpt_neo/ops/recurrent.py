@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.ops.caches import Cache
+from gpt_neo.ops.caches import CacheShard
 from gpt_neo.ops.fused import FusedOp
 
 WHOLE = "whole_"  # put before the names of dimensions that a kernel needs in one piece
@@ -94,7 +94,7 @@ class StateOperation(FusedOp):
             *tensors, position, start = inputs
             batch, length, heads, _ = tensors[0].shape.as_list()
             shape = (self.store.rows or batch, heads, *self.state)
-            cache = Cache(self.layer, "state", next(shards), shape, tf.float32, is_state=True)
+            cache = CacheShard(self.layer, "state", next(shards), shape, tf.float32, is_state=True)
             state = self.store.read(cache)
             state = tf.where_v2(tf.reshape(tf.equal(position, 0), [-1, 1, 1, 1]), tf.zeros_like(state), state)
             real = tf.reshape(position, [-1, 1]) + tf.range(length) >= start[:, tf.newaxis]
