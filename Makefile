@@ -24,7 +24,7 @@ $(VENV)/.installed: setup.py constraints.txt
 setup-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve]'
+	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve,fast]'
 	touch $@
 
 lint: setup-test

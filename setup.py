@@ -39,6 +39,8 @@ setup(
         "lm_eval.models": ["gpt_neo = gpt_neo.evaluation.harness:GptNeoLM"],
     },
     extras_require={
+        # fast: decoding on a CPU; its paged attention changes between releases, and wheels are for Python 3.10 and later
+        "fast": ["openvino>=2026.4,<2026.5; python_version >= '3.10'"],
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
         "text": ["ftfy>=6"],  # dataprep: --ftfy
         "parquet": ["pyarrow>=12,<26"],  # dataprep: .parquet; later ones need NumPy 2, TensorFlow 2.15 NumPy 1

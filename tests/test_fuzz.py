@@ -17,7 +17,7 @@ from gpt_neo.config.estimate import count_parameters, training_memory
 from gpt_neo.config.loader import known_keys
 from gpt_neo.dataprep.records import count_records, encode_example, frame, read_records
 from gpt_neo.errors import ConfigError, DataError, GptNeoError
-from gpt_neo.runtime.predict_step import fit_prompt
+from gpt_neo.sampling.batches import fit_prompt
 from gpt_neo.tokenizer import load_tokenizer, train_tokenizer
 from gpt_neo.wire import masked_checksum
 from tests.conftest import MODEL

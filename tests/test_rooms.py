@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 LIGHT = "errors wire storage plots config tokenizer dataprep tracking".split()  # no TensorFlow before a job needs it
 ROOMS = (
     "errors wire storage plots config tokenizer dataprep mtf_compat ops inputs model optim checkpoint tracking "
-    "sampling runtime evaluation serving spmd cli __main__"
+    "sampling fast runtime evaluation serving spmd cli __main__"
 ).split()
 BACK_END = os.path.join("storage", "tensorflow.py")  # asks for TensorFlow when a path is on its file systems
 PACKAGE = os.path.dirname(gpt_neo.__file__)
@@ -106,7 +106,7 @@ def test_importing_changes_nothing_of_the_process():
     ours, theirs = run_apart("ours"), run_apart("theirs")
     found = ours()
     assert found["state"] == theirs()["state"]
-    assert {name for _, name in found["lacking"]} <= {"jax", "lm_eval", "starlette", "uvicorn"}
+    assert {name for _, name in found["lacking"]} <= {"jax", "lm_eval", "openvino", "starlette", "uvicorn"}
     saved, picture, table = found["keras"]
     assert saved and picture in ([3, 2], None) and table in ("module", None)
 

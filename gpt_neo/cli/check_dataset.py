@@ -18,6 +18,7 @@ from gpt_neo.inputs import preflight
 from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.samples import needed_text, tokens_needed
 from gpt_neo.inputs.sources import CHUNKS, Source, training_sources
+from gpt_neo.inputs.tokenizers import dataset_tokenizer
 from gpt_neo.inputs.train_input import first_samples
 from gpt_neo.tokenizer import Tokenizer
 
@@ -29,7 +30,7 @@ def check_dataset(job: Job) -> int:
     run = job.run
     sources = training_sources(run)
     preflight.check_datasets(run)
-    tokenizer = preflight.dataset_tokenizer(run.datasets[0][1])
+    tokenizer = dataset_tokenizer(run.datasets[0][1])
     usable = [report(run, source, scan(source), tokenizer) for source in sources]
     for line in preflight.notes(run, sources):
         note(line)

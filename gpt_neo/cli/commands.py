@@ -49,6 +49,9 @@ COMMANDS = {
     ),
     "average": Command(tool_options.Average, "gpt_neo.cli.average:average", "the mean of several checkpoints"),
     "export": Command(options.Export, "gpt_neo.cli.jobs:export", "a SavedModel of a checkpoint"),
+    "quantize": Command(
+        tool_options.Quantize, "gpt_neo.cli.quantize:quantize", "int8 or int4 weights, and what they cost in perplexity"
+    ),
     "import-hf": Command(
         tool_options.ImportHf, "gpt_neo.cli.import_hf:import_folder", "make a run folder of a Hugging Face model"
     ),

@@ -12,11 +12,12 @@ from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.cli.console import note, task_progress
 from gpt_neo.cli.devices import device_plan, tpu_options
 from gpt_neo.cli.job import Job, job_checkpoint
+from gpt_neo.evaluation.batches import check_scorable
 from gpt_neo.evaluation.run import Part, Result, run_task
-from gpt_neo.evaluation.scorer import Scorer, check_scorable
+from gpt_neo.evaluation.scorer import Scorer
 from gpt_neo.evaluation.tasks import EvalTask, load_tasks
-from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import evaluation_sources
+from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.eval_metrics import write_events
 from gpt_neo.runtime.intervals import Interval
@@ -74,7 +75,7 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
     """The tasks, on this machine's devices; each is written as soon as it is done."""
     checkpoint, plan = job_checkpoint(job).path, device_plan(job)
     check_layout(job.run, plan, plan.replicas())
-    tokenizer, prefix = preflight.run_tokenizer(job.run, job.folder)
+    tokenizer, prefix = run_tokenizer(job.run, job.folder)
     scorer = Scorer(job.run.model, checkpoint, plan)
     for line in scorer.notes:
         note(line)

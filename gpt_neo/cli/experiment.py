@@ -138,7 +138,7 @@ class SupervisedRun:
         """Sample from the finished run."""
         assert self.supervisor
         run = self.options
-        words = words_of(Sample(run.model, run.sampling, run.devices, run.backend))
+        words = words_of(Sample.after(run, run.sampling))
         self.supervisor.command = lambda attempt: [*COMMAND, "sample", *words]
         return self.supervisor.one_attempt()[0]
 

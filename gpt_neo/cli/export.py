@@ -13,8 +13,8 @@ from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.options import Export
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.errors import GptNeoError
-from gpt_neo.inputs.preflight import run_tokenizer
 from gpt_neo.inputs.sources import evaluation_sources
+from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime.export import export_saved_model, losses
 
 ROWS = 64  # held-out records that are compared

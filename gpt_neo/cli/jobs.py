@@ -54,12 +54,14 @@ def sample(options: Sample) -> int:
     job = load_job(options.model, options.devices, reads_only=True)
     quiet.silence(options.model.verbose, sampling=job.run.model.precision)
     if options.backend.backend == "xla":
+        if options.model.integers:
+            raise ConfigError(f"--dtype {options.model.integers} goes with --backend openvino, not with --backend xla")
         from gpt_neo.cli import spmd_jobs
 
         return spmd_jobs.sample(job, options)
     from gpt_neo.cli.predict import predict
 
-    return predict(job, options.sampling)
+    return predict(job, options)
 
 
 def check_backend(options: Union[Train, Evaluate, Sample], **only_tensorflow: bool) -> None:

@@ -11,8 +11,16 @@ from typing import Optional
 from gpt_neo.cli.parser import REQUIRED, Options, flag, group
 
 BACKENDS = ("tensorflow", "xla")
+ENGINES = ("auto", "openvino", "tensorflow", "xla")
 PLATFORMS = ("cpu", "gpu", "tpu")
 DTYPES = ("bfloat16", "float32")
+INTEGERS = ("int8", "int4")
+ANY_DTYPE = "type of the weights in memory; int8 and int4 need the extra fast"
+CACHES = ("f32", "f16", "u8")
+CACHE = "with OpenVINO: type of cached keys and values"
+WHICH_ENGINE = (
+    "auto: openvino (extra fast) on a CPU, where it is installed and has what the model is made of, or tensorflow"
+)
 WHICH = "latest (the default), best, or a step"
 API_KEY = "GPT_NEO_API_KEY"  # environment variable with the server's bearer token
 SAVE_PROGRAM = "write the job's program to PREFIX.mlir (StableHLO) and its description to PREFIX.json, and run nothing"
@@ -33,7 +41,12 @@ class ModelOptions(Options):
     @property
     def overrides(self) -> list[str]:
         """Keys in place of the config's, `key=value`."""
-        return [*self.set, *([f"precision={self.dtype}"] if self.dtype else [])]
+        return [*self.set, *([f"precision={self.dtype}"] if self.dtype in DTYPES else [])]
+
+    @property
+    def integers(self) -> Optional[str]:
+        """int8 or int4, where weights are to be that."""
+        return self.dtype if self.dtype in INTEGERS else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +54,20 @@ class RunOptions(ModelOptions):
     """A model, and what its results are called."""
 
     sacred_id: Optional[str] = flag(None, "names the files that predictions and evaluations go to", metavar="ID")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledOptions(RunOptions):
+    """A model that is sampled from."""
+
+    dtype: Optional[str] = flag(None, ANY_DTYPE, choices=(*DTYPES, *INTEGERS))
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedOptions(ModelOptions):
+    """A model that is served."""
+
+    dtype: Optional[str] = flag(None, ANY_DTYPE, choices=(*DTYPES, *INTEGERS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +110,16 @@ class BackendOptions(XlaOptions):
     backend: str = flag(
         "tensorflow", "xla: the program that a TPU core would run, on any devices of JAX", choices=BACKENDS
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions(BackendOptions):
+    """What computes the text."""
+
+    backend: str = flag(
+        "auto", f"{WHICH_ENGINE}; xla: the program that a TPU core would run, on any devices of JAX", choices=ENGINES
+    )
+    cache: str = flag("f32", CACHE, choices=CACHES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,10 +226,17 @@ class Evaluate(Options):
 class Sample(Options):
     """Sample text from a checkpoint."""
 
-    model: RunOptions
+    model: SampledOptions
     sampling: SamplingOptions = group(SamplingOptions, "sampling")
     devices: DeviceOptions = group(DeviceOptions, "devices")
-    backend: BackendOptions = group(BackendOptions, "backend")
+    backend: EngineOptions = group(EngineOptions, "backend")
+
+    @classmethod
+    def after(cls, run: Train, sampling: SamplingOptions) -> Sample:
+        """Sampling from a run that was trained so."""
+        model = SampledOptions(**{f.name: getattr(run.model, f.name) for f in dataclasses.fields(run.model)})
+        backend = "xla" if run.backend.backend == "xla" else "auto"
+        return cls(model, sampling, run.devices, EngineOptions(run.backend.platform, run.backend.save_program, backend))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,8 +290,10 @@ class Export(Options):
 class Serve(Options):
     """Serve a model over HTTP, as OpenAI's completions API does, with a page to play with. See docs/serving.md."""
 
-    model: ModelOptions
+    model: ServedOptions
     devices: LocalOptions = group(LocalOptions)
+    backend: str = flag("auto", WHICH_ENGINE, choices=ENGINES[:-1])
+    cache: str = flag("f32", CACHE, choices=CACHES)
     host: str = flag("127.0.0.1", f"others than loopback need {API_KEY}")
     port: int = flag(8000, "0 takes a free one", low=0, high=65535)
     rows: int = flag(16, "answers made at once, in sixteens", above=0)
@@ -299,7 +345,7 @@ class JobFlags(Options):
 class Main(Options):
     """Train, evaluate and sample GPT-Neo models: the command of 2021. Without a job flag it trains."""
 
-    model: RunOptions
+    model: SampledOptions
     jobs: JobFlags = group(JobFlags, "jobs")
     scoring: ScoringOptions = group(ScoringOptions, "with --eval")
     compile: CompileOptions = group(CompileOptions, "with --plan, or alone")

@@ -10,13 +10,13 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.console import memory_text, model_text, note
-from gpt_neo.cli.devices import device_plan, device_text
+from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint
-from gpt_neo.cli.options import SamplingOptions
+from gpt_neo.cli.options import Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.errors import DataError
-from gpt_neo.inputs import preflight
-from gpt_neo.runtime.predict_step import BatchSampler, Sampler, fit_prompt
+from gpt_neo.inputs.tokenizers import run_tokenizer
+from gpt_neo.sampling.batches import BatchSampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import TextStream, Tokenizer
@@ -27,14 +27,30 @@ DEFAULT_PROMPT = (
 )
 
 
-def predict(job: Job, sampling: SamplingOptions) -> int:
-    """Load a checkpoint and answer the prompt, or prompts one after another."""
+def predict(job: Job, options: Sample) -> int:
+    """Load a checkpoint and answer the prompt, or prompts one after another.
+
+    Raises:
+      ConfigError: OpenVINO is asked for, and is not there or does not have what the model is made of.
+    """
+    config, engine = job.run.model, options.backend
+    if with_openvino(job, engine.backend, options.model.integers):
+        from gpt_neo.fast.sampler import FastSampler
+
+        def fast(checkpoint: str, drawn: SampleOptions, batch: int, length: Optional[int]) -> Any:
+            made = FastSampler(config, checkpoint, batch, length, options.model.integers, engine.cache)
+            return contextlib.nullcontext(made)
+
+        return sample(job, options.sampling, OPENVINO, fast)
+    from gpt_neo.cli.devices import device_plan, device_text
+    from gpt_neo.runtime.predict_step import Sampler
+
     plan = device_plan(job)
 
-    def load(checkpoint: str, options: SampleOptions, batch: int, length: Optional[int]) -> Any:
-        return contextlib.nullcontext(Sampler(job.run.model, checkpoint, batch, plan, length))
+    def load(checkpoint: str, drawn: SampleOptions, batch: int, length: Optional[int]) -> Any:
+        return contextlib.nullcontext(Sampler(config, checkpoint, batch, plan, length))
 
-    return sample(job, sampling, device_text(job, plan), load)
+    return sample(job, options.sampling, device_text(job, plan), load)
 
 
 def sample(
@@ -48,7 +64,7 @@ def sample(
     """
     run = job.run
     checkpoint = job_checkpoint(job).path
-    tokenizer, eos = preflight.run_tokenizer(run, job.folder)
+    tokenizer, eos = run_tokenizer(run, job.folder)
     options = sample_options(job, sampling, eos, tokenizer.n_vocab)
     prompt = None if sampling.interactive else read_prompt(sampling.prompt)
     batch = min(sampling.num_samples, run.training.predict_batch_size) if not sampling.interactive else 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Optional
+from typing import Any, Optional
 
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import memory_text, model_text, note
+from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import API_KEY, DeviceOptions, Serve
 from gpt_neo.errors import ConfigError
@@ -40,10 +41,8 @@ def serve(options: Serve) -> int:
 
 def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> int:
     """Everything that needs TensorFlow."""
-    from gpt_neo.cli.devices import device_plan, device_text
     from gpt_neo.config.estimate import sampling_memory
-    from gpt_neo.inputs.preflight import run_tokenizer
-    from gpt_neo.runtime.rows import RowDecoder
+    from gpt_neo.inputs.tokenizers import run_tokenizer
     from gpt_neo.serving.app import Limits, Server
     from gpt_neo.serving.engine import Engine
     from gpt_neo.serving.metrics import Metrics
@@ -55,9 +54,8 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
     listener = bind(options.host, options.port)
     print(model_text(run))
     print(memory_text(sampling_memory(run.model, options.rows)))
-    print(device_text(job, device_plan(job)), flush=True)
     began = time.monotonic()
-    decoder = RowDecoder(run.model, checkpoint, options.rows, device_plan(job), options.length)
+    decoder = load_rows(job, options, checkpoint)
     for line in decoder.notes:
         note(line)
     print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; {decoder.rows} rows of {decoder.length} tokens")
@@ -78,3 +76,22 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
     engine.close()
     print("stopped", flush=True)
     return 0
+
+
+def load_rows(job: Job, options: Serve, checkpoint: str) -> Any:
+    """The model, by OpenVINO or TensorFlow: FastRows or a RowDecoder; the devices are printed first.
+
+    Raises:
+      ConfigError: OpenVINO is asked for and cannot run it.
+    """
+    if with_openvino(job, options.backend, options.model.integers):
+        from gpt_neo.fast.rows import FastRows
+
+        print(OPENVINO, flush=True)
+        return FastRows(job.run.model, checkpoint, options.rows, options.length, options.model.integers, options.cache)
+    from gpt_neo.cli.devices import device_plan, device_text
+    from gpt_neo.runtime.rows import RowDecoder
+
+    plan = device_plan(job)
+    print(device_text(job, plan), flush=True)
+    return RowDecoder(job.run.model, checkpoint, options.rows, plan, options.length)

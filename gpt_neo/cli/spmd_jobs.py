@@ -13,9 +13,9 @@ from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train
 from gpt_neo.cli.train import train_in_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.inputs import preflight
 from gpt_neo.inputs.samples import weighted
 from gpt_neo.inputs.sources import evaluation_sources, training_sources
+from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime.estimator import eval_batch_size
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd import evaluation as spmd_evaluation
@@ -77,7 +77,7 @@ def sample(job: Job, options: Sample) -> int:
 def sampling_program(job: Job, sampling: SamplingOptions) -> Program:
     """The program that samples so many rows at once."""
     run = job.run
-    tokenizer, _ = preflight.run_tokenizer(run, job.folder)
+    tokenizer, _ = run_tokenizer(run, job.folder)
     alpha = run.model.entmax_alpha if sampling.entmax_sampling else None
     rows = whole_parts(run, max(1, min(sampling.num_samples, run.training.predict_batch_size)))
     return export_predict_step(run, rows, n_ids=tokenizer.n_vocab, entmax_alpha=alpha)

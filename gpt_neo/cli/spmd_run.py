@@ -21,7 +21,7 @@ def spmd_run(options: SpmdRun) -> int:
     print(f"note      spmd-run goes with the next release: gpt-neo {name} --backend xla does this", file=sys.stderr)
     backend = BackendOptions(options.xla.platform, options.xla.save_program, "xla")
     if options.predict:
-        return jobs.sample(Sample(options.model, options.sampling, backend=backend))
+        return jobs.sample(Sample.after(Train(options.model, backend=backend), options.sampling))
     if options.eval:
         return jobs.evaluate(Evaluate(options.model, backend=backend))
     return jobs.train(Train(options.model, options.training, backend=backend))

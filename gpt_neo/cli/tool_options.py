@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Optional
 
-from gpt_neo.cli.options import DTYPES, WHICH, CloudOptions
+from gpt_neo.cli.options import DTYPES, WHICH, CloudOptions, ServedOptions
 from gpt_neo.cli.parser import REQUIRED, Options, flag, group
 
 
@@ -204,3 +204,13 @@ class Runs(Options):
     run: tuple = flag((), "only these runs", action="append", metavar="ID")
     html: Optional[str] = flag(None, "write a page with the table and plots, which needs no other file", metavar="FILE")
     png: Optional[str] = flag(None, "write the plots as a picture", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantize(Options):
+    """Make weights of fewer bits of a checkpoint, which are kept beside it, and compare perplexities. `sample` and
+    `serve` with the same --dtype take them, and make them where nobody has."""
+
+    model: ServedOptions
+    text: Optional[str] = flag(None, "held-out text to compare on (default: records of eval_path)", metavar="FILE")
+    most: int = flag(65_536, "tokens that are compared, at most", low=1, metavar="N")

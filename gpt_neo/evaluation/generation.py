@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
-from gpt_neo.runtime.predict_step import Row, Sampler, check_prompt, fit_prompt
+from gpt_neo.sampling.batches import BatchSampler, Row, check_prompt, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions, row_generator
 from gpt_neo.tokenizer import TextStream, Tokenizer
 
@@ -20,7 +20,7 @@ class Prompt:
     options: SampleOptions
 
 
-def generate(sampler: Sampler, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
+def generate(sampler: BatchSampler, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
     """(number of a prompt, what follows it, cut before the first stop string), as batches are done.
 
     A batch has prompts of about one length and of equal options; a row's draws depend on the seed and on its number
@@ -40,7 +40,7 @@ def generate(sampler: Sampler, tokenizer: Tokenizer, prompts: Sequence[Prompt]) 
 
 
 def generate_batch(
-    sampler: Sampler, tokenizer: Tokenizer, prompts: Sequence[Prompt], batch: Sequence[int], options: SampleOptions
+    sampler: BatchSampler, tokenizer: Tokenizer, prompts: Sequence[Prompt], batch: Sequence[int], options: SampleOptions
 ) -> list[str]:
     """The texts of one batch; it ends as soon as every row has."""
     rows = []

@@ -14,12 +14,13 @@ from lm_eval.api.registry import MODEL_REGISTRY, register_model
 from tqdm import tqdm
 
 from gpt_neo.errors import ConfigError
+from gpt_neo.evaluation.batches import BatchScorer, check_scorable
 from gpt_neo.evaluation.encoding import encode_context, encode_pair, needed
 from gpt_neo.evaluation.generation import Prompt, generate
 from gpt_neo.evaluation.model import find_model
-from gpt_neo.evaluation.scorer import Scorer, check_scorable
 from gpt_neo.evaluation.windows import Request, rolling
-from gpt_neo.runtime.predict_step import Sampler
+from gpt_neo.fast.choice import choose
+from gpt_neo.sampling.batches import BatchSampler
 from gpt_neo.sampling.filters import SampleOptions
 
 NAME = "gpt_neo"
@@ -40,6 +41,8 @@ class GptNeoLM(LM):
       max_gen_toks: most new tokens where a task does not say.
       seed: of sampling, where a task asks for it.
       overrides: `key=value` in place of what the config says, several separated by `;`.
+      backend: auto, openvino or tensorflow, see `fast.choice.choose`.
+      dtype: int8 or int4, for OpenVINO; other types are the key precision of `overrides`.
       device, max_batch_size: what the harness hands every model; the former has to be absent or cpu.
 
     Raises:
@@ -55,6 +58,8 @@ class GptNeoLM(LM):
         max_gen_toks: int = 256,
         seed: int = 0,
         overrides: str = "",
+        backend: str = "auto",
+        dtype: Optional[str] = None,
         device: Optional[str] = None,
         max_batch_size: Optional[int] = None,
     ) -> None:
@@ -68,25 +73,39 @@ class GptNeoLM(LM):
         self.max_length = min(max_length or self.found.run.model.n_ctx, self.found.run.model.n_ctx)
         self.max_gen_toks, self.seed = max_gen_toks, seed
         self.tokens, self.prefix = self.found.tokenizer, self.found.prefix
-        self._scorer: Optional[Scorer] = None
-        self._sampler: Optional[Sampler] = None
+        self.openvino, _ = choose(self.found.run.model, backend, dtype)
+        self.dtype = dtype
+        self._scorer: Optional[BatchScorer] = None
+        self._sampler: Optional[BatchSampler] = None
 
     @property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> BatchScorer:
         """The model ready to score, loaded when it is first asked for."""
         if self._scorer is None:
-            self._scorer = Scorer(
-                self.found.run.model, self.found.checkpoint, batch_size=self.rows, max_length=self.max_length
-            )
+            model, path = self.found.run.model, self.found.checkpoint
+            if self.openvino:
+                from gpt_neo.evaluation.fast_scorer import FastScorer
+
+                self._scorer = FastScorer(model, path, self.dtype, self.rows, self.max_length)
+            else:
+                from gpt_neo.evaluation.scorer import Scorer
+
+                self._scorer = Scorer(model, path, batch_size=self.rows, max_length=self.max_length)
         return self._scorer
 
     @property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> BatchSampler:
         """The model ready to sample, loaded when it is first asked for."""
         if self._sampler is None:
-            self._sampler = Sampler(
-                self.found.run.model, self.found.checkpoint, self.rows or SAMPLED_AT_ONCE, length=self.max_length
-            )
+            rows, model = self.rows or SAMPLED_AT_ONCE, self.found.run.model
+            if self.openvino:
+                from gpt_neo.fast.sampler import FastSampler
+
+                self._sampler = FastSampler(model, self.found.checkpoint, rows, self.max_length, self.dtype)
+            else:
+                from gpt_neo.runtime.predict_step import Sampler
+
+                self._sampler = Sampler(model, self.found.checkpoint, rows, length=self.max_length)
         return self._sampler
 
     @property

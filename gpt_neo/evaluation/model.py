@@ -12,7 +12,7 @@ from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.inputs.preflight import run_tokenizer
+from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.tokenizer import Tokenizer
 
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Callable, Optional
 
+from gpt_neo.evaluation.batches import BatchScorer, Score
 from gpt_neo.evaluation.encoding import encode_pair
 from gpt_neo.evaluation.metrics import Outcome
-from gpt_neo.evaluation.scorer import Score, Scorer
 from gpt_neo.evaluation.tasks import EvalTask, Example, examples_of, metrics_of
 from gpt_neo.runtime.intervals import Interval
 from gpt_neo.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ class Result:
 
 def run_task(
     task: EvalTask,
-    scorer: Scorer,
+    scorer: BatchScorer,
     tokenizer: Tokenizer,
     prefix: Optional[int],
     tell: Callable[[int, int], None] = lambda done, total: None,

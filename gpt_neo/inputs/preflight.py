@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import os
 import re
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from gpt_neo import storage
-from gpt_neo.config.schema import DatasetConfig, RunConfig
+from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import count_from_name, count_records, read_records
 from gpt_neo.errors import DataError
 from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.position import locate
 from gpt_neo.inputs.samples import needed_text, tokens_needed
 from gpt_neo.inputs.sources import CHUNKS, Source, count_remote, reads_in_turn
+from gpt_neo.inputs.tokenizers import check_tokenizer, dataset_tokenizer
 from gpt_neo.mtf_compat import reason_of, tf
-from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 FIRST_RECORDS = 64  # looked at before a run; every later one is checked as it is read
-
-
-def dataset_tokenizer(dataset: DatasetConfig) -> Tokenizer:
-    """The tokenizer of a dataset; GPT-2's unless it names one."""
-    return load_tokenizer(dataset.tokenizer_path, eos_id=dataset.eos_id if dataset.tokenizer_path else None)
-
-
-def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]]:
-    """Tokenizer and end-of-text id of a run: of its dataset, else of its folder, else GPT-2's."""
-    if run.datasets:
-        ref, dataset = run.datasets[0]
-        check_tokenizer(run, dataset, ref.name)
-        return dataset_tokenizer(dataset), dataset.eos_id
-    beside = os.path.join(folder, "tokenizer.json")  # an imported model brings its own
-    own = os.path.isfile(beside)
-    tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id if own else None)
-    return tokenizer, run.model.eos_id if own or run.model.eos_id is None else tokenizer.eos_id
-
-
-def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
-    """Hold model, tokenizer and manifest of the records against one another.
-
-    Raises:
-      DataError: the tokenizer has more ids than the model, or is another than the records were made with.
-    """
-    if not dataset.tokenizer_path:
-        return
-    tokenizer = dataset_tokenizer(dataset)
-    if tokenizer.n_vocab > run.model.n_vocab:
-        raise DataError(
-            f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model n_vocab {run.model.n_vocab}: "
-            "raise n_vocab or take the tokenizer that belongs to the model"
-        )
-    for path in glob.glob(os.path.join(os.path.dirname(dataset.path), "*_manifest.json")):
-        made_with = storage.read_json(path).get("tokenizer", {})
-        if made_with.get("fingerprint") not in (None, tokenizer.fingerprint):
-            raise DataError(
-                f"dataset {name!r}: {path} says its records were made with {made_with.get('path')}, "
-                f"which differs from tokenizer_path {tokenizer.name}"
-            )
 
 
 def check_datasets(run: RunConfig) -> None:

@@ -18,6 +18,7 @@ from gpt_neo.errors import CheckpointError, ConfigError, DeviceError, GptNeoErro
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, training_sources
+from gpt_neo.inputs.tokenizers import dataset_tokenizer
 from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
 from gpt_neo.mtf_compat import build_for_tpu, reason_of, tf
 from gpt_neo.runtime.access import check_reads
@@ -276,7 +277,7 @@ def text_lengths(run: RunConfig) -> Optional[np.ndarray]:
     dataset = run.datasets[0][1] if run.datasets else None
     if dataset is None or not dataset.tokenizer_path or run.training.mlm_training:
         return None
-    tokenizer = preflight.dataset_tokenizer(dataset)
+    tokenizer = dataset_tokenizer(dataset)
     lengths = np.zeros([run.model.n_vocab, 2], np.float32)
     for i in range(min(tokenizer.n_vocab, run.model.n_vocab)):
         text = tokenizer.bytes_of(i) if tokenizer.byte_level else tokenizer.decode_bytes([i])

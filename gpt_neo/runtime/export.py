@@ -20,7 +20,8 @@ from gpt_neo.ops.parameters import Storage, plain
 from gpt_neo.runtime.int8 import int8_storage, load_int8
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.network import forward
-from gpt_neo.runtime.predict_step import PREFILL, load_weights
+from gpt_neo.runtime.predict_step import load_weights
+from gpt_neo.sampling.batches import PREFILL
 from gpt_neo.sampling.graph import choose
 from gpt_neo.storage import tensorflow as files
 

@@ -9,11 +9,11 @@ import collections
 import dataclasses
 import logging
 import threading
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
 
-from gpt_neo.runtime.rows import RowDecoder
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.sampling.filters import SampleOptions, row_generator
 from gpt_neo.serving.detokenizer import Detokenizer, Piece, Scored
 from gpt_neo.serving.token_choice import choose, score
@@ -74,6 +74,25 @@ class Running:
         return self.position < len(self.tokens)
 
 
+class Rows(Protocol):
+    """What `runtime.rows.RowDecoder` is, and `fast.rows.FastRows`: their words hold here."""
+
+    config: ModelConfig
+    rows: int
+    length: int
+    chunk: int
+    picture: int
+
+    def read(self, row: int, tokens: np.ndarray, position: int, start: int, every: bool = False) -> np.ndarray:
+        """Read tokens of one row."""
+
+    def step(self, tokens: np.ndarray, position: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Feed one token of every row."""
+
+    def attention_inputs(self, tokens: list, layer: int) -> list:
+        """What a layer attends with."""
+
+
 class Engine:
     """The model, its rows and its queue.
 
@@ -82,7 +101,7 @@ class Engine:
 
     def __init__(
         self,
-        decoder: RowDecoder,
+        decoder: Rows,
         tokenizer: Tokenizer,
         eos_id: Optional[int],
         observe: Callable[[str, float], None] = lambda name, amount: None,

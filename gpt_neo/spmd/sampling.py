@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.runtime.mesh import whole_mesh
-from gpt_neo.runtime.predict_step import BatchSampler, Row, Token
+from gpt_neo.sampling.batches import AlignedSampler, Row, Token
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd.decoding import PIECE, export_predict_step
 from gpt_neo.spmd.devices import Devices
@@ -18,7 +18,7 @@ from gpt_neo.spmd.program import Program
 from gpt_neo.spmd.weights import put_weights
 
 
-class DeviceSampler(BatchSampler):
+class DeviceSampler(AlignedSampler):
     """A model on the devices of its mesh, ready to sample; use it as a context.
 
     kinds: what the devices are. notes: on what was done while the weights were loaded.

@@ -8,7 +8,7 @@ import pytest
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.hf_tokens import special_ids
 from gpt_neo.config import load_config
-from gpt_neo.inputs.preflight import run_tokenizer
+from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions
 from tests.checkpoint.peers import make_peer, save_peer

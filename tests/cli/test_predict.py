@@ -5,7 +5,7 @@ import types
 import pytest
 
 from gpt_neo.cli.predict import answer
-from gpt_neo.runtime.predict_step import Token
+from gpt_neo.sampling.batches import Token
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.tokenizer import Tokenizer
 from tests.made_tokenizers import metaspace

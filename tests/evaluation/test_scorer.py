@@ -1,5 +1,7 @@
 """The scorer against whole-sequence logits and a NumPy softmax, one request at a time."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from gpt_neo.evaluation.windows import Request, windows
 from tests.model.tools import save_random, uncached
 
 VOCAB, LENGTH = 50, 90
+ENGINES = ("tensorflow", "openvino")
 COMMON = {"n_head": 2, "n_embd": 16, "n_layer": 2, "n_vocab": VOCAB, "n_ctx": LENGTH}
 MODELS = {
     "neo": ModelConfig(**COMMON, attention_types=("global", "local"), local_attention_radius=7),
@@ -25,14 +28,24 @@ MODELS = {
 SHAPES = ((3, 2), (60, 9), (91, 91 - 1), (92, 1), (200, 150), (2, 1), (33, 32), (40, 0))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+def make_scorer(engine, config, checkpoint, **more):
+    if engine == "tensorflow":
+        return Scorer(config, checkpoint, **more)
+    pytest.importorskip("gpt_neo.fast.silent")
+    from gpt_neo.evaluation.fast_scorer import FastScorer
+
+    return FastScorer(config, checkpoint, **more)
+
+
+@pytest.fixture(scope="module", params=itertools.product(ENGINES, MODELS), ids="-".join)
 def scored(request, tmp_path_factory):
     """Requests of many lengths, what the scorer says of them, and log-probabilities of each window computed alone."""
-    config = MODELS[request.param]
-    checkpoint = save_random(config, str(tmp_path_factory.mktemp(request.param)), scale=0.3)
+    engine, name = request.param
+    config = MODELS[name]
+    checkpoint = save_random(config, str(tmp_path_factory.mktemp(name)), scale=0.3)
     rng = np.random.RandomState(0)
     requests = [Request(rng.randint(0, VOCAB, length).tolist(), count) for length, count in SHAPES]
-    scorer = Scorer(config, checkpoint, batch_size=3, top=4)
+    scorer = make_scorer(engine, config, checkpoint, batch_size=3, top=4)
     told = []
     scores = scorer.score(requests, lambda done, total: told.append((done, total)))
     direct = []
@@ -73,7 +86,8 @@ def test_likeliest_tokens_and_the_same_float_for_the_chosen_one(scored):
 
 def test_few_graphs_and_the_same_numbers_again(scored):
     scorer, requests, scores, _, _ = scored
-    assert set(scorer.steps) <= {32, 64, LENGTH}
+    if isinstance(scorer, Scorer):
+        assert set(scorer.steps) <= {32, 64, LENGTH}
     for first, second in zip(scores, scorer.score(requests[::-1])[::-1]):
         np.testing.assert_allclose(first.logprobs, second.logprobs, atol=2e-5)
 

@@ -13,8 +13,20 @@ VOCAB, ROWS = 48, 16
 KINDS = ("global", "local", "gla", "linear", "none", "global")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+ENGINES = ("tensorflow", "openvino")
+
+
+def make_rows(engine, config, checkpoint, rows):
+    if engine == "tensorflow":
+        return RowDecoder(config, checkpoint, rows)
+    pytest.importorskip("gpt_neo.fast.silent")
+    from gpt_neo.fast.rows import FastRows
+
+    return FastRows(config, checkpoint, rows)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def model(request, tmp_path_factory):
     config = ModelConfig(
         n_head=2,
         n_embd=16,
@@ -26,7 +38,8 @@ def model(tmp_path_factory):
         gla_params=GlaParams(num_heads=4),
     )
     checkpoint = save_random(config, str(tmp_path_factory.mktemp("rows")))
-    return config, checkpoint, RowDecoder(config, checkpoint, ROWS - 3)  # rounded up
+    asked = ROWS - 3 if request.param == "tensorflow" else ROWS  # which is rounded up to ROWS
+    return config, checkpoint, make_rows(request.param, config, checkpoint, asked)
 
 
 def read(decoder, row, prompt, every=False):
@@ -119,7 +132,8 @@ def test_a_chunk_read_between_steps_finds_the_row_as_it_left_it(model):
     np.testing.assert_allclose(logits, expected[1, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_memory_and_rotary_positions(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_memory_and_rotary_positions(engine, tmp_path):
     config = ModelConfig(
         n_head=2,
         n_embd=16,
@@ -133,13 +147,24 @@ def test_memory_and_rotary_positions(tmp_path):
         rotary_dim=4,
     )
     checkpoint = save_random(config, str(tmp_path))
-    decoder = RowDecoder(config, checkpoint, ROWS)
+    decoder = make_rows(engine, config, checkpoint, ROWS)
     tokens = np.random.RandomState(1).randint(0, VOCAB, [1, 30]).astype(np.int32)
     expected = uncached(config, checkpoint, tokens)[0]
     play = Play(decoder)
     play.read(2, tokens[0, :9])
     for at in range(9, 30):
         np.testing.assert_allclose(play.step({2: tokens[0, at]})[2], expected[at], atol=1e-4, rtol=1e-4)
+
+
+def test_what_layers_attend_with_is_the_same_on_both_engines(model):
+    config, checkpoint, decoder = model
+    text = np.random.RandomState(5).randint(0, VOCAB, 100).tolist()
+    other = RowDecoder(config, checkpoint, ROWS)
+    for layer in (0, 1, 2, 3, 5):
+        found, expected = (x.attention_inputs(text, layer) for x in (decoder, other))
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_layout_that_splits_the_batch_is_refused(model):

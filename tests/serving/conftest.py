@@ -20,6 +20,7 @@ from gpt_neo.serving.run import bind, make_server
 from gpt_neo.tokenizer import Tokenizer, train_tokenizer
 from tests.model.tools import save_random
 
+ENGINES = ("tensorflow", "openvino")
 TEXTS = ["The reindeer of the far north — naïve, 小さな, and ½ as old as the ice — learned to read. "] * 20
 
 
@@ -42,10 +43,20 @@ def model(tmp_path_factory):
     return types.SimpleNamespace(config=config, checkpoint=checkpoint, tokenizer=tokenizer)
 
 
+def make_rows(model, engine):
+    """Sixteen rows, by an engine of ENGINES."""
+    if engine == "tensorflow":
+        return RowDecoder(model.config, model.checkpoint, 16)
+    pytest.importorskip("gpt_neo.fast.silent")
+    from gpt_neo.fast.rows import FastRows
+
+    return FastRows(model.config, model.checkpoint, 16)
+
+
 @contextlib.contextmanager
 def running(model, decoder=None, **limits):
     """A server; `.url`, `.engine`, `.post` and `.get`."""
-    decoder = decoder or RowDecoder(model.config, model.checkpoint, 16)
+    decoder = decoder or make_rows(model, "tensorflow")
     metrics = Metrics()
     engine = Engine(decoder, model.tokenizer, model.tokenizer.eos_id, metrics.observe)
     served = Served("small", model.tokenizer, model.config.n_vocab, decoder.length, model.tokenizer.eos_id)
@@ -85,7 +96,7 @@ def fetch(url, path, body=None, headers=None):
     return status, found, json.loads(text) if "json" in found.get("content-type", "") else text.decode()
 
 
-@pytest.fixture(scope="session")
-def server(model):
-    with running(model) as found:
+@pytest.fixture(scope="session", params=ENGINES)
+def server(model, request):
+    with running(model, make_rows(model, request.param)) as found:
         yield found

@@ -1,0 +1,93 @@
+"""Weights in fewer bits, made and kept beside a checkpoint, and what they cost in perplexity."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Optional
+
+import numpy as np
+
+from gpt_neo.cli.console import model_text, note, size_text
+from gpt_neo.cli.job import Job, job_checkpoint, load_job
+from gpt_neo.cli.options import INTEGERS
+from gpt_neo.cli.tool_options import Quantize
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.evaluation.batches import check_scorable
+from gpt_neo.evaluation.windows import Request
+from gpt_neo.fast.choice import lacking
+
+
+def quantize(options: Quantize) -> int:
+    """Make them and compare.
+
+    Raises:
+      ConfigError: OpenVINO cannot run the model.
+      CheckpointError: there is no checkpoint, or no place to write to.
+      DataError: the text cannot be read, or is too short.
+    """
+    job = load_job(options.model, reads_only=True)
+    reason = lacking(job.run.model, devices=False)
+    if reason:
+        raise ConfigError(f"quantize: {reason}")
+    dtype, checkpoint = options.model.integers or INTEGERS[0], job_checkpoint(job).path
+    print(model_text(job.run), flush=True)
+    from gpt_neo.fast.weights import Weights
+
+    weights = Weights(job.run.model, checkpoint, dtype)
+    for line in weights.notes:
+        note(line)
+    print(f"{dtype:9s} {size_text(weights.size)} of weights, in float32 {size_text(weights.wide)}", flush=True)
+    del weights
+    requests = held_out(job, options.text, options.most)
+    if not requests:
+        note("perplexity not compared: give a held-out text (--text), or name records in the config (eval_path)")
+        return 0
+    exact = perplexity(job.run.model, checkpoint, "float32", requests)
+    near = perplexity(job.run.model, checkpoint, dtype, requests)
+    count = sum(request.count for request in requests)
+    print(
+        f"perplexity of {count:,} held-out tokens: {exact:.4f}, with {dtype} weights {near:.4f} "
+        f"({100 * (near / exact - 1):+.3f} %)"
+    )
+    return 0
+
+
+def held_out(job: Job, text: Optional[str], most: int) -> list[Request]:
+    """Texts of n_ctx + 1 tokens whose tokens are predicted, all but the first.
+
+    Args:
+      text: a file of them; else they are records of the config.
+      most: tokens altogether.
+    """
+    run, length = job.run, job.run.model.n_ctx
+    check_scorable(run.model)
+    rows: list = []
+    if text is not None:
+        from gpt_neo.inputs.tokenizers import run_tokenizer
+
+        try:
+            with open(text, encoding="utf-8") as handle:
+                ids = run_tokenizer(run, job.folder)[0].encode(handle.read())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--text {text!r}: cannot be read as UTF-8 text: {error}") from error
+        if len(ids) < 2:
+            raise DataError(f"--text {text!r}: holds {len(ids)} token(s); at least 2 are needed")
+        rows = [ids[at : at + length + 1] for at in range(0, min(len(ids) - 1, most), length)]
+    elif run.datasets and run.datasets[0][1].eval_path:
+        from gpt_neo.dataprep.records import read_records
+        from gpt_neo.inputs.sources import evaluation_sources
+
+        paths = [path for source in evaluation_sources(run) for path in source.paths]
+        records = itertools.chain.from_iterable(map(read_records, paths))
+        rows = [row[: length + 1].tolist() for row in itertools.islice(records, max(1, most // length)) if len(row) > 1]
+    return [Request(row, len(row) - 1) for row in rows]
+
+
+def perplexity(model: ModelConfig, checkpoint: str, dtype: str, requests: list[Request]) -> float:
+    """exp of the mean negative log-probability."""
+    from gpt_neo.evaluation.fast_scorer import FastScorer
+
+    scores = FastScorer(model, checkpoint, dtype).score(requests)
+    return math.exp(-np.concatenate([score.logprobs for score in scores]).mean(dtype=np.float64))

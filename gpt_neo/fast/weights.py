@@ -1,0 +1,259 @@
+"""A checkpoint's weights as constants of an OpenVINO graph: mapped from its file, or in fewer bits.
+
+What has to be made from a checkpoint, weights in another type, is made once and kept in a folder beside it, under a
+name that tells of its content: checksums of all tensors, as a checkpoint's index has them.
+
+int8: w ~ q scale, one scale per output of a map and per row of a table (the table is the head, too). int4: w ~ scale
+(q - zero) in groups of 128 inputs, with the scale, of a few, that leaves the least square error; tables stay int8, as
+their errors meet the logits directly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any, Optional
+
+import numpy as np
+
+from gpt_neo.checkpoint.bundle import Bundle, BundleWriter, read_bytes
+from gpt_neo.checkpoint.fit import Fit, fit_checkpoint
+from gpt_neo.checkpoint.staging import staged_folder
+from gpt_neo.checkpoint.tensors import BFLOAT16, blocks, forget_pages
+from gpt_neo.config.network import Variable, variables_of
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import CheckpointError
+from gpt_neo.fast.silent import Tensor, Type, op
+
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+FOLDER = "compressed"  # beside checkpoints
+VERSION = 1  # of what is kept there
+GROUP = 128  # inputs that share a scale of int4
+LEVELS = 15  # steps of int4
+SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # parts of a group's range that are tried
+SMALLEST = 1 << 12  # numbers; a smaller matrix stays as it is
+AT_ONCE = 1 << 22  # numbers that are compressed at a time
+
+
+class Weights:
+    """Weights as nodes of a graph.
+
+    notes: lines for the person.
+
+    Args:
+      dtype: one of DTYPES, of tables and matrices; everything else is float32.
+
+    Raises:
+      CheckpointError: the checkpoint is missing, damaged, or does not fit.
+    """
+
+    def __init__(self, config: ModelConfig, checkpoint: str, dtype: str) -> None:
+        self.variables = variables_of(config)
+        fit = fit_checkpoint(checkpoint, {name: weight.shape for name, weight in self.variables.items()})
+        self.notes = list(fit.notes)
+        self.mapped: list[np.ndarray] = []
+        stored = {name: storage_of(variable, dtype) for name, variable in self.variables.items()}
+        self.kept: Optional[Bundle] = None
+        if any(how != "float32" and not as_it_is(fit, name, how) for name, how in stored.items()):
+            self.kept = Bundle(compressed(fit, stored, dtype, self.notes))
+        self.fit, self.stored = fit, stored
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weights as they are stored."""
+        entries = {} if self.kept is None else self.kept.entries
+        plain = (name for name, how in self.stored.items() if how == "float32")
+        short = (name for name, how in self.stored.items() if how == "bfloat16" and name not in entries)
+        made = sum(entry.size for entry in entries.values())
+        return made + sum(4 * self.variables[x].size for x in plain) + sum(2 * self.variables[x].size for x in short)
+
+    @property
+    def wide(self) -> int:
+        """The same in float32."""
+        return sum(4 * variable.size for variable in self.variables.values())
+
+    def array(self, name: str, dtype: Any = np.float32) -> np.ndarray:
+        """A tensor of the checkpoint, or of what was made from it."""
+        if self.kept is not None and name in self.kept.entries:
+            found = self.kept.read(name)
+        else:
+            found = self.fit.value(name, np.dtype(dtype))
+        self.mapped.append(found)
+        return found
+
+    def value(self, name: str) -> Any:
+        """The weight as float32, in the shape of the checkpoint."""
+        if self.stored[name] == "bfloat16":
+            return op.convert(shared(self.array(name, BFLOAT16)), Type.f32)
+        return shared(self.array(name))
+
+    def table_rows(self, name: str) -> tuple:
+        """(rows of a table, their scales or None)."""
+        if self.stored[name] == "int8":
+            return shared(self.array(f"{name}/int8")), shared(self.array(f"{name}/scale"))
+        dtype = BFLOAT16 if self.stored[name] == "bfloat16" else np.float32
+        return shared(self.array(name, dtype)), None
+
+    def rows(self, name: str, ids: Any) -> Any:
+        """Rows of a table: int32 [tokens] -> [tokens, width]."""
+        zero = op.constant(np.int64(0))
+        table, scale = self.table_rows(name)
+        found = op.gather(table, ids, zero)
+        if table.get_element_type() != Type.f32:
+            found = op.convert(found, Type.f32)
+        return found if scale is None else found * op.gather(scale, ids, zero)
+
+    def head(self, name: str, x: Any) -> Any:
+        """x [tokens, embd] times the rows of a table: [tokens, vocab]."""
+        table, scale = self.table_rows(name)
+        if table.get_element_type() != Type.f32:
+            table = op.convert(table, Type.f32)
+        return op.matmul(x, table if scale is None else table * scale, False, True)
+
+    def product(self, x: Any, name: str) -> Any:
+        """x [tokens, in] times a matrix: [tokens, out]."""
+        how = self.stored[name]
+        if how == "int8":
+            wide = op.convert(shared(self.array(f"{name}/int8")), Type.f32)
+            return op.matmul(x, wide * shared(self.array(f"{name}/scale")), False, True)
+        if how == "int4":
+            return op.matmul(x, self.grouped(name), False, True)
+        return op.matmul(x, self.value(name), False, False)
+
+    def grouped(self, name: str) -> Any:
+        """An int4 matrix as float32 [out, in]."""
+        into, out = self.variables[name].shape
+        groups = [out, into // GROUP, GROUP]
+        zeros = in_pairs(self.array(f"{name}/zero").reshape(1, -1))
+        self.mapped.append(zeros)
+        wide = op.convert(packed(self.array(f"{name}/int4"), groups), Type.f16)
+        zero = op.convert(packed(zeros, [*groups[:2], 1]), Type.f16)
+        scale = shared(self.array(f"{name}/scale"))
+        flat = op.reshape((wide - zero) * scale, op.constant(np.array([out, into], np.int64)), False)
+        return op.convert(flat, Type.f32)
+
+    def forget(self) -> None:
+        """Give back the memory of what was read from files; whatever is still needed comes from there again."""
+        for array in self.mapped:
+            forget_pages(array)
+
+
+def shared(array: np.ndarray) -> Any:
+    """A constant in the memory of an array, which OpenVINO wants to be allowed to write to, and does not."""
+    array = array.view()
+    array.flags.writeable = True
+    if array.dtype == BFLOAT16:
+        return op.constant(Tensor(array.view(np.uint16), list(array.shape), Type.bf16))
+    return op.constant(array, shared_memory=True)
+
+
+def packed(array: np.ndarray, shape: list) -> Any:
+    """A constant of whole numbers from 0 to 15, two in each of the array's bytes."""
+    return op.constant(Tensor(array, shape, Type.u4))
+
+
+def storage_of(variable: Variable, dtype: str) -> str:
+    """How a weight is stored where the model's are to be of that type."""
+    if dtype == "float32" or variable.role not in ("table", "matrix") or variable.size < SMALLEST:
+        return "float32"
+    if dtype == "int4" and (variable.role == "table" or variable.shape[0] % GROUP):
+        return "int8"
+    return dtype
+
+
+def as_it_is(fit: Fit, name: str, how: str) -> bool:
+    """Whether the checkpoint has the weight so itself."""
+    entry = fit.bundle.entries[name]
+    return how == "bfloat16" and entry.dtype == BFLOAT16 and entry.shape == fit.shapes[name]
+
+
+def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> str:
+    """Path of the compressed weights; they are made if nobody has yet.
+
+    Raises:
+      CheckpointError: there is no place that they can be written to.
+    """
+    content = hashlib.sha256(read_bytes(fit.bundle.path + ".index"))
+    content.update(repr((VERSION, sorted(stored.items()), sorted(fit.shapes.items()))).encode())
+    name = f"{dtype}-{content.hexdigest()[:16]}"
+    beside = os.path.join(os.path.dirname(os.path.abspath(fit.bundle.path)), FOLDER)
+    own = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt_neo", FOLDER)
+    for folder in (beside, own):
+        if os.path.isfile(os.path.join(folder, name, "weights.index")):
+            return os.path.join(folder, name, "weights")
+    for folder in (beside, own):
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            write_compressed(fit, stored, os.path.join(folder, name))
+            notes.append(f"weights as {dtype} were made and are kept in {os.path.join(folder, name)}")
+            return os.path.join(folder, name, "weights")
+    raise CheckpointError(f"no place for weights as {dtype}: neither {beside} nor {own} can be written to")
+
+
+def write_compressed(fit: Fit, stored: dict, folder: str) -> None:
+    """Write the weights that the checkpoint does not have so itself."""
+    with staged_folder(folder) as staging:
+        writer = BundleWriter(os.path.join(staging, "weights"))
+        for name, how in stored.items():
+            if how == "float32" or as_it_is(fit, name, how):
+                continue
+            weight = fit.value(name, np.dtype(np.float32))
+            if how == "bfloat16":
+                writer.add(name, weight.shape, BFLOAT16, blocks(weight, BFLOAT16))
+            else:
+                add_integers(writer, name, weight, how)
+            forget_pages(weight)
+        writer.finish()
+
+
+def add_integers(writer: BundleWriter, name: str, weight: np.ndarray, how: str) -> None:
+    """Write a table [rows, width], or a matrix [in, out] with its outputs first, in int8 or int4."""
+    outputs = weight if name.endswith("wte") else weight.T
+    step = max(1, AT_ONCE // outputs.shape[1])
+    function = quantize_int8 if how == "int8" else quantize_int4
+    parts = [function(np.ascontiguousarray(outputs[i : i + step])) for i in range(0, len(outputs), step)]
+    for part in parts[0]:
+        whole = np.concatenate([found[part] for found in parts])
+        writer.add(f"{name}/{part}", whole.shape, whole.dtype, blocks(whole))
+
+
+def quantize_int8(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Float [rows, width] -> int8 [rows, width] of -127 .. 127 and float32 scale [rows, 1]."""
+    scale = np.abs(rows).max(1, keepdims=True).astype(np.float32) / 127
+    scale = np.where(scale > 0, scale, np.float32(1))
+    return {"int8": np.clip(np.rint(rows / scale), -127, 127).astype(np.int8), "scale": scale}
+
+
+def quantize_int4(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Float [rows, width] -> int4 uint8 [rows, width / 2], two numbers in a byte, the first in its low half; zero uint8
+    and scale float16, both [rows, groups, 1]."""
+    groups = rows.reshape(len(rows), -1, GROUP)
+    low, high = np.minimum(groups.min(-1, keepdims=True), 0), np.maximum(groups.max(-1, keepdims=True), 0)
+    best: Any = None
+    for shrink in SHRINK:
+        scale = ((high - low) * np.float32(shrink / LEVELS)).astype(np.float16)
+        scale = np.where(scale > 0, scale, np.float16(1))
+        wide = scale.astype(np.float32)
+        zero = np.clip(np.rint(-low * shrink / wide), 0, LEVELS)
+        whole = np.clip(np.rint(groups / wide) + zero, 0, LEVELS)
+        error = np.square((whole - zero) * wide - groups).sum(-1, keepdims=True)
+        if best is None:
+            best = [error, whole, zero, scale]
+            continue
+        better = error < best[0]
+        best = [np.where(better, new, old) for new, old in zip((error, whole, zero, scale), best)]
+    _, whole, zero, scale = best
+    return {
+        "int4": in_pairs(whole.reshape(len(rows), -1)),
+        "zero": zero.astype(np.uint8),
+        "scale": scale.astype(np.float16),
+    }
+
+
+def in_pairs(values: np.ndarray) -> np.ndarray:
+    """Whole numbers [rows, width] of 0 .. 15, two to a byte, with a 0 after an odd one."""
+    even = np.pad(values.astype(np.uint8), [(0, 0), (0, values.shape[1] % 2)])
+    return even[:, 0::2] | even[:, 1::2] << 4

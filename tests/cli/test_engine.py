@@ -1,0 +1,113 @@
+"""Sampling by OpenVINO from the command line: the same texts, without TensorFlow, and what it falls back for."""
+
+import glob
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gpt_neo.fast.silent")
+
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.cli.commands import main
+from gpt_neo.config import load_config
+from gpt_neo.dataprep.records import read_records
+from gpt_neo.evaluation.scorer import Scorer
+from gpt_neo.evaluation.windows import Request
+from gpt_neo.fast import choice
+from tests.conftest import ROOT
+
+WITHOUT = """
+import sys
+from gpt_neo.__main__ import main
+status = main(sys.argv[1:])
+heavy = {"tensorflow", "mesh_tensorflow", "torch", "openvino_telemetry"} & set(sys.modules)
+assert status == 0 and not heavy, (status, heavy)
+"""
+
+
+@pytest.fixture
+def sample(trained, capsys, monkeypatch):
+    """`gpt-neo sample`: (status, what it printed)."""
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+
+    def run(*words):
+        status = main(["sample", trained, "The if statement", "--max_tokens", "20", *words])
+        return status, "".join(capsys.readouterr())
+
+    return run
+
+
+def texts(out):
+    return re.findall(r"--- sample.*?\n(.*?)(?=\n---|\Z)", out, re.S)
+
+
+@pytest.mark.parametrize("how", [["--temperature", "0"], ["--seed", "4", "--num_samples", "3", "--top_k", "30"]])
+def test_both_engines_make_the_same_texts(sample, how):
+    status, fast = sample(*how)
+    assert status == 0 and "by OpenVINO" in fast
+    status, slow = sample(*how, "--backend", "tensorflow")
+    assert status == 0 and "OpenVINO" not in slow
+    assert texts(fast) == texts(slow) and len(texts(fast)) == (3 if "--seed" in how else 1)
+    assert len(set(texts(fast))) == len(texts(fast)) and len(texts(fast)[0]) > len("The if statement")
+
+
+def test_neither_tensorflow_nor_telemetry_is_imported(trained):
+    words = ["sample", trained, "--prompt", "The if", "--max_tokens", "3", "--dtype", "int8"]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    subprocess.run([sys.executable, "-c", WITHOUT, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_what_it_cannot_do_is_told_once(sample, monkeypatch):
+    status, out = sample("--gpu_ids", "cpu:0")
+    assert status == 0 and out.count("more slowly than OpenVINO would: --gpu_ids names devices") == 1
+    monkeypatch.setattr(choice, "installed", lambda: False)
+    status, out = sample()
+    assert status == 0 and "OpenVINO" not in out
+    for words in (["--backend", "openvino"], ["--dtype", "int4"]):
+        status, out = sample(*words)
+        assert status == 2 and f"{' '.join(words)}: the package openvino is missing: pip install 'gpt_neo[fast]'" in out
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "xla"])
+def test_whole_numbers_are_of_openvino(sample, backend):
+    status, out = sample("--backend", backend, "--dtype", "int8")
+    assert status == 2 and f"goes with --backend openvino, not with --backend {backend}" in out
+
+
+def test_whole_numbers_are_of_sampling(trained, command, capsys):
+    assert command("--model", trained, "--eval", "--dtype", "int8") == 2
+    assert "--dtype int8 goes with --predict" in capsys.readouterr().err
+
+
+def test_a_machine_with_a_gpu_keeps_it(trained, monkeypatch, tmp_path):
+    model = load_config(trained).model
+    monkeypatch.setattr(choice, "GPU", str(tmp_path))  # which is there
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert choice.choose(model) == (False, None) and choice.choose(model, "openvino") == (True, None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert choice.choose(model) == (True, None)
+
+
+def test_quantize_tells_the_cost_in_perplexity(trained, capsys):
+    assert main(["quantize", trained, "--dtype", "int8"]) == 0
+    out = capsys.readouterr().out
+    count, exact, near = re.search(r"perplexity of ([\d,]+) .*: ([\d.]+), with int8 weights ([\d.]+)", out).groups()
+    run = load_config(trained)
+    folder = run.training.model_path
+    paths = sorted(glob.glob(run.datasets[0][1].eval_path))
+    rows = [row.tolist() for path in paths for row in read_records(path)]
+    requests = [Request(row, len(row) - 1) for row in rows]
+    scores = Scorer(run.model, os.path.join(folder, "model.ckpt-20")).score(requests)
+    expected = math.exp(-np.concatenate([score.logprobs for score in scores]).mean(dtype=np.float64))
+    assert int(count.replace(",", "")) == sum(request.count for request in requests)
+    assert float(exact) == pytest.approx(expected, rel=1e-4)
+    assert float(near) == pytest.approx(expected, rel=5e-3) and near != exact
+    (kept,) = [name for name in os.listdir(os.path.join(folder, "compressed")) if name.startswith("int8")]
+    assert Bundle(os.path.join(folder, "compressed", kept, "weights")).names()
+    assert main(["quantize", trained, "--text", "nowhere.txt"]) == 2
+    assert "cannot be read" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Rows of a network that come and go: each gives what the uncached network gives, whoever else is there."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gpt_neo.fast.silent")
+
+from gpt_neo.config.schema import GlaParams, ModelConfig
+from gpt_neo.fast.network import Network
+from tests.model.tools import save_random, uncached
+
+VOCAB, LENGTH = 48, 1100
+KINDS = ("global", "local", "gla", "linear", "none", "global")
+
+
+def make(kinds, folder, **more):
+    config = ModelConfig(
+        n_head=2,
+        n_embd=16,
+        n_layer=len(kinds),
+        n_vocab=VOCAB,
+        n_ctx=LENGTH,
+        attention_types=kinds,
+        local_attention_radius=40,
+        gla_params=GlaParams(num_heads=4),
+        **more,
+    )
+    return config, save_random(config, str(folder), scale=0.3)
+
+
+@pytest.mark.parametrize(
+    "kinds, more", [(("global", "local"), {}), (KINDS, {}), (("local", "global"), {"num_mem_kv": 5})]
+)
+def test_a_long_text_in_a_ring_equals_uncached(kinds, more, tmp_path):
+    config, checkpoint = make(kinds, tmp_path, **more)
+    tokens = np.random.RandomState(1).randint(0, VOCAB, [1, LENGTH]).astype(np.int32)
+    expected = uncached(config, checkpoint, tokens)[0]
+    network = Network(config, checkpoint, rows=2)
+    assert network.ring[1] < network.ring[0]  # positions are written over
+    close = {"atol": 1e-5 * np.abs(expected).max(), "rtol": 0}
+    read = LENGTH - 120
+    np.testing.assert_allclose(network.prefill(1, tokens[0, :read], every=True), expected[:read], **close)
+    network.copy(1, 0, read)
+    for at in range(read, LENGTH):
+        logits = network.read([0, 1], [tokens[0, at : at + 1]] * 2, [at, at])
+        np.testing.assert_allclose(logits[0], expected[at], **close)
+        np.testing.assert_array_equal(*logits)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(tmp_path):
+    """To the last bit: alone beside idle rows, and among rows that begin, read and end."""
+    config, checkpoint = make(KINDS, tmp_path)
+    rng = np.random.RandomState(2)
+    network = Network(config, checkpoint, rows=4)
+    tokens = rng.randint(0, VOCAB, [4, 200])
+    alone = [network.prefill(1, tokens[1, :70])]
+    for at in range(70, 130):
+        fed = [tokens[1, at : at + 1]] + [[0]] * 3
+        alone.append(network.read([1, -1, -1, -1], fed, [at, 0, 0, 0])[0])
+    among = [network.prefill(1, tokens[1, :70])]
+    past = {0: 0, 2: 0, 3: 0}
+    for at in range(70, 130):
+        going = [row for row in past if rng.rand() < 0.7]
+        for row in going:
+            if past[row] == 0 or rng.rand() < 0.05:
+                past[row] = 3 * row + 1
+                network.prefill(row, tokens[row, : past[row]])
+        rows = [1, *going, *[-1] * (3 - len(going))]
+        fed = [tokens[1, at : at + 1], *(tokens[row, past[row] : past[row] + 1] for row in going)]
+        fed += [[0]] * (4 - len(fed))
+        among.append(network.read(rows, fed, [at, *(past[row] for row in going), *[0] * (3 - len(going))])[0])
+        for row in going:
+            past[row] += 1
+    np.testing.assert_array_equal(alone, among)
+
+
+def test_rows_of_any_lengths_are_read_at_once(tmp_path):
+    config, checkpoint = make(("global", "local"), tmp_path)
+    rng = np.random.RandomState(3)
+    texts = [rng.randint(0, VOCAB, n).astype(np.int32) for n in (1, 90, 33, 250)]
+    network = Network(config, checkpoint, rows=4)
+    together = network.read(range(4), texts, [0] * 4)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(together[row], uncached(config, checkpoint, text[np.newaxis])[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("cache, close", [("f16", 2e-3), ("u8", 0.05)])
+def test_smaller_caches_are_near(cache, close, tmp_path):
+    config, checkpoint = make(("global", "local"), tmp_path)
+    tokens = np.random.RandomState(4).randint(0, VOCAB, 300).astype(np.int32)
+    expected = uncached(config, checkpoint, tokens[np.newaxis])[0]
+    network = Network(config, checkpoint, cache=cache)
+    found = np.concatenate([network.read([0], [tokens[i : i + 20]], [i], [20]) for i in range(0, 300, 20)])
+    error = np.abs(found - expected).max() / expected.std()
+    assert 0 < error < close
