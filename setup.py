@@ -39,7 +39,7 @@ setup(
         "lm_eval.models": ["gpt_neo = gpt_neo.evaluation.harness:GptNeoLM"],
     },
     extras_require={
-        # fast: decoding on a CPU; its paged attention changes between releases, and wheels are for Python 3.10 and later
+        # fast: decoding on a CPU. One release, as its paged attention is no public operation; no wheels for Python 3.9
         "fast": ["openvino>=2026.4,<2026.5; python_version >= '3.10'"],
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
         "text": ["ftfy>=6"],  # dataprep: --ftfy

@@ -45,10 +45,13 @@ def harness(options: Harness) -> int:
         options.max_length,
         seed=options.seed,
         overrides=";".join(options.model.overrides),
+        backend=options.backend,
+        dtype=options.model.integers,
     )
     for line in model.found.notes:
         note(line)
-    print(f"model     {model.found.run.name}, checkpoint at step {model.found.step:,}", flush=True)
+    engine = "OpenVINO" if model.openvino else "TensorFlow"
+    print(f"model     {model.found.run.name}, checkpoint at step {model.found.step:,}, by {engine}", flush=True)
     limit = int(options.limit) if options.limit and options.limit >= 1 else options.limit
     results = lm_eval.simple_evaluate(
         model=model,

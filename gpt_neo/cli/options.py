@@ -15,6 +15,7 @@ ENGINES = ("auto", "openvino", "tensorflow", "xla")
 PLATFORMS = ("cpu", "gpu", "tpu")
 DTYPES = ("bfloat16", "float32")
 INTEGERS = ("int8", "int4")
+BITS = {"int8": 8, "int4": 4}  # of a number of a matrix
 ANY_DTYPE = "type of the weights in memory; int8 and int4 need the extra fast"
 CACHES = ("f32", "f16", "u8")
 CACHE = "with OpenVINO: type of cached keys and values"
@@ -309,7 +310,7 @@ class Harness(Options):
     """Score a checkpoint on tasks of lm-evaluation-harness. Adds a line per task to eval_<name>.jsonl beside the
     checkpoints."""
 
-    model: ModelOptions
+    model: ServedOptions
     tasks: tuple = flag(REQUIRED, "names, separated by spaces or commas", nargs="+", metavar="TASK")
     include_path: Optional[str] = flag(None, "folder of YAML files with tasks of your own", metavar="FOLDER")
     num_fewshot: Optional[int] = flag(None, "examples before each question (default: the task's)")
@@ -318,6 +319,7 @@ class Harness(Options):
     max_length: Optional[int] = flag(None, "ids read at once (default: n_ctx)")
     gen_kwargs: Optional[str] = flag(None, "changes to the generation_kwargs of tasks", metavar="K=V,...")
     seed: int = flag(0, "of sampling, where a task asks for it")
+    backend: str = flag("auto", WHICH_ENGINE, choices=ENGINES[:-1])
     output: Optional[str] = flag(None, "write everything the harness returns, as JSON", metavar="FILE")
     log_samples: bool = flag(False, "with --output: each document, request and answer too")
     use_cache: Optional[str] = flag(None, "keep answers in FILE_rank0.db, and take them from there", metavar="FILE")

@@ -12,7 +12,7 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.console import memory_text, model_text, note
 from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint
-from gpt_neo.cli.options import Sample, SamplingOptions
+from gpt_neo.cli.options import BITS, Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.errors import DataError
 from gpt_neo.inputs.tokenizers import run_tokenizer
@@ -41,7 +41,7 @@ def predict(job: Job, options: Sample) -> int:
             made = FastSampler(config, checkpoint, batch, length, options.model.integers, engine.cache)
             return contextlib.nullcontext(made)
 
-        return sample(job, options.sampling, OPENVINO, fast)
+        return sample(job, options.sampling, OPENVINO, fast, BITS.get(options.model.integers or ""))
     from gpt_neo.cli.devices import device_plan, device_text
     from gpt_neo.runtime.predict_step import Sampler
 
@@ -54,12 +54,17 @@ def predict(job: Job, options: Sample) -> int:
 
 
 def sample(
-    job: Job, sampling: SamplingOptions, devices: str, load: Callable[..., contextlib.AbstractContextManager]
+    job: Job,
+    sampling: SamplingOptions,
+    devices: str,
+    load: Callable[..., contextlib.AbstractContextManager],
+    bits: Optional[int] = None,
 ) -> int:
     """Answer the prompt, or prompts one after another, with whatever samples.
 
     Args:
       devices: the opening line on them.
+      bits: of a number of a matrix, where they are fewer than the model's precision has.
       load: (checkpoint, SampleOptions, rows at once, longest text or None) -> a context of a BatchSampler with notes.
     """
     run = job.run
@@ -69,7 +74,7 @@ def sample(
     prompt = None if sampling.interactive else read_prompt(sampling.prompt)
     batch = min(sampling.num_samples, run.training.predict_batch_size) if not sampling.interactive else 1
     print(model_text(run))
-    print(memory_text(sampling_memory(run.model, batch)))
+    print(memory_text(sampling_memory(run.model, batch, bits)))
     print(devices, flush=True)
     began = time.monotonic()
     length = None

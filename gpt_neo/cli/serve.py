@@ -10,7 +10,7 @@ from gpt_neo.cli import quiet
 from gpt_neo.cli.console import memory_text, model_text, note
 from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
-from gpt_neo.cli.options import API_KEY, DeviceOptions, Serve
+from gpt_neo.cli.options import API_KEY, BITS, DeviceOptions, Serve
 from gpt_neo.errors import ConfigError
 
 
@@ -53,7 +53,7 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
     tokenizer, eos = run_tokenizer(run, job.folder)
     listener = bind(options.host, options.port)
     print(model_text(run))
-    print(memory_text(sampling_memory(run.model, options.rows)))
+    print(memory_text(sampling_memory(run.model, options.rows, BITS.get(options.model.integers or ""))))
     began = time.monotonic()
     decoder = load_rows(job, options, checkpoint)
     for line in decoder.notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Optional
 
 from gpt_neo.config.network import kinds_of, number_bytes, variables_of
 from gpt_neo.config.optimizers import slots_of
@@ -76,7 +77,15 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     )
 
 
-def sampling_memory(model: ModelConfig, batch_size: int) -> Memory:
-    """Estimate the memory of sampling: weights and caches."""
+def sampling_memory(model: ModelConfig, batch_size: int, bits: Optional[int] = None) -> Memory:
+    """Estimate the memory of sampling: weights and caches.
+
+    Args:
+      bits: of a number of a matrix, 8 or 4, where that is fewer than the model's precision has; tables have 8 then.
+    """
     caches = sum(kind.cache_bytes(model, model.n_ctx) for kind in kinds_of(model)) * batch_size
-    return Memory(count_parameters(model) * number_bytes(model), 0, 0, caches, batch_size * model.n_vocab * 4)
+    weights = count_parameters(model) * number_bytes(model)
+    if bits:
+        width = {"table": 8, "matrix": bits}
+        weights = sum(v.size * width.get(v.role, 32) // 8 for v in variables_of(model).values())
+    return Memory(weights, 0, 0, caches, batch_size * model.n_vocab * 4)

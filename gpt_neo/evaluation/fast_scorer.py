@@ -35,7 +35,7 @@ class FastScorer(BatchScorer):
         super().__init__(config, batch_size, max_length, top)
         each = sum(kind.cache_bytes(config, self.max_length) for kind in kinds_of(config))
         self.most = max(1, min(MOST_ROWS, batch_size or MOST_ROWS, CACHED // max(each, 1)))
-        self.network = Network(config, checkpoint, self.most, self.max_length, dtype)
+        self.network = Network(config, checkpoint, self.most, self.max_length, dtype, chunk=self.max_length)
         self.notes = self.network.notes
 
     def rows(self, length: int) -> int:

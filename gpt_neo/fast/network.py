@@ -35,6 +35,7 @@ class Network:
         not compute in it.
       cache: type of cached keys and values, as OpenVINO names it: f32, f16, u8.
       shows: keep what layers attend with, for `seen`.
+      chunk: most tokens of a row that are read at once.
 
     Raises:
       CheckpointError: the checkpoint is missing, damaged, or does not fit the config.
@@ -49,11 +50,12 @@ class Network:
         dtype: Optional[str] = None,
         cache: str = "f32",
         shows: bool = False,
+        chunk: int = PREFILL,
     ) -> None:
         self.config, self.rows = config, rows
         self.length = min(length or config.n_ctx, config.n_ctx)
         self.states = [c for kind in kinds_of(config) for c in kind.caches(config) if c.rows is not None]
-        self.chunk = min(RECURRENT if self.states else PREFILL, config.n_ctx)
+        self.chunk = min(RECURRENT if self.states else chunk, config.n_ctx)
         core = Core()
         weights = Weights(config, checkpoint, stored_type(core, dtype or config.precision))
         self.notes = weights.notes
@@ -105,14 +107,19 @@ class Network:
         A row of -1 is idle: it is computed, and nothing of it kept.
 
         Args:
-          tokens: of each row, int32 [some]; of one length where the network has states.
+          tokens: of each row, int32 [some], at most `chunk`; of one length where the network has states.
           past: int32 [rows].
           last: of how many of the last tokens of each logits are wanted; of one each when absent.
 
         Returns:
-          float32 logits [wanted tokens, vocab], row after row
+          float32 logits [wanted tokens, vocab], row after row.
+
+        Raises:
+          ValueError: a row has more new tokens.
         """
         counts = np.array([len(x) for x in tokens], np.int32)
+        if counts.max() > self.chunk:  # a ring would be written over before it is read
+            raise ValueError(f"{counts.max()} tokens of a row at once; at most {self.chunk}")
         past = np.asarray(past, np.int32)
         begins = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         flat = np.concatenate([np.asarray(x, np.int32) for x in tokens])

@@ -111,3 +111,15 @@ def test_requests_that_cannot_be_scored(scored, asked, text):
 def test_models_without_likelihood_are_refused(changes):
     with pytest.raises(ConfigError, match=next(iter(changes))):
         Scorer(ModelConfig(**COMMON, **changes), "nowhere")
+
+
+def test_a_long_text_is_read_at_once(tmp_path):
+    """Longer than what is read of a prompt at once, with a window that is far shorter."""
+    config = ModelConfig(**{**COMMON, "n_ctx": 700}, attention_types=("global", "local"), local_attention_radius=7)
+    checkpoint = save_random(config, str(tmp_path), scale=0.3)
+    texts = np.random.RandomState(0).randint(0, VOCAB, [2, 701])
+    scorer = make_scorer("openvino", config, checkpoint)
+    logits = uncached(config, checkpoint, texts[:, :-1].astype(np.int32)).astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for text, score, expected in zip(texts, scorer.score([Request(t.tolist(), 700) for t in texts]), logprobs):
+        np.testing.assert_allclose(score.logprobs, expected[np.arange(700), text[1:]], atol=2e-5)

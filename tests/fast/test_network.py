@@ -37,6 +37,8 @@ def test_a_long_text_in_a_ring_equals_uncached(kinds, more, tmp_path):
     expected = uncached(config, checkpoint, tokens)[0]
     network = Network(config, checkpoint, rows=2)
     assert network.ring[1] < network.ring[0]  # positions are written over
+    with pytest.raises(ValueError, match="at once; at most"):
+        network.read([0], [tokens[0]], [0])
     close = {"atol": 1e-5 * np.abs(expected).max(), "rtol": 0}
     read = LENGTH - 120
     np.testing.assert_allclose(network.prefill(1, tokens[0, :read], every=True), expected[:read], **close)
