@@ -73,9 +73,9 @@ def make(name: str, dtype: str, folder: str) -> dict:
         )
         places.update({p.theirs: file for p in group})
     with open(os.path.join(source, "model.safetensors.index.json"), "w", encoding="utf-8") as handle:
-        json.dump({"weight_map": places}, handle)
+        json.dump({"metadata": {}, "weight_map": places}, handle)
     with open(os.path.join(source, "config.json"), "w", encoding="utf-8") as handle:
-        json.dump(their_config(family, run.model, dtype, 0), handle)
+        json.dump(their_config(family, run.model, 0, dtype), handle)
     return {"weights_gb": sum(os.path.getsize(os.path.join(source, f)) for f in os.listdir(source)) / 1e9}
 
 

@@ -199,12 +199,15 @@ def main() -> None:
         if not os.path.isdir(os.path.join(folder, "run")):
             make(args.model, "float32", folder)
             bring_in(args.model, "float32", folder)
+        for way in (way for way in args.ways if WAYS[way][0] == "ctranslate2"):
+            run_apart(args, folder, way)  # converts
         found: dict = {way: [] for way in args.ways}
         speeds = []
         for _ in range(args.rounds):
             speeds.append(memory_gb_per_second())
             for way in args.ways:
                 found[way].append(run_apart(args, folder, way))
+                print(f"{way:22s} {json.dumps(found[way][-1])}", flush=True)
         report(args.model, found, statistics.median(speeds))
     finally:
         if not args.folder:

@@ -121,6 +121,9 @@ class EngineOptions(BackendOptions):
         "auto", f"{WHICH_ENGINE}; xla: the program that a TPU core would run, on any devices of JAX", choices=ENGINES
     )
     cache: str = flag("f32", CACHE, choices=CACHES)
+    draft: Optional[str] = flag(
+        None, "with OpenVINO: a smaller model of the same tokenizer that runs ahead, for speed", metavar="MODEL"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any, Callable, Optional
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.console import memory_text, model_text, note
 from gpt_neo.cli.engine import OPENVINO, with_openvino
-from gpt_neo.cli.job import Job, job_checkpoint
-from gpt_neo.cli.options import BITS, Sample, SamplingOptions
+from gpt_neo.cli.job import Job, job_checkpoint, load_job
+from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
-from gpt_neo.errors import DataError
+from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.sampling.batches import BatchSampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
@@ -36,12 +37,22 @@ def predict(job: Job, options: Sample) -> int:
     config, engine = job.run.model, options.backend
     if with_openvino(job, engine.backend, options.model.integers):
         from gpt_neo.fast.sampler import FastSampler
+        from gpt_neo.fast.speculative import SpeculativeSampler
+
+        small = draft_of(job, engine.draft)
 
         def fast(checkpoint: str, drawn: SampleOptions, batch: int, length: Optional[int]) -> Any:
-            made = FastSampler(config, checkpoint, batch, length, options.model.integers, engine.cache)
+            dtype = options.model.integers
+            made: BatchSampler
+            if small is None:
+                made = FastSampler(config, checkpoint, batch, length, dtype, engine.cache)
+            else:
+                made = SpeculativeSampler(config, checkpoint, *small, length=length, dtype=dtype, cache=engine.cache)
             return contextlib.nullcontext(made)
 
         return sample(job, options.sampling, OPENVINO, fast, BITS.get(options.model.integers or ""))
+    if engine.draft:
+        raise ConfigError("--draft goes with OpenVINO (--backend openvino, extra fast), which does not sample here")
     from gpt_neo.cli.devices import device_plan, device_text
     from gpt_neo.runtime.predict_step import Sampler
 
@@ -51,6 +62,21 @@ def predict(job: Job, options: Sample) -> int:
         return contextlib.nullcontext(Sampler(config, checkpoint, batch, plan, length))
 
     return sample(job, options.sampling, device_text(job, plan), load)
+
+
+def draft_of(job: Job, name: Optional[str]) -> Optional[tuple[ModelConfig, str]]:
+    """Config and checkpoint of the model that runs ahead, if one is named.
+
+    Raises:
+      ConfigError: its tokenizer is another.
+    """
+    if name is None:
+        return None
+    small = load_job(ModelOptions(name), reads_only=True)
+    ours, theirs = (run_tokenizer(x.run, x.folder)[0].fingerprint for x in (job, small))
+    if ours != theirs:
+        raise ConfigError(f"--draft {name!r}: has another tokenizer than the model")
+    return small.run.model, job_checkpoint(small).path
 
 
 def sample(

@@ -4,8 +4,8 @@ What has to be made from a checkpoint, weights in another type, is made once and
 name that tells of its content: checksums of all tensors, as a checkpoint's index has them.
 
 int8: w ~ q scale, one scale per output of a map and per row of a table (the table is the head, too). int4: w ~ scale
-(q - zero) in groups of 128 inputs, with the scale, of a few, that leaves the least square error; tables stay int8, as
-their errors meet the logits directly.
+(q - zero) in groups of 128 inputs, or of 64 or 32 where their number asks for it, with the scale, of a few, that leaves
+the least square error; tables stay int8, as their errors meet the logits directly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpt_neo.fast.silent import Tensor, Type, op
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 FOLDER = "compressed"  # beside checkpoints
 VERSION = 1  # of what is kept there
-GROUP = 128  # inputs that share a scale of int4
+GROUPS = (128, 64, 32)  # inputs that share a scale of int4: the first that divides them
 LEVELS = 15  # steps of int4
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # parts of a group's range that are tried
 SMALLEST = 1 << 12  # numbers; a smaller matrix stays as it is
@@ -123,7 +123,8 @@ class Weights:
     def grouped(self, name: str) -> Any:
         """An int4 matrix as float32 [out, in]."""
         into, out = self.variables[name].shape
-        groups = [out, into // GROUP, GROUP]
+        group = group_of(into) or into
+        groups = [out, into // group, group]
         zeros = in_pairs(self.array(f"{name}/zero").reshape(1, -1))
         self.mapped.append(zeros)
         wide = op.convert(packed(self.array(f"{name}/int4"), groups), Type.f16)
@@ -152,11 +153,16 @@ def packed(array: np.ndarray, shape: list) -> Any:
     return op.constant(Tensor(array, shape, Type.u4))
 
 
+def group_of(inputs: int) -> Optional[int]:
+    """Inputs that share a scale of int4, of so many; None where they cannot be cut evenly."""
+    return next((group for group in GROUPS if inputs % group == 0), None)
+
+
 def storage_of(variable: Variable, dtype: str) -> str:
     """How a weight is stored where the model's are to be of that type."""
     if dtype == "float32" or variable.role not in ("table", "matrix") or variable.size < SMALLEST:
         return "float32"
-    if dtype == "int4" and (variable.role == "table" or variable.shape[0] % GROUP):
+    if dtype == "int4" and (variable.role == "table" or not group_of(variable.shape[0])):
         return "int8"
     return dtype
 
@@ -230,7 +236,7 @@ def quantize_int8(rows: np.ndarray) -> dict[str, np.ndarray]:
 def quantize_int4(rows: np.ndarray) -> dict[str, np.ndarray]:
     """Float [rows, width] -> int4 uint8 [rows, width / 2], two numbers in a byte, the first in its low half; zero uint8
     and scale float16, both [rows, groups, 1]."""
-    groups = rows.reshape(len(rows), -1, GROUP)
+    groups = rows.reshape(len(rows), -1, group_of(rows.shape[1]) or rows.shape[1])
     low, high = np.minimum(groups.min(-1, keepdims=True), 0), np.maximum(groups.max(-1, keepdims=True), 0)
     best: Any = None
     for shrink in SHRINK:

@@ -56,6 +56,14 @@ def test_both_engines_make_the_same_texts(sample, how):
     assert len(set(texts(fast))) == len(texts(fast)) and len(texts(fast)[0]) > len("The if statement")
 
 
+def test_a_model_may_run_ahead_of_itself(sample, trained):
+    _, alone = sample("--temperature", "0")
+    status, out = sample("--temperature", "0", "--draft", trained)
+    assert status == 0 and texts(out) == texts(alone)
+    status, out = sample("--draft", trained, "--backend", "tensorflow")
+    assert status == 2 and "--draft goes with OpenVINO" in out
+
+
 def test_neither_tensorflow_nor_telemetry_is_imported(trained):
     words = ["sample", trained, "--prompt", "The if", "--max_tokens", "3", "--dtype", "int8"]
     environment = {**os.environ, "PYTHONPATH": ROOT}

@@ -12,9 +12,10 @@ from gpt_neo.config.network import variables_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.fast import network
 from gpt_neo.fast.network import Network
-from gpt_neo.fast.weights import FOLDER, GROUP, quantize_int4, quantize_int8
+from gpt_neo.fast.weights import FOLDER, group_of, quantize_int4, quantize_int8
 from tests.model.tools import save_random, save_weights, uncached
 
+GROUP = 128
 CONFIG = ModelConfig(n_head=4, n_embd=128, n_layer=2, n_vocab=96, n_ctx=64, attention_types=("global", "global"))
 
 
@@ -22,8 +23,12 @@ def widened(found):
     """int8 or int4 as float32 [rows, width], by NumPy alone."""
     if "int8" in found:
         return found["int8"].astype(np.float32) * found["scale"]
-    pairs = np.stack([found["int4"] & 15, found["int4"] >> 4], -1).reshape(len(found["int4"]), -1, GROUP)
+    pairs = np.stack([found["int4"] & 15, found["int4"] >> 4], -1).reshape(*found["scale"].shape[:2], -1)
     return ((pairs.astype(np.float32) - found["zero"]) * found["scale"].astype(np.float32)).reshape(len(pairs), -1)
+
+
+def test_groups_divide_the_inputs():
+    assert [group_of(n) for n in (768, 192, 96, 80)] == [128, 64, 32, None]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
