@@ -24,3 +24,8 @@ class DeviceError(GptNeoError):
 def reason_of(error: BaseException) -> str:
     """What went wrong, without the path that messages name anyway."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: `1 document`, `2,000 documents`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

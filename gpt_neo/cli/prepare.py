@@ -9,11 +9,13 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
+from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.dataprep.manifest import dataset_config, write_json
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import prepare
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, counted
+from gpt_neo.tokenizer import END_OF_TEXT
 
 DEFAULTS = {"chunk_size": 2049, "minimum_size": 0, "ftfy": False, "wikitext_detokenize": False}
 LEGACY_DEFAULTS = {"chunk_size": 2049, "minimum_size": 100, "ftfy": True, "wikitext_detokenize": True}
@@ -29,12 +31,12 @@ SAME = (
     "seed",
     "text_key",
     "stdin_format",
-    "skip_bad",
+    "split_on",
     "work_dir",
 )
 DROPPED = {
     "short": "too short",
-    "duplicate": "copies",
+    "duplicate": "with the text of an earlier one",
     "bad": "not readable",
     "tail": "ends of documents",
     "overwritten": "in files written over",
@@ -83,6 +85,7 @@ def work_of(options: Prepare) -> PrepareOptions:
     if options.legacy and options.chunk_size:  # the old --chunk_size was n_ctx, and one was added to it
         chosen["chunk_size"] += 1
     chosen.update({key: value for key, value in defaults.items() if chosen[key] is None})
+    chosen.update(bad="skip" if options.skip_bad else options.bad, encoding=options.encoding or "")
     processes = options.processes or len(os.sched_getaffinity(0))
     return PrepareOptions(separator=separator_ids(options.separator), processes=processes, **chosen)
 
@@ -109,15 +112,35 @@ def prepare_with_bar(work: PrepareOptions, restart: bool) -> dict:
 def show(manifest: dict, work: PrepareOptions) -> None:
     """Print the account."""
     account = manifest["account"]
-    print(f"in:  {account['documents_in']:,} documents, {account['bytes_in']:,} bytes, {account['tokens_in']:,} tokens")
+    documents, size, tokens = (account[f"{what}_in"] for what in ("documents", "bytes", "tokens"))
+    print(f"in:  {counted(documents, 'document')}, {counted(size, 'byte')}, {counted(tokens, 'token')}")
     print(
-        f"out: {account['records_written']:,} records, {account['tokens_written']:,} tokens in "
-        f"{len(manifest['files'])} file(s) {os.path.join(work.output_dir, work.name)}_*.tfrecords; separators "
+        f"out: {counted(account['records_written'], 'record')}, {counted(account['tokens_written'], 'token')} in "
+        f"{counted(len(manifest['files']), 'file')} {os.path.join(work.output_dir, work.name)}_*.tfrecords; separators "
         f"{account['separator_tokens']:,}, filling {account['fill_tokens']:,}"
     )
     for key, count in account.items():
         unit, dropped, reason = key.partition("_dropped_")
         if dropped and count:
-            print(f"dropped: {count:,} {unit}, {DROPPED.get(reason, reason)}")
+            print(f"dropped: {counted(count, unit.removesuffix('s'))}, {DROPPED.get(reason, reason)}")
     for place in manifest["bad_documents"]["first"][:10]:
         print(f"  {place}")
+    for line in sign_lines(manifest["signs"]):
+        note(line)
+
+
+def sign_lines(signs: dict) -> list[str]:
+    """What was taken as text and may not be meant so."""
+    lines = []
+    if "end_of_text" in signs:
+        count, place = signs["end_of_text"]
+        lines.append(
+            f"{END_OF_TEXT} stands in the text {counted(count, 'time')}, first in {place}, and was taken as ordinary "
+            f"text; if it stands between documents, --split_on '{END_OF_TEXT}' makes them documents"
+        )
+    if "nul" in signs:
+        count, place = signs["nul"]
+        wide = [name for name in ("utf-16-le", "utf-16-be") if name in signs]
+        advice = f"; it looks like UTF-16 without a byte-order mark: --encoding {wide[0]}" if wide else ""
+        lines.append(f"{counted(count, 'document')} with NUL characters, first in {place}{advice}")
+    return lines

@@ -21,7 +21,7 @@ class Prepare(Options):
     input_dir: tuple = flag(
         REQUIRED,
         "files, folders, globs, gs://... or - (standard input): .txt .md .rst .py .jsonl .json .dat "
-        ".tar .zip .parquet, compressed with .gz .xz .zst or not",
+        ".tar .zip .parquet, compressed with .gz .xz .zst .bz2 or not",
         nargs="+",
         metavar="PATH",
     )
@@ -47,9 +47,12 @@ class Prepare(Options):
     deduplicate: bool = flag(False, "drop documents with the text of an earlier one")
     shuffle: bool = flag(False, "put documents, then records in a random order")
     seed: int = flag(0, "of --shuffle")
-    text_key: str = flag("text", "key of the text in JSON, column in parquet")
+    text_key: str = flag("text", "key of the text in JSON, column in parquet; a.b: key b of what is under a")
     stdin_format: str = flag("jsonl", "format of standard input", choices=("jsonl", "text"))
-    skip_bad: bool = flag(False, "count what cannot be read and go on, instead of stopping")
+    encoding: Optional[str] = flag(None, "of text without a byte-order mark, such as utf-16-le (default: UTF-8)")
+    split_on: str = flag("", "what stands between the documents of a text, such as '<|endoftext|>' (default: nothing)")
+    bad: str = flag("stop", "what cannot be read: stop there, or skip and count it", choices=("stop", "skip"))
+    skip_bad: bool = flag(False, "older name of --bad skip")
     write_dataset_config: Optional[str] = flag(
         None,
         "write a dataset config for training (default: configs/dataset_configs/<name>.json)",
@@ -87,7 +90,8 @@ class TrainTokenizer(Options):
     output_dir: str = flag(REQUIRED, "folder for tokenizer.json")
     vocab_size: int = flag(REQUIRED, "ids, 256 bytes and 2 special tokens included")
     file_type: Optional[str] = flag(None, "take only files of this extension, such as txt or jsonl")
-    text_key: str = flag("text", "key of the text in JSON lines")
+    text_key: str = flag("text", "key of the text in JSON, `a.b` for a key inside another")
+    encoding: Optional[str] = flag(None, "of text without a byte-order mark, such as utf-16-le (default: UTF-8)")
 
 
 @dataclasses.dataclass(frozen=True)

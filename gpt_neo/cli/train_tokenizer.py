@@ -6,8 +6,9 @@ import os
 
 from gpt_neo.cli.tool_options import TrainTokenizer
 from gpt_neo.dataprep.documents import read_documents
+from gpt_neo.dataprep.encodings import named_encoding
 from gpt_neo.dataprep.readers import find_inputs
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, counted
 from gpt_neo.tokenizer import train_tokenizer as train
 
 
@@ -22,12 +23,13 @@ def train_tokenizer(options: TrainTokenizer) -> int:
         paths = [p for p in paths if p.endswith("." + options.file_type.lstrip("."))]
         if not paths:
             raise DataError(f"--base_dir {' '.join(options.base_dir)}: no files of --file_type {options.file_type}")
-    backend = train(read_documents(paths, options.text_key), options.vocab_size)
+    encoding = named_encoding(options.encoding) if options.encoding else ""
+    backend = train(read_documents(paths, options.text_key, encoding), options.vocab_size)
     path = os.path.join(options.output_dir, "tokenizer.json")
     try:
         os.makedirs(options.output_dir, exist_ok=True)
         backend.save(path)
     except OSError as error:
         raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
-    print(f"wrote {path}: {backend.get_vocab_size():,} ids from {len(paths):,} file(s)")
+    print(f"wrote {path}: {backend.get_vocab_size():,} ids from {counted(len(paths), 'file')}")
     return 0

@@ -72,6 +72,7 @@ class Totals:
       sets: documents, bytes and tokens read of each of The Pile's sets.
       bad: the first places that could not be read.
       reasons: documents that could not be read, by reason.
+      signs: what a person should know of texts that were taken as they are: how often, and the first place.
     """
 
     def __init__(self) -> None:
@@ -79,6 +80,7 @@ class Totals:
         self.sets: dict[str, list[int]] = {}
         self.bad: list[Bad] = []
         self.reasons: dict[str, int] = {}
+        self.signs: dict[str, list] = {}
 
     def add(self, line: Mapping) -> None:
         """Add a unit's line of the ledger."""
@@ -88,6 +90,13 @@ class Totals:
         self.bad = [*self.bad, *(Bad(*bad) for bad in line["bad"])][:MOST_BAD]
         for reason, count in line["reasons"].items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
+        for sign, (count, place) in line.get("signs", {}).items():
+            self.add_sign(sign, count, place)
+
+    def add_sign(self, sign: str, count: int, place: str) -> None:
+        """Note a sign, and the place of the first one."""
+        seen = self.signs.setdefault(sign, [0, place])
+        seen[0] += count
 
     def add_bad(self, bad: Iterable[Bad]) -> None:
         """Count documents, or files, that cannot be read."""

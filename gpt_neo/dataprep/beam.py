@@ -105,7 +105,8 @@ def finished(found: tuple[Plan, list[Shard], Totals], files: Iterable[dict], job
     totals = Totals()
     totals.add_bad(bad)
     ours = found[2]
-    totals.add({"account": ours.account.counts(), "sets": ours.sets, "bad": ours.bad, "reasons": ours.reasons})
+    parts = {"sets": ours.sets, "bad": ours.bad, "reasons": ours.reasons, "signs": ours.signs}
+    totals.add({"account": ours.account.counts(), **parts})
     tokenizer = load_tokenizer(job.options.encoder_path)
     ordered = sorted(files, key=lambda entry: entry["shard"])
     manifest = build_manifest(job.options, tokenizer, job.separator, ordered, totals)

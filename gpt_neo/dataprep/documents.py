@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional, Union
 
 from gpt_neo.dataprep import streams
-from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, InputFile, find_sources, open_source
-from gpt_neo.dataprep.streams import NOT_JSON, NOT_UTF8, Item, Items, Rules
+from gpt_neo.dataprep.readers import BROKEN_OFF, UNREADABLE, Bad, InputFile, find_sources, open_source
+from gpt_neo.dataprep.streams import Item, Items, Rules
 from gpt_neo.dataprep.units import Unit, groups_of, units_of
+from gpt_neo.dataprep.values import document_values, no_text, set_of, text_of
 from gpt_neo.errors import DataError, reason_of
 
-PARAGRAPHS = "\n\n"  # lm_dataformat joins a list of paragraphs so
 ROWS = 256  # of a parquet file read at once
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -32,6 +32,11 @@ class Document(NamedTuple):
     set_name: Optional[str] = None
     opens: bool = True
     closes: bool = True
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for people; the line is not told where those before it were not counted."""
+        return str(Bad(self.path, self.noun, 0 if self.counted_from else self.number, "")).removesuffix(": ")
 
     def bad(self, reason: str) -> Bad:
         """This document as one that cannot be used."""
@@ -53,76 +58,68 @@ def documents_of(unit: Unit, rules: Rules) -> Found:
             for item in segment_items(source, start, stop, rules):
                 yield from documents_of_item(item, rules)
         except streams.BROKEN_ARCHIVE as error:
-            yield Bad(source.path, "", 0, BROKEN_OFF, reason_of(error))
+            reason = BROKEN_OFF if source.kind in ("zip", "parquet") else UNREADABLE
+            yield Bad(source.path, "", 0, reason, reason_of(error))
 
 
 def segment_items(source: InputFile, start: int, stop: int, rules: Rules) -> Items:
     """Items of a part of a file."""
     if source.kind == "zip":
         yield from streams.zip_items(source, start, stop, rules)
-    elif source.kind == "jsonl":
-        yield streams.range_of_lines(source, start, stop)
     else:
-        yield streams.range_of_text(source, start, stop)
+        yield from streams.plain_items(source, start, stop, rules)
 
 
 def documents_of_item(item: Union[Item, Bad], rules: Rules) -> Found:
-    """Documents of an item."""
+    """Documents of an item. Whatever is wrong with one costs that one alone."""
     if isinstance(item, Bad):
         yield item
     elif isinstance(item.data, str):
         yield Document(item.data, item.path, item.noun, item.number, opens=item.opens, closes=item.closes)
     else:
-        lines = item.data.split(b"\n")
-        for number, line in enumerate(lines, item.number):
+        for number, line in enumerate(item.data.split(b"\n"), item.number):
+            line = line.removeprefix(BYTE_ORDER_MARK)  # files that were joined have it in the middle
             if line and not line.isspace():
                 place = (item.path, item.noun, number)
-                yield document_of_line(line, place, item.counted_from, rules.text_key)
+                found = document_values(line, place, item.counted_from, rules.text_key)
+                if isinstance(found, Bad):
+                    yield found
+                else:
+                    yield from texts_of(found[0], found[1], place, item.counted_from, rules)
 
 
-def document_of_line(line: bytes, place: tuple[str, str, int], counted_from: int, key: str) -> Union[Document, Bad]:
-    """The document of one JSON line: an object with the text under a key, or the text itself."""
-    try:
-        record = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Bad(*place, NOT_UTF8, f"{error.reason} at byte {error.start} of the line", counted_from)
-    except json.JSONDecodeError as error:
-        return Bad(*place, NOT_JSON, error.msg, counted_from)
-    except RecursionError:
-        return Bad(*place, NOT_JSON, "nested too deeply", counted_from)
-    text, set_name = record, None
-    if isinstance(record, dict):
-        text, meta = record.get(key), record.get("meta")
-        set_name = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    if isinstance(text, list) and all(isinstance(paragraph, str) for paragraph in text):
-        text = PARAGRAPHS.join(text)
-    if not isinstance(text, str):
-        return Bad(*place, f"expected an object with a string under {key!r}", "", counted_from)
-    return Document(text, *place, counted_from, set_name if isinstance(set_name, str) else None)
+def texts_of(text: str, set_name: Optional[str], place: tuple[str, str, int], start: int, rules: Rules) -> Found:
+    """A document, or those between the marks in it."""
+    if not rules.split_on:
+        yield Document(text, *place, start, set_name)
+        return
+    for part in text.split(rules.split_on):
+        if part.strip():
+            yield Document(part.strip(), *place, start, set_name)
 
 
 def parquet_documents(source: InputFile, start: int, stop: int, rules: Rules) -> Found:
     """Documents of row groups: the column `text_key`, with The Pile's set name if there is a `meta`."""
     with open_source(source.path) as handle:
         opened = streams.parquet_file(handle)
-        names = opened.schema_arrow.names
-        if rules.text_key not in names:
-            yield Bad(source.path, "", 0, f"no column {rules.text_key!r}", f"there are {', '.join(names)}")
+        names, key = opened.schema_arrow.names, rules.text_key
+        column = key if key in names else key.partition(".")[0]
+        if column not in names:
+            yield Bad(source.path, "", 0, f"no column {key!r}", f"there are {', '.join(map(repr, names))}")
             return
-        columns = [rules.text_key, *(["meta"] if "meta" in names else [])]
+        columns = [column, *(["meta"] if "meta" in names and column != "meta" else [])]
         row = sum(opened.metadata.row_group(i).num_rows for i in range(start)) + 1
         for batch in opened.iter_batches(ROWS, row_groups=list(range(start, stop)), columns=columns):
-            metas = batch.column(1).to_pylist() if len(columns) > 1 else [None] * batch.num_rows
-            for text, meta in zip(batch.column(0).to_pylist(), metas):
-                if isinstance(text, str):
-                    set_name = meta.get("pile_set_name") if isinstance(meta, dict) else None
-                    yield Document(text, source.path, "row", row, 0, set_name)
+            for record in batch.to_pylist():
+                text, place = text_of(record, key), (source.path, "row", row)
+                if text is None:
+                    yield no_text(place, 0, record, key)._replace(reason=f"expected a string in column {key!r}")
                 else:
-                    yield Bad(source.path, "row", row, f"expected a string in column {rules.text_key!r}")
+                    yield from texts_of(text, set_of(record.get("meta")), place, 0, rules)
                 row += 1
 
 
-def read_documents(inputs: Sequence[str], text_key: str = "text") -> Iterator[str]:
+def read_documents(inputs: Sequence[str], text_key: str = "text", encoding: str = "") -> Iterator[str]:
     """Every document of the inputs, or pieces of a long one, for those who need only the text.
 
     Raises:
@@ -131,7 +128,7 @@ def read_documents(inputs: Sequence[str], text_key: str = "text") -> Iterator[st
     sources, bad = find_sources(inputs)
     if bad:
         raise DataError(str(bad[0]))
-    rules = Rules(text_key, split=True)
+    rules = Rules(text_key, split=True, encoding=encoding)
     for unit in units_of(groups_of(sources), rules):
         for found in documents_of(unit, rules):
             if isinstance(found, Bad):
@@ -144,13 +141,17 @@ def with_lines(bad: Sequence[Bad]) -> list[Bad]:
     before: dict[tuple[str, int], int] = {}
     for path in {found.path for found in bad if found.counted_from}:
         offsets = sorted({found.counted_from for found in bad if found.path == path})
-        with open_source(path) as handle:
-            lines = place = 0
+        lines = place = 0
+        with contextlib.suppress(OSError), open_source(path) as handle:  # what cannot be read is told without a line
             for offset in offsets:
                 while block := handle.read(min(streams.BLOCK, offset - place)):
                     lines, place = lines + block.count(b"\n"), place + len(block)
                 before[path, offset] = lines
-    return [
-        found._replace(number=found.number + before.get((found.path, found.counted_from), 0), counted_from=0)
-        for found in bad
-    ]
+    return [with_line(found, before.get((found.path, found.counted_from))) for found in bad]
+
+
+def with_line(found: Bad, before: Optional[int]) -> Bad:
+    """The same with its line counted from the beginning of the file, if the lines before it are known."""
+    if not found.counted_from:
+        return found
+    return found._replace(number=0 if before is None else found.number + before, counted_from=0)

@@ -12,7 +12,7 @@ from gpt_neo import storage
 from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.documents import with_lines
 from gpt_neo.dataprep.options import PrepareOptions
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, counted
 from gpt_neo.tokenizer import Tokenizer
 
 
@@ -36,7 +36,7 @@ def build_manifest(
     account.records_written = sum(entry["records"] for entry in files)
     account.tokens_written = sum(entry["tokens"] for entry in files)
     if not account.records_written:
-        raise DataError(f"{', '.join(options.inputs)}: {account.documents_in} documents gave no record")
+        raise DataError(f"{', '.join(options.inputs)}: {counted(account.documents_in, 'document')} gave no record")
     if account.imbalance():
         raise AssertionError(account.imbalance())
     chosen = (
@@ -50,7 +50,9 @@ def build_manifest(
         "shuffle",
         "seed",
         "text_key",
-        "skip_bad",
+        "bad",
+        "encoding",
+        "split_on",
     )
     return {
         "name": options.name,
@@ -69,6 +71,7 @@ def build_manifest(
         "account": dataclasses.asdict(account),
         "sets": {name: dict(zip(("documents", "bytes", "tokens"), counts)) for name, counts in totals.sets.items()},
         "bad_documents": {"reasons": totals.reasons, "first": [str(found) for found in with_lines(totals.bad)]},
+        "signs": totals.signs,
     }
 
 

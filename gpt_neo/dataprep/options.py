@@ -8,11 +8,13 @@ import json
 from typing import Optional, Union
 
 from gpt_neo import storage
+from gpt_neo.dataprep.encodings import named_encoding
 from gpt_neo.dataprep.streams import Rules
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import Tokenizer
 
 MODES = ("chunks", "documents")
+BAD = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,9 @@ class PrepareOptions:
       files_per: records of an output file.
       minimum_size: documents of fewer tokens are dropped.
       separator: ids after each document in mode `chunks`; by default the tokenizer's end of text.
+      bad: what cannot be read: stop there, or skip it, which is counted.
+      encoding: of text without a byte-order mark; empty for UTF-8.
+      split_on: what stands between the documents of a text; empty for a text that is one.
       work_dir: where unfinished work is kept; by default beside the output.
       processes: workers; 0 or 1 is this process alone. Changes no byte of the output.
     """
@@ -45,7 +50,9 @@ class PrepareOptions:
     seed: int = 0
     text_key: str = "text"
     stdin_format: str = "jsonl"
-    skip_bad: bool = False
+    bad: str = "stop"
+    encoding: str = ""
+    split_on: str = ""
     work_dir: Optional[str] = None
     processes: int = 1
 
@@ -57,8 +64,10 @@ class PrepareOptions:
         """
         object.__setattr__(self, "output_dir", storage.local(self.output_dir))
         object.__setattr__(self, "work_dir", self.work_dir and storage.local(self.work_dir))
-        if self.mode not in MODES:
-            raise DataError(f"--mode is {self.mode!r}; expected one of {', '.join(MODES)}")
+        object.__setattr__(self, "encoding", named_encoding(self.encoding) if self.encoding else "")
+        for flag, value, allowed in (("mode", self.mode, MODES), ("bad", self.bad, BAD)):
+            if value not in allowed:
+                raise DataError(f"--{flag} is {value!r}; expected one of {', '.join(allowed)}")
         for flag, low in (("chunk_size", 2), ("files_per", 1), ("minimum_size", 0), ("processes", 0), ("seed", 0)):
             if getattr(self, flag) < low:
                 raise DataError(f"--{flag} is {getattr(self, flag)}; expected at least {low}")
@@ -69,6 +78,11 @@ class PrepareOptions:
     def inputs(self) -> tuple[str, ...]:
         """The inputs as a tuple."""
         return (self.input_dir,) if isinstance(self.input_dir, str) else tuple(self.input_dir)
+
+    @property
+    def skip_bad(self) -> bool:
+        """Whether to go on after what cannot be read."""
+        return self.bad != "stop"
 
     @property
     def cleaned(self) -> bool:
@@ -118,7 +132,8 @@ class Job:
         options = self.options
         whole = options.cleaned or options.whole_set or options.mode == "documents"
         # A piece has millions of characters, so that no document of several pieces can be too short.
-        return Rules(options.text_key, self.fast and not whole and options.minimum_size <= 10_000, options.skip_bad)
+        split = self.fast and not whole and options.minimum_size <= 10_000
+        return Rules(options.text_key, split, options.skip_bad, options.encoding, options.split_on)
 
 
 def separator_of(options: PrepareOptions, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class Progress(Protocol):
         """
 
 
-FORMAT = 1  # of the spill and ledger; work in another one is not resumed
+FORMAT = 2  # of the spill and ledger; work in another one is not resumed
 
 
 def prepare(options: PrepareOptions, progress: Progress, restart: bool = False) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
@@ -9,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, BinaryIO, NamedTuple, Optional
+from typing import Any, BinaryIO, NamedTuple
 
 from gpt_neo import storage
 from gpt_neo.errors import DataError, reason_of
@@ -20,13 +21,32 @@ SUFFIXES = {
     "jsonl": (".jsonl", ".ndjson"),  # a document a line
     "json": (".json",),  # an array of documents, or lines
     "dat": (".dat",),  # lm_dataformat: a length of 16 digits before each document
-    "tar": (".tar", ".tgz", ".txz"),  # members as their names say, else text
+    "tar": (".tar", ".tgz", ".txz", ".tbz2"),  # members as their names say, else text
     "zip": (".zip",),
     "parquet": (".parquet",),  # a document a row
 }
-COMPRESSIONS = (".gz", ".xz", ".zst")
+COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
+PACKED = {".tgz": ".gz", ".txz": ".xz", ".tbz2": ".bz2"}
 STDIN = "-"
 DECOMPRESSED_BLOCK = 1 << 20
+COMPRESSED_BLOCK = 1 << 12  # bytes of Zstandard decompressed at once: to 128 MiB at most
+UNKNOWN = "unknown extension"
+TABLE = "write it as JSON lines, as pandas' to_json(FILE, orient='records', lines=True) does, and name the column with "
+MARKUP = "take the text out of it first, as trafilatura or pandoc do, and write .txt or .jsonl"
+UNPACK = "unpack it first"
+# What to do with files that are often among texts.
+ADVICE = {
+    **dict.fromkeys((".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".sqlite", ".db"), TABLE + "--text_key"),
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".xml", ".pdf", ".doc", ".docx", ".epub", ".rtf", ".tex"), MARKUP),
+    **dict.fromkeys((".7z", ".rar", ".lz4", ".lzma", ".br", ".z"), f"{UNPACK}, or pack it as .gz, .xz, .bz2 or .zst"),
+    **dict.fromkeys((".tfrecord", ".tfrecords"), "these are records already: training reads them"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".bin", ".npy"), "write the texts as .jsonl with the program it is of"),
+}
+# What other tools leave beside texts, as they name it; hidden files are left out in any case.
+MARKERS = re.compile(
+    r"_SUCCESS|_committed_\d+|_started_\d+|_metadata|_common_metadata|Thumbs\.db|desktop\.ini|Icon\r|~\$.*",
+    re.IGNORECASE,
+)
 BROKEN_OFF = "broken archive"  # the reason given for data that is damaged or breaks off
 UNREADABLE = "cannot be read"
 
@@ -66,12 +86,14 @@ class Bad(NamedTuple):
     def __str__(self) -> str:
         place = f":{self.number}" if self.noun == "line" else f", {self.noun} {self.number}"
         name = "standard input" if self.path == STDIN else self.path
-        return f"{name}{place if self.number else ''}: {self.reason}{': ' + self.detail if self.detail else ''}"
+        text = f"{name}{place if self.number else ''}: {self.reason}{': ' + self.detail if self.detail else ''}"
+        # Names in archives may be anything: nothing of them is a command to a terminal.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def natural_key(path: str) -> list:
     """Sort key in which `part_10` comes after `part_2`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", path))]
 
 
 def supported() -> str:
@@ -94,13 +116,28 @@ def kind_of(path: str) -> tuple[str, str]:
     for kind, suffixes in SUFFIXES.items():
         for suffix in suffixes:
             if stem.endswith(suffix):
-                packed = {".tgz": ".gz", ".txz": ".xz"}.get(suffix, "")
+                packed = PACKED.get(suffix, "")
                 if (compression and packed) or (compression and kind in ("zip", "parquet")):
                     break
                 return kind, packed or compression
     if stem.endswith("_data") and compression == ".xz":  # OpenWebText's archives, as lm_dataformat reads them
         return "tar", compression
-    raise DataError(f"{path}: unknown extension; readable are {supported()}")
+    raise DataError(f"{path}: {UNKNOWN}: {advice_on(path)}")
+
+
+def advice_on(path: str) -> str:
+    """What to do with a file that is not read."""
+    name = path.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return ADVICE.get(os.path.splitext(name)[1], f"readable are {supported()}")
+
+
+def is_marker(path: str) -> bool:
+    """Whether a path inside a folder or an archive is hidden, or what a tool leaves beside its files."""
+    *folders, name = path.replace("\\", "/").split("/")
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
+    return hidden or "__MACOSX" in folders or bool(MARKERS.fullmatch(name))
 
 
 def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:
@@ -118,7 +155,7 @@ def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:
             paths.append(given)
             continue
         try:
-            found = storage.list_files(given) if storage.is_folder(given) else storage.glob(given)
+            found = files_in(given) if storage.is_folder(given) else storage.glob(given)
             if not found and storage.exists(given):  # a name with characters of a pattern in it
                 found = [given]
         except OSError as error:
@@ -127,6 +164,12 @@ def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:
             raise DataError(f"{where} {given!r}: no files there")
         paths += sorted(found, key=natural_key)
     return list(dict.fromkeys(paths))
+
+
+def files_in(folder: str) -> list[str]:
+    """The files below a folder that may be inputs."""
+    before = len(storage.local(folder).rstrip("/")) + 1
+    return [path for path in storage.list_files(folder) if not is_marker(path[before:])]
 
 
 def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[list[InputFile], list[Bad]]:
@@ -145,9 +188,9 @@ def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[li
             kind, compression = kind_of(path)
             sources.append(InputFile(path, kind, compression, storage.size(path), storage.version(path)))
         except DataError as error:
-            bad.append(Bad(path, "", 0, "unknown extension", str(error).partition("unknown extension; ")[2]))
+            bad.append(Bad(path, "", 0, UNKNOWN, str(error).partition(f"{UNKNOWN}: ")[2]))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
+            bad.append(Bad(path, "", 0, UNREADABLE, reason_of(error)))
     return sources, bad
 
 
@@ -165,7 +208,7 @@ def decompressed(handle: Any, compression: str) -> BinaryIO:
         return handle if hasattr(handle, "peek") else io.BufferedReader(handle)
     if compression == ".zst":
         return io.BufferedReader(ZstandardStream(handle), DECOMPRESSED_BLOCK)
-    return gzip.open(handle) if compression == ".gz" else lzma.open(handle)  # type: ignore[return-value]
+    return {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}[compression](handle)  # type: ignore[operator]
 
 
 class ZstandardStream(io.RawIOBase):
@@ -181,6 +224,7 @@ class ZstandardStream(io.RawIOBase):
         self.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
         self.handle = handle
         self.frame: Any = None
+        self.waiting, self.at = b"", 0  # compressed data, and how much of it is done
         self.ready: memoryview = memoryview(b"")
 
     def readable(self) -> bool:
@@ -190,20 +234,23 @@ class ZstandardStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with what there is; 0 at the end."""
         while not self.ready:
-            unused: Optional[bytes] = None
-            if self.frame is not None and self.frame.eof:
-                unused, self.frame = self.frame.unused_data, None
-            data = unused or self.handle.read(1 << 18)
+            if self.at == len(self.waiting):
+                self.waiting, self.at = self.handle.read(1 << 18), 0
+            data = self.waiting[self.at : self.at + COMPRESSED_BLOCK]
             if not data:
                 if self.frame is not None:
                     raise EOFError("the compressed data breaks off before its end")
                 return 0
+            self.at += len(data)
             if self.frame is None:
                 self.frame = self.decompressor.decompressobj()
             try:
                 self.ready = memoryview(self.frame.decompress(data))
             except self.error as error:
                 raise ValueError(f"not Zstandard data, or damaged: {error}") from error
+            if self.frame.eof:
+                self.at -= len(self.frame.unused_data)
+                self.frame = None
         size = min(len(buffer), len(self.ready))
         buffer[:size] = self.ready[:size]
         self.ready = self.ready[size:]

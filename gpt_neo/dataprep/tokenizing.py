@@ -17,8 +17,8 @@ from gpt_neo.dataprep.options import Job
 from gpt_neo.dataprep.readers import Bad
 from gpt_neo.dataprep.spill import token_type, write_spill
 from gpt_neo.dataprep.units import Unit
-from gpt_neo.errors import DataError
-from gpt_neo.tokenizer import load_tokenizer
+from gpt_neo.errors import DataError, reason_of
+from gpt_neo.tokenizer import END_OF_TEXT, load_tokenizer
 
 
 @functools.lru_cache(maxsize=1)
@@ -59,6 +59,7 @@ def tokenize_unit(job: Job, unit: Unit) -> dict:
         "sets": work.totals.sets,
         "bad": [list(bad) for bad in work.totals.bad],
         "reasons": work.totals.reasons,
+        "signs": work.totals.signs,
     }
 
 
@@ -78,14 +79,34 @@ class UnitWork:
 
     def take(self, document: Document) -> None:
         """Take the next document."""
-        if self.job.options.ftfy:
-            document = document._replace(text=repair(document.text))
-        if self.job.options.wikitext_detokenize:
-            document = document._replace(text=detokenize_wikitext(document.text))
+        self.look_at(document)
+        if self.job.options.cleaned:
+            try:
+                document = document._replace(text=self.cleaned(document.text))
+            except (ValueError, LookupError, RecursionError) as error:  # of ftfy
+                self.flush()
+                self.refuse(document.bad(f"cannot be cleaned: {reason_of(error)}"))
+                return
         if self.waiting and self.size + len(document.text) > BLOCK:
             self.flush()
         self.waiting.append(document)
         self.size += len(document.text)
+
+    def cleaned(self, text: str) -> str:
+        """A text with the changes that were asked for."""
+        text = repair(text) if self.job.options.ftfy else text
+        return detokenize_wikitext(text) if self.job.options.wikitext_detokenize else text
+
+    def look_at(self, document: Document) -> None:
+        """Note what is probably not meant to be text."""
+        marks = document.text.count(END_OF_TEXT)
+        if marks:
+            self.totals.add_sign("end_of_text", marks, document.place)
+        if "\0" in document.text:
+            self.totals.add_sign("nul", 1, document.place)
+            for encoding, letters in (("utf-16-le", document.text[1:200:2]), ("utf-16-be", document.text[0:200:2])):
+                if letters and not letters.strip("\0"):
+                    self.totals.add_sign(encoding, 1, document.place)
 
     def flush(self) -> None:
         """Encode what is waiting."""
@@ -108,14 +129,16 @@ class UnitWork:
                 parts = np.split(ids.astype(self.separator.dtype), np.cumsum(counts)[:-1])
                 yield from ((document, [part]) for document, part in zip(waiting, parts))
                 return
-        except DataError:
-            pass  # one of them; which, the loop below finds
+        except Exception:  # of one of them, whatever `tokenizers` raises; which, the loop below finds
+            pass
         for document in waiting:
             try:
                 kind = self.separator.dtype
                 yield document, [block.astype(kind) for block in self.encoder.blocks(document.text)]
             except DataError as error:
                 yield document, document.bad(str(error))
+            except Exception as error:  # `tokenizers` has no class of its own for what it cannot do
+                yield document, document.bad(f"cannot be encoded: {reason_of(error)}")
 
     def refuse(self, bad: Bad) -> None:
         """Count a document that cannot be used."""

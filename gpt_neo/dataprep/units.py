@@ -84,7 +84,7 @@ def units_of(groups: Sequence[tuple[InputFile, ...]], rules: Rules, start: tuple
             if not part:
                 segments = tuple(Segment(source, 0, source.size) for source in group)
                 yield Unit(number, 0, True, sum(source.size for source in group), segments)
-        elif is_plain(group[0]):
+        elif is_plain(group[0]) and has_ranges(group[0], rules):
             yield from itertools.islice(plain_units(number, group[0], rules), part, None)
         elif group[0].kind in ("zip", "parquet"):
             yield from itertools.islice(archive_units(number, group[0]), part, None)
@@ -92,9 +92,19 @@ def units_of(groups: Sequence[tuple[InputFile, ...]], rules: Rules, start: tuple
             yield from stream_units(number, group[0], rules, part)
 
 
+def has_ranges(source: InputFile, rules: Rules) -> bool:
+    """Whether a plain file can be read from any place on: not so another encoding, or a text of many documents."""
+    if rules.encoding or (rules.split_on and source.kind == "text"):
+        return False
+    try:
+        return not streams.is_marked(source)
+    except OSError:
+        return True  # whoever reads it will say so
+
+
 def plain_units(group: int, source: InputFile, rules: Rules) -> Iterator[Unit]:
     """Units of a large file that can be read from any place on: ranges of bytes."""
-    whole = source.kind == "text" and (not rules.split or (rules.skip_bad and not streams.is_utf8(source)))
+    whole = source.kind == "text" and (not rules.split or (rules.skip_bad and not streams.can_be_cut(source)))
     starts = range(0, source.size, source.size if whole else UNIT_BYTES)
     for part, start in enumerate(starts):
         stop = min(start + starts.step, source.size)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -105,10 +106,11 @@ def version(path: str) -> str:
 
 
 def regular_stat(path: str) -> os.stat_result:
-    """Status of a local file; a folder is none."""
+    """Status of a local file; a folder is none, nor is a pipe, which a reader would wait for."""
     status = os.stat(local(path))
-    if os.path.isdir(local(path)):
-        raise FileNotFoundError(errno.ENOENT, "a folder, not a file", path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise FileNotFoundError(errno.ENOENT, f"{kind}, not a file", path)
     return status
 
 
@@ -145,7 +147,11 @@ def glob(pattern: str) -> list[str]:
 
 def open_read(path: str) -> BinaryIO:
     """Open for reading from any place (seekable)."""
-    return buckets.open_read(path) if is_remote(path) else open(local(path), "rb")
+    if is_remote(path):
+        return buckets.open_read(path)
+    if stat.S_ISFIFO(os.stat(local(path)).st_mode):
+        raise OSError(errno.ESPIPE, "a pipe, not a file", path)
+    return open(local(path), "rb")
 
 
 def read_bytes(path: str) -> bytes:
@@ -173,11 +179,16 @@ def read_json(path: str, kind: type[GptNeoError] = DataError, once: bool = False
         return found
 
     try:
-        value = json.loads(read_bytes(path).decode("utf-8"), object_pairs_hook=each_once)
+        data = read_bytes(path)
+        value = json.loads(data.decode(json.detect_encoding(data)), object_pairs_hook=each_once)
     except json.JSONDecodeError as error:
         raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise kind(f"{path}: not valid JSON: nested too deeply") from error
     except (OSError, UnicodeDecodeError) as error:
         raise kind(f"{path}: cannot be read: {reason_of(error)}") from error
+    except ValueError as error:  # Python's own limit
+        raise kind(f"{path}: not valid JSON: a number of more than 4,300 digits") from error
     if not isinstance(value, dict):
         raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

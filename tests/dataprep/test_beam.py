@@ -18,7 +18,7 @@ def beam():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"mode": "documents", "files_per": 20}, {"shuffle": True, "seed": 5, "deduplicate": True}, {"skip_bad": True}],
+    [{}, {"mode": "documents", "files_per": 20}, {"shuffle": True, "seed": 5, "deduplicate": True}, {"bad": "skip"}],
     ids=str,
 )
 def test_same_bytes_as_on_one_machine(beam, corpus, tmp_path, small_tokenizer, monkeypatch, changes):  # noqa: F811

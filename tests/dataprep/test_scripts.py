@@ -119,7 +119,7 @@ def test_train_tokenizer_from_any_reader(tmp_path, prose, capsys):
     (tmp_path / "in" / "b.txt").write_text(prose[20_000:30_000], encoding="utf-8")
     train = load("train_tokenizer")
     assert train("--base_dir", tmp_path / "in", "--vocab_size", 300, "--output_dir", tmp_path / "t1") == 0
-    assert "300 ids from 2 file(s)" in capsys.readouterr().out
+    assert "300 ids from 2 files" in capsys.readouterr().out
     assert (
         train(
             "--base_dir",

@@ -1,0 +1,86 @@
+"""Text of other encodings as UTF-8: what a byte-order mark says, else what --encoding says, else UTF-8 as it is."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from typing import Any, BinaryIO
+
+from gpt_neo.errors import DataError
+
+# The longer ones first: that of UTF-32 begins with that of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+LONGEST_MARK = 4
+BLOCK = 1 << 16  # bytes decoded at once
+
+
+def named_encoding(name: str) -> str:
+    """Python's name of an encoding; empty for UTF-8, which is the default.
+
+    Raises:
+      DataError: there is none of this name, or it is not one of text.
+    """
+    try:
+        found = codecs.lookup(name)
+        "".encode(found.name)  # refuses those that are not of text, such as base64
+    except LookupError as error:
+        raise DataError(
+            f"--encoding is {name!r}; expected one that Python knows, such as utf-16-le, latin-1, cp1252, shift_jis"
+        ) from error
+    return "" if found.name in ("utf-8", "utf-8-sig") else found.name
+
+
+def mark_of(head: bytes) -> tuple[bytes, str]:
+    """The byte-order mark that data begins with, and its encoding; both empty if there is none."""
+    return next((found for found in MARKS if head.startswith(found[0])), (b"", ""))
+
+
+def as_utf8(stream: Any, encoding: str = "") -> Any:
+    """A stream with `peek` as UTF-8 without a byte-order mark; bytes that the encoding has not become no UTF-8.
+
+    Args:
+      encoding: of data without a mark; empty for UTF-8.
+    """
+    mark, marked = mark_of(stream.peek(LONGEST_MARK)[:LONGEST_MARK])
+    stream.read(len(mark))
+    encoding = marked or encoding
+    if encoding in ("", "utf-8"):
+        return stream
+    return io.BufferedReader(Transcoded(stream, encoding), 1 << 20)
+
+
+class Transcoded(io.RawIOBase):
+    """The text of a stream in UTF-8. What cannot be decoded becomes bytes that are no UTF-8 either, so that a reader
+    of lines or documents finds the one that is wrong."""
+
+    def __init__(self, handle: BinaryIO, encoding: str) -> None:
+        wide = encoding.startswith(("utf-16", "utf-32"))
+        self.decoder = codecs.getincrementaldecoder(encoding)("surrogatepass" if wide else "surrogateescape")
+        self.handle: Any = handle
+        self.ready, self.ended = memoryview(b""), False
+
+    def readable(self) -> bool:
+        """It is for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with what there is; 0 at the end."""
+        while not self.ready and not self.ended:
+            data = self.handle.read1(BLOCK)
+            self.ended = not data
+            try:
+                text = self.decoder.decode(data, final=self.ended).encode("utf-8", "surrogatepass")
+            except UnicodeDecodeError:
+                self.decoder.reset()
+                text = b"\xff"
+            self.ready = memoryview(text)
+        size = min(len(buffer), len(self.ready))
+        buffer[:size] = self.ready[:size]
+        self.ready = self.ready[size:]
+        return size
