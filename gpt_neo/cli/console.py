@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Optional
 
 from gpt_neo.config.estimate import Memory, count_parameters
 from gpt_neo.config.schema import RunConfig
+from gpt_neo.errors import counted
 
 if TYPE_CHECKING:  # a command that only plans does without TensorFlow
     from gpt_neo.runtime.hooks import Progress
@@ -46,7 +47,7 @@ def model_text(run: RunConfig) -> str:
     model = run.model
     kinds = ", ".join(f"{model.attention_types.count(k)} {k}" for k in dict.fromkeys(model.attention_types))
     return (
-        f"model     {run.name}: {count_parameters(model):,} parameters, {model.n_layer} layers ({kinds}), "
+        f"model     {run.name}: {count_parameters(model):,} parameters, {counted(model.n_layer, 'layer')} ({kinds}), "
         f"n_embd {model.n_embd}, n_ctx {model.n_ctx}, {model.precision}"
     )
 

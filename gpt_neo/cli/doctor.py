@@ -45,14 +45,15 @@ class Line:
 def doctor(options: Doctor) -> int:
     """Print the lines."""
     quiet.silence(verbose=False)
-    run = load_run(options.model, options.set) if options.model else None
+    run = load_run(options.model, options.set, needs_data=False) if options.model else None
     wrong = 0
     for line in findings(options, run):
         wrong += bool(line.advice)
         print(f"{'wrong' if line.advice else 'ok   '}  {line.subject:10s} {line.text}", flush=True)
         if line.advice:
             print(f"       {'':10s} what to do: {line.advice}", flush=True)
-    print(f"{wrong} of these lines need something done" if wrong else "all is well")
+    several = f"{wrong} of these lines need" if wrong > 1 else "one of these lines needs"
+    print(f"{several} something done" if wrong else "all is well")
     return 1 if wrong else 0
 
 
@@ -66,6 +67,10 @@ def findings(options: Doctor, run: Optional[RunConfig]) -> Iterator[Line]:
     folder = model_folder(run) if run else os.getcwd()
     if not scheme_of(folder):
         yield disk_line(folder, run)
+    there = {ref.name for ref, _ in run.datasets} if run else set()
+    for name in [ref.name for ref in run.training.datasets if ref.name not in there] if run else ():
+        advice = f"gpt-neo prepare --name {name} --write_dataset_config makes one"
+        yield Line("data", f"dataset {name!r} has no config", advice)
     if imported.advice:
         return
     yield device_line()

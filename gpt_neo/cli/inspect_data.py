@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpt_neo.cli.tool_options import InspectData
 from gpt_neo.dataprep.survey import draw_lengths, survey
+from gpt_neo.errors import counted
 
 
 def inspect_data(options: InspectData) -> int:
@@ -14,9 +15,15 @@ def inspect_data(options: InspectData) -> int:
     if found.samples:
         print("---")
     low, middle, high = found.quantiles(0, 0.5, 1)
-    print(f"records    {found.records:,} in {found.files:,} file(s), {found.tokens:,} tokens")
+    print(f"records    {found.records:,} in {counted(found.files, 'file')}, {found.tokens:,} tokens")
     print(f"lengths    {found.shortest:,} to {found.longest:,} tokens a record")
-    print(f"documents  {len(found.documents):,}, of {low:,} to {high:,} tokens, half of them up to {middle:,}")
+    if found.shuffled and not len(found.documents):
+        print("documents  their lengths are not known: the records are shuffled, and their manifest does not tell")
+    else:
+        whole = " (of the whole set, by its manifest, as the records are shuffled)" if found.shuffled else ""
+        print(
+            f"documents  {len(found.documents):,}, of {low:,} to {high:,} tokens, half of them up to {middle:,}{whole}"
+        )
     print(f"ids        {found.smallest} to {found.largest} (tokenizer {found.tokenizer}: {found.n_vocab} ids)")
     for warning in found.warnings:
         print(f"WARNING    {warning}")

@@ -13,12 +13,12 @@ from gpt_neo.config.estimate import microbatches, training_memory
 from gpt_neo.config.layouts import dimension_sizes
 from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.records import count_from_name, count_records
+from gpt_neo.dataprep.records import count_from_name, count_records, records_only
 
 
 def show_plan(options: Plan) -> int:
     """Print parameters, memory, tokens per step, steps per epoch and whether the layout divides."""
-    job = load_job(options.model, quiet=options.compile.json)
+    job = load_job(options.model, quiet=options.compile.json, needs_data=False)
     if options.compile.compile_for:
         from gpt_neo.cli.compile_for import compile_for
 
@@ -48,7 +48,7 @@ def epoch_text(run: RunConfig) -> str:
     """Steps per epoch, where the records can be counted without a download."""
     parts = []
     for ref, dataset in run.datasets:
-        paths = glob.glob(dataset.path)
+        paths = records_only(glob.glob(dataset.path))
         if not paths:
             parts.append(f"{ref.name}: no local records match {dataset.path}, so the steps per epoch are unknown")
             continue
@@ -59,6 +59,11 @@ def epoch_text(run: RunConfig) -> str:
             f"{ref.name}: {count:,} records, {steps:,.1f} steps per epoch, "
             f"{run.training.train_steps / steps if steps else 0:.2f} epochs"
         )
+    there = {ref.name for ref, _ in run.datasets}
+    missing = [ref.name for ref in run.training.datasets if ref.name not in there]
+    parts += [
+        f"{name}: there is no dataset config of this name, so the steps per epoch are unknown" for name in missing
+    ]
     return "; ".join(parts) or "no dataset"
 
 

@@ -15,7 +15,7 @@ from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import ConfigError, DataError, counted
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.sampling.batches import BatchSampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
@@ -213,7 +213,10 @@ def answer(
     ids = tokenizer.encode(text)
     _, cut, room = fit_prompt(ids, sampler.config.n_ctx, options.max_tokens)
     if cut:
-        note(f"the prompt has {len(ids)} tokens; its first {cut} do not fit beside {room} new ones")
+        note(
+            f"the prompt has {len(ids):,} tokens: its first {cut:,} are left out, so that {counted(room, 'new token')} "
+            "fit into n_ctx"
+        )
     began, count = time.monotonic(), 0
     first: Optional[float] = None
     streams = [TextStream(tokenizer, ids) for _ in range(num_samples)]

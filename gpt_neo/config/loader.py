@@ -25,7 +25,9 @@ RECORD = re.compile(r"model\.ckpt-(\d+)\.json")  # gpt_neo/checkpoint/provenance
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
 
-def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: str = CONFIG_DIR) -> RunConfig:
+def load_config(
+    name_or_path: str, overrides: Sequence[str] = (), config_dir: str = CONFIG_DIR, needs_data: bool = True
+) -> RunConfig:
     """Load a model config by name or path, from any working directory.
 
     Args:
@@ -33,6 +35,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: st
         its newest checkpoint says.
       overrides: `key=value` strings, the value in JSON or bare text.
       config_dir: where names and dataset ids are looked up.
+      needs_data: refuse a dataset without a config; otherwise it is left out of `datasets`.
 
     Raises:
       ConfigError: the file is missing or broken, or a key is unknown, of the wrong type, out of range or
@@ -47,7 +50,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = (), config_dir: st
     reject_unknown(raw, known_keys() | set(legacy.SPELLINGS), path)
     sections = build_sections(raw, path)
     check_rules(sections, path)
-    datasets = load_datasets(sections["training"].datasets, path, config_dir)
+    refs = sections["training"].datasets
+    if not needs_data:
+        refs = [ref for ref in refs if find_dataset(ref.name, path, config_dir)]
+    datasets = load_datasets(refs, path, config_dir)
     return RunConfig(source=path, name=run_name(path), datasets=datasets, notes=notes, **sections)
 
 
@@ -266,16 +272,25 @@ def load_datasets(refs: Sequence[DatasetRef], path: str, config_dir: str) -> tup
 
 def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
     """Load one dataset config by id or path."""
-    folders = [
-        "",
-        os.path.join(os.path.dirname(os.path.abspath(path)), "dataset_configs"),
-        os.path.join(config_dir, "dataset_configs"),
-    ]
-    for folder in folders:
+    found = find_dataset(name, path, config_dir)
+    if not found:
+        folders = ", ".join(dataset_folders(path, config_dir))
+        raise ConfigError(f"{path}: dataset {name!r} has no file; looked for {name}.json in {folders}")
+    raw = storage.read_json(found, ConfigError, once=True)
+    reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, found)
+    return build_dataclass(DatasetConfig, raw, found)
+
+
+def find_dataset(name: str, path: str, config_dir: str) -> str:
+    """The file of a dataset config; empty if there is none."""
+    for folder in ("", *dataset_folders(path, config_dir)):
         for file_name in (name, name + ".json"):
-            candidate = os.path.join(folder, file_name)
-            if os.path.isfile(candidate):
-                raw = storage.read_json(candidate, ConfigError, once=True)
-                reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, candidate)
-                return build_dataclass(DatasetConfig, raw, candidate)
-    raise ConfigError(f"{path}: dataset {name!r} has no file; looked for {name}.json in {', '.join(folders[1:])}")
+            if os.path.isfile(os.path.join(folder, file_name)):
+                return os.path.join(folder, file_name)
+    return ""
+
+
+def dataset_folders(path: str, config_dir: str) -> list[str]:
+    """Where dataset configs lie: beside a model config, and beside those that are shipped."""
+    beside = os.path.dirname(os.path.abspath(path))
+    return [os.path.join(beside, "dataset_configs"), os.path.join(config_dir, "dataset_configs")]

@@ -72,6 +72,7 @@ class Totals:
       sets: documents, bytes and tokens read of each of The Pile's sets.
       bad: the first places that could not be read.
       reasons: documents that could not be read, by reason.
+      lengths: documents by tokens, of a shuffled set, whose records no longer tell them.
       signs: what a person should know of texts that were taken as they are: how often, and the first place.
     """
 
@@ -81,6 +82,7 @@ class Totals:
         self.bad: list[Bad] = []
         self.reasons: dict[str, int] = {}
         self.signs: dict[str, list] = {}
+        self.lengths: dict[int, int] = {}
 
     def add(self, line: Mapping) -> None:
         """Add a unit's line of the ledger."""

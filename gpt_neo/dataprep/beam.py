@@ -16,7 +16,7 @@ from gpt_neo.dataprep.options import Job, PrepareOptions
 from gpt_neo.dataprep.packing import Shard
 from gpt_neo.dataprep.prepare import check_output, inputs_of, job_of, stop_at_bad
 from gpt_neo.dataprep.readers import STDIN, Bad, InputFile
-from gpt_neo.dataprep.shards import Plan, lay_out, write_shard
+from gpt_neo.dataprep.shards import Plan, document_lengths, lay_out, write_shard
 from gpt_neo.dataprep.tokenizing import tokenize_unit
 from gpt_neo.dataprep.units import Unit, groups_of, units_of
 from gpt_neo.errors import DataError, GptNeoError
@@ -97,6 +97,7 @@ def laid_out_files(_: None, lines: Iterable[dict], job: Job) -> tuple[Plan, list
         totals.add(line)
     plan, shards, change = lay_out(job, ordered)
     totals.account.add(change.counts())
+    totals.lengths = document_lengths(job, ordered)
     return plan, shards, totals
 
 
@@ -106,6 +107,7 @@ def finished(found: tuple[Plan, list[Shard], Totals], files: Iterable[dict], job
     totals.add_bad(bad)
     ours = found[2]
     parts = {"sets": ours.sets, "bad": ours.bad, "reasons": ours.reasons, "signs": ours.signs}
+    totals.lengths = ours.lengths
     totals.add({"account": ours.account.counts(), **parts})
     tokenizer = load_tokenizer(job.options.encoder_path)
     ordered = sorted(files, key=lambda entry: entry["shard"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Optional
 
 from gpt_neo import storage
@@ -72,12 +74,29 @@ def build_manifest(
         "sets": {name: dict(zip(("documents", "bytes", "tokens"), counts)) for name, counts in totals.sets.items()},
         "bad_documents": {"reasons": totals.reasons, "first": [str(found) for found in with_lines(totals.bad)]},
         "signs": totals.signs,
+        **(
+            {"document_tokens": {str(n): count for n, count in sorted(totals.lengths.items())}}
+            if totals.lengths
+            else {}
+        ),
     }
 
 
 def write_manifest(options: PrepareOptions, manifest: dict) -> None:
     """Write it beside the records."""
     storage.write_bytes(manifest_path(options), to_json(manifest))
+
+
+def manifests_of(paths: Iterable[str]) -> dict[str, dict]:
+    """Path to manifest of `<name>_manifest.json` beside files `<name>_<shard>_<records>.tfrecords`, where it is one."""
+    stems = dict.fromkeys(re.sub(r"(_\d+)+\.tfrecords?$", "", path) for path in paths)
+    found = {}
+    for path in (f"{stem}_manifest.json" for stem in stems):
+        with contextlib.suppress(DataError):  # none, or something else of that name: the records speak for themselves
+            manifest = storage.read_json(path)
+            if isinstance(manifest.get("tokenizer"), dict) and isinstance(manifest.get("files"), list):
+                found[path] = manifest
+    return found
 
 
 def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None) -> dict:

@@ -21,7 +21,7 @@ from gpt_neo.dataprep.options import Job, PrepareOptions, separator_of
 from gpt_neo.dataprep.packing import Packing, Shard
 from gpt_neo.dataprep.pool import AHEAD, workers
 from gpt_neo.dataprep.readers import Bad, InputFile, find_sources
-from gpt_neo.dataprep.shards import Plan, extent_of, lay_out, write_shard
+from gpt_neo.dataprep.shards import Plan, document_lengths, extent_of, lay_out, write_shard
 from gpt_neo.dataprep.tokenizing import tokenize_unit
 from gpt_neo.dataprep.units import groups_of, units_of
 from gpt_neo.errors import DataError, reason_of
@@ -131,9 +131,10 @@ def check_output(job: Job) -> None:
     except OSError as error:
         raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
     if stale and not unfinished:
+        more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
         raise DataError(
-            f"--output_dir {options.output_dir!r} already holds {os.path.basename(stale[0])} and {len(stale) - 1} "
-            f"more of --name {options.name}; choose another name or folder, or remove them"
+            f"--output_dir {options.output_dir!r} already holds {os.path.basename(stale[0])}{more} of --name "
+            f"{options.name}: choose another name or folder, or remove what is there"
         )
 
 
@@ -207,6 +208,7 @@ class Run:
         if self.job.options.whole_set:
             plan, shards, change = lay_out(self.job, self.ledger.units)
             self.totals.account.add(change.counts())
+            self.totals.lengths = document_lengths(self.job, self.ledger.units)
         else:
             shards = self.packing.finish()
             self.totals.account.fill_tokens += sum(shard.fill for shard in shards)

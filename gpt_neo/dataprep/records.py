@@ -5,6 +5,7 @@ Written and read without TensorFlow, which takes seconds to import; tests hold b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -15,10 +16,20 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from gpt_neo import storage
-from gpt_neo.errors import DataError
+from gpt_neo.dataprep.readers import is_marker
+from gpt_neo.errors import DataError, reason_of
 from gpt_neo.wire import byte_fields, bytes_field, masked_checksum, varint
 
 FEATURE = "text"
+COMPRESSED = {  # first bytes -> what undoes it
+    b"\x1f\x8b": "gzip -d",
+    b"x\x01": "zlib",
+    b"x\x9c": "zlib",
+    b"x\xda": "zlib",
+    b"\x28\xb5\x2f\xfd": "zstd -d",
+    b"\xfd7zXZ": "xz -d",
+    b"BZh": "bzip2 -d",
+}
 BLOCK = 1 << 22  # numbers packed at once
 
 
@@ -125,6 +136,15 @@ def parse_example(data: bytes) -> np.ndarray:
     raise ValueError(f"no feature {FEATURE!r}")
 
 
+@contextlib.contextmanager
+def unreadable(path: str) -> Iterator[None]:
+    """Context in which a failing disk is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
+
+
 def read_records(path: str) -> Iterator[np.ndarray]:
     """Yield the records of a file, int64 [tokens] each.
 
@@ -138,13 +158,29 @@ def read_records(path: str) -> Iterator[np.ndarray]:
             raise DataError(f"{path}: record at byte {offset}: {error}") from error
 
 
+def records_only(paths: Sequence[str]) -> list[str]:
+    """Files that a pattern found, without what is beside records: manifests, hidden files, marks of other tools."""
+    return [path for path in paths if not path.endswith("_manifest.json") and not is_marker(path.rsplit("/", 1)[-1])]
+
+
+def check_head(path: str, offset: int, head: bytes) -> None:
+    """Check the length of a record, its first 12 bytes.
+
+    Raises:
+      DataError: its checksum is wrong, or the file is compressed.
+    """
+    if struct.unpack("<I", head[8:])[0] == masked_checksum(head[:8]):
+        return
+    undone = next((tool for magic, tool in COMPRESSED.items() if head.startswith(magic)), "") if not offset else ""
+    if undone:
+        raise DataError(f"{path}: it is compressed; records are read as they are: unpack it first ({undone})")
+    raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong")
+
+
 def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, serialised record), both checksums verified."""
-    try:
-        whole, handle = storage.size(path), storage.open_read(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    with handle:
+    with unreadable(path), storage.open_read(path) as handle:
+        whole = storage.size(path)
         offset = 0
         while True:
             head = handle.read(12)
@@ -152,8 +188,7 @@ def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
                 return
             if len(head) < 12:
                 raise DataError(f"{path}: record at byte {offset} is cut off")
-            if struct.unpack("<I", head[8:])[0] != masked_checksum(head[:8]):
-                raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong")
+            check_head(path, offset, head)
             size = struct.unpack("<Q", head[:8])[0]
             # A length may be right by its checksum and wrong all the same: no memory is asked for what is not there.
             body = handle.read(size + 4) if offset + 16 + size <= whole else b""
@@ -172,14 +207,20 @@ def count_from_name(path: str) -> Optional[int]:
 
 
 def count_records(path: str) -> int:
-    """The number of records of a file, from the lengths alone; a record that is cut off does not count."""
-    count, offset, size = 0, 0, storage.size(path)
-    with storage.open_read(path) as handle:
+    """The number of records of a file, from the lengths alone; a record that is cut off does not count.
+
+    Raises:
+      DataError: it cannot be read, is damaged or compressed.
+    """
+    count = offset = 0
+    with unreadable(path), storage.open_read(path) as handle:
+        size = storage.size(path)
         while True:
-            head = handle.read(8)
-            if len(head) < 8:
+            head = handle.read(12)
+            if len(head) < 12:
                 return count
-            offset += 16 + struct.unpack("<Q", head)[0]
+            check_head(path, offset, head)
+            offset += 16 + struct.unpack("<Q", head[:8])[0]
             if offset > size:
                 return count
             count += 1

@@ -19,6 +19,7 @@ from gpt_neo.dataprep.records import encode_rows, framed_example
 BLOCK = 1 << 20  # ids handled at once
 ROWS = 512  # records encoded at once
 WINDOW_TOKENS = 1 << 25  # ids of the records that are shuffled together
+EXACT_BITS = 11  # of a document's length
 UNITS = "units"  # file of the numbers of all units
 BUCKET_EXTENT = 1 << 25  # ids of the documents that are shuffled together; ranges of the random keys
 
@@ -181,6 +182,24 @@ def plan_whole_set(job: Job, lines: Sequence[dict]) -> tuple[Plan, list[tuple[in
         if plan.buckets:
             np.add.at(sizes, np.searchsorted(edges, index["key"], side="right"), each)
     return plan, list(enumerate(sizes.tolist())) if plan.buckets else extents
+
+
+def document_lengths(job: Job, lines: Sequence[dict]) -> dict[int, int]:
+    """Documents by tokens, separators not counted, of a set whose records are shuffled: they no longer tell it.
+
+    Lengths of more than EXACT_BITS bits are rounded down to as many, by at most one thousandth.
+    """
+    if not job.options.shuffle or job.options.mode != "chunks":
+        return {}
+    found: dict[int, int] = {}
+    for line in lines:
+        lengths = spill.kept_documents(job, line["unit"])["length"] - len(job.separator)
+        bits = np.frexp(lengths.astype(np.float64))[1] - EXACT_BITS
+        shift = np.maximum(bits, 0)
+        values, counts = np.unique((lengths >> shift) << shift, return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist()):
+            found[value] = found.get(value, 0) + count
+    return found
 
 
 def lay_out(job: Job, lines: Sequence[dict]) -> tuple[Plan, list[Shard], Account]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import re
+import os
 from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
 
 from gpt_neo import storage
+from gpt_neo.dataprep.manifest import manifests_of
 from gpt_neo.dataprep.readers import natural_key
-from gpt_neo.dataprep.records import count_from_name, read_records
+from gpt_neo.dataprep.records import count_from_name, read_records, records_only
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.plots import picture
 from gpt_neo.tokenizer import load_tokenizer
@@ -53,6 +54,7 @@ class Survey(Figures):
     Attributes:
       separator: id between documents; None if each record is one.
       documents: tokens of each document, separators not counted, int64 [documents].
+      shuffled: whether the records are, so that `documents` is of the whole set, as its manifest says; or empty.
       samples: (place, text) of the first records.
       warnings: what does not fit.
     """
@@ -62,6 +64,7 @@ class Survey(Figures):
     separator: Optional[int] = None
     files: int = 0
     documents: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    shuffled: bool = False
     samples: list = dataclasses.field(default_factory=list)
     warnings: list = dataclasses.field(default_factory=list)
 
@@ -121,6 +124,7 @@ def survey(
     """
     paths = find_records(patterns)
     manifest = manifest_of(paths[0])
+    shuffled = manifest.get("shuffle") is True and manifest.get("mode") == "chunks"
     tokenizer = load_tokenizer(encoder_path or manifest.get("tokenizer", {}).get("path"))
     if separator is None and manifest.get("mode") != "documents":
         separator = (manifest.get("separator") or [tokenizer.eos_id])[-1]
@@ -137,14 +141,17 @@ def survey(
         promised, there = count_from_name(path), found.records - before
         if promised not in (None, there):
             found.warnings.append(f"{path}: its name promises {promised:,} records, it holds {there:,}")
-    found.files, found.documents = len(paths), lengths.all()
+    found.files, found.documents, found.shuffled = len(paths), lengths.all(), shuffled
+    if shuffled:  # a document goes on in a record that stands elsewhere
+        known = {int(tokens): int(count) for tokens, count in manifest.get("document_tokens", {}).items()}
+        found.documents = np.repeat(np.array([*known], np.int64), [*known.values()])
     if found.largest >= tokenizer.n_vocab:
         found.warnings.append(f"id {found.largest} reaches the {tokenizer.n_vocab} ids of tokenizer {tokenizer.name}")
     return found
 
 
 def find_records(patterns: Sequence[str]) -> list[str]:
-    """Files of patterns and paths, in natural order.
+    """Files of patterns, folders and paths, in natural order.
 
     Raises:
       DataError: one of them gives no file.
@@ -152,22 +159,26 @@ def find_records(patterns: Sequence[str]) -> list[str]:
     paths: list[str] = []
     for pattern in patterns:
         try:
-            found = [pattern] if storage.exists(pattern) else storage.glob(pattern)
+            if storage.exists(pattern):
+                found = [pattern]
+            elif storage.is_folder(pattern):
+                found = [path for path in storage.list_files(pattern) if ".tfrecord" in os.path.basename(path)]
+            else:
+                found = records_only(storage.glob(pattern))
         except OSError as error:
             raise DataError(f"{pattern}: cannot be listed: {reason_of(error)}") from error
         if not found:
-            raise DataError(f"{pattern}: no such file, and no file matches it")
+            where = (
+                "no .tfrecords in this folder" if storage.is_folder(pattern) else "no such file, and no file matches it"
+            )
+            raise DataError(f"{pattern}: {where}")
         paths += sorted(found, key=natural_key)
     return list(dict.fromkeys(paths))
 
 
 def manifest_of(path: str) -> dict:
-    """The manifest of a file of records: `<name>_manifest.json` for `<name>_<shard>_<records>.tfrecords`; or empty."""
-    stem = re.sub(r"(_\d+)+\.tfrecords?$", "", path)
-    try:
-        return storage.read_json(f"{stem}_manifest.json")
-    except DataError:
-        return {}  # records from elsewhere: everything is known from the records themselves
+    """The manifest of a file of records, or empty: see `manifests_of`."""
+    return next(iter(manifests_of([path]).values()), {})
 
 
 def draw_lengths(found: Survey, path: str) -> None:

@@ -10,12 +10,13 @@ from typing import Optional
 
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
-from gpt_neo.dataprep.records import count_from_name, count_records
+from gpt_neo.dataprep.records import count_from_name, count_records, records_only
 from gpt_neo.errors import ConfigError, DataError, reason_of
 from gpt_neo.inputs.seeds import salt
 from gpt_neo.mtf_compat import tf
 from gpt_neo.storage import tensorflow as files
 
+RECORD = 16  # bytes that a record takes at least
 CHUNKS, FIXED, RANDOM = "chunks", "documents_fixed", "documents_random"
 
 
@@ -152,7 +153,7 @@ def find_records(pattern: str, where: str) -> list[str]:
       DataError: there are none.
     """
     try:
-        paths = files.glob(pattern)
+        paths = records_only(files.glob(pattern))
     except OSError as error:
         raise DataError(f"{where}: {pattern!r} cannot be listed: {reason_of(error)}") from error
     if not paths:
@@ -169,6 +170,9 @@ def record_counts(paths: Sequence[str]) -> list[int]:
     named = [count_from_name(path) for path in paths]
     remote = [path for path, count in zip(paths, named) if count is None and not os.path.exists(path)]
     counted = dict(zip(remote, count_remote(remote)))
+    for path, count in zip(paths, named):
+        if count is not None and os.path.exists(path) and count * RECORD > os.path.getsize(path):
+            raise DataError(f"{path}: its name promises {count:,} records, more than a file of its size holds")
     counts = [
         counted[path] if path in counted else count_records(path) if count is None else count
         for path, count in zip(paths, named)

@@ -6,8 +6,8 @@ import glob
 import os
 from typing import Optional
 
-from gpt_neo import storage
 from gpt_neo.config.schema import DatasetConfig, RunConfig
+from gpt_neo.dataprep.manifest import manifests_of
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
@@ -35,6 +35,14 @@ def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
     Raises:
       DataError: the tokenizer has more ids than the model, or is another than the records were made with.
     """
+    manifests = manifests_of(glob.glob(dataset.path))  # not those of other sets in the same folder
+    made_with = {found["tokenizer"].get("fingerprint"): path for path, found in manifests.items()}
+    if len(made_with) > 1:
+        one, other, *_ = made_with.values()
+        raise DataError(
+            f"dataset {name!r}: its records were made with several tokenizers, as {one} and {other} say: ids would "
+            "clash; give path a pattern that matches those of one"
+        )
     if not dataset.tokenizer_path:
         return
     tokenizer = dataset_tokenizer(dataset)
@@ -43,10 +51,9 @@ def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
             f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model n_vocab {run.model.n_vocab}: "
             "raise n_vocab or take the tokenizer that belongs to the model"
         )
-    for path in glob.glob(os.path.join(os.path.dirname(dataset.path), "*_manifest.json")):
-        made_with = storage.read_json(path).get("tokenizer", {})
-        if made_with.get("fingerprint") not in (None, tokenizer.fingerprint):
+    for path, found in manifests.items():
+        if found["tokenizer"].get("fingerprint") not in (None, tokenizer.fingerprint):
             raise DataError(
-                f"dataset {name!r}: {path} says its records were made with {made_with.get('path')}, "
+                f"dataset {name!r}: {path} says its records were made with {found['tokenizer'].get('path')}, "
                 f"which differs from tokenizer_path {tokenizer.name}"
             )

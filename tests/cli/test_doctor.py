@@ -58,7 +58,18 @@ def test_what_is_wrong_is_said_with_what_to_do(run, world, monkeypatch):
         ("model_path '/proc/x/run' cannot be written", "correct the path"),
     ]:
         assert re.search(rf"^wrong  .*{re.escape(line)}.*\n +what to do: .*{re.escape(todo)}", out, re.M), (line, out)
-    assert re.search(r"^\d+ of these lines need something done$", out, re.M)
+    assert re.search(r"^\d+ of these lines needs? something done$", out, re.M)
+
+
+def test_a_config_whose_data_is_not_there_yet(run, world, capsys):
+    path = world.config("dataless", datasets=["not_made"])
+    status, out = run("--model", path)
+    assert status == 1 and re.search(
+        r"^wrong  data       dataset 'not_made' has no config\n +what to do: .*prepare", out, re.M
+    )
+    assert out.count("\nwrong") > 1 or "one of these lines needs something done" in out
+    assert main(["plan", str(path)]) == 0
+    assert "epoch     not_made: there is no dataset config of this name" in capsys.readouterr().out
 
 
 def test_a_tpu(run, monkeypatch):

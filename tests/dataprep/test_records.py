@@ -1,5 +1,10 @@
 """TFRecords: the bytes of TensorFlow's writer, read back; damage is named."""
 
+import bz2
+import gzip
+import lzma
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +21,7 @@ from gpt_neo.dataprep.records import (
     pack_varints,
     parse_example,
     read_records,
+    records_only,
     unpack_varints,
 )
 from gpt_neo.errors import DataError
@@ -82,3 +88,17 @@ def test_damage_is_named(tmp_path, cut, message):
     open(path, "wb").write(bytes(flipped))
     with pytest.raises(DataError, match="record at byte 0 is damaged: its checksum is wrong"):
         list(read_records(path))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, lzma.compress, bz2.compress])
+def test_compressed_records_are_called_so(tmp_path, pack):
+    path = tmp_path / "a_0_9.tfrecords"
+    path.write_bytes(pack(frame(encode_example([1, 2, 3])) * 9))
+    for read in (lambda: list(read_records(str(path))), lambda: count_records(str(path))):
+        with pytest.raises(DataError, match="it is compressed; records are read as they are: unpack it first"):
+            read()
+
+
+def test_patterns_leave_out_what_is_beside_records():
+    names = ["a_0_1.tfrecords", "a_manifest.json", "b.records", "x/_SUCCESS", ".hidden", "notes.json"]
+    assert records_only(names) == ["a_0_1.tfrecords", "b.records", "notes.json"]

@@ -13,6 +13,7 @@ import pytest
 from gpt_neo.cli.common import run_command
 from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.dataprep.survey import Lengths, manifest_of, survey
+from gpt_neo.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 from tests.dataprep.test_prepare import contents, write_lines
 
@@ -99,6 +100,30 @@ def test_inspect_warns_and_refuses(prepared, tmp_path, capsys):
     assert "its name promises 7 records, it holds 1" in out and "id 60000 reaches the 50257 ids" in out
     assert load("inspect")(tmp_path / "none*") == 2
     assert "no such file, and no file matches it" in capsys.readouterr().err
+
+
+def test_inspect_of_a_folder_of_shuffled_records(tmp_path, small_tokenizer, capsys, prose):
+    texts = [prose[i * 50 : i * 50 + 7 * i] for i in range(1, 200)] + ["again"] * 2
+    write_lines(tmp_path / "in.jsonl", texts)
+    arguments = ["--input_dir", tmp_path / "in.jsonl", "--output_dir", tmp_path / "out", "--deduplicate", "--shuffle"]
+    arguments += ["--encoder_path", small_tokenizer, "--chunk_size", 64, "--processes", 1]
+    assert load("create_tfrecords")(*arguments) == 0
+    tokenizer = load_tokenizer(small_tokenizer)
+    lengths = sorted(len(tokenizer.encode(text)) for text in texts[:-1])
+    for where in (tmp_path / "out", tmp_path / "out" / "data_*"):
+        capsys.readouterr()
+        assert load("inspect")(where) == 0
+        out = capsys.readouterr().out
+        expected = (
+            f"documents  200, of {lengths[0]:,} to {lengths[-1]:,} tokens, half of them up to {lengths[99]:,} (of"
+        )
+        assert expected in out
+    manifest = manifest_of(glob.glob(str(tmp_path / "out" / "*.tfrecords"))[0])
+    del manifest["document_tokens"]
+    (tmp_path / "out" / "data_manifest.json").write_text(json.dumps(manifest))
+    assert load("inspect")(tmp_path / "out") == 0 and "lengths are not known" in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    assert load("inspect")(tmp_path / "none") == 2 and "no .tfrecords in this folder" in capsys.readouterr().err
 
 
 def test_lengths_of_documents_across_records():

@@ -1,17 +1,20 @@
 """Which files are read and how; every mistake and every kind of damage in one clear line."""
 
 import dataclasses
+import json
 import os
 import shutil
 
 import pytest
 
-from gpt_neo.config.schema import DatasetRef
+from gpt_neo.config.schema import DatasetConfig, DatasetRef
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import count_remote, evaluation_sources, record_counts, training_sources
+from gpt_neo.inputs.tokenizers import check_tokenizer
 from gpt_neo.inputs.train_input import training_batches
 from gpt_neo.mtf_compat import tf
+from gpt_neo.tokenizer import load_tokenizer
 from tests.inputs.conftest import N_CTX, N_VOCAB, make_run, take
 
 CHUNK = [5] * (N_CTX + 1)
@@ -150,3 +153,38 @@ def test_other_errors_of_the_pipeline_are_one_line(two):
     error = tf.errors.UnavailableError(None, None, "Graph execution error:\n\nNode: 'IteratorGetNext'\nno route")
     line = str(preflight.explain_damage(error, run, training_sources(run), 0, 4))
     assert line == "records cannot be read: no route"
+
+
+def test_manifests_of_other_sets_in_the_folder_do_not_matter(shelf, tmp_path):
+    path = shutil.copy(shelf.write("mine", [[CHUNK]]).path.replace("*", "0_1"), tmp_path / "mine_0_1.tfrecords")
+    shutil.copy(path, tmp_path / "own_0_1.tfrecords")
+    gpt2 = load_tokenizer("gpt2").fingerprint
+
+    def write(name, value):
+        (tmp_path / name).write_text(json.dumps(value))
+
+    write("own_manifest.json", {"tokenizer": {"fingerprint": "other", "path": "own.json"}, "files": []})
+    for strange in ([1], {"tokenizer": "gpt2", "files": []}, {"tokenizer": {}}, "x"):
+        write("mine_manifest.json", strange)
+        write("web_manifest.json", strange)
+        config = DatasetConfig(path=str(tmp_path / "mine_*"), tokenizer_path="gpt2")
+        run = make_run([("a", config)])
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, n_vocab=50257))
+        check_tokenizer(run, config, "a")
+        assert training_sources(run)[0].paths == (str(tmp_path / "mine_0_1.tfrecords"),)
+    write("mine_manifest.json", {"tokenizer": {"fingerprint": gpt2}, "files": []})
+    check_tokenizer(run, config, "a")
+    both = dataclasses.replace(config, path=str(tmp_path / "*.tfrecords"), tokenizer_path=None)
+    with pytest.raises(DataError, match="were made with several tokenizers, as .*mine_manifest.json and .*own_manif"):
+        check_tokenizer(run, both, "a")
+    other = dataclasses.replace(config, path=str(tmp_path / "own_*.tfrecords"))
+    with pytest.raises(DataError, match="says its records were made with own.json"):
+        check_tokenizer(run, other, "a")
+
+
+@pytest.mark.parametrize("count", ["1000", "9" * 30])
+def test_a_name_that_promises_more_than_the_file_holds(shelf, tmp_path, count):
+    path = shelf.write("promise", [[CHUNK]]).path.replace("*", "0_1")
+    wrong = str(shutil.copy(path, tmp_path / f"x_0_{count}.tfrecords"))
+    with pytest.raises(DataError, match="more than a file of its size holds"):
+        record_counts([wrong])
