@@ -35,7 +35,7 @@ def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
     Raises:
       DataError: the tokenizer has more ids than the model, or is another than the records were made with.
     """
-    manifests = manifests_of(glob.glob(dataset.path))  # not those of other sets in the same folder
+    manifests = manifests_of(sorted(glob.glob(dataset.path)))  # not those of other sets in the same folder
     made_with = {found["tokenizer"].get("fingerprint"): path for path, found in manifests.items()}
     if len(made_with) > 1:
         one, other, *_ = made_with.values()
