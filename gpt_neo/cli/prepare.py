@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 from tqdm import tqdm
@@ -13,7 +14,7 @@ from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.dataprep.manifest import dataset_config, write_json
 from gpt_neo.dataprep.options import PrepareOptions
-from gpt_neo.dataprep.prepare import prepare
+from gpt_neo.dataprep.prepare import Progress, prepare, report
 from gpt_neo.errors import DataError, counted
 from gpt_neo.tokenizer import END_OF_TEXT
 
@@ -50,6 +51,8 @@ def prepare_records(options: Prepare) -> int:
       DataError: an input or a flag is wrong.
     """
     work = work_of(options)
+    if work.bad == "report":
+        return show_report(work)
     if options.legacy:
         from gpt_neo.dataprep.legacy import prepare_legacy
 
@@ -66,6 +69,24 @@ def prepare_records(options: Prepare) -> int:
         write_json(path, dataset_config(manifest, work.output_dir, options.eval_path))
         print(f"wrote {path}")
     return 0
+
+
+def show_report(work: PrepareOptions) -> int:
+    """Print all that cannot be read, and what may not be meant as text; 1 if anything cannot be read."""
+    with bar() as progress:
+        totals = report(work, progress)
+    account = totals.account
+    for found in totals.bad:
+        print(found)
+    print(
+        f"in:  {counted(account.documents_in, 'document')}, of which {account.documents_dropped_bad:,} cannot be read; "
+        "nothing was written"
+    )
+    for reason, count in sorted(totals.reasons.items(), key=lambda entry: -entry[1]):
+        print(f"{count:,}: {reason}")
+    for line in sign_lines(totals.signs):
+        note(line)
+    return 1 if account.documents_dropped_bad else 0
 
 
 def separator_ids(words: Sequence[str]) -> Optional[tuple[int, ...]]:
@@ -92,21 +113,28 @@ def work_of(options: Prepare) -> PrepareOptions:
 
 def prepare_with_bar(work: PrepareOptions, restart: bool) -> dict:
     """Prepare with a progress bar; return the manifest."""
+    with bar() as progress:
+        return prepare(work, progress, restart=restart)
+
+
+@contextlib.contextmanager
+def bar() -> Iterator[Progress]:
+    """A progress bar."""
     done = {"text": 0, "tokens": 0}
     began = time.monotonic()
-    with tqdm(unit="B", unit_scale=True, desc="read", disable=None) as bar:
+    with tqdm(unit="B", unit_scale=True, desc="read", disable=None) as shown:
 
         def progress(stored: int, text: int, tokens: int, total: Optional[int] = None) -> None:
             if total is not None:
-                bar.total = total
+                shown.total = total
             done["text"] += text
             done["tokens"] += tokens
             seconds = max(1e-9, time.monotonic() - began)
             speed, rate = done["text"] / seconds / 1e6, done["tokens"] / seconds
-            bar.set_postfix_str(f"text {speed:.1f} MB/s, {rate:,.0f} tokens/s")
-            bar.update(stored)
+            shown.set_postfix_str(f"text {speed:.1f} MB/s, {rate:,.0f} tokens/s")
+            shown.update(stored)
 
-        return prepare(work, progress, restart=restart)
+        yield progress
 
 
 def show(manifest: dict, work: PrepareOptions) -> None:

@@ -51,7 +51,11 @@ class Prepare(Options):
     stdin_format: str = flag("jsonl", "format of standard input", choices=("jsonl", "text"))
     encoding: Optional[str] = flag(None, "of text without a byte-order mark, such as utf-16-le (default: UTF-8)")
     split_on: str = flag("", "what stands between the documents of a text, such as '<|endoftext|>' (default: nothing)")
-    bad: str = flag("stop", "what cannot be read: stop there, or skip and count it", choices=("stop", "skip"))
+    bad: str = flag(
+        "stop",
+        "what cannot be read: stop there; skip and count it; or report: list it all, and write nothing",
+        choices=("stop", "skip", "report"),
+    )
     skip_bad: bool = flag(False, "older name of --bad skip")
     write_dataset_config: Optional[str] = flag(
         None,

@@ -7,12 +7,13 @@ with the same bytes. The last line may be cut off; it then counts as not written
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 from typing import Any, BinaryIO, Optional
 
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 
 FILE = "ledger.jsonl"
 
@@ -44,7 +45,7 @@ class Ledger:
             raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self.handle.close()
             raise DataError(f"{folder}: another process is preparing this data set") from error
         try:
@@ -75,7 +76,9 @@ class Ledger:
                 f"{' and '.join(different)}: go on with the same ones, or throw that work away with --restart"
             )
         for value in lines[1:]:
-            if "shard" in value:
+            if "forget" in value:
+                self.drop(value["forget"], value["shards"])
+            elif "shard" in value:
                 self.shards[value["shard"]] = value
             elif "manifest" in value:
                 self.manifest = value["manifest"]
@@ -84,10 +87,19 @@ class Ledger:
         return True
 
     def append(self, value: dict) -> None:
-        """Write a line to the disk."""
-        self.handle.write(json.dumps(value).encode() + b"\n")
-        self.handle.flush()
-        os.fsync(self.handle.fileno())
+        """Write a line to the disk.
+
+        Raises:
+          DataError: it cannot be written.
+        """
+        try:
+            self.handle.write(json.dumps(value).encode() + b"\n")
+            self.handle.flush()
+            os.fsync(self.handle.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be written: {reason_of(error)}; the same command goes on where this one stopped"
+            ) from error
 
     def add_unit(self, value: dict) -> None:
         """Note a finished unit."""
@@ -104,9 +116,21 @@ class Ledger:
         self.append({"manifest": manifest})
         self.manifest = manifest
 
+    def forget(self, unit: Optional[int], shards: list[int]) -> None:
+        """Note that units from one on, and some output files, are to be made again."""
+        self.append({"forget": unit, "shards": shards})
+        self.drop(unit, shards)
+
+    def drop(self, unit: Optional[int], shards: list[int]) -> None:
+        """Leave out what is to be made again."""
+        self.units = [line for line in self.units if unit is None or line["unit"] < unit]
+        self.shards = {number: line for number, line in self.shards.items() if number not in shards}
+        self.manifest = None
+
     def close(self) -> None:
         """Let another process have it."""
-        self.handle.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written, which has been said
+            self.handle.close()
 
 
 def parsed(line: bytes) -> Optional[Any]:

@@ -14,7 +14,7 @@ from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import Tokenizer
 
 MODES = ("chunks", "documents")
-BAD = ("stop", "skip")
+BAD = ("stop", "skip", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PrepareOptions:
       files_per: records of an output file.
       minimum_size: documents of fewer tokens are dropped.
       separator: ids after each document in mode `chunks`; by default the tokenizer's end of text.
-      bad: what cannot be read: stop there, or skip it, which is counted.
+      bad: what cannot be read: stop there; skip it, which is counted; or report all of it, and write nothing.
       encoding: of text without a byte-order mark; empty for UTF-8.
       split_on: what stands between the documents of a text; empty for a text that is one.
       work_dir: where unfinished work is kept; by default beside the output.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional, Protocol
 
 from gpt_neo import storage
@@ -39,7 +40,8 @@ class Progress(Protocol):
         """
 
 
-FORMAT = 2  # of the spill and ledger; work in another one is not resumed
+MOST_LISTED = 20  # inputs that an error names
+FORMAT = 3  # of the spill and ledger; work in another one is not resumed
 
 
 def prepare(options: PrepareOptions, progress: Progress, restart: bool = False) -> dict:
@@ -53,14 +55,26 @@ def prepare(options: PrepareOptions, progress: Progress, restart: bool = False) 
     Raises:
       DataError: no input, unreadable input, no record, or output that cannot be written.
     """
+    work = work_folder(options)
+    try:
+        return prepared(options, work, progress, restart)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or work}: {reason_of(error)}; the same command goes on where this one stopped"
+        ) from error
+
+
+def prepared(options: PrepareOptions, work: str, progress: Progress, restart: bool) -> dict:
+    """As `prepare`; may raise the OSErrors of a failing disk."""
     tokenizer = load_tokenizer(options.encoder_path)
-    job = job_of(options, tokenizer, work_folder(options))
+    job = job_of(options, tokenizer, work)
     sources, bad = inputs_of(options)
     if restart:
         discard(job)
     check_output(job)
     ledger = Ledger(job.work, header_of(job, tokenizer, sources, bad))
     try:
+        distrust(job, ledger)
         if ledger.manifest is None:
             run = Run(job, ledger, progress)
             run.totals.add_bad(bad)
@@ -92,8 +106,77 @@ def inputs_of(options: PrepareOptions) -> tuple[list[InputFile], list[Bad]]:
     """
     sources, bad = find_sources(options.inputs, options.stdin_format)
     if bad and not options.skip_bad:
-        raise DataError(str(bad[0]))
+        raise DataError(refusal(bad))
     return sources, bad
+
+
+def refusal(bad: Sequence[Bad]) -> str:
+    """One message about all that was found unreadable so far, with what to do."""
+    if len(bad) == 1:
+        return f"{bad[0]} (--bad skip leaves it out and counts it)"
+    listed = "".join(f"\n  {found}" for found in bad[:MOST_LISTED])
+    more = f"\n  and {len(bad) - MOST_LISTED:,} more" if len(bad) > MOST_LISTED else ""
+    return (
+        f"{len(bad):,} inputs cannot be read:{listed}{more}\n--bad skip leaves them out and counts them, --bad report "
+        "lists all that there are"
+    )
+
+
+def report(options: PrepareOptions, progress: Progress) -> Totals:
+    """Read and tokenize everything and write nothing; what was found.
+
+    Raises:
+      DataError: there are no inputs.
+    """
+    job = job_of(options, load_tokenizer(options.encoder_path), "")
+    sources, bad = inputs_of(options)
+    totals = Totals()
+    totals.add_bad(bad)
+    progress(0, 0, 0, sum(source.size for source in sources) or None)
+    with workers(options.processes) as pool:
+        for line in tokenized(pool, job, sources):
+            totals.add(line)
+            progress(line["stored"], line["account"].get("bytes_in", 0), line["account"].get("tokens_in", 0))
+    totals.bad = with_lines(totals.bad)
+    return totals
+
+
+def tokenized(pool: Any, job: Job, sources: list[InputFile], start: tuple[int, int] = (0, 0)) -> Iterator[dict]:
+    """The lines of all units from one on, in order; some are worked on ahead."""
+    pending: collections.deque = collections.deque()
+    for unit in units_of(groups_of(sources), job.rules, start):
+        pending.append(pool.submit(tokenize_unit, job, unit))
+        if len(pending) >= max(1, AHEAD * job.options.processes):
+            yield result_of(pending.popleft(), job.work)
+    while pending:
+        yield result_of(pending.popleft(), job.work)
+
+
+def distrust(job: Job, ledger: Ledger) -> None:
+    """Hold what the ledger says is written against the disk; what is gone or different is forgotten, and made again."""
+    folder = job.options.output_dir
+    shards = [
+        n for n, line in ledger.shards.items() if not spill.is_sound(storage.join(folder, line["file"]), line["seal"])
+    ]
+    gone = {
+        line["unit"]
+        for line in ledger.units
+        for kind, seal in line["seals"].items()
+        if not spill.is_sound(spill.spill_path(job, line["unit"], kind), seal)
+    }
+    if job.options.whole_set:
+        needed = gone if ledger.manifest is None or shards else set()
+    else:  # the units of files that are not there; those of the others may be gone
+        packing = Packing(job.options.record, job.options.files_per)
+        files = [shard for line in ledger.units for shard in packing.add(line["unit"], extent_of(job, line))]
+        open_parts, rest = list(packing.parts), packing.finish()
+        wanted = [shard.parts for shard in (*files, *rest) if shard.number in shards]
+        wanted += [shard.parts for shard in files if shard.number not in ledger.shards]
+        if rest and rest[0].number not in ledger.shards:
+            wanted.append(tuple(open_parts))
+        needed = gone & {part.unit for parts in wanted for part in parts}
+    if shards or needed:
+        ledger.forget(min(needed, default=None), shards)
 
 
 def work_folder(options: PrepareOptions) -> str:
@@ -174,13 +257,8 @@ class Run:
         if self.ledger.units:
             last = self.ledger.units[-1]
             start = (last["group"] + 1, 0) if last["last"] else (last["group"], last["part"] + 1)
-        pending: collections.deque = collections.deque()
-        for unit in units_of(groups_of(sources), self.job.rules, start):
-            pending.append(pool.submit(tokenize_unit, self.job, unit))
-            if len(pending) >= max(1, AHEAD * self.job.options.processes):
-                self.note_unit(pool, result_of(pending.popleft(), self.job.work))
-        while pending:
-            self.note_unit(pool, result_of(pending.popleft(), self.job.work))
+        for line in tokenized(pool, self.job, sources, start):
+            self.note_unit(pool, line)
 
     def note_unit(self, pool: Any, line: dict) -> None:
         """Enter a finished unit.
@@ -254,7 +332,7 @@ def stop_at_bad(line: dict) -> None:
       DataError: names it.
     """
     if "failed" in line:
-        raise DataError(str(with_lines([Bad(*line["failed"])])[0]))
+        raise DataError(refusal(with_lines([Bad(*bad) for bad in line["failed"]])))
 
 
 def result_of(future: concurrent.futures.Future, folder: str) -> dict:

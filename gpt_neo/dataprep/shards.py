@@ -43,20 +43,23 @@ def write_shard(job: Job, plan: Plan, shard: Shard) -> dict:
     """Write one output file, whole or not at all.
 
     Returns:
-      shard, file, records, tokens: what the ledger keeps of it.
+      shard, file, records, tokens, seal: what the ledger keeps of it.
     """
     name, written = shard_name(job, shard), 0
     with storage.writing(storage.join(job.options.output_dir, name), staging_of(job)) as handle:
+        summed = spill.Summed(handle)
         if job.options.mode == "documents":
             for ids in joined_documents(job, plan, shard):
                 written += len(ids)
-                handle.writelines(framed_example(ids))
+                for part in framed_example(ids):
+                    summed.write(part)
         else:
             for rows in chunk_rows(job, plan, shard):
                 written += rows.size
                 for start in range(0, len(rows), ROWS):
-                    handle.write(encode_rows(rows[start : start + ROWS]))
-    return {"shard": shard.number, "file": name, "records": shard.records, "tokens": written}
+                    summed.write(encode_rows(rows[start : start + ROWS]))
+    seal = summed.seal
+    return {"shard": shard.number, "file": name, "records": shard.records, "tokens": written, "seal": seal}
 
 
 def staging_of(job: Job) -> str:

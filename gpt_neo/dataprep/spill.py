@@ -7,18 +7,52 @@ of random keys, so that those of a range of keys lie together.
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 from collections.abc import Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.dataprep.options import Job
+from gpt_neo.wire import checksum
 
 # Of each document: where its ids begin in the token file and how many there are, its random key (shuffling), its place
 # among the unit's documents as they were read, and a hash of its text (deduplication).
 INDEX = np.dtype([("offset", "<i8"), ("length", "<i8"), ("key", "<u8"), ("place", "<i8"), ("digest", "<u8", (2,))])
+
+
+class Summed:
+    """A handle that is written to, with the length and CRC-32C of what was written."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.handle, self.size, self.checksum = handle, 0, 0
+
+    def write(self, data: Any) -> None:
+        """Write bytes."""
+        self.handle.write(data)
+        self.size, self.checksum = self.size + memoryview(data).nbytes, checksum(data, self.checksum)
+
+    @property
+    def seal(self) -> list[int]:
+        """Length and checksum."""
+        return [self.size, self.checksum]
+
+
+def is_sound(path: str, seal: Sequence[int]) -> bool:
+    """Whether a file is there as it was written; of a remote object, which comes whole or not at all, the length."""
+    try:
+        if storage.size(path) != seal[0] or storage.is_remote(path):
+            return storage.size(path) == seal[0]
+        found = 0
+        with storage.open_read(path) as handle:
+            while block := handle.read(1 << 20):
+                found = checksum(block, found)
+        return found == seal[1]
+    except OSError:
+        return False
 
 
 def token_type(job: Job) -> np.dtype:
@@ -41,8 +75,8 @@ def keys_of(seed: int, unit: int, count: int) -> np.ndarray:
     return np.random.Philox(key=np.array([seed, unit], np.uint64)).random_raw(count).astype(np.uint64)
 
 
-def write_spill(job: Job, unit: int, documents: Sequence[Sequence[np.ndarray]], digests: Sequence[bytes]) -> None:
-    """Write the documents of a unit, each in blocks of ids, separators included."""
+def write_spill(job: Job, unit: int, documents: Sequence[Sequence[np.ndarray]], digests: Sequence[bytes]) -> dict:
+    """Write the documents of a unit, each in blocks of ids, separators included; return the seals of its files."""
     index = np.zeros(len(documents), INDEX)
     index["length"] = [sum(map(len, blocks)) for blocks in documents]
     index["place"] = np.arange(len(documents))
@@ -54,17 +88,21 @@ def write_spill(job: Job, unit: int, documents: Sequence[Sequence[np.ndarray]], 
         documents = [documents[place] for place in index["place"].tolist()]
     index["offset"] = np.cumsum(index["length"]) - index["length"]
     with storage.writing(spill_path(job, unit, "tokens")) as handle:
+        summed = Summed(handle)
         for block in itertools.chain.from_iterable(documents):
-            handle.write(block.astype(token_type(job), copy=False).data)
-    if has_index(job):
-        write_array(spill_path(job, unit, "index"), index)
+            summed.write(block.astype(token_type(job), copy=False).tobytes())
+    return {
+        "tokens": summed.seal,
+        **({"index": write_array(spill_path(job, unit, "index"), index)} if has_index(job) else {}),
+    }
 
 
-def write_array(path: str, array: np.ndarray) -> None:
-    """Write an array with its type."""
+def write_array(path: str, array: np.ndarray) -> list[int]:
+    """Write an array with its type; return its seal."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     storage.write_bytes(path, buffer.getvalue())
+    return [len(buffer.getvalue()), checksum(buffer.getvalue(), 0)]
 
 
 def read_array(path: str) -> np.ndarray:
@@ -88,7 +126,10 @@ def read_tokens(job: Job, unit: int, start: int, stop: int) -> np.ndarray:
     kind = token_type(job)
     with storage.open_read(spill_path(job, unit, "tokens")) as handle:
         handle.seek(start * kind.itemsize)
-        return np.frombuffer(handle.read((stop - start) * kind.itemsize), kind)
+        data = handle.read((stop - start) * kind.itemsize)
+    if len(data) < (stop - start) * kind.itemsize:
+        raise OSError(errno.EIO, "it is shorter than it was", spill_path(job, unit, "tokens"))
+    return np.frombuffer(data, kind)
 
 
 def delete_spill(job: Job, unit: int) -> None:

@@ -20,6 +20,8 @@ from gpt_neo.dataprep.units import Unit
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import END_OF_TEXT, load_tokenizer
 
+MOST_FAILED = 20  # places of a unit that are named where nothing is to be skipped
+
 
 @functools.lru_cache(maxsize=1)
 def encoder_of(encoder_path: Optional[str], fast: bool) -> Encoder:
@@ -32,7 +34,8 @@ def tokenize_unit(job: Job, unit: Unit) -> dict:
 
     Returns:
       unit, group, part, last, stored (of the unit); tokens, documents (of the spill); account, sets, bad (places as
-      lists) and reasons (counts); or unit and `failed`, a place that cannot be read, if such are not to be skipped.
+      lists), reasons (counts), signs, and seals of the files of the spill; or unit and `failed`, the first places that
+      cannot be read, if such are not to be skipped.
     """
     work = UnitWork(job, encoder_of(job.options.encoder_path, job.fast))
     for found in documents_of(unit, job.rules):
@@ -41,13 +44,14 @@ def tokenize_unit(job: Job, unit: Unit) -> dict:
             work.refuse(found)
         else:
             work.take(found)
-        if work.failed is not None:
+        if len(work.failed) >= MOST_FAILED:
             break
     work.flush()
-    if work.failed is not None:
-        return {"unit": unit.number, "failed": list(work.failed)}
-    write_spill(job, unit.number, work.kept, work.digests)
+    if work.failed:
+        return {"unit": unit.number, "failed": [list(bad) for bad in work.failed[:MOST_FAILED]]}
+    seals = {} if job.options.bad == "report" else write_spill(job, unit.number, work.kept, work.digests)
     return {
+        "seals": seals,
         "unit": unit.number,
         "group": unit.group,
         "part": unit.part,
@@ -73,7 +77,7 @@ class UnitWork:
         self.account = self.totals.account
         self.kept: list[list[np.ndarray]] = []  # blocks of ids of each document, separators included
         self.digests: list[bytes] = []
-        self.failed: Optional[Bad] = None
+        self.failed: list[Bad] = []
         self.waiting: list[Document] = []
         self.size = 0
 
@@ -112,8 +116,6 @@ class UnitWork:
         """Encode what is waiting."""
         waiting, self.waiting, self.size = self.waiting, [], 0
         for document, blocks in self.encoded(waiting):
-            if self.failed is not None:
-                return
             if isinstance(blocks, Bad):
                 self.refuse(blocks)
             else:
@@ -121,7 +123,7 @@ class UnitWork:
 
     def encoded(self, waiting: list[Document]) -> Iterator[tuple[Document, Any]]:
         """(document, blocks of ids), or (document, Bad) for one that cannot be encoded."""
-        if self.failed is not None or not waiting:
+        if not waiting:
             return
         try:
             if len(waiting) > 1:
@@ -143,7 +145,7 @@ class UnitWork:
     def refuse(self, bad: Bad) -> None:
         """Count a document that cannot be used."""
         if not self.job.options.skip_bad:
-            self.failed = self.failed or bad
+            self.failed.append(bad)
             return
         self.totals.add_bad([bad])
 

@@ -16,7 +16,7 @@ from gpt_neo.dataprep import duplicates, encoder, shards, units
 from gpt_neo.dataprep.cleaning import detokenize_wikitext, tight
 from gpt_neo.dataprep.manifest import dataset_config
 from gpt_neo.dataprep.options import PrepareOptions
-from gpt_neo.dataprep.prepare import prepare
+from gpt_neo.dataprep.prepare import prepare, report
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import load_tokenizer
@@ -277,6 +277,48 @@ def test_bad_documents_stop_or_are_counted(tmp_path, small_tokenizer, monkeypatc
     }
     places = [place.rsplit("/", 1)[1] for place in manifest["bad_documents"]["first"]]
     assert [place.split(": ")[0] for place in places] == ["c.docx", "a.jsonl:2", "a.jsonl:3", "a.jsonl:5", "b.txt"]
+
+
+def test_all_bad_inputs_at_once(tmp_path, small_tokenizer):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.csv", "b.html", "c.docx"):
+        (folder / name).write_bytes(b"")
+    (folder / "d.jsonl").write_bytes(b'{"text": "fine"}\n{"text": 3}\n"\\ud800 alone"\n"fine too"\n{\n')
+    (folder / "e.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError) as caught:
+        run(folder, tmp_path / "o", small_tokenizer)
+    message = str(caught.value)
+    assert message.startswith("3 inputs cannot be read:\n  ") and "--bad skip leaves them out" in message
+    assert "--text_key" in message and "take the text out of it first" in message
+    for name in ("a.csv", "b.html", "c.docx"):
+        (folder / name).unlink()
+    with pytest.raises(DataError) as caught:
+        run(folder, tmp_path / "o", small_tokenizer)
+    listed = [line.rsplit("/", 1)[1].split(": ")[0] for line in str(caught.value).split("\n")[1:-1]]
+    assert listed == ["d.jsonl:2", "d.jsonl:3", "d.jsonl:5", "e.txt"]
+    (folder / "f.csv").write_bytes(b"")
+    options = PrepareOptions(str(folder), str(tmp_path / "r"), encoder_path=small_tokenizer, bad="report")
+    totals = report(options, silent)
+    assert [totals.account.documents_in, totals.account.documents_dropped_bad] == [7, 5] and len(totals.bad) == 5
+    assert not (tmp_path / "r").exists()
+
+
+def test_signs_of_what_is_not_meant_as_text(tmp_path, small_tokenizer):
+    (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo<|endoftext|>")
+    (tmp_path / "b.txt").write_bytes("plain text".encode("utf-16-le"))
+    (tmp_path / "c.txt").write_bytes("plain text".encode("utf-16-be"))
+    manifest = run(tmp_path, tmp_path / "o", small_tokenizer)
+    found = {sign: (count, place.rsplit("/", 1)[1]) for sign, (count, place) in manifest["signs"].items()}
+    assert found == {
+        "end_of_text": (2, "a.txt"),
+        "nul": (2, "b.txt"),
+        "utf-16-le": (1, "b.txt"),
+        "utf-16-be": (1, "c.txt"),
+    }
+    manifest = run(tmp_path / "a.txt", tmp_path / "o2", small_tokenizer, split_on="<|endoftext|>")
+    assert rows_of(tmp_path / "o2", manifest) == plain_records(["one", "two"], small_tokenizer, 16)
+    assert manifest["signs"] == {} and manifest["account"]["documents_in"] == 2
 
 
 def test_mistakes(corpus, tmp_path, small_tokenizer):

@@ -1,9 +1,11 @@
 """A run that is killed at any instant and started again ends with the bytes of an uninterrupted one."""
 
 import contextlib
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +273,90 @@ def test_a_full_disk_is_a_mistake_with_a_name(corpus, tmp_path, small_tokenizer,
     monkeypatch.setattr(spill, "write_array", full)
     with pytest.raises(DataError, match=r"\.data_work: cannot be written: No space left on device"):
         prepare.prepare(options_of(corpus, tmp_path, small_tokenizer, mode="documents"), silent)
+
+
+def bad_end(path):
+    """Ways in which a file comes back from a power cut, or from a person's hands."""
+    data = path.read_bytes()
+    yield lambda: path.unlink()
+    yield lambda: path.write_bytes(b"")
+    yield lambda: path.write_bytes(bytes(len(data)))
+    yield lambda: path.write_bytes(data[:-9])
+    yield lambda: path.write_bytes(data[:30] + bytes([data[30] ^ 1]) + data[31:])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"shuffle": True, "deduplicate": True}, {"mode": "documents", "files_per": 3}], ids=str
+)
+def test_what_the_ledger_says_is_held_against_the_disk(corpus, tmp_path, small_tokenizer, monkeypatch, changes):
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
+    prepare.prepare(
+        options_of(corpus, tmp_path, small_tokenizer, output_dir=str(tmp_path / "whole"), **changes), silent
+    )
+    expected = contents(tmp_path / "whole")
+    options = options_of(corpus, tmp_path, small_tokenizer, **changes)
+    seen = 0
+    for steps in (9,):
+        for kind in ("*.tfrecords", ".data_work/*.tokens", ".data_work/*.index"):
+            for way in range(5):
+                interrupt(options, monkeypatch, steps)
+                files = sorted((tmp_path / "out").glob(kind))
+                if files and (tmp_path / "out" / ".data_work").exists():
+                    list(bad_end(files[len(files) // 2]))[way]()
+                    seen += 1
+                    prepare.prepare(options, silent)
+                elif (tmp_path / "out" / ".data_work").exists():
+                    prepare.prepare(options, silent)
+                assert contents(tmp_path / "out") == expected
+                shutil.rmtree(tmp_path / "out")
+    assert seen >= 5
+
+
+def test_a_damaged_file_of_a_run_that_had_only_to_tidy_up(corpus, tmp_path, small_tokenizer, monkeypatch):
+    options = options_of(corpus, tmp_path, small_tokenizer)
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(prepare, "write_manifest", lambda options, manifest: (_ for _ in ()).throw(Killed))
+        prepare.prepare(options, silent)
+    (first, *_) = sorted((tmp_path / "out").glob("*.tfrecords"))
+    kept = first.read_bytes()
+    first.write_bytes(b"")
+    prepare.prepare(options, silent)
+    assert first.read_bytes() == kept
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_at_any_step_is_one_line_and_the_next_run_ends_the_same(
+    corpus, tmp_path, small_tokenizer, monkeypatch, code
+):
+    monkeypatch.setattr(units, "UNIT_BYTES", 4000)
+    prepare.prepare(options_of(corpus, tmp_path, small_tokenizer, output_dir=str(tmp_path / "whole")), silent)
+    expected = contents(tmp_path / "whole")
+    steps = [0]
+
+    def failing(function):
+        def wrapped(*args, **kwargs):
+            steps[0] -= 1
+            if steps[0] == 0:
+                raise OSError(code, os.strerror(code))
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("replace", "remove", "fsync", "makedirs"):
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    failed = 0
+    for step in range(1, 60, 3):
+        options = options_of(corpus, tmp_path, small_tokenizer, output_dir=str(tmp_path / f"o{step}"))
+        steps[0] = step
+        try:
+            prepare.prepare(options, silent)
+        except DataError as error:
+            failed += 1
+            assert os.strerror(code) in str(error) and "\n" not in str(error)
+            steps[0] = 0
+            prepare.prepare(options, silent)
+        assert contents(tmp_path / f"o{step}") == expected
+    assert failed > 10
 
 
 def test_units_survive_the_way_to_another_process():
