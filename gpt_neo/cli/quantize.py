@@ -8,6 +8,7 @@ from typing import Optional
 
 import numpy as np
 
+from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text, note, size_text
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import INTEGERS
@@ -28,6 +29,7 @@ def quantize(options: Quantize) -> int:
       DataError: the text cannot be read, or is too short.
     """
     job = load_job(options.model, reads_only=True)
+    quiet.silence(options.model.verbose)
     reason = lacking(job.run.model, devices=False)
     if reason:
         raise ConfigError(f"quantize: {reason}")

@@ -101,7 +101,8 @@ def test_a_machine_with_a_gpu_keeps_it(trained, monkeypatch, tmp_path):
     assert choice.choose(model) == (True, None)
 
 
-def test_quantize_tells_the_cost_in_perplexity(trained, capsys):
+def test_quantize_tells_the_cost_in_perplexity(trained, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
     assert main(["quantize", trained, "--dtype", "int8"]) == 0
     out = capsys.readouterr().out
     count, exact, near = re.search(r"perplexity of ([\d,]+) .*: ([\d.]+), with int8 weights ([\d.]+)", out).groups()
