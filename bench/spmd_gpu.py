@@ -231,7 +231,7 @@ def ours(prefix: str, description: dict) -> dict:
     runner = worker.Runner(f"{prefix}.mlir", description)
     noise = np.random.RandomState(0).randn(1 << 22).astype(np.float32) * 0.02
     for name, variable in description["variables"].items():
-        shape, dtype = variable["shape"], worker.wire.np_dtype(variable["dtype"])
+        shape, dtype = variable["shape"], worker.messages.np_dtype(variable["dtype"])
         start = np.zeros(shape) if name in about["slots"] else np.resize(noise, shape)
         runner.put(name, (np.ones(shape) if name.endswith("/g") else start).astype(dtype))
     tokens = tokens_of(about)

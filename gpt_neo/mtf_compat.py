@@ -50,7 +50,12 @@ with imported_later("pandas", "h5py"):
 
     import mesh_tensorflow as mtf
 
+    # What annotations call a tensor and a dimension of the whole mesh; `tf.Tensor` is what one shard has of it.
+    from mesh_tensorflow import Dimension, Tensor  # noqa: F401
+
 SimdMeshImpl = mtf.simd_mesh_impl.SimdMeshImpl
+# A tensor as a mesh implementation lays it out, a slice for each shard: each has a class of its own.
+LaidOut = Any
 
 
 def summed_wide(fn: Callable[..., Any], *xs: Any, dtype: Any = None) -> Any:
@@ -87,7 +92,7 @@ __all__ = [
     "lower_locally",
     "mtf",
     "pywrap_mlir",
-    "reason_of",
+    "graph_reason",
     "summed_wide",
     "tf",
     "xla_data_pb2",
@@ -112,7 +117,7 @@ def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any =
     return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=True)
 
 
-def reason_of(error: Exception) -> str:
+def graph_reason(error: Exception) -> str:
     """What went wrong, in one line, of an error of TensorFlow or the system.
 
     A failure inside a graph is told as "Graph execution error", the places in the source that made the node, then the

@@ -25,7 +25,7 @@ from gpt_neo.model.attention.softmax import project, project_output
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.ops.dropout import Source
+from gpt_neo.ops.dropout import RandomSource
 from gpt_neo.ops.recurrent import only_real, recurrence
 from gpt_neo.optim import build
 from gpt_neo.optim.slots import scalar, slot, wait
@@ -279,7 +279,7 @@ def test_a_forward_pass_runs_through_eight_files():
         mesh = mtf.Mesh(mtf.Graph(), "mesh")
         dims = make_dims(model, 2)
         step, rows = mtf.constant(mesh, 0, dtype=tf.int32), mtf.range(mesh, dims.batch, tf.int32)
-        context = Context(is_training=True, randomness=Source(1, step, rows))
+        context = Context(is_training=True, randomness=RandomSource(1, step, rows))
         tokens = mtf.import_tf_tensor(mesh, tf.zeros([2, model.n_ctx], tf.int32), dims.tokens)
         sys.setprofile(note)
         try:

@@ -17,7 +17,7 @@ from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import drop_provenances, write_provenance
 from gpt_neo.errors import CheckpointError
-from gpt_neo.mtf_compat import reason_of, tf
+from gpt_neo.mtf_compat import graph_reason, tf
 from gpt_neo.storage import tensorflow as files
 
 KEEP_HOURS = 2  # besides the newest ones, one checkpoint per so many hours is kept for ever, as in the legacy program
@@ -95,10 +95,10 @@ def unwritten(prefix: str, failure: Exception) -> CheckpointError:
         newest = latest_checkpoint(folder)
         kept = f"the newest whole checkpoint is that of step {step_of(newest)}" if newest else "no checkpoint is there"
         return CheckpointError(
-            f"{prefix}: cannot be written: {reason_of(failure)}. Nothing is lost: {kept}; once that "
+            f"{prefix}: cannot be written: {graph_reason(failure)}. Nothing is lost: {kept}; once that "
             "is mended, the same command goes on from there"
         )
-    return CheckpointError(f"{prefix}: cannot be written: {reason_of(failure)}")
+    return CheckpointError(f"{prefix}: cannot be written: {graph_reason(failure)}")
 
 
 @contextlib.contextmanager

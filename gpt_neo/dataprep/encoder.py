@@ -87,7 +87,7 @@ class Encoder:
         if fast is None:
             fast = splits_into_words(tokenizer.backend) and knows_the_same_letters()
         self.fast = fast
-        self.memory = Memory(tokenizer) if fast else None
+        self.memory = WordCache(tokenizer) if fast else None
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of one text, uint32 [tokens].
@@ -180,7 +180,7 @@ def batched(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-class Memory:
+class WordCache:
     """The ids of words seen before, in a hash table that is searched for a whole block of words at once.
 
     A word of at most SHORT bytes is two 64-bit numbers and a length, compared in full: equal entries are equal words.

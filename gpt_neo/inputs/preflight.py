@@ -16,7 +16,7 @@ from gpt_neo.inputs.position import locate
 from gpt_neo.inputs.samples import needed_text, tokens_needed
 from gpt_neo.inputs.sources import CHUNKS, Source, count_remote, reads_in_turn
 from gpt_neo.inputs.tokenizers import check_tokenizer, dataset_tokenizer
-from gpt_neo.mtf_compat import reason_of, tf
+from gpt_neo.mtf_compat import graph_reason, tf
 
 FIRST_RECORDS = 64  # looked at before a run; every later one is checked as it is read
 
@@ -101,7 +101,7 @@ def explain_damage(error: Any, run: RunConfig, sources: Sequence[Source], step: 
                 found = damage_of(path, run, source)
                 if found:
                     return found
-    return DataError(f"records cannot be read: {reason_of(error)}")
+    return DataError(f"records cannot be read: {graph_reason(error)}")
 
 
 def damage_of(path: str, run: RunConfig, source: Source) -> Optional[DataError]:

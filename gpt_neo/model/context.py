@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Optional
+from typing import Optional
 
-from gpt_neo.ops.caches import Store
-from gpt_neo.ops.dropout import Source, dropout
+from gpt_neo.mtf_compat import Tensor
+from gpt_neo.ops.caches import Decoding
+from gpt_neo.ops.dropout import RandomSource, dropout
 from gpt_neo.ops.parameters import Storage, plain
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """Where new tokens go: positions position .. position + sequence - 1 of the caches.
-
-    position: int32 mtf scalar, or [batch] where rows are at positions of their own; such a pass reads one token of each
-      row.
-    start: int32 [batch], position of each row's first token; what is before it is padding.
-    length: positions that the caches hold.
-    store: where the caches are.
-    """
-
-    position: Any
-    start: Any
-    length: int
-    store: Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +32,7 @@ class Context:
     last_only: bool = False
     spread_loss: bool = False
     storage: Storage = plain
-    randomness: Optional[Source] = None
+    randomness: Optional[RandomSource] = None
     in_places: bool = False
     auxiliary_losses: list = dataclasses.field(default_factory=list)
     seen: Optional[list] = None
@@ -57,21 +41,21 @@ class Context:
         """Whether dropout at that rate does anything."""
         return rate > 0 and self.is_training
 
-    def source(self) -> Source:
+    def source(self) -> RandomSource:
         """Where random numbers come from.
 
         Raises:
           ValueError: the pass was given none.
         """
         if self.randomness is None:
-            raise ValueError("this pass draws random numbers: give its Context randomness, a dropout.Source")
+            raise ValueError("this pass draws random numbers: give its Context randomness, a dropout.RandomSource")
         return self.randomness
 
-    def dropout(self, x: Any, rate: float) -> Any:
+    def dropout(self, x: Tensor, rate: float) -> Tensor:
         """x, or in training x with a share of its elements dropped."""
         return dropout(x, rate, self.source()) if self.drops(rate) else x
 
-    def show(self, layer: int, *tensors: Any) -> None:
+    def show(self, layer: int, *tensors: Tensor) -> None:
         """Called by an attention layer with [batch, sequence, heads, some features] each."""
         if self.seen is not None:
             self.seen.append((layer, tensors))

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.mtf_compat import mtf
+from gpt_neo.mtf_compat import Dimension, mtf
 
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
     """Dimensions of one model at one batch size."""
 
-    batch: Any
-    sequence: Any
-    embd: Any
-    vocab: Any
-    heads: Any
-    features: Any  # features_per_head
-    hidden: Any  # intermediate_expanded, the width inside the MLP
-    embed_sequence: Any  # rows of the position table
+    batch: Dimension
+    sequence: Dimension
+    embd: Dimension
+    vocab: Dimension
+    heads: Dimension
+    features: Dimension  # features_per_head
+    hidden: Dimension  # intermediate_expanded, the width inside the MLP
+    embed_sequence: Dimension  # rows of the position table
 
     @property
-    def tokens(self) -> Any:
+    def tokens(self) -> mtf.Shape:
         """[batch, sequence]"""
         return mtf.Shape([self.batch, self.sequence])
 

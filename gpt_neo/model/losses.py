@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.mtf_compat import mtf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf
 from gpt_neo.ops.entmax import entmax_loss_per_token
 from gpt_neo.ops.vocabulary import log_z_and_target
 
 
-def cross_entropy_per_token(logits: Any, labels: Any, vocab: Any, z_loss: float) -> Any:
+def cross_entropy_per_token(logits: Tensor, labels: Tensor, vocab: Dimension, z_loss: float) -> Tensor:
     """Cross entropy plus z_loss * log^2 Z, the latter keeping the logits near normalised.
 
     Args:
@@ -24,14 +24,14 @@ def cross_entropy_per_token(logits: Any, labels: Any, vocab: Any, z_loss: float)
     return log_z - target + z_loss * mtf.square(log_z)
 
 
-def loss_per_token(logits: Any, labels: Any, vocab: Any, config: ModelConfig, z_loss: float) -> Any:
+def loss_per_token(logits: Tensor, labels: Tensor, vocab: Dimension, config: ModelConfig, z_loss: float) -> Tensor:
     """The loss that the config trains with; entmax has no partition function and so no z_loss. Shapes as above."""
     if config.entmax_loss:
         return entmax_loss_per_token(logits, labels, vocab, config.entmax_alpha)
     return cross_entropy_per_token(logits, labels, vocab, z_loss)
 
 
-def split_batch(batch: Any) -> dict:
+def split_batch(batch: Tensor) -> dict:
     """Name the parts of a batch.
 
     Args:
@@ -46,14 +46,14 @@ def split_batch(batch: Any) -> dict:
     return {"inputs": batch[:, :-1], "labels": batch[:, 1:]}
 
 
-def count_of(features: dict) -> Optional[Any]:
+def count_of(features: dict) -> Optional[Tensor]:
     """Number of labels that count, a float32 scalar of at least 1; None where all of them do."""
     if "weights" not in features:
         return None
     return mtf.maximum(mtf.reduce_sum(features["weights"]), 1.0)
 
 
-def mean_loss(losses: Any, features: dict, count: Optional[Any], splits: int) -> Any:
+def mean_loss(losses: Tensor, features: dict, count: Optional[Tensor], splits: int) -> Tensor:
     """The part of the mean loss that a microbatch contributes; over all microbatches they add up to the mean.
 
     Args:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.activations import activate
 from gpt_neo.model.dims import Dims
-from gpt_neo.mtf_compat import mtf
+from gpt_neo.mtf_compat import Tensor, mtf
 from gpt_neo.ops.matmul import matmul
 from gpt_neo.ops.parameters import Parameters
 from gpt_neo.ops.quantized import reshaped
 
 
-def linear(x: Any, p: Parameters, reduced: list) -> Any:
+def linear(x: Tensor, p: Parameters, reduced: list) -> Tensor:
     """x W + b over the dimensions `reduced`, in the weights `kernel` and `bias`, where there is one."""
     return matmul(x, p["kernel"], reduced, p.get("bias"))
 
 
-def mlp(x: Any, p: Parameters, dims: Dims, config: ModelConfig) -> Any:
+def mlp(x: Tensor, p: Parameters, dims: Dims, config: ModelConfig) -> Tensor:
     """Two linear maps with an activation between. x and the result are [batch, sequence, embd]."""
     into = p.under("conv1d_main/c_fc")
     if config.mlp_glu:
@@ -28,7 +26,7 @@ def mlp(x: Any, p: Parameters, dims: Dims, config: ModelConfig) -> Any:
     return linear(hidden, p.under("conv1d_main/c_proj"), [dims.hidden])
 
 
-def gated(x: Any, into: Parameters, p: Parameters, dims: Dims, config: ModelConfig) -> Any:
+def gated(x: Tensor, into: Parameters, p: Parameters, dims: Dims, config: ModelConfig) -> Tensor:
     """h * activation(gate) (Shazeer 2020) of the two halves of one map: [..., embd] -> [..., intermediate_expanded].
 
     Kernel and bias are stored with both halves side by side, under the name of the hidden dimension; taking them
@@ -38,7 +36,7 @@ def gated(x: Any, into: Parameters, p: Parameters, dims: Dims, config: ModelConf
     # By way of a name that no layout splits: the parts that a shard holds are others before and after.
     whole = mtf.Dimension("glu_joined", 2 * dims.hidden.size)
 
-    def apart(t: Any) -> Any:
+    def apart(t: Tensor) -> Tensor:
         return mtf.replace_dimensions(
             mtf.rename_dimension(t, dims.hidden.name, whole.name), whole, [halves, dims.hidden]
         )

@@ -18,7 +18,7 @@ from gpt_neo.config.schema import ModelConfig, MoeConfig
 from gpt_neo.model.activations import get_activation
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.dropout import uniform_like
 from gpt_neo.ops.parameters import Parameters
 from gpt_neo.ops.row_sums import weighted, widened
@@ -34,10 +34,10 @@ class ExpertDims:
     sees it; it is split as `batch` is, unless the experts are on that axis of the mesh.
     """
 
-    gates: Any
-    experts: Any
-    batch: Any
-    hidden: Any
+    gates: Dimension
+    experts: Dimension
+    batch: Dimension
+    hidden: Dimension
 
     @classmethod
     def of(cls, moe: MoeConfig, dims: Dims) -> ExpertDims:
@@ -59,8 +59,8 @@ class Choice:
 
 
 def mixture_of_experts(
-    x: Any, p: Parameters, dims: Dims, config: ModelConfig, context: Context
-) -> tuple[Any, Optional[Any]]:
+    x: Tensor, p: Parameters, dims: Dims, config: ModelConfig, context: Context
+) -> tuple[Tensor, Optional[Tensor]]:
     """The mixture, in the weights `top_2_gating/kernel` [embd, experts_unsplit], `wi/kernel` [experts, embd,
     expert_hidden] and `wo/kernel` [experts, expert_hidden, embd].
 
@@ -90,7 +90,7 @@ def mixture_of_experts(
     return mtf.reshape(out, x.shape), loss * moe.moe_loss_coef
 
 
-def whole_batch(x: Any, p: Parameters, dims: Dims, config: ModelConfig, context: Context) -> Any:
+def whole_batch(x: Tensor, p: Parameters, dims: Dims, config: ModelConfig, context: Context) -> Tensor:
     """The mixture as the legacy program evaluated it, without its draws: x [batch, sequence, embd] -> the same.
 
     The tokens of the whole batch stand in one row, cut evenly into groups (Mesh-TensorFlow's `_split_into_groups`), and
@@ -132,8 +132,8 @@ def group_size(length: int, largest: int) -> int:
 
 
 def gating(
-    tokens: Any, p: Parameters, names: ExpertDims, dims: Dims, config: ModelConfig, group: Optional[Any]
-) -> tuple[Choice, Choice, Any]:
+    tokens: Tensor, p: Parameters, names: ExpertDims, dims: Dims, config: ModelConfig, group: Optional[Dimension]
+) -> tuple[Choice, Choice, Tensor]:
     """The two highest gates of each token, normalised to sum to one.
 
     Args:
@@ -161,13 +161,13 @@ def gating(
     return first, second, loss
 
 
-def top_choice(gates: Any, experts: Any) -> Choice:
+def top_choice(gates: Tensor, experts: Dimension) -> Choice:
     """The expert of the highest gate."""
     value, index = mtf.top_1(gates, experts)
     return Choice(value, mtf.one_hot(index, experts, dtype=gates.dtype))
 
 
-def balance_loss(mask: Any, gates: Any, group: Any, experts: Any) -> Any:
+def balance_loss(mask: Tensor, gates: Tensor, group: Dimension, experts: Dimension) -> Tensor:
     """E times the sum over E experts of (share of the group's tokens) * (mean gate), averaged over the groups.
 
     It is 1 when both are even, and its gradient moves gates away from crowded experts (Lepikhin et al. 2020,
@@ -177,7 +177,7 @@ def balance_loss(mask: Any, gates: Any, group: Any, experts: Any) -> Any:
     return mtf.reduce_mean(share * mtf.reduce_mean(gates, reduced_dim=group)) * float(experts.size**2)
 
 
-def share_of_second(gate: Any, policy: str, threshold: float, draws: Optional[Any]) -> Any:
+def share_of_second(gate: Tensor, policy: str, threshold: float, draws: Optional[Tensor]) -> Tensor:
     """How much of a second choice counts, between 0 and 1.
 
     `random` lets it count with probability min(1, gate / threshold). Without draws it is that probability: the
@@ -197,7 +197,9 @@ def share_of_second(gate: Any, policy: str, threshold: float, draws: Optional[An
     return mtf.cast(mtf.less(draws, chance), gate.dtype) if draws is not None else chance
 
 
-def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, size: int) -> tuple[Any, Any]:
+def assign_places(
+    first: Choice, second: Choice, group: Dimension, names: ExpertDims, size: int
+) -> tuple[Tensor, Tensor]:
     """Give tokens the `size` places of their experts, first choices before second ones, each in order of the sequence.
 
     Returns:
@@ -222,16 +224,16 @@ def assign_places(first: Choice, second: Choice, group: Any, names: ExpertDims, 
 
 
 def chosen_experts(
-    tokens: Any,
+    tokens: Tensor,
     p: Parameters,
-    dispatch: Any,
-    combine: Any,
-    groups: Any,
+    dispatch: Tensor,
+    combine: Tensor,
+    groups: Dimension,
     names: ExpertDims,
     dims: Dims,
     config: ModelConfig,
     context: Context,
-) -> Any:
+) -> Tensor:
     """Send tokens to the places they have, through the experts and back: [batch, groups, group, embd] -> the same.
 
     Dropout is of what is inside an expert, [experts, expert_batch, groups, expert_capacity, expert_hidden].
@@ -250,8 +252,8 @@ def chosen_experts(
 
 
 def every_expert(
-    x: Any, p: Parameters, first: Choice, second: Choice, names: ExpertDims, dims: Dims, config: ModelConfig
-) -> Any:
+    x: Tensor, p: Parameters, first: Choice, second: Choice, names: ExpertDims, dims: Dims, config: ModelConfig
+) -> Tensor:
     """Weigh what every expert makes of every token by the gates, which are zero but for two: x -> its shape.
 
     It needs no places, so none can run out.

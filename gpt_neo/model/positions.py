@@ -10,13 +10,13 @@ import numpy as np
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.kernels import compiled
 from gpt_neo.ops.parameters import Parameters
 from gpt_neo.ops.vocabulary import embed
 
 
-def token_numbers(mesh: Any, dims: Dims, context: Context) -> Any:
+def token_numbers(mesh: mtf.Mesh, dims: Dims, context: Context) -> Tensor:
     """Position of each token: int32 [sequence] of whole sequences, [batch, sequence] of new tokens.
 
     Rows of a decoding step begin at positions of their own; the padding before them gets negative numbers.
@@ -28,7 +28,9 @@ def token_numbers(mesh: Any, dims: Dims, context: Context) -> Any:
     return mtf.add(numbers, offset, output_shape=dims.tokens)
 
 
-def position_embedding(tokens: Any, p: Parameters, dims: Dims, config: ModelConfig, context: Context) -> Optional[Any]:
+def position_embedding(
+    tokens: Tensor, p: Parameters, dims: Dims, config: ModelConfig, context: Context
+) -> Optional[Tensor]:
     """What is added to the embeddings: [sequence, embd] or [batch, sequence, embd]; None without tables."""
     rows = ENCODINGS[config.positions].rows
     if rows is None:
@@ -40,7 +42,7 @@ def position_embedding(tokens: Any, p: Parameters, dims: Dims, config: ModelConf
     return rows(numbers, p, dims, config)
 
 
-def encode(q: Any, k: Any, dims: Dims, config: ModelConfig, context: Context) -> tuple[Any, Any]:
+def encode(q: Tensor, k: Tensor, dims: Dims, config: ModelConfig, context: Context) -> tuple[Tensor, Tensor]:
     """Queries and keys [batch, sequence, heads, features_per_head] of softmax attention, with what they are to know of
     positions. Keys go into a cache so: their positions never change."""
     turn = ENCODINGS[config.positions].turn
@@ -50,13 +52,13 @@ def encode(q: Any, k: Any, dims: Dims, config: ModelConfig, context: Context) ->
     return turn(q, numbers, config), turn(k, numbers, config)
 
 
-def learned_rows(numbers: Optional[Any], p: Parameters, dims: Dims, config: ModelConfig) -> Any:
+def learned_rows(numbers: Optional[Tensor], p: Parameters, dims: Dims, config: ModelConfig) -> Tensor:
     """Rows of `wpe` for int32 [...] -> [..., embd]; the first [sequence, embd] without numbers."""
     wpe = p["wpe"]
     return first_rows(wpe, dims) if numbers is None else embed(wpe, numbers, dims.embed_sequence)
 
 
-def axial_rows(numbers: Optional[Any], p: Parameters, dims: Dims, config: ModelConfig) -> Any:
+def axial_rows(numbers: Optional[Tensor], p: Parameters, dims: Dims, config: ModelConfig) -> Tensor:
     """The same from two tables: row a A2 + b is the mean of row a of the first and row b of the second."""
     tables = [p["axial_wpe_1"], p["axial_wpe_2"]]
     axes = [table.shape.dims[0] for table in tables]
@@ -67,14 +69,14 @@ def axial_rows(numbers: Optional[Any], p: Parameters, dims: Dims, config: ModelC
     return first_rows(mtf.replace_dimensions(grid, axes, [dims.embed_sequence]), dims)
 
 
-def first_rows(table: Any, dims: Dims) -> Any:
+def first_rows(table: Tensor, dims: Dims) -> Tensor:
     """[embed_sequence, embd] -> [sequence, embd]."""
     if dims.sequence.size < dims.embed_sequence.size:
         table = mtf.slice(table, 0, dims.sequence.size, dims.embed_sequence.name)
     return mtf.rename_dimension(table, dims.embed_sequence.name, dims.sequence.name)
 
 
-def rotate(x: Any, numbers: Any, config: ModelConfig) -> Any:
+def rotate(x: Tensor, numbers: Tensor, config: ModelConfig) -> Tensor:
     """Rotary positions (Su et al. 2021, equation 34): pair i turns by number * base^(-2i / rotary features).
 
     Pairs are (i, i + half) of the rotating features, or neighbours with `rotary_interleaved`; features past
@@ -90,13 +92,13 @@ def rotate(x: Any, numbers: Any, config: ModelConfig) -> Any:
     turn = (config.rotary_features, config.rotary_interleaved, config.rotary_base)
     splittable = x.shape.dims[:-1]
 
-    def kernel(x: Any, numbers: Any) -> Any:
+    def kernel(x: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         return rotate_kernel(x, numbers, *turn, 1.0)
 
-    def back(dy: Any, numbers: Any) -> Any:
+    def back(dy: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         return rotate_kernel(dy, numbers, *turn, -1.0)
 
-    def gradient(operation: Any, dy: Any) -> list:
+    def gradient(operation: mtf.Operation, dy: Tensor) -> list:
         turned = mtf.slicewise(back, [dy, operation.inputs[1]], x.shape, x.dtype, splittable, grad_function=0)
         return [turned, None]
 
@@ -104,7 +106,9 @@ def rotate(x: Any, numbers: Any, config: ModelConfig) -> Any:
 
 
 @compiled
-def rotate_kernel(x: Any, numbers: Any, features: int, interleaved: bool, base: float, sign: float) -> Any:
+def rotate_kernel(
+    x: tf.Tensor, numbers: tf.Tensor, features: int, interleaved: bool, base: float, sign: float
+) -> tf.Tensor:
     """See `rotate`; sign -1 turns back, which is the transposed map."""
     frequencies = (base ** (-np.arange(0, features, 2) / features)).astype(np.float32)
     angles = tf.cast(numbers, tf.float32)[..., tf.newaxis, tf.newaxis] * frequencies  # [..., sequence, 1, pairs]

@@ -20,7 +20,7 @@ from gpt_neo.model.mlp import linear, mlp
 from gpt_neo.model.moe import mixture_of_experts
 from gpt_neo.model.norms import block_norm, final_norm, rezero
 from gpt_neo.model.positions import position_embedding
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.matmul import matmul
 from gpt_neo.ops.parameters import Parameters, activation_dtype
 from gpt_neo.ops.row_sums import plus
@@ -65,7 +65,7 @@ def check_supported(config: ModelConfig, context: Context) -> None:
         raise ConfigError("key 'causal' is False: such a model cannot be sampled from, its tokens depend on later ones")
 
 
-def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) -> Any:
+def transformer(tokens: Tensor, dims: Dims, config: ModelConfig, context: Context) -> Tensor:
     """The network, in variables under `gpt2/`: whole sequences, or new tokens against caches (`context.decoding`).
 
     Args:
@@ -90,7 +90,7 @@ def transformer(tokens: Any, dims: Dims, config: ModelConfig, context: Context) 
     return head(spread(x, context), wte, p, dims, config)
 
 
-def spread(x: Any, context: Context, back: bool = False) -> Any:
+def spread(x: Tensor, context: Context, back: bool = False) -> Tensor:
     """Where the context asks for it, call `sequence` by another name around the table and the head, or undo that.
 
     A layout rule `loss_sequence:y` then splits the head, the logits and the loss over cores that would all compute the
@@ -101,7 +101,7 @@ def spread(x: Any, context: Context, back: bool = False) -> Any:
     return mtf.rename_dimension(x, *((LOSS_SEQUENCE, "sequence") if back else ("sequence", LOSS_SEQUENCE)))
 
 
-def head(x: Any, wte: Any, p: Parameters, dims: Dims, config: ModelConfig) -> Any:
+def head(x: Tensor, wte: Tensor, p: Parameters, dims: Dims, config: ModelConfig) -> Tensor:
     """Stream to float32 logits: [..., embd] -> [..., vocab]."""
     if not config.no_weight_tie:
         x = final_norm(x, p.under("ln_f"), config)
@@ -112,7 +112,7 @@ def head(x: Any, wte: Any, p: Parameters, dims: Dims, config: ModelConfig) -> An
     return mtf.cast(logits, tf.float32)
 
 
-def block(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
+def block(x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Tensor:
     """Run a block, again in the backward pass when `recompute_grad` asks for it.
 
     Args:
@@ -125,7 +125,7 @@ def block(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, co
     # The legacy program gave blocks that share weights an empty name: theirs have a double slash, gpt2//attn/q.
     p = p.under("" if config.share_parameters else f"h{layer}")
 
-    def run(inputs: Any) -> Any:
+    def run(inputs: Tensor) -> Tensor:
         out, auxiliary = halves(inputs, p, layer, dims, config, context)
         return (out,) if auxiliary is None else (out, auxiliary)
 
@@ -137,8 +137,8 @@ def block(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, co
 
 
 def halves(
-    x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context
-) -> tuple[Any, Optional[Any]]:
+    x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context
+) -> tuple[Tensor, Optional[Tensor]]:
     """Attention and feed-forward around the stream: (x, auxiliary loss or None).
 
     Pre-norm, x += attention(norm_1(x)); x += feed_forward(norm_2(x)), with the variations of the config.
@@ -161,8 +161,8 @@ def halves(
 
 
 def feed_forward(
-    x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context
-) -> tuple[Any, Optional[Any]]:
+    x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context
+) -> tuple[Tensor, Optional[Tensor]]:
     """The feed-forward part of that layer: ([batch, sequence, embd], auxiliary loss or None)."""
     if layer in config.moe_layers:
         out, auxiliary = mixture_of_experts(x, p, dims, config, context)

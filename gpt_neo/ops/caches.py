@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.mtf_compat import tf, zeros_initializer
+from gpt_neo.mtf_compat import Tensor, mtf, tf, zeros_initializer
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import put_slice
 from gpt_neo.ops.parameters import activation_dtype
@@ -61,11 +61,13 @@ class Store:
         """Entries of a cache of `length` positions: whole blocks, where reads are."""
         return -(-length // BLOCK) * BLOCK if self.grows else length
 
-    def read(self, cache: CacheShard) -> Any:
+    def read(self, cache: CacheShard) -> tf.Tensor:
         """The tensor [batch, heads, entries, columns] of the rows at hand."""
         raise NotImplementedError
 
-    def write(self, cache: CacheShard, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
+    def write(
+        self, cache: CacheShard, values: tf.Tensor, at: Optional[tf.Tensor] = None, held: Optional[tf.Tensor] = None
+    ) -> tf.Tensor:
         """Put values [batch, heads, n, columns] at entries at .. at + n - 1, or in the place of all.
 
         Args:
@@ -78,13 +80,30 @@ class Store:
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Where new tokens go: positions position .. position + sequence - 1 of the caches.
+
+    position: int32 mtf scalar, or [batch] where rows are at positions of their own; such a pass reads one token of each
+      row.
+    start: int32 [batch], position of each row's first token; what is before it is padding.
+    length: positions that the caches hold.
+    store: where the caches are.
+    """
+
+    position: Tensor
+    start: Tensor
+    length: int
+    store: Store
+
+
 class VariableStore(Store):
     """Variables of a session, which each shard updates in place."""
 
-    def __init__(self, rows: Optional[int] = None, row: Optional[Any] = None) -> None:
+    def __init__(self, rows: Optional[int] = None, row: Optional[tf.Tensor] = None) -> None:
         self.rows, self.row = rows, row
 
-    def variable(self, cache: CacheShard) -> Any:
+    def variable(self, cache: CacheShard) -> tf.Tensor:
         """Of positions a reference variable: a slice of it is assigned in place, where a resource would be copied.
 
         They start at 0, since a masked entry still multiplies by 0.
@@ -99,14 +118,16 @@ class VariableStore(Store):
             collections=[CACHES],
         )
 
-    def read(self, cache: CacheShard) -> Any:
+    def read(self, cache: CacheShard) -> tf.Tensor:
         """See `Store`."""
         variable = self.variable(cache)
         if self.row is not None:
             return tf.gather(variable, [self.row])
         return variable.read_value() if cache.is_state else variable
 
-    def write(self, cache: CacheShard, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
+    def write(
+        self, cache: CacheShard, values: tf.Tensor, at: Optional[tf.Tensor] = None, held: Optional[tf.Tensor] = None
+    ) -> tf.Tensor:
         """See `Store`."""
         variable = self.variable(cache)
         if cache.is_state:
@@ -124,7 +145,7 @@ class VariableStore(Store):
         )
 
 
-def scatter_entries(variable: Any, values: Any, at: Any) -> Any:
+def scatter_entries(variable: tf.Variable, values: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
     """One entry of each row, at [batch]."""
     batch, heads = values.shape.as_list()[:2]
     places = tf.meshgrid(tf.range(batch), tf.range(heads), indexing="ij")
@@ -132,7 +153,7 @@ def scatter_entries(variable: Any, values: Any, at: Any) -> Any:
     return tf.raw_ops.ScatterNdUpdate(ref=variable, indices=entries, updates=values[:, :, 0])
 
 
-def assign_entries(variable: Any, values: Any, at: Any, row: Optional[Any]) -> Any:
+def assign_entries(variable: tf.Variable, values: tf.Tensor, at: tf.Tensor, row: Optional[tf.Tensor]) -> tf.Tensor:
     """Entries from `at` on, of all rows or of one."""
     zero = tf.zeros_like(at)
     first, last = (zero, zero) if row is None else (row, row + 1)
@@ -158,7 +179,7 @@ class LoopStore(Store):
       tensors: as `tensors` has them after the step before, or as `empty` makes them.
     """
 
-    def __init__(self, config: ModelConfig, tensors: Sequence[Any]) -> None:
+    def __init__(self, config: ModelConfig, tensors: Sequence[tf.Tensor]) -> None:
         self.held = dict(zip(places_of(config), tensors))
 
     @classmethod
@@ -175,11 +196,13 @@ class LoopStore(Store):
         """What the next step starts from."""
         return list(self.held.values())
 
-    def read(self, cache: CacheShard) -> Any:
+    def read(self, cache: CacheShard) -> tf.Tensor:
         """See `Store`."""
         return tf.reshape(self.held[cache.place], cache.shape)
 
-    def write(self, cache: CacheShard, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
+    def write(
+        self, cache: CacheShard, values: tf.Tensor, at: Optional[tf.Tensor] = None, held: Optional[tf.Tensor] = None
+    ) -> tf.Tensor:
         """See `Store`."""
         rows, heads, entries, columns = cache.shape
         old = self.held[cache.place]
@@ -201,11 +224,13 @@ class CoreStore(LoopStore):
 
     grows = False
 
-    def read(self, cache: CacheShard) -> Any:
+    def read(self, cache: CacheShard) -> tf.Tensor:
         """See `Store`."""
         return self.held[cache.place]
 
-    def write(self, cache: CacheShard, values: Any, at: Optional[Any] = None, held: Optional[Any] = None) -> Any:
+    def write(
+        self, cache: CacheShard, values: tf.Tensor, at: Optional[tf.Tensor] = None, held: Optional[tf.Tensor] = None
+    ) -> tf.Tensor:
         """See `Store`."""
         old = self.held[cache.place]
         self.held[cache.place] = values if at is None else put_slice(old, values, [0, 0, at, 0])
@@ -237,7 +262,9 @@ def cache_shapes(
     return found
 
 
-def cached_attention(q: Any, k: Any, v: Any, at: Any, layer: int, window: Optional[int], memory: tuple = ()) -> Any:
+def cached_attention(
+    q: Tensor, k: Tensor, v: Tensor, at: Decoding, layer: int, window: Optional[int], memory: tuple = ()
+) -> Tensor:
     """Attend over the cache and the new tokens, and keep the latter.
 
     Args:
@@ -257,17 +284,19 @@ def cached_attention(q: Any, k: Any, v: Any, at: Any, layer: int, window: Option
 class CachedAttentionOperation(FusedOp):
     """See `cached_attention`."""
 
-    def __init__(self, inputs: list, at: Any, layer: int, window: Optional[int]) -> None:
+    def __init__(self, inputs: list, at: Decoding, layer: int, window: Optional[int]) -> None:
         super().__init__("cached_attention", inputs, [(inputs[0].shape, inputs[0].dtype)])
         self.store, self.layer, self.window = at.store, layer, window
         self.entries = window or at.store.entries(at.length)
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Rows and heads are independent, so shards are."""
         mesh_impl = lowering.mesh_impl(self)
         shards = iter(range(mesh_impl.size))
 
-        def attend(q: Any, k: Any, v: Any, position: Any, start: Any, *memory: Any) -> Any:
+        def attend(
+            q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, position: tf.Tensor, start: tf.Tensor, *memory: tf.Tensor
+        ) -> tf.Tensor:
             shard = next(shards)
             q, k, v = (tf.transpose(x, [0, 2, 1, 3]) for x in (q, k, v))
             batch, heads, _, features = k.shape.as_list()
@@ -286,8 +315,15 @@ class CachedAttentionOperation(FusedOp):
 
 
 def whole_step(
-    q: Any, k: Any, v: Any, position: Any, start: Any, caches: list, store: Store, memory: Sequence[Any]
-) -> Any:
+    q: tf.Tensor,
+    k: tf.Tensor,
+    v: tf.Tensor,
+    position: tf.Tensor,
+    start: tf.Tensor,
+    caches: list,
+    store: Store,
+    memory: Sequence[tf.Tensor],
+) -> tf.Tensor:
     """Write, then attend over the memory and every position up to the query's own, rounded up to whole blocks.
 
     Kernels are made anew for every shape that they meet, which costs more than a block of masked entries.
@@ -299,7 +335,7 @@ def whole_step(
     return attend_entries(q, *with_memory(memory, keys, values, allowed))
 
 
-def with_memory(memory: Sequence[Any], keys: Any, values: Any, allowed: Any) -> tuple:
+def with_memory(memory: Sequence[tf.Tensor], keys: tf.Tensor, values: tf.Tensor, allowed: tf.Tensor) -> tuple:
     """Keys, values and mask, as `attend_entries` takes them, with the memory, if any, that every query sees before."""
     if not memory:
         return keys, values, allowed
@@ -310,8 +346,15 @@ def with_memory(memory: Sequence[Any], keys: Any, values: Any, allowed: Any) -> 
 
 
 def own_positions_step(
-    q: Any, k: Any, v: Any, position: Any, start: Any, caches: list, store: Store, memory: Sequence[Any]
-) -> Any:
+    q: tf.Tensor,
+    k: tf.Tensor,
+    v: tf.Tensor,
+    position: tf.Tensor,
+    start: tf.Tensor,
+    caches: list,
+    store: Store,
+    memory: Sequence[tf.Tensor],
+) -> tf.Tensor:
     """One token of each row, each at its own position [batch]: write, then attend block by block.
 
     A sum over all entries up to the longest row's end could be grouped by its length, and so give a short row other
@@ -323,7 +366,9 @@ def own_positions_step(
     batch, heads, _, features = q.shape.as_list()
     wide = tf.cast(q, tf.float32)
 
-    def fold(keys: Any, values: Any, allowed: Any, highest: Any, total: Any, out: Any) -> tuple:
+    def fold(
+        keys: tf.Tensor, values: tf.Tensor, allowed: tf.Tensor, highest: tf.Tensor, total: tf.Tensor, out: tf.Tensor
+    ) -> tuple:
         scores = tf.linalg.matmul(wide, tf.cast(keys, tf.float32), transpose_b=True)
         scores = tf.where_v2(allowed, scores, MASKED)
         top = tf.maximum(highest, tf.reduce_max(scores, -1, keepdims=True))
@@ -332,7 +377,7 @@ def own_positions_step(
         total = total * kept + tf.reduce_sum(weights, -1, keepdims=True)
         return top, total, out * kept + tf.linalg.matmul(weights, tf.cast(values, tf.float32))
 
-    def body(block: Any, *sums: Any) -> tuple:
+    def body(block: tf.Tensor, *sums: tf.Tensor) -> tuple:
         first = block * BLOCK
         begin, size = tf.stack([0, 0, first, 0]), [batch, heads, BLOCK, features]
         keys, values = (tf.slice(cache, begin, size) for cache in held)
@@ -350,12 +395,21 @@ def own_positions_step(
     return tf.cast(out / tf.maximum(total, 1.0), v.dtype)
 
 
-def rows_of(memory: Any, batch: int) -> Any:
+def rows_of(memory: tf.Tensor, batch: int) -> tf.Tensor:
     """[memory, heads, features] -> [batch, heads, memory, features]."""
     return tf.tile(tf.transpose(memory, [1, 0, 2])[tf.newaxis], [batch, 1, 1, 1])
 
 
-def window_step(q: Any, k: Any, v: Any, position: Any, start: Any, caches: list, store: Store, window: int) -> Any:
+def window_step(
+    q: tf.Tensor,
+    k: tf.Tensor,
+    v: tf.Tensor,
+    position: tf.Tensor,
+    start: tf.Tensor,
+    caches: list,
+    store: Store,
+    window: int,
+) -> tf.Tensor:
     """One token is written over the one that leaves the window, and attends to the ring as it lies. Several attend to
     the ring and to each other; then the newest of both make the ring."""
     if k.shape[2] == 1 and store.row is None:
@@ -370,14 +424,18 @@ def window_step(q: Any, k: Any, v: Any, position: Any, start: Any, caches: list,
         return tf.identity(out)
 
 
-def attend_ring(q: Any, keys: Any, values: Any, position: Any, start: Any, window: int) -> Any:
+def attend_ring(
+    q: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, position: tf.Tensor, start: tf.Tensor, window: int
+) -> tf.Tensor:
     """Attention of one token over the ring [batch, heads, window, features] that has its own keys and values too."""
     newest = position[:, tf.newaxis] if position.shape.ndims else position
     held = newest - tf.math.floormod(newest - tf.range(window), window)  # negative where nothing is held yet
     return attend_entries(q, keys, values, visible(1, position, held, start, window))
 
 
-def attend_window(q: Any, keys: Any, values: Any, position: Any, start: Any, window: int) -> Any:
+def attend_window(
+    q: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, position: tf.Tensor, start: tf.Tensor, window: int
+) -> tf.Tensor:
     """Attention of new tokens [batch, heads, n, features] over [batch, heads, window + n, features]: the ring before
     them, then theirs."""
     count, last = q.shape[2], position - 1
@@ -386,7 +444,7 @@ def attend_window(q: Any, keys: Any, values: Any, position: Any, start: Any, win
     return attend_entries(q, keys, values, allowed)
 
 
-def newest_ring(x: Any, position: Any, window: int) -> Any:
+def newest_ring(x: tf.Tensor, position: tf.Tensor, window: int) -> tf.Tensor:
     """The ring after new tokens: of [batch, heads, window + n, features], as above, the newest `window` ones."""
     count, entries = x.shape[2] - window, tf.range(window)
     last = position + count - 1
@@ -394,7 +452,9 @@ def newest_ring(x: Any, position: Any, window: int) -> Any:
     return tf.gather(x, tf.where_v2(newest >= position, window + newest - position, entries), axis=2)
 
 
-def visible(count: int, position: Any, key_positions: Any, start: Any, window: Optional[int]) -> Any:
+def visible(
+    count: int, position: tf.Tensor, key_positions: tf.Tensor, start: tf.Tensor, window: Optional[int]
+) -> tf.Tensor:
     """Which entries the queries of positions position .. position + count - 1 may see: bool [batch, 1, count, entries].
 
     Args:
@@ -414,7 +474,7 @@ def visible(count: int, position: Any, key_positions: Any, start: Any, window: O
     return tf.logical_and(allowed, begun[:, tf.newaxis, tf.newaxis, :])
 
 
-def attend_entries(q: Any, keys: Any, values: Any, allowed: Any) -> Any:
+def attend_entries(q: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, allowed: tf.Tensor) -> tf.Tensor:
     """Softmax attention, float32, over entries; scores are not divided by sqrt(features).
 
     Args:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import always_compiled
 
@@ -24,7 +25,7 @@ ROUNDS = 20
 ROW_BITS = 20  # of the first counter word hold the row, the 12 above them the number of the dropout in the model
 
 
-class Source:
+class RandomSource:
     """Where the dropouts of one forward pass take their randomness from; they are numbered as they are built.
 
     Attributes:
@@ -33,14 +34,14 @@ class Source:
       rows: int32 [batch], the places of these sequences in the whole batch of the step.
     """
 
-    def __init__(self, seed: int, step: Any, rows: Any) -> None:
+    def __init__(self, seed: int, step: tf.Tensor, rows: tf.Tensor) -> None:
         digest = hashlib.sha256(f"dropout {seed}".encode()).digest()
         self.seed_word = int.from_bytes(digest[:4], "little")
         self.step, self.rows = step, rows
         self.numbers = itertools.count()
 
 
-def dropout(x: Any, rate: float, source: Source) -> Any:
+def dropout(x: Tensor, rate: float, source: RandomSource) -> Tensor:
     """Set a share `rate` of the elements to 0 and scale the others by 1 / (1 - rate).
 
     Args:
@@ -52,21 +53,21 @@ def dropout(x: Any, rate: float, source: Source) -> Any:
     return DropoutOperation(x, places_of(x, source), rate).outputs[0] if rate else x
 
 
-def uniform_like(x: Any, source: Source) -> Any:
+def uniform_like(x: Tensor, source: RandomSource) -> Tensor:
     """float32 numbers in [0, 1), one for each element of x, drawn as the masks of `dropout` are."""
     return UniformOperation(x, places_of(x, source)).outputs[0]
 
 
 class Places(NamedTuple):
-    """Where an operation takes its randomness from: step and rows as of Source, its number in the model."""
+    """Where an operation takes its randomness from: step and rows as of RandomSource, its number in the model."""
 
-    step: Any
-    rows: Any
+    step: tf.Tensor
+    rows: tf.Tensor
     seed_word: int
     number: int
 
 
-def places_of(x: Any, source: Source) -> Places:
+def places_of(x: Tensor, source: RandomSource) -> Places:
     """The places of the next operation, which is on x."""
     rows = source.rows
     if rows.shape.dims[0] not in x.shape.dims:
@@ -78,17 +79,17 @@ def places_of(x: Any, source: Source) -> Places:
 class PlacedOperation(FusedOp):
     """An operation on x and a random number for each place. It depends on attributes, which a clone shares."""
 
-    def __init__(self, x: Any, places: Places, dtype: Any, name: str) -> None:
+    def __init__(self, x: Tensor, places: Places, dtype: tf.DType, name: str) -> None:
         super().__init__(name, [x, places.step, places.rows], [(x.shape, dtype)])
         if places.number >= 1 << (32 - ROW_BITS):
             raise ValueError(f"the model has more than {places.number} dropouts")
         self.seed_word, self.number = places.seed_word, places.number
 
-    def kernel(self, x: Any, key: Any, high: Any, base: Any, strides: Any) -> Any:
+    def kernel(self, x: tf.Tensor, key: tf.Tensor, high: tf.Tensor, base: tf.Tensor, strides: tf.Tensor) -> tf.Tensor:
         """From a shard and the places of its elements (see `random_bits`) to the shard of the output."""
         raise NotImplementedError
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Each shard hashes the coordinates of the elements it holds."""
         mesh_impl = lowering.mesh_impl(self)
         x, step, rows = self.inputs
@@ -109,7 +110,7 @@ class PlacedOperation(FusedOp):
                 )
         row_shape = [-1 if i == batch else 1 for i in range(len(dims))]
 
-        def apply(x: Any, step: Any, rows: Any, base: Any) -> Any:
+        def apply(x: tf.Tensor, step: tf.Tensor, rows: tf.Tensor, base: tf.Tensor) -> tf.Tensor:
             key = tf.stack([word(self.seed_word), tf.cast(step, tf.uint32)])
             high = tf.cast(rows, tf.uint32) + word(self.number << ROW_BITS)
             return self.kernel(x, key, tf.reshape(high, row_shape), base, tf.stack([word(s) for s in strides]))
@@ -121,17 +122,17 @@ class PlacedOperation(FusedOp):
 class DropoutOperation(PlacedOperation):
     """See `dropout`."""
 
-    def __init__(self, x: Any, places: Places, rate: float) -> None:
+    def __init__(self, x: Tensor, places: Places, rate: float) -> None:
         super().__init__(x, places, x.dtype, "dropout")
         self.rate = rate
 
-    def gradient(self, grad_ys: Any) -> list:
+    def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """The same mask and scale, on the gradient."""
         _, step, rows = self.inputs
         grad = DropoutOperation(grad_ys[0], Places(step, rows, self.seed_word, self.number), self.rate)
         return [grad.outputs[0], None, None]
 
-    def kernel(self, x: Any, *places: Any) -> Any:
+    def kernel(self, x: tf.Tensor, *places: tf.Tensor) -> tf.Tensor:
         """The shard with its mask."""
         threshold = min(round(self.rate * 2**32), 2**32 - 1)
         scale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
@@ -141,33 +142,41 @@ class DropoutOperation(PlacedOperation):
 class UniformOperation(PlacedOperation):
     """See `uniform_like`; only the shape of x matters."""
 
-    def __init__(self, x: Any, places: Places) -> None:
+    def __init__(self, x: Tensor, places: Places) -> None:
         super().__init__(x, places, tf.float32, "uniform")
 
-    def kernel(self, x: Any, *places: Any) -> Any:
+    def kernel(self, x: tf.Tensor, *places: tf.Tensor) -> tf.Tensor:
         """The shard's numbers."""
         return uniform_kernel(x, *places)
 
 
-def word(value: int) -> Any:
+def word(value: int) -> tf.Tensor:
     """A uint32 constant, modulo 2**32."""
     return tf.constant(value % 2**32, tf.uint32)
 
 
 @always_compiled
-def drop_kernel(x: Any, key: Any, high: Any, base: Any, strides: Any, threshold: Any, scale: Any) -> Any:
+def drop_kernel(
+    x: tf.Tensor,
+    key: tf.Tensor,
+    high: tf.Tensor,
+    base: tf.Tensor,
+    strides: tf.Tensor,
+    threshold: tf.Tensor,
+    scale: tf.Tensor,
+) -> tf.Tensor:
     """Keep and scale the elements whose bits reach the threshold, rate * 2**32 (uint32 scalar); see `random_bits`."""
     return tf.where_v2(random_bits(x, key, high, base, strides) >= threshold, x * scale, tf.zeros_like(x))
 
 
 @always_compiled
-def uniform_kernel(x: Any, key: Any, high: Any, base: Any, strides: Any) -> Any:
+def uniform_kernel(x: tf.Tensor, key: tf.Tensor, high: tf.Tensor, base: tf.Tensor, strides: tf.Tensor) -> tf.Tensor:
     """float32 in [0, 1) from the highest 24 bits, which it holds exactly; see `random_bits`."""
     bits = tf.bitwise.right_shift(random_bits(x, key, high, base, strides), word(8))
     return tf.cast(bits, tf.float32) * 2.0**-24
 
 
-def random_bits(x: Any, key: Any, high: Any, base: Any, strides: Any) -> Any:
+def random_bits(x: tf.Tensor, key: tf.Tensor, high: tf.Tensor, base: tf.Tensor, strides: tf.Tensor) -> tf.Tensor:
     """32 random bits for each element.
 
     Args:
@@ -188,7 +197,7 @@ def random_bits(x: Any, key: Any, high: Any, base: Any, strides: Any) -> Any:
     return bits
 
 
-def threefry(key_0: Any, key_1: Any, word_0: Any, word_1: Any) -> tuple:
+def threefry(key_0: tf.Tensor, key_1: tf.Tensor, word_0: tf.Tensor, word_1: tf.Tensor) -> tuple:
     """Two random uint32 words from a key and a counter of two words each; shapes broadcast."""
     xor, left, right = tf.bitwise.bitwise_xor, tf.bitwise.left_shift, tf.bitwise.right_shift
     keys = (key_0, key_1, xor(xor(key_0, key_1), word(PARITY)))

@@ -12,9 +12,10 @@ and Niculae 2020, section 3).
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Sequence
+from typing import Callable
 
-from gpt_neo.mtf_compat import tf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import compiled
 from gpt_neo.ops.vocabulary import shard_offset
@@ -24,7 +25,7 @@ from gpt_neo.ops.vocabulary import shard_offset
 NEWTON_STEPS = 20
 
 
-def entmax_loss_per_token(logits: Any, labels: Any, vocab: Any, alpha: float) -> Any:
+def entmax_loss_per_token(logits: Tensor, labels: Tensor, vocab: Dimension, alpha: float) -> Tensor:
     """The Fenchel-Young loss of entmax: <p, z> + H_alpha(p) - z[label] with p = entmax_alpha(z).
 
     Args:
@@ -41,17 +42,17 @@ def entmax_loss_per_token(logits: Any, labels: Any, vocab: Any, alpha: float) ->
 class EntmaxLossOperation(FusedOp):
     """Loss, and what its gradient needs beside the logits: threshold and largest logit."""
 
-    def __init__(self, logits: Any, labels: Any, vocab: Any, alpha: float) -> None:
+    def __init__(self, logits: Tensor, labels: Tensor, vocab: Dimension, alpha: float) -> None:
         super().__init__("entmax_loss", [logits, labels], [(labels.shape, logits.dtype)] * 3)
         self.vocab, self.alpha = vocab, alpha
         if logits.shape.dims[-1] != vocab:
             raise ValueError(f"the last dimension of the logits {logits.shape} has to be {vocab}")
 
-    def gradient(self, grad_ys: Any) -> list:
+    def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """Gradients with respect to logits and labels."""
         return [EntmaxGradOperation(self, grad_ys[0]).outputs[0], None]
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Whole logits in one kernel; of split ones every sum and maximum goes over the shards."""
         mesh_impl = lowering.mesh_impl(self)
         axis, _, offset = shard_offset(mesh_impl, self.vocab)
@@ -61,7 +62,7 @@ class EntmaxLossOperation(FusedOp):
             results = mesh_impl.slicewise(lambda z, ids: entmax_loss_kernel(z, ids, alpha), logits, labels)
         else:
 
-            def total(fn: Callable[..., Any], *xs: Any, kind: str = "SUM") -> Any:
+            def total(fn: Callable[..., tf.Tensor], *xs: tf.Tensor, kind: str = "SUM") -> tf.Tensor:
                 return mesh_impl.allreduce(mesh_impl.slicewise(fn, *xs), [axis], kind)
 
             peak = total(lambda z: tf.reduce_max(z, -1), logits, kind="MAX")
@@ -79,13 +80,13 @@ class EntmaxLossOperation(FusedOp):
 class EntmaxGradOperation(FusedOp):
     """(entmax(logits) - onehot(label)) * grad: [..., vocab]."""
 
-    def __init__(self, loss: EntmaxLossOperation, grad: Any) -> None:
+    def __init__(self, loss: EntmaxLossOperation, grad: Tensor) -> None:
         logits, labels = loss.inputs
         inputs = [logits, labels, *loss.outputs[1:], grad]
         super().__init__("entmax_loss_grad", inputs, [(logits.shape, logits.dtype)])
         self.vocab, self.alpha = loss.vocab, loss.alpha
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Shards are independent: the threshold is known already."""
         mesh_impl = lowering.mesh_impl(self)
         _, _, offset = shard_offset(mesh_impl, self.vocab)
@@ -94,12 +95,12 @@ class EntmaxGradOperation(FusedOp):
         lowering.set_tensor_lowering(self.outputs[0], out)
 
 
-def scale(logits: Any, peak: Any, alpha: float) -> Any:
+def scale(logits: tf.Tensor, peak: tf.Tensor, alpha: float) -> tf.Tensor:
     """(alpha - 1)(z - max z), whose threshold lies in [-1, 0)."""
     return (alpha - 1.0) * (logits - peak[..., tf.newaxis])
 
 
-def powers(scaled: Any, tau: Any, alpha: float) -> tuple[Any, Any]:
+def powers(scaled: tf.Tensor, tau: tf.Tensor, alpha: float) -> tuple[tf.Tensor, tf.Tensor]:
     """p = [x - tau]_+ ^ k and p' = [x - tau]_+ ^ (k - 1), k = 1 / (alpha - 1): [..., vocab] each."""
     above = tf.nn.relu(scaled - tau[..., tf.newaxis])
     exponent = 1.0 / (alpha - 1.0) - 1.0
@@ -108,17 +109,17 @@ def powers(scaled: Any, tau: Any, alpha: float) -> tuple[Any, Any]:
     return above * lower, lower
 
 
-def newton_sums(scaled: Any, tau: Any, alpha: float) -> Any:
+def newton_sums(scaled: tf.Tensor, tau: tf.Tensor, alpha: float) -> tf.Tensor:
     """Sums of p and p': [..., 2]."""
     return tf.stack([tf.reduce_sum(p, -1) for p in powers(scaled, tau, alpha)], -1)
 
 
-def newton_step(tau: Any, sums: Any, alpha: float) -> Any:
+def newton_step(tau: tf.Tensor, sums: tf.Tensor, alpha: float) -> tf.Tensor:
     """The next approximation of the threshold at which p sums to 1: the derivative of its sum is -k sum(p')."""
     return tau + (alpha - 1.0) * (sums[..., 0] - 1.0) / sums[..., 1]
 
 
-def loss_part(scaled: Any, tau: Any, column: Any, alpha: float) -> Any:
+def loss_part(scaled: tf.Tensor, tau: tf.Tensor, column: tf.Tensor, alpha: float) -> tf.Tensor:
     """<p, z> + H(p) - z[column], z less its maximum, over the columns at hand; the label's need not be among them."""
     p, _ = powers(scaled, tau, alpha)
     z = scaled / (alpha - 1.0)
@@ -129,7 +130,7 @@ def loss_part(scaled: Any, tau: Any, column: Any, alpha: float) -> Any:
 
 
 @compiled
-def entmax_loss_kernel(logits: Any, labels: Any, alpha: float) -> tuple[Any, Any, Any]:
+def entmax_loss_kernel(logits: tf.Tensor, labels: tf.Tensor, alpha: float) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Loss, threshold and largest logit of whole rows: three of [...]."""
     peak = tf.reduce_max(logits, -1)
     scaled, tau = scale(logits, peak, alpha), -tf.ones_like(peak)
@@ -139,7 +140,15 @@ def entmax_loss_kernel(logits: Any, labels: Any, alpha: float) -> tuple[Any, Any
 
 
 @compiled
-def entmax_grad_kernel(logits: Any, labels: Any, tau: Any, peak: Any, grad: Any, first: Any, alpha: float) -> Any:
+def entmax_grad_kernel(
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    tau: tf.Tensor,
+    peak: tf.Tensor,
+    grad: tf.Tensor,
+    first: tf.Tensor,
+    alpha: float,
+) -> tf.Tensor:
     """See `EntmaxGradOperation`; `first` is the number of the shard's first column."""
     p, _ = powers(scale(logits, peak, alpha), tau, alpha)
     label = tf.equal(labels[..., tf.newaxis], tf.range(logits.shape[-1]) + first)

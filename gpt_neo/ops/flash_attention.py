@@ -11,9 +11,10 @@ have the same work under a causal mask, and the partial results are joined by th
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Optional, Union
 
-from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.mtf_compat import LaidOut, Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp, last_sum
 from gpt_neo.ops.kernels import compiled, matrix_product, wide_product
 from gpt_neo.ops.softmax import MASKED
@@ -27,9 +28,9 @@ class Stripe:
     """The keys of one device: numbers place, place + step, place + 2 step, ... place is an int32 scalar or an int."""
 
     step: int = 1
-    place: Any = 0
+    place: Union[int, tf.Tensor] = 0
 
-    def take(self, x: Any) -> Any:
+    def take(self, x: tf.Tensor) -> tf.Tensor:
         """[batch, sequence, heads, features] -> the same with its part of the sequence."""
         if self.step == 1:
             return x
@@ -39,7 +40,7 @@ class Stripe:
         return tf.reshape(tf.slice(rows, tf.stack([0, 0, self.place, 0, 0]), size), [batch, -1, heads, features])
 
 
-def flash_attention(q: Any, k: Any, v: Any, radius: Optional[int]) -> Any:
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, radius: Optional[int]) -> Tensor:
     """Query i sees keys j with 0 <= i - j (< radius, if given); scores are not scaled; softmax in float32.
 
     Args:
@@ -66,7 +67,7 @@ class WholeSequences(FusedOp):
 
     radius: Optional[int]
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Rows and heads are independent; sequences and features that a layout splits are put together first."""
         mesh_impl = lowering.mesh_impl(self)
         tensors = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
@@ -85,7 +86,7 @@ class WholeSequences(FusedOp):
                     out = mesh_impl.allsplit(out, axis, tensor.shape.dims.index(dim))
             lowering.set_tensor_lowering(tensor, out)
 
-    def attend(self, mesh_impl: Any, tensors: list, length: int) -> Any:
+    def attend(self, mesh_impl: mtf.MeshImpl, tensors: list, length: int) -> Tensor:
         """Results of whole sequences and features; each device takes all keys, or those that the layout gives it."""
         axis = mesh_impl.tensor_dimension_to_mesh_axis(mtf.Dimension(MEMORY, length))
         step = 1 if axis is None else mesh_impl.shape[axis].size
@@ -96,11 +97,11 @@ class WholeSequences(FusedOp):
         )
         return self.joined(mesh_impl, axis, *outs)
 
-    def kernel(self, stripe: Stripe, *slices: Any) -> Any:
+    def kernel(self, stripe: Stripe, *slices: tf.Tensor) -> tf.Tensor:
         """The operation on TensorFlow tensors, for some of the keys."""
         raise NotImplementedError
 
-    def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
+    def joined(self, mesh_impl: mtf.MeshImpl, axis: int, *outs: LaidOut) -> tuple:
         """Whole results from those of the devices along a mesh axis."""
         raise NotImplementedError
 
@@ -109,18 +110,18 @@ class FlashAttention(WholeSequences):
     """See `flash_attention`. Two more outputs are for the gradient: the log of the sum of weights [batch, heads,
     sequence], and the first output as it was before it was rounded."""
 
-    def __init__(self, q: Any, k: Any, v: Any, radius: Optional[int]) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, radius: Optional[int]) -> None:
         self.radius = radius
         batch, sequence, heads, _ = q.shape.dims
         log_sum = mtf.Shape([batch, heads, sequence]), tf.float32
         super().__init__("flash_attention", [q, k, v], [(q.shape, v.dtype), log_sum, (q.shape, tf.float32)])
 
-    def gradient(self, grad_ys: Any) -> list:
+    def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """Gradients of q, k and v."""
         _, log_sum, wide = self.outputs
         return FlashAttentionGrad([*self.inputs, wide, log_sum, grad_ys[0]], self.radius).outputs
 
-    def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any) -> tuple:
+    def kernel(self, stripe: Stripe, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tuple:
         """Three of [batch, sequence, heads, features] -> the same, [batch, heads, sequence], the first in float32."""
         q, k, v = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v)))
         outs, log_sums = [], []
@@ -133,14 +134,14 @@ class FlashAttention(WholeSequences):
         wide = heads_first(tf.concat(outs, 2))
         return tf.cast(wide, v.dtype), tf.concat(log_sums, 2), wide
 
-    def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
+    def joined(self, mesh_impl: mtf.MeshImpl, axis: int, *outs: LaidOut) -> tuple:
         """Each device's output weighs as much as its keys do in the softmax; a query that sees none there, nothing."""
         out, log_sum, wide = outs
         top = mesh_impl.allreduce(log_sum, [axis], "MAX")
         mass = mesh_impl.slicewise(lambda one, most: tf.exp(one - most), log_sum, top)
         total = mesh_impl.allreduce(mass, [axis], "SUM")
 
-        def part(wide: Any, mass: Any, total: Any) -> Any:
+        def part(wide: tf.Tensor, mass: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
             return wide * tf.transpose(mass / total, [0, 2, 1])[..., tf.newaxis]
 
         whole = mesh_impl.allreduce(mesh_impl.slicewise(part, wide, mass, total), [axis], "SUM")
@@ -160,7 +161,16 @@ class FlashAttentionGrad(WholeSequences):
         super().__init__("flash_attention_grad", inputs, [(x.shape, x.dtype) for x in inputs[:3]])
         self.radius = radius
 
-    def kernel(self, stripe: Stripe, q: Any, k: Any, v: Any, wide: Any, log_sum: Any, grad: Any) -> tuple:
+    def kernel(
+        self,
+        stripe: Stripe,
+        q: tf.Tensor,
+        k: tf.Tensor,
+        v: tf.Tensor,
+        wide: tf.Tensor,
+        log_sum: tf.Tensor,
+        grad: tf.Tensor,
+    ) -> tuple:
         """Gradients of q, k, v, each [batch, sequence, heads, features]."""
         q, k, v, wide, grad = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v), wide, grad))
         inner = last_sum(wide * tf.cast(grad, tf.float32))
@@ -196,7 +206,7 @@ class FlashAttentionGrad(WholeSequences):
         ]
         return heads_first(tf.concat(dq, 2)), *sums
 
-    def joined(self, mesh_impl: Any, axis: int, *outs: Any) -> tuple:
+    def joined(self, mesh_impl: mtf.MeshImpl, axis: int, *outs: LaidOut) -> tuple:
         """Gradients of queries add up; those of keys and values take their places among the others."""
         dq, *others = outs
         whole = []
@@ -208,17 +218,19 @@ class FlashAttentionGrad(WholeSequences):
         return mesh_impl.slicewise(lambda x, like: tf.cast(x, like.dtype), total, dq), *whole
 
 
-def heads_first(x: Any) -> Any:
+def heads_first(x: tf.Tensor) -> tf.Tensor:
     """[batch, sequence, heads, features] to [batch, heads, sequence, features], and back."""
     return tf.transpose(x, [0, 2, 1, 3])
 
 
-def block_scores(q: Any, k: Any) -> Any:
+def block_scores(q: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     """float32 products [batch, heads, queries, keys] of a block of queries and the keys that it may see."""
     return tf.linalg.matmul(tf.cast(q, tf.float32), tf.cast(k, tf.float32), transpose_b=True)
 
 
-def mask_block(scores: Any, offset: int, radius: Optional[int], step: int, place: Any) -> Any:
+def mask_block(
+    scores: tf.Tensor, offset: int, radius: Optional[int], step: int, place: Union[int, tf.Tensor]
+) -> tf.Tensor:
     """Scores, -1e10 added where a key is later than the query or too far back; positions come from iota.
 
     Args:
@@ -235,7 +247,9 @@ def mask_block(scores: Any, offset: int, radius: Optional[int], step: int, place
 
 
 @compiled
-def block_weights(scores: Any, offset: int, radius: Optional[int], step: int, place: Any) -> tuple:
+def block_weights(
+    scores: tf.Tensor, offset: int, radius: Optional[int], step: int, place: Union[int, tf.Tensor]
+) -> tuple:
     """Softmax of masked scores, and the log of its denominator [batch, heads, queries]."""
     masked = mask_block(scores, offset, radius, step, place)
     peak = tf.reduce_max(masked, -1, keepdims=True)
@@ -246,7 +260,14 @@ def block_weights(scores: Any, offset: int, radius: Optional[int], step: int, pl
 
 @compiled
 def block_gradients(
-    scores: Any, log_sum: Any, d_weights: Any, inner: Any, offset: int, radius: Optional[int], step: int, place: Any
+    scores: tf.Tensor,
+    log_sum: tf.Tensor,
+    d_weights: tf.Tensor,
+    inner: tf.Tensor,
+    offset: int,
+    radius: Optional[int],
+    step: int,
+    place: Union[int, tf.Tensor],
 ) -> tuple:
     """Weights again, and the gradient of the scores; both [batch, heads, queries, keys].
 

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.kernels import compiled
 
 SCALE, CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
-def gelu(x: Any) -> Any:
+def gelu(x: Tensor) -> Tensor:
     """The tanh approximation of gelu (Hendrycks and Gimpel 2016, section 2), elementwise."""
     return mtf.slicewise(gelu_kernel, [x], x.shape, x.dtype, x.shape.dims, grad_function=gelu_gradient)
 
 
-def gelu_gradient(operation: Any, dy: Any) -> list:
+def gelu_gradient(operation: mtf.Operation, dy: Tensor) -> list:
     """Gradient from the input alone."""
     x = operation.inputs[0]
     return [mtf.slicewise(gelu_grad_kernel, [x, dy], x.shape, x.dtype, x.shape.dims)]
 
 
 @compiled
-def gelu_kernel(x: Any) -> Any:
+def gelu_kernel(x: tf.Tensor) -> tf.Tensor:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), rounded once."""
     wide = tf.cast(x, tf.float32)
     return tf.cast(wide * (0.5 + 0.5 * tf.tanh(SCALE * (wide + CUBE * wide * wide * wide))), x.dtype)
 
 
 @compiled
-def gelu_grad_kernel(x: Any, dy: Any) -> Any:
+def gelu_grad_kernel(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
     """dy times the derivative of gelu at x, rounded once."""
     wide = tf.cast(x, tf.float32)
     t = tf.tanh(SCALE * (wide + CUBE * wide * wide * wide))

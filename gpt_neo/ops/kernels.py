@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+from typing import Callable
 
 from gpt_neo.mtf_compat import gen_xla_ops, summed_wide, tf, xla_data_pb2
 
@@ -41,18 +41,18 @@ def inlined() -> Iterator[None]:
         INLINES.reset(token)
 
 
-def always_compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def always_compiled(kernel: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """Decorate a function of TensorFlow tensors of so many operations that XLA is to compile it at any size."""
     fused = tf.function(kernel, jit_compile=True, autograph=False)
 
     @functools.wraps(kernel)
-    def call(*args: Any) -> Any:
+    def call(*args: tf.Tensor) -> tf.Tensor:
         return kernel(*args) if INLINES.get() else fused(*args)
 
     return call
 
 
-def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(kernel: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """Decorate a function of TensorFlow tensors so that XLA compiles it to one pass, on whatever device runs it.
 
     Small tensors, such as those of a decoding step, go through the plain operations, as all do in `uncompiled`.
@@ -60,7 +60,7 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     fused = always_compiled(kernel)
 
     @functools.wraps(kernel)
-    def call(*args: Any) -> Any:
+    def call(*args: tf.Tensor) -> tf.Tensor:
         if not COMPILES.get():
             out = kernel(*args)
             if isinstance(out, tf.Tensor):
@@ -72,7 +72,7 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def put_slice(x: Any, part: Any, begin: Sequence[Any]) -> Any:
+def put_slice(x: tf.Tensor, part: tf.Tensor, begin: Sequence[tf.Tensor]) -> tf.Tensor:
     """x with a part of it, from `begin` on, replaced: the operation that XLA does in place. For `spmd.mlir`."""
     return gen_xla_ops.xla_dynamic_update_slice(x, part, tf.stack([tf.cast(at, tf.int32) for at in begin]))
 
@@ -89,14 +89,16 @@ def multiplies_bfloat16() -> bool:
         return False
 
 
-def matrix_product(first: Any, second: Any, *bias: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+def matrix_product(
+    first: tf.Tensor, second: tf.Tensor, *bias: tf.Tensor, transpose_a: bool = False, transpose_b: bool = False
+) -> tf.Tensor:
     """tf.linalg.matmul with sums in float32, in bfloat16 rounded to the nearest; plus a bias [columns], if given.
 
     Where no unit multiplies bfloat16, TensorFlow's kernel multiplies in float32 as well, and cuts the result off: all
     of it is then too small by a quarter of a percent.
     """
 
-    def product(first: Any, second: Any, *bias: Any) -> Any:
+    def product(first: tf.Tensor, second: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
         out = tf.linalg.matmul(first, second, transpose_a=transpose_a, transpose_b=transpose_b)
         return tf.nn.bias_add(out, *bias) if bias else out
 
@@ -104,7 +106,7 @@ def matrix_product(first: Any, second: Any, *bias: Any, transpose_a: bool = Fals
     return product(first, second, *bias) if narrow else summed_wide(product, first, second, *bias)
 
 
-def wide_product(first: Any, second: Any) -> Any:
+def wide_product(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     """float32 product of float32 [..., a, b] and [..., b, c].
 
     In a program that is compiled as a whole the factors are in the type of the second, as its matrix units want them.
@@ -115,7 +117,9 @@ def wide_product(first: Any, second: Any) -> Any:
     return tf.linalg.matmul(first, tf.cast(second, tf.float32))
 
 
-def xla_product(first: Any, second: Any, sum_first: list, sum_second: list, batch: Sequence[int] = ()) -> Any:
+def xla_product(
+    first: tf.Tensor, second: tf.Tensor, sum_first: list, sum_second: list, batch: Sequence[int] = ()
+) -> tf.Tensor:
     """What tf.linalg.matmul has no word for: bfloat16 in, float32 out. Lists of axes; the batch's are those of both."""
     numbers = xla_data_pb2.DotDimensionNumbers(
         lhs_contracting_dimensions=sum_first,
@@ -126,7 +130,7 @@ def xla_product(first: Any, second: Any, sum_first: list, sum_second: list, batc
     return gen_xla_ops.xla_dot_v2(first, second, numbers.SerializeToString(), "", tf.float32)
 
 
-def row_product(first: Any, second: Any) -> Any:
+def row_product(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b]."""
     if INLINES.get() and first.dtype == tf.bfloat16:
         return xla_product(first, second, [0], [0])

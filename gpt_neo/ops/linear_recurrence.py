@@ -11,14 +11,16 @@ undecayed sum. Names of axes: b batch, h heads, n chunks, t tokens of a chunk, i
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 from gpt_neo.mtf_compat import tf
 
 CHUNK = 64  # tokens that attend to each other directly; one state is formed per chunk
 
 
-def advance(q: Any, k: Any, v: Any, log_decay: Optional[Any], state: Optional[Any]) -> tuple:
+def advance(
+    q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, log_decay: Optional[tf.Tensor], state: Optional[tf.Tensor]
+) -> tuple:
     """Read new tokens, one or several. Arguments and results as `chunkwise`."""
     if q.shape[1] > 1 or state is None:
         return chunkwise(q, k, v, log_decay, state)
@@ -26,7 +28,7 @@ def advance(q: Any, k: Any, v: Any, log_decay: Optional[Any], state: Optional[An
     return out[:, tf.newaxis], state
 
 
-def step(q: Any, k: Any, v: Any, log_decay: Optional[Any], state: Any) -> tuple:
+def step(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, log_decay: Optional[tf.Tensor], state: tf.Tensor) -> tuple:
     """One token: q, k, log_decay of [b, h, i], v [b, h, f], state [b, h, i, f]. Returns (o [b, h, f], new state)."""
     if log_decay is not None:
         state *= tf.exp(log_decay)[..., tf.newaxis]
@@ -34,7 +36,9 @@ def step(q: Any, k: Any, v: Any, log_decay: Optional[Any], state: Any) -> tuple:
     return tf.einsum("bhi,bhif->bhf", q, state), state
 
 
-def recurrent(q: Any, k: Any, v: Any, log_decay: Optional[Any] = None, state: Optional[Any] = None) -> tuple:
+def recurrent(
+    q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, log_decay: Optional[tf.Tensor] = None, state: Optional[tf.Tensor] = None
+) -> tuple:
     """The definition, token after token. Arguments and results as `chunkwise`."""
     if state is None:
         state = tf.zeros([q.shape[0], q.shape[2], q.shape[3], v.shape[3]], q.dtype)
@@ -46,7 +50,12 @@ def recurrent(q: Any, k: Any, v: Any, log_decay: Optional[Any] = None, state: Op
 
 
 def chunkwise(
-    q: Any, k: Any, v: Any, log_decay: Optional[Any] = None, state: Optional[Any] = None, chunk: int = CHUNK
+    q: tf.Tensor,
+    k: tf.Tensor,
+    v: tf.Tensor,
+    log_decay: Optional[tf.Tensor] = None,
+    state: Optional[tf.Tensor] = None,
+    chunk: int = CHUNK,
 ) -> tuple:
     """The same numbers in parallel: matrix products inside chunks, one state per chunk in between.
 
@@ -83,7 +92,7 @@ def chunkwise(
     return out[:, :length], last
 
 
-def cut(x: Any, chunk: int) -> Any:
+def cut(x: tf.Tensor, chunk: int) -> tf.Tensor:
     """[b, sequence, h, f] -> [b, h, n, chunk, f], filled up with zeros, which leave the state as it is."""
     batch, length, heads, features = x.shape.as_list()
     count = -(-length // chunk)
@@ -91,13 +100,13 @@ def cut(x: Any, chunk: int) -> Any:
     return tf.transpose(tf.reshape(x, [batch, count, chunk, heads, features]), [0, 3, 1, 2, 4])
 
 
-def causal(scores: Any) -> Any:
+def causal(scores: tf.Tensor) -> tf.Tensor:
     """Scores [..., t, t] with 0 where the column is later than the row."""
     tokens = tf.range(scores.shape[-1])
     return tf.where_v2(tokens[:, tf.newaxis] >= tokens, scores, 0.0)
 
 
-def decayed_scores(q: Any, k: Any, passed: Any) -> Any:
+def decayed_scores(q: tf.Tensor, k: tf.Tensor, passed: tf.Tensor) -> tf.Tensor:
     """Scores sum_i q_ti k_ui exp(passed_ti - passed_ui) for u <= t, and 0 for later u.
 
     exp(-passed_u) alone may overflow. So the tokens are halved again and again: queries of the second half and keys of
@@ -125,7 +134,7 @@ def decayed_scores(q: Any, k: Any, passed: Any) -> Any:
     return tf.concat([upper, lower], -2)
 
 
-def carry(added: Any, total: Optional[Any], state: Any) -> tuple[Any, Any]:
+def carry(added: tf.Tensor, total: Optional[tf.Tensor], state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """States between chunks: S_n = exp(total_n) S_{n-1} + added_n.
 
     Args:
@@ -142,7 +151,7 @@ def carry(added: Any, total: Optional[Any], state: Any) -> tuple[Any, Any]:
     return tf.concat([state[:, :, tf.newaxis], after[:, :, :-1]], 2), after[:, :, -1]
 
 
-def decaying_sum(added: Any, total: Optional[Any]) -> Any:
+def decaying_sum(added: tf.Tensor, total: Optional[tf.Tensor]) -> tf.Tensor:
     """S_n = exp(total_n) S_{n-1} + added_n from S = 0, for all n. Shapes as in `carry`.
 
     The gradient is the same sum from the other end, and keeps nothing but S.
@@ -151,10 +160,10 @@ def decaying_sum(added: Any, total: Optional[Any]) -> Any:
         return doubling(added, None)
 
     @tf.custom_gradient
-    def run(added: Any, total: Any) -> tuple:
+    def run(added: tf.Tensor, total: tf.Tensor) -> tuple:
         states = doubling(added, total)
 
-        def gradient(grad: Any) -> tuple:
+        def gradient(grad: tf.Tensor) -> tuple:
             following = tf.concat([total[:, :, 1:], tf.zeros_like(total[:, :, :1])], 2)
             reverse = doubling(tf.reverse(grad, [2]), tf.reverse(following, [2]))
             grad_added = tf.reverse(reverse, [2])
@@ -166,7 +175,7 @@ def decaying_sum(added: Any, total: Optional[Any]) -> Any:
     return run(added, total)
 
 
-def doubling(added: Any, total: Optional[Any]) -> Any:
+def doubling(added: tf.Tensor, total: Optional[tf.Tensor]) -> tf.Tensor:
     """`decaying_sum` in log2(n) steps (Hillis and Steele 1986): after each, a state holds twice as many chunks."""
     shift = 1
     while shift < added.shape[2]:
@@ -179,6 +188,6 @@ def doubling(added: Any, total: Optional[Any]) -> Any:
     return added
 
 
-def delay(x: Any, count: int) -> Any:
+def delay(x: tf.Tensor, count: int) -> tf.Tensor:
     """Move along axis 2 by `count`, zeros first."""
     return tf.pad(x[:, :, :-count], [[0, 0], [0, 0], [count, 0]] + [[0, 0]] * (len(x.shape) - 3))

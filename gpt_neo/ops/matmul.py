@@ -7,16 +7,17 @@ is half as fast for a single row (a decoding step reads every weight once, so no
 from __future__ import annotations
 
 import math
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Optional
 
-from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.mtf_compat import Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import matrix_product, row_product
 from gpt_neo.ops.quantized import Int8Weight, parts_of, widened
 from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
-def matmul(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> Any:
+def matmul(x: Tensor, weight: Tensor, reduced: list, bias: Optional[Tensor] = None) -> Tensor:
     """Sum over `reduced`, last in x and first or last in weight, plus a bias.
 
     Args:
@@ -39,7 +40,7 @@ def matmul(x: Any, weight: Any, reduced: list, bias: Optional[Any] = None) -> An
     return MatmulOperation(x, weight, bias, mtf.Shape(rows + columns), len(reduced)).outputs[0]
 
 
-def matmul_each(x: Any, weights: list, reduced: list) -> list:
+def matmul_each(x: Tensor, weights: list, reduced: list) -> list:
     """`matmul` with each of several weights [reduced..., columns...], as one operation where x is a single row."""
     if x.shape.size == mtf.Shape(reduced).size and len(weights) > 1:
         return list(RowMatmulOperation(x, weights, reduced).outputs)
@@ -49,11 +50,11 @@ def matmul_each(x: Any, weights: list, reduced: list) -> list:
 class MatmulOperation(FusedOp):
     """x W + b or x W^T + b, lowered as one matrix product; so are its gradients."""
 
-    def __init__(self, x: Any, weight: Any, bias: Optional[Any], shape: Any, reduced: int) -> None:
+    def __init__(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], shape: mtf.Shape, reduced: int) -> None:
         self.biased, self.reduced, self.int8 = bias is not None, reduced, isinstance(weight, Int8Weight)
         super().__init__("matmul", [x, *parts_of(weight), *([] if bias is None else [bias])], [(shape, x.dtype)])
 
-    def gradient(self, grad_ys: Any) -> list:
+    def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """dx = dy W^T; dW = x^T dy; db = sum of dy over the rows."""
         x, weight, *bias = self.inputs
         rows = x.shape.dims[: -self.reduced]
@@ -62,13 +63,13 @@ class MatmulOperation(FusedOp):
         grads = [matmul(dy, weight, columns), WeightGradOperation(x, dy, weight.shape, len(rows)).outputs[0]]
         return grads + [BiasGradOperation(dy, b.shape).outputs[0] for b in bias]
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Shards multiply what they hold; sums over split dimensions are added up across the mesh."""
         summed = self.inputs[0].shape.dims[-self.reduced :]
         leading = self.inputs[1].shape.dims[: self.reduced] == summed
         reduced = self.reduced
 
-        def product(x: Any, weight: Any, *others: Any) -> Any:
+        def product(x: tf.Tensor, weight: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
             scale, bias = (others[:1], others[1:]) if self.int8 else ((), others)
             rows, inner = x.shape.as_list()[:-reduced], math.prod(x.shape.as_list()[-reduced:])
             sizes = weight.shape.as_list()
@@ -100,7 +101,7 @@ class RowMatmulOperation(FusedOp):
     At this size the calls of kernels, one for each weight, take as long as reading the weights.
     """
 
-    def __init__(self, x: Any, weights: list, reduced: list) -> None:
+    def __init__(self, x: Tensor, weights: list, reduced: list) -> None:
         self.reduced, self.int8 = reduced, [isinstance(weight, Int8Weight) for weight in weights]
         rows, depth = x.shape.dims[: -len(reduced)], len(reduced)
         if any(weight.shape.dims[:depth] != reduced for weight in weights) or x.shape.dims[-depth:] != reduced:
@@ -108,7 +109,7 @@ class RowMatmulOperation(FusedOp):
         outputs = [(mtf.Shape(rows + weight.shape.dims[depth:]), x.dtype) for weight in weights]
         super().__init__("row_matmul", [x, *(part for weight in weights for part in parts_of(weight))], outputs)
 
-    def gradient(self, grad_ys: Any) -> list:
+    def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """As of one product each; the gradients of x are added."""
         x, *weights = self.inputs
         rows = len(x.shape) - len(self.reduced)
@@ -116,11 +117,11 @@ class RowMatmulOperation(FusedOp):
         dx = sum(matmul(dy, weight, weight.shape.dims[len(self.reduced) :]) for dy, weight in pairs)
         return [dx, *(WeightGradOperation(x, dy, weight.shape, rows).outputs[0] for dy, weight in pairs)]
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Shards multiply what they hold; sums over split dimensions are added up across the mesh."""
         depth = len(self.reduced)
 
-        def products(x: Any, *parts: Any) -> tuple:
+        def products(x: tf.Tensor, *parts: tf.Tensor) -> tuple:
             rows, inner = x.shape.as_list()[:-depth], math.prod(x.shape.as_list()[-depth:])
             left, weights, scales = iter(parts), [], []
             for int8 in self.int8:
@@ -143,16 +144,16 @@ class WeightGradOperation(FusedOp):
     The result has the shape of the weight, [reduced..., columns...] or [columns..., reduced...].
     """
 
-    def __init__(self, x: Any, dy: Any, shape: Any, rows: int) -> None:
+    def __init__(self, x: Tensor, dy: Tensor, shape: mtf.Shape, rows: int) -> None:
         super().__init__("weight_grad", [x, dy], [(shape, tf.float32)])
         self.rows = rows
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Shards multiply the rows they hold; what other shards hold is added."""
         x, dy = self.inputs
         leading = self.outputs[0].shape.dims[: len(x.shape) - self.rows] == x.shape.dims[self.rows :]
 
-        def product(x: Any, dy: Any) -> Any:
+        def product(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
             first, second = (x, dy) if leading else (dy, x)
             sizes = first.shape.as_list()[self.rows :] + second.shape.as_list()[self.rows :]
             count = math.prod(x.shape.as_list()[: self.rows])
@@ -164,14 +165,14 @@ class WeightGradOperation(FusedOp):
 class BiasGradOperation(FusedOp):
     """Gradient of a bias: dy [rows..., columns...] summed over the rows to float32 [columns...]."""
 
-    def __init__(self, dy: Any, shape: Any) -> None:
+    def __init__(self, dy: Tensor, shape: mtf.Shape) -> None:
         super().__init__("bias_grad", [dy], [(shape, tf.float32)])
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Shards add up the rows they hold; what other shards hold is added."""
         columns = len(self.outputs[0].shape)
 
-        def row_sum(dy: Any) -> Any:
+        def row_sum(dy: tf.Tensor) -> tf.Tensor:
             sizes = dy.shape.as_list()[-columns:]
             rows = tf.reshape(dy, [-1, math.prod(sizes)])
             total = summed_wide(lambda wide: tf.raw_ops.BiasAddGrad(out_backprop=wide), rows, dtype=tf.float32)
@@ -180,7 +181,9 @@ class BiasGradOperation(FusedOp):
         lower_sum(self, lowering, row_sum, self.inputs[0].shape.dims[:-columns])
 
 
-def lower_sum(operation: Any, lowering: Any, product: Any, summed: list, addend: Optional[Any] = None) -> None:
+def lower_sum(
+    operation: mtf.Operation, lowering: mtf.Lowering, product: Tensor, summed: list, addend: Optional[Tensor] = None
+) -> None:
     """Lower an operation that sums over the dimensions `summed`, split over the mesh or not.
 
     Args:

@@ -6,14 +6,15 @@ input alone is, and on one shard each direction is one compiled pass over memory
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Optional
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import LaidOut, Tensor, mtf, tf
 from gpt_neo.ops.fused import FusedOp, Reducing, Total, last_sum, split_axes
 from gpt_neo.ops.kernels import compiled
 
 
-def normalize(x: Any, gain: Any, shift: Optional[Any], centre: bool, epsilon: float) -> Any:
+def normalize(x: Tensor, gain: Tensor, shift: Optional[Tensor], centre: bool, epsilon: float) -> Tensor:
     """gain (x - mean) / sqrt(variance + epsilon) + shift, statistics in float32 over the last dimension of x.
 
     With `centre` and a shift a layer norm (Ba et al. 2016, equation 4); without either an RMS norm (Zhang and Sennrich
@@ -38,16 +39,16 @@ class NormalizeOperation(Reducing):
         super().__init__("normalize", inputs, inputs[0].shape.dims[-1])
         self.centre, self.epsilon = centre, epsilon
 
-    def gradient(self, grad_ys: Any) -> list:
+    def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """Gradients of input, gain and shift, statistics computed again."""
         x, gain, *_ = self.inputs
         return NormalizeGradOperation(x, gain, grad_ys[0], self.centre, self.epsilon).outputs[: len(self.inputs)]
 
-    def kernel(self, x: Any, gain: Any, shift: Any = None) -> Any:
+    def kernel(self, x: tf.Tensor, gain: tf.Tensor, shift: tf.Tensor = None) -> tf.Tensor:
         """[..., dim], [dim] or [], [dim] or None -> [..., dim]."""
         return normalize_kernel(x, gain, shift, self.centre, self.epsilon)
 
-    def lower_split(self, mesh_impl: Any, total: Total, x: Any, gain: Any, *shift: Any) -> Any:
+    def lower_split(self, mesh_impl: mtf.MeshImpl, total: Total, x: LaidOut, gain: LaidOut, *shift: LaidOut) -> LaidOut:
         """Mean and variance are sums over the shards."""
         normed, _ = split_statistics(mesh_impl, total, x, self.dim.size, self.centre, self.epsilon)
         return mesh_impl.slicewise(lambda n, like, *t: tf.cast(scaled(n, *t), like.dtype), normed, x, gain, *shift)
@@ -60,12 +61,12 @@ class NormalizeGradOperation(FusedOp):
     dgain = sum(dy y) and dshift = sum(dy).
     """
 
-    def __init__(self, x: Any, gain: Any, dy: Any, centre: bool, epsilon: float) -> None:
+    def __init__(self, x: Tensor, gain: Tensor, dy: Tensor, centre: bool, epsilon: float) -> None:
         self.dim, self.centre, self.epsilon = x.shape.dims[-1], centre, epsilon
         sums = [(gain.shape, tf.float32), (mtf.Shape([self.dim]), tf.float32)]
         super().__init__("normalize_grad", [x, gain, dy], [(x.shape, x.dtype), *sums])
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Sums over rows go over the shards that hold other rows, means over the shards that split a row."""
         mesh_impl = lowering.mesh_impl(self)
         x, gain, dy = (lowering.tensors[t] for t in self.inputs)
@@ -79,7 +80,7 @@ class NormalizeGradOperation(FusedOp):
             axes = [a for a in split_axes(mesh_impl, self.inputs[0].shape) if a != axis or not tensor.shape.dims]
             lowering.set_tensor_lowering(tensor, mtf.ops.LazyAllreduceSum(mesh_impl, out, axes) if axes else out)
 
-    def lower_split(self, mesh_impl: Any, total: Total, x: Any, gain: Any, dy: Any) -> tuple:
+    def lower_split(self, mesh_impl: mtf.MeshImpl, total: Total, x: LaidOut, gain: LaidOut, dy: LaidOut) -> tuple:
         """The three gradients where shards split the normalised dimension."""
         size, wide = self.dim.size, tf.float32
         normed, inverse = split_statistics(mesh_impl, total, x, size, self.centre, self.epsilon)
@@ -89,7 +90,7 @@ class NormalizeGradOperation(FusedOp):
             mean_d = total(lambda d: last_sum(d) / size, d)
             d = mesh_impl.slicewise(tf.subtract, d, mean_d)
 
-        def combine(d: Any, y: Any, inv: Any, inner: Any, like: Any) -> Any:
+        def combine(d: tf.Tensor, y: tf.Tensor, inv: tf.Tensor, inner: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
             return tf.cast((d - y * inner) * inv, like.dtype)
 
         dx = mesh_impl.slicewise(combine, d, normed, inverse, mean_d_y, x)
@@ -97,7 +98,9 @@ class NormalizeGradOperation(FusedOp):
         return dx, dgain, mesh_impl.slicewise(row_sum, dy)
 
 
-def split_statistics(mesh_impl: Any, total: Total, x: Any, size: int, centre: bool, epsilon: float) -> tuple:
+def split_statistics(
+    mesh_impl: mtf.MeshImpl, total: Total, x: LaidOut, size: int, centre: bool, epsilon: float
+) -> tuple:
     """Normalised x and 1 / sqrt(variance + epsilon), both float32, of a dimension split over shards."""
     wide = mesh_impl.slicewise(lambda s: tf.cast(s, tf.float32), x)
     if centre:
@@ -107,23 +110,23 @@ def split_statistics(mesh_impl: Any, total: Total, x: Any, size: int, centre: bo
     return mesh_impl.slicewise(tf.multiply, wide, inverse), inverse
 
 
-def row_sum(x: Any) -> Any:
+def row_sum(x: tf.Tensor) -> tf.Tensor:
     """Sum over all but the last axis, float32."""
     return tf.reduce_sum(tf.reshape(tf.cast(x, tf.float32), [-1, x.shape[-1]]), 0)
 
 
-def gain_grad(terms: Any, gain: Any) -> Any:
+def gain_grad(terms: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
     """Sum of [..., dim] to the shape of the gain."""
     return row_sum(terms) if gain.shape.ndims else tf.reduce_sum(row_sum(terms))
 
 
-def scaled(normed: Any, gain: Any, shift: Any = None) -> Any:
+def scaled(normed: tf.Tensor, gain: tf.Tensor, shift: tf.Tensor = None) -> tf.Tensor:
     """float32 normed times gain, plus shift if there is one."""
     out = normed * tf.cast(gain, tf.float32)
     return out if shift is None else out + tf.cast(shift, tf.float32)
 
 
-def statistics(x: Any, centre: bool, epsilon: float) -> tuple:
+def statistics(x: tf.Tensor, centre: bool, epsilon: float) -> tuple:
     """Normalised x and 1 / sqrt(variance + epsilon), both float32."""
     wide = tf.cast(x, tf.float32)
     if centre:
@@ -133,14 +136,16 @@ def statistics(x: Any, centre: bool, epsilon: float) -> tuple:
 
 
 @compiled
-def normalize_kernel(x: Any, gain: Any, shift: Optional[Any], centre: bool, epsilon: float) -> Any:
+def normalize_kernel(
+    x: tf.Tensor, gain: tf.Tensor, shift: Optional[tf.Tensor], centre: bool, epsilon: float
+) -> tf.Tensor:
     """See `normalize`."""
     normed, _ = statistics(x, centre, epsilon)
     return tf.cast(scaled(normed, gain, shift), x.dtype)
 
 
 @compiled
-def normalize_grad_kernel(x: Any, gain: Any, dy: Any, centre: bool, epsilon: float) -> tuple:
+def normalize_grad_kernel(x: tf.Tensor, gain: tf.Tensor, dy: tf.Tensor, centre: bool, epsilon: float) -> tuple:
     """See `NormalizeGradOperation`."""
     grad = tf.cast(dy, tf.float32)
     normed, inverse = statistics(x, centre, epsilon)

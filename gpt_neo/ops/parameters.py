@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.config.network import Variable
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.quantized import Int8Weight
 from gpt_neo.ops.trained import Partition, trained_variable
 
@@ -25,9 +25,9 @@ class Parameters:
     dtype: of what layers read.
     """
 
-    mesh: Any
+    mesh: mtf.Mesh
     variables: Mapping[str, Variable]
-    dtype: Any
+    dtype: tf.DType
     storage: Storage
     scope: str = "gpt2"
 
@@ -35,7 +35,7 @@ class Parameters:
         """The weights one scope deeper."""
         return dataclasses.replace(self, scope=f"{self.scope}/{scope}")
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Tensor:
         """An mtf.Tensor, or an Int8Weight for a matrix that is stored so.
 
         Raises:
@@ -44,29 +44,29 @@ class Parameters:
         full = f"{self.scope}/{name}"
         return self.storage(self.mesh, full, self.variables[full], self.dtype)
 
-    def get(self, name: str) -> Optional[Any]:
+    def get(self, name: str) -> Optional[Tensor]:
         """The weight, or None."""
         return self[name] if f"{self.scope}/{name}" in self.variables else None
 
 
-def activation_dtype(config: ModelConfig) -> Any:
+def activation_dtype(config: ModelConfig) -> tf.DType:
     """The type of what layers read and write."""
     return tf.bfloat16 if config.precision == "bfloat16" else tf.float32
 
 
-def shape_of(variable: Variable) -> Any:
+def shape_of(variable: Variable) -> mtf.Shape:
     """mtf.Shape of a weight."""
     return mtf.Shape([mtf.Dimension(name, size) for name, size in variable.dims])
 
 
-def initializer_of(variable: Variable) -> Any:
+def initializer_of(variable: Variable) -> Callable[..., tf.Tensor]:
     """What a weight starts from."""
     if variable.std is None:
         return tf.constant_initializer(variable.value)
     return tf.random_normal_initializer(stddev=variable.std)
 
 
-def plain(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
+def plain(mesh: mtf.Mesh, name: str, variable: Variable, dtype: tf.DType) -> Tensor:
     """Stored as it is read."""
     return mtf.get_variable(mesh, name, shape_of(variable), dtype=dtype, initializer=initializer_of(variable))
 
@@ -74,7 +74,7 @@ def plain(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
 def trained(partition: Partition) -> Storage:
     """Float32, perhaps in parts over replicas: see `trained.py`."""
 
-    def make(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
+    def make(mesh: mtf.Mesh, name: str, variable: Variable, dtype: tf.DType) -> Tensor:
         return trained_variable(mesh, name, shape_of(variable), dtype, initializer_of(variable), partition)
 
     return make
@@ -87,7 +87,7 @@ def int8(axes: Mapping[str, int]) -> Storage:
       axes: name of a matrix -> the axis that shares a scale.
     """
 
-    def make(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
+    def make(mesh: mtf.Mesh, name: str, variable: Variable, dtype: tf.DType) -> Tensor:
         if name not in axes:
             return plain(mesh, name, variable, dtype)
         shape = shape_of(variable)

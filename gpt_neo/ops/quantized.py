@@ -4,9 +4,9 @@ row of a table. Products (`matmul.py`) and look-ups (`vocabulary.py`) widen one 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable
+from typing import Callable
 
-from gpt_neo.mtf_compat import tf
+from gpt_neo.mtf_compat import Tensor, tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,29 +14,29 @@ class Int8Weight:
     """values: int8 mtf.Tensor of the weight's shape. scale: float32, without the dimension that shares it. dtype: of
     what is computed with it."""
 
-    values: Any
-    scale: Any
-    dtype: Any
+    values: Tensor
+    scale: Tensor
+    dtype: tf.DType
 
     @property
-    def shape(self) -> Any:
+    def shape(self) -> Tensor:
         """mtf.Shape of the weight."""
         return self.values.shape
 
 
-def reshaped(weight: Any, change: Callable[[Any], Any]) -> Any:
+def reshaped(weight: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """A change of dimensions, made on a weight however it is stored; it leaves alone what a tensor does not have."""
     if isinstance(weight, Int8Weight):
         return Int8Weight(change(weight.values), change(weight.scale), weight.dtype)
     return change(weight)
 
 
-def parts_of(weight: Any) -> list:
+def parts_of(weight: Tensor) -> list:
     """What an operation takes as inputs: the weight, or its values and scale."""
     return [weight.values, weight.scale] if isinstance(weight, Int8Weight) else [weight]
 
 
-def widened(values: Any, dtype: Any, after: Any) -> Any:
+def widened(values: Tensor, dtype: tf.DType, after: Tensor) -> Tensor:
     """The whole numbers in a float type, not made before `after` is there: else every matrix would be at once."""
     with tf.control_dependencies([after]):
         return tf.cast(tf.identity(values), dtype)

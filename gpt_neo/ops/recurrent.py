@@ -10,18 +10,23 @@ Rows and heads are independent of each other, so shards of them are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
-from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.ops.caches import CacheShard
+from gpt_neo.mtf_compat import Tensor, mtf, tf
+from gpt_neo.ops.caches import CacheShard, Decoding
 from gpt_neo.ops.fused import FusedOp
 
 WHOLE = "whole_"  # put before the names of dimensions that a kernel needs in one piece
 
 
 def recurrence(
-    kernel: Callable[..., tuple], tensors: Sequence, like: Any, state: Sequence[int], layer: int, at: Optional[Any]
-) -> Any:
+    kernel: Callable[..., tuple],
+    tensors: Sequence,
+    like: Tensor,
+    state: Sequence[int],
+    layer: int,
+    at: Optional[Decoding],
+) -> Tensor:
     """Run a kernel over whole sequences, or over new tokens from the state that earlier ones left.
 
     Args:
@@ -40,20 +45,20 @@ def recurrence(
     return mtf.reshape(out, like.shape)
 
 
-def rename_whole(x: Any) -> Any:
+def rename_whole(x: Tensor) -> Tensor:
     """Give all dimensions but batch and heads names of their own."""
     kept = (x.shape.dims[0].name, "heads")
     return mtf.reshape(x, [d if d.name in kept else mtf.Dimension(WHOLE + d.name, d.size) for d in x.shape.dims])
 
 
-def recomputed(kernel: Callable[..., Any], inputs: list, shape: Any, dtype: Any) -> Any:
+def recomputed(kernel: Callable[..., Tensor], inputs: list, shape: mtf.Shape, dtype: tf.DType) -> Tensor:
     """A slicewise operation that keeps only its inputs for the backward pass, and runs the kernel again there.
 
     Every input has to have every dimension that is split, batch and heads, or its gradient would lack a sum.
     """
     splittable = [d for d in shape.dims if not d.name.startswith(WHOLE)]
 
-    def gradient_kernel(*tensors: Any) -> Any:
+    def gradient_kernel(*tensors: tf.Tensor) -> tf.Tensor:
         *again, grad = tensors
         # The dependency keeps TensorFlow from merging this run of the kernel with the first one.
         with tf.control_dependencies([grad]):
@@ -61,7 +66,7 @@ def recomputed(kernel: Callable[..., Any], inputs: list, shape: Any, dtype: Any)
         grads = tf.gradients(kernel(*again), again, grad)
         return tuple(grads) if len(grads) > 1 else grads[0]
 
-    def gradient(operation: Any, grad: Any) -> list:
+    def gradient(operation: mtf.Operation, grad: Tensor) -> list:
         xs = operation.inputs
         shapes, dtypes = [x.shape for x in xs], [x.dtype for x in xs]
         return list(mtf.slicewise(gradient_kernel, [*xs, grad], shapes, dtypes, splittable))
@@ -76,21 +81,21 @@ class StateOperation(FusedOp):
         self,
         kernel: Callable[..., tuple],
         tensors: list,
-        shape: Any,
-        dtype: Any,
+        shape: mtf.Shape,
+        dtype: tf.DType,
         state: Sequence[int],
         layer: int,
-        at: Any,
+        at: Decoding,
     ) -> None:
         super().__init__("recurrence", [*tensors, at.position, at.start], [(shape, dtype)])
         self.kernel, self.state, self.layer, self.store = kernel, state, layer, at.store
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Each shard has the state of its rows and heads."""
         mesh_impl = lowering.mesh_impl(self)
         shards = iter(range(mesh_impl.size))
 
-        def run(*inputs: Any) -> Any:
+        def run(*inputs: tf.Tensor) -> tf.Tensor:
             *tensors, position, start = inputs
             batch, length, heads, _ = tensors[0].shape.as_list()
             shape = (self.store.rows or batch, heads, *self.state)
@@ -106,6 +111,6 @@ class StateOperation(FusedOp):
         lowering.set_tensor_lowering(self.outputs[0], out)
 
 
-def only_real(x: Any, real: Any) -> Any:
+def only_real(x: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     """x [batch, sequence, heads, features], with 0 for padding."""
     return x if real is None else tf.where_v2(real[:, :, tf.newaxis, tf.newaxis], x, 0.0)

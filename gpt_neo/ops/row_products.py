@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable
+from typing import Callable
 
 from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.kernels import RECIPES, always_compiled
@@ -12,7 +12,9 @@ __all__ = ["row_times_matrices", "row_times_matrix"]
 
 
 @always_compiled
-def _compiled_products(recipe: Callable[..., Any], ingredients: tuple, first: Any, *pieces: Any) -> list:
+def _compiled_products(
+    recipe: Callable[..., tf.Tensor], ingredients: tuple, first: tf.Tensor, *pieces: tf.Tensor
+) -> list:
     """A row made of its ingredients, from element `first` on, times pieces of matrices."""
     count = int(pieces[0].shape[0])
     row = tf.slice(tf.reshape(recipe(*ingredients), [1, -1]), tf.stack([0, first]), [1, count])
@@ -20,12 +22,12 @@ def _compiled_products(recipe: Callable[..., Any], ingredients: tuple, first: An
 
 
 @always_compiled
-def _compiled_transposed_product(recipe: Callable[..., Any], ingredients: tuple, piece: Any) -> Any:
+def _compiled_transposed_product(recipe: Callable[..., tf.Tensor], ingredients: tuple, piece: tf.Tensor) -> tf.Tensor:
     """A row made of its ingredients times a piece [columns, inner]."""
     return tf.linalg.matmul(tf.reshape(recipe(*ingredients), [1, -1]), piece, transpose_b=True)
 
 
-def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
+def row_times_matrix(row: tf.Tensor, matrix: tf.Tensor, transposed: bool) -> tf.Tensor:
     """One row times a matrix, as fast as memory is read.
 
     TensorFlow's own kernels take one core for it, or pay for handing out the work. Slices of whole rows share the
@@ -49,7 +51,7 @@ def row_times_matrix(row: Any, matrix: Any, transposed: bool) -> Any:
     return tf.concat([_compiled_transposed_product(recipe, ingredients, piece) for piece in pieces], 1)
 
 
-def row_times_matrices(row: Any, matrices: list) -> list:
+def row_times_matrices(row: tf.Tensor, matrices: list) -> list:
     """One row of `inner` elements times each matrix [inner, columns]: [1, columns] each, in two calls of one kernel."""
     if row.dtype == tf.bfloat16:
         return [row_times_matrix(row, matrix, transposed=False) for matrix in matrices]
@@ -61,7 +63,7 @@ def row_times_matrices(row: Any, matrices: list) -> list:
     return [tf.add_n(list(terms)) for terms in zip(*parts)]
 
 
-def recipe_of(row: Any) -> tuple:
+def recipe_of(row: tf.Tensor) -> tuple:
     """(kernel, arguments) that a row comes from.
 
     What a `compiled` kernel made of small tensors is made anew inside of the products, which takes less time than its
@@ -70,7 +72,7 @@ def recipe_of(row: Any) -> tuple:
     return RECIPES.get({}).get(row.ref(), (tf.identity, (row,)))
 
 
-def row_slices(matrix: Any, parts: int) -> list[tuple]:
+def row_slices(matrix: tf.Tensor, parts: int) -> list[tuple]:
     """(first row, end, those rows) of a matrix in parts."""
     count = int(matrix.shape[0])
     edges = [count * part // parts for part in range(parts + 1)]

@@ -12,9 +12,9 @@ of the variable is called `slots` where it is stored, so the layout splits it. C
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Optional
+from typing import Callable, Optional
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 
 SLOTS = "slots"
 
@@ -31,7 +31,7 @@ class Partition:
     layout: tuple = ()
     in_place: bool = True
 
-    def dimension(self, shape: Any) -> Optional[Any]:
+    def dimension(self, shape: mtf.Shape) -> Optional[Dimension]:
         """The first dimension that divides and is not split yet; None without one, or without a rule for `slots`.
 
         A variable that the layout splits over the same mesh dimension already stays as it is: no device holds what
@@ -43,7 +43,7 @@ class Partition:
         parts = dict(self.mesh_shape)[rules[SLOTS]]
         return next((dim for dim in shape.dims if dim.name not in rules and dim.size % parts == 0), None)
 
-    def shape(self, shape: Any) -> Any:
+    def shape(self, shape: mtf.Shape) -> mtf.Shape:
         """The shape in which a weight of that shape is stored, and its slots are."""
         dim = self.dimension(shape)
         return shape.rename_dimension(dim.name, SLOTS) if dim else shape
@@ -55,18 +55,26 @@ class TrainedVariable(mtf.Variable):
     `value` and `shape` are those of what is stored, as optimizers want them. Gradients are taken of `whole`.
     """
 
-    def __init__(self, mesh: Any, name: str, shape: Any, dtype: Any, initializer: Any, partition: Partition) -> None:
+    def __init__(
+        self,
+        mesh: mtf.Mesh,
+        name: str,
+        shape: mtf.Shape,
+        dtype: tf.DType,
+        initializer: Callable[..., tf.Tensor],
+        partition: Partition,
+    ) -> None:
         stored = mtf.VariableDType(tf.float32, tf.float32, tf.float32)
         super().__init__(mesh, name, partition.shape(shape), stored, initializer, trainable=True)
         self._outputs.append(mtf.Tensor(self, shape, dtype, index=1))
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     @property
-    def whole(self) -> Any:
+    def whole(self) -> Tensor:
         """The weight in its own shape and the type of the activations."""
         return self.outputs[1]
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Each device casts its part, then gathers the others': bfloat16 costs half of the traffic."""
         super().lower(lowering)
         mesh_impl, dtype = lowering.mesh_impl(self), self.whole.dtype
@@ -77,7 +85,14 @@ class TrainedVariable(mtf.Variable):
         lowering.set_tensor_lowering(self.whole, out)
 
 
-def trained_variable(mesh: Any, name: str, shape: Any, dtype: Any, initializer: Any, partition: Partition) -> Any:
+def trained_variable(
+    mesh: mtf.Mesh,
+    name: str,
+    shape: mtf.Shape,
+    dtype: tf.DType,
+    initializer: Callable[..., tf.Tensor],
+    partition: Partition,
+) -> mtf.Variable:
     """What layers read of a weight, in `dtype`; of the one of that name if the graph has it already."""
     names = mesh.graph.name_to_variable
     if name not in names:

@@ -6,20 +6,20 @@ for a look-up of one row per token. These do the same by index, and still when a
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from gpt_neo.mtf_compat import mtf, summed_wide, tf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp, split_axes
 from gpt_neo.ops.kernels import compiled
 from gpt_neo.ops.quantized import Int8Weight, parts_of
 
 
-def embed(table: Any, ids: Any, vocab: Any) -> Any:
+def embed(table: Tensor, ids: Tensor, vocab: Dimension) -> Tensor:
     """Rows of a table: [vocab, embd], perhaps an Int8Weight, int32 [...] -> [..., embd]."""
     return EmbedOperation(table, ids, vocab).outputs[0]
 
 
-def log_z_and_target(logits: Any, labels: Any, vocab: Any) -> tuple:
+def log_z_and_target(logits: Tensor, labels: Tensor, vocab: Dimension) -> tuple:
     """Log of the partition function and the logit of the label.
 
     Args:
@@ -33,7 +33,7 @@ def log_z_and_target(logits: Any, labels: Any, vocab: Any) -> tuple:
     return operation.outputs[0], operation.outputs[1]
 
 
-def shard_offset(mesh_impl: Any, vocab: Any) -> tuple:
+def shard_offset(mesh_impl: mtf.MeshImpl, vocab: Dimension) -> tuple:
     """The mesh axis that splits `vocab` (or None), the rows per shard, and the first row of each shard."""
     axis = mesh_impl.tensor_dimension_to_mesh_axis(vocab)
     depth = mesh_impl.slice_shape(mtf.Shape([vocab]))[0]
@@ -45,23 +45,23 @@ def shard_offset(mesh_impl: Any, vocab: Any) -> tuple:
 class EmbedOperation(FusedOp):
     """Look-up of rows; its gradient adds rows up."""
 
-    def __init__(self, table: Any, ids: Any, vocab: Any) -> None:
+    def __init__(self, table: Tensor, ids: Tensor, vocab: Dimension) -> None:
         self.vocab, self.int8 = vocab, isinstance(table, Int8Weight)
         values, *scale = parts_of(table)
         super().__init__("embed", [values, ids, *scale], [(ids.shape + (table.shape - vocab), table.dtype)])
 
-    def gradient(self, grad_ys: Any) -> list:
+    def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """Gradients with respect to table and ids."""
         return [EmbedGradOperation(grad_ys[0], self.inputs[1], self.inputs[0], self.vocab).outputs[0], None]
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Each shard looks up the rows it holds and gives zeros for the others; the sum is the answer."""
         mesh_impl = lowering.mesh_impl(self)
         axis, depth, offset = shard_offset(mesh_impl, self.vocab)
 
         dtype = self.outputs[0].dtype
 
-        def look_up(first: Any, table: Any, ids: Any, *scale: Any) -> Any:
+        def look_up(first: tf.Tensor, table: tf.Tensor, ids: tf.Tensor, *scale: tf.Tensor) -> tf.Tensor:
             # Read first: a gather from the variable itself puts it into a mode in which every later read copies it.
             table = tf.convert_to_tensor(table)
             local, held = ids, None
@@ -83,16 +83,16 @@ class EmbedOperation(FusedOp):
 class EmbedGradOperation(FusedOp):
     """Sum of the gradients of each row's uses: [..., embd], int32 [...] -> float32 [vocab, embd]."""
 
-    def __init__(self, grad: Any, ids: Any, table: Any, vocab: Any) -> None:
+    def __init__(self, grad: Tensor, ids: Tensor, table: Tensor, vocab: Dimension) -> None:
         super().__init__("embed_grad", [grad, ids], [(table.shape, tf.float32)])
         self.vocab = vocab
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Each shard adds up its rows; shards that hold other tokens are summed."""
         mesh_impl = lowering.mesh_impl(self)
         axis, depth, offset = shard_offset(mesh_impl, self.vocab)
 
-        def add_up(grad: Any, ids: Any, first: Any) -> Any:
+        def add_up(grad: tf.Tensor, ids: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
             local = tf.reshape(ids, [-1]) - first
             if axis is not None:
                 local = tf.where(tf.logical_and(local >= 0, local < depth), local, -tf.ones_like(local))
@@ -109,20 +109,20 @@ class EmbedGradOperation(FusedOp):
 class LogZAndTargetOperation(FusedOp):
     """Two outputs of one pass over the logits; the gradient is one pass as well."""
 
-    def __init__(self, logits: Any, labels: Any, vocab: Any) -> None:
+    def __init__(self, logits: Tensor, labels: Tensor, vocab: Dimension) -> None:
         super().__init__("log_z_and_target", [logits, labels], [(labels.shape, logits.dtype)] * 2)
         self.vocab = vocab
         if logits.shape.dims[-1] != vocab:
             raise ValueError(f"the last dimension of the logits {logits.shape} has to be {vocab}")
 
-    def gradient(self, grad_ys: Any) -> list:
+    def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """Gradients with respect to logits and labels."""
         grads = [mtf.zeros_like(out) if g is None else g for g, out in zip(grad_ys, self.outputs)]
         logits, labels = self.inputs
         d_log_z, d_target = grads
         return [LogZGradOperation(logits, labels, self.outputs[0], d_log_z, d_target, self.vocab).outputs[0], None]
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Reduce within each shard, then over the shards."""
         mesh_impl = lowering.mesh_impl(self)
         axis, depth, offset = shard_offset(mesh_impl, self.vocab)
@@ -130,7 +130,7 @@ class LogZAndTargetOperation(FusedOp):
         logits, labels = (lowering.tensors[x] for x in self.inputs)
         largest = mesh_impl.allreduce(mesh_impl.slicewise(largest_logit, logits), axes, "MAX")
 
-        def pick(x: Any, ids: Any, first: Any) -> Any:
+        def pick(x: tf.Tensor, ids: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
             local = ids - first
             held = tf.logical_and(local >= 0, local < depth)
             picked = tf.gather(x, tf.where(held, local, tf.zeros_like(local)), batch_dims=len(ids.shape))
@@ -146,11 +146,13 @@ class LogZAndTargetOperation(FusedOp):
 class LogZGradOperation(FusedOp):
     """softmax(logits) * d log Z + onehot(label) * d target: [..., vocab]."""
 
-    def __init__(self, logits: Any, labels: Any, log_z: Any, d_log_z: Any, d_target: Any, vocab: Any) -> None:
+    def __init__(
+        self, logits: Tensor, labels: Tensor, log_z: Tensor, d_log_z: Tensor, d_target: Tensor, vocab: Dimension
+    ) -> None:
         super().__init__("log_z_grad", [logits, labels, log_z, d_log_z, d_target], [(logits.shape, logits.dtype)])
         self.vocab = vocab
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Shards are independent: log Z is known already."""
         mesh_impl = lowering.mesh_impl(self)
         axis, _, offset = shard_offset(mesh_impl, self.vocab)
@@ -163,19 +165,26 @@ class LogZGradOperation(FusedOp):
 
 
 @compiled
-def largest_logit(logits: Any) -> Any:
+def largest_logit(logits: tf.Tensor) -> tf.Tensor:
     """[..., vocab] -> [...]."""
     return tf.reduce_max(logits, -1)
 
 
 @compiled
-def partial_sum(logits: Any, peak: Any) -> Any:
+def partial_sum(logits: tf.Tensor, peak: tf.Tensor) -> tf.Tensor:
     """Sum of exp(logit - peak): [..., vocab], [...] -> [...]."""
     return tf.reduce_sum(tf.exp(logits - peak[..., tf.newaxis]), -1)
 
 
 @compiled
-def log_z_grad(logits: Any, labels: Any, log_z: Any, d_log_z: Any, d_target: Any, first: Any = 0) -> Any:
+def log_z_grad(
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    log_z: tf.Tensor,
+    d_log_z: tf.Tensor,
+    d_target: tf.Tensor,
+    first: tf.Tensor = 0,
+) -> tf.Tensor:
     """Gradient with respect to a shard of the logits whose first column is `first`: [..., vocab]."""
     columns = tf.range(logits.shape[-1]) + first
     softmax = tf.exp(logits - log_z[..., tf.newaxis]) * d_log_z[..., tf.newaxis]

@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from gpt_neo.config.optimizers import largest_axes
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.slots import scalar, slot, wait
 
@@ -23,13 +23,13 @@ class Adafactor:
     w <- w - m - rate decay w. Slots: `<variable>_slot_v`, or `_slot_vr` and `_slot_vc`; `_slot_m` with b1.
     """
 
-    def __init__(self, mesh: Any, rate: Any, step: Any, config: OptimizerConfig) -> None:
+    def __init__(self, mesh: mtf.Mesh, rate: Tensor, step: Tensor, config: OptimizerConfig) -> None:
         decay: Any = config.ada_decay_rate
         if decay is None:
             decay = 1.0 - tf.pow(tf.cast(step, tf.float32) + 1.0, -MEMORY_EXPONENT)
         self.rate, self.memory, self.config = scalar(mesh, rate), scalar(mesh, decay), config
 
-    def update(self, variable: Any, grad: Any, decay: float, partition: Partition, after: list) -> list:
+    def update(self, variable: mtf.Variable, grad: Tensor, decay: float, partition: Partition, after: list) -> list:
         """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
         config, grad = self.config, wait(grad, after)
         step, updates = self.normalized(variable, grad)
@@ -42,7 +42,7 @@ class Adafactor:
         fresh = variable.value - step - self.rate * decay * variable.value
         return [mtf.assign(variable, fresh), *updates]
 
-    def normalized(self, variable: Any, grad: Any) -> tuple[Any, list]:
+    def normalized(self, variable: mtf.Variable, grad: Tensor) -> tuple[Tensor, list]:
         """The gradient over the root of its second moment, and the operations that update that moment."""
         squares = mtf.square(grad) + self.config.ada_epsilon1
         factored = factored_dimensions(grad.shape)
@@ -56,18 +56,18 @@ class Adafactor:
         step = grad * mtf.rsqrt(share) * mtf.rsqrt(new_columns)
         return step, [mtf.assign(rows, new_rows), mtf.assign(columns, new_columns)]
 
-    def moment(self, variable: Any, suffix: str, squares: Any) -> tuple[Any, Any]:
+    def moment(self, variable: mtf.Variable, suffix: str, squares: Tensor) -> tuple[Tensor, Tensor]:
         """A slot and its next value."""
         old = slot(variable, suffix, squares.shape)
         return old, self.memory * old + (1.0 - self.memory) * squares
 
 
-def factored_dimensions(shape: Any) -> Optional[tuple[Any, Any]]:
+def factored_dimensions(shape: mtf.Shape) -> Optional[tuple[Dimension, Dimension]]:
     """The two largest dimensions, or None where the second of them is small."""
     axes = largest_axes(shape.to_integer_list)
     return None if axes is None else (shape.dims[axes[0]], shape.dims[axes[1]])
 
 
-def root_mean_square(x: Any) -> Any:
+def root_mean_square(x: Tensor) -> Tensor:
     """Over the whole tensor, however it is split."""
     return mtf.sqrt(mtf.reduce_mean(mtf.square(x)))

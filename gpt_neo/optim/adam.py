@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpt_neo.config.optimizers import OPTIMIZERS as SLOTS
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.slots import lowered, scalar, slot, wait
 
@@ -18,16 +16,16 @@ class Adam:
     `<variable>/adam_m` and `/adam_v`.
     """
 
-    def __init__(self, mesh: Any, rate: Any, step: Any, config: OptimizerConfig) -> None:
+    def __init__(self, mesh: mtf.Mesh, rate: Tensor, step: Tensor, config: OptimizerConfig) -> None:
         self.config = config
         step_rate, epsilon = self.corrected(rate, step)
         self.rate, self.step_rate, self.epsilon = (scalar(mesh, value) for value in (rate, step_rate, epsilon))
 
-    def corrected(self, rate: Any, step: Any) -> tuple[Any, Any]:
+    def corrected(self, rate: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Rate and epsilon of the quotient m / (sqrt(v) + epsilon)."""
         return rate, self.config.epsilon
 
-    def update(self, variable: Any, grad: Any, decay: float, partition: Partition, after: list) -> list:
+    def update(self, variable: mtf.Variable, grad: Tensor, decay: float, partition: Partition, after: list) -> list:
         """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
         m, v = (slot(variable, suffix, variable.shape) for suffix in SLOTS["adam"])
         if partition.in_place:
@@ -42,7 +40,7 @@ class Adam:
 class AdamW(Adam):
     """Adam with bias correction: m / (1 - b1^t) and v / (1 - b2^t) in place of m and v, t counting from 1."""
 
-    def corrected(self, rate: Any, step: Any) -> tuple[Any, Any]:
+    def corrected(self, rate: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Both corrections, moved out of the quotient: Kingma and Ba 2015, end of section 2."""
         count = tf.cast(step, tf.float32) + 1.0
         root = tf.sqrt(1.0 - tf.pow(self.config.beta2, count))
@@ -52,13 +50,15 @@ class AdamW(Adam):
 class AdamOperation(mtf.Operation):
     """The update of one variable and its two slots, in place by TensorFlow's kernel."""
 
-    def __init__(self, adam: Adam, variable: Any, m: Any, v: Any, grad: Any, decay: float, after: list) -> None:
+    def __init__(
+        self, adam: Adam, variable: mtf.Variable, m: Tensor, v: Tensor, grad: Tensor, decay: float, after: list
+    ) -> None:
         super().__init__([grad, adam.rate, adam.step_rate, adam.epsilon], name="adam")
         self.variables, self.config = [variable, m.operation, v.operation], adam.config
         self.decay, self.after = decay, after
         self._outputs: list = []
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Slices are independent of one another."""
         inputs = [lowering.tensors[x].to_laid_out_tensor().all_slices for x in self.inputs]
         stored = [lowering.variables[v].laid_out_tensor.all_slices for v in self.variables]
@@ -69,7 +69,16 @@ class AdamOperation(mtf.Operation):
                 updates.append(self.update_slice(value, m, v, grad, rate, step_rate, epsilon))
         lowering.operations[self] = tf.group(updates)
 
-    def update_slice(self, value: Any, m: Any, v: Any, grad: Any, rate: Any, step_rate: Any, epsilon: Any) -> Any:
+    def update_slice(
+        self,
+        value: tf.Tensor,
+        m: tf.Tensor,
+        v: tf.Tensor,
+        grad: tf.Tensor,
+        rate: tf.Tensor,
+        step_rate: tf.Tensor,
+        epsilon: tf.Tensor,
+    ) -> tf.Tensor:
         """Powers of beta of 0 switch the kernel's own bias correction off."""
         before = [tf.assign(value, value * (1.0 - rate * self.decay))] if self.decay else []
         with tf.control_dependencies(before):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.mtf_compat import mtf
+from gpt_neo.mtf_compat import Tensor, mtf
 from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.adafactor import Adafactor
 from gpt_neo.optim.adam import Adam, AdamW
@@ -19,13 +19,13 @@ OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adafactor": Adafact
 
 
 def optimizer_updates(
-    variables: Sequence[Any],
-    grads: Sequence[Any],
-    rate: Any,
-    step: Any,
+    variables: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    rate: Tensor,
+    step: Tensor,
     config: OptimizerConfig,
     partition: Partition,
-    norm: Optional[Any] = None,
+    norm: Optional[Tensor] = None,
 ) -> list:
     """Return the mtf operations of one step of the configured optimizer.
 
@@ -50,12 +50,12 @@ def optimizer_updates(
     return updates
 
 
-def global_norm(grads: Sequence[Any]) -> Any:
+def global_norm(grads: Sequence[Tensor]) -> Tensor:
     """The norm of all gradients as one vector, a float32 scalar."""
     return mtf.sqrt(mtf.add_n([SquareSumOperation(grad).outputs[0] for grad in grads]))
 
 
-def clipped(grads: Sequence[Any], norm: Any, limit: float) -> list:
+def clipped(grads: Sequence[Tensor], norm: Tensor, limit: float) -> list:
     """Gradients of that norm times limit / max(norm, limit)."""
     factor = limit / mtf.maximum(norm, limit)
     return [grad * factor for grad in grads]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 
 
-def guard_updates(updates: Sequence[Any], loss: Any, limit: Any) -> list:
+def guard_updates(updates: Sequence[mtf.Operation], loss: Tensor, limit: Tensor) -> list:
     """Operations in the place of others, which run only where the loss is a number no greater than the limit.
 
     The gradients are computed either way. The condition stands around each update's own kernels, so that an update in
@@ -31,17 +30,17 @@ def guard_updates(updates: Sequence[Any], loss: Any, limit: Any) -> list:
 class GuardedUpdate(mtf.Operation):
     """An update inside one branch of a condition."""
 
-    def __init__(self, update: Any, loss: Any, limit: Any) -> None:
+    def __init__(self, update: mtf.Operation, loss: Tensor, limit: Tensor) -> None:
         super().__init__([loss], name="guarded_update")
         self.update, self.limit = update, limit
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """The update lowered inside the branch; whoever waits for it waits for the condition."""
         value = tf.cast(lowering.tensors[self.inputs[0]].to_laid_out_tensor().all_slices[0], tf.float32)
         # infinity equals the limit of infinity, and is no number to learn from
         accepted = tf.logical_and(tf.math.is_finite(value), value <= self.limit)
 
-        def run() -> Any:
+        def run() -> tf.Tensor:
             self.update.lower(lowering)
             with tf.control_dependencies([lowering.operations[self.update]]):
                 return tf.constant(True)

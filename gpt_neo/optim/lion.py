@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpt_neo.config.schema import OptimizerConfig
-from gpt_neo.mtf_compat import mtf
+from gpt_neo.mtf_compat import Tensor, mtf
 from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.slots import scalar, slot, wait
 
@@ -16,10 +14,10 @@ class Lion:
     Chen et al. 2023, algorithm 2. The slot is `<variable>/lion_m`.
     """
 
-    def __init__(self, mesh: Any, rate: Any, step: Any, config: OptimizerConfig) -> None:
+    def __init__(self, mesh: mtf.Mesh, rate: Tensor, step: Tensor, config: OptimizerConfig) -> None:
         self.rate, self.config = scalar(mesh, rate), config
 
-    def update(self, variable: Any, grad: Any, decay: float, partition: Partition, after: list) -> list:
+    def update(self, variable: mtf.Variable, grad: Tensor, decay: float, partition: Partition, after: list) -> list:
         """Operations that update a variable and its slot once `after` is done. grad: float32, as stored."""
         m, grad = slot(variable, "/lion_m", variable.shape), wait(grad, after)
         direction = mtf.sign(self.config.beta1 * m + (1 - self.config.beta1) * grad)

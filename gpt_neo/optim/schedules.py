@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from gpt_neo.config.schema import OptimizerConfig
+from gpt_neo.mtf_compat import tf
 
 FLOOR = 0.1  # both decays end at a tenth of the peak
 
@@ -20,7 +20,7 @@ def learning_rate(step: float, config: OptimizerConfig, train_steps: int) -> flo
     return rate * step / config.warmup_steps if step < config.warmup_steps else rate
 
 
-def learning_rate_tensor(step: Any, config: OptimizerConfig, train_steps: int) -> Any:
+def learning_rate_tensor(step: tf.Tensor, config: OptimizerConfig, train_steps: int) -> tf.Tensor:
     """`learning_rate` as a TensorFlow graph. step: scalar; returns a float32 scalar."""
     from gpt_neo.mtf_compat import tf  # here, so that the numbers need no TensorFlow
 

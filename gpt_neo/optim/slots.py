@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gpt_neo.mtf_compat import mtf, tf, zeros_initializer
+from gpt_neo.mtf_compat import Tensor, mtf, tf, zeros_initializer
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.trained import Partition
 
 
-def stored_part(grad: Any, partition: Partition) -> Any:
+def stored_part(grad: Tensor, partition: Partition) -> Tensor:
     """A gradient in float32; a device's part of the sum over devices, where its weight is stored in parts.
 
     Taken from every microbatch (ZeRO stage 2), so that between them no device holds a whole gradient, and whatever adds
@@ -19,7 +17,7 @@ def stored_part(grad: Any, partition: Partition) -> Any:
     return mtf.reshape(wide, partition.shape(grad.shape)) if partition.dimension(grad.shape) else wide
 
 
-def slot(variable: Any, suffix: str, shape: Any) -> Any:
+def slot(variable: mtf.Variable, suffix: str, shape: mtf.Shape) -> mtf.Variable:
     """A float32 optimizer slot called as its variable and a suffix, starting at 0; a tensor."""
     return mtf.get_variable(
         variable.mesh,
@@ -31,12 +29,12 @@ def slot(variable: Any, suffix: str, shape: Any) -> Any:
     )
 
 
-def scalar(mesh: Any, value: Any) -> Any:
+def scalar(mesh: mtf.Mesh, value: Tensor) -> Tensor:
     """A float32 mtf scalar of a number or a TensorFlow scalar."""
     return mtf.import_tf_tensor(mesh, tf.convert_to_tensor(value, tf.float32), mtf.Shape([]))
 
 
-def wait(x: Any, waits: list) -> Any:
+def wait(x: Tensor, waits: list) -> Tensor:
     """x, once all of `waits` (mtf tensors or operations) are there."""
     return WaitOperation(x, waits).outputs[0]
 
@@ -44,10 +42,10 @@ def wait(x: Any, waits: list) -> Any:
 class WidenOperation(FusedOp):
     """x in float32; of a sum over devices that is still to be made, its terms."""
 
-    def __init__(self, x: Any) -> None:
+    def __init__(self, x: Tensor) -> None:
         super().__init__("widen", [x], [(x.shape, tf.float32)])
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Slices are independent of one another."""
         (x,) = self.inputs
         wide = lowering.mesh_impl(self).slicewise_delay_allreduce(
@@ -59,18 +57,18 @@ class WidenOperation(FusedOp):
 class WaitOperation(FusedOp):
     """Puts a tensor behind others, so that what follows from it starts later."""
 
-    def __init__(self, x: Any, waits: list) -> None:
+    def __init__(self, x: Tensor, waits: list) -> None:
         super().__init__("wait", [x], [(x.shape, x.dtype)])
         self.waits = waits
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Control dependencies, which a compiled TPU program takes for what they are: hints."""
         with tf.control_dependencies(lowered(lowering, self.waits)):
             out = lowering.mesh_impl(self).slicewise(tf.identity, lowering.tensors[self.inputs[0]])
         lowering.set_tensor_lowering(self.outputs[0], out)
 
 
-def lowered(lowering: Any, waits: list) -> list:
+def lowered(lowering: mtf.Lowering, waits: list) -> list:
     """TensorFlow tensors and operations of lowered mtf tensors and operations."""
     found: list = []
     for item in waits:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.fused import FusedOp, split_axes
 
 
 class SquareSumOperation(FusedOp):
     """Sum of squares, float32, without a tensor of squares: that of an embedding table is as large as the table."""
 
-    def __init__(self, x: Any) -> None:
+    def __init__(self, x: Tensor) -> None:
         super().__init__("square_sum", [x], [(mtf.Shape([]), tf.float32)])
 
-    def lower(self, lowering: Any) -> None:
+    def lower(self, lowering: mtf.Lowering) -> None:
         """Shards that hold different parts add up."""
         mesh_impl = lowering.mesh_impl(self)
         (x,) = self.inputs

@@ -20,7 +20,7 @@ from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, training_sources
 from gpt_neo.inputs.tokenizers import dataset_tokenizer
 from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
-from gpt_neo.mtf_compat import build_for_tpu, reason_of, tf
+from gpt_neo.mtf_compat import build_for_tpu, graph_reason, tf
 from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
 from gpt_neo.runtime.hooks import Diverged, Progress
@@ -301,5 +301,5 @@ class reading:  # noqa: N801  (used as a statement)
         if isinstance(error, tf.errors.ResourceExhaustedError):
             raise ConfigError(
                 "out of memory: lower train_batch_size, or tokens_per_mb_per_replica, or set recompute_grad "
-                f"({reason_of(error)})"
+                f"({graph_reason(error)})"
             ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,9 @@ EVENTS = "eval"  # folder in that of the run, where the Estimator writes those o
 ONE, NATS, TOKENS, BYTES, CHARACTERS = range(5)
 
 
-def record_sums(losses: Any, weights: Any, labels: Any, real: Any, lengths: Any) -> Any:
+def record_sums(
+    losses: tf.Tensor, weights: tf.Tensor, labels: tf.Tensor, real: tf.Tensor, lengths: tf.Tensor
+) -> tf.Tensor:
     """ONE, NATS, TOKENS, BYTES and CHARACTERS of each record: float32 [batch, 5].
 
     Args:
@@ -33,7 +34,7 @@ def record_sums(losses: Any, weights: Any, labels: Any, real: Any, lengths: Any)
     return tf.concat([own, sizes], 1)
 
 
-def streaming(records: Any, source: Any, sources: int) -> dict:
+def streaming(records: tf.Tensor, source: tf.Tensor, sources: int) -> dict:
     """Metrics of an Estimator, each (value, update).
 
     `sums` is float64 [sources, 5, 5], the products of what `record_sums` gives; the others are for TensorBoard.

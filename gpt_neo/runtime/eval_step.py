@@ -7,10 +7,10 @@ from typing import Any
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.losses import loss_per_token, split_batch
-from gpt_neo.runtime.network import Pass, forward
+from gpt_neo.runtime.network import Pass, Placement, forward
 
 
-def build_eval_step(batch: Any, run: RunConfig, placement: Any) -> tuple:
+def build_eval_step(batch: Any, run: RunConfig, placement: Placement) -> tuple:
     """Loss of every label, which the caller weighs: cross entropy without z-loss, or the entmax loss.
 
     Args:

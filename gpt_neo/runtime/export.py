@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.ops.parameters import Storage, plain
 from gpt_neo.runtime.int8 import int8_storage, load_int8
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
-from gpt_neo.runtime.network import forward
+from gpt_neo.runtime.network import Placement, forward
 from gpt_neo.runtime.predict_step import load_weights
 from gpt_neo.sampling.batches import PREFILL
 from gpt_neo.sampling.graph import choose
@@ -95,7 +95,7 @@ def place(folder: str) -> Iterator[str]:
         os.rmdir(inside)
 
 
-def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int], storage: Storage) -> Any:
+def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int], storage: Storage) -> tf.Tensor:
     """SignatureDef of generation."""
     fed = {
         "tokens": tf.placeholder(tf.int32, [batch_size, None]),
@@ -108,14 +108,14 @@ def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int]
     }
     how = {name: fed[name] for name in ("temperature", "top_k", "top_p", "seed")}
 
-    def drawn(logits: Any, count: Any) -> Any:
+    def drawn(logits: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         return choose(logits[:, :n_ids], count=count, **how)
 
     tokens, lengths = generate(fed["tokens"], fed["lengths"], fed["max_tokens"], drawn, config, storage)
     return tf.saved_model.predict_signature_def(fed, {"tokens": tokens, "lengths": lengths})
 
 
-def build_logits(tokens: Any, config: ModelConfig, storage: Storage = plain) -> Any:
+def build_logits(tokens: tf.Tensor, config: ModelConfig, storage: Storage = plain) -> tf.Tensor:
     """Logits [batch, sequence, vocab] of tokens [batch, sequence] on one device."""
     (logits,), _ = forward(LocalPlacement(MeshPlan()), config, tokens, Context(storage=storage))
     return logits
@@ -139,10 +139,10 @@ def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[floa
 
 
 def generate(
-    tokens: Any,
-    lengths: Any,
-    max_tokens: Any,
-    drawn: Callable[[Any, Any], Any],
+    tokens: tf.Tensor,
+    lengths: tf.Tensor,
+    max_tokens: tf.Tensor,
+    drawn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     config: ModelConfig,
     storage: Storage = plain,
 ) -> tuple:
@@ -167,17 +167,19 @@ def generate(
     room_for = config.n_ctx + chunk
     placement = LocalPlacement(MeshPlan())
 
-    def step(fed: Any, position: Any, caches: list) -> tuple:
+    def step(fed: tf.Tensor, position: tf.Tensor, caches: list) -> tuple:
         store = LoopStore(config, caches)
         logits = decoding_step(fed, position, start, store, room_for, config, placement, storage)
         return logits, store.tensors
 
-    def read(position: Any, logits: Any, *caches: Any) -> tuple:
+    def read(position: tf.Tensor, logits: tf.Tensor, *caches: tf.Tensor) -> tuple:
         fed = tf.slice(aligned, tf.stack([0, position]), [batch, chunk])
         logits, updated = step(fed, position, list(caches))
         return (position + chunk, logits, *updated)
 
-    def draw(count: Any, alive: Any, made: Any, ends: Any, logits: Any, *caches: Any) -> tuple:
+    def draw(
+        count: tf.Tensor, alive: tf.Tensor, made: tf.Tensor, ends: tf.Tensor, logits: tf.Tensor, *caches: tf.Tensor
+    ) -> tuple:
         token = tf.where_v2(alive, drawn(logits, count), 0 if config.eos_id is None else config.eos_id)
         logits, updated = step(token[:, tf.newaxis], length + count, list(caches))
         ends = tf.where_v2(alive, count + 1, ends)
@@ -205,15 +207,15 @@ def generate(
 
 
 def decoding_step(
-    tokens: Any,
-    position: Any,
-    start: Any,
+    tokens: tf.Tensor,
+    position: tf.Tensor,
+    start: tf.Tensor,
     store: LoopStore,
     length: int,
     config: ModelConfig,
-    placement: Any,
+    placement: Placement,
     storage: Storage = plain,
-) -> Any:
+) -> tf.Tensor:
     """Logits float32 [batch, vocab] of the last of `tokens` [batch, sequence]; the store is after it then."""
     with uncompiled():
         context, at = Context(last_only=True, storage=storage), (position, start, length, store)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 from gpt_neo.checkpoint.folder import PREFIX
 from gpt_neo.checkpoint.provenance import read_provenance
@@ -81,7 +81,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
     """
 
     def __init__(
-        self, loss: Any, rate: Any, log: ProgressLog, report: Callable[[Progress], None], watch: Watch
+        self, loss: tf.Tensor, rate: tf.Tensor, log: ProgressLog, report: Callable[[Progress], None], watch: Watch
     ) -> None:
         self.fetches = {"loss": loss, "rate": rate}
         self.log, self.report, self.watch = log, report, watch
@@ -90,11 +90,11 @@ class ProgressHook(tf.estimator.SessionRunHook):
         """Find the step counter, which is to be read once the update is done."""
         self.afterwards = {"step": tf.train.get_global_step()}
 
-    def before_run(self, run_context: Any) -> Any:
+    def before_run(self, run_context: tf.train.SessionRunContext) -> tf.Tensor:
         """Fetch loss and rate along with the update."""
         return tf.estimator.SessionRunArgs(self.fetches)
 
-    def after_run(self, run_context: Any, run_values: Any) -> None:
+    def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
         """Report."""
         values = {**run_values.results, **run_context.session.run(self.afterwards)}
         step = int(values["step"])
@@ -113,7 +113,11 @@ class LoopHook(ProgressHook):
     """
 
     def __init__(
-        self, schedule: Callable[[Any], Any], log: ProgressLog, report: Callable[[Progress], None], watch: Watch
+        self,
+        schedule: Callable[[tf.Tensor], tf.Tensor],
+        log: ProgressLog,
+        report: Callable[[Progress], None],
+        watch: Watch,
     ) -> None:
         super().__init__(None, None, log, report, watch)
         self.schedule = schedule
@@ -133,7 +137,7 @@ class SpikeHook(tf.estimator.SessionRunHook):
       origin: the files and records of the batch that ended a step.
     """
 
-    def __init__(self, loss: Any, limit: Any, watch: Watch, origin: Callable[[int], str]) -> None:
+    def __init__(self, loss: tf.Tensor, limit: tf.Tensor, watch: Watch, origin: Callable[[int], str]) -> None:
         self.loss, self.limit, self.watch, self.origin = loss, limit, watch, origin
         self.rule, self.fed = SpikeRule(), math.inf
 
@@ -141,18 +145,18 @@ class SpikeHook(tf.estimator.SessionRunHook):
         """Find the step counter."""
         self.counter = tf.train.get_global_step()
 
-    def after_create_session(self, session: Any, coord: Any) -> None:
+    def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
         """Take up the losses that the checkpoint was written with."""
         step = int(session.run(self.counter))
         record = read_provenance(os.path.join(self.watch.folder, f"{PREFIX}{step}")) or {}
         self.rule = SpikeRule(record.get(SPIKE_LOSSES, ()))
 
-    def before_run(self, run_context: Any) -> Any:
+    def before_run(self, run_context: tf.train.SessionRunContext) -> tf.Tensor:
         """Feed the limit."""
         self.fed = self.rule.limit
         return tf.estimator.SessionRunArgs(self.loss, feed_dict={self.limit: self.fed})
 
-    def after_run(self, run_context: Any, run_values: Any) -> None:
+    def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
         """Tell of a batch that was skipped.
 
         Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
@@ -32,7 +30,7 @@ def int8_storage(model: ModelConfig) -> Storage:
     return int8(scaled_axes(model))
 
 
-def load_int8(session: Any, checkpoint: str, model: ModelConfig) -> list[str]:
+def load_int8(session: tf.Session, checkpoint: str, model: ModelConfig) -> list[str]:
     """Quantize a checkpoint into the session's variables, one tensor at a time.
 
     Returns:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Optional
 
 from gpt_neo.config.layouts import collision, dimension_sizes
 from gpt_neo.config.schema import MeshConfig, RunConfig
 from gpt_neo.errors import ConfigError, DeviceError
-from gpt_neo.mtf_compat import SimdMeshImpl, lower_locally, mtf, tf
+from gpt_neo.mtf_compat import SimdMeshImpl, Tensor, lower_locally, mtf, tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +129,11 @@ class LocalPlacement:
         self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
         self.replicas = plan.replicas()
 
-    def make_mesh(self, graph: Any) -> Any:
+    def make_mesh(self, graph: mtf.Graph) -> mtf.Mesh:
         """The mesh of a new mtf.Graph."""
         return mtf.Mesh(graph, "mesh")
 
-    def lower(self, graph: Any, mesh: Any) -> Any:
+    def lower(self, graph: mtf.Graph, mesh: mtf.Mesh) -> mtf.Lowering:
         """mtf.Lowering of a finished graph."""
         plan = self.plan
         if plan.size == 1:
@@ -146,7 +146,7 @@ class LocalPlacement:
 class GatheringMesh(SimdMeshImpl):
     """Mesh-TF's lowering for TPU cores, which can give out tensors that are split too."""
 
-    def export_to_tf_tensor(self, x: Any, laid_out_x: Any) -> Any:
+    def export_to_tf_tensor(self, x: Tensor, laid_out_x: tf.Tensor) -> tf.Tensor:
         """The whole tensor, on every core."""
         for place, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
             if axis is not None:
@@ -159,7 +159,7 @@ class TpuPlacement:
 
     in_place = True
 
-    def __init__(self, config: MeshConfig, context: Any) -> None:
+    def __init__(self, config: MeshConfig, context: tf.Tensor) -> None:
         self.config, self.context = config, context
         plan = whole_mesh(config)
         self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
@@ -170,13 +170,13 @@ class TpuPlacement:
                 f"mesh_shape multiplies to {cores} cores, the TPU has {context.num_replicas}: set --set mesh_shape=..."
             )
 
-    def make_mesh(self, graph: Any) -> Any:
+    def make_mesh(self, graph: mtf.Graph) -> mtf.Mesh:
         """The mesh of a new mtf.Graph; masters are spread over the hosts by size."""
         hosts = [self.context.tpu_host_placement_function(host_id=i) for i in range(self.context.num_hosts)]
         placer = mtf.utils.BalancedVariablePlacer(hosts, [300_000_000] * len(hosts))
         return mtf.Mesh(graph, "mesh", placer)
 
-    def lower(self, graph: Any, mesh: Any) -> Any:
+    def lower(self, graph: mtf.Graph, mesh: mtf.Mesh) -> mtf.Lowering:
         """mtf.Lowering of a finished graph."""
         shape, rules = mesh_strings(self.config.mesh_shape, self.config.layout)
         impl = GatheringMesh(shape, rules, device_assignment=self.context.device_assignment)
@@ -197,7 +197,7 @@ def mesh_strings(mesh_shape: Sequence, layout: Sequence) -> tuple:
     return shape, mtf.convert_to_layout_rules(",".join(f"{n}:{m}" for n, m in layout))
 
 
-def session_config(plan: MeshPlan) -> Any:
+def session_config(plan: MeshPlan) -> tf.ConfigProto:
     """Session options: as many CPU devices as the plan names, GPU memory as it is needed."""
     cpus = max([1] + [int(name.rsplit(":", 1)[-1]) + 1 for name in plan.devices if "CPU" in name])
     config = tf.ConfigProto(allow_soft_placement=True, device_count={"CPU": cpus})

@@ -21,6 +21,7 @@ from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.hooks import SPIKE_LOSSES, LoopHook, Progress, ProgressHook, ProgressLog, SpikeHook
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, TpuPlacement
+from gpt_neo.runtime.network import Placement
 from gpt_neo.runtime.train_step import TrainStep, build_train_step
 from gpt_neo.runtime.watch import Watch, WatchHook
 
@@ -56,7 +57,7 @@ def make_model_fn(setup: TrainingSetup) -> Callable[[dict, Any, str, dict], Any]
 
     def model_fn(features: dict, labels: Any, mode: str, params: dict) -> Any:
         if setup.use_tpu:
-            placement: Any = TpuPlacement(setup.run.mesh, params["context"])
+            placement: Placement = TpuPlacement(setup.run.mesh, params["context"])
         else:
             placement = LocalPlacement(setup.plan)
         build = train_spec if mode == tf.estimator.ModeKeys.TRAIN else eval_spec

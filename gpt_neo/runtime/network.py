@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.model.context import Context, Decoding
+from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims, make_dims
 from gpt_neo.model.transformer import transformer
-from gpt_neo.mtf_compat import mtf
-from gpt_neo.ops.caches import Store
+from gpt_neo.mtf_compat import Tensor, mtf, tf
+from gpt_neo.ops.caches import Decoding, Store
+
+
+class Placement(Protocol):
+    """Where a Mesh-TF graph is lowered to: local devices, the cores of a TPU, or one core of an exported program."""
+
+    in_place: bool  # whether variables are TensorFlow's, which a step updates
+    replicas: int
+    mesh_shape: tuple
+    layout: tuple
+
+    def make_mesh(self, graph: mtf.Graph) -> mtf.Mesh:
+        """The mesh of a new graph."""
+
+    def lower(self, graph: mtf.Graph, mesh: mtf.Mesh) -> mtf.Lowering:
+        """The lowering of a finished graph."""
 
 
 class Pass(NamedTuple):
     """A pass that is being built. logits: float32 mtf tensor. bring: a TensorFlow tensor [batch, sequence] into it."""
 
-    logits: Any
+    logits: Tensor
     dims: Dims
     bring: Callable[[Any], Any]
 
 
 def forward(
-    placement: Any,
+    placement: Placement,
     config: ModelConfig,
-    tokens: Any,
+    tokens: tf.Tensor,
     context: Optional[Context] = None,
     decoding: Optional[tuple] = None,
     after: Callable[[Pass], list] = lambda network: [network.logits],
@@ -32,7 +47,6 @@ def forward(
     """Build and lower one pass over the network.
 
     Args:
-      placement: LocalPlacement, TpuPlacement or CorePlacement.
       tokens: int32 TensorFlow tensor [batch, sequence].
       decoding: (position, start, length, store) of a pass against caches, position and start as TensorFlow tensors:
         see `Decoding`.
@@ -49,7 +63,7 @@ def forward(
     mesh = placement.make_mesh(graph)
     dims = make_dims(config, int(tokens.shape[0]), int(tokens.shape[1]))
 
-    def bring(x: Any) -> Any:
+    def bring(x: tf.Tensor) -> tf.Tensor:
         return mtf.import_tf_tensor(mesh, x, dims.tokens)
 
     if decoding is not None:
@@ -60,7 +74,7 @@ def forward(
 
 
 def at_positions(
-    context: Context, mesh: Any, dims: Dims, position: Any, start: Any, length: int, store: Store
+    context: Context, mesh: mtf.Mesh, dims: Dims, position: tf.Tensor, start: tf.Tensor, length: int, store: Store
 ) -> Context:
     """The context with new tokens against caches. position: int32 [] or [batch]; start: int32 [batch]."""
     rows = mtf.Shape([dims.batch])

@@ -53,7 +53,7 @@ class Sampler(AlignedSampler):
             self.session, self.notes = open_session(placement.plan, checkpoint, copies)
         self.at: list = []  # next position, and start, of the batch under way
 
-    def build(self, tokens: Any, placement: LocalPlacement) -> tuple:
+    def build(self, tokens: tf.Tensor, placement: LocalPlacement) -> tuple:
         """Lower one step for `tokens` [batch, chunk]: logits [batch, vocab] of the last one, and the lowering."""
         at = (self.position, self.start, self.length + self.chunk, VariableStore())
         (logits,), lowering = forward(placement, self.config, tokens, Context(last_only=True), at)
@@ -88,7 +88,7 @@ class Sampler(AlignedSampler):
         return self.run(tokens[:, np.newaxis], position, start)
 
 
-def open_session(plan: MeshPlan, checkpoint: str, copies: list) -> tuple[Any, list[str]]:
+def open_session(plan: MeshPlan, checkpoint: str, copies: list) -> tuple[tf.Tensor, list[str]]:
     """Load the weights and empty caches of the default graph, which is finished by that.
 
     Args:
@@ -109,7 +109,7 @@ def open_session(plan: MeshPlan, checkpoint: str, copies: list) -> tuple[Any, li
     return session, notes
 
 
-def zero_caches(session: Any) -> None:
+def zero_caches(session: tf.Session) -> None:
     """Set the caches to 0, from one array: TensorFlow would make and keep zeros of its own for each."""
     caches = tf.get_collection(CACHES)
     feeds = {
@@ -118,7 +118,7 @@ def zero_caches(session: Any) -> None:
     session.run([v.initializer for v in caches], feeds)
 
 
-def load_weights(session: Any, checkpoint: str) -> list[str]:
+def load_weights(session: tf.Session, checkpoint: str) -> list[str]:
     """Load the graph's weights, cast where the checkpoint holds another float type.
 
     Returns:

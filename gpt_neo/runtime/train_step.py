@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.schema import RunConfig
@@ -12,14 +12,15 @@ from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batch
 from gpt_neo.model.transformer import spread, transformer
-from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.ops.dropout import Source
+from gpt_neo.mtf_compat import Tensor, mtf, tf
+from gpt_neo.ops.dropout import RandomSource
 from gpt_neo.ops.parameters import trained
 from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.build import global_norm, optimizer_updates
 from gpt_neo.optim.guard import guard_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
 from gpt_neo.optim.slots import stored_part
+from gpt_neo.runtime.network import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +32,17 @@ class TrainStep:
     placement does not update in place, counting is left to whoever runs the step.
     """
 
-    loss: Any
-    rate: Any
-    train: Any
-    lowering: Any
-    norm: Optional[Any] = None
+    loss: tf.Tensor
+    rate: tf.Tensor
+    train: tf.Operation
+    lowering: mtf.Lowering
+    norm: Optional[tf.Tensor] = None
 
 
 WHOLE = Partition()  # nothing is stored in parts
 
 
-def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any = None) -> TrainStep:
+def build_train_step(batch: tf.Tensor, run: RunConfig, placement: Placement, loss_limit: tf.Tensor = None) -> TrainStep:
     """Build and lower a training step.
 
     Args:
@@ -77,7 +78,7 @@ def build_train_step(batch: Any, run: RunConfig, placement: Any, loss_limit: Any
 
 
 def loss_and_gradients(
-    graph: Any, features: dict, step: Any, run: RunConfig, splits: int, partition: Partition = WHOLE
+    graph: mtf.Graph, features: dict, step: Tensor, run: RunConfig, splits: int, partition: Partition = WHOLE
 ) -> list:
     """Mean loss over the labels that count, then its gradients, each summed over `splits` microbatches.
 
@@ -97,7 +98,7 @@ def loss_and_gradients(
             is_training=True,
             spread_loss=True,
             storage=trained(partition),
-            randomness=Source(run.training.seed or 1, step, parts["rows"]),
+            randomness=RandomSource(run.training.seed or 1, step, parts["rows"]),
         )
         logits = transformer(parts["inputs"], dims, run.model, context)
         named = {name: spread(parts[name], context) for name in ("labels", "weights") if name in parts}
@@ -124,7 +125,7 @@ def summed_over_microbatches(function: Callable[[dict], list], features: dict, s
     number = mtf.Dimension("microbatch", splits)
     smaller = mtf.Dimension(batch.name, batch.size // splits)
 
-    def body(done: Any) -> list:
+    def body(done: tf.Tensor) -> list:
         # Rows of a replica are neighbours, so every microbatch takes some of each replica.
         parts = {
             name: mtf.gather(mtf.replace_dimensions(x, batch, [smaller, number]), done, number)

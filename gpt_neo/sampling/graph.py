@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 from gpt_neo.mtf_compat import tf
 
@@ -17,13 +17,15 @@ class GraphOptions:
     temperature, top_p: float64 scalars. top_k: int32 scalar. entmax_alpha: fixed when the graph is built.
     """
 
-    temperature: Any
-    top_k: Any
-    top_p: Any
+    temperature: tf.Tensor
+    top_k: tf.Tensor
+    top_p: tf.Tensor
     entmax_alpha: Optional[float] = None
 
 
-def choose(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, count: Any) -> Any:
+def choose(
+    logits: tf.Tensor, temperature: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor, seed: tf.Tensor, count: tf.Tensor
+) -> tf.Tensor:
     """One token of each row, drawn with random numbers that depend on two int32 scalars: int32 [batch].
 
     Args:
@@ -34,7 +36,7 @@ def choose(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, cou
     return draw_tokens(logits, uniform, options)
 
 
-def draw_tokens(logits: Any, uniform: Any, options: GraphOptions) -> Any:
+def draw_tokens(logits: tf.Tensor, uniform: tf.Tensor, options: GraphOptions) -> tf.Tensor:
     """One token of each row, as `filters.draw` draws it: int32 [batch].
 
     Args:
@@ -42,21 +44,21 @@ def draw_tokens(logits: Any, uniform: Any, options: GraphOptions) -> Any:
       uniform: float64 [batch], from 0 to 1; not looked at when the temperature is 0.
     """
 
-    def drawn() -> Any:
+    def drawn() -> tf.Tensor:
         return place_of(distribution(logits, options), lambda mass, total: mass <= uniform[:, tf.newaxis] * total)
 
     likeliest = tf.argmax(logits, -1, output_type=tf.int32)
     return tf.cond(options.temperature > 0, drawn, lambda: likeliest)
 
 
-def distribution(logits: Any, options: GraphOptions) -> Any:
+def distribution(logits: tf.Tensor, options: GraphOptions) -> tf.Tensor:
     """What tokens are drawn from: float64 [batch, vocab], each row times some number. Sorted only if it has to be."""
     count = int(logits.shape[-1])
     filters = tf.logical_or(tf.logical_and(options.top_k > 0, options.top_k < count), options.top_p < 1)
     return tf.cond(filters, lambda: kept_probabilities(logits, options), lambda: probabilities(logits, options))
 
 
-def kept_probabilities(logits: Any, options: GraphOptions) -> Any:
+def kept_probabilities(logits: tf.Tensor, options: GraphOptions) -> tf.Tensor:
     """`probabilities`, with 0 for what top-k and top-p leave out.
 
     Logits are sorted once, as probabilities have the same order; of equal ones the lower ids come first, as they do in
@@ -74,7 +76,7 @@ def kept_probabilities(logits: Any, options: GraphOptions) -> Any:
     return tf.where_v2(tf.logical_or(logits > final, level), weights, tf.zeros_like(weights))
 
 
-def place_of(weights: Any, passes: Callable[[Any, Any], Any]) -> Any:
+def place_of(weights: tf.Tensor, passes: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """The first place whose running sum a search does not pass, the last if it passes all: int32 [batch].
 
     By blocks of about the root of their number, since a running sum of a whole vocabulary in float64 takes the TPU
@@ -94,19 +96,19 @@ def place_of(weights: Any, passes: Callable[[Any, Any], Any]) -> Any:
     return tf.minimum(block[:, 0] * side + counted(passes(inside, ends[:, -1:])), count - 1)
 
 
-def running_sum(x: Any) -> Any:
+def running_sum(x: tf.Tensor) -> tf.Tensor:
     """Sums of x [batch, n] up to each place."""
     places = tf.range(x.shape[-1])
     upto = places <= places[:, tf.newaxis]
     return tf.reduce_sum(tf.where_v2(upto, x[:, tf.newaxis], tf.zeros_like(x)[:, tf.newaxis]), -1)
 
 
-def counted(x: Any) -> Any:
+def counted(x: tf.Tensor) -> tf.Tensor:
     """How many of boolean [batch, n] hold: int32 [batch]."""
     return tf.reduce_sum(tf.cast(x, tf.int32), -1)
 
 
-def probabilities(logits: Any, options: GraphOptions, edge: Optional[Any] = None) -> Any:
+def probabilities(logits: tf.Tensor, options: GraphOptions, edge: Optional[tf.Tensor] = None) -> tf.Tensor:
     """The whole distribution: float64 [batch, vocab].
 
     Args:
@@ -120,15 +122,15 @@ def probabilities(logits: Any, options: GraphOptions, edge: Optional[Any] = None
     return weights / tf.reduce_sum(weights, -1, keepdims=True)
 
 
-def entmax_weights(logits: Any, alpha: float) -> Any:
+def entmax_weights(logits: tf.Tensor, alpha: float) -> tf.Tensor:
     """`filters.entmax` of each row: float64 [batch, vocab], whose largest is 0."""
     scaled, exponent = (alpha - 1.0) * logits, 1.0 / (alpha - 1.0)
     rows = int(logits.shape[0])
 
-    def rises(tau: Any, before: Any) -> Any:
+    def rises(tau: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
         return tf.reduce_any(tau > before)
 
-    def rise(tau: Any, before: Any) -> tuple:
+    def rise(tau: tf.Tensor, before: tf.Tensor) -> tuple:
         above = tf.maximum(scaled - tau, 0.0)
         inside = above > 0
         slope = tf.where_v2(inside, tf.where_v2(inside, above, 1.0) ** (exponent - 1.0), 0.0)

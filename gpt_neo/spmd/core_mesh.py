@@ -22,19 +22,19 @@ class SliceInput:
     fresh: what the program assigns to it, in the end.
     """
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: tf.Tensor) -> None:
         self.value, self.dtype, self.fresh = value, value.dtype, None
 
-    def assign(self, value: Any, **_: Any) -> Any:
+    def assign(self, value: tf.Tensor, **_: tf.Tensor) -> tf.Tensor:
         """Take note of the new value; reads stay those of the old one."""
         self.fresh = value
         return value
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: tf.Tensor) -> tf.Tensor:
         """The old value plus something."""
         return self.value + other
 
-    def __sub__(self, other: Any) -> Any:
+    def __sub__(self, other: tf.Tensor) -> tf.Tensor:
         """The old value minus something."""
         return self.value - other
 
@@ -45,7 +45,7 @@ class CoreMesh(GatheringMesh):
     core: int32 scalar input, the number of the core. slices: variable name -> (mtf.Variable, SliceInput).
     """
 
-    def __init__(self, shape: Any, layout: Any) -> None:
+    def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules) -> None:
         super().__init__(shape, layout)
         self.core = tf.placeholder(tf.int32, [], "core")
         self._pnum_tensor = self.core
@@ -54,7 +54,7 @@ class CoreMesh(GatheringMesh):
     class LaidOutVariable:
         """A variable as one graph input."""
 
-        def __init__(self, variable: Any, mesh_impl: Any) -> None:
+        def __init__(self, variable: mtf.Variable, mesh_impl: mtf.MeshImpl) -> None:
             self.variable = variable
             if variable.name not in mesh_impl.slices:
                 shape = mesh_impl.slice_shape(variable.outputs[0].shape)
@@ -63,7 +63,9 @@ class CoreMesh(GatheringMesh):
             self.slice = mesh_impl.slices[variable.name][1]
             self.laid_out_tensor = mesh_impl.LaidOutTensor([self.slice.value])
 
-        def assign_to_slices(self, assign_fn: Any, values: list, assign_to_tensor_list: Optional[list] = None) -> Any:
+        def assign_to_slices(
+            self, assign_fn: tf.Tensor, values: list, assign_to_tensor_list: Optional[list] = None
+        ) -> tf.Tensor:
             """Record the new value of the slice."""
             return assign_fn(self.variable, self.slice, values[0])
 
@@ -71,11 +73,11 @@ class CoreMesh(GatheringMesh):
         """Cores that differ only in their places along some mesh axes, in the order of these places."""
         return self._create_group_assignment(axes)
 
-    def call(self, name: str, x: Any, shape: list, **options: Any) -> Any:
+    def call(self, name: str, x: tf.Tensor, shape: list, **options: Any) -> tf.Tensor:
         """A collective, by name: see `stablehlo.COLLECTIVES`."""
         return self.LaidOutTensor([named_call(name, x, shape, json.dumps(options))])
 
-    def allreduce(self, x: Any, mesh_axes: list, reduction_fn_string: str) -> Any:
+    def allreduce(self, x: tf.Tensor, mesh_axes: list, reduction_fn_string: str) -> tf.Tensor:
         """Sum, largest or smallest over the cores along some axes."""
         x = x.to_laid_out_tensor()
         mesh_axes = [axis for axis in mesh_axes if self.shape[axis].size > 1]
@@ -87,7 +89,7 @@ class CoreMesh(GatheringMesh):
         out = self.call("all_reduce", wide, wide.shape.as_list(), groups=groups, kind=kind)
         return self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
 
-    def allconcat(self, x: Any, mesh_axis: int, concat_axis: int, stack: bool = False) -> Any:
+    def allconcat(self, x: tf.Tensor, mesh_axis: int, concat_axis: int, stack: bool = False) -> tf.Tensor:
         """Parts of a tensor that the cores along an axis hold, put together on each of them."""
         part = x.to_laid_out_tensor().one_slice
         if stack:
@@ -98,7 +100,7 @@ class CoreMesh(GatheringMesh):
         shape[concat_axis] *= len(groups[0])
         return self.call("all_gather", part, shape, groups=groups, axis=concat_axis)
 
-    def allsplit(self, x: Any, mesh_axis: int, split_axis: int, which: Optional[Any] = None) -> Any:
+    def allsplit(self, x: tf.Tensor, mesh_axis: int, split_axis: int, which: Optional[tf.Tensor] = None) -> tf.Tensor:
         """This core's part along a dimension. Of a sum still to be made over that axis, only the part is made."""
         if which is not None or not isinstance(x, mtf.ops.LazyAllreduceSum) or mesh_axis not in x.mesh_axes:
             return super().allsplit(x.to_laid_out_tensor(), mesh_axis, split_axis, which)
@@ -113,12 +115,12 @@ class CoreMesh(GatheringMesh):
         others = [axis for axis in x.mesh_axes if axis != mesh_axis]
         return mtf.ops.LazyAllreduceSum(self, part, others) if others else part
 
-    def wide_enough(self, x: Any, groups: list) -> Any:
+    def wide_enough(self, x: tf.Tensor, groups: list) -> tf.Tensor:
         """x in the type that it is added up in: float32, or bfloat16 in small groups."""
         exact = x.dtype == tf.bfloat16 and len(groups[0]) <= self._allreduce_in_bfloat16_max_group_size
         return x if exact or x.dtype == tf.float32 else tf.cast(x, tf.float32)
 
-    def alltoall(self, x: Any, mesh_axis: int, split_axis: int, concat_axis: int) -> Any:
+    def alltoall(self, x: tf.Tensor, mesh_axis: int, split_axis: int, concat_axis: int) -> tf.Tensor:
         """Split along one dimension, send the parts around, join along another; in the type that is given."""
         part = x.to_laid_out_tensor().one_slice
         groups, shape = self.groups([mesh_axis]), part.shape.as_list()
@@ -126,7 +128,7 @@ class CoreMesh(GatheringMesh):
         shape[concat_axis] *= len(groups[0])
         return self.call("all_to_all", part, shape, groups=groups, split=split_axis, axis=concat_axis)
 
-    def receive(self, x: Any, mesh_axis: int, source_pcoord: list) -> Any:
+    def receive(self, x: tf.Tensor, mesh_axis: int, source_pcoord: list) -> tf.Tensor:
         """Take what the core at place source_pcoord[k] has, at place k of an axis; zeros where that is None."""
         pairs = []
         for core in range(self.size):
@@ -138,7 +140,7 @@ class CoreMesh(GatheringMesh):
         part = x.to_laid_out_tensor().one_slice
         return self.call("collective_permute", part, part.shape.as_list(), pairs=pairs)
 
-    def slice(self, tf_tensor: Any, tensor_shape: Any) -> Any:
+    def slice(self, tf_tensor: tf.Tensor, tensor_shape: mtf.Shape) -> tf.Tensor:
         """This core's part of a tensor that every core has; offsets come from its number, not from a table."""
         layout, whole = self.tensor_layout(tensor_shape), tf.convert_to_tensor(tf_tensor)
         if layout.is_fully_replicated:
@@ -166,7 +168,7 @@ class CorePlacement:
         self.cores = math.prod(size for _, size in plan.mesh_shape)
         self.impl: Any = None
 
-    def make_mesh(self, graph: Any) -> Any:
+    def make_mesh(self, graph: mtf.Graph) -> mtf.Mesh:
         """The mesh of a new mtf.Graph."""
         return mtf.Mesh(graph, "mesh")
 
@@ -176,6 +178,6 @@ class CorePlacement:
             self.impl = CoreMesh(*mesh_strings(self.mesh_shape, self.layout))
         return self.impl
 
-    def lower(self, graph: Any, mesh: Any) -> Any:
+    def lower(self, graph: mtf.Graph, mesh: mtf.Mesh) -> mtf.Lowering:
         """mtf.Lowering of a finished graph."""
         return mtf.Lowering(graph, {mesh: self.core_mesh()}, autostack=False)

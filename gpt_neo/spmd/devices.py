@@ -14,8 +14,8 @@ from typing import Any, Optional
 import numpy as np
 
 from gpt_neo.errors import DeviceError
+from gpt_neo.spmd.messages import receive, send
 from gpt_neo.spmd.program import Program
-from gpt_neo.spmd.wire import receive, send
 
 WORKER = Path(__file__).with_name("worker.py")
 PLATFORMS = ("cpu", "gpu", "tpu")

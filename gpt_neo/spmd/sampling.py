@@ -45,7 +45,7 @@ class DeviceSampler(AlignedSampler):
     ) -> None:
         super().__init__(run.model, whole_parts(run, rows), length)
         program = export_predict_step(run, self.batch_size, self.length, options.n_ids, options.entmax_alpha)
-        self.slots = self.length + self.chunk
+        self.positions = self.length + self.chunk
         self.devices = place(program)
         self.kinds = self.devices.kinds
         try:
@@ -57,11 +57,11 @@ class DeviceSampler(AlignedSampler):
     def generate_batch(self, rows: list[Row], options: SampleOptions) -> Iterator[Token]:
         """Sample the rows together until each has ended; tokens come in pieces."""
         prompts, start = self.aligned([row.tokens for row in rows])
-        tokens = np.zeros([self.batch_size, self.slots], np.int32)
+        tokens = np.zeros([self.batch_size, self.positions], np.int32)
         tokens[:, : prompts.shape[1]] = prompts
         left, following = np.zeros([2, self.batch_size], np.int32)
         left[: len(rows)] = [row.left for row in rows]
-        slot, read = 0, prompts.shape[1]
+        position, read = 0, prompts.shape[1]
         while left.any():
             uniform = np.zeros([self.batch_size, PIECE])
             for index in np.flatnonzero(left):
@@ -70,7 +70,7 @@ class DeviceSampler(AlignedSampler):
                 {
                     "tokens": tokens,
                     "start": start,
-                    "slot": np.int32(slot),
+                    "position": np.int32(position),
                     "read": np.int32(read),
                     "following": following,
                     "left": left,
@@ -82,7 +82,7 @@ class DeviceSampler(AlignedSampler):
             for column in ids.T[:count]:
                 yield from self.ended(column, rows, left, options.eos_id)
             following = ids[:, count - 1]
-            slot = read = read + count
+            position = read = read + count
 
     def ended(self, column: np.ndarray, rows: list[Row], left: np.ndarray, eos_id: Optional[int]) -> Iterator[Token]:
         """The tokens [batch] of the rows that draw; their counts go down in `left`, to 0 at the end of a text."""

@@ -11,7 +11,7 @@ import numpy as np
 from gpt_neo.checkpoint.fit import AT_ONCE, STEP, Fit, fit_checkpoint
 from gpt_neo.checkpoint.saver import RunSaver, keeping
 from gpt_neo.mtf_compat import tf
-from gpt_neo.spmd.wire import np_dtype
+from gpt_neo.spmd.messages import np_dtype
 
 
 class DeviceSaver(RunSaver):

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.spmd.devices import Devices
-from gpt_neo.spmd.wire import np_dtype
+from gpt_neo.spmd.messages import np_dtype
 
 
 def put_weights(devices: Devices, path: str) -> list[str]:

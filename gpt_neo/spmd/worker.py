@@ -1,6 +1,6 @@
 """Runs an exported program on the devices that JAX sees. A script for an environment without TensorFlow.
 
-It reads messages of `wire.py` from standard input and answers each on standard output: `load` a program, `put` whole
+It reads what `messages.py` writes from standard input and answers each on standard output: `load` a program, `put` whole
 variables, `step`, `get` whole variables. The slices stay on the devices; a step's new ones take the place of its old.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import messages  # beside this script
 import numpy as np
-import wire  # beside this script
 from jax._src.interpreters import mlir as jax_mlir
 from jax._src.lib import xla_client
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -138,14 +138,14 @@ def main() -> None:
     runner: Any = None
     while True:
         try:
-            header, arrays = wire.receive(sys.stdin.buffer)
+            header, arrays = messages.receive(sys.stdin.buffer)
         except EOFError:
             return
         try:
             runner, reply, results = answer(runner, header, arrays)
         except Exception as error:  # whatever the runtime raises is for the other side to tell
             reply, results = {"error": f"{type(error).__name__}: {error}"}, {}
-        wire.send(output, reply, results)
+        messages.send(output, reply, results)
 
 
 if __name__ == "__main__":

@@ -42,16 +42,16 @@ def gfile() -> Any:
 @contextlib.contextmanager
 def remote_errors(path: str) -> Iterator[None]:
     """Turn TensorFlow's exceptions into OSErrors."""
-    from gpt_neo.mtf_compat import reason_of, tf
+    from gpt_neo.mtf_compat import graph_reason, tf
 
     try:
         yield
     except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, reason_of(error), path) from error
+        raise FileNotFoundError(errno.ENOENT, graph_reason(error), path) from error
     except (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError) as error:
-        raise PermissionError(errno.EACCES, reason_of(error), path) from error
+        raise PermissionError(errno.EACCES, graph_reason(error), path) from error
     except tf.errors.OpError as error:
-        raise OSError(errno.EIO, reason_of(error), path) from error
+        raise OSError(errno.EIO, graph_reason(error), path) from error
 
 
 def exists(path: str) -> bool:

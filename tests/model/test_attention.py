@@ -7,7 +7,7 @@ from gpt_neo.model.attention.softmax import global_attention, local_attention
 from gpt_neo.model.context import Context
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.ops import flash_attention as blockwise
-from gpt_neo.ops.dropout import Source
+from gpt_neo.ops.dropout import RandomSource
 
 
 def reference(q, k, v, radius, nearest=0):
@@ -32,7 +32,7 @@ def run(kind, q, k, v, radius, weights_kept=False, grad=None, causal=True):
         shape = mtf.Shape([mtf.Dimension(n, s) for n, s in zip(names, q.shape)])
         inputs = [mtf.import_tf_tensor(mesh, tf.constant(x), shape) for x in (q, k, v)]
         step = mtf.constant(mesh, 0, mtf.Shape([]), tf.int32)
-        source = Source(1, step, mtf.range(mesh, shape.dims[0], tf.int32))
+        source = RandomSource(1, step, mtf.range(mesh, shape.dims[0], tf.int32))
         context = Context(is_training=weights_kept, randomness=source)
         if kind == "local":
             out = local_attention(*inputs, shape.dims[1], radius, rate, context, causal)

@@ -10,7 +10,7 @@ import pytest
 
 from gpt_neo.model.context import Context
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
-from gpt_neo.ops.dropout import Source, dropout, threefry, uniform_like
+from gpt_neo.ops.dropout import RandomSource, dropout, threefry, uniform_like
 from tests.conftest import ROOT
 
 SHAPE = {"batch": 8, "sequence": 64, "heads": 4, "memory_length": 128}
@@ -44,7 +44,7 @@ def masks(rate, steps=(0,), seeds=(1,), count=1, rows=None, shape=None):
         ones = mtf.ones(mesh, mtf.Shape(dims))
         outs = []
         for seed in seeds:
-            source = Source(seed, mtf_step, mtf_rows)
+            source = RandomSource(seed, mtf_step, mtf_rows)
             outs.append([dropout(ones, rate, source) for _ in range(count)])
         grads = [mtf.gradients([mtf.reduce_sum(out)], [ones])[0] for out in outs[0]]
         lowering = lower_locally(graph, mesh)
@@ -107,7 +107,7 @@ def test_uniform_numbers_are_those_of_the_masks():
         rows = mtf.import_tf_tensor(mesh, tf.range(8), x.shape.dims[:1])
         outs = []
         for build in (lambda x, source: dropout(x, 0.25, source), uniform_like):
-            outs.append(build(x, Source(1, step, rows)))
+            outs.append(build(x, RandomSource(1, step, rows)))
         lowering = lower_locally(graph, mesh)
         mask, numbers = session.run([lowering.export_to_tf_tensor(out) for out in outs])
     np.testing.assert_array_equal(mask == 0, numbers < 0.25)

@@ -15,7 +15,7 @@ from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.moe import group_count, group_size, mixture_of_experts
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
-from gpt_neo.ops.dropout import Source
+from gpt_neo.ops.dropout import RandomSource
 from gpt_neo.runtime.predict_step import Sampler
 from tests.model.tools import forward, parameters, save_random, uncached
 
@@ -167,7 +167,7 @@ def run(config, training, monkeypatch, grad_of=None, in_places=False):
         x = mtf.import_tf_tensor(mesh, tf.constant(X, tf.float32), shape)
         p = parameters(mesh, expert_variables(config), "moe")
         step = mtf.import_tf_tensor(mesh, tf.constant(3), mtf.Shape([]))
-        source = Source(1, step, mtf.import_tf_tensor(mesh, tf.range(BATCH), mtf.Shape([dims.batch])))
+        source = RandomSource(1, step, mtf.import_tf_tensor(mesh, tf.range(BATCH), mtf.Shape([dims.batch])))
         context = Context(is_training=training, randomness=source, in_places=in_places)
         out, loss = mixture_of_experts(x, p, dims, config, context)
         wanted = [out] if loss is None else [out, loss]

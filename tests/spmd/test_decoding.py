@@ -34,7 +34,7 @@ def test_description_of_inputs_outputs_and_caches(program):
         "core",
         "tokens",
         "start",
-        "slot",
+        "position",
         "read",
         "following",
         "left",

@@ -12,7 +12,7 @@ The norm is over the features of a head, its weight g is shared by the heads. He
 from __future__ import annotations
 
 import functools
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from gpt_neo.config.schema import GlaParams, ModelConfig
 from gpt_neo.model.attention.softmax import project, project_output
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.linear_recurrence import advance
 from gpt_neo.ops.matmul import matmul
 from gpt_neo.ops.parameters import Parameters
@@ -28,7 +28,7 @@ from gpt_neo.ops.recurrent import only_real, recurrence
 from gpt_neo.ops.row_sums import plus, times
 
 
-def gla_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
+def gla_attention(x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Tensor:
     """Gated linear attention with its projections: [batch, sequence, embd] -> the same."""
     heads = mtf.Dimension("heads", config.gla_heads)
     features_in = mtf.Dimension("features_per_head_in", config.gla_key_width // heads.size)
@@ -42,7 +42,7 @@ def gla_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelCo
     return project_output(times(out, p["g_norm/g"]), p, [heads, features])
 
 
-def gate_logits(x: Any, p: Parameters, apart: list) -> Any:
+def gate_logits(x: Tensor, p: Parameters, apart: list) -> Tensor:
     """Logits of the decay through a bottleneck: [..., embd] -> [..., heads, features_in]."""
     merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
     low = matmul(x, p["gate_down"], x.shape.dims[-1:])
@@ -76,15 +76,15 @@ def decayed_weights(q: np.ndarray, k: np.ndarray, decay: np.ndarray) -> np.ndarr
 
 
 def gla_kernel(
-    q: Any,
-    k: Any,
-    v: Any,
-    logits: Any,
-    gate: Optional[Any] = None,
+    q: tf.Tensor,
+    k: tf.Tensor,
+    v: tf.Tensor,
+    logits: tf.Tensor,
+    gate: Optional[tf.Tensor] = None,
     *,
     params: GlaParams,
-    real: Optional[Any],
-    state: Optional[Any],
+    real: Optional[tf.Tensor],
+    state: Optional[tf.Tensor],
 ) -> tuple:
     """All between the projections but the weight of the norm, in float32 (see `stateful`).
 

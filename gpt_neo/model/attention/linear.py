@@ -8,7 +8,7 @@ arXiv 2006.16236, section 3, and Shen et al. 2018, "Efficient Attention", arXiv 
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.model.attention.softmax import project_output, project_qkv
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.linear_recurrence import advance
 from gpt_neo.ops.parameters import Parameters
 from gpt_neo.ops.recurrent import only_real, recurrence
@@ -25,7 +25,7 @@ from gpt_neo.ops.recurrent import only_real, recurrence
 EPSILON = 1e-6
 
 
-def linear_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
+def linear_attention(x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Tensor:
     """Linear attention with the projections of a softmax layer: [batch, sequence, embd] -> the same.
 
     Raises:
@@ -52,7 +52,9 @@ def linear_weights(shown: list, config: ModelConfig, kind: str) -> np.ndarray:
     return weights / (weights.sum(-1, keepdims=True) + EPSILON)
 
 
-def linear_kernel(q: Any, k: Any, v: Any, real: Optional[Any], state: Optional[Any]) -> tuple:
+def linear_kernel(
+    q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, real: Optional[tf.Tensor], state: Optional[tf.Tensor]
+) -> tuple:
     """Causal linear attention, in float32 (see `stateful`).
 
     The denominator is the sum over values of 1, carried as one more feature; softmax(q) sums to 1, so 1e-6 does too.
@@ -70,7 +72,7 @@ def linear_kernel(q: Any, k: Any, v: Any, real: Optional[Any], state: Optional[A
     return tf.cast(out[..., :-1] / (out[..., -1:] + EPSILON), v.dtype), state
 
 
-def bidirectional(q: Any, k: Any, v: Any, sequence: Any) -> Any:
+def bidirectional(q: Tensor, k: Tensor, v: Tensor, sequence: Dimension) -> Tensor:
     """Every token sees every other: softmax(q) over features times sum_u softmax(k)_u v_u, softmax over the sequence.
 
     q, k, v and the result are [batch, sequence, heads, features_per_head].

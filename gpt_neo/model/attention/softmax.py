@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpt_neo.config.network import KINDS
@@ -11,7 +9,7 @@ from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
 from gpt_neo.model.positions import encode
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.caches import cached_attention
 from gpt_neo.ops.flash_attention import flash_attention
 from gpt_neo.ops.matmul import matmul, matmul_each
@@ -21,7 +19,9 @@ from gpt_neo.ops.row_sums import repeated
 from gpt_neo.ops.softmax import masked_softmax
 
 
-def softmax_attention(x: Any, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Any:
+def softmax_attention(
+    x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context
+) -> Tensor:
     """Attention over all tokens, or over the window of the layer's kind: [batch, sequence, embd] -> the same.
 
     Scores are divided by sqrt(features) with `scale_attention`; else the start of q holds that.
@@ -54,7 +54,7 @@ def softmax_weights(shown: list, config: ModelConfig, kind: str) -> np.ndarray:
     return weights / weights.sum(-1, keepdims=True)
 
 
-def project(x: Any, p: Parameters, names: str, apart: list) -> list:
+def project(x: Tensor, p: Parameters, names: str, apart: list) -> list:
     """Project [..., embd] to [..., heads, features], once for each name.
 
     The weights are stored as [embd, heads * features], heads major; their second dimension carries the name `heads`, so
@@ -66,7 +66,7 @@ def project(x: Any, p: Parameters, names: str, apart: list) -> list:
     """
     merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
 
-    def split(t: Any) -> Any:
+    def split(t: Tensor) -> Tensor:
         return mtf.replace_dimensions(t, merged, apart)
 
     weights = [reshaped(p[name], split) for name in names.split()]
@@ -76,12 +76,12 @@ def project(x: Any, p: Parameters, names: str, apart: list) -> list:
     return [matmul(x, weight, x.shape.dims[-1:], split(bias)) for weight, bias in zip(weights, biases)]
 
 
-def project_qkv(x: Any, p: Parameters, dims: Dims) -> list:
+def project_qkv(x: Tensor, p: Parameters, dims: Dims) -> list:
     """Return q, k, v of [batch, sequence, heads, features_per_head]."""
     return project(x, p, "q k v", [dims.heads, dims.features])
 
 
-def project_output(x: Any, p: Parameters, apart: list) -> Any:
+def project_output(x: Tensor, p: Parameters, apart: list) -> Tensor:
     """Project [..., heads, features] back to [..., embd] and add the bias if there is one."""
     merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
     # the scales of an int8 weight are of its columns: they have no heads
@@ -89,7 +89,9 @@ def project_output(x: Any, p: Parameters, apart: list) -> Any:
     return matmul(x, weight, apart, p.get("compute_output_bias/o_b"))
 
 
-def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, rate: float, context: Context) -> Any:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, memory: Dimension, allowed: Tensor, rate: float, context: Context
+) -> Tensor:
     """Softmax attention with scores and softmax in float32; scores are not divided by sqrt(features).
 
     Args:
@@ -111,8 +113,15 @@ def attend(q: Any, k: Any, v: Any, memory: Any, allowed: Any, rate: float, conte
 
 
 def global_attention(
-    q: Any, k: Any, v: Any, sequence: Any, rate: float, context: Context, causal: bool = True, extra: tuple = ()
-) -> Any:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sequence: Dimension,
+    rate: float,
+    context: Context,
+    causal: bool = True,
+    extra: tuple = (),
+) -> Tensor:
     """Attention over the whole sequence, or all of it that came before. Shapes as `attend`; the mask comes from iota.
 
     Dropout acts on the weights, so they have to be there as a tensor; without it, causal attention never holds them.
@@ -134,7 +143,7 @@ def global_attention(
     return attend(q, k, v, memory, allowed, rate, context)
 
 
-def prepend(extra: Any, x: Any, sequence: Any) -> Any:
+def prepend(extra: Tensor, x: Tensor, sequence: Dimension) -> Tensor:
     """[mem_kv_sequence, heads, features], [batch, sequence, heads, features] -> [batch, joined, heads, features].
 
     Joined under a name that no layout splits, which a concatenation could not follow.
@@ -146,8 +155,15 @@ def prepend(extra: Any, x: Any, sequence: Any) -> Any:
 
 
 def local_attention(
-    q: Any, k: Any, v: Any, sequence: Any, radius: int, rate: float, context: Context, causal: bool = True
-) -> Any:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sequence: Dimension,
+    radius: int,
+    rate: float,
+    context: Context,
+    causal: bool = True,
+) -> Tensor:
     """Attention in which query i sees keys j with 0 <= i - j < radius, and if not causal -radius <= i - j < radius.
 
     Without dropout, causal attention never holds the weights. Else the sequence is cut into blocks of `radius`; each
@@ -163,11 +179,11 @@ def local_attention(
     blocks, block = mtf.Dimension("local_blocks", count), mtf.Dimension("local_sequence", radius)
     memory = mtf.Dimension("memory_length", (2 if causal else 3) * radius)
 
-    def cut(x: Any) -> Any:
+    def cut(x: Tensor) -> Tensor:
         padded = mtf.pad(x, [0, padding], sequence.name) if padding else x
         return mtf.replace_dimensions(padded, mtf.Dimension(sequence.name, count * radius), [blocks, block])
 
-    def with_neighbours(x: Any) -> Any:
+    def with_neighbours(x: Tensor) -> Tensor:
         # Joined under a name that no layout splits, which a concatenation could not follow.
         x = mtf.rename_dimension(cut(x), block.name, "local_memory")
         following = [] if causal else [mtf.shift(x, -1, blocks, wrap=False)]
@@ -185,7 +201,7 @@ def local_attention(
     return mtf.slice(out, 0, sequence.size, sequence.name) if padding else out
 
 
-def window(mesh: Any, query: Any, memory: Any, offset: int, radius: int, causal: bool) -> Any:
+def window(mesh: mtf.Mesh, query: Dimension, memory: Dimension, offset: int, radius: int, causal: bool) -> Tensor:
     """Boolean [query, memory]: 0 <= (query + offset) - memory < radius; if not causal, down to -radius."""
     shape = mtf.Shape([query, memory])
     position = mtf.range(mesh, query, tf.int32) + offset
