@@ -1,6 +1,6 @@
 """Runs an exported program on the devices that JAX sees. A script for an environment without TensorFlow.
 
-It reads what `messages.py` writes from standard input and answers each on standard output: `load` a program, `put` whole
+It reads messages (see `messages.py`) from standard input and answers on standard output: `load` a program, `put` whole
 variables, `step`, `get` whole variables. The slices stay on the devices; a step's new ones take the place of its old.
 """
 
