@@ -22,6 +22,17 @@ def slot_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
     return sum(math.prod(shape) * 4 for shape in slots_of(shapes, optimizer).values())
 
 
+def weight_bytes(model: ModelConfig) -> int:
+    """Bytes of a parameter in training: float32, which is trained, and what layers read where that differs."""
+    width = number_bytes(model)
+    return 4 if width == 4 else 4 + width
+
+
+def bytes_per_parameter(run: RunConfig) -> float:
+    """Bytes of a parameter in training on a device that holds it whole: weights, gradient and the optimizer's slots."""
+    return weight_bytes(run.model) + 4 + slot_bytes(run.model, run.optimizer) / count_parameters(run.model)
+
+
 def passing_span(model: ModelConfig) -> int:
     """Attention weights per token and head that exist at once, in the layer that has the most."""
     return max(kind.at_once(model) for kind in kinds_of(model))
@@ -69,7 +80,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
     kept += passing_span(model) * model.n_head * 4
     return Memory(
-        weights=parameters * (4 if width == 4 else 4 + width),  # float32, which is trained, and what layers read
+        weights=parameters * weight_bytes(model),
         slots=slot_bytes(model, run.optimizer),
         gradients=parameters * 4,
         activations=int(tokens * kept),

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Optional
 
-from gpt_neo.config.estimate import microbatches, passing_span
+from gpt_neo.config.estimate import bytes_per_parameter, microbatches, passing_span
 from gpt_neo.config.network import Variable, kinds_of, number_bytes, variables_of
 from gpt_neo.config.schema import ModelConfig, RunConfig
 
@@ -100,7 +100,7 @@ def judge(
     step_tokens = batch * model.n_ctx
     tokens = step_tokens // microbatches(run.mesh, model.n_ctx, max(1, batch))
     stored = [size / split(*names) for names, (size, _) in sizes.items()]
-    memory = sum(stored) * (width + 8 + 4)
+    memory = sum(stored) * bytes_per_parameter(run)
     layers = 1 if model.recompute_grad else model.n_layer
     kept = model.n_layer if model.recompute_grad else 0
     held = [kind.kept(model) for kind in kinds_of(model)]
