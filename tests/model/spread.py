@@ -1,8 +1,11 @@
 """For scripts in a process of their own: a Mesh-TF graph over several local CPU devices."""
 
+import contextlib
+
 import numpy as np
 
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops.kernels import inlined
 
 
 def evaluate(graph, mesh, tensors, sizes, names, weights):
@@ -15,9 +18,12 @@ def evaluate(graph, mesh, tensors, sizes, names, weights):
     layout = ",".join(f"{name}:{axis}" for name, axis in zip(names, axes))
     devices = [f"/cpu:{i}" for i in range(int(np.prod(sizes)))]
     impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape, layout, devices)
-    lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
-    fetches = [lowering.export_to_tf_tensor(tensor) for tensor in tensors]
-    with tf.Session(config=tf.ConfigProto(device_count={"CPU": 4})) as session:
+    with inlined() if sizes else contextlib.nullcontext():  # each device would compile every kernel again
+        lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
+        fetches = [lowering.export_to_tf_tensor(tensor) for tensor in tensors]
+    options = tf.ConfigProto(device_count={"CPU": 4})
+    options.graph_options.rewrite_options.disable_meta_optimizer = True  # it takes longer than what it improves
+    with tf.Session(config=options) as session:
         session.run(tf.global_variables_initializer())
         for variable in tf.global_variables():
             name = variable.op.name
