@@ -142,7 +142,7 @@ def read_prompt(given: Optional[str]) -> str:
         return DEFAULT_PROMPT
     if given == "-" or os.path.isfile(given):
         try:
-            with contextlib.nullcontext(sys.stdin) if given == "-" else open(given, encoding="utf-8") as handle:
+            with contextlib.nullcontext(sys.stdin) if given == "-" else open(given, encoding="utf-8-sig") as handle:
                 text = handle.read()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--prompt {given!r}: cannot be read as UTF-8 text: {error}") from error

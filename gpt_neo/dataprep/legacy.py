@@ -20,7 +20,7 @@ import numpy as np
 from gpt_neo import storage
 from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.cleaning import detokenize_wikitext, repair
-from gpt_neo.dataprep.documents import documents_of_item
+from gpt_neo.dataprep.documents import BYTE_ORDER_MARK, documents_of_item
 from gpt_neo.dataprep.encoder import Encoder
 from gpt_neo.dataprep.manifest import build_manifest, write_manifest
 from gpt_neo.dataprep.options import PrepareOptions, separator_of
@@ -112,11 +112,14 @@ def legacy_documents(path: str) -> Iterator[Any]:
     source = InputFile(path, *kind_of(path), 0, "")
     try:
         with open_source(path) as handle:
+            # It took a byte-order mark for text.
+            mark = "\ufeff" if path.endswith(".txt") and handle.read(3) == BYTE_ORDER_MARK else ""
+            handle.seek(0)
             for item in stream_items(source, handle, Rules()):
                 for found in documents_of_item(item, Rules()):
                     if isinstance(found, Bad):
                         raise DataError(str(found))
-                    text = found.text
+                    text = mark + found.text
                     # It opened text files in Python's text mode, which translates line ends.
                     yield text.replace("\r\n", "\n").replace("\r", "\n") if path.endswith(".txt") else text
     except OSError as error:

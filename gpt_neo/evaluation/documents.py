@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from gpt_neo import storage
 from gpt_neo.dataprep.documents import Document, documents_of, with_lines
+from gpt_neo.dataprep.encodings import mark_of
 from gpt_neo.dataprep.readers import Bad, find_inputs, find_sources
 from gpt_neo.dataprep.streams import Rules
 from gpt_neo.dataprep.units import groups_of, units_of
@@ -57,14 +58,16 @@ def documents_of_file(path: str, text_key: str) -> Iterator[Document]:
 
 
 def decoded(path: str) -> str:
-    """A file as UTF-8 text.
+    """A file as UTF-8 text, or in the encoding that its byte-order mark names.
 
     Raises:
       DataError: it cannot be read, or is something else.
     """
     try:
         with storage.open_read(path) as handle:
-            return handle.read().decode("utf-8")
+            data = handle.read()
+        mark, encoding = mark_of(data)
+        return data[len(mark) :].decode(encoding or "utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {reason_of(error)}") from error
 
@@ -73,7 +76,7 @@ def token_lists(path: str) -> list | None:
     """The ids of a JSON array of arrays of whole numbers; None where the file is anything else."""
     try:
         value = json.loads(decoded(path))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or nested or with numbers beyond all bounds
         return None
     rows = value if isinstance(value, list) and value else [None]
     return rows if all(isinstance(row, list) and all(type(i) is int for i in row) for row in rows) else None

@@ -13,7 +13,7 @@ import tarfile
 import pytest
 import zstandard
 
-from gpt_neo.dataprep.legacy import prepare_legacy
+from gpt_neo.dataprep.legacy import legacy_documents, prepare_legacy
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.errors import DataError
 from tests.dataprep.test_prepare import contents
@@ -119,3 +119,8 @@ def test_a_file_written_over_is_in_the_account(tmp_path):
     manifest = prepare_legacy(options_of(case, tmp_path / "in", tmp_path / "out"))
     account = manifest["account"]
     assert len(manifest["files"]) == 1 and account["tokens_dropped_overwritten"] == account["tokens_written"] > 0
+
+
+def test_a_mark_stays_text_as_it_did(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert list(legacy_documents(str(tmp_path / "a.txt"))) == ["\ufeffone\ntwo"]

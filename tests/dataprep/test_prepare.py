@@ -20,6 +20,7 @@ from gpt_neo.dataprep.prepare import prepare, report
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import load_tokenizer
+from tests.dataprep.test_streams import zip_with
 
 SEPARATOR = 0  # <|endoftext|> of the small tokenizer
 
@@ -277,6 +278,40 @@ def test_bad_documents_stop_or_are_counted(tmp_path, small_tokenizer, monkeypatc
     }
     places = [place.rsplit("/", 1)[1] for place in manifest["bad_documents"]["first"]]
     assert [place.split(": ")[0] for place in places] == ["c.docx", "a.jsonl:2", "a.jsonl:3", "a.jsonl:5", "b.txt"]
+
+
+BAD_LINES = [b"{oops", b'"\xff"', b'{"x": "text"}', b'"\\ud800"', b"9" * 4400, b"[" * 9999, b'{"text": 1}', b"null"]
+PIECE = st.one_of(st.sampled_from(BAD_LINES), st.sampled_from([b"", b" "]), TEXT.map(lambda t: json.dumps(t).encode()))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(PIECE, max_size=30), st.integers(1, 300))
+def test_whatever_a_line_holds_the_account_is_that_of_the_lines(
+    tmp_path_factory, small_tokenizer, monkeypatch, lines, unit
+):
+    folder = tmp_path_factory.mktemp("account")
+    monkeypatch.setattr(units, "UNIT_BYTES", unit)
+    data = b"\n".join([*lines, b'"last"'])
+    (folder / "a.jsonl").write_bytes(data)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(data))
+    (folder / "c.zip").write_bytes(zip_with([("x.jsonl", data), ("y.txt", b"text")]))
+    account = run(folder, folder / "out", small_tokenizer, bad="skip")["account"]
+    there = [line for line in [*lines, b'"last"'] if line.strip()]
+    wrong, empty = sum(line in BAD_LINES for line in there), there.count(b'""')
+    assert account["documents_in"] == 3 * len(there) + 1 and account["documents_dropped_bad"] == 3 * wrong
+    assert account["documents_dropped_empty"] == 3 * empty
+    assert account["documents_written"] == 3 * (len(there) - wrong - empty) + 1
+
+
+@pytest.mark.parametrize("bad", [b"x" * 4_000_000 + b"\xff", b"x" * 9_000_000, b" " * 9_000_000])
+def test_a_large_text_that_cannot_be_written_is_dropped_whole(tmp_path, small_tokenizer, prose, bad):
+    text = prose.encode() * 13
+    (tmp_path / "a.txt").write_bytes(text + bad + b" " + text[: 1 << 20])
+    write_lines(tmp_path / "b.jsonl", ["fine"])
+    manifest = run(tmp_path, tmp_path / "o", small_tokenizer, bad="skip")
+    assert rows_of(tmp_path / "o", manifest) == plain_records(["fine"], small_tokenizer, 16)
+    account = manifest["account"]
+    assert (account["documents_in"], account["documents_dropped_bad"]) == (2, 1)
 
 
 def test_all_bad_inputs_at_once(tmp_path, small_tokenizer):
