@@ -12,10 +12,11 @@ from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.adafactor import Adafactor
 from gpt_neo.optim.adam import Adam, AdamW
 from gpt_neo.optim.lion import Lion
+from gpt_neo.optim.muon import Muon
 from gpt_neo.optim.square_sum import SquareSumOperation
 
 # Their slots stand in config/optimizers.py, by the same names.
-OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adafactor": Adafactor, "lion": Lion}
+OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adafactor": Adafactor, "lion": Lion, "muon": Muon}
 
 
 def optimizer_updates(

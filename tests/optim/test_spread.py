@@ -42,6 +42,16 @@ CASES = {
         "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x",
     ),
     "adamw": ({"opt_name": "adamw"}, "x:4", "batch:x,slots:x"),
+    "muon": (
+        {
+            "opt_name": "muon",
+            "moe_layers": [0],
+            "moe_params": {**PARAMS, "moe_second_policy_train": "all"},
+            "n_layer": 2,
+        },
+        "x:2,y:2",
+        "batch:x,experts:x,expert_hidden:y,heads:y,intermediate_expanded:y,slots:x",
+    ),
     # gradients in bfloat16 depend on the mesh, so these are held against the mesh without split slots
     "bfloat16": ({"precision": "bfloat16"}, "x:2", "batch:x,slots:x"),
     "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
