@@ -16,8 +16,7 @@ from gpt_neo.dataprep.survey import Figures
 from gpt_neo.errors import DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.mixture import mixture_of
-from gpt_neo.inputs.samples import needed_text, tokens_needed
-from gpt_neo.inputs.sources import CHUNKS, Source, training_sources
+from gpt_neo.inputs.sources import CHUNKS, Source, needed_text, tokens_needed, training_sources
 from gpt_neo.inputs.tokenizers import dataset_tokenizer
 from gpt_neo.inputs.train_input import first_samples
 from gpt_neo.tokenizer import Tokenizer
@@ -67,7 +66,7 @@ def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer) 
         f"dataset   {source.name}: {len(lengths):,} records in {len(source.paths)} file(s), "
         f"{lengths.sum():,} tokens, read as {source.kind}"
     )
-    print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run)} are used)")
+    print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run)} make a sample)")
     print(f"ids       {seen.smallest} to {seen.largest} (n_vocab {run.model.n_vocab}, tokenizer {tokenizer.n_vocab})")
     wrong = []
     if seen.largest >= run.model.n_vocab or seen.smallest < 0:
@@ -97,7 +96,7 @@ def report_mixture(run: RunConfig, sources: Sequence[Source]) -> None:
         share = count / total if total else 0.0
         print(
             f"mixture   {source.name}: weight {source.weight:g} of {whole:g} ({source.weight / whole:.2%}), gives "
-            f"{count:,} of {total:,} samples ({share:.2%}), {count * source.stitch / source.records:.2f} epochs"
+            f"{count:,} of {total:,} samples ({share:.2%}), {count / source.samples:.2f} epochs"
         )
 
 

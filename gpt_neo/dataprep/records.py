@@ -1,4 +1,5 @@
-"""The TFRecord schema: one `tf.train.Example` with one int64 list `text`, uncompressed.
+"""The TFRecord schema: one `tf.train.Example` with one int64 list `text`, uncompressed; beside it may be a list `mask`
+of as many numbers, 1 for tokens that count as labels.
 
 Written and read without TensorFlow, which takes seconds to import; tests hold both against TensorFlow's own.
 """
@@ -20,7 +21,7 @@ from gpt_neo.dataprep.readers import is_marker
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.wire import byte_fields, bytes_field, masked_checksum, varint
 
-FEATURE = "text"
+FEATURE, MASK = "text", "mask"
 COMPRESSED = {  # first bytes -> what undoes it
     b"\x1f\x8b": "gzip -d",
     b"x\x01": "zlib",
@@ -61,9 +62,15 @@ def unpack_varints(data: bytes) -> np.ndarray:
     return np.add.reduceat(parts, starts) if len(ends) else np.zeros(0, np.int64)
 
 
-def encode_example(tokens: Union[Sequence[int], np.ndarray]) -> bytes:
-    """Serialise one record."""
-    return example_of(pack_varints(np.asarray(tokens)))
+def encode_example(tokens: Union[Sequence[int], np.ndarray], mask: Optional[Sequence[int]] = None) -> bytes:
+    """Serialise one record. mask: 1 for tokens that count as labels, 0 for others; None leaves it out."""
+    whole = example_of(pack_varints(np.asarray(tokens)))
+    if mask is None:
+        return whole
+    numbers = bytes_field(1, pack_varints(np.asarray(mask)))
+    entry = bytes_field(1, bytes_field(1, MASK.encode()) + bytes_field(2, bytes_field(3, numbers)))
+    features = b"".join(data for _, data in byte_fields(whole))
+    return bytes_field(1, features + entry)
 
 
 def encode_rows(rows: np.ndarray) -> bytes:
@@ -116,24 +123,30 @@ def framed_example(ids: np.ndarray) -> tuple[bytes, ...]:
     return frame_parts(example_head(sum(map(len, blocks))), *blocks)
 
 
-def parse_example(data: bytes) -> np.ndarray:
+def parse_example(data: bytes, feature: str = FEATURE) -> np.ndarray:
     """int64 [tokens] of a serialised record.
 
     Raises:
-      ValueError: it is no Example with an int64 list `text`.
+      ValueError: it is no Example with an int64 list of that name.
     """
     features = dict(byte_fields(data)).get(1, b"")
     for _, entry in byte_fields(features):
         parts = dict(byte_fields(entry))
-        if parts.get(1) == FEATURE.encode():
+        if parts.get(1) == feature.encode():
             values = dict(byte_fields(parts.get(2, b""))).get(3)
             if values is None:
-                raise ValueError(f"feature {FEATURE!r} is no int64 list")
+                raise ValueError(f"feature {feature!r} is no int64 list")
             # An old writer may have left the list unpacked: every value then has a tag of its own.
             if values[:1] == b"\x08":
                 return unpack_varints(values)[1::2]
             return unpack_varints(dict(byte_fields(values)).get(1, b""))
-    raise ValueError(f"no feature {FEATURE!r}")
+    raise ValueError(f"no feature {feature!r}")
+
+
+def has_mask(data: bytes) -> bool:
+    """Whether a serialised record says which tokens count."""
+    features = dict(byte_fields(data)).get(1, b"")
+    return any(dict(byte_fields(entry)).get(1) == MASK.encode() for _, entry in byte_fields(features))
 
 
 @contextlib.contextmanager
@@ -236,9 +249,9 @@ class RecordWriter:
         self.temporary = os.path.join(folder, f".{name}_{shard}.writing")
         self.handle: Any = open(self.temporary, "wb")
 
-    def write(self, tokens: Sequence[int]) -> None:
+    def write(self, tokens: Sequence[int], mask: Optional[Sequence[int]] = None) -> None:
         """Append one record."""
-        self.handle.write(frame(encode_example(tokens)))
+        self.handle.write(frame(encode_example(tokens, mask)))
         self.count += 1
 
     def close(self) -> Optional[str]:

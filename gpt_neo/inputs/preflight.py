@@ -13,8 +13,8 @@ from gpt_neo.dataprep.records import count_from_name, count_records, read_record
 from gpt_neo.errors import DataError
 from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.position import locate
-from gpt_neo.inputs.samples import needed_text, tokens_needed
-from gpt_neo.inputs.sources import CHUNKS, Source, count_remote, reads_in_turn
+from gpt_neo.inputs.samples import other_length
+from gpt_neo.inputs.sources import CHUNKS, FIXED, Source, count_remote, needed_text, reads_in_turn, tokens_needed
 from gpt_neo.inputs.tokenizers import check_tokenizer, dataset_tokenizer
 from gpt_neo.mtf_compat import graph_reason, tf
 
@@ -68,12 +68,42 @@ def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
     return found
 
 
+def account(run: RunConfig, sources: Sequence[Source]) -> list[str]:
+    """How much of the text training reads, one line for each source: tokens that an epoch reads / tokens there are."""
+    share = sum(source.weight for source in sources)
+    lines = []
+    for source in sources:
+        taken = run.training.train_steps * run.training.train_batch_size * source.weight / share
+        size = f" of {source.length:,} tokens" if source.length else ""
+        lines.append(
+            f"{source.name}: {source.records:,} records{size}, {source.samples:,} samples an epoch, tokens read "
+            f"/ tokens in the records {share_read(run, source):.3f}; {taken / source.samples:,.2f} epochs to step "
+            f"{run.training.train_steps:,}"
+        )
+    return lines
+
+
+def share_read(run: RunConfig, source: Source) -> float:
+    """The share of a source's tokens that some epoch reads: all, but for `documents_fixed`, which reads the beginnings
+    of documents (reckoned from the first records of local files), and masked models, see `pieces_of`."""
+    local = [path for path in source.paths[:1] if os.path.exists(path)]
+    if source.kind == CHUNKS and source.pieces == 1:
+        return min(1.0, tokens_needed(run) / max(1, source.length))
+    if source.kind != FIXED or not local:
+        return 1.0
+    lengths = [len(row) for row in itertools.islice(read_records(local[0]), FIRST_RECORDS * source.stitch)]
+    groups = [sum(lengths[i : i + source.stitch]) for i in range(0, len(lengths), source.stitch)]
+    return sum(min(size, tokens_needed(run)) for size in groups) / max(1, sum(groups))
+
+
 def check_file(path: str, run: RunConfig, source: Source, limit: Optional[int]) -> None:
     """Check the first `limit` records of a local file."""
     needed, n_vocab = tokens_needed(run), run.model.n_vocab
     for number, tokens in enumerate(itertools.islice(read_records(path), limit)):
         if source.kind == CHUNKS and len(tokens) < needed:
             raise DataError(f"{path}: record {number} has {len(tokens)} tokens; {needed_text(run)} are needed")
+        if source.kind == CHUNKS and len(tokens) != (source.length or len(tokens)):
+            raise DataError(f"{path}: record {number} has {len(tokens)}{other_length(source)}")
         if len(tokens) and (tokens.max() >= n_vocab or tokens.min() < 0):
             bad = int(tokens.max() if tokens.max() >= n_vocab else tokens.min())
             raise DataError(f"{path}: record {number} has token id {bad}; n_vocab is {n_vocab}")
@@ -96,7 +126,7 @@ def explain_damage(error: Any, run: RunConfig, sources: Sequence[Source], step: 
                 return DataError(f"{path}: {promise} {wanted} records, it holds {count_records(path)}")
     if isinstance(error, (tf.errors.DataLossError, tf.errors.InvalidArgumentError)):
         for source, sample in zip(sources, mixture_of(run, sources).before(step * batch_size)):
-            first, _ = locate(sample * source.stitch, source.counts)
+            first, _ = locate(sample // source.pieces * source.stitch, source.counts)
             for path in [*source.paths[first:], *source.paths[:first]]:
                 found = damage_of(path, run, source)
                 if found:

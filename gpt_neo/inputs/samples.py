@@ -6,29 +6,24 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.records import FEATURE
+from gpt_neo.dataprep.records import FEATURE, MASK
 from gpt_neo.inputs.mlm import mask_tokens
-from gpt_neo.inputs.sources import CHUNKS, RANDOM, Source
+from gpt_neo.inputs.sources import CHUNKS, RANDOM, Source, labels_of_sample, needed_text, tokens_needed
 from gpt_neo.mtf_compat import tf
 
 
-def tokens_needed(run: RunConfig) -> int:
-    """Tokens of text in a sample: n_ctx, and one more as the last label; MLM has none, and may put one in front."""
-    if not run.training.mlm_training:
-        return run.model.n_ctx + 1
-    return run.model.n_ctx - (run.training.mlm_cls_token_id is not None)
-
-
-def needed_text(run: RunConfig) -> str:
-    """`tokens_needed` in the user's terms."""
-    if not run.training.mlm_training:
-        return f"n_ctx + 1 = {tokens_needed(run)}"
-    return f"n_ctx{' - 1' if run.training.mlm_cls_token_id is not None else ''} = {tokens_needed(run)}"
-
-
 def weighted(run: RunConfig, sources: Sequence[Source]) -> bool:
-    """Whether some labels may not count: masked language modelling, or documents, which may be too short."""
-    return run.training.mlm_training or any(source.kind != CHUNKS for source in sources)
+    """Whether some labels may not count: masked language modelling; documents, which may be too short; records with
+    masks; records whose last piece has labels of the one before."""
+    return run.training.mlm_training or any(
+        source.kind != CHUNKS or source.masked or overlaps(run, source) for source in sources
+    )
+
+
+def overlaps(run: RunConfig, source: Source) -> bool:
+    """Whether the last piece of a record has labels that the one before has too."""
+    step = labels_of_sample(run)
+    return source.pieces > 1 and (source.length - tokens_needed(run)) % step != 0
 
 
 def sample_maker(run: RunConfig, source: Source, weights: bool) -> Any:
@@ -41,10 +36,16 @@ def sample_maker(run: RunConfig, source: Source, weights: bool) -> Any:
 
     def make(group: Any) -> dict:
         feature = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
-        rows = tf.io.parse_example(group["records"], {FEATURE: feature})[FEATURE]
+        names = [FEATURE, MASK] if source.masked else [FEATURE]
+        parsed = tf.io.parse_example(group["records"], dict.fromkeys(names, feature))
+        rows = parsed[FEATURE]
         tokens = checked_tokens(rows, group, run.model.n_vocab)
+        first = tf.constant(0)  # the first label that counts
         if source.kind == CHUNKS:
-            tokens, length = long_enough(tokens, group, needed, needed_text(run)), needed
+            tokens, length = of_one_length(tokens, group, source, needed, needed_text(run)), needed
+            mask: Any = mask_of(parsed[MASK].values, tokens, group) if source.masked else None
+            start, first = piece(group["sample"], source, needed, labels_of_sample(run))
+            tokens = tokens[start : start + needed]
         else:
             tokens = joined(rows.with_values(tokens), source.eos_id)
             tokens, length = window(tokens, needed, source, group["sample"])
@@ -53,7 +54,11 @@ def sample_maker(run: RunConfig, source: Source, weights: bool) -> Any:
             return mask_tokens(tokens, run, source, group["sample"])
         features = {"inputs": tokens[:-1], "labels": tokens[1:]}
         if weights:
-            features["weights"] = tf.cast(tf.range(needed - 1) < length - 1, tf.float32)
+            places = tf.range(needed - 1)
+            counts = tf.logical_and(places >= first, places < length - 1)
+            if source.masked:
+                counts = tf.logical_and(counts, mask[start + 1 : start + needed] > 0)
+            features["weights"] = tf.ensure_shape(tf.cast(counts, tf.float32), [needed - 1])
         return features
 
     return tf.autograph.experimental.do_not_convert(make)
@@ -73,14 +78,49 @@ def checked_tokens(rows: Any, group: dict, n_vocab: int) -> Any:
     return tf.cast(tf.cond(tf.reduce_any(wrong), refuse, lambda: tf.identity(values)), tf.int32)
 
 
-def long_enough(tokens: Any, group: dict, needed: int, wanted: str) -> Any:
-    """The first `needed` tokens of a chunk, refused when it has fewer."""
+def of_one_length(tokens: Any, group: dict, source: Source, needed: int, wanted: str) -> Any:
+    """The tokens of a chunk, refused when it has fewer than `needed`, or not as many as the first one of its source."""
     size = tf.size(tokens)
+    length = source.length or size
 
     def refuse() -> Any:
-        return refused(tokens, group, 0, ["has ", tf.strings.as_string(size), f" tokens; {wanted} are needed"])
+        expected = tf.where(size < needed, f" tokens; {wanted} are needed", other_length(source))
+        return refused(tokens, group, 0, ["has ", tf.strings.as_string(size), expected])
 
-    return tf.cond(size < needed, refuse, lambda: tf.identity(tokens))[:needed]
+    wrong = tf.logical_or(size < needed, tf.not_equal(size, length))
+    return tf.cond(wrong, refuse, lambda: tf.identity(tokens))
+
+
+def other_length(source: Source) -> str:
+    """What is said of a chunk that has not as many tokens as the first one."""
+    return (
+        f" tokens; the first record has {source.length}, and records read in chunks have one length (others are "
+        "documents: datatype documents_random)"
+    )
+
+
+def mask_of(mask: Any, tokens: Any, group: dict) -> Any:
+    """The mask of a record, refused when it has not as many numbers as there are tokens."""
+    size = tf.size(mask)
+
+    def refuse() -> Any:
+        return refused(mask, group, 0, ["has a mask of ", tf.strings.as_string(size), " numbers; a token has one each"])
+
+    return tf.cond(tf.not_equal(size, tf.size(tokens)), refuse, lambda: tf.identity(mask))
+
+
+def piece(sample: Any, source: Source, needed: int, step: int) -> tuple:
+    """Where a sample of a record begins that is cut into several, and the first of its labels that no earlier one has.
+
+    Args:
+      sample: its number; samples of a record follow one another.
+      needed: tokens of it. step: by which the pieces advance.
+    """
+    if source.pieces == 1:
+        return 0, tf.constant(0)
+    wanted = tf.cast(sample % source.pieces, tf.int32) * step
+    start = tf.minimum(wanted, source.length - needed)
+    return start, wanted - start
 
 
 def refused(values: Any, group: dict, row: Any, text: list) -> Any:

@@ -10,7 +10,14 @@ from typing import Optional
 
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
-from gpt_neo.dataprep.records import count_from_name, count_records, records_only
+from gpt_neo.dataprep.records import (
+    count_from_name,
+    count_records,
+    has_mask,
+    parse_example,
+    read_frames,
+    records_only,
+)
 from gpt_neo.errors import ConfigError, DataError, reason_of
 from gpt_neo.inputs.seeds import salt
 from gpt_neo.mtf_compat import tf
@@ -32,6 +39,9 @@ class Source:
     eos_id, padding_id: what stands between joined documents, and what fills up those that are too short.
     seed: of every draw that this source needs.
     shuffled: documents are read in a random order, within reach of where they stand.
+    length: tokens of every record, for chunks; 0 where that is not known.
+    pieces: samples that a record is cut into, for chunks: see `pieces_of`.
+    masked: records say which tokens count as labels.
     """
 
     name: str
@@ -45,6 +55,9 @@ class Source:
     padding_id: int
     seed: int
     shuffled: bool
+    length: int = 0
+    pieces: int = 1
+    masked: bool = False
 
     def draws(self, purpose: str) -> int:
         """The first half of the seed of a stateless draw; the second half says which sample it is for."""
@@ -58,7 +71,36 @@ class Source:
     @property
     def samples(self) -> int:
         """Samples of one pass; the last one may be joined of fewer documents."""
-        return -(-self.records // self.stitch)
+        return -(-self.records // self.stitch) * self.pieces
+
+
+def tokens_needed(run: RunConfig) -> int:
+    """Tokens of text in a sample: n_ctx, and one more as the last label; MLM has none, and may put one in front."""
+    if not run.training.mlm_training:
+        return run.model.n_ctx + 1
+    return run.model.n_ctx - (run.training.mlm_cls_token_id is not None)
+
+
+def needed_text(run: RunConfig) -> str:
+    """`tokens_needed` in the user's terms."""
+    if not run.training.mlm_training:
+        return f"n_ctx + 1 = {tokens_needed(run)}"
+    return f"n_ctx{' - 1' if run.training.mlm_cls_token_id is not None else ''} = {tokens_needed(run)}"
+
+
+def labels_of_sample(run: RunConfig) -> int:
+    """Tokens by which the pieces of a record advance: what a sample has labels of."""
+    return tokens_needed(run) - (not run.training.mlm_training)
+
+
+def pieces_of(run: RunConfig, length: int) -> int:
+    """Samples of a record, so that every token is read: one of n_ctx + 1 tokens is one sample. Where the last piece
+    would be shorter it begins earlier, and labels that an earlier piece has do not count. Masked models lack the last
+    token of such a record, as in the legacy program, and of no longer one."""
+    if length <= run.model.n_ctx + 1:
+        return 1
+    first = tokens_needed(run) - labels_of_sample(run)  # the token that is never a label
+    return -(-(length - first) // labels_of_sample(run))
 
 
 def reads_in_turn(run: RunConfig) -> bool:
@@ -131,18 +173,30 @@ def make_source(run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig
         raise ConfigError(
             f"dataset {ref.name!r}: stitch is {ref.stitch} and key 'eos_id' is null; expected an id to join by"
         )
+    counts = record_counts(ordered)
+    first = first_record(ordered, counts)
+    length = len(parse_example(first)) if kind == CHUNKS else 0
+    masked = has_mask(first)
+    if masked and (kind != CHUNKS or run.training.mlm_training):
+        raise ConfigError(
+            f"dataset {ref.name!r}: its records have masks (answers to prompts), so they are read in chunks, by models "
+            "that predict the next token"
+        )
     return Source(
         name=ref.name,
         kind=kind,
         stitch=(ref.stitch or 1) if kind != CHUNKS else 1,
         weight=ref.weight or 1.0,
         paths=tuple(ordered),
-        counts=tuple(record_counts(ordered)),
+        counts=tuple(counts),
         n_vocab=min(config.n_vocab or run.model.n_vocab, run.model.n_vocab),
         eos_id=config.eos_id,
         padding_id=config.padding_id,
         seed=salt(seed, key, ref.name, kind, ref.stitch),
         shuffled=shuffled,
+        length=length,
+        pieces=pieces_of(run, length),
+        masked=masked,
     )
 
 
@@ -180,6 +234,29 @@ def record_counts(paths: Sequence[str]) -> list[int]:
     if not sum(counts):
         raise DataError(f"no records in {len(paths)} file(s), the first of them {paths[0]}")
     return counts
+
+
+def first_record(paths: Sequence[str], counts: Sequence[int]) -> bytes:
+    """The first record, serialised; those of a dataset read in chunks are all as long.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    path = next(path for path, count in zip(paths, counts) if count)
+    if os.path.exists(path):
+        found = next((data for _, data in read_frames(path)), b"")
+    else:
+        with tf.Graph().as_default(), tf.Session() as session:
+            following = tf.data.make_one_shot_iterator(tf.data.TFRecordDataset(path)).get_next()
+            try:
+                found = session.run(following)
+            except tf.errors.OpError as error:
+                raise DataError(f"{path}: its first record cannot be read: {reason_of(error)}") from error
+    try:
+        parse_example(found)
+    except ValueError as error:
+        raise DataError(f"{path}: record at byte 0: {error}") from error
+    return found
 
 
 def count_remote(paths: Sequence[str]) -> Iterator[int]:

@@ -75,13 +75,21 @@ def file_records(source: Source, skipped: Any) -> Any:
 def endless_groups(source: Source, sample: Any) -> Any:
     """The records of samples `sample`, `sample` + 1, ...: dictionaries of `sample` (its number), and of `paths`,
     `numbers` and `records` [stitch]."""
-    records = endless_records(source, sample * source.stitch)
-    return named_groups(records.batch(source.stitch, drop_remainder=True), sample)
+    records = endless_records(source, sample // source.pieces * source.stitch)
+    groups = records.batch(source.stitch, drop_remainder=True)
+    return named_groups(repeated(groups, source).skip(sample % source.pieces), sample)
 
 
 def one_pass_groups(source: Source) -> Any:
     """The same for every record once; the last sample may have fewer."""
-    return named_groups(file_records(source, 0).batch(source.stitch), 0)
+    return named_groups(repeated(file_records(source, 0).batch(source.stitch), source), 0)
+
+
+def repeated(groups: Any, source: Source) -> Any:
+    """Each group once for every piece that its record is cut into (samples.py cuts)."""
+    if source.pieces == 1:
+        return groups
+    return groups.flat_map(lambda *parts: tf.data.Dataset.from_tensors(parts).repeat(source.pieces))
 
 
 def named_groups(batches: Any, sample: Any) -> Any:
