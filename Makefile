@@ -24,7 +24,7 @@ $(VENV)/.installed: setup.py constraints.txt
 setup-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve,fast]'
+	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve,fast,chat]'
 	touch $@
 
 lint: setup-test
@@ -54,7 +54,8 @@ demo: setup
 	    --output_dir $(DEMO)/tokenizer
 	$(RECORDS) --input_dir $(DEMO)/text/heldout.jsonl --name heldout
 	$(RECORDS) --input_dir $(DEMO)/text/train.jsonl --name train
-	$(BIN)/gpt-neo train configs/demo.json --set train_steps=$(STEPS)
+	$(BIN)/gpt-neo train configs/demo.json --set train_steps=$(STEPS) --set eval_steps=8 \
+	    --steps_per_checkpoint $$(( $(STEPS) / 12 ))
 	$(BIN)/gpt-neo eval configs/demo.json
 	$(BIN)/gpt-neo sample configs/demo.json --num_samples 3 --max_tokens 120 --temperature 0.8 \
 	    --top_p 0.9 --seed 1 --prompt 'Help on class'

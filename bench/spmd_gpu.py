@@ -35,7 +35,7 @@ def export(folder: Path, models: list[str]) -> None:
     """Write each program as NAME-BATCH.mlir and .json, the latter with what `run` has to know of the model."""
     from gpt_neo.checkpoint.names import is_slot
     from gpt_neo.config import load_config
-    from gpt_neo.spmd.compile_check import model_flops
+    from gpt_neo.config.estimate import step_flops
     from gpt_neo.spmd.devices import save_program
     from gpt_neo.spmd.program import export_train_step
 
@@ -57,7 +57,7 @@ def export(folder: Path, models: list[str]) -> None:
         program.description["bench"] = {
             "model": name,
             "batch": int(batch),
-            "flops": model_flops(run),
+            "flops": step_flops(run),
             "n_ctx": model.n_ctx,
             "slots": [name for name in program.description["variables"] if is_slot(name)],
             "peer": {

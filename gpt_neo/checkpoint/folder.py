@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import json
 import os
 import re
 from typing import Optional
@@ -17,7 +16,6 @@ from gpt_neo.storage import tensorflow as files
 
 STATE = "checkpoint"
 BEST = "best"  # sub-folder of the checkpoint with the least loss on held-out records
-BEST_FILE = "best.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,9 @@ def find_checkpoint(folder: str, which: Optional[str] = None) -> Optional[Found]
     if which == BEST:
         found = find_latest(os.path.join(folder, BEST))
         if found is None:
-            raise CheckpointError(f"no best checkpoint in {folder!r}: it is kept when a run is evaluated (--eval)")
+            raise CheckpointError(
+                f"no best checkpoint in {folder!r}: training keeps one where eval_steps is set, and --eval --keep_best"
+            )
         return found
     steps = {str(step_of(p)): p for p in checkpoints_of(folder)}
     if which not in steps:
@@ -144,48 +144,3 @@ def files_of(prefix: str) -> list[str]:
     """The local files of a checkpoint, its record included."""
     names = glob.glob(glob.escape(prefix) + ".*")
     return sorted(n for n in names if re.fullmatch(r"\.(index|json|meta|data-\d+-of-\d+)", n[len(prefix) :]))
-
-
-def keep_best(folder: str, prefix: str, loss: float) -> bool:
-    """Keep a checkpoint in `best/` if its loss is the least so far. The rules of the folder do not delete it there.
-
-    Files are linked where the file system can, so that it takes no space while both exist.
-
-    Returns:
-      whether it is the best one now.
-    """
-    place = os.path.join(folder, BEST)
-    if files.is_remote(folder) or loss != loss or os.path.dirname(prefix) == place:
-        return False
-    record = os.path.join(place, BEST_FILE)
-    name = os.path.basename(prefix)
-    if os.path.isfile(record):
-        known = storage.read_json(record, CheckpointError)
-        if known["loss"] <= loss and os.path.isfile(os.path.join(place, known["checkpoint"] + ".index")):
-            return known["checkpoint"] == name
-    os.makedirs(place, exist_ok=True)
-    new = files_of(prefix)
-    # The index last: without it the rest is no checkpoint.
-    for source in sorted(new, key=lambda path: path.endswith(".index")):
-        link(source, os.path.join(place, os.path.basename(source)))
-    files.write_text(record, json.dumps({"checkpoint": name, "step": step_of(prefix), "loss": loss}) + "\n")
-    write_state(place, os.path.join(place, name))
-    for old in checkpoints_of(place):
-        if os.path.basename(old) != name:
-            for path in sorted(files_of(old), key=lambda path: not path.endswith(".index")):
-                os.remove(path)
-    return True
-
-
-def link(source: str, target: str) -> None:
-    """A hard link, or a copy where there can be none."""
-    import shutil
-
-    temporary = target + ".tmp"
-    if os.path.exists(temporary):
-        os.remove(temporary)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)

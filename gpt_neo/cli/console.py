@@ -84,15 +84,18 @@ class ProgressLine:
         speed = f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "first step"
         left = f"  {time_text(progress.seconds_left)} left" if progress.seconds_left and not done else ""
         text = (
-            f"step {progress.step:,}/{progress.train_steps:,}  loss {progress.loss:.4f}  "
+            f"step {progress.step:,}/{progress.train_steps:,}  loss {progress.mean_loss:.4f}  "
             f"lr {progress.rate:.2e}  {speed}{left}"
         )
         print(f"\r\x1b[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
 
     def note(self, line: str) -> None:
+        """Print a note between the lines of the steps."""
+        self.say(f"note      {line}")
+
+    def say(self, line: str) -> None:
         """Print a line of its own between those of the steps."""
-        print(f"{chr(13)}\x1b[K" if self.terminal else "", end="")
-        note(line)
+        print(f"{chr(13)}\x1b[K{line}" if self.terminal else line, flush=True)
 
     def finish(self) -> None:
         """End the line."""

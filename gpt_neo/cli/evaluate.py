@@ -25,17 +25,21 @@ from gpt_neo.runtime.mesh import check_layout
 from gpt_neo.storage import tensorflow as files
 
 
-def evaluate(job: Job, tasks: Sequence[str] = (), limit: Optional[int] = None) -> int:
+def evaluate(
+    job: Job, tasks: Sequence[str] = (), limit: Optional[int] = None, keep: bool = False, records: bool = True
+) -> int:
     """Evaluate a checkpoint on the held-out records and the tasks of the config, or on these tasks alone.
 
     Args:
       tasks: as `eval_tasks` of a config has them.
       limit: batches of held-out records; all when None.
+      keep: the checkpoint in `best/`, if it is the best of those evaluated on the same.
+      records: False leaves the held-out records out.
     """
     found = load_job_tasks(job, tasks)
     held_out = any(dataset.eval_path for _, dataset in job.run.datasets)
-    if not tasks and (held_out or not found):
-        evaluate_records(job, limit)
+    if records and not tasks and (held_out or not found):
+        evaluate_records(job, limit, keep)
     if found:
         evaluate_tasks(job, found)
     return 0
@@ -53,14 +57,14 @@ def load_job_tasks(job: Job, tasks: Sequence[str] = ()) -> list[EvalTask]:
     return found
 
 
-def evaluate_records(job: Job, limit: Optional[int]) -> None:
+def evaluate_records(job: Job, limit: Optional[int], keep: bool = False) -> None:
     """The held-out records, on the TPU if one is named."""
     run, plan = job.run, device_plan(job)
     sources = evaluation_sources(run)
     estimator = runtime.make_estimator(
         run, job.folder, plan, tpu=tpu_options(job), text_lengths=runtime.text_lengths(run), eval_sources=len(sources)
     )
-    show_records(job, runtime.evaluate(estimator, run, job.folder, sources, limit, job.model.checkpoint))
+    show_records(job, runtime.evaluate(estimator, run, job.folder, sources, limit, job.model.checkpoint, keep))
 
 
 def show_records(job: Job, result: dict) -> None:

@@ -6,16 +6,28 @@ import functools
 from typing import Union
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.job import load_job
+from gpt_neo.cli.console import note
+from gpt_neo.cli.job import Job, load_job
 from gpt_neo.cli.options import CheckData, Evaluate, Export, Sample, Train
 from gpt_neo.errors import ConfigError
 
 
 def train(options: Train) -> int:
     """Train, under supervision if a name to record it under is given."""
-    check_backend(options, skip_spikes=options.training.skip_spikes)
+    check_backend(options, skip_spikes=options.training.skip_spikes, patience=bool(options.training.patience))
     # the training itself, a process of its own, tells what was recognised in the config
     job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
+    if options.tracking.track:
+        from gpt_neo.checkpoint.provenance import config_keys
+        from gpt_neo.tracking.trackers import tracked
+
+        with tracked(options.tracking.track, job.folder, job.identity, config_keys(job.run), note):
+            return train_job(job, options)
+    return train_job(job, options)
+
+
+def train_job(job: Job, options: Train) -> int:
+    """Train, as `train`."""
     if options.tracking.experiment:
         from gpt_neo.cli.experiment import run_experiment
 
@@ -28,7 +40,7 @@ def train(options: Train) -> int:
     from gpt_neo.cli.cluster import with_cluster
     from gpt_neo.cli.train import train as work
 
-    return with_cluster(job, functools.partial(work, training=options.training))
+    return with_cluster(job, functools.partial(work, training=options.training, sampling=options.sampling))
 
 
 def evaluate(options: Evaluate) -> int:
@@ -39,11 +51,11 @@ def evaluate(options: Evaluate) -> int:
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
 
-        return spmd_jobs.evaluate(job, options.backend)
+        return spmd_jobs.evaluate(job, options.backend, keep=options.scoring.keep_best)
     from gpt_neo.cli.cluster import with_cluster
     from gpt_neo.cli.evaluate import evaluate as work
 
-    return with_cluster(job, functools.partial(work, tasks=options.scoring.eval_tasks))
+    return with_cluster(job, functools.partial(work, tasks=options.scoring.eval_tasks, keep=options.scoring.keep_best))
 
 
 def sample(options: Sample) -> int:

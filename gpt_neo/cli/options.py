@@ -136,6 +136,13 @@ class TrainingOptions(Options):
     stall_minutes: float = flag(30.0, "end a run that makes no step for so long, with status 75; 0 waits", low=0)
     steps_per_log: int = flag(10, "steps between rows of the log", low=1)
     skip_spikes: bool = flag(False, "leave out the update of batches whose loss is a spike or NaN")
+    save_minutes: float = flag(15.0, "minutes after which a checkpoint is written whatever the step; 0: never", low=0)
+    patience: int = flag(0, "end after N evaluations without a better held-out loss; 0 never does", low=0)
+    init_from: Optional[str] = flag(
+        None,
+        "weights of a new run: a run's folder, a checkpoint, or a Hugging Face folder or ORG/NAME on the hub",
+        metavar="MODEL",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +153,12 @@ class TrackingOptions(Options):
     observer: tuple = flag(
         (),
         "folder (default: experiments), an SQL database's URL, or mongodb://HOST/NAME",
+        action="append",
+        metavar="WHERE",
+    )
+    track: tuple = flag(
+        (),
+        "hand metrics on to wandb[:PROJECT], mlflow[:ADDRESS] or trackio[:PROJECT]; may be given several times",
         action="append",
         metavar="WHERE",
     )
@@ -178,6 +191,7 @@ class ScoringOptions(Options):
     eval_tasks: tuple = flag(
         (), "score these tasks (lambada, wikitext, ...) on FILE, and nothing else", nargs="+", metavar="TASK[=FILE]"
     )
+    keep_best: bool = flag(False, "put the checkpoint into best/, if it is the best of those evaluated on the same")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train
 from gpt_neo.cli.train import train_in_folder
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.inputs.samples import weighted
 from gpt_neo.inputs.sources import evaluation_sources, training_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
@@ -30,6 +30,8 @@ from gpt_neo.spmd.training import DeviceTraining
 def train(job: Job, options: Train) -> int:
     """As `cli.train.train`."""
     run, training = job.run, options.training
+    if run.model.lora_rank or run.optimizer.freeze:
+        raise ConfigError("--backend xla trains every variable; lora_rank and freeze go with --backend tensorflow")
     if options.backend.save_program:
         return save(export_train_step(run, weighted(run, training_sources(run))), options.backend.save_program)
     with DeviceTraining(run, place_for(options.backend), note) as devices:
@@ -39,14 +41,20 @@ def train(job: Job, options: Train) -> int:
             devices.plan.replicas(),
             device_text(run, options.backend),
             lambda line, watch: devices.train(
-                job.folder, line.show, watch, training.steps_per_checkpoint, training.steps_per_log
+                job.folder,
+                line.show,
+                watch,
+                training.steps_per_checkpoint,
+                training.steps_per_log,
+                training.save_minutes,
             ),
+            here=options.backend.platform in (None, "cpu"),
         )
     evaluates = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
-    return evaluate(job, options.backend, run.training.eval_steps) if evaluates and status == 0 else status
+    return evaluate(job, options.backend, run.training.eval_steps, keep=True) if evaluates and status == 0 else status
 
 
-def evaluate(job: Job, backend: BackendOptions, limit: Optional[int] = None) -> int:
+def evaluate(job: Job, backend: BackendOptions, limit: Optional[int] = None, keep: bool = False) -> int:
     """The held-out records, as `cli.evaluate.evaluate` has them."""
     run = job.run
     if backend.save_program:
@@ -56,9 +64,10 @@ def evaluate(job: Job, backend: BackendOptions, limit: Optional[int] = None) -> 
     print(device_text(run, backend), flush=True)
     if run.training.eval_tasks:
         note(f"eval_tasks ({', '.join(run.training.eval_tasks)}) are scored with --backend tensorflow")
-    show_records(
-        job, spmd_evaluation.evaluate(run, job.folder, place_for(backend), sources, job.model.checkpoint, note, limit)
+    result = spmd_evaluation.evaluate(
+        run, job.folder, place_for(backend), sources, job.model.checkpoint, note, limit, keep
     )
+    show_records(job, result)
     return 0
 
 

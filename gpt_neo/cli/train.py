@@ -6,22 +6,28 @@ import os
 import signal
 import sys
 import time
-from typing import Callable
+from typing import Callable, Optional
 
-from gpt_neo.checkpoint.folder import BEST, find_latest
+from gpt_neo.checkpoint.best import read_best
+from gpt_neo.checkpoint.folder import BEST, Found, find_latest, latest_checkpoint
+from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
+from gpt_neo.cli.during import DuringTraining, at_checkpoints, ended_early
 from gpt_neo.cli.evaluate import evaluate, load_job_tasks
 from gpt_neo.cli.job import Job
-from gpt_neo.cli.options import TrainingOptions
+from gpt_neo.cli.options import SamplingOptions, TrainingOptions
 from gpt_neo.config.estimate import training_memory
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.evaluation.documents import files_of
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.lock import FolderLock
+from gpt_neo.runtime.mesh import sees_gpu
+from gpt_neo.runtime.speed import SLOW, expected_seconds, processor_speed, slow_step_text
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
 from gpt_neo.storage import tensorflow as files
@@ -38,15 +44,25 @@ CHECKPOINT_FILES = (
 )
 
 
-def train(job: Job, training: TrainingOptions) -> int:
-    """Train to train_steps; evaluate after it when the config asks for it. Returns the exit status."""
+def train(job: Job, training: TrainingOptions, sampling: SamplingOptions = SamplingOptions()) -> int:  # noqa: B008
+    """Train to train_steps, with held-out losses and samples at checkpoints where the config asks for them, and tasks
+    at the end. Returns the exit status.
+
+    On a TPU and on several machines, held-out records are evaluated at the end alone.
+    """
     run, plan = job.run, device_plan(job)
     tasks = load_job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
     for task in tasks:
         files_of(task.name, task.documents)
-    evaluates = run.training.eval_steps and (tasks or any(dataset.eval_path for _, dataset in run.datasets))
+    here = not job.devices.tpu and job.plan is None
+    held_out = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
+    if training.patience and not (here and held_out):
+        raise ConfigError("--patience needs eval_steps and held-out records (eval_path), on this machine's devices")
+    seen: set[int] = set()
 
     def steps(line: ProgressLine, watch: Watch) -> int:
+        given = latest_checkpoint(job.folder) is not None
+        during = DuringTraining(job, training, sampling, plan, line, watch, given) if here else None
         estimator = runtime.make_estimator(
             run,
             job.folder,
@@ -56,15 +72,37 @@ def train(job: Job, training: TrainingOptions) -> int:
             line.show,
             watch=watch,
             steps_per_log=training.steps_per_log,
+            save_minutes=training.save_minutes,
+            at_checkpoint=at_checkpoints(during) if during else None,
         )
-        return runtime.train(estimator, run, plan, job.folder, note, watch)
+        try:
+            return runtime.train(estimator, run, plan, job.folder, note, watch)
+        finally:
+            if during:
+                seen.update(during.evaluated)
+                during.close()
 
-    status = train_in_folder(job, training, plan.replicas(), device_text(job, plan), steps)
-    return evaluate(job, limit=run.training.eval_steps) if evaluates and status == 0 else status
+    status = train_in_folder(job, training, plan.replicas(), device_text(job, plan), steps, here)
+    last = runtime.current_step(job.folder)
+    records = bool(held_out) and last not in seen and not was_evaluated(job, last)
+    if run.training.eval_steps and status == 0 and (records or tasks):
+        return evaluate(job, limit=run.training.eval_steps, keep=True, records=records)
+    return status
+
+
+def was_evaluated(job: Job, step: int) -> bool:
+    """Whether best/ knows of an evaluation of that step."""
+    best = read_best(job.folder)
+    return best is not None and (best.step == step or step in best.worse)
 
 
 def train_in_folder(
-    job: Job, training: TrainingOptions, replicas: int, devices: str, steps: Callable[[ProgressLine, Watch], int]
+    job: Job,
+    training: TrainingOptions,
+    replicas: int,
+    devices: str,
+    steps: Callable[[ProgressLine, Watch], int],
+    here: bool = True,
 ) -> int:
     """Train, as the only run in the folder, from the newest checkpoint on. Returns the exit status.
 
@@ -72,10 +110,11 @@ def train_in_folder(
       replicas: of the model, for the estimate of memory.
       devices: one line on them.
       steps: trains to train_steps, or to a signal; returns the step reached, and may raise `Stopped`.
+      here: this machine's processor computes, unless it has an accelerator.
     """
     check_writable(job.folder)
     with FolderLock(job.folder, tell=note) as lock:
-        return train_alone(job, training, lock, replicas, devices, steps)
+        return train_alone(job, training, lock, replicas, devices, steps, here)
 
 
 def train_alone(
@@ -85,27 +124,24 @@ def train_alone(
     replicas: int,
     devices: str,
     steps: Callable[[ProgressLine, Watch], int],
+    here: bool,
 ) -> int:
     """As `train_in_folder`, with the folder's lock."""
-    run = job.run
     if training.new:
         delete_checkpoints(job.folder, training.yes)
     remove_leftovers(job.folder)
     found = find_latest(job.folder)
+    if found is None and training.init_from:
+        for text in write_initial(training.init_from, job.folder, job.run):
+            note(text)
+        found = find_latest(job.folder)
     start = step_of(found.path) if found else 0
-    for line in found.notes if found else ():
-        note(line)
-    last = run.training.train_steps
-    print(model_text(run))
-    print(memory_text(training_memory(run, replicas)))
-    print(f"training  {run.tokens_per_step:,} tokens per step, steps {start:,} to {last:,}")
-    print(devices)
-    print(f"folder    {job.folder}", flush=True)
-    if start >= last:
-        print(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {last:,}")
+    show_opening(job, found, replicas, devices)
+    if is_complete(job, training, start):
         return 0
     line = ProgressLine()
-    watch = Watch(job.folder, lock, training.stall_minutes, training.skip_spikes, notice=line.note)
+    stall = stall_minutes(job, training) if here else training.stall_minutes
+    watch = Watch(job.folder, lock, stall, training.skip_spikes, notice=line.note)
     began = time.monotonic()
     try:
         reached = steps(line, watch)
@@ -117,12 +153,58 @@ def train_alone(
         return stop_status(watch.signal, f"step {reached:,} is saved")
     if line.latest:
         seconds = time.monotonic() - began
-        tokens = (last - start) * run.tokens_per_step
+        tokens = (reached - start) * job.run.tokens_per_step
         print(
-            f"trained   {last - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
+            f"trained   {reached - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
             f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}"
         )
     return 0
+
+
+def show_opening(job: Job, found: Optional[Found], replicas: int, devices: str) -> None:
+    """The lines that a training begins with."""
+    run, start = job.run, step_of(found.path) if found else 0
+    for line in found.notes if found else ():
+        note(line)
+    print(model_text(run))
+    print(memory_text(training_memory(run, replicas)))
+    print(f"training  {run.tokens_per_step:,} tokens per step, steps {start:,} to {run.training.train_steps:,}")
+    print(devices)
+    print(weights_text(job, found))
+    print(f"folder    {job.folder}", flush=True)
+
+
+def is_complete(job: Job, training: TrainingOptions, start: int) -> bool:
+    """Whether there is nothing to train; says so."""
+    last, best = job.run.training.train_steps, ended_early(job, training)
+    if start >= last:
+        print(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {last:,}")
+    elif best:
+        print(
+            f"nothing to do: --patience {training.patience} ended the run after step {best.step:,}, its best; a larger "
+            "one goes on"
+        )
+    return start >= last or best is not None
+
+
+def weights_text(job: Job, found: Optional[Found]) -> str:
+    """One line on what the weights start from."""
+    if found is None:
+        return f"weights   random, from seed {job.run.training.seed or 1}"
+    record = read_provenance(found.path) or {}
+    source = f" ({record['source']})" if record.get("source") else ""
+    return f"weights   those of step {step_of(found.path):,} in the folder{source}"
+
+
+def stall_minutes(job: Job, training: TrainingOptions) -> float:
+    """--stall_minutes, or more where steps are expected to be so slow on this machine's processor; says so."""
+    if sees_gpu():
+        return training.stall_minutes
+    seconds = expected_seconds(job.run, processor_speed())
+    if seconds < SLOW:
+        return training.stall_minutes
+    note(slow_step_text(job.run, seconds))
+    return training.stall_minutes and max(training.stall_minutes, 5 * seconds / 60)
 
 
 def stop_status(number: int, what: str) -> int:

@@ -10,7 +10,8 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from gpt_neo.checkpoint.folder import Found, find_checkpoint, keep_best, latest_checkpoint, settle_state
+from gpt_neo.checkpoint.best import keep_best
+from gpt_neo.checkpoint.folder import Found, find_checkpoint, latest_checkpoint, settle_state
 from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
@@ -23,6 +24,7 @@ from gpt_neo.inputs.train_input import evaluation_batches, first_samples, traini
 from gpt_neo.mtf_compat import build_for_tpu, graph_reason, tf
 from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
+from gpt_neo.runtime.held_out import held_out_identity
 from gpt_neo.runtime.hooks import Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
 from gpt_neo.runtime.model_fn import TrainingSetup, make_model_fn
@@ -68,10 +70,13 @@ def make_estimator(
     steps_per_log: int = 10,
     eval_sources: int = 1,
     function: Callable[[TrainingSetup], Callable[..., Any]] = make_model_fn,
+    save_minutes: float = 0.0,
+    at_checkpoint: Optional[Callable[[int], bool]] = None,
 ) -> Any:
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
 
     Args:
+      save_minutes, at_checkpoint: see `TrainingSetup`.
       function: makes the model function; another one for steps that run outside of the session.
 
     Raises:
@@ -82,24 +87,6 @@ def make_estimator(
         raise ConfigError("--skip_spikes works on CPUs and GPUs: a TPU runs many steps before the host sees a loss")
     if tpu:
         build_for_tpu()
-    tpu_config = tf.estimator.tpu.TPUConfig(
-        iterations_per_loop=run.training.iterations,
-        num_cores_per_replica=1,
-        per_host_input_for_training=tf.estimator.tpu.InputPipelineConfig.BROADCAST,
-    )
-    config = tf.estimator.tpu.RunConfig(
-        cluster=resolve_tpu(tpu) if tpu else None,
-        master=None if tpu else plan.target,
-        device_fn=on_chief(plan.chief) if plan.chief else None,
-        model_dir=folder,
-        tf_random_seed=run.training.seed or 1,
-        session_config=None if tpu else session_config(plan),
-        save_checkpoints_steps=None,  # the model function has a saver that knows of slices
-        save_checkpoints_secs=None,
-        save_summary_steps=steps_per_log,
-        log_step_count_steps=None,
-        tpu_config=tpu_config,
-    )
     setup = TrainingSetup(
         run=run,
         plan=plan,
@@ -112,14 +99,38 @@ def make_estimator(
         origin=lambda step: origin_text(run, step),
         text_lengths=text_lengths,
         eval_sources=eval_sources,
+        save_minutes=save_minutes,
+        at_checkpoint=at_checkpoint,
     )
     return tf.estimator.tpu.TPUEstimator(
         use_tpu=tpu is not None,
         model_fn=function(setup),
-        config=config,
+        config=session_settings(run, folder, plan, tpu, steps_per_log),
         params={},
         train_batch_size=run.training.train_batch_size,
         eval_batch_size=eval_batch_size(run),
+    )
+
+
+def session_settings(run: RunConfig, folder: str, plan: MeshPlan, tpu: Optional[TpuOptions], steps_per_log: int) -> Any:
+    """What the Estimator makes its sessions with."""
+    tpu_config = tf.estimator.tpu.TPUConfig(
+        iterations_per_loop=run.training.iterations,
+        num_cores_per_replica=1,
+        per_host_input_for_training=tf.estimator.tpu.InputPipelineConfig.BROADCAST,
+    )
+    return tf.estimator.tpu.RunConfig(
+        cluster=resolve_tpu(tpu) if tpu else None,
+        master=None if tpu else plan.target,
+        device_fn=on_chief(plan.chief) if plan.chief else None,
+        model_dir=folder,
+        tf_random_seed=run.training.seed or 1,
+        session_config=None if tpu else session_config(plan),
+        save_checkpoints_steps=None,  # the model function has a saver that knows of slices
+        save_checkpoints_secs=None,
+        save_summary_steps=steps_per_log,
+        log_step_count_steps=None,
+        tpu_config=tpu_config,
     )
 
 
@@ -149,7 +160,7 @@ def checked_sources(run: RunConfig, tell: Callable[[str], None]) -> list[Source]
     sources = training_sources(run)
     preflight.check_datasets(run)
     preflight.check_records(run, sources)
-    for line in preflight.notes(run, sources):
+    for line in (*preflight.notes(run, sources), *preflight.account(run, sources)):
         tell(line)
     return sources
 
@@ -190,7 +201,8 @@ def train(
     watch = watch or Watch(folder)
     with watch, after_divergence(run, folder), reading(run, sources, start, run.training.train_batch_size):
         estimator.train(input_fn, max_steps=run.training.train_steps)
-    return run.training.train_steps if watch.signal is None else current_step(folder)
+    # an early end is a signal's, or that of patience
+    return current_step(folder)
 
 
 @contextlib.contextmanager
@@ -224,10 +236,12 @@ def evaluate(
     sources: list[Source],
     limit: Optional[int] = None,
     which: Optional[str] = None,
+    keep: bool = False,
 ) -> dict:
-    """Token-weighted loss, perplexity and bits per byte of the held-out records. The best checkpoint is kept.
+    """Token-weighted loss, perplexity and bits per byte of the held-out records.
 
     Args:
+      keep: the checkpoint in `best/`, if it is the best.
       sources: `evaluation_sources(run)`; the estimator was made for as many.
       limit: batches; all records when None.
       which: the checkpoint, as `find_checkpoint` takes it.
@@ -243,7 +257,8 @@ def evaluate(
     with reading(run, sources, 0, eval_batch_size(run)):
         metrics = estimator.evaluate(input_fn, steps=steps, checkpoint_path=found.path)
     result = summarize(metrics, [source.name for source in sources], in_nats=not run.model.entmax_loss)
-    keep_best(folder, found.path, result["loss"])
+    if keep:
+        keep_best(folder, found.path, result["loss"], held_out_identity(run, sources, steps, eval_batch_size(run)))
     return result
 
 

@@ -116,3 +116,16 @@ def write_events(folder: str, step: int, scalars: Mapping[str, float]) -> None:
     values = [tf.Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
     with tf.Graph().as_default(), tf.summary.FileWriter(os.path.join(folder, EVENTS)) as writer:
         writer.add_summary(tf.Summary(value=values), step)
+
+
+def write_text(folder: str, step: int, tag: str, text: str) -> None:
+    """Add a text to what TensorBoard shows of a run, in the form of its text plugin.
+
+    Args:
+      folder: of the run.
+    """
+    about = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name="text"))
+    tensor = tf.make_tensor_proto([text.encode("utf-8")], tf.string)
+    value = tf.Summary.Value(tag=tag, metadata=about, tensor=tensor)
+    with tf.Graph().as_default(), tf.summary.FileWriter(os.path.join(folder, EVENTS)) as writer:
+        writer.add_summary(tf.Summary(value=[value]), step)

@@ -32,7 +32,8 @@ SPIKE_LOSSES = "spike_losses"  # key of a checkpoint's record
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """State of a run after a step. seconds_left is None until it can be told."""
+    """State of a run after a step. loss: of its batch. seconds_left is None until it can be told. mean_loss: over the
+    steps since the last row of the log, or where none is written over the last 20."""
 
     step: int
     train_steps: int
@@ -40,6 +41,7 @@ class Progress:
     rate: float
     tokens_per_second: Optional[float]
     seconds_left: Optional[float]
+    mean_loss: float = math.nan
 
 
 class ProgressLog:
@@ -49,6 +51,7 @@ class ProgressLog:
         self.train_steps, self.tokens_per_step, self.log_every = train_steps, tokens_per_step, log_every
         self.path = os.path.join(folder, "train_log.jsonl")
         self.window: list[tuple[int, float]] = []
+        self.losses: list[float] = []
 
     def add(self, step: int, loss: float, rate: float) -> Progress:
         """The state after a step, by the times of the last ones.
@@ -61,8 +64,12 @@ class ProgressLog:
         speed = (last - first) / (now - start) if last > first and now > start else None
         left = (self.train_steps - step) / speed if speed else None
         tokens = speed * self.tokens_per_step if speed else None
+        self.losses = [*(self.losses if self.log_every else self.losses[-19:]), loss]
+        finite = [x for x in self.losses if math.isfinite(x)]  # batches that were skipped may have none
+        mean = sum(finite) / len(finite) if finite else loss
         if self.log_every and (step % self.log_every == 0 or step == self.train_steps):
-            row = {"step": step, "loss": loss, "lr": rate, "tokens_per_second": tokens}
+            row = {"step": step, "loss": loss, "mean_loss": mean, "lr": rate, "tokens_per_second": tokens}
+            self.losses = []
             with writing_to(self.path):
                 files.append_text(self.path, json.dumps(row) + "\n")
             if tokens:
@@ -70,7 +77,7 @@ class ProgressLog:
                 tf.summary.FileWriterCache.get(os.path.dirname(self.path)).add_summary(
                     tf.Summary(value=[speed_value]), step
                 )
-        return Progress(step, self.train_steps, loss, rate, tokens, left)
+        return Progress(step, self.train_steps, loss, rate, tokens, left, mean)
 
 
 class ProgressHook(tf.estimator.SessionRunHook):
@@ -170,3 +177,48 @@ class SpikeHook(tf.estimator.SessionRunHook):
         records = self.origin(step)
         self.watch.notice(f"step {step:,}: loss {loss:.4f}, limit {self.fed:.4f}: batch skipped ({records})")
         self.watch.log("skipped", step=step, loss=repr(loss), limit=repr(self.fed), records=records)
+
+
+class SaveTimer(tf.estimator.SecondOrStepTimer):
+    """Every so many steps, counted from the first step of the run and not from where it was resumed, so that a resumed
+    run saves at the same steps; and where seconds are given, after so long without."""
+
+    def __init__(self, steps: int, seconds: float) -> None:
+        super().__init__(every_steps=steps)
+        self.steps, self.seconds, self.began = steps, seconds, time.monotonic()
+
+    def should_trigger_for_step(self, step: int) -> bool:
+        """Whether it is time."""
+        last = self.last_triggered_step()
+        if last is None or step == last:
+            return last is None
+        late = bool(self.seconds) and time.monotonic() - self.began >= self.seconds
+        return late or step // self.steps > last // self.steps
+
+    def update_last_triggered_step(self, step: int) -> tuple:
+        """Begin to count anew."""
+        self.began = time.monotonic()
+        return super().update_last_triggered_step(step)
+
+
+class SaveHook(tf.train.CheckpointSaverHook):
+    """Writes checkpoints by steps and by time. minutes: 0 saves by steps alone."""
+
+    def __init__(self, folder: str, saver: Any, listeners: list, steps: int, minutes: float) -> None:
+        super().__init__(folder, save_steps=steps, saver=saver, listeners=listeners)
+        self._timer = SaveTimer(steps, 60 * minutes)
+
+
+class AfterSave(tf.estimator.CheckpointSaverListener):
+    """Acts on every checkpoint once it is written, the one that a session starts from too.
+
+    Args:
+      act: from the step to whether training is to end.
+    """
+
+    def __init__(self, act: Callable[[int], bool]) -> None:
+        self.act = act
+
+    def after_save(self, session: Any, global_step_value: int) -> bool:
+        """Act."""
+        return self.act(int(global_step_value))

@@ -86,6 +86,11 @@ def plan_mesh(config: MeshConfig, devices: Sequence[str] = (), owner: str = "--g
     return MeshPlan(tuple(devices), config.mesh_shape, config.layout)
 
 
+def sees_gpu() -> bool:
+    """Whether TensorFlow has a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def check_visible(devices: Sequence[str]) -> None:
     """Compare GPU names with what TensorFlow sees; CPU devices are made as asked for.
 

@@ -19,7 +19,16 @@ from gpt_neo.ops.kernels import inlined
 from gpt_neo.optim.schedules import learning_rate_tensor
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
-from gpt_neo.runtime.hooks import SPIKE_LOSSES, LoopHook, Progress, ProgressHook, ProgressLog, SpikeHook
+from gpt_neo.runtime.hooks import (
+    SPIKE_LOSSES,
+    AfterSave,
+    LoopHook,
+    Progress,
+    ProgressHook,
+    ProgressLog,
+    SaveHook,
+    SpikeHook,
+)
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, TpuPlacement
 from gpt_neo.runtime.network import Placement
 from gpt_neo.runtime.train_step import TrainStep, build_train_step
@@ -32,7 +41,9 @@ class TrainingSetup:
 
     plan: the local devices; without meaning where `use_tpu`. folder: of checkpoints. report: told of progress.
     origin: the records of the batch whose update ended a step, as text. text_lengths: float32 [n_vocab, 2], see
-    `estimator.text_lengths`. eval_sources: number of datasets of evaluation.
+    `estimator.text_lengths`. eval_sources: number of datasets of evaluation. save_minutes: a checkpoint is written
+    after so long, too; 0 by steps alone. at_checkpoint: called with the step of every checkpoint that is there; whether
+    training is to end.
     """
 
     run: RunConfig
@@ -46,6 +57,8 @@ class TrainingSetup:
     origin: Callable[[int], str] = lambda step: "unknown"
     text_lengths: Optional[np.ndarray] = None
     eval_sources: int = 1
+    save_minutes: float = 0.0
+    at_checkpoint: Optional[Callable[[int], bool]] = None
 
 
 def make_model_fn(setup: TrainingSetup) -> Callable[[dict, Any, str, dict], Any]:
@@ -160,12 +173,10 @@ def saver_hook(setup: TrainingSetup, saver: RunSaver, listeners: list, spikes: O
         made = make_provenance(run, step, tokenizer)
         return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
 
-    return tf.train.CheckpointSaverHook(
-        setup.folder,
-        save_steps=setup.steps_per_checkpoint,
-        saver=saver,
-        listeners=[*listeners, RecordListener(setup.folder, record, saver)],
-    )
+    listeners = [*listeners, RecordListener(setup.folder, record, saver)]
+    if setup.at_checkpoint is not None:
+        listeners.append(AfterSave(setup.at_checkpoint))
+    return SaveHook(setup.folder, saver, listeners, setup.steps_per_checkpoint, setup.save_minutes)
 
 
 def eval_spec(features: dict, placement: Any, setup: TrainingSetup) -> Any:

@@ -7,7 +7,9 @@ import random
 from typing import Callable, Optional
 
 from gpt_neo.config.estimate import microbatches
+from gpt_neo.config.network import is_trained
 from gpt_neo.config.schema import RunConfig
+from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batch
@@ -97,7 +99,7 @@ def loss_and_gradients(
         context = Context(
             is_training=True,
             spread_loss=True,
-            storage=trained(partition),
+            storage=trained(partition, lambda name: is_trained(name, run.model, run.optimizer.freeze)),
             randomness=RandomSource(run.training.seed or 1, step, parts["rows"]),
         )
         logits = transformer(parts["inputs"], dims, run.model, context)
@@ -106,6 +108,8 @@ def loss_and_gradients(
         loss = mtf.add_n(
             [mean_loss(losses, named, count, splits), *[auxiliary / splits for auxiliary in context.auxiliary_losses]]
         )
+        if not graph.trainable_variables:
+            raise ConfigError(f"{run.source}: freeze matches every variable: nothing is left to train")
         grads = mtf.gradients([loss], [v.whole for v in graph.trainable_variables])
         return [loss, *(stored_part(grad, partition) for grad in grads)]
 

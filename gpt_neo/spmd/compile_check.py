@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from gpt_neo.checkpoint.names import is_slot
-from gpt_neo.config.estimate import count_parameters, microbatches
-from gpt_neo.config.network import kinds_of
+from gpt_neo.config.estimate import count_parameters, microbatches, step_flops
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.environment import last_line, worker_python
@@ -129,7 +128,7 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
         repeated = 1 + (trips - 1) * loop_share(compiled)
     else:  # no text of the compiled program: what the loop adds to the matrix products is taken instead
         repeated = work.flops / work_of(program.stablehlo, 1).flops
-    flops = model_flops(run)
+    flops = step_flops(run)
     # For v4 and v5e this compiler's estimate comes out below 0: then there is none.
     seconds = report["seconds_once"] * repeated if report["seconds_once"] > 0 else None
     variables = program.description["variables"]
@@ -152,10 +151,3 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
         "tokens_per_second": run.tokens_per_step / seconds if seconds else None,
         "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in work.collectives.items()},
     }
-
-
-def model_flops(run: RunConfig) -> float:
-    """FLOPs that one step of a model takes at least, forward and backward: see `figures_of`."""
-    model, tokens = run.model, run.tokens_per_step
-    seen = sum(kind.seen(model) for kind in kinds_of(model))
-    return tokens * (6.0 * count_parameters(model) + 12.0 * model.n_embd * seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Callable, Optional
 
-from gpt_neo.checkpoint.folder import keep_best
+from gpt_neo.checkpoint.best import keep_best
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.inputs.sources import Source
@@ -12,6 +12,7 @@ from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.estimator import eval_batch_size, reading, text_lengths, what_to_evaluate
 from gpt_neo.runtime.eval_metrics import record_sums, streaming, summarize, write_events
+from gpt_neo.runtime.held_out import held_out_identity
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_eval_step
 from gpt_neo.spmd.sampling import whole_parts
@@ -26,8 +27,9 @@ def evaluate(
     which: Optional[str] = None,
     tell: Callable[[str], None] = lambda line: None,
     limit: Optional[int] = None,
+    keep: bool = False,
 ) -> dict:
-    """Token-weighted loss, perplexity and bits per byte of the held-out records. The best checkpoint is kept.
+    """Token-weighted loss, perplexity and bits per byte of the held-out records.
 
     Args:
       place: puts a program on devices.
@@ -35,6 +37,7 @@ def evaluate(
       which: the checkpoint, as `find_checkpoint` takes it.
       tell: called with lines for the person.
       limit: batches; all records when None.
+      keep: the checkpoint in `best/`, if it is the best.
 
     Raises:
       CheckpointError: there is nothing to evaluate.
@@ -52,7 +55,8 @@ def evaluate(
     write_events(folder, step, {name: value for name, value in metrics.items() if name != "sums"})
     names = [source.name for source in sources]
     result = summarize({**metrics, "global_step": step}, names, in_nats=not run.model.entmax_loss)
-    keep_best(folder, found.path, result["loss"])
+    if keep:
+        keep_best(folder, found.path, result["loss"], held_out_identity(run, sources, steps, size))
     return result
 
 

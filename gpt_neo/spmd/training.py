@@ -50,6 +50,7 @@ class DeviceTraining:
         watch: Watch,
         steps_per_checkpoint: int = 5000,
         steps_per_log: int = 10,
+        save_minutes: float = 0.0,
     ) -> int:
         """As `runtime.estimator.train`, with the same words for what goes wrong."""
         leave = watch.leave
@@ -62,6 +63,7 @@ class DeviceTraining:
             report=report,
             watch=watch,
             steps_per_log=steps_per_log,
+            save_minutes=save_minutes,
             # A plain function: TPUEstimator looks at its arguments.
             function=lambda setup: lambda features, labels, mode, params: self.train_spec(features, setup),
         )

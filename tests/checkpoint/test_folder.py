@@ -1,6 +1,5 @@
 """Which checkpoint of a folder is taken, after crashes, edits and evaluations."""
 
-import json
 import os
 
 import numpy as np
@@ -8,15 +7,7 @@ import pytest
 
 from gpt_neo.checkpoint.average import average_checkpoints
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
-from gpt_neo.checkpoint.folder import (
-    BEST,
-    find_checkpoint,
-    find_latest,
-    keep_best,
-    latest_checkpoint,
-    settle_state,
-    write_state,
-)
+from gpt_neo.checkpoint.folder import find_checkpoint, find_latest, latest_checkpoint, settle_state, write_state
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 
@@ -81,25 +72,6 @@ def test_a_checkpoint_by_step(tmp_path):
         find_checkpoint(str(tmp_path), "6")
     with pytest.raises(CheckpointError, match="no best checkpoint"):
         find_checkpoint(str(tmp_path), "best")
-
-
-def test_the_best_is_kept_when_the_folder_deletes_it(tmp_path):
-    folder = str(tmp_path)
-    first, second, third = (save(tmp_path, step, step) for step in (5, 10, 20))
-    assert keep_best(folder, first, 2.0) and keep_best(folder, second, 1.5) and not keep_best(folder, third, 1.7)
-    for name in os.listdir(folder):
-        if name.startswith("model.ckpt-10."):
-            os.remove(tmp_path / name)
-    found = find_checkpoint(folder, "best")
-    assert found.path == os.path.join(folder, BEST, "model.ckpt-10")
-    assert Bundle(found.path).read("gpt2/wte")[0, 0] == 10
-    assert json.loads((tmp_path / BEST / "best.json").read_text()) == {
-        "checkpoint": "model.ckpt-10",
-        "step": 10,
-        "loss": 1.5,
-    }
-    assert not [n for n in os.listdir(tmp_path / BEST) if n.startswith("model.ckpt-5.")]
-    assert not keep_best(folder, third, float("nan")) and not keep_best(folder, found.path, 0.1)
 
 
 def test_averaging(tmp_path):

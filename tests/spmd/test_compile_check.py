@@ -7,9 +7,10 @@ import os
 import pytest
 
 from gpt_neo.config import load_config
+from gpt_neo.config.estimate import step_flops
 from gpt_neo.errors import DeviceError
 from gpt_neo.runtime.mesh import MeshPlan, check_layout
-from gpt_neo.spmd.compile_check import compile_program, model_flops
+from gpt_neo.spmd.compile_check import compile_program
 from gpt_neo.spmd.program import Program
 from gpt_neo.spmd.topologies import find_slice
 
@@ -77,4 +78,4 @@ def test_model_flops_of_two_layers(tmp_path):
     table, norms, attention, mlp = (10 + 4) * 8, 5 * 16, 4 * 64 + 8, 2 * 256 + 40
     # a global query sees 1, 2, 3 or 4 keys, a local one 1, 2, 2 or 2
     expected = 12 * (6 * (table + norms + 2 * (attention + mlp)) + 12 * 8 * (10 / 4 + 7 / 4))
-    assert model_flops(load_config(str(path))) == expected
+    assert step_flops(load_config(str(path))) == expected

@@ -1,0 +1,85 @@
+"""Models by their name on the Hugging Face hub: ORG/NAME, or ORG/NAME@revision. HF_ENDPOINT names another hub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+from gpt_neo import storage
+from gpt_neo.checkpoint.remote import source_folder
+from gpt_neo.errors import CheckpointError, reason_of
+
+NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+# What a conversion reads. Weights that are pickled Python (.bin) are left where they are.
+PATTERNS = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether this can only be the name of a model on the hub."""
+    return bool(NAME.fullmatch(source)) and not os.path.exists(source) and not storage.is_remote(source)
+
+
+@contextlib.contextmanager
+def model_folder_of(source: str) -> Iterator[str]:
+    """A Hugging Face folder as a local one: itself, a copy of one in a bucket, or of one on the hub (in its cache).
+
+    Raises:
+      CheckpointError: there is no such folder or model, or no way to it.
+    """
+    if is_hub_name(source):
+        yield hub_snapshot(source)
+        return
+    with source_folder(source) as folder:
+        yield folder
+
+
+def hub_snapshot(source: str) -> str:
+    """The local copy of a model on the hub, made when it is not there.
+
+    Raises:
+      CheckpointError: the hub has no such model or revision, cannot be reached, or has no safetensors of it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    found = NAME.fullmatch(source)
+    assert found is not None
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        folder = snapshot_download(found["name"], revision=found["revision"], allow_patterns=list(PATTERNS))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{source!r}: no such folder here, and no such model on {hub}, or it is private (HF_TOKEN opens it)"
+        ) from error
+    except Exception as error:  # whatever its HTTP client raises
+        raise CheckpointError(f"{source!r}: cannot be had from {hub}: {reason_of(error).splitlines()[0]}") from error
+    if not any(name.endswith(".safetensors") for name in os.listdir(folder)):
+        raise CheckpointError(
+            f"{source!r}: the hub has no safetensors of it; pickled weights are not fetched. Get the folder by other "
+            "means and give its path"
+        )
+    return folder
+
+
+def push_folder(folder: str, name: str) -> str:
+    """Upload a folder as a model of the hub, which is made if it is not there.
+
+    Returns:
+      its address.
+
+    Raises:
+      CheckpointError: the hub cannot be reached, or does not let us (HF_TOKEN).
+    """
+    from huggingface_hub import HfApi
+
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by gpt-neo"))
+    except Exception as error:  # whatever its HTTP client raises
+        raise CheckpointError(
+            f"--push {name}: {hub} does not take it: {reason_of(error).splitlines()[0]}; {folder} is there all the same"
+        ) from error

@@ -1,0 +1,172 @@
+"""The first checkpoint of a new run, of the weights of another model: another run's, or a Hugging Face folder's."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, Optional
+
+import numpy as np
+
+from gpt_neo import storage
+from gpt_neo.checkpoint.bundle import BundleWriter
+from gpt_neo.checkpoint.convert import match_names
+from gpt_neo.checkpoint.custom import CUSTOM, CUSTOM_TYPE, listed_pairs, own_keys
+from gpt_neo.checkpoint.families import WITHOUT_EFFECT, pairs_of
+from gpt_neo.checkpoint.fit import fit_checkpoint
+from gpt_neo.checkpoint.folder import find_latest, write_state
+from gpt_neo.checkpoint.hf_config import model_keys
+from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.checkpoint.hub import is_hub_name, model_folder_of
+from gpt_neo.checkpoint.names import PREFIX, step_of
+from gpt_neo.checkpoint.provenance import make_provenance, read_provenance, tokenizer_reference
+from gpt_neo.checkpoint.tensors import blocks, check_finite
+from gpt_neo.config.legacy import expand_attention_types
+from gpt_neo.config.network import merged, variables_of
+from gpt_neo.config.schema import ModelConfig, RunConfig
+from gpt_neo.errors import CheckpointError
+from gpt_neo.inputs.seeds import salt
+from gpt_neo.storage import tensorflow as files
+
+F32 = np.dtype(np.float32)
+# Model keys in which a run may differ from the model that it starts from.
+FREE = WITHOUT_EFFECT | {"embed_dropout", "attn_dropout", "res_dropout", "attention_types", "lora_rank", "lora_alpha"}
+Values = Iterator[tuple[str, np.ndarray]]
+
+
+def write_initial(source: str, folder: str, run: RunConfig, name: Optional[str] = None) -> list[str]:
+    """Write `model.ckpt-0` of a run, without optimizer slots, which start at 0; new adapters are drawn.
+
+    Args:
+      name: what the source is called.
+      source: a run's folder, a checkpoint without suffix, or a Hugging Face folder, here, in a bucket or on the hub.
+      folder: of the run; it has no checkpoint.
+
+    Returns:
+      lines for the person.
+
+    Raises:
+      CheckpointError: there is no such model, or it is not one of this config: a table says why.
+    """
+    if files.is_remote(folder):
+        raise CheckpointError(f"--init_from writes to local folders; {folder} is none: gpt-neo import-hf SRC {folder}")
+    if is_checkpoint(source):
+        return [write_checkpoint(folder, run, run_values(source, run.model), f"weights of {name or source}")]
+    if not is_hub_name(source) and not is_hf_folder(source):
+        found = find_latest(source)
+        if found is None:
+            raise CheckpointError(
+                f"--init_from {source!r}: no checkpoint and no Hugging Face folder; expected one of them, or ORG/NAME "
+                "on the hub"
+            )
+        about = f"weights of step {step_of(found.path)} of {name or source}"
+        return [*found.notes, write_checkpoint(folder, run, run_values(found.path, run.model), about)]
+    with model_folder_of(source) as local:
+        return [write_checkpoint(folder, run, hf_values(local, run.model), f"weights of {name or source}")]
+
+
+def is_checkpoint(source: str) -> bool:
+    """Whether a path is that of a checkpoint, without suffix."""
+    return files.exists(source + ".index")
+
+
+def is_hf_folder(source: str) -> bool:
+    """Whether a folder has a config.json of Hugging Face's."""
+    path = storage.join(source, "config.json")
+    return storage.exists(path) and "model_type" in storage.read_json(path, CheckpointError)
+
+
+def write_checkpoint(folder: str, run: RunConfig, values: Values, source: str) -> str:
+    """Write the checkpoint and its record; a line for the person."""
+    os.makedirs(folder, exist_ok=True)
+    prefix = os.path.join(folder, f"{PREFIX}0")
+    writer = BundleWriter(prefix)
+    try:
+        for name, value in itertools.chain(values, adapters(run)):
+            pieces = (check_finite(block, name, source) for block in blocks(value, F32))
+            writer.add(name, value.shape, F32, pieces)
+        writer.add("global_step", (), np.dtype(np.int64), [np.array(0, np.int64)])
+        with open(prefix + ".json", "w", encoding="utf-8") as handle:
+            record = make_provenance(run, 0, tokenizer_reference(run), source)
+            handle.write(json.dumps(record, indent=2) + "\n")
+        writer.finish()
+    except BaseException:
+        for suffix in (".data-00000-of-00001", ".json"):
+            if os.path.exists(prefix + suffix):
+                os.remove(prefix + suffix)
+        raise
+    write_state(folder, prefix)
+    return f"{source}: the run starts from them at step 0"
+
+
+def run_values(prefix: str, model: ModelConfig) -> Values:
+    """The weights of a checkpoint of this program or of the 2021 one.
+
+    Raises:
+      CheckpointError: they are not those of the model, or its record has other keys.
+    """
+    record: dict = read_provenance(prefix) or {}
+    if record:
+        refuse_other(record["config"], model, prefix)
+    shapes = {name: variable.shape for name, variable in variables_of(merged(model)).items()}
+    fit = fit_checkpoint(prefix, shapes)
+    return ((name, fit.value(name, F32)) for name in shapes)
+
+
+def adapters(run: RunConfig) -> Values:
+    """New adapters of a run: normally distributed, and zeros, which change nothing yet."""
+    variables = variables_of(run.model)
+    for name in variables.keys() - variables_of(merged(run.model)).keys():
+        variable = variables[name]
+        if variable.std is None:
+            yield name, np.full(variable.shape, variable.value, np.float32)
+        else:
+            draws = np.random.default_rng(salt(run.training.seed or 1, name))
+            yield name, draws.normal(0, variable.std, variable.shape).astype(np.float32)
+
+
+def hf_values(source: str, model: ModelConfig) -> Values:
+    """The weights of a Hugging Face folder. Raises: CheckpointError."""
+    folder, where = HfFolder(source), os.path.join(source, "config.json")
+    own = folder.config.get("model_type") == CUSTOM_TYPE
+    family, keys = (CUSTOM, own_keys(folder.config, where)) if own else model_keys(folder.config, where)
+    refuse_other(keys, model, where)
+    model = merged(model)
+    pairs = listed_pairs(folder.config, model, where) if own else pairs_of(family, model)
+    names = match_names(folder, family, pairs)
+    for pair in pairs:
+        yield from zip(pair.ours, pair.arrangement.split(folder.read(names[pair.theirs]), model.n_head))
+
+
+def refuse_other(keys: dict, model: ModelConfig, where: str) -> None:
+    """Refuse weights of a model that computes something else with them.
+
+    Args:
+      keys: its model keys, those at their default left out.
+
+    Raises:
+      CheckpointError: names the keys, with both values.
+    """
+    kinds = keys.get("attention_types")
+    if kinds is not None:
+        kinds = expand_attention_types(kinds, model.n_layer, where) if len(kinds) != model.n_layer else tuple(kinds)
+    differing = [("attention_types", kinds)] if kinds not in (None, model.attention_types) else []
+    for field in dataclasses.fields(ModelConfig):
+        if field.name in FREE:
+            continue
+        theirs = plain(keys.get(field.name, None if field.default is dataclasses.MISSING else field.default))
+        if theirs != plain(getattr(model, field.name)):
+            differing.append((field.name, theirs))
+    if differing:
+        wanted = " ".join(f"--set {name}={json.dumps(value)}" for name, value in differing)
+        raise CheckpointError(f"--init_from: {where} is of a model with other keys; its own are {wanted}")
+
+
+def plain(value: Any) -> Any:
+    """A key's value as JSON has it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    return json.loads(json.dumps(value))

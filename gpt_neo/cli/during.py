@@ -1,0 +1,173 @@
+"""What happens at checkpoints while a run trains: held-out loss, samples, the best checkpoint, patience."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Callable, Optional
+
+from gpt_neo.checkpoint.best import Best, keep_best, read_best
+from gpt_neo.checkpoint.names import PREFIX
+from gpt_neo.cli.console import ProgressLine
+from gpt_neo.cli.evaluate import append_result, result_text
+from gpt_neo.cli.job import Job
+from gpt_neo.cli.options import SamplingOptions, TrainingOptions
+from gpt_neo.cli.predict import DEFAULT_PROMPT, read_prompt, sample_options
+from gpt_neo.config.network import merged
+from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.inputs import preflight
+from gpt_neo.inputs.sources import Source, evaluation_sources
+from gpt_neo.runtime import estimator as runtime
+from gpt_neo.runtime.eval_metrics import write_events, write_text
+from gpt_neo.runtime.held_out import HeldOut, held_out_identity
+from gpt_neo.runtime.mesh import MeshPlan
+from gpt_neo.runtime.predict_step import Sampler, check_prompt, fit_prompt
+from gpt_neo.runtime.watch import Watch
+from gpt_neo.storage import tensorflow as files
+from gpt_neo.tokenizer import TextStream
+
+SHORT = 100  # most new tokens of a sample during training, unless --max_tokens says more
+
+
+class DuringTraining:
+    """Called with each checkpoint that is written; acts at multiples of `steps_per_checkpoint` and at the end.
+
+    A run that is resumed evaluates no step twice: best/best.json knows those of its data.
+
+    Args:
+      line: where it prints.
+      watch: told that the run is alive.
+      from_weights: the run started from given weights, whose own loss is worth knowing.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        training: TrainingOptions,
+        sampling: SamplingOptions,
+        plan: MeshPlan,
+        line: ProgressLine,
+        watch: Watch,
+        from_weights: bool,
+    ) -> None:
+        self.job, self.training, self.sampling, self.plan = job, training, sampling, plan
+        self.line, self.watch, self.first = line, watch, 0 if from_weights else 1
+        run = job.run
+        held_out = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
+        self.sources: list[Source] = evaluation_sources(run) if held_out else []
+        size = runtime.eval_batch_size(run)
+        samples = sum(source.samples for source in self.sources)
+        self.batches = min(run.training.eval_steps, -(-samples // size))
+        self.identity = held_out_identity(run, self.sources, self.batches, size)
+        self.held_out: Optional[HeldOut] = None
+        self.samples = bool(run.training.predict_steps) and self.can_sample()
+        self.sampled: set[int] = set()
+        self.evaluated: set[int] = set()
+
+    def __call__(self, step: int) -> bool:
+        """Evaluate and sample the checkpoint of a step, if it is one of those. Returns whether training is to end."""
+        every, last = self.training.steps_per_checkpoint, self.job.run.training.train_steps
+        if self.watch.signal is not None or step < self.first or (step % every and step != last):
+            return False
+        self.watch.mark()
+        best = self.evaluate(step) if self.sources else None
+        if self.samples and step not in self.sampled:
+            self.sampled.add(step)
+            self.sample(step)
+        self.watch.mark()
+        return self.out_of_patience(best, step)
+
+    def can_sample(self) -> bool:
+        """Whether the model can go on from the prompt; a run that cannot is told, and trains all the same."""
+        model = self.job.run.model
+        try:
+            if not model.causal:
+                raise ConfigError("a model that is not causal cannot be sampled from")
+            tokenizer, _ = preflight.run_tokenizer(self.job.run, self.job.folder)
+            check_prompt(tokenizer.encode(self.prompt()), 0, model.n_vocab)
+        except (ConfigError, DataError) as error:
+            self.line.note(f"no samples during training: {error}")
+            return False
+        return True
+
+    def prompt(self) -> str:
+        """What samples go on from."""
+        return DEFAULT_PROMPT if self.sampling.prompt is None else read_prompt(self.sampling.prompt)
+
+    def out_of_patience(self, best: Optional[Best], step: int) -> bool:
+        """Whether there was nothing better for too long."""
+        patience = self.training.patience
+        if not (best and patience and len(best.worse) >= patience) or step >= self.job.run.training.train_steps:
+            return False
+        self.line.say(
+            f"patience  {len(best.worse)} evaluations without a loss below the {best.loss:.4f} of step {best.step:,}: "
+            f"training ends at step {step:,}; --checkpoint best reads the best one"
+        )
+        return True
+
+    def path(self, step: int) -> str:
+        """The checkpoint of a step."""
+        return os.path.join(self.job.folder, f"{PREFIX}{step}")
+
+    def evaluate(self, step: int) -> Optional[Best]:
+        """The held-out records: a line, a row of the log, TensorBoard; the best checkpoint."""
+        run, best = self.job.run, read_best(self.job.folder)
+        if best and best.knows(step, self.identity):
+            return best
+        if self.held_out is None:
+            preflight.check_records(run, self.sources)
+            lengths = runtime.text_lengths(run)
+            size = runtime.eval_batch_size(run)
+            self.held_out = HeldOut(run, self.plan, self.sources, self.batches, size, lengths)
+        with runtime.reading(run, self.sources, 0, runtime.eval_batch_size(run)):
+            result = self.held_out.evaluate(self.path(step), self.watch.mark)
+        self.evaluated.add(step)
+        append_result(self.job, result)
+        shown = ("loss", "perplexity", "bits_per_byte", "bits_per_character")
+        write_events(self.job.folder, step, {name: result[name] for name in shown if result[name] is not None})
+        best = keep_best(self.job.folder, self.path(step), result["loss"], self.identity)
+        mark = ", the best so far" if best and best.step == step else ""
+        self.line.say(f"held out  {result_text(result)}{mark}")
+        return best
+
+    def sample(self, step: int) -> None:
+        """Texts of the checkpoint: printed, added to the predictions file, shown by TensorBoard."""
+        job, given = self.job, self.sampling
+        tokenizer, eos = preflight.run_tokenizer(job.run, job.folder)
+        prompt = self.prompt()
+        most = given.max_tokens or min(SHORT, job.run.model.n_ctx // 2)
+        drawn = sample_options(job, given, eos, tokenizer.n_vocab)
+        options = dataclasses.replace(drawn, max_tokens=most, seed=given.seed or 1)
+        ids = tokenizer.encode(prompt)
+        kept, _, room = fit_prompt(ids, job.run.model.n_ctx, most)
+        rows = min(given.num_samples, max(1, job.run.training.predict_batch_size))
+        sampler = Sampler(merged(job.run.model), self.path(step), rows, self.plan, len(kept) + room)
+        streams = [TextStream(tokenizer, ids) for _ in range(given.num_samples)]
+        texts = [""] * given.num_samples
+        for event in sampler.generate([ids], options, given.num_samples):
+            self.watch.mark()
+            stream = streams[event.sample]
+            texts[event.sample] += stream.add(event.token) if event.token != eos else ""
+            texts[event.sample] += stream.end() if event.last else ""
+        sampler.session.close()
+        for text in texts:
+            self.line.say(f"sample    step {step:,}: {prompt}{text}")
+        made = "".join(f"=== sample {i + 1}, seed {options.seed}\n{prompt}{text}\n" for i, text in enumerate(texts))
+        files.append_text(os.path.join(job.folder, f"predictions_{job.identity}_{step}.txt"), made)
+        write_text(job.folder, step, "samples", "\n\n".join(prompt + text for text in texts))
+
+    def close(self) -> None:
+        """Give memory back."""
+        if self.held_out is not None:
+            self.held_out.close()
+
+
+def at_checkpoints(during: DuringTraining) -> Optional[Callable[[int], bool]]:
+    """The action of a run, None for one that neither evaluates nor samples."""
+    return during if during.sources or during.samples else None
+
+
+def ended_early(job: Job, training: TrainingOptions) -> Optional[Best]:
+    """The best checkpoint of a run that patience has ended, None for others."""
+    best = read_best(job.folder) if training.patience else None
+    return best if best and len(best.worse) >= training.patience else None

@@ -1,0 +1,86 @@
+"""Held-out records evaluated while a run trains: a session of its own, which is given each checkpoint's weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
+
+import numpy as np
+
+from gpt_neo.checkpoint.fit import load_variables
+from gpt_neo.checkpoint.names import step_of
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.inputs.sources import Source
+from gpt_neo.inputs.train_input import evaluation_batches
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.eval_metrics import record_sums, summarize
+from gpt_neo.runtime.eval_step import build_eval_step
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
+
+
+def held_out_identity(run: RunConfig, sources: Sequence[Source], batches: int, batch_size: int) -> str:
+    """Which labels an evaluation covers: losses of equal identities can be compared."""
+    parts = [(source.name, source.kind, source.stitch, source.counts) for source in sources]
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+    records = min(batches * batch_size, sum(source.samples for source in sources))
+    return f"{records} samples of {run.model.n_ctx} tokens of {', '.join(s.name for s in sources)} ({digest})"
+
+
+class HeldOut:
+    """The evaluation of `runtime.estimator.evaluate` for local devices, its graph built once for many checkpoints.
+
+    Args:
+      sources: `evaluation_sources(run)`.
+      batches: evaluated each time.
+      lengths: `estimator.text_lengths(run)`.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        plan: MeshPlan,
+        sources: Sequence[Source],
+        batches: int,
+        batch_size: int,
+        lengths: Optional[np.ndarray] = None,
+    ) -> None:
+        self.run, self.batches = run, batches
+        self.names = [source.name for source in sources]
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            data = tf.data.make_initializable_iterator(evaluation_batches(run, batch_size, batches, sources))
+            batch, self.rewind = data.get_next(), data.initializer
+            losses, lowering = build_eval_step(batch, run, LocalPlacement(plan))
+            weights = batch.get("weights", tf.ones_like(losses))
+            table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
+            records = record_sums(losses, weights, batch["labels"], batch["weight"], table)
+            self.fetches = (records, batch["source"])
+            self.weights, self.copies = tf.global_variables(), lowering.copy_masters_to_slices()
+        self.session = tf.Session(graph=self.graph, config=session_config(plan))
+
+    def evaluate(self, checkpoint: str, alive: Callable[[], None] = lambda: None) -> dict:
+        """What `summarize` says of a checkpoint.
+
+        Args:
+          checkpoint: its path.
+          alive: called after every batch.
+
+        Raises:
+          CheckpointError: it does not fit.
+        """
+        with self.graph.as_default():
+            load_variables(self.session, checkpoint, self.weights)
+        self.session.run([self.rewind, self.copies])
+        sums = np.zeros([len(self.names), 5, 5])
+        for _ in range(self.batches):
+            records, source = self.session.run(self.fetches)
+            wide = records.astype(np.float64)
+            np.add.at(sums, source, wide[:, :, np.newaxis] * wide[:, np.newaxis, :])
+            alive()
+        found: dict[str, Any] = {"sums": sums, "global_step": step_of(checkpoint)}
+        return summarize(found, self.names, in_nats=not self.run.model.entmax_loss)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.session.close()

@@ -1,0 +1,53 @@
+"""The best checkpoint: which one it is, and that nothing else replaces it."""
+
+import json
+import os
+
+import pytest
+
+from gpt_neo.checkpoint.best import Best, keep_best, read_best
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.folder import BEST, find_checkpoint
+from gpt_neo.errors import CheckpointError
+from tests.checkpoint.test_folder import save
+
+
+def test_the_best_is_kept_when_the_folder_deletes_it(tmp_path):
+    folder = str(tmp_path)
+    first, second, third = (save(tmp_path, step, step) for step in (5, 10, 20))
+    assert [keep_best(folder, path, loss, "d").step for path, loss in ((first, 2.0), (second, 1.5), (third, 1.7))] == [
+        5,
+        10,
+        10,
+    ]
+    for name in os.listdir(folder):
+        if name.startswith("model.ckpt-10."):
+            os.remove(tmp_path / name)
+    found = find_checkpoint(folder, "best")
+    assert found.path == os.path.join(folder, BEST, "model.ckpt-10")
+    assert Bundle(found.path).read("gpt2/wte")[0, 0] == 10
+    best = Best("model.ckpt-10", 10, 1.5, "d", (20,))
+    assert read_best(folder) == best and best.knows(20, "d") and not best.knows(20, "e") and not best.knows(5, "d")
+    assert not [n for n in os.listdir(tmp_path / BEST) if n.startswith("model.ckpt-5.")]
+    assert keep_best(folder, third, float("nan"), "d") == best and keep_best(folder, found.path, 0.1, "d") == best
+    assert keep_best(folder, third, 1.7, "d") == best, "the same evaluation again counts once"
+
+
+def test_a_loss_on_other_data_says_nothing_of_it(tmp_path):
+    folder = str(tmp_path)
+    hard, easy = save(tmp_path, 5, 5), save(tmp_path, 10, 10)
+    keep_best(folder, hard, 3.0, "hard text")
+    assert keep_best(folder, easy, 1.0, "easy text") == Best("model.ckpt-10", 10, 1.0, "easy text")
+    assert Bundle(os.path.join(folder, "best-5", "model.ckpt-5")).read("gpt2/wte")[0, 0] == 5
+    assert keep_best(folder, hard, 2.0, "hard text").step == 5  # and back
+    assert sorted(n for n in os.listdir(folder) if n.startswith("best")) == ["best", "best-10", "best-5"]
+
+
+def test_what_earlier_versions_wrote_is_read(tmp_path):
+    keep_best(str(tmp_path), save(tmp_path, 5), 3.0)
+    path = tmp_path / BEST / "best.json"
+    path.write_text(json.dumps({"checkpoint": "model.ckpt-5", "step": 5, "loss": 3.0}))
+    assert read_best(str(tmp_path)) == Best("model.ckpt-5", 5, 3.0)
+    path.write_text(json.dumps({"checkpoint": "model.ckpt-5"}))
+    with pytest.raises(CheckpointError, match=r"best\.json: damaged"):
+        read_best(str(tmp_path))

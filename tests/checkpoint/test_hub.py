@@ -1,0 +1,99 @@
+"""Models by name, from a hub on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gpt_neo.checkpoint.hub import is_hub_name
+from tests.conftest import ROOT
+from tests.fake_hub import COMMIT, fake_hub
+
+SCRIPT = """
+import sys
+from gpt_neo.checkpoint.hub import hub_snapshot
+from gpt_neo.errors import CheckpointError
+for name in sys.argv[1:]:
+    try:
+        print(hub_snapshot(name))
+    except CheckpointError as error:
+        print("refused", error)
+"""
+
+
+def snapshots(url, cache, *names):
+    """A process of its own: the address of a hub is read when its client is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(cache), "PYTHONPATH": ROOT}
+    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = environment["HF_HUB_DISABLE_XET"] = "1"
+    words = [sys.executable, "-c", SCRIPT, *names]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("good", "pickled"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+        (tmp_path / name / "pytorch_model.bin").write_bytes(b"\x80\x04")
+        (tmp_path / name / "README.md").write_text("not needed")
+    (tmp_path / "good" / "model.safetensors").write_bytes(b"weights")
+    return {"org/good": str(tmp_path / "good"), "org/pickled": str(tmp_path / "pickled")}
+
+
+def test_a_model_by_name(folders, tmp_path):
+    with fake_hub(folders) as (url, asked):
+        good, pinned, pickled, none = snapshots(
+            url, tmp_path / "cache", "org/good", f"org/good@{COMMIT}", "org/pickled", "org/none"
+        )
+        assert sorted(os.listdir(good)) == ["config.json", "model.safetensors"] and pinned == good
+        assert open(os.path.join(good, "model.safetensors"), "rb").read() == b"weights"
+        assert "has no safetensors" in pickled and f"no such model on {url}" in none
+        assert not [path for path in asked if path.endswith((".bin", ".md"))], "pickles are never fetched"
+        before = len(asked)
+        assert snapshots(url, tmp_path / "cache", "org/good") == [good]
+        fetched = [path for path in asked[before:] if path.endswith("model.safetensors")]
+        assert len(fetched) <= 1, "it lies in the cache"
+    (refused,) = snapshots("http://127.0.0.1:9", tmp_path / "empty", "org/good")
+    assert "cannot be had from http://127.0.0.1:9" in refused
+
+
+def test_what_can_be_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").mkdir()
+    assert is_hub_name("EleutherAI/gpt-neo-125m") and is_hub_name("a/b@v1.0")
+    for other in ("runs/mine", "demo", "gs://bucket/folder", "a/b/c", "./a/b", "a/b@"):
+        assert not is_hub_name(other), other
+
+
+PUSH = """
+import sys
+from gpt_neo.checkpoint.hub import push_folder
+from gpt_neo.errors import CheckpointError
+try:
+    print(push_folder(*sys.argv[1:]))
+except CheckpointError as error:
+    print("refused", error)
+"""
+
+
+def push(url, cache, *words):
+    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(cache), "PYTHONPATH": ROOT, "HF_TOKEN": "hf_x"}
+    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = environment["HF_HUB_DISABLE_XET"] = "1"
+    command = [sys.executable, "-c", PUSH, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_folder_is_uploaded(folders, tmp_path):
+    with fake_hub({}, str(tmp_path / "made")) as (url, _):
+        assert push(url, tmp_path / "cache", folders["org/good"], "me/new").startswith(url)
+        (again,) = snapshots(url, tmp_path / "cache", "me/new")
+        assert open(os.path.join(again, "model.safetensors"), "rb").read() == b"weights"
+    refused = push("http://127.0.0.1:9", tmp_path / "cache", folders["org/good"], "me/new")
+    assert "http://127.0.0.1:9 does not take it" in refused and "is there all the same" in refused

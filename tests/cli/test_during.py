@@ -1,0 +1,116 @@
+"""Held-out losses, samples, the best checkpoint and patience while a run trains; what an evaluation leaves alone."""
+
+import glob
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gpt_neo.checkpoint.best import read_best
+from gpt_neo.checkpoint.folder import checkpoints_of
+from gpt_neo.checkpoint.names import step_of
+from gpt_neo.config import load_config
+from gpt_neo.inputs.sources import evaluation_sources
+from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.estimator import eval_batch_size, text_lengths
+from gpt_neo.runtime.held_out import HeldOut
+from gpt_neo.runtime.mesh import MeshPlan
+from tests.conftest import folder_of
+
+ROUGH = {"lr": 1.0, "lr_decay": "none", "warmup_steps": 6, "gradient_clipping": None}  # it does not get better for long
+
+
+def rows_of(path, name):
+    with open(os.path.join(folder_of(path), name), encoding="utf-8") as handle:
+        return [json.loads(line) for line in handle]
+
+
+@pytest.fixture(scope="module")
+def watched(world):
+    """A run with an evaluation and a sample every 4 steps."""
+    from gpt_neo.cli.main import main
+
+    path = world.config("during", eval_steps=2, predict_steps=1, train_steps=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+        assert main(["--model", path, "--steps_per_checkpoint", "4", "--steps_per_log", "3"]) == 0
+    return path
+
+
+def test_a_validation_curve_grows_as_the_run_trains(watched, command, capsys):
+    rows = rows_of(watched, "eval_during.jsonl")
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert command("--model", watched, "--eval", "--sacred_id", "again", "--set", "eval_steps=2") == 0
+    capsys.readouterr()
+    whole = rows_of(watched, "eval_again.jsonl")[0]
+    run = load_config(watched)
+    held_out = HeldOut(run, MeshPlan(), evaluation_sources(run), 99, eval_batch_size(run), text_lengths(run))
+    held_out.batches = -(-evaluation_sources(run)[0].samples // eval_batch_size(run))
+    found = held_out.evaluate(os.path.join(folder_of(watched), "model.ckpt-12"))
+    for name in ("loss", "perplexity", "bits_per_byte", "bits_per_character"):
+        assert found[name] == pytest.approx(whole[name], rel=1e-6), "the Estimator's evaluation says the same"
+    assert {**found, **dict.fromkeys(found, 0)} == dict.fromkeys(whole, 0)
+
+
+def test_the_log_has_means(watched):
+    rows = rows_of(watched, "train_log.jsonl")
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert all(np.isfinite(row["mean_loss"]) and row["mean_loss"] != row["loss"] for row in rows)
+
+
+def test_tensorboard_has_the_curve_and_the_samples(watched):
+    tags = {}
+    for path in glob.glob(os.path.join(folder_of(watched), "eval", "events*")):
+        for event in tf.train.summary_iterator(path):
+            for value in event.summary.value:
+                tags.setdefault(value.tag, set()).add(event.step)
+                if value.tag == "samples":
+                    assert value.metadata.plugin_data.plugin_name == "text"
+                    assert "reindeer" in tf.make_ndarray(value.tensor)[0].decode()
+    for tag in ("loss", "perplexity", "bits_per_byte", "samples"):
+        assert tags[tag] >= {4, 8, 12}
+    assert glob.glob(os.path.join(folder_of(watched), "predictions_during_*.txt")).__len__() == 3
+
+
+def test_a_read_only_evaluation_leaves_the_best_as_it_was(watched, world, command):
+    folder = folder_of(watched)
+    before = {name: os.stat(os.path.join(folder, "best", name)).st_mtime_ns for name in os.listdir(folder + "/best")}
+    easy = world.dataset_config("easy_text", eval_path=os.path.join(world.records, "train_0_*.tfrecords"))
+    flags = ["--model", watched, "--eval", "--checkpoint", "4", "--set", f'datasets=["{easy}"]']
+    assert command(*flags) == 0
+    after = {name: os.stat(os.path.join(folder, "best", name)).st_mtime_ns for name in os.listdir(folder + "/best")}
+    assert before == after and "best-12" not in os.listdir(folder)
+    assert command(*flags, "--keep_best") == 0
+    assert read_best(folder).step == 4 and os.path.isfile(os.path.join(folder, "best-12", "model.ckpt-12.index"))
+
+
+def test_a_finished_run_evaluates_nothing_twice(world, command, capsys):
+    path = world.config("once", eval_steps=1, train_steps=4)
+    assert command("--model", path, "--steps_per_checkpoint", 2) == 0
+    assert command("--model", path, "--steps_per_checkpoint", 2) == 0
+    assert [row["step"] for row in rows_of(path, "eval_once.jsonl")] == [2, 4]
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_patience(world, command, capsys):
+    path = world.config("rough", eval_steps=1, train_steps=40, seed=1, **ROUGH)
+    flags = ["--model", path, "--steps_per_checkpoint", "2", "--patience", "3"]
+    assert command(*flags) == 0
+    best, losses = read_best(folder_of(path)), {row["step"]: row["loss"] for row in rows_of(path, "eval_rough.jsonl")}
+    assert best.loss == min(losses.values()) and len(best.worse) == 3 and len(losses) >= 4
+    last = max(losses)
+    assert best.step == last - 6 < 34, "three evaluations of two steps each after the best"
+    assert max(map(step_of, checkpoints_of(folder_of(path)))) == last
+    out = capsys.readouterr().out
+    assert f"training ends at step {last}" in out and f"trained   {last} steps" in out
+    assert command(*flags) == 0 and "--patience 3 ended the run" in capsys.readouterr().out
+    assert command("--model", path, "--patience", "3", "--set", "eval_steps=0") == 2
+    assert "--patience needs eval_steps" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_sample_trains_all_the_same(world, command, capsys):
+    other = world.dataset_config("of_gpt2", tokenizer_path=None)
+    path = world.config("wordless", predict_steps=1, train_steps=1, datasets=[other])
+    assert command("--model", path) == 0
+    assert "no samples during training: prompt 0 has token id" in capsys.readouterr().out

@@ -1,0 +1,66 @@
+"""When checkpoints are written, and what the log says of the steps between its rows."""
+
+import json
+import math
+import os
+
+import pytest
+
+from gpt_neo.checkpoint.folder import checkpoints_of
+from gpt_neo.checkpoint.names import step_of
+from gpt_neo.runtime import hooks
+from gpt_neo.runtime.hooks import ProgressLog, SaveTimer
+from tests.conftest import folder_of
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets."""
+    times = {"now": 100.0}
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: times["now"])
+    return times
+
+
+def saved(timer, clock, steps, seconds):
+    """The steps after which a timer asks for a checkpoint, one a step, each of some seconds."""
+    found = []
+    for step in steps:
+        clock["now"] += seconds
+        if timer.should_trigger_for_step(step):
+            timer.update_last_triggered_step(step)
+            found.append(step)
+    return found
+
+
+def test_checkpoints_are_at_the_same_steps_after_a_resume(clock):
+    assert saved(SaveTimer(10, 0.0), clock, range(0, 41), 1) == [0, 10, 20, 30, 40]
+    assert saved(SaveTimer(10, 0.0), clock, range(13, 41), 1) == [13, 20, 30, 40]
+    # a TPU's loop is seen every 4 steps
+    assert saved(SaveTimer(10, 0.0), clock, range(0, 41, 4), 1) == [0, 12, 20, 32, 40]
+
+
+def test_checkpoints_by_time(clock):
+    assert saved(SaveTimer(1000, 120.0), clock, range(0, 500), 1) == [0, 120, 240, 360, 480]
+    assert saved(SaveTimer(50, 120.0), clock, range(0, 101), 10) == [0, 12, 24, 36, 48, 50, 62, 74, 86, 98, 100]
+
+
+def test_a_run_saves_by_time(world, command):
+    path = world.config("by_time", train_steps=4, eval_steps=1)
+    assert command("--model", path, "--save_minutes", "0.00001", "--steps_per_checkpoint", "1000") == 0
+    folder = folder_of(path)
+    assert sorted(map(step_of, checkpoints_of(folder))) == [0, 1, 2, 3, 4]
+    with open(os.path.join(folder, "eval_by_time.jsonl"), encoding="utf-8") as handle:
+        assert [json.loads(line)["step"] for line in handle] == [4], "time alone asks for no evaluation"
+
+
+def test_means_between_rows(tmp_path, clock):
+    log = ProgressLog(10, 1, str(tmp_path), log_every=3)
+    shown = []
+    for step, loss in enumerate([5.0, 4.0, 3.0, 8.0, math.nan, 2.0, 7.0], 1):
+        clock["now"] += 1
+        shown.append(log.add(step, loss, 0.1).mean_loss)
+    assert shown == [5.0, 4.5, 4.0, 8.0, 8.0, 5.0, 7.0], "a batch that was skipped counts for nothing"
+    rows = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"], row["mean_loss"]) for row in rows] == [(3, 3.0, 4.0), (6, 2.0, 5.0)]
+    unlogged = ProgressLog(10, 1, str(tmp_path), log_every=0)
+    assert [unlogged.add(step, float(step), 0.1).mean_loss for step in range(1, 31)][-1] == sum(range(11, 31)) / 20
