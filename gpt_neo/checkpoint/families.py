@@ -289,6 +289,7 @@ WITHOUT_EFFECT = {
     "moe_params",
     "moe_activation",
     "model",
+    "lora_alpha",
 }
 # Model keys that the conversion of configs takes care of by name.
 CONVERTED = {

@@ -13,6 +13,7 @@ import numpy as np
 from gpt_neo.checkpoint.bundle import ALIGNMENT, Bundle
 from gpt_neo.checkpoint.names import is_slot, step_of
 from gpt_neo.checkpoint.tensors import forget_pages, is_float
+from gpt_neo.config.network import DOWN, SCALE, UP
 from gpt_neo.config.optimizers import owner_of
 from gpt_neo.config.origins import presence_keys, size_keys
 from gpt_neo.errors import CheckpointError
@@ -44,21 +45,32 @@ class Fit:
         if name not in self.bundle.entries:
             return np.asarray(step_of(self.bundle.path), dtype)
         array = self.bundle.read(name)
+        if name + DOWN in self.bundle.entries and name + DOWN not in self.shapes:
+            array = merged_weight(self.bundle, name, array)
         if array.shape != self.shapes[name]:
             array = array[: self.shapes[name][0]]
         return array.astype(dtype, copy=False)
 
     def as_stored(self, types: Mapping[str, np.dtype]) -> bool:
-        """Whether every variable is in the checkpoint with that very shape and type."""
+        """Whether every variable is in the checkpoint with that very shape and type, and none has to be merged."""
         entries = self.bundle.entries
+        if any(n + DOWN in entries and n + DOWN not in self.shapes for n in types):
+            return False
         return all(n in entries and entries[n].dtype == types[n] and entries[n].shape == self.shapes[n] for n in types)
+
+
+def merged_weight(bundle: Bundle, name: str, weight: np.ndarray) -> np.ndarray:
+    """A matrix with its adapter added, in float32: weight + scale * down up."""
+    down, up = (bundle.read(name + part).astype(np.float32) for part in (DOWN, UP))
+    scale = np.float32(bundle.read(SCALE))
+    return (weight.astype(np.float32) + scale * (down @ up)).astype(weight.dtype)
 
 
 def fit_checkpoint(path: str, wanted: Mapping[str, Sequence[int]]) -> Fit:
     """Hold a checkpoint against variables.
 
     Rows of `wte` past n_vocab are padding and left out; absent optimizer slots start at 0; an absent step is that of
-    the file name; floats may have another type.
+    the file name; floats may have another type; adapters that are not asked for are added to their matrices.
 
     Args:
       wanted: shape of every variable by name.
@@ -84,13 +96,18 @@ def fit_checkpoint(path: str, wanted: Mapping[str, Sequence[int]]) -> Fit:
         elif name != STEP and not is_float(found.dtype):
             rows.append((name, "floats", str(found.dtype), ""))
     for name, entry in sorted(bundle.entries.items()):
-        if name not in shapes and name.startswith("gpt2/") and not is_slot(name):
+        if name not in shapes and name.startswith("gpt2/") and not is_slot(name) and not is_adapter(name):
             rows.append((name, "nothing", str(list(entry.shape)), explain(name, None, entry.shape)))
     if rows:
         raise CheckpointError(mismatch_table(path, rows))
     if zeros:
         notes.append(f"{len(zeros)} optimizer slots are missing: they start at 0")
     return Fit(bundle, shapes, tuple(zeros), tuple(notes))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a variable is a part of an adapter."""
+    return name.endswith((DOWN, UP)) or name == SCALE
 
 
 def padded_vocabulary(name: str, found: Sequence[int], wanted: Sequence[int]) -> bool:

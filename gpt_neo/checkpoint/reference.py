@@ -13,7 +13,9 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.fit import merged_weight
 from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.config.network import DOWN
 from gpt_neo.config.schema import ModelConfig
 
 Read = Callable[[str], Optional[np.ndarray]]
@@ -49,7 +51,12 @@ def reader(source: Any, dtype: Optional[np.dtype] = None) -> Read:
 
 def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray) -> np.ndarray:
     """float32 [sequence, vocab] of int [sequence], from one of our checkpoints."""
-    read = reader(bundle)
+    stored = reader(bundle)
+
+    def read(name: str) -> Any:  # with its adapter, if it has one
+        value = stored(name)
+        return merged_weight(bundle, name, value) if value is not None and name + DOWN in bundle.entries else value
+
     spec = Spec(
         heads=model.n_head,
         scaled=model.scale_attention,

@@ -10,6 +10,7 @@ from gpt_neo.cli.console import note
 from gpt_neo.cli.options import DeviceOptions, ModelOptions, RunOptions
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
+from gpt_neo.config.network import merged
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError
 
@@ -59,7 +60,7 @@ def load_job(
     """Load the config and settle where checkpoints live.
 
     Args:
-      reads_only: the command writes no checkpoint; see `model_folder`.
+      reads_only: the command writes no checkpoint; see `model_folder`. Adapters are merged.
       overrides: `key=value` in place of the config's, besides those of `model`.
       quiet, needs_data: see `load_run`.
 
@@ -67,6 +68,8 @@ def load_job(
       ConfigError: the config is wrong.
     """
     run = load_run(model.model, [*model.overrides, *overrides], quiet, needs_data)
+    if reads_only:
+        run = dataclasses.replace(run, model=merged(run.model))
     return Job(model, run, model_folder(run, reads_only), devices)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Optional
 
-from gpt_neo.config.network import kinds_of, number_bytes, variables_of
+from gpt_neo.config.network import is_trained, kinds_of, number_bytes, variables_of
 from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 
@@ -16,9 +16,23 @@ def count_parameters(model: ModelConfig) -> int:
     return sum(variable.size for variable in variables_of(model).values())
 
 
+def step_flops(run: RunConfig) -> float:
+    """FLOPs that one step takes at least, forward and backward: 6 for each parameter and token, and 12 n_embd for each
+    pair of tokens that attend to each other."""
+    model, tokens = run.model, run.tokens_per_step
+    seen = sum(kind.seen(model) for kind in kinds_of(model))
+    return tokens * (6.0 * count_parameters(model) + 12.0 * model.n_embd * seen)
+
+
+def trained_variables(model: ModelConfig, optimizer: OptimizerConfig) -> list[tuple[str, tuple]]:
+    """(name, shape) of what training changes."""
+    found = variables_of(model).items()
+    return [(name, variable.shape) for name, variable in found if is_trained(name, model, optimizer.freeze)]
+
+
 def slot_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
     """Bytes of the optimizer's float32 slots, exact."""
-    shapes = [(name, variable.shape) for name, variable in variables_of(model).items()]
+    shapes = trained_variables(model, optimizer)
     return sum(math.prod(shape) * 4 for shape in slots_of(shapes, optimizer).values())
 
 
@@ -82,7 +96,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     return Memory(
         weights=parameters * weight_bytes(model),
         slots=slot_bytes(model, run.optimizer),
-        gradients=parameters * 4,
+        gradients=sum(math.prod(shape) for _, shape in trained_variables(model, run.optimizer)) * 4,
         activations=int(tokens * kept),
         logits=2 * tokens * model.n_vocab * 4,
     )

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Callable, Optional
 
+from gpt_neo.config.optimizers import is_hidden_matrix
 from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
 
 QUERIES = 256  # queries that softmax attention holds against all keys at once
+DOWN, UP, SCALE, RANK = "/lora_a", "/lora_b", "gpt2/lora_scale", "lora_rank"  # adapters, and their common dimension
 CHUNK = 64  # tokens of a recurrence that attend to each other directly
 
 
@@ -25,7 +28,7 @@ class Variable:
     dims: (name, size) of each dimension; layouts split by these names.
     role: table (rows by token, and the head where tied), matrix (a product [in, out]), bias, gain (of a norm), number
       (a learned scalar), positions (rows by place), memory (keys and values), router and expert (of a mixture), gate
-      (of a decay). Tables and matrices are what int8 stores.
+      (of a decay), adapter (of low rank, beside a matrix). Tables and matrices are what int8 stores.
     std: standard deviation of the normal distribution that it starts from; None: it starts at `value` everywhere.
     """
 
@@ -160,7 +163,33 @@ def variables_of(model: ModelConfig) -> Variables:
         bias = model.no_weight_tie or model.head_bias
         sizes = (("embd", model.n_embd), ("vocab", model.n_vocab))
         found.update(under("wte_final_linear", map_variables(model, "linear_out", *sizes, 0.02, bias)))
-    return under("gpt2", found)
+    found = under("gpt2", found)
+    return {**found, **adapter_variables(found, model)} if model.lora_rank else found
+
+
+def adapter_variables(found: Mapping[str, Variable], model: ModelConfig) -> Variables:
+    """Adapters of low rank beside the matrices of blocks (Hu et al. 2021): W + scale * down up, with up of zeros at
+    first, and down as PEFT starts it, of the variance of a uniform distribution over +-1/sqrt(in)."""
+    rank = (RANK, model.lora_rank)
+    made = {SCALE: Variable((), "number", value=model.lora_scale)}  # so that a checkpoint can be merged by itself
+    for name, variable in found.items():
+        if variable.role == "matrix" and is_hidden_matrix(name):
+            source, target = variable.dims
+            made[name + DOWN] = Variable((source, rank), "adapter", (3 * source[1]) ** -0.5)
+            made[name + UP] = Variable((rank, target), "adapter")
+    return made
+
+
+def merged(model: ModelConfig) -> ModelConfig:
+    """The model whose matrices have their adapters added: what reads checkpoints adds them (`checkpoint/fit.py`)."""
+    return dataclasses.replace(model, lora_rank=0) if model.lora_rank else model
+
+
+def is_trained(name: str, model: ModelConfig, freeze: Sequence[str] = ()) -> bool:
+    """Whether training changes a variable: with adapters these alone, and none that a pattern of `freeze` matches."""
+    if model.lora_rank and not name.endswith((DOWN, UP)):
+        return False
+    return not any(re.search(pattern, name) for pattern in freeze)
 
 
 def block_variables(model: ModelConfig, layer: int) -> Variables:

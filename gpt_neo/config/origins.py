@@ -25,12 +25,13 @@ SIZES = {
     "expert_hidden": "moe_params",
     "mem_kv_sequence": "num_mem_kv",
     "gate_low_rank": "gla_params",
+    "lora_rank": "lora_rank",
 }
 
 
 def options() -> Iterator[tuple[str, Any]]:
     """(key, another value than its default) of every option that changes which variables there are."""
-    yield from [("axial_pos_emb", (2, 2)), ("moe_layers", (0,)), ("num_mem_kv", 1)]
+    yield from [("axial_pos_emb", (2, 2)), ("moe_layers", (0,)), ("num_mem_kv", 1), ("lora_rank", 1)]
     yield from (("attention_types", (kind,)) for kind in KINDS)
     for field in dataclasses.fields(ModelConfig):
         if isinstance(field.default, bool):

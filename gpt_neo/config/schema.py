@@ -256,6 +256,13 @@ class ModelConfig:
     moe_layers: tuple = key((), "Layers that hold a mixture of experts.")
     moe_params: MoeConfig = key(MoeConfig(), "Options of the mixture of experts.")
     moe_activation: str = key("relu", "Activation inside experts.")
+    lora_rank: int = key(
+        0,
+        "Rank of adapters on the matrices of blocks; they alone are trained. 0: none.",
+        low=0,
+        source="arXiv 2106.09685",
+    )
+    lora_alpha: float = key(16.0, "What adapters add is multiplied by lora_alpha / lora_rank.", low=0.0, source="PEFT")
     model: str = key("GPT", "Model family of the legacy program.", choices=("GPT", "GPT2"))
 
     @property
@@ -285,6 +292,11 @@ class ModelConfig:
         return self.rotary_dim or self.features_per_head
 
     @property
+    def lora_scale(self) -> float:
+        """What the products of adapters are multiplied by."""
+        return self.lora_alpha / self.lora_rank if self.lora_rank else 0.0
+
+    @property
     def own_head(self) -> bool:
         """Whether logits come from a matrix of their own."""
         return self.no_weight_tie or self.untied_head
@@ -311,7 +323,10 @@ class OptimizerConfig:
 
     lr: float = key(REQUIRED, "Peak learning rate.", low=0.0)
     opt_name: str = key(
-        "adam", "Optimizer; adam is the legacy one without bias correction, adamw has it.", choices=OPTIMIZERS
+        "adam",
+        "Optimizer; adam is the legacy one without bias correction, adamw has it; muon is adamw but for matrices of "
+        "the blocks.",
+        choices=OPTIMIZERS,
     )
     lr_decay: str = key(
         "none",
@@ -323,6 +338,7 @@ class OptimizerConfig:
     )
     warmup_steps: int = key(0, "Steps over which the rate grows from 0.", low=0, unit="steps")
     beta1: float = key(0.9, "Decay of the first moment.", low=0.0, high=1.0)
+    muon_momentum: float = key(0.95, "Muon: decay of the momentum of matrices.", low=0.0, high=1.0)
     beta2: float = key(0.999, "Decay of the second moment.", low=0.0, high=1.0)
     epsilon: float = key(1e-8, "Added to the root of the second moment.", low=0.0)
     weight_decay: float = key(0.0, "Decoupled weight decay of the variables that no rule names.", low=0.0)
@@ -335,6 +351,7 @@ class OptimizerConfig:
         None, "Adafactor: decay of the second moment; 1 - (step + 1)^-0.8 if absent.", low=0.0, high=1.0
     )
     adafactor_legacy_lr: bool = key(False, "Adafactor takes the raw lr, as the legacy program did.")
+    freeze: tuple = key((), "Regular expressions; a variable whose full name one of them matches is not trained.")
     gradient_clipping: Optional[float] = key(None, "Largest global norm of the gradients.", low=0.0)
 
 

@@ -10,6 +10,7 @@ from gpt_neo.checkpoint.folder import find_checkpoint
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
+from gpt_neo.config.network import merged
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError
 from gpt_neo.inputs.tokenizers import run_tokenizer
@@ -44,6 +45,7 @@ def find_model(name: str, which: Optional[str] = None, overrides: Sequence[str] 
       ConfigError, CheckpointError, DataError: a part of it is missing or wrong.
     """
     run = load_config(name, overrides)
+    run = dataclasses.replace(run, model=merged(run.model))
     folder = model_folder(run, reads_only=True)
     found = find_checkpoint(folder, which)
     if found is None:

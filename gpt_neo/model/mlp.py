@@ -37,6 +37,8 @@ def gated(x: Tensor, into: Parameters, p: Parameters, dims: Dims, config: ModelC
     whole = mtf.Dimension("glu_joined", 2 * dims.hidden.size)
 
     def apart(t: Tensor) -> Tensor:
+        if dims.hidden.name not in t.shape.dimension_names:
+            return t  # the first part of an adapter
         return mtf.replace_dimensions(
             mtf.rename_dimension(t, dims.hidden.name, whole.name), whole, [halves, dims.hidden]
         )

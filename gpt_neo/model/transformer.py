@@ -78,7 +78,10 @@ def transformer(tokens: Tensor, dims: Dims, config: ModelConfig, context: Contex
       ConfigError: the network does not have an option of the config.
     """
     check_supported(config, context)
-    p = Parameters(tokens.mesh, variables_of(config), activation_dtype(config), context.storage)
+    p = Parameters(
+        tokens.mesh, variables_of(config), activation_dtype(config), context.storage, scale=config.lora_scale
+    )
+    p.get("lora_scale")  # in checkpoints, for those that merge
     wte = p["wte"]
     x = spread(embed(wte, spread(tokens, context), dims.vocab), context, back=True)
     places = position_embedding(tokens, p, dims, config, context)

@@ -13,7 +13,7 @@ from typing import Optional
 from gpt_neo.mtf_compat import Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import matrix_product, row_product
-from gpt_neo.ops.quantized import Int8Weight, parts_of, widened
+from gpt_neo.ops.quantized import AdaptedWeight, Int8Weight, parts_of, widened
 from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
@@ -22,7 +22,7 @@ def matmul(x: Tensor, weight: Tensor, reduced: list, bias: Optional[Tensor] = No
 
     Args:
       x: [rows..., reduced...].
-      weight: [reduced..., columns...] or [columns..., reduced...], or an Int8Weight of that shape.
+      weight: [reduced..., columns...] or [columns..., reduced...], or an Int8Weight or AdaptedWeight of that shape.
       bias: [columns...].
 
     Returns:
@@ -31,6 +31,9 @@ def matmul(x: Tensor, weight: Tensor, reduced: list, bias: Optional[Tensor] = No
     Raises:
       ValueError: the dimensions do not fit each other.
     """
+    if isinstance(weight, AdaptedWeight):
+        low = matmul(x, weight.down, reduced)
+        return matmul(x, weight.weight, reduced, bias) + weight.scale * matmul(low, weight.up, [weight.rank])
     columns = [d for d in weight.shape.dims if d not in reduced]
     rows = [d for d in x.shape.dims if d not in reduced]
     if x.shape.dims != rows + reduced or weight.shape.dims not in (reduced + columns, columns + reduced):
@@ -42,7 +45,8 @@ def matmul(x: Tensor, weight: Tensor, reduced: list, bias: Optional[Tensor] = No
 
 def matmul_each(x: Tensor, weights: list, reduced: list) -> list:
     """`matmul` with each of several weights [reduced..., columns...], as one operation where x is a single row."""
-    if x.shape.size == mtf.Shape(reduced).size and len(weights) > 1:
+    plain = not any(isinstance(weight, AdaptedWeight) for weight in weights)
+    if x.shape.size == mtf.Shape(reduced).size and len(weights) > 1 and plain:
         return list(RowMatmulOperation(x, weights, reduced).outputs)
     return [matmul(x, weight, reduced) for weight in weights]
 

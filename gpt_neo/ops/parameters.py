@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
-from gpt_neo.config.network import Variable
+from gpt_neo.config.network import DOWN, UP, Variable
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.mtf_compat import Tensor, mtf, tf
-from gpt_neo.ops.quantized import Int8Weight
+from gpt_neo.ops.quantized import AdaptedWeight, Int8Weight
 from gpt_neo.ops.trained import Partition, trained_variable
 
 # How a weight is stored: (mesh, full name, its entry of the table, type that layers read) -> what layers get.
@@ -23,6 +23,7 @@ class Parameters:
 
     variables: every weight of the network by full name.
     dtype: of what layers read.
+    scale: of adapters, where there are some.
     """
 
     mesh: mtf.Mesh
@@ -30,18 +31,26 @@ class Parameters:
     dtype: tf.DType
     storage: Storage
     scope: str = "gpt2"
+    scale: float = 0.0
 
     def under(self, scope: str) -> Parameters:
         """The weights one scope deeper."""
         return dataclasses.replace(self, scope=f"{self.scope}/{scope}")
 
-    def __getitem__(self, name: str) -> Tensor:
-        """An mtf.Tensor, or an Int8Weight for a matrix that is stored so.
+    def __getitem__(self, name: str) -> Any:
+        """An mtf.Tensor; for a matrix an Int8Weight if it is stored so, an AdaptedWeight if it has an adapter.
 
         Raises:
           KeyError: the network has no such weight.
         """
         full = f"{self.scope}/{name}"
+        weight = self.stored(full)
+        if full + DOWN not in self.variables:
+            return weight
+        return AdaptedWeight(weight, self.stored(full + DOWN), self.stored(full + UP), self.scale)
+
+    def stored(self, full: str) -> Any:
+        """A weight by its full name, without its adapter."""
         return self.storage(self.mesh, full, self.variables[full], self.dtype)
 
     def get(self, name: str) -> Optional[Tensor]:
@@ -71,11 +80,12 @@ def plain(mesh: mtf.Mesh, name: str, variable: Variable, dtype: tf.DType) -> Ten
     return mtf.get_variable(mesh, name, shape_of(variable), dtype=dtype, initializer=initializer_of(variable))
 
 
-def trained(partition: Partition) -> Storage:
-    """Float32, perhaps in parts over replicas: see `trained.py`."""
+def trained(partition: Partition, changes: Callable[[str], bool] = lambda name: True) -> Storage:
+    """Float32, perhaps in parts over replicas: see `trained.py`. changes: whether training does that to a variable."""
 
-    def make(mesh: mtf.Mesh, name: str, variable: Variable, dtype: tf.DType) -> Tensor:
-        return trained_variable(mesh, name, shape_of(variable), dtype, initializer_of(variable), partition)
+    def make(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
+        start, frozen = initializer_of(variable), not changes(name)
+        return trained_variable(mesh, name, shape_of(variable), dtype, start, partition, frozen)
 
     return make
 

@@ -1,12 +1,14 @@
-"""Weights stored as int8: w ~ q * scale with q a whole number of -127 .. 127, one scale per output of a map, one per
-row of a table. Products (`matmul.py`) and look-ups (`vocabulary.py`) widen one matrix at a time."""
+"""Weights that are no plain tensors. Stored as int8: w ~ q * scale with q a whole number of -127 .. 127, one scale per
+output of a map, one per row of a table; products (`matmul.py`) and look-ups (`vocabulary.py`) widen one matrix at a
+time. With an adapter: w + scale * down up, whose products are made apart, so that a weight that is frozen needs no
+gradient of its own size, and a small change is not rounded away in bfloat16."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Callable
 
-from gpt_neo.mtf_compat import Tensor, tf
+from gpt_neo.mtf_compat import Tensor, mtf, tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +26,31 @@ class Int8Weight:
         return self.values.shape
 
 
+@dataclasses.dataclass(frozen=True)
+class AdaptedWeight:
+    """weight: [in..., out...]. down: [in..., lora_rank]. up: [lora_rank, out...]. scale: of the product of the two."""
+
+    weight: Tensor
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    @property
+    def shape(self) -> mtf.Shape:
+        """mtf.Shape of the weight."""
+        return self.weight.shape
+
+    @property
+    def rank(self) -> mtf.Dimension:
+        """mtf.Dimension between the two."""
+        return self.up.shape.dims[0]
+
+
 def reshaped(weight: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """A change of dimensions, made on a weight however it is stored; it leaves alone what a tensor does not have."""
+    if isinstance(weight, AdaptedWeight):
+        inside, down, up = (reshaped(part, change) for part in (weight.weight, weight.down, weight.up))
+        return AdaptedWeight(inside, down, up, weight.scale)
     if isinstance(weight, Int8Weight):
         return Int8Weight(change(weight.values), change(weight.scale), weight.dtype)
     return change(weight)

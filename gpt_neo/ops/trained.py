@@ -52,7 +52,8 @@ class Partition:
 class TrainedVariable(mtf.Variable):
     """A weight with two outputs: what is stored, float32, perhaps in parts; and the whole of it, which layers read.
 
-    `value` and `shape` are those of what is stored, as optimizers want them. Gradients are taken of `whole`.
+    `value` and `shape` are those of what is stored, as optimizers want them. Gradients are taken of `whole`. One that
+    is frozen is stored alike, and is none of the graph's trainable variables.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class TrainedVariable(mtf.Variable):
         dtype: tf.DType,
         initializer: Callable[..., tf.Tensor],
         partition: Partition,
+        frozen: bool = False,
     ) -> None:
         stored = mtf.VariableDType(tf.float32, tf.float32, tf.float32)
-        super().__init__(mesh, name, partition.shape(shape), stored, initializer, trainable=True)
+        super().__init__(mesh, name, partition.shape(shape), stored, initializer, trainable=not frozen)
         self._outputs.append(mtf.Tensor(self, shape, dtype, index=1))
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
@@ -92,9 +94,10 @@ def trained_variable(
     dtype: tf.DType,
     initializer: Callable[..., tf.Tensor],
     partition: Partition,
+    frozen: bool = False,
 ) -> mtf.Variable:
     """What layers read of a weight, in `dtype`; of the one of that name if the graph has it already."""
     names = mesh.graph.name_to_variable
     if name not in names:
-        names[name] = TrainedVariable(mesh, name, shape, dtype, initializer, partition)
+        names[name] = TrainedVariable(mesh, name, shape, dtype, initializer, partition, frozen)
     return names[name].whole

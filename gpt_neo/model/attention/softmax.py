@@ -66,8 +66,8 @@ def project(x: Tensor, p: Parameters, names: str, apart: list) -> list:
     """
     merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
 
-    def split(t: Tensor) -> Tensor:
-        return mtf.replace_dimensions(t, merged, apart)
+    def split(t: Tensor) -> Tensor:  # the first part of an adapter does not have it
+        return mtf.replace_dimensions(t, merged, apart) if merged in t.shape.dims else t
 
     weights = [reshaped(p[name], split) for name in names.split()]
     biases = [p.get(f"compute_qkv_bias/{name}_b") for name in names.split()]
@@ -84,7 +84,7 @@ def project_qkv(x: Tensor, p: Parameters, dims: Dims) -> list:
 def project_output(x: Tensor, p: Parameters, apart: list) -> Tensor:
     """Project [..., heads, features] back to [..., embd] and add the bias if there is one."""
     merged = mtf.Dimension(apart[0].name, apart[0].size * apart[1].size)
-    # the scales of an int8 weight are of its columns: they have no heads
+    # the scales of an int8 weight, and the second part of an adapter, are of its columns: they have no heads
     weight = reshaped(p["o"], lambda t: mtf.replace_dimensions(t, merged, apart) if merged in t.shape.dims else t)
     return matmul(x, weight, apart, p.get("compute_output_bias/o_b"))
 
