@@ -1,0 +1,191 @@
+"""Other places that a training's metrics go to: Weights & Biases, MLflow, trackio, behind one small protocol.
+
+They are fed by the rows that training writes (`metrics.py`), by a thread beside it: training itself knows none of them,
+and one that fails stops nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Callable, Optional, Protocol
+
+from gpt_neo.errors import ConfigError, reason_of
+from gpt_neo.tracking.metrics import Metrics
+
+POLL = 5.0  # seconds between looks at a run's files
+PROJECT = "gpt-neo"
+
+
+class Tracker(Protocol):
+    """Where metrics go."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Take metrics of a step; steps do not decrease."""
+
+    def close(self, failed: bool) -> None:
+        """The run has ended."""
+
+
+class LogTracker:
+    """Weights & Biases and trackio, which have one interface: `init`, `log` and `finish`.
+
+    Args:
+      module: wandb or trackio.
+    """
+
+    def __init__(self, module: Any, project: str, name: str, config: dict) -> None:
+        self.module = module
+        self.run = module.init(project=project or PROJECT, name=name, config=config)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Take metrics of a step."""
+        self.module.log(values, step=step)
+
+    def close(self, failed: bool) -> None:
+        """The run has ended."""
+        self.module.finish()
+
+
+class WandbTracker(LogTracker):
+    """Weights & Biases, which is told how a run has ended."""
+
+    def close(self, failed: bool) -> None:
+        """The run has ended."""
+        self.module.finish(exit_code=int(failed))
+
+
+class MlflowTracker:
+    """MLflow: a server's address or a folder, where the experiment is called as a project is elsewhere."""
+
+    def __init__(self, module: Any, where: str, name: str, config: dict) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(where or None)
+        known = self.client.get_experiment_by_name(PROJECT)
+        experiment = known.experiment_id if known else self.client.create_experiment(PROJECT)
+        self.run = self.client.create_run(experiment, run_name=name).info.run_id
+        for key, value in config.items():
+            self.client.log_param(self.run, key, str(value)[:500])
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Take metrics of a step."""
+        for name, value in values.items():
+            self.client.log_metric(self.run, name, value, step=step)
+
+    def close(self, failed: bool) -> None:
+        """The run has ended."""
+        self.client.set_terminated(self.run, "FAILED" if failed else "FINISHED")
+
+
+# What --track begins with -> (its package, from (the package, what follows the colon, name, config) to a Tracker).
+TRACKERS: dict[str, tuple[str, Callable[[Any, str, str, dict], Tracker]]] = {
+    "wandb": ("wandb", WandbTracker),
+    "mlflow": ("mlflow", MlflowTracker),
+    "trackio": ("trackio", LogTracker),
+}
+
+
+def open_tracker(where: str, name: str, config: dict) -> Tracker:
+    """The tracker of `wandb[:PROJECT]`, `mlflow[:ADDRESS]` or `trackio[:PROJECT]`.
+
+    Args:
+      name: of the run.
+      config: what it was run with.
+
+    Raises:
+      ConfigError: there is no such one, its package is missing, or it cannot be used.
+    """
+    kind, _, rest = where.partition(":")
+    if kind not in TRACKERS:
+        raise ConfigError(f"--track {where!r}: expected {', '.join(TRACKERS)}, with a project or address after a colon")
+    package, make = TRACKERS[kind]
+    try:
+        module = __import__(package)
+    except ImportError as error:
+        raise ConfigError(f"--track {where}: needs the package {package}: pip install 'gpt_neo[{kind}]'") from error
+    try:
+        return make(module, rest, name, config)
+    except Exception as error:  # whatever its client raises
+        raise ConfigError(f"--track {where}: cannot be used: {reason_of(error)}") from error
+
+
+class Follower:
+    """Context in which trackers are given the metrics of a run as they are written.
+
+    Args:
+      tell: called with a line when a tracker fails, which is left alone from then on.
+    """
+
+    def __init__(self, metrics: Metrics, trackers: dict[str, Tracker], tell: Callable[[str], None]) -> None:
+        self.metrics, self.trackers, self.tell = metrics, trackers, tell
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.follow, daemon=True)
+
+    def follow(self) -> None:
+        """Look until the end."""
+        while not self.ended.wait(POLL):
+            self.look()
+
+    def look(self) -> None:
+        """Hand on what is new, step after step."""
+        steps: dict[int, dict[str, float]] = {}
+        with contextlib.suppress(OSError):  # a bucket that is out of reach for a moment
+            for found in self.metrics.poll():
+                steps.setdefault(found.step, {})[found.name] = found.value
+        for step, values in sorted(steps.items()):
+            self.each(functools.partial(log_step, step=step, values=values))
+
+    def each(self, act: Callable[[Tracker], None]) -> None:
+        """Do something with every tracker that works."""
+        for where, tracker in list(self.trackers.items()):
+            try:
+                act(tracker)
+            except Exception as error:  # whatever its client raises
+                del self.trackers[where]
+                self.tell(f"--track {where} failed, and gets no more of this run: {reason_of(error)}")
+
+    def __enter__(self) -> Follower:
+        with contextlib.suppress(OSError):
+            self.metrics.poll()  # what is there already is no news
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        """Hand on the rest."""
+        self.ended.set()
+        self.thread.join()
+        self.look()
+        self.each(lambda tracker: tracker.close(failed=error is not None))
+
+
+def log_step(tracker: Tracker, step: int, values: dict[str, float]) -> None:
+    """Give a tracker the metrics of a step."""
+    tracker.log(step, values)
+
+
+@contextlib.contextmanager
+def tracked(
+    wheres: Sequence[str], folder: str, identity: str, config: dict, tell: Callable[[str], None]
+) -> Iterator[None]:
+    """Context in which a run's metrics go to every place of `wheres`.
+
+    Args:
+      folder: of the run's checkpoints and logs.
+      identity: names its evaluation log, and the run.
+
+    Raises:
+      ConfigError: a place is wrong; see `open_tracker`.
+    """
+    if not wheres:
+        yield
+        return
+    metrics = Metrics(folder, identity)
+    trackers = {where: open_tracker(where, identity, config) for where in wheres}
+    with Follower(metrics, trackers, tell):
+        yield
