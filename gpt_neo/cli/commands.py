@@ -32,6 +32,9 @@ class Command:
 
 COMMANDS = {
     "train": Command(options.Train, "gpt_neo.cli.jobs:train", "train, or go on training"),
+    "finetune": Command(
+        tool_options.Finetune, "gpt_neo.cli.finetune:finetune", "from a model and texts to a fine-tuned model"
+    ),
     "eval": Command(options.Evaluate, "gpt_neo.cli.jobs:evaluate", "loss of held-out records, scores of tasks"),
     "sample": Command(options.Sample, "gpt_neo.cli.jobs:sample", "text from a checkpoint"),
     "plan": Command(options.Plan, "gpt_neo.cli.plan:show_plan", "parameters, memory, steps; does it fit that TPU"),

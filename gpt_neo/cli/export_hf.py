@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 
+from gpt_neo.checkpoint.best import read_best
+from gpt_neo.checkpoint.card import write_card
 from gpt_neo.checkpoint.convert import DTYPES, export_hf
 from gpt_neo.checkpoint.folder import find_checkpoint
+from gpt_neo.checkpoint.hub import push_folder
+from gpt_neo.checkpoint.peft import export_adapters
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text
@@ -15,7 +20,8 @@ from gpt_neo.cli.job import load_run
 from gpt_neo.cli.tool_options import ExportHf
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.loader import folder_name
-from gpt_neo.errors import CheckpointError
+from gpt_neo.config.network import merged
+from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.storage import scheme_of
 
 
@@ -30,7 +36,10 @@ def export_folder(options: ExportHf) -> int:
             run = dataclasses.replace(run, name=folder_name(options.model))
         else:
             run = load_run(options.model, options.set)
+    adapted, run = run.model, dataclasses.replace(run, model=merged(run.model))
     folder = model_folder(run, reads_only=True)
+    if options.push and scheme_of(options.destination):
+        raise ConfigError("--push uploads a local folder; copy DST here first")
     found = find_checkpoint(folder, options.checkpoint)
     if found is None:
         raise CheckpointError(f"no checkpoint in {folder!r}")
@@ -39,6 +48,9 @@ def export_folder(options: ExportHf) -> int:
     dtype = DTYPES[options.dtype] if options.dtype else None
 
     def check(staging: str) -> None:
+        best = read_best(folder)
+        at_best = best if best and os.path.basename(found.path) == best.checkpoint else None
+        write_card(staging, run, found.path, options.base, at_best)
         lines.append(f"converted in {time.monotonic() - began:.1f} s")
         how, bound = options.verify.verify, options.verify.bound
         verdict = verify(found.path, run.model, staging, how, dtype, bound, options.custom_code)
@@ -50,4 +62,9 @@ def export_folder(options: ExportHf) -> int:
     for line in (*(f"note      {note}" for note in found.notes), *lines):
         print(line)
     print(f"written   {options.destination}: {made}")
+    if options.adapters:
+        export_adapters(adapted, found.path, options.base or options.destination, options.adapters)
+        print(f"written   {options.adapters}: adapters for PEFT")
+    if options.push:
+        print(f"pushed    {push_folder(options.destination, options.push)}")
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_neo.checkpoint.convert import DTYPES, import_hf
 from gpt_neo.checkpoint.custom import code_note
-from gpt_neo.checkpoint.remote import source_folder
+from gpt_neo.checkpoint.hub import model_folder_of
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text
 from gpt_neo.cli.tool_options import ImportHf
@@ -22,7 +22,7 @@ from gpt_neo.storage import is_remote
 def import_folder(options: ImportHf) -> int:
     """Convert, compare, say what was made."""
     quiet.silence(False)
-    with source_folder(options.source) as source:
+    with model_folder_of(options.source) as source:
         run, lines = convert(options, source)
     print(model_text(dataclasses.replace(run, name=folder_name(options.destination))))
     for line in lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,11 @@ from tqdm import tqdm
 
 from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Prepare
+from gpt_neo.config import load_config
 from gpt_neo.dataprep.manifest import dataset_config, write_json
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import Progress, prepare, report
-from gpt_neo.errors import DataError, counted
+from gpt_neo.errors import ConfigError, DataError, counted
 from gpt_neo.tokenizer import END_OF_TEXT
 
 DEFAULTS = {"chunk_size": 2049, "minimum_size": 0, "ftfy": False, "wikitext_detokenize": False}
@@ -50,7 +52,7 @@ def prepare_records(options: Prepare) -> int:
     Raises:
       DataError: an input or a flag is wrong.
     """
-    work = work_of(options)
+    work = work_of(options if options.model is None else for_model(options))
     if work.bad == "report":
         return show_report(work)
     if options.legacy:
@@ -97,6 +99,26 @@ def separator_ids(words: Sequence[str]) -> Optional[tuple[int, ...]]:
         return tuple(int(i) for word in words for i in word.strip("[]").split(",") if i)
     except ValueError:
         raise DataError(f"--separator is {' '.join(words)!r}; expected ids such as 50256 or 0,1") from None
+
+
+def for_model(options: Prepare) -> Prepare:
+    """The flags with what a model says in the place of those that are not given.
+
+    Raises:
+      ConfigError: the model is wrong, or --legacy is given, whose records have lengths of their own.
+    """
+    if options.legacy:
+        raise ConfigError("--model and --legacy exclude each other: the 2021 program's records have its own length")
+    run = load_config(str(options.model))
+    beside = os.path.join(os.path.dirname(os.path.abspath(run.source)), "tokenizer.json")
+    own = next((data.tokenizer_path for _, data in run.datasets if data.tokenizer_path), None)
+    eos = run.datasets[0][1].eos_id if run.datasets else run.model.eos_id
+    return dataclasses.replace(
+        options,
+        chunk_size=options.chunk_size or run.model.n_ctx + 1,
+        encoder_path=options.encoder_path or own or (beside if os.path.isfile(beside) else None),
+        separator=options.separator or (() if eos is None else (str(eos),)),
+    )
 
 
 def work_of(options: Prepare) -> PrepareOptions:

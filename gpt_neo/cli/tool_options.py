@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Optional
 
-from gpt_neo.cli.options import DTYPES, WHICH, CloudOptions, ServedOptions
+from gpt_neo.cli.options import DTYPES, WHICH, CloudOptions, ServedOptions, TrainingOptions
 from gpt_neo.cli.parser import REQUIRED, Options, flag, group
 
 
@@ -27,6 +27,11 @@ class Prepare(Options):
     )
     output_dir: str = flag("./tfrecords", "folder or gs://bucket/prefix")
     name: str = flag("data", "first part of the file names")
+    model: Optional[str] = flag(
+        None,
+        "a config or a run's folder: its n_ctx + 1, tokenizer and end of text stand in for --chunk_size, "
+        "--encoder_path and --separator",
+    )
     encoder_path: Optional[str] = flag(None, "tokenizer.json (default: GPT-2's tokenizer)")
     mode: str = flag(
         "chunks", "records of equal length, or a record for each document", choices=("chunks", "documents")
@@ -148,7 +153,12 @@ class ImportHf(Options):
     """Make a run folder (config.json, checkpoint, tokenizer) of a Hugging Face folder of GPT-Neo, GPT-J, GPT-NeoX or
     GPT-2, or of one that export-hf --custom_code wrote: safetensors or pytorch_model.bin, in one file or several."""
 
-    source: str = flag(REQUIRED, "folder with config.json and weights, local or gs://", word="only", metavar="SRC")
+    source: str = flag(
+        REQUIRED,
+        "folder with config.json and weights, local or gs://, or ORG/NAME[@revision] on the hub",
+        word="only",
+        metavar="SRC",
+    )
     destination: str = flag(REQUIRED, "new folder, local or gs://, with config.json", word="only", metavar="DST")
     dtype: Optional[str] = flag(None, "type of the weights (default: as in SRC)", choices=DTYPES)
     step: int = flag(0, "global step; the data position follows from it", low=0)
@@ -157,6 +167,48 @@ class ImportHf(Options):
     )
     set: tuple = flag((), "key of the config that is written", action="append", metavar="KEY=VALUE")
     verify: VerifyOptions = group(VerifyOptions, "comparison")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune(Options):
+    """From a model and texts to a fine-tuned model: import, records, training with held-out losses, samples, export to
+    Hugging Face. The same command goes on after a kill. See docs/finetune.md."""
+
+    source: str = flag(
+        REQUIRED,
+        "Hugging Face folder, ORG/NAME[@revision] on the hub, a run's folder, a config or a release",
+        word="only",
+        metavar="SRC",
+    )
+    data: tuple = flag(
+        REQUIRED,
+        "files, folders, globs of all that `gpt-neo prepare` reads; or .jsonl files of prompt and completion, or of "
+        "messages, whose answers alone are trained on",
+        nargs="+",
+        metavar="PATH",
+    )
+    out: str = flag(REQUIRED, "folder of the run; its sub-folder hf gets the exported model", metavar="FOLDER")
+    held_out: float = flag(0.05, "share of the documents that is held out, drawn by --seed; 0: none", low=0, high=0.9)
+    epochs: float = flag(3.0, "times that the text is read", above=0)
+    steps: Optional[int] = flag(None, "steps, in place of --epochs", above=0)
+    batch_size: int = flag(8, "sequences of n_ctx tokens per step", low=1)
+    lr: Optional[float] = flag(None, "peak learning rate (default: 2e-5, with --lora 2e-4)", above=0)
+    lora: int = flag(0, "train adapters of this rank beside the matrices of blocks, nothing else", low=0, metavar="R")
+    lora_alpha: float = flag(16.0, "what adapters add is multiplied by lora_alpha / R", above=0)
+    freeze: tuple = flag(
+        (), "leave variables alone whose name this matches, such as '/h[0-5]/' or wte", action="append", metavar="REGEX"
+    )
+    seed: int = flag(1, "of what is held out, and of training", low=0)
+    text_key: str = flag("text", "key of the text in JSON")
+    template: Optional[str] = flag(None, "chat template, in place of the tokenizer's", metavar="FILE")
+    prompt: Optional[str] = flag(
+        None, "what samples go on from: a file, or the text itself (default: some held-out text)", metavar="FILE|TEXT"
+    )
+    set: tuple = flag((), "key of the config that is written", action="append", metavar="KEY=VALUE")
+    push: Optional[str] = flag(None, "upload the exported model to the hub under this name", metavar="ORG/NAME")
+    verbose: bool = flag(False, "show what TensorFlow logs", short="-v")
+    training: TrainingOptions = group(TrainingOptions, "training")
+    verify: VerifyOptions = group(VerifyOptions, "comparison after import and export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +229,13 @@ class ExportHf(Options):
         "write a model file of ours beside the weights, for what Hugging Face has no model for (gla, linear, experts, "
         "...); load it with trust_remote_code=True",
     )
+    adapters: Optional[str] = flag(
+        None, "write the adapters of a LoRA run there too, as PEFT loads them (DST has them merged)", metavar="FOLDER"
+    )
+    base: Optional[str] = flag(
+        None, "name of the model that it was fine-tuned from, for the model card and --adapters", metavar="MODEL"
+    )
+    push: Optional[str] = flag(None, "upload DST to the hub under this name", metavar="ORG/NAME")
     set: tuple = flag((), "override a key of the config", action="append", metavar="KEY=VALUE")
     verify: VerifyOptions = group(VerifyOptions, "comparison")
 

@@ -119,8 +119,10 @@ def parquet_documents(source: InputFile, start: int, stop: int, rules: Rules) ->
                 row += 1
 
 
-def read_documents(inputs: Sequence[str], text_key: str = "text", encoding: str = "") -> Iterator[str]:
-    """Every document of the inputs, or pieces of a long one, for those who need only the text.
+def read_documents(
+    inputs: Sequence[str], text_key: str = "text", encoding: str = "", split: bool = True
+) -> Iterator[str]:
+    """Every document of the inputs, or with `split` pieces of a long one, for those who need only the text.
 
     Raises:
       DataError: something cannot be read; names file and line.
@@ -128,7 +130,7 @@ def read_documents(inputs: Sequence[str], text_key: str = "text", encoding: str 
     sources, bad = find_sources(inputs)
     if bad:
         raise DataError(str(bad[0]))
-    rules = Rules(text_key, split=True, encoding=encoding)
+    rules = Rules(text_key, split, encoding=encoding)
     for unit in units_of(groups_of(sources), rules):
         for found in documents_of(unit, rules):
             if isinstance(found, Bad):

@@ -225,3 +225,18 @@ def test_legacy_takes_the_old_defaults(tmp_path, capsys):
     assert "dropped: " in capsys.readouterr().out
     assert create(*arguments, "--no-ftfy", "--minimum_size", 1, "--output_dir", tmp_path / "b") == 0
     assert "it's a \u00c3\u00a9" in survey([str(tmp_path / "b" / "*.tfrecords")]).samples[0][1]
+
+
+def test_a_model_says_length_tokenizer_and_end_of_text(world, trained, tmp_path, capsys):
+    from gpt_neo.__main__ import main
+
+    (tmp_path / "text.txt").write_text("Some text for a model that is there. " * 30)
+    words = ["prepare", "--input_dir", str(tmp_path / "text.txt"), "--output_dir", str(tmp_path / "out")]
+    assert main([*words, "--model", trained, "--processes", "1"]) == 0
+    about = json.loads((tmp_path / "out" / "data_manifest.json").read_text())
+    assert about["chunk_size"] == 33 and about["tokenizer"]["path"] == world.tokenizer and about["separator"] == [0]
+    assert main([*words, "--model", trained, "--chunk_size", "9", "--separator", "7", "--name", "b"]) == 0
+    about = json.loads((tmp_path / "out" / "b_manifest.json").read_text())
+    assert about["chunk_size"] == 9 and about["separator"] == [7]
+    assert main([*words, "--model", trained, "--legacy"]) == 2
+    assert "--model and --legacy exclude each other" in capsys.readouterr().err

@@ -1,0 +1,261 @@
+"""`gpt-neo finetune SRC --data ... --out OUT`: from a model and texts to a fine-tuned, exported model.
+
+OUT is the run's folder, so every other command takes it. Each stage leaves its result there as a whole or not at all,
+and is passed over where it is there: after a kill, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shlex
+import shutil
+from typing import Any, Optional
+
+from gpt_neo import storage
+from gpt_neo.checkpoint.best import read_best
+from gpt_neo.checkpoint.folder import checkpoints_of, latest_checkpoint
+from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES
+from gpt_neo.checkpoint.hub import is_hub_name, push_folder
+from gpt_neo.checkpoint.initial import is_hf_folder, write_initial
+from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.staging import staged_folder
+from gpt_neo.cli import quiet
+from gpt_neo.cli.console import note
+from gpt_neo.cli.finetune_data import dataset_of, prompt_of
+from gpt_neo.cli.options import RunOptions, SamplingOptions, Train
+from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
+from gpt_neo.config import load_config
+from gpt_neo.config.loader import FOLDER_CONFIG, parse_override
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.dataprep.manifest import write_json
+from gpt_neo.errors import ConfigError
+
+REQUEST = "finetune.json"  # what was asked for: a second command has to ask for the same
+EXPORTED = "hf"  # sub-folder with the Hugging Face model
+ADAPTERS = "adapters"  # sub-folder with those of --lora, for PEFT
+EVALUATIONS = 10  # during a run, unless --steps_per_checkpoint says otherwise
+MOST_BATCHES = 50  # of held-out records at once
+
+
+def finetune(options: Finetune) -> int:
+    """Import, prepare, train, export. Returns the exit status.
+
+    Raises:
+      GptNeoError: anything that is the user's to mend.
+    """
+    quiet.silence(options.verbose)
+    out = os.path.abspath(storage.local(options.out))
+    if options.training.new or options.training.init_from:
+        raise ConfigError("--new and --init_from are for `gpt-neo train`; a fresh fine-tune has another --out")
+    if storage.is_remote(options.out):
+        raise ConfigError(f"--out {options.out}: a fine-tune works in a local folder; copy it to a bucket afterwards")
+    check_request(options, out)
+    run = import_model(options, out)
+    dataset = dataset_of(options, run, out)
+    run = write_settings(options, out, dataset)
+    status = train(options, run, out)
+    if status:
+        return status
+    export(options, out)
+    if options.push:
+        print(f"pushed    {push_folder(os.path.join(out, EXPORTED), options.push)}")
+    show_commands(options, out)
+    return 0
+
+
+def request_of(options: Finetune) -> dict:
+    """What a fine-tune is asked for that its stages depend on."""
+    return {
+        "source": options.source,
+        "data": [os.path.abspath(path) if os.path.exists(path) else path for path in options.data],
+        "held_out": options.held_out,
+        "seed": options.seed,
+        "text_key": options.text_key,
+        "lora": [options.lora, options.lora_alpha],
+    }
+
+
+def check_request(options: Finetune, out: str) -> None:
+    """Refuse to go on with another fine-tune than the folder is of.
+
+    Raises:
+      ConfigError: names what differs.
+    """
+    path = os.path.join(out, REQUEST)
+    if not os.path.isfile(path):
+        return
+    before, now = storage.read_json(path, ConfigError), request_of(options)
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"--out {options.out}: holds a fine-tune with {name} {before.get(name)!r}, not {now[name]!r}; give another "
+            "folder"
+        )
+
+
+def import_model(options: Finetune, out: str) -> RunConfig:
+    """The run's folder with config, tokenizer and the checkpoint of step 0, made of whatever SRC is. New adapters are
+    drawn there, beside the weights."""
+    config, request = os.path.join(out, FOLDER_CONFIG), os.path.join(out, REQUEST)
+    if os.path.isfile(config) and not os.path.isfile(request) and current_steps(out) != [0]:
+        raise ConfigError(f"--out {options.out}: holds another run; give another folder")
+    if not os.path.isfile(config):
+        base = f"{out}.base" if options.lora else out  # without adapters yet
+        if not os.path.isfile(os.path.join(base, FOLDER_CONFIG)):
+            import_base(options, base)
+        if options.lora:
+            rank = (f"lora_rank={options.lora}", f"lora_alpha={options.lora_alpha}", f"seed={options.seed}")
+            import_run(base, out, rank, options.source)
+            shutil.rmtree(base)
+    run = load_config(config)
+    if not os.path.isfile(request):
+        write_json(request, request_of(options))
+    return run
+
+
+def import_base(options: Finetune, folder: str) -> None:
+    """The model as a run's folder."""
+    if not (is_hub_name(options.source) or is_hf_folder(options.source)):
+        import_run(options.source, folder, options.set, options.source)
+        return
+    from gpt_neo.cli.import_hf import import_folder
+
+    import_folder(ImportHf(options.source, folder, set=("datasets=[]", *options.set), verify=options.verify))
+
+
+def current_steps(folder: str) -> list[int]:
+    """Steps of a folder's checkpoints."""
+    return [step_of(path) for path in checkpoints_of(folder)]
+
+
+def import_run(source: str, out: str, words: tuple, about: str) -> None:
+    """The same of a run of this program or a release of the 2021 one: its config, tokenizer and weights.
+
+    Args:
+      words: KEY=VALUE in the place of the config's.
+      about: what its weights are called.
+
+    Raises:
+      CheckpointError: there is no such model.
+    """
+    given = load_config(source, ["datasets=[]", *words])
+    folder = given.training.model_path or os.path.dirname(os.path.abspath(given.source))
+    if os.path.isdir(source):
+        folder = source
+    raw = storage.read_json(given.source, ConfigError, once=True)
+    tokenizer = tokenizer_of(source, raw)
+    raw = raw.get("config", raw)  # of a checkpoint's record
+    raw.update({**dict(parse_override(word) for word in words), "datasets": []})
+    if tokenizer.get("eos_id") is not None:
+        raw.setdefault("eos_id", tokenizer["eos_id"])
+    raw.pop("model_path", None)
+    own = tokenizer.get("path")
+    with staged_folder(out) as staging:
+        write_json(os.path.join(staging, FOLDER_CONFIG), raw)
+        if own and os.path.isfile(own):
+            shutil.copyfile(own, os.path.join(staging, "tokenizer.json"))
+        for name in () if own else TOKENIZER_FILES:
+            if os.path.isfile(os.path.join(folder, name)):
+                shutil.copyfile(os.path.join(folder, name), os.path.join(staging, name))
+        for line in write_initial(folder, staging, load_config(os.path.join(staging, FOLDER_CONFIG)), about):
+            note(line)
+
+
+def tokenizer_of(source: str, raw: dict) -> dict:
+    """`path` and `eos_id` of the tokenizer that a run's records were made with, as far as they are known.
+
+    Args:
+      raw: its config, or the record of its checkpoint.
+    """
+    if "config" in raw:
+        return raw.get("tokenizer") or {}
+    try:
+        datasets = load_config(source).datasets
+    except ConfigError:  # those of another machine
+        return {}
+    return {"path": datasets[0][1].tokenizer_path, "eos_id": datasets[0][1].eos_id} if datasets else {}
+
+
+def write_settings(options: Finetune, out: str, dataset: dict) -> RunConfig:
+    """Write into config.json what the run needs besides the model; no later command repeats any of it."""
+    path = os.path.join(out, FOLDER_CONFIG)
+    raw = storage.read_json(path, ConfigError, once=True)
+    chosen = dict(parse_override(word) for word in options.set)
+    samples, held_out = dataset["samples"], dataset["held_out"]
+    batch = int(chosen.get("train_batch_size", options.batch_size))
+    steps = options.steps or max(1, math.ceil(options.epochs * samples / batch))
+    raw.update(
+        {
+            "train_batch_size": batch,
+            "eval_batch_size": batch,
+            "predict_batch_size": 1,
+            "train_steps": steps,
+            "eval_steps": min(MOST_BATCHES, -(-held_out // batch)) if held_out else 0,
+            "predict_steps": 1,
+            "log_grads": True,
+            "opt_name": "adamw",
+            "lr": options.lr or (2e-4 if options.lora else 2e-5),
+            "lr_decay": "cosine",
+            "warmup_steps": min(100, steps // 10),
+            "seed": options.seed,
+            "z_loss": 0.0,  # the loss of other programs
+            "freeze": list(options.freeze),
+            "datasets": ["data"],
+            **chosen,
+        }
+    )
+    write_json(os.path.join(out, "dataset_configs", "data.json"), dataset["config"])
+    write_json(path, raw)
+    return load_config(path)
+
+
+def training_of(options: Finetune, run: RunConfig, out: str) -> Train:
+    """The `train` command of a fine-tune."""
+    training = options.training
+    if training.steps_per_checkpoint == dataclasses.fields(training)[0].default:
+        every = max(1, run.training.train_steps // EVALUATIONS)
+        training = dataclasses.replace(training, steps_per_checkpoint=every)
+    prompt = options.prompt or prompt_of(out)
+    return Train(RunOptions(out), training, sampling=SamplingOptions(prompt=prompt, temperature=0.8, top_p=0.9))
+
+
+def train(options: Finetune, run: RunConfig, out: str) -> int:
+    """Train to the end. Returns the exit status."""
+    from gpt_neo.cli.jobs import train as work
+
+    return work(training_of(options, run, out))
+
+
+def export(options: Finetune, out: str) -> None:
+    """The best checkpoint, or without held-out records the newest, as a Hugging Face folder; compared with ours."""
+    best = read_best(out)
+    newest = latest_checkpoint(out)
+    assert newest is not None
+    step = best.step if best else step_of(newest)
+    place, mark = os.path.join(out, EXPORTED), os.path.join(out, f"{EXPORTED}.json")
+    if os.path.isdir(place) and os.path.isfile(mark) and storage.read_json(mark, ConfigError) == {"step": step}:
+        print(f"exported  {place}: step {step:,} is there already")
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    from gpt_neo.cli.export_hf import export_folder
+
+    adapters = os.path.join(out, ADAPTERS) if options.lora else None
+    if adapters:
+        shutil.rmtree(adapters, ignore_errors=True)
+    which, base = "best" if best else None, options.source
+    export_folder(ExportHf(out, place, which, adapters=adapters, base=base, verify=options.verify))
+    write_json(mark, {"step": step})
+
+
+def show_commands(options: Finetune, out: str) -> None:
+    """The commands that repeat a part."""
+    quoted: Any = shlex.quote(os.path.relpath(out) if not os.path.relpath(out).startswith("..") else out)
+    best: Optional[str] = " --checkpoint best" if read_best(out) else ""
+    print(f"sample    gpt-neo sample {quoted}{best} --prompt TEXT")
+    print(f"serve     gpt-neo serve {quoted}{best}")
+    print(f"evaluate  gpt-neo eval {quoted}{best}")
+    print(f"train on  gpt-neo train {quoted} --set train_steps=N")
+    print(f"export    gpt-neo export-hf {quoted}{best} DST")

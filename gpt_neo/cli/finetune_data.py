@@ -1,0 +1,145 @@
+"""The records of a fine-tune: texts tokenized with the model's own tokenizer at its own length, a share held out."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from gpt_neo import storage
+from gpt_neo.cli.console import note
+from gpt_neo.cli.prepare import prepare_with_bar
+from gpt_neo.cli.tool_options import Finetune
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs, template_of, write_dialogs
+from gpt_neo.dataprep.manifest import dataset_config, write_json
+from gpt_neo.dataprep.options import PrepareOptions
+from gpt_neo.dataprep.split import held_out_numbers, split_texts
+from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.tokenizer import Tokenizer, load_tokenizer
+
+FOLDER, MADE = "data", "data.json"
+PROMPT = 80  # characters of held-out text that samples go on from
+
+
+def dataset_of(options: Finetune, run: RunConfig, out: str) -> dict:
+    """The records of a fine-tune, made if they are not there.
+
+    Returns:
+      {"samples": of an epoch, "held_out": samples held out, "config": the dataset config, "prompt": some held-out text}
+    """
+    path = os.path.join(out, FOLDER, MADE)
+    if os.path.isfile(path):
+        return storage.read_json(path, DataError)
+    os.makedirs(os.path.join(out, FOLDER), exist_ok=True)
+    dialogs = are_dialogs(options.data, options.text_key)
+    found = dialog_records(options, run, out) if dialogs else text_records(options, run, out)
+    write_json(path, found)
+    return found
+
+
+def prompt_of(out: str) -> str:
+    """What samples of a fine-tune go on from."""
+    return str(storage.read_json(os.path.join(out, FOLDER, MADE), DataError)["prompt"])
+
+
+def own_tokenizer(run: RunConfig, out: str) -> Tokenizer:
+    """The model's tokenizer: that of its folder, else GPT-2's where the vocabulary is of that size.
+
+    Raises:
+      DataError: there is none, or it has more ids than the model.
+    """
+    beside = os.path.join(out, "tokenizer.json")
+    own = os.path.isfile(beside)
+    if not own and run.model.n_vocab < 50257:
+        raise DataError(
+            f"{out}: the model brings no tokenizer, and has fewer ids than GPT-2's; put tokenizer.json there"
+        )
+    tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id)
+    if tokenizer.n_vocab > run.model.n_vocab:
+        raise DataError(
+            f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model n_vocab {run.model.n_vocab}"
+        )
+    return tokenizer
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The id that ends a text. Raises: ConfigError."""
+    if tokenizer.eos_id is None:
+        raise ConfigError("the model names no end of text; say which id it is: --set eos_id=ID")
+    return tokenizer.eos_id
+
+
+def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
+    """Records of prompts with completions, or of chats: the loss is of the answers alone."""
+    folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
+    eos_id, length = end_of_text(tokenizer), run.model.n_ctx + 1
+    encode = encoder(tokenizer, eos_id, template_of(out, options.template))
+    dialogs = list(read_dialogs(options.data, encode))
+    numbers = held_out_numbers(len(dialogs), options.held_out, options.seed)
+    parts = {
+        "train": [dialog for i, dialog in enumerate(dialogs) if i not in numbers],
+        "held_out": [dialog for i, dialog in enumerate(dialogs) if i in numbers],
+    }
+    counts = {}
+    for name, part in parts.items():
+        counts[name] = write_dialogs(folder, name, packed(part, length, run.model.padding_id)) if part else 0
+        answers, tokens = (sum(map(sum, (d.mask for d in part))), sum(len(d.ids) for d in part))
+        note(
+            f"{name.replace('_', ' ')}: {len(part):,} dialogs, {tokens:,} tokens of which {answers:,} are answers, in "
+            f"{counts[name]:,} records of {length}"
+        )
+    shown = (parts["held_out"] or parts["train"])[0]
+    return {
+        "samples": counts["train"],
+        "held_out": counts["held_out"],
+        "config": {
+            "n_vocab": tokenizer.n_vocab,
+            "path": os.path.join(folder, "train_*.tfrecords"),
+            "eval_path": os.path.join(folder, "held_out_*.tfrecords") if counts["held_out"] else None,
+            "tokenizer_path": tokenizer.name if tokenizer.name == "gpt2" else os.path.abspath(tokenizer.name),
+            "tokenizer_is_pretrained": tokenizer.name == "gpt2",
+            "eos_id": eos_id,
+            "padding_id": run.model.padding_id,
+        },
+        "prompt": tokenizer.decode(shown.ids[: shown.mask.index(1)])[-PROMPT:] or tokenizer.decode(shown.ids)[:PROMPT],
+    }
+
+
+def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
+    """Records of plain texts; every token of them is in one."""
+    folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
+    end_of_text(tokenizer)
+    texts = {name: os.path.join(folder, f"{name}.jsonl") for name in ("train", "held_out")}
+    counts = dict(
+        zip(texts, split_texts(options.data, options.held_out, options.seed, options.text_key, *texts.values()))
+    )
+    manifests = {}
+    for name, path in texts.items():
+        if counts[name]:
+            work = PrepareOptions(
+                input_dir=path,
+                output_dir=folder,
+                name=name,
+                encoder_path=None if tokenizer.name == "gpt2" else tokenizer.name,
+                chunk_size=run.model.n_ctx + 1,
+                separator=(tokenizer.eos_id,),
+                processes=len(os.sched_getaffinity(0)),
+            )
+            manifests[name] = prepare_with_bar(work, restart=False)
+    with open(texts["held_out" if counts["held_out"] else "train"], encoding="utf-8") as handle:
+        prompt = json.loads(handle.readline())["text"]
+    for path in texts.values():
+        os.remove(path)
+    for name, manifest in manifests.items():
+        account = manifest["account"]
+        note(
+            f"{name.replace('_', ' ')}: {counts[name]:,} documents, {account['tokens_in']:,} tokens in "
+            f"{account['records_written']:,} records of {run.model.n_ctx + 1}"
+        )
+    held_out = os.path.join(folder, "held_out_*.tfrecords") if counts["held_out"] else None
+    return {
+        "samples": manifests["train"]["account"]["records_written"],
+        "held_out": manifests["held_out"]["account"]["records_written"] if held_out else 0,
+        "config": {**dataset_config(manifests["train"], folder, held_out), "padding_id": run.model.padding_id},
+        "prompt": " ".join(prompt.split())[:PROMPT],
+    }

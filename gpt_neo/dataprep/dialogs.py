@@ -1,0 +1,258 @@
+"""Prompts with completions, and chats, as records whose mask says which tokens are answers: the loss is of these alone.
+
+A JSON line is {"prompt": text, "completion": text}, or {"messages": [{"role": ..., "content": ...}, ...]}, which the
+template of the tokenizer turns into text. What stands before an answer is tokenized apart from it, as it is when the
+model answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+from gpt_neo import storage
+from gpt_neo.dataprep.readers import decompressed, find_sources, open_source
+from gpt_neo.dataprep.records import RecordWriter
+from gpt_neo.errors import DataError, reason_of
+from gpt_neo.tokenizer import Tokenizer
+
+KEYS = ("prompt", "completion"), ("messages",)
+Render = Callable[[list, bool], str]  # (messages, whether an answer is to follow) -> text
+
+
+class Dialog(NamedTuple):
+    """Ids, and for each 1 if it is (a part of) an answer, else 0."""
+
+    ids: list
+    mask: list
+
+
+def are_dialogs(inputs: Sequence[str], text_key: str) -> bool:
+    """Whether the first JSON line of the inputs is one of these, and no plain text.
+
+    Raises:
+      DataError: an input cannot be read.
+    """
+    for _, _, line in json_lines(inputs):
+        value = line if isinstance(line, dict) else {}
+        return text_key not in value and any(all(key in value for key in keys) for keys in KEYS)
+    return False
+
+
+def json_lines(inputs: Sequence[str]) -> Iterator[tuple[str, int, Any]]:
+    """(path, number of the line from 1, value) of every line of the JSON-lines files among the inputs.
+
+    Raises:
+      DataError: a file cannot be read, or a line is no JSON.
+    """
+    for source in find_sources(inputs)[0]:
+        if source.kind != "jsonl":
+            continue
+        try:
+            with open_source(source.path) as handle:
+                for number, line in enumerate(decompressed(handle, source.compression), 1):
+                    if line.strip():
+                        yield source.path, number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{source.path}: is no JSON lines in UTF-8: {reason_of(error)}") from error
+
+
+def read_dialogs(inputs: Sequence[str], encode: Callable[[dict], Dialog]) -> Iterator[Dialog]:
+    """Every dialog of the inputs, in order.
+
+    Raises:
+      DataError: names the file and line of what is none, and files that are not JSON lines.
+    """
+    sources, bad = find_sources(inputs)
+    for path in [source.path for source in sources if source.kind != "jsonl"] + [str(found) for found in bad]:
+        raise DataError(f"{path}: prompts and chats are read from .jsonl files; give other texts to a run of their own")
+    for path, number, value in json_lines(inputs):
+        try:
+            yield encode(value)
+        except (DataError, TypeError, KeyError, AttributeError) as error:
+            what = str(error) if isinstance(error, DataError) else "is no prompt and completion, and no messages"
+            raise DataError(f"{path}:{number}: {what}") from error
+
+
+def encoder(tokenizer: Tokenizer, eos_id: int, render: Optional[Render] = None) -> Callable[[dict], Dialog]:
+    """The function that makes a `Dialog` of a JSON value.
+
+    Args:
+      render: the template of chats; None refuses them.
+    """
+
+    def encode(value: dict) -> Dialog:
+        if "messages" not in value:
+            prompt, completion = value["prompt"], value["completion"]
+            if not isinstance(prompt, str) or not isinstance(completion, str):
+                raise DataError("'prompt' and 'completion' have to be texts")
+            before, answer = tokenizer.encode(prompt), [*tokenizer.encode(completion), eos_id]
+            return Dialog([*before, *answer], [0] * len(before) + [1] * len(answer))
+        if render is None:
+            raise DataError("the tokenizer has no chat template: give one with --template FILE")
+        return of_messages(value["messages"], tokenizer, eos_id, render)
+
+    return encode
+
+
+def of_messages(messages: list, tokenizer: Tokenizer, eos_id: int, render: Render) -> Dialog:
+    """A chat: each message of the assistant is an answer, to the token that ends its turn.
+
+    Raises:
+      DataError: there is no answer, or the template says something else of a message once others follow.
+    """
+    dialog, done = Dialog([], []), ""
+
+    def add(text: str, answer: bool, ends: bool = False) -> None:
+        ids = special_encode(tokenizer, text)
+        counted = last_special(ids, tokenizer) if answer else 0
+        if answer and counted == 0:  # the template marks no end of a turn
+            ids = [*ids, eos_id] if ends else ids
+            counted = len(ids)
+        dialog.ids.extend(ids)
+        dialog.mask.extend([1] * counted + [0] * (len(ids) - counted))
+
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = render(messages[:i], True), render(messages[: i + 1], False)
+        if not before.startswith(done) or not after.startswith(before):
+            raise DataError(f"the chat template changes what stands before message {i}; answers cannot be told from it")
+        add(before[len(done) :], answer=False)
+        add(after[len(before) :], answer=True, ends=i + 1 == len(messages))
+        done = after
+    if not any(dialog.mask):
+        raise DataError("no message has the role 'assistant': there is nothing to learn")
+    whole = render(messages, False)
+    if whole.startswith(done):
+        add(whole[len(done) :], answer=False)
+    return dialog
+
+
+def special_encode(tokenizer: Tokenizer, text: str) -> list:
+    """Ids of a text of a template, whose special tokens are such."""
+    tokenizer.backend.encode_special_tokens = False
+    try:
+        return tokenizer.encode(text)
+    finally:
+        tokenizer.backend.encode_special_tokens = True
+
+
+def last_special(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Ids up to the last special one, that included; 0 without one."""
+    places = [place for place, token in enumerate(ids, 1) if token in tokenizer.special_ids]
+    return places[-1] if places else 0
+
+
+def packed(dialogs: Iterable[Dialog], length: int, padding_id: int) -> Iterator[Dialog]:
+    """Records of `length` tokens: as many whole dialogs as fit, filled up with padding that is no answer.
+
+    One that is too long is cut: each piece begins with the last token of the one before, so that every answer token is
+    a label once.
+    """
+    ids: list = []
+    mask: list = []
+
+    def filled() -> Dialog:
+        room = length - len(ids)
+        return Dialog([*ids, *[padding_id] * room], [*mask, *[0] * room])
+
+    for dialog in dialogs:
+        start = 0
+        if ids and len(ids) + len(dialog.ids) > length:
+            yield filled()
+            ids, mask = [], []
+        while len(dialog.ids) - start > length:
+            end = start + length
+            yield Dialog(dialog.ids[start:end], dialog.mask[start:end])
+            start = end - 1
+        ids, mask = [*ids, *dialog.ids[start:]], [*mask, *dialog.mask[start:]]
+    if ids:
+        yield filled()
+
+
+def write_dialogs(folder: str, name: str, records: Iterable[Dialog]) -> int:
+    """Write one file of records with masks; how many there are."""
+    writer = RecordWriter(folder, name, 0)
+    for record in records:
+        writer.write(record.ids, record.mask)
+    writer.close()
+    return writer.count
+
+
+def template_of(folder: str, given: Optional[str] = None) -> Optional[Render]:
+    """The chat template of a model's folder, as transformers has it; None without one.
+
+    Args:
+      given: a file with a template in its place.
+
+    Raises:
+      DataError: it cannot be read, or the package jinja2 is missing.
+    """
+    config = storage.join(folder, "tokenizer_config.json")
+    about = storage.read_json(config) if storage.exists(config) else {}
+    path = given or storage.join(folder, "chat_template.jinja")
+    text = about.get("chat_template")
+    if isinstance(text, list):  # several by name
+        text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
+    if given or storage.exists(path):
+        try:
+            text = storage.read_bytes(path).decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
+    return renderer(text, special_tokens(about)) if isinstance(text, str) else None
+
+
+def special_tokens(about: dict) -> dict:
+    """bos_token, eos_token and others of tokenizer_config.json, as texts."""
+    found = {name: value for name, value in about.items() if name.endswith("_token")}
+    return {name: value["content"] if isinstance(value, dict) else value for name, value in found.items() if value}
+
+
+def renderer(text: str, tokens: dict) -> Render:
+    """The function of a template, in a sandbox.
+
+    Raises:
+      DataError: it is no template, or jinja2 is missing.
+    """
+    try:
+        import jinja2
+        from jinja2 import nodes
+        from jinja2.ext import Extension
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise DataError("chats need the package jinja2: pip install 'gpt_neo[chat]'") from error
+
+    class Generation(Extension):
+        """`{% generation %}`, with which templates mark answers for transformers: what is inside, as it is."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            """The statements inside."""
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    def refuse(message: str) -> None:
+        raise DataError(f"the chat template says: {message}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = lambda value, **rest: json.dumps(
+        value, ensure_ascii=False, indent=rest.get("indent")
+    )
+    try:
+        template = environment.from_string(text)
+    except jinja2.TemplateError as error:
+        raise DataError(f"the chat template is none: {error}") from error
+
+    def render(messages: list, answer: bool) -> str:
+        try:
+            return template.render(messages=messages, add_generation_prompt=answer, **tokens)
+        except jinja2.TemplateError as error:
+            raise DataError(f"the chat template cannot be filled in: {error}") from error
+
+    return render

@@ -1,0 +1,240 @@
+"""From a model of Hugging Face's and texts to a fine-tuned, exported one, in one command."""
+
+import json
+import os
+import pydoc_data
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gpt_neo.__main__ import main
+from gpt_neo.checkpoint.best import read_best
+from gpt_neo.dataprep.records import read_records
+from tests.conftest import ROOT
+from tests.fake_hub import fake_hub
+
+transformers = pytest.importorskip("transformers")
+N_CTX = 32
+
+
+@pytest.fixture(scope="module")
+def model(world, tmp_path_factory):
+    """A random GPT-Neo with the tokenizer of the small world, as transformers saves it."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("hub") / "tiny"
+    torch.manual_seed(3)
+    config = transformers.GPTNeoConfig(
+        vocab_size=300,
+        max_position_embeddings=N_CTX,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        eos_token_id=0,
+        bos_token_id=0,
+        pad_token_id=1,
+    )
+    transformers.GPTNeoForCausalLM(config).save_pretrained(folder)
+    made = transformers.PreTrainedTokenizerFast(tokenizer_file=world.tokenizer, eos_token="<|endoftext|>")
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Twenty notes."""
+    folder = tmp_path_factory.mktemp("texts")
+    text = open(os.path.join(os.path.dirname(pydoc_data.__file__), "topics.py"), encoding="utf-8").read()
+    for i in range(20):
+        (folder / f"{i:02d}.txt").write_text(text[i * 700 : (i + 1) * 700], encoding="utf-8")
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def tuned(model, texts, tmp_path_factory):
+    """A finished fine-tune, and what it printed."""
+    import contextlib
+    import io
+
+    out, printed = tmp_path_factory.mktemp("tuned") / "run", io.StringIO()
+    flags = ["--held_out", "0.1", "--steps", "20", "--lr", "0.01", "--batch_size", "4", "--prompt", "The"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+        assert main(["finetune", model, "--data", texts, "--out", str(out), *flags]) == 0
+    return str(out), printed.getvalue(), ["finetune", model, "--data", texts, "--out", str(out), *flags]
+
+
+def rows(out):
+    with open(os.path.join(out, "eval_run.jsonl"), encoding="utf-8") as handle:
+        return [json.loads(line) for line in handle]
+
+
+def test_one_command_trains_evaluates_samples_and_exports(tuned):
+    out, printed, _ = tuned
+    losses = {row["step"]: row["loss"] for row in rows(out)}
+    assert list(losses) == [0, *range(2, 21, 2)], "its own loss, and ten more"
+    assert losses[20] < losses[0] - 0.5 and read_best(out).loss == min(losses.values())
+    assert printed.count("verified  logits differ by at most") == 2 and "weights   those of step 0" in printed
+    assert "tokens read / tokens in the records 1.000" in printed and "sample    step 20: The" in printed
+    best = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(out, "hf"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(os.path.join(out, "hf"))
+    ids = tokenizer("The value of the", return_tensors="pt").input_ids
+    assert best(ids).logits.shape == (1, ids.shape[1], 300)
+
+
+def test_transformers_finds_the_loss_that_was_written(tuned):
+    import torch
+
+    out, _, _ = tuned
+    best = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(out, "hf"), dtype=torch.float32).eval()
+    folder = os.path.join(out, "data")
+    records = [
+        row for name in sorted(os.listdir(folder)) if name.startswith("held_out_") for row in readable(folder, name)
+    ]
+    ids = torch.tensor(np.array(records, np.int64))
+    with torch.no_grad():
+        logits = best(ids[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 300), ids[:, 1:].reshape(-1))
+    assert read_best(out).loss == pytest.approx(float(loss), abs=2e-5)
+
+
+def readable(folder, name):
+    return list(read_records(os.path.join(folder, name))) if name.endswith(".tfrecords") else []
+
+
+def test_every_document_is_in_one_set_whole(tuned, texts):
+    out, _, _ = tuned
+    from gpt_neo.tokenizer import load_tokenizer
+
+    tokenizer, folder = load_tokenizer(os.path.join(out, "tokenizer.json")), os.path.join(out, "data")
+    found = []
+    for start in ("train_", "held_out_"):
+        names = sorted(name for name in os.listdir(folder) if name.startswith(start))
+        ids = [int(t) for name in names for row in readable(folder, name) for t in row]
+        found.append([tokenizer.decode(part) for part in split_at(ids, 0)])
+    whole = [open(os.path.join(texts, name), encoding="utf-8").read() for name in sorted(os.listdir(texts))]
+    assert sorted(found[0] + found[1]) == sorted(whole) and len(found[1]) == 2
+
+
+def split_at(ids, mark):
+    parts, part = [], []
+    for token in ids:
+        if token == mark:
+            parts.append(part)
+            part = []
+        else:
+            part.append(token)
+    return [part for part in parts if part]
+
+
+def test_the_same_command_again_does_nothing_more(tuned, capsys):
+    out, _, words = tuned
+    before = len(rows(out))
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "nothing to do" in printed and "is there already" in printed and len(rows(out)) == before
+    assert main([*words, "--seed", "5"]) == 2
+    assert "holds a fine-tune with seed 1, not 5" in capsys.readouterr().err
+
+
+def test_later_commands_need_no_settings(tuned, capsys):
+    out, _, _ = tuned
+    assert main(["sample", out, "--checkpoint", "best", "--prompt", "The", "--max_tokens", "3", "--seed", "1"]) == 0
+    assert main(["eval", out, "--checkpoint", "best"]) == 0
+    assert f"held out  step {read_best(out).step}: loss {read_best(out).loss:.4f}" in capsys.readouterr().out
+
+
+def test_a_run_is_tuned_too(trained, texts, tmp_path, capsys):
+    from tests.conftest import folder_of
+
+    out = str(tmp_path / "more")
+    words = ["finetune", folder_of(trained), "--data", texts, "--out", out, "--steps", "2", "--held_out", "0"]
+    assert main([*words, "--verify", "none"]) == 0
+    printed = capsys.readouterr().out
+    assert f"weights of step 20 of {folder_of(trained)}" in printed and "held out" not in printed
+    assert os.path.isfile(os.path.join(out, "hf", "model.safetensors"))
+    assert main(["finetune", str(tmp_path / "nothing"), "--data", texts, "--out", str(tmp_path / "x")]) == 2
+
+
+def run_process(words, environment, seconds=None):
+    """The command in a process of its own, killed after some seconds. Returns (status, output)."""
+    command = [sys.executable, "-m", "gpt_neo", *words]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        return process.wait(seconds), process.stdout.read()
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return None, process.stdout.read()
+
+
+@pytest.mark.slow
+def test_kills_from_the_hub_to_the_export(model, texts, tmp_path):
+    """In an empty folder, by name from a hub, killed at three random moments: the same files in the end."""
+    flags = ["--data", texts, "--steps", "30", "--lr", "0.01", "--batch_size", "4", "--prompt", "The"]
+    with fake_hub({"org/tiny": model}) as (url, _):
+        environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": ROOT}
+        environment["HF_HUB_DISABLE_XET"] = "1"
+        whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+        began = time.monotonic()
+        status, text = run_process(["finetune", "org/tiny", *flags, "--out", whole], environment)
+        assert status == 0, text
+        seconds = time.monotonic() - began
+        for _ in range(3):
+            run_process(["finetune", "org/tiny", *flags, "--out", killed], environment, random.uniform(5, seconds))
+        status, text = run_process(["finetune", "org/tiny", *flags, "--out", killed], environment)
+        assert status == 0, text
+    one, other = (open(os.path.join(out, "hf", "model.safetensors"), "rb").read() for out in (whole, killed))
+    assert one == other
+
+
+def test_adapters_of_a_chat_set(model, tmp_path, capsys):
+    """LoRA on chats: only answers count, adapters load with PEFT, and merged they are the exported model."""
+    peft = pytest.importorskip("peft")
+    import torch
+
+    from gpt_neo.dataprep.records import MASK, parse_example, read_frames
+
+    lines = [{"prompt": f"Number {i}? ", "completion": f"It is {i}, {i} and {i}."} for i in range(40)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = str(tmp_path / "run")
+    words = ["finetune", model, "--data", str(tmp_path / "chats.jsonl"), "--out", out, "--steps", "20", "--lora", "4"]
+    assert main([*words, "--lr", "0.03", "--batch_size", "4"]) == 0
+    losses = {row["step"]: row["loss"] for row in rows(out)}
+    assert losses[max(losses)] < losses[0] - 0.1
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    wanted, found = {}, {}
+    for line in lines:
+        ids = [tokenizer(line[key])["input_ids"] for key in ("prompt", "completion")]
+        wanted[tuple([*ids[0], *ids[1], 0])] = [0] * len(ids[0]) + [1] * (len(ids[1]) + 1)
+    for name in sorted(os.listdir(os.path.join(out, "data"))):
+        for _, data in read_frames(os.path.join(out, "data", name)) if name.endswith(".tfrecords") else ():
+            ids, mask = parse_example(data).tolist(), parse_example(data, MASK).tolist()
+            while (size := next((n for n in range(1, len(ids) + 1) if tuple(ids[:n]) in wanted), 0)) > 0:
+                found[tuple(ids[:size])] = mask[:size]
+                ids, mask = ids[size:], mask[size:]
+            assert not any(mask), "what is left over is filling"
+    assert found == wanted
+
+    ids = torch.tensor([tokenizer("Number 7? It is")["input_ids"]])
+    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    adapted = peft.PeftModel.from_pretrained(base, os.path.join(out, "adapters")).eval()
+    exported = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(out, "hf"), dtype=torch.float32).eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(exported(ids).logits, adapted(ids).logits, atol=1e-5)
+    assert main(["sample", out, "--prompt", "Number 7? ", "--max_tokens", "3", "--seed", "1"]) == 0
+    assert not os.path.exists(f"{out}.base")
+    capsys.readouterr()

@@ -1,0 +1,142 @@
+"""Prompts and chats as masked records, token by token against transformers; older records keep their bytes."""
+
+import gzip
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gpt_neo.dataprep.dialogs import (
+    Dialog,
+    are_dialogs,
+    encoder,
+    packed,
+    read_dialogs,
+    renderer,
+    template_of,
+    write_dialogs,
+)
+from gpt_neo.dataprep.records import MASK, encode_example, has_mask, parse_example, read_frames
+from gpt_neo.errors import DataError
+from gpt_neo.mtf_compat import tf
+from gpt_neo.tokenizer import load_tokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}{{ message['content'] }}<|end|>{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CHAT = [
+    {"role": "system", "content": "Short answers."},
+    {"role": "user", "content": "What is a list?"},
+    {"role": "assistant", "content": "A row of values."},
+    {"role": "user", "content": "And a tuple?"},
+    {"role": "assistant", "content": "One that stays as it is."},
+]
+LINES = [{"prompt": f"What is {i}? ", "completion": f"It is the number {i}."} for i in range(9)]
+
+
+@pytest.fixture(scope="module")
+def folder(world, tmp_path_factory):
+    """A tokenizer with a chat template, as transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    made = transformers.PreTrainedTokenizerFast(tokenizer_file=world.tokenizer, eos_token="<|endoftext|>")
+    made.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]})
+    made.chat_template = TEMPLATE
+    place = tmp_path_factory.mktemp("tokenizer")
+    made.save_pretrained(place)
+    return str(place)
+
+
+def write_lines(path, values):
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return [str(path)]
+
+
+def test_a_chat_equals_transformers(folder):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        CHAT, return_dict=True, return_assistant_tokens_mask=True
+    )
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
+    ours = encoder(tokenizer, 0, template_of(folder))({"messages": CHAT})
+    assert ours.ids == theirs["input_ids"] and ours.mask == theirs["assistant_masks"]
+    assert sum(ours.mask) > 10 and ours.mask[-1] == 0, "the line end after the turn is no answer"
+
+
+def test_a_prompt_equals_transformers(folder):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
+    ours = encoder(tokenizer, 0)(LINES[3])
+    before, answer = (theirs(LINES[3][key])["input_ids"] for key in ("prompt", "completion"))
+    assert ours.ids == [*before, *answer, theirs.eos_token_id]
+    assert ours.mask == [0] * len(before) + [1] * (len(answer) + 1)
+
+
+def test_templates_without_marks(world):
+    tokenizer = load_tokenizer(world.tokenizer)
+    render = renderer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", {})
+    chat = encoder(tokenizer, 0, render)
+    made = chat({"messages": CHAT[1:3]})
+    text = tokenizer.decode(t for t, m in zip(made.ids, made.mask) if m)
+    assert text.endswith("A row of values.\n") and made.ids[-1] == 0 and made.mask[-1] == 1, (
+        "an end of text is put there"
+    )
+    with pytest.raises(DataError, match="no message has the role 'assistant'"):
+        chat({"messages": CHAT[:2]})
+    turning = renderer("{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    with pytest.raises(DataError, match="changes what stands before message 2"):
+        encoder(tokenizer, 0, turning)({"messages": CHAT})
+    with pytest.raises(DataError, match="the chat template says: no system"):
+        renderer("{{ raise_exception('no system') }}", {})(CHAT, False)
+    with pytest.raises(DataError, match="no chat template"):
+        encoder(tokenizer, 0)({"messages": CHAT})
+
+
+def test_what_files_hold(world, tmp_path):
+    tokenizer = load_tokenizer(world.tokenizer)
+    inputs = write_lines(tmp_path / "a.jsonl", LINES)
+    assert are_dialogs(inputs, "text") and len(list(read_dialogs(inputs, encoder(tokenizer, 0)))) == 9
+    packed_file = tmp_path / "b.jsonl.gz"
+    packed_file.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    assert len(list(read_dialogs([str(packed_file)], encoder(tokenizer, 0)))) == 9
+    assert not are_dialogs(write_lines(tmp_path / "c.jsonl", [{"text": "plain", "messages": []}]), "text")
+    assert not are_dialogs([os.path.dirname(world.records) + "/texts"], "text")
+    broken = write_lines(tmp_path / "d.jsonl", [LINES[0], {"prompt": "alone"}])
+    with pytest.raises(DataError, match=r"d\.jsonl:2: is no prompt and completion"):
+        list(read_dialogs(broken, encoder(tokenizer, 0)))
+    (tmp_path / "note.txt").write_text("text")
+    with pytest.raises(DataError, match=r"note\.txt: prompts and chats are read from \.jsonl files"):
+        list(read_dialogs([*inputs, str(tmp_path / "note.txt")], encoder(tokenizer, 0)))
+
+
+@pytest.mark.parametrize("length", [4, 7, 30, 100])
+def test_packing_keeps_every_answer_as_a_label_once(length):
+    random = np.random.RandomState(length)
+    dialogs = []
+    for i in range(20):
+        size, before = random.randint(2, 25), random.randint(1, 4)
+        dialogs.append(Dialog([1000 * (i + 1) + t for t in range(size)], [0] * before + [1] * max(0, size - before)))
+        dialogs[-1] = Dialog(dialogs[-1].ids, dialogs[-1].mask[:size])
+    records = list(packed(dialogs, length, 5))
+    assert {len(r.ids) for r in records} == {len(r.mask) for r in records} == {length}
+    labels = [token for r in records for token, answer in zip(r.ids[1:], r.mask[1:]) if answer]
+    assert labels == [token for d in dialogs for token, answer in zip(d.ids, d.mask) if answer]
+    assert all(m == 0 for r in records for t, m in zip(r.ids, r.mask) if t == 5), "padding is no answer"
+
+
+def test_a_mask_stands_beside_the_tokens(tmp_path):
+    assert encode_example([1, 300, 2]) == tf.train.Example(
+        features=tf.train.Features(feature={"text": tf.train.Feature(int64_list=tf.train.Int64List(value=[1, 300, 2]))})
+    ).SerializeToString(deterministic=True), "without one, the bytes are as they were"
+    data = encode_example([1, 300, 2], [0, 1, 1])
+    read = tf.train.Example.FromString(data).features.feature
+    assert list(read["text"].int64_list.value) == [1, 300, 2] and list(read["mask"].int64_list.value) == [0, 1, 1]
+    assert parse_example(data).tolist() == [1, 300, 2] and parse_example(data, MASK).tolist() == [0, 1, 1]
+    assert has_mask(data) and not has_mask(encode_example([1, 2]))
+    assert write_dialogs(str(tmp_path), "d", [Dialog([1, 2], [0, 1])]) == 1
+    ((_, written),) = read_frames(str(tmp_path / "d_0_1.tfrecords"))
+    assert parse_example(written, MASK).tolist() == [0, 1]
