@@ -96,7 +96,8 @@ def report_mixture(run: RunConfig, sources: Sequence[Source]) -> None:
         share = count / total if total else 0.0
         print(
             f"mixture   {source.name}: weight {source.weight:g} of {whole:g} ({source.weight / whole:.2%}), gives "
-            f"{count:,} of {total:,} samples ({share:.2%}), {count * source.stitch / source.records / source.pieces:.2f} epochs"
+            f"{count:,} of {total:,} samples ({share:.2%}), "
+            f"{count * source.stitch / source.records / source.pieces:.2f} epochs"
         )
 
 

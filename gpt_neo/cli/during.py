@@ -17,12 +17,14 @@ from gpt_neo.config.network import merged
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import Source, evaluation_sources
+from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.eval_metrics import write_events, write_text
 from gpt_neo.runtime.held_out import HeldOut, held_out_identity
 from gpt_neo.runtime.mesh import MeshPlan
-from gpt_neo.runtime.predict_step import Sampler, check_prompt, fit_prompt
+from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.runtime.watch import Watch
+from gpt_neo.sampling.batches import check_prompt, fit_prompt
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import TextStream
 
@@ -83,7 +85,7 @@ class DuringTraining:
         try:
             if not model.causal:
                 raise ConfigError("a model that is not causal cannot be sampled from")
-            tokenizer, _ = preflight.run_tokenizer(self.job.run, self.job.folder)
+            tokenizer, _ = run_tokenizer(self.job.run, self.job.folder)
             check_prompt(tokenizer.encode(self.prompt()), 0, model.n_vocab)
         except (ConfigError, DataError) as error:
             self.line.note(f"no samples during training: {error}")
@@ -133,7 +135,7 @@ class DuringTraining:
     def sample(self, step: int) -> None:
         """Texts of the checkpoint: printed, added to the predictions file, shown by TensorBoard."""
         job, given = self.job, self.sampling
-        tokenizer, eos = preflight.run_tokenizer(job.run, job.folder)
+        tokenizer, eos = run_tokenizer(job.run, job.folder)
         prompt = self.prompt()
         most = given.max_tokens or min(SHORT, job.run.model.n_ctx // 2)
         drawn = sample_options(job, given, eos, tokenizer.n_vocab)
