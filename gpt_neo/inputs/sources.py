@@ -10,14 +10,7 @@ from typing import Optional
 
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
-from gpt_neo.dataprep.records import (
-    count_from_name,
-    count_records,
-    has_mask,
-    parse_example,
-    read_frames,
-    records_only,
-)
+from gpt_neo.dataprep.records import count_from_name, count_records, has_mask, parse_example, read_frames, records_only
 from gpt_neo.errors import ConfigError, DataError, reason_of
 from gpt_neo.inputs.seeds import salt
 from gpt_neo.mtf_compat import tf
