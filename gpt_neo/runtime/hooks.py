@@ -204,7 +204,7 @@ class SaveTimer(tf.estimator.SecondOrStepTimer):
 class SaveHook(tf.train.CheckpointSaverHook):
     """Writes checkpoints by steps and by time. minutes: 0 saves by steps alone."""
 
-    def __init__(self, folder: str, saver: Any, listeners: list, steps: int, minutes: float) -> None:
+    def __init__(self, folder: str, saver: tf.train.Saver, listeners: list, steps: int, minutes: float) -> None:
         super().__init__(folder, save_steps=steps, saver=saver, listeners=listeners)
         self._timer = SaveTimer(steps, 60 * minutes)
 
@@ -219,6 +219,6 @@ class AfterSave(tf.estimator.CheckpointSaverListener):
     def __init__(self, act: Callable[[int], bool]) -> None:
         self.act = act
 
-    def after_save(self, session: Any, global_step_value: int) -> bool:
+    def after_save(self, session: tf.Session, global_step_value: int) -> bool:
         """Act."""
         return self.act(int(global_step_value))
