@@ -28,7 +28,7 @@ from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import BEST, write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
-from gpt_neo.checkpoint.hf_tokens import special_ids
+from gpt_neo.checkpoint.hf_tokens import optional_json, special_ids
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.provenance import make_provenance
 from gpt_neo.checkpoint.remote import small_files
@@ -38,7 +38,8 @@ from gpt_neo.checkpoint.tensors import BFLOAT16, FLOATS, blocks, check_finite
 from gpt_neo.config import load_config
 from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import ModelConfig, RunConfig
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.inputs.tokenizers import without_tokenizer
 from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
 
 DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
@@ -55,6 +56,10 @@ TRAINING = {
     "train_batch_size": 8,
 }
 ADDED_STEPS = 1000
+NO_TOKENIZER = (
+    "no tokenizer came along (tokenizer.json, or vocab.json and merges.txt): put the model's own tokenizer.json into "
+    "the folder before text is read or written; GPT-2's is never taken in its place"
+)
 Check = Callable[[str], None]  # looks at the finished folder before it is put in its place
 
 
@@ -102,7 +107,7 @@ def import_hf(
         config = os.path.join(staging, "config.json")
         with open(config, "w", encoding="utf-8") as handle:
             handle.write(json.dumps(raw, indent=2) + "\n")
-        run = load_config(config)
+        run = config_of(config, where)
         pairs = listed_pairs(folder.config, run.model, where) if own else pairs_of(family, run.model)
         names = match_names(folder, family, pairs)
         prefix = os.path.join(staging, f"{PREFIX}{step}")
@@ -117,6 +122,8 @@ def import_hf(
         writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()
         copy_tokenizer(source, staging)
+        if not os.path.isfile(os.path.join(staging, "tokenizer.json")):
+            notes.append(NO_TOKENIZER)
         record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
         with open(prefix + ".json", "w", encoding="utf-8") as handle:
             handle.write(json.dumps(record, indent=2) + "\n")
@@ -137,12 +144,15 @@ def match_names(folder: HfFolder, family: Family, pairs: Sequence[Pair]) -> dict
     Raises:
       CheckpointError: a table of tensors that are missing, unknown, or of another shape.
     """
-    known = {}
+    known: dict[str, str] = {}
     for name in folder.names():
         short = name.removeprefix(family.prefix)
         # transformers 5 calls every head lm_head inside, and may save it so.
         known[short.replace("lm_head.", f"{family.head}.") if short.startswith("lm_head.") else short] = name
     result, rows = {}, []
+    own_head = any(pair.theirs == f"{family.head}.weight" for pair in pairs)
+    if own_head and folder.config.get("tie_word_embeddings", family.tied):
+        tie_head(folder, known, pairs[0].theirs.removeprefix(family.prefix), f"{family.head}.weight")
     for pair in pairs:
         held = known.pop(pair.theirs.removeprefix(family.prefix), None)
         if held is None:
@@ -153,16 +163,9 @@ def match_names(folder: HfFolder, family: Family, pairs: Sequence[Pair]) -> dict
             rows.append((pair.theirs, "floats", str(folder.dtype(held)), ""))
         else:
             result[pair.theirs] = held
-    tied = known.get(f"{family.head}.weight")
-    if tied and pairs[0].theirs in result:
-        # A head that the config says is the embedding table may be stored a second time.
-        if np.array_equal(folder.read(tied), folder.read(result[pairs[0].theirs])):
-            del known[f"{family.head}.weight"]
-        else:
-            raise CheckpointError(
-                f"{folder.path}: {tied} differs from the embedding table, and config.json says that "
-                "they are one; set tie_word_embeddings to false there"
-            )
+    if f"{family.head}.weight" in known and pairs[0].theirs in result:
+        tie_head(folder, known, pairs[0].theirs.removeprefix(family.prefix), f"{family.head}.weight", result)
+        del known[f"{family.head}.weight"]
     rows += [
         (name, "nothing", str(list(folder.shape(name))), "")
         for short, name in sorted(known.items())
@@ -173,6 +176,35 @@ def match_names(folder: HfFolder, family: Family, pairs: Sequence[Pair]) -> dict
     return result
 
 
+def tie_head(folder: HfFolder, known: dict, table: str, head: str, matched: Optional[dict] = None) -> None:
+    """Let a head that config.json ties be the embedding table; one that is stored besides has to equal it.
+
+    Raises:
+      CheckpointError: it differs.
+    """
+    wte = known.get(table) or next(iter((matched or {}).values()), None)
+    stored = known.get(head)
+    if stored and wte and not np.array_equal(folder.read(stored), folder.read(wte)):
+        raise CheckpointError(
+            f"{folder.path}: {stored} differs from the embedding table, and config.json says that "
+            "they are one; set tie_word_embeddings to false there"
+        )
+    if wte:
+        known[head] = wte
+
+
+def config_of(path: str, where: str) -> RunConfig:
+    """The config that was just written; its mistakes are told of the file that they come from.
+
+    Raises:
+      ConfigError: it is none of a run.
+    """
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(path, where)) from error
+
+
 def copy_tokenizer(source: str, destination: str) -> None:
     """Copy the tokenizer files that a folder has; an older one's vocabulary and merges also as tokenizer.json."""
     for name in TOKENIZER_FILES:
@@ -180,7 +212,32 @@ def copy_tokenizer(source: str, destination: str) -> None:
             shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
     made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not os.path.isfile(made) and all(map(os.path.isfile, parts)):
-        byte_level_bpe(*parts).save(made)
+        backend = byte_level_bpe(*parts)
+        add_tokens(backend, source)
+        backend.save(made)
+
+
+def add_tokens(backend: Any, folder: str) -> None:
+    """Give a tokenizer the tokens that stand beside its vocabulary in a folder, in the order of their ids.
+
+    Raises:
+      CheckpointError: an id is not the next one, so that the tokenizer would give it another.
+    """
+    import tokenizers
+
+    ids = dict(optional_json(folder, "added_tokens.json"))
+    listed = optional_json(folder, "tokenizer_config.json").get("added_tokens_decoder") or {}
+    entries = {int(number): entry for number, entry in listed.items()}
+    ids.update({entry["content"]: number for number, entry in entries.items()})
+    for token, number in sorted(ids.items(), key=lambda item: item[1]):
+        entry = entries.get(number, {})
+        options = {name: entry[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in entry}
+        special = entry.get("special", True)
+        backend.add_tokens([tokenizers.AddedToken(token, special=special, **options)])
+        if backend.token_to_id(token) != number:
+            raise CheckpointError(
+                f"{folder}: the added token {token!r} has id {number}; expected {backend.token_to_id(token)}, the next"
+            )
 
 
 def tokenizer_of_folder(folder: str, run: RunConfig) -> Optional[dict]:
@@ -300,9 +357,14 @@ def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[
     path = given or next((data.tokenizer_path for _, data in run.datasets), None)
     if path is None and os.path.isfile(os.path.join(beside, "tokenizer.json")):
         path = os.path.join(beside, "tokenizer.json")
-    if path is None and run.model.n_vocab < 50257:
+    if path is None and (run.model.n_vocab < 50257 or without_tokenizer(beside)):
         return  # a model of another tokenizer, which nothing names
     tokenizer = load_tokenizer(path, eos_id=run.model.eos_id if path else None)
+    if tokenizer.n_vocab > run.model.n_vocab:
+        raise CheckpointError(
+            f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model {run.model.n_vocab}: "
+            "--tokenizer names the tokenizer.json that belongs to it"
+        )
     backend = tokenizer.backend
     end = None if run.model.eos_id is None else backend.id_to_token(run.model.eos_id)
     if end is not None:

@@ -34,6 +34,7 @@ class Family:
     inner, activation, epsilon: their names of these keys; dropouts: ours -> theirs.
     ignored: tensors that are no weights (masks and tables that older versions saved), as regular expressions.
     required: their keys that have to have one value, which is also taken when they are absent.
+    free: model keys that the family has words for, besides sizes; `hf_config` reads and writes them.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     ignored: tuple = ()
     required: dict = dataclasses.field(default_factory=dict)
     kinds: tuple = ("global",)
+    free: frozenset = frozenset()
 
 
 def norms(theirs: dict) -> tuple:
@@ -139,7 +141,8 @@ GPT2 = Family(
     head="lm_head",
     tied=True,
     ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
-    required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    required={"add_cross_attention": False},
+    free=frozenset({"scale_attention", "scale_attention_by_layer"}),
 )
 
 GPTJ = Family(
@@ -214,7 +217,9 @@ GPT_NEOX = Family(
     head="embed_out",
     tied=False,
     ignored=(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
-    required={"attention_bias": True},
+    free=frozenset(
+        {"rotary_dim", "rotary_base", "rotary_scaling", "parallel_residual", "qkv_bias", "attn_output_bias"}
+    ),
 )
 
 FAMILIES = {family.name: family for family in (GPT_NEO, GPT2, GPTJ, GPT_NEOX)}
@@ -244,6 +249,8 @@ def pairs_of(family: Family, model: ModelConfig) -> list[Pair]:
         for rule, prefix in rules:
             if ("{}" in rule.theirs) == (layer is not None):
                 ours = tuple(name.format(layer) for name in rule.ours)
+                if ours[0] not in variables:
+                    continue  # a bias that this model is without
                 theirs, shape = prefix + rule.theirs.format(layer), variables[ours[0]].shape
                 pairs.append(Pair(ours, shape, theirs, rule.arrangement.their_shape(shape), rule.arrangement))
     return pairs
@@ -259,12 +266,17 @@ ACTIVATIONS = {
     "gelu_new": "gelu",
     "gelu_fast": "gelu",
     "gelu_pytorch_tanh": "gelu",
+    "gelu_python_tanh": "gelu",
+    "gelu_accurate": "gelu",
     "gelu": "gelu_erf",
+    "gelu_python": "gelu_erf",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
     "tanh": "tanh",
     "sigmoid": "sigmoid",
+    "linear": "id",
+    "mish": "mish",
 }
 THEIR_ACTIVATIONS = {
     "gelu": "gelu_new",
@@ -274,6 +286,8 @@ THEIR_ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
     "sigmoid": "sigmoid",
+    "id": "linear",
+    "mish": "mish",
 }
 
 # Model keys that change neither the variables nor what they compute.
@@ -305,10 +319,9 @@ CONVERTED = {
 def why_not(family: Family, model: ModelConfig) -> list[str]:
     """What a family has no words for, one line each; empty if the model is one of it."""
     reasons = []
-    rotary = {"rotary_dim", "rotary_base", "parallel_residual"} if family is GPT_NEOX else set()
     for field in dataclasses.fields(model):
         name, value = field.name, getattr(model, field.name)
-        if name in WITHOUT_EFFECT | CONVERTED | rotary or name in family.sizes or name in family.dropouts:
+        if name in WITHOUT_EFFECT | CONVERTED | family.free or name in family.sizes or name in family.dropouts:
             continue
         wanted = family.fixed.get(name, field.default)
         if value != wanted:
@@ -321,6 +334,8 @@ def why_not(family: Family, model: ModelConfig) -> list[str]:
     for theirs in set(family.dropouts.values()):
         if len({getattr(model, ours) for ours, name in family.dropouts.items() if name == theirs}) > 1:
             reasons.append(f"two dropout rates differ that {family.name} has as one, {theirs}")
+    if family is GPT_NEOX and model.qkv_bias != model.attn_output_bias:
+        reasons.append("qkv_bias and attn_output_bias differ, which gpt_neox has as one, attention_bias")
     if "head_bias" in family.fixed and not model.untied_head:
         reasons.append(f"untied_head is False; {family.name} has a head of its own")
     return reasons

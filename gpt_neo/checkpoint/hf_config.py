@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
-from gpt_neo.checkpoint.families import ACTIVATIONS, FAMILIES, GPT_NEO, GPT_NEOX, GPTJ, THEIR_ACTIVATIONS, Family
+from gpt_neo.checkpoint.families import ACTIVATIONS, FAMILIES, GPT2, GPT_NEO, GPT_NEOX, GPTJ, THEIR_ACTIVATIONS, Family
+from gpt_neo.checkpoint.hf_classes import as_class_reads
 from gpt_neo.config.legacy import expand_attention_types
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError, ConfigError
@@ -20,33 +21,65 @@ def model_keys(theirs: dict, where: str) -> tuple[Family, dict]:
     kind = theirs.get("model_type")
     if kind not in FAMILIES:
         raise CheckpointError(f"{where}: model_type is {kind!r}; allowed: {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
+    family, theirs = FAMILIES[kind], as_class_reads(theirs)
     keys: dict = dict(family.fixed)
     for ours, name in family.sizes.items():
-        if theirs.get(name) is None and name != "window_size":
-            raise CheckpointError(f"{where}: key {name!r} is missing")
-        keys[ours] = theirs.get(name, 256)
-    if theirs.get(family.inner) not in (None, 4 * keys["n_embd"]):
-        keys["n_inner"] = theirs[family.inner]
+        keys[ours] = number(where, name, theirs[name], whole=True)
+    heads = family.sizes["n_head"]
+    if keys["n_embd"] % keys["n_head"]:
+        raise CheckpointError(
+            f"{where}: key {heads!r} is {keys['n_head']}, which does not divide the width of {keys['n_embd']}"
+        )
+    if theirs[family.inner] is not None and theirs[family.inner] != 4 * keys["n_embd"]:
+        keys["n_inner"] = number(where, family.inner, theirs[family.inner], whole=True)
     for name, wanted in family.required.items():
         refuse_unless(where, name, theirs.get(name, wanted), (wanted,))
-    activation = theirs.get(family.activation, "gelu" if family is GPT_NEOX else "gelu_new")
-    refuse_unless(where, family.activation, activation, tuple(ACTIVATIONS))
-    keys["activation_function"] = ACTIVATIONS[activation]
-    epsilon = theirs.get(family.epsilon, 1e-5)
-    if epsilon != 1e-5:
-        keys["norm_epsilon"] = epsilon
+    refuse_unless(where, family.activation, theirs[family.activation], tuple(ACTIVATIONS))
+    keys["activation_function"] = ACTIVATIONS[theirs[family.activation]]
+    keys["norm_epsilon"] = number(where, family.epsilon, theirs[family.epsilon], high=None)
     for ours, name in family.dropouts.items():
-        keys[ours] = theirs.get(name, 0.0)
-    if not theirs.get("tie_word_embeddings", family.tied):
+        keys[ours] = number(where, name, theirs[name])
+    refuse_unless(where, "tie_word_embeddings", theirs["tie_word_embeddings"], (True, False))
+    # The head of GPT-J has a bias, tied or not: a head of its own here, which starts as the table if they are tied.
+    if not theirs["tie_word_embeddings"] or "head_bias" in family.fixed:
         keys["untied_head"] = True
-    elif not family.tied:
-        keys["untied_head"] = keys["head_bias"] = False
     keys["attention_types"] = attention_types(theirs, family, keys["n_layer"], where)
     if family is GPT_NEOX:
         keys.update(rotary_keys(theirs, keys, where))
+        keys["qkv_bias"] = keys["attn_output_bias"] = flag(where, "attention_bias", theirs)
+        keys["parallel_residual"] = flag(where, "use_parallel_residual", theirs)
+    if family is GPT2:
+        keys["scale_attention"] = flag(where, "scale_attn_weights", theirs)
+        keys["scale_attention_by_layer"] = flag(where, "scale_attn_by_inverse_layer_idx", theirs)
+    if family is GPTJ:
+        check_rotary(where, "rotary_dim", keys["rotary_dim"], keys)
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     return family, {name: value for name, value in keys.items() if value != defaults.get(name)}
+
+
+def number(where: str, name: str, value: Any, whole: bool = False, high: Optional[float] = 1) -> Any:
+    """A size (`whole`: from 1), or a number from 0 to `high`.
+
+    Raises:
+      CheckpointError: it is none.
+    """
+    good = isinstance(value, (int,) if whole else (int, float)) and not isinstance(value, bool)
+    if not good or value < int(whole) or not (whole or high is None or value <= high):
+        wanted = "a whole number of at least 1" if whole else "a number of at least 0"
+        wanted += "" if whole or high is None else f" and at most {high}"
+        raise CheckpointError(f"{where}: key {name!r} is {value!r}; expected {wanted}")
+    return value
+
+
+def flag(where: str, name: str, theirs: dict) -> bool:
+    """True or false.
+
+    Raises:
+      CheckpointError: it is something else.
+    """
+    if not isinstance(theirs[name], bool):
+        raise CheckpointError(f"{where}: key {name!r} is {theirs[name]!r}; expected true or false")
+    return theirs[name]
 
 
 def refuse_unless(where: str, name: str, value: Any, allowed: tuple) -> None:
@@ -60,26 +93,44 @@ def attention_types(theirs: dict, family: Family, n_layer: int, where: str) -> l
     """Attention type of every layer."""
     if family is not GPT_NEO:
         return [[["global"], n_layer]]
-    given = theirs.get("attention_types") or theirs.get("attention_layers") or [[["global", "local"], 12]]
+    name = "attention_layers" if theirs.get("attention_layers") else "attention_types"  # as their class reads them
+    given = theirs.get(name) or [[["global", "local"], 12]]
     try:
         names = expand_attention_types(given, n_layer, where)
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-    for name in names:
-        refuse_unless(where, "attention_types", name, GPT_NEO.kinds)
+    for kind in names:
+        refuse_unless(where, name, kind, GPT_NEO.kinds)
     return list(names)
 
 
 def rotary_keys(theirs: dict, keys: dict, where: str) -> dict:
-    """Rotary positions and residual of GPT-NeoX, whose keys were renamed in transformers 5."""
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    refuse_unless(where, "rope_type", rope.get("rope_type", rope.get("type", "default")), ("default",))
+    """Rotary positions of GPT-NeoX, whose keys were renamed in transformers 5; `rope_scaling` wins there, too."""
+    rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{where}: key 'rope_parameters' is {rope!r}; expected an object")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    refuse_unless(where, "rope_type", kind, ("default", "linear"))
     share = rope.get("partial_rotary_factor", theirs.get("rotary_pct", 0.25))
-    return {
-        "rotary_dim": int(keys["n_embd"] // keys["n_head"] * share),
-        "rotary_base": rope.get("rope_theta", theirs.get("rotary_emb_base", 10000.0)),
-        "parallel_residual": theirs.get("use_parallel_residual", True),
-    }
+    share = number(where, "partial_rotary_factor", share)
+    features = int(keys["n_embd"] // keys["n_head"] * share)
+    check_rotary(where, "partial_rotary_factor", features, keys)
+    base = number(where, "rope_theta", rope.get("rope_theta", theirs.get("rotary_emb_base", 10000.0)), high=None)
+    found = {"rotary_dim": features, "rotary_base": float(base)}
+    if kind == "linear":
+        found["rotary_scaling"] = float(number(where, "factor", rope.get("factor"), high=None))
+        if found["rotary_scaling"] < 1:
+            raise CheckpointError(f"{where}: key 'factor' is {rope['factor']!r}; expected a number of at least 1")
+    return found
+
+
+def check_rotary(where: str, name: str, features: int, keys: dict) -> None:
+    """Refuse a number of rotating features that are no pairs within a head."""
+    size = keys["n_embd"] // keys["n_head"]
+    if features % 2 or not 2 <= features <= size:
+        raise CheckpointError(
+            f"{where}: key {name!r} makes {features} features of heads of {size} rotate; expected an even number from 2"
+        )
 
 
 def their_config(family: Family, model: ModelConfig, bos_id: Optional[int], dtype: str) -> dict:
@@ -94,6 +145,9 @@ def their_config(family: Family, model: ModelConfig, bos_id: Optional[int], dtyp
         theirs[name] = getattr(model, ours)
     theirs.update(family.required)
     theirs["tie_word_embeddings"] = not model.untied_head
+    if family is GPT2:
+        theirs["scale_attn_weights"] = model.scale_attention
+        theirs["scale_attn_by_inverse_layer_idx"] = model.scale_attention_by_layer
     if family is GPT_NEO:
         theirs["attention_types"] = [[[kind], 1] for kind in model.attention_types]
         theirs["attention_layers"] = list(model.attention_types)
@@ -102,10 +156,14 @@ def their_config(family: Family, model: ModelConfig, bos_id: Optional[int], dtyp
         theirs["use_parallel_residual"] = model.parallel_residual
         theirs["rotary_pct"], theirs["rotary_emb_base"] = share, model.rotary_base  # transformers 4
         theirs["rope_parameters"] = {
-            "rope_type": "default",
+            "rope_type": "default" if model.rotary_scaling == 1 else "linear",
             "rope_theta": model.rotary_base,
             "partial_rotary_factor": share,
         }
+        theirs["attention_bias"] = model.qkv_bias
+        if model.rotary_scaling != 1:
+            theirs["rope_parameters"]["factor"] = model.rotary_scaling
+            theirs["rope_scaling"] = {"type": "linear", **theirs["rope_parameters"]}  # transformers 4
     if family is GPTJ:
         theirs["rotary_dim"] = model.rotary_features
     return {

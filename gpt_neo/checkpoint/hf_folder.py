@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -48,6 +50,9 @@ class HfFolder:
             source = open_file(os.path.join(path, found[0]))
             self.files[found[0]] = source
             self.places = {name: found[0] for name in source.names()}
+        # What wrappers of a model put before each name: "module.", "model.", "_orig_mod." ...
+        self.wrapper = wrapper_of(self.places)
+        self.places = {name.removeprefix(self.wrapper): file for name, file in self.places.items()}
 
     def open_shards(self, index: str) -> None:
         """Open every file of an index and hold what they contain against it."""
@@ -69,21 +74,39 @@ class HfFolder:
             raise CheckpointError(f"{where}: wrong for {len(held ^ told)} tensor(s): {tensor} of {name} {says}")
         self.places = places
 
+    @property
+    def as_saved(self) -> bool:
+        """Whether transformers finds the weights: not inside another object, nor under a wrapper's names."""
+        return not self.wrapper and not any(getattr(source, "wrapped", False) for source in self.files.values())
+
     def names(self) -> list[str]:
         """Every tensor, sorted."""
         return sorted(self.places)
 
+    def stored(self, name: str) -> str:
+        """A tensor's name in its file."""
+        return self.wrapper + name if self.wrapper + name in self.files[self.places[name]].names() else name
+
     def shape(self, name: str) -> tuple:
         """Sizes of a tensor."""
-        return self.files[self.places[name]].shape(name)
+        return self.files[self.places[name]].shape(self.stored(name))
 
     def dtype(self, name: str) -> np.dtype:
         """Type of a tensor."""
-        return self.files[self.places[name]].dtype(name)
+        return self.files[self.places[name]].dtype(self.stored(name))
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, mapped from its file."""
-        return self.files[self.places[name]].read(name)
+        return self.files[self.places[name]].read(self.stored(name))
+
+
+def wrapper_of(names: Iterable[str]) -> str:
+    """What stands before the family's own name of the embedding table; "" as transformers saves."""
+    for name in names:
+        match = re.fullmatch(r"(.*?)(transformer\.|gpt_neox\.)?(wte|embed_in)\.weight", name)
+        if match:
+            return match[1]
+    return ""
 
 
 def open_file(path: str) -> TensorSource:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.fit import merged_weight
+from gpt_neo.checkpoint.hf_classes import as_class_reads
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.config.network import DOWN
 from gpt_neo.config.schema import ModelConfig
@@ -33,7 +34,9 @@ class Spec:
     rotary: int = 0
     interleaved: bool = False
     base: float = 10000.0
+    stretch: float = 1.0  # divides positions before they rotate
     parallel: bool = False
+    by_layer: bool = False  # scores divided by the number of the layer, from 1
 
 
 def reader(source: Any, dtype: Optional[np.dtype] = None) -> Read:
@@ -66,7 +69,9 @@ def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray) -> np.nda
         rotary=model.rotary_features if model.rotary_emb else 0,
         interleaved=model.rotary_interleaved,
         base=model.rotary_base,
+        stretch=model.rotary_scaling,
         parallel=model.parallel_residual,
+        by_layer=model.scale_attention_by_layer,
     )
 
     def layer(i: int) -> dict:
@@ -133,6 +138,7 @@ def their_logits(folder: HfFolder, tokens: np.ndarray, dtype: Optional[np.dtype]
 
 def their_spec(theirs: dict) -> Spec:
     """Spec of a Hugging Face config."""
+    theirs = as_class_reads(theirs)
     kind = theirs["model_type"]
     heads = theirs.get({"gpt_neo": "num_heads", "gpt_neox": "num_attention_heads"}.get(kind, "n_head"))
     layers = theirs.get({"gpt_neo": "num_layers", "gpt_neox": "num_hidden_layers"}.get(kind, "n_layer"))
@@ -140,23 +146,26 @@ def their_spec(theirs: dict) -> Spec:
     assert heads and layers and width
     windows = [0] * layers
     if kind == "gpt_neo":
-        kinds = [k for names, count in theirs["attention_types"] for k in list(names) * count]
+        types = theirs.get("attention_types") or [[["global", "local"], 12]]
+        kinds = theirs.get("attention_layers") or [k for names, count in types for k in list(names) * count]
         windows = [theirs.get("window_size", 256) if k == "local" else 0 for k in kinds]
     name = theirs.get("hidden_act", "gelu") if kind == "gpt_neox" else theirs.get("activation_function", "gelu_new")
-    # Three of their names are the tanh approximation.
-    activation = "gelu_erf" if name == "gelu" else "gelu" if name.startswith("gelu") else name
-    rope = theirs.get("rope_parameters") or {}
+    # All but two of their names of gelu are the tanh approximation.
+    activation = "gelu_erf" if name in ("gelu", "gelu_python") else "gelu" if name.startswith("gelu") else name
+    rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
     share = rope.get("partial_rotary_factor", theirs.get("rotary_pct", 0.25))
     rotary = {"gptj": theirs.get("rotary_dim") or 0, "gpt_neox": int(width // heads * share)}.get(kind, 0)
     return Spec(
         heads=heads,
         windows=tuple(windows),
-        scaled=kind != "gpt_neo",
+        scaled=kind != "gpt_neo" and theirs.get("scale_attn_weights", True),
         activation=activation,
         epsilon=theirs.get("layer_norm_eps" if kind == "gpt_neox" else "layer_norm_epsilon", 1e-5),
         rotary=rotary,
         interleaved=kind == "gptj",
         base=rope.get("rope_theta", theirs.get("rotary_emb_base", 10000.0)),
+        stretch=rope.get("factor", 1.0) if "linear" in (rope.get("type"), rope.get("rope_type")) else 1.0,
+        by_layer=kind == "gpt2" and theirs["scale_attn_by_inverse_layer_idx"],
         parallel=kind == "gptj" or (kind == "gpt_neox" and theirs.get("use_parallel_residual", True)),
     )
 
@@ -208,12 +217,12 @@ def gpt2_layer(read: Read, at: str, heads: int) -> dict:
 def neox_layer(read: Read, at: str, heads: int) -> dict:
     """A block of GPT-NeoX."""
     joined, bias = read(f"{at}attention.query_key_value.weight"), read(f"{at}attention.query_key_value.bias")
-    assert joined is not None and bias is not None
+    assert joined is not None
     size = joined.shape[1] // heads
     rows = np.arange(joined.shape[0]).reshape(heads, 3 * size)
     picks = {x: rows[:, i * size : (i + 1) * size].ravel() for i, x in enumerate("qkv")}
     parts = {x: joined[pick].T for x, pick in picks.items()}
-    biases = {f"{x}b": bias[pick] for x, pick in picks.items()}
+    biases = {} if bias is None else {f"{x}b": bias[pick] for x, pick in picks.items()}
     return {
         **layer_norms(read, at, "input_layernorm", "post_attention_layernorm"),
         **parts,
@@ -257,7 +266,7 @@ def forward(tokens: np.ndarray, spec: Spec, layer: Callable[[int], dict], ends: 
     for i, window in enumerate(spec.windows):
         w = layer(i)
         normed = norm(x, w["n1"], w["n1b"], spec)
-        out = attend(normed, w, spec, window)
+        out = attend(normed, w, spec, window, i)
         if spec.parallel:
             # GPT-J has one norm for both halves.
             second = normed if w["n2"] is None else norm(x, w["n2"], w["n2b"], spec)
@@ -278,7 +287,7 @@ def norm(x: np.ndarray, g: np.ndarray, b: np.ndarray, spec: Spec) -> np.ndarray:
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(spec.epsilon)) * g + b
 
 
-def attend(x: np.ndarray, w: dict, spec: Spec, window: int) -> np.ndarray:
+def attend(x: np.ndarray, w: dict, spec: Spec, window: int, layer: int) -> np.ndarray:
     """Softmax attention with its projections: [sequence, d] -> the same."""
     length = len(x)
     parts = []
@@ -293,6 +302,8 @@ def attend(x: np.ndarray, w: dict, spec: Spec, window: int) -> np.ndarray:
     scores = q @ k.transpose(0, 2, 1)
     if spec.scaled:
         scores /= np.float32(math.sqrt(q.shape[-1]))
+    if spec.by_layer:
+        scores /= np.float32(layer + 1)
     distance = np.arange(length)[:, None] - np.arange(length)
     allowed = (distance >= 0) & (distance < (window or length))
     scores = np.where(allowed, scores, np.float32(-1e30))
@@ -307,7 +318,7 @@ def rotate(x: np.ndarray, spec: Spec) -> np.ndarray:
     """Rotary positions on the leading features: [heads, sequence, features] -> the same."""
     turned = np.array(x)
     half = spec.rotary // 2
-    angles = np.arange(x.shape[1])[:, None] * spec.base ** (-np.arange(half) / half)
+    angles = np.arange(x.shape[1])[:, None] * spec.base ** (-np.arange(half) / half) / spec.stretch
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     first = slice(0, spec.rotary, 2) if spec.interleaved else slice(0, half)
     second = slice(1, spec.rotary, 2) if spec.interleaved else slice(half, spec.rotary)
@@ -333,5 +344,8 @@ def activate(x: np.ndarray, name: str) -> np.ndarray:
         "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
         "silu": lambda y: y / (1 + np.exp(-y)),
         "swish": lambda y: y / (1 + np.exp(-y)),
+        "mish": lambda y: y * np.tanh(np.log1p(np.exp(y))),
+        "id": lambda y: y,
+        "linear": lambda y: y,
     }
     return table[name](x)

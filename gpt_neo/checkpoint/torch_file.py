@@ -130,6 +130,10 @@ class TorchFile:
             raise CheckpointError(f"{path}: not a file of tensors, or damaged: {error}") from error
         if not isinstance(state, dict):
             raise CheckpointError(f"{path}: holds {type(state).__name__}, expected named tensors")
+        outer, state = state, unwrapped(state)
+        self.wrapped = state is not outer
+        if not any(isinstance(view, View) for view in state.values()):
+            raise CheckpointError(f"{path}: holds no named tensors; its keys: {', '.join(map(str, state))}"[:400])
         self.views = {name: view for name, view in state.items() if isinstance(view, View)}
         for name, view in self.views.items():
             if view.storage.key not in self.places:
@@ -159,6 +163,15 @@ class TorchFile:
         numbers = map_array(self.path, storage.dtype, (storage.count,), offset)[view.offset :]
         strides = tuple(s * storage.dtype.itemsize for s in view.strides)
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
+
+
+def unwrapped(state: dict) -> dict:
+    """The weights of a file that holds more: trainers save {"state_dict": {...}, "optimizer": ...} and the like."""
+    for key in ("state_dict", "model_state_dict", "model", "module"):
+        inner = state.get(key)
+        if isinstance(inner, dict) and inner:
+            return unwrapped(inner)
+    return state
 
 
 def read_zip(handle: BinaryIO) -> tuple[Any, dict]:

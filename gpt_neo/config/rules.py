@@ -65,6 +65,12 @@ RULES: tuple = (
         "they say how rotary positions go",
     ),
     Rule(
+        "rotary_scaling without rotary positions",
+        lambda c: c.rotary_scaling != 1 and c.positions != "rotary",
+        "rotary_scaling ({rotary_scaling}) needs rotary_emb",
+        "it says how rotary positions go",
+    ),
+    Rule(
         "rotary features that are odd, or more than a head has",
         lambda c: c.rotary_emb and (c.rotary_features % 2 != 0 or c.rotary_features > c.features_per_head),
         "rotary_emb rotates {rotary_features} features of heads of {features_per_head}; expected an even number, "

@@ -208,6 +208,12 @@ class ModelConfig:
     )
     rotary_interleaved: bool = key(False, "Rotate pairs (2i, 2i + 1) instead of halves.", source="GPT-J")
     rotary_base: float = key(10000.0, "Base of the rotary frequencies.", low=1.0, source="arXiv 2104.09864")
+    rotary_scaling: float = key(
+        1.0,
+        "Positions are divided by this before they rotate: linear interpolation of a model of shorter texts.",
+        low=1.0,
+        source="arXiv 2306.15595",
+    )
     no_pos_emb: bool = key(False, "No positions: order comes from the causal mask or the recurrence alone.")
     position_encoding: Optional[str] = key(
         None, "How the network knows order, by name: the keys above say the same of learned, axial, rotary and none."
@@ -246,6 +252,9 @@ class ModelConfig:
         False,
         "Divide attention scores by sqrt(features per head), in place of an initial scale of q that holds it.",
         source="GPT-2, GPT-J, GPT-NeoX",
+    )
+    scale_attention_by_layer: bool = key(
+        False, "Divide attention scores by the number of the layer as well, counted from 1.", source="GPT-2 of Mistral"
     )
     share_parameters: bool = key(False, "All blocks use one set of weights.")
     no_weight_tie: bool = key(False, "A head of its own, with bias, and no final norm, as in the legacy program.")
@@ -290,6 +299,11 @@ class ModelConfig:
     def rotary_features(self) -> int:
         """Leading features of each head that rotate."""
         return self.rotary_dim or self.features_per_head
+
+    def attention_scale(self, layer: int) -> float:
+        """What the scores of softmax attention are multiplied by in a layer, counted from 0."""
+        scale = self.features_per_head**-0.5 if self.scale_attention else 1.0
+        return scale / (layer + 1) if self.scale_attention_by_layer else scale
 
     @property
     def lora_scale(self) -> float:

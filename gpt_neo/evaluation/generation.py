@@ -29,6 +29,9 @@ def generate(sampler: BatchSampler, tokenizer: Tokenizer, prompts: Sequence[Prom
     Raises:
       DataError: a prompt is empty, or has an id outside the vocabulary.
     """
+    # A padded table has rows that the tokenizer has no text for: they are not drawn.
+    limit = min(sampler.config.n_vocab, tokenizer.n_vocab)
+    prompts = [dataclasses.replace(p, options=dataclasses.replace(p.options, n_ids=limit)) for p in prompts]
     for number, prompt in enumerate(prompts):
         check_prompt(prompt.tokens, number, sampler.config.n_vocab)
     order = sorted(range(len(prompts)), key=lambda i: (repr(prompts[i].options), -len(prompts[i].tokens)))

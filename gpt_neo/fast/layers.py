@@ -307,7 +307,7 @@ def softmax_attention(x: Any, p: Scope, layer: int, at: Pass) -> Any:
     if config.positions == "rotary":
         q, k = (rotate(t, at) for t in (q, k))
     caches = [at.cache(layer, cache) for cache in kind.caches(config)]
-    scale = features**-0.5 if config.scale_attention else 1.0
+    scale = config.attention_scale(layer)
     at.show(layer, heads, q * number(scale), k)
     rows = at.rows if window is None else at.ring
     return project_output(paged_attention([q, k, v], caches, rows, heads, features, scale, window), p)
@@ -318,7 +318,8 @@ def rotate(x: Any, at: Pass) -> Any:
     config = at.config
     turning, whole = config.rotary_features, config.features_per_head
     if at.turns is None:
-        frequencies = (config.rotary_base ** (-np.arange(0, turning, 2) / turning)).astype(np.float32)
+        frequencies = config.rotary_base ** (-np.arange(0, turning, 2) / turning) / config.rotary_scaling
+        frequencies = frequencies.astype(np.float32)
         angles = op.reshape(op.convert(at.positions, "f32"), integers([-1, 1, 1]), False) * op.constant(frequencies)
         at.turns = op.cos(angles), op.sin(angles)
     cos, sin = at.turns

@@ -6,6 +6,7 @@ import glob
 import os
 from typing import Optional
 
+from gpt_neo import storage
 from gpt_neo.config.schema import DatasetConfig, RunConfig
 from gpt_neo.dataprep.manifest import manifests_of
 from gpt_neo.errors import DataError
@@ -18,15 +19,33 @@ def dataset_tokenizer(dataset: DatasetConfig) -> Tokenizer:
 
 
 def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]]:
-    """Tokenizer and end-of-text id of a run: of its dataset, else of its folder, else GPT-2's."""
+    """Tokenizer and end-of-text id of a run: of its dataset, else of its folder, else GPT-2's.
+
+    Raises:
+      DataError: they do not fit, or the model was imported and brought none.
+    """
     if run.datasets:
         ref, dataset = run.datasets[0]
         check_tokenizer(run, dataset, ref.name)
         return dataset_tokenizer(dataset), dataset.eos_id
     beside = os.path.join(folder, "tokenizer.json")  # an imported model brings its own
     own = os.path.isfile(beside)
+    if not own and not storage.is_remote(folder) and without_tokenizer(folder):
+        raise DataError(
+            f"{folder}: its model was imported without a tokenizer; put the model's own tokenizer.json there (GPT-2's "
+            "would read and write other ids)"
+        )
     tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id if own else None)
     return tokenizer, run.model.eos_id if own or run.model.eos_id is None else tokenizer.eos_id
+
+
+def without_tokenizer(folder: str) -> bool:
+    """Whether the weights of a folder came from Hugging Face without a tokenizer: GPT-2's would be a guess."""
+    for path in glob.glob(os.path.join(glob.escape(folder), "model.ckpt-*.json")):
+        record = storage.read_json(path)
+        if str(record.get("source", "")).startswith("Hugging Face") and record.get("tokenizer") is None:
+            return True
+    return False
 
 
 def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:

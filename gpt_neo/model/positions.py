@@ -77,7 +77,7 @@ def first_rows(table: Tensor, dims: Dims) -> Tensor:
 
 
 def rotate(x: Tensor, numbers: Tensor, config: ModelConfig) -> Tensor:
-    """Rotary positions (Su et al. 2021, equation 34): pair i turns by number * base^(-2i / rotary features).
+    """Rotary positions (Su et al. 2021, equation 34): pair i turns by number / scaling * base^(-2i / rotary features).
 
     Pairs are (i, i + half) of the rotating features, or neighbours with `rotary_interleaved`; features past
     `rotary_dim` stay. Angles and products are float32.
@@ -89,7 +89,7 @@ def rotate(x: Tensor, numbers: Tensor, config: ModelConfig) -> Tensor:
     Returns:
       a tensor of the shape and type of x.
     """
-    turn = (config.rotary_features, config.rotary_interleaved, config.rotary_base)
+    turn = (config.rotary_features, config.rotary_interleaved, config.rotary_base, config.rotary_scaling)
     splittable = x.shape.dims[:-1]
 
     def kernel(x: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
@@ -107,10 +107,10 @@ def rotate(x: Tensor, numbers: Tensor, config: ModelConfig) -> Tensor:
 
 @compiled
 def rotate_kernel(
-    x: tf.Tensor, numbers: tf.Tensor, features: int, interleaved: bool, base: float, sign: float
+    x: tf.Tensor, numbers: tf.Tensor, features: int, interleaved: bool, base: float, scaling: float, sign: float
 ) -> tf.Tensor:
     """See `rotate`; sign -1 turns back, which is the transposed map."""
-    frequencies = (base ** (-np.arange(0, features, 2) / features)).astype(np.float32)
+    frequencies = (base ** (-np.arange(0, features, 2) / features) / scaling).astype(np.float32)
     angles = tf.cast(numbers, tf.float32)[..., tf.newaxis, tf.newaxis] * frequencies  # [..., sequence, 1, pairs]
     cos, sin = tf.cos(angles), sign * tf.sin(angles)
     wide = tf.cast(x[..., :features], tf.float32)

@@ -90,7 +90,7 @@ class Server:
             ("/metrics", self.show_metrics, "GET"),
         ]
         table = [Route(path, self.guarded(path, handler), methods=[method]) for path, handler, method in routes]
-        table += [Route("/healthz", self.health)]
+        table += [Route(path, self.health) for path in ("/healthz", "/health")]
         table += [Route("/" + name, functools.partial(page_file, name)) for name in PAGE_FILES]
         return Starlette(routes=table, exception_handlers={HTTPException: refuse_route})
 

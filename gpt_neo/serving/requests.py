@@ -14,6 +14,35 @@ from gpt_neo.tokenizer import Tokenizer
 
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+# Sampling fields of the API, of vLLM and of llama.cpp that are not honoured, and the values that change nothing.
+UNSUPPORTED: dict[str, tuple] = {
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "min_tokens": (0,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "prompt_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "response_format": ({"type": "text"},),
+    "grammar": ("",),
+    "mirostat": (0,),
+    "typical_p": (1,),
+    "tfs_z": (1,),
+    "repeat_penalty": (1,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "n_predict": (),
+}
 
 
 class RequestError(Exception):
@@ -39,6 +68,11 @@ class Served:
     length: int
     eos_id: Optional[int]
     sequences: int = 64
+
+    @property
+    def n_ids(self) -> int:
+        """Ids that may be drawn: those of table and tokenizer both, where the table is padded."""
+        return min(self.n_vocab, self.tokenizer.n_vocab)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, all of which the model has."""
@@ -119,7 +153,7 @@ def flag(body: dict, field: str) -> bool:
 
 
 def parse_completion(body: dict, served: Served) -> Completion:
-    """Read the body of /v1/completions; unknown fields are left alone, as the API's own clients send some.
+    """Read the body of /v1/completions; fields that change no answer are left alone.
 
     Raises:
       RequestError: a field is wrong, or the request is too long.
@@ -127,8 +161,7 @@ def parse_completion(body: dict, served: Served) -> Completion:
     check_model(body, served)
     if body.get("suffix"):
         raise RequestError("suffix is not supported: the model writes from left to right", "suffix")
-    if body.get("logit_bias"):
-        raise RequestError("logit_bias is not supported", "logit_bias")
+    refuse_unsupported(body)
     prompts, texts = parse_prompts(body, served)
     echo, stream = flag(body, "echo"), flag(body, "stream")
     max_tokens = number(body, "max_tokens", 16, 0, math.inf, whole=True)
@@ -161,7 +194,7 @@ def parse_completion(body: dict, served: Served) -> Completion:
         prompts,
         texts,
         max_tokens,
-        parse_options(body),
+        dataclasses.replace(parse_options(body), n_ids=served.n_ids),
         n,
         best_of,
         parse_stop(body),
@@ -173,6 +206,18 @@ def parse_completion(body: dict, served: Served) -> Completion:
         number(body, "frequency_penalty", 0.0, -2, 2),
         flag(body, "return_token_ids"),
     )
+
+
+def refuse_unsupported(body: dict) -> None:
+    """Refuse, by name, fields that would change what is drawn and are not honoured here.
+
+    Raises:
+      RequestError: one is given, with another value than the one that changes nothing.
+    """
+    for field, idle in UNSUPPORTED.items():
+        value = body.get(field)
+        if value is not None and value not in idle:
+            raise RequestError(f"{field} is not supported: this server would answer as if it was not given", field)
 
 
 def check_model(body: dict, served: Served) -> None:

@@ -192,3 +192,17 @@ def malformed(server, count):
         assert 400 <= status < 500, (status, body[:80])
     assert server.fetch("/v1/completions", FINE)[0] == 200
     assert server.fetch("/healthz")[0] == 200
+
+
+def test_sampling_fields_that_are_not_honoured_are_refused_by_name(server):
+    for field, value in {
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"5": 1},
+        "stop_token_ids": [3],
+    }.items():
+        status, _, answer = server.fetch("/v1/completions", {**FINE, field: value})
+        assert status == 400 and answer["error"]["param"] == field and field in answer["error"]["message"]
+    idle = {"min_p": 0, "repetition_penalty": 1.0, "logit_bias": {}, "min_tokens": 0, "response_format": None}
+    assert server.fetch("/v1/completions", {**FINE, **idle})[0] == 200
+    assert server.fetch("/health")[0] == 200

@@ -132,7 +132,7 @@ class GPTNeoMTFForCausalLM(PreTrainedModel, GenerationMixin):
         kind = keys.attention_types[layer]
         reads = kind != "none"
         first = normed(x, "norm_1") if reads or keys.shared_norm else None
-        stream = x + scaled(self.attention(first, kind, f"{at}/attn", real, places) if reads else x, "norm_rezero_1")
+        stream = x + scaled(self.attention(first, layer, f"{at}/attn", real, places) if reads else x, "norm_rezero_1")
         second = first if keys.shared_norm else normed(x if keys.parallel_residual else stream, "norm_2")
         out = self.experts(second, at) if layer in keys.moe_layers else self.mlp(second, f"{at}/mlp")
         return stream + scaled(half * out, "norm_rezero_2")
@@ -177,14 +177,17 @@ class GPTNeoMTFForCausalLM(PreTrainedModel, GenerationMixin):
             out = out + (hidden * weights[..., expert, None]) @ self.w(f"{at}/wo/kernel")[expert]
         return out
 
-    def attention(self, x, kind, at, real, places):
+    def attention(self, x, layer, at, real, places):
         """The attention of a layer with its projections: [b, t, embd] -> the same."""
+        kind = self.keys.attention_types[layer]
         if kind == "gla":
             return self.gla(x, at, real)
         q, k, v = (self.heads(x, at, name, self.keys.n_head) for name in "qkv")
         if kind == "linear":
             out = linear_attention(q, k, v, real)
         else:
+            if getattr(self.keys, "scale_attention_by_layer", False):
+                q = q / (layer + 1)
             out = self.softmax_attention(q, k, v, kind, at, real, places)
         out = out.transpose(1, 2).flatten(2) @ self.w(f"{at}/o")
         bias = f"{at}/compute_output_bias/o_b"
@@ -221,7 +224,8 @@ class GPTNeoMTFForCausalLM(PreTrainedModel, GenerationMixin):
         keys = self.keys
         size = keys.rotary_dim or x.shape[-1]
         half = torch.arange(0, size, 2, device=x.device, dtype=torch.float32)
-        angles = places[:, None, :, None].float() * keys.rotary_base ** (-half / size)
+        frequencies = keys.rotary_base ** (-half / size) / getattr(keys, "rotary_scaling", 1.0)
+        angles = places[:, None, :, None].float() * frequencies
         cos, sin = angles.cos(), angles.sin()
         wide, rest = x[..., :size].float(), x[..., size:]
         if keys.rotary_interleaved:

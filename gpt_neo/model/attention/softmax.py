@@ -24,12 +24,14 @@ def softmax_attention(
 ) -> Tensor:
     """Attention over all tokens, or over the window of the layer's kind: [batch, sequence, embd] -> the same.
 
-    Scores are divided by sqrt(features) with `scale_attention`; else the start of q holds that.
+    Scores are divided by sqrt(features) with `scale_attention`; else the start of q holds that. With
+    `scale_attention_by_layer` also by the number of the layer.
     """
     q, k, v = project_qkv(x, p, dims)
     q, k = encode(q, k, dims, config, context)
-    if config.scale_attention:
-        q *= dims.features.size**-0.5
+    scale = config.attention_scale(layer)
+    if scale != 1:
+        q *= scale
     context.show(layer, q, k)
     kind = KINDS[config.attention_types[layer]]
     window = kind.window(config)

@@ -1,0 +1,260 @@
+"""Configs of Hugging Face's, as their classes read them: transformers is what they are held against."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.convert import export_hf, import_hf
+from gpt_neo.checkpoint.hf_classes import ALIASES, DEFAULTS
+from gpt_neo.checkpoint.hf_config import model_keys
+from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.checkpoint.names import PREFIX
+from gpt_neo.checkpoint.reference import our_logits, their_logits
+from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.runtime.verify import network_logits
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+VOCAB, LENGTH = 96, 48
+TOKENS = np.random.RandomState(0).randint(0, VOCAB, LENGTH)
+IDS = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0}
+SHORT = {**IDS, "n_positions": LENGTH, "n_embd": 32, "n_layer": 3, "n_head": 4}
+LONG = {**IDS, "max_position_embeddings": LENGTH, "hidden_size": 32}
+NEO = {**LONG, "model_type": "gpt_neo", "num_layers": 2, "num_heads": 4, "window_size": 5}
+NEOX = {**LONG, "model_type": "gpt_neox", "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 100}
+LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+MIXED = [[["global", "local"], 1]]
+CONFIGS = {
+    "layers win over types": {**NEO, "attention_types": MIXED, "attention_layers": ["local", "local"]},
+    "layers the other way": {**NEO, "attention_types": MIXED, "attention_layers": ["local", "global"]},
+    "layers alone": {**NEO, "attention_types": None, "attention_layers": ["global", "local"]},
+    "second names": {**NEO, "attention_types": MIXED, "num_heads": 2, "num_attention_heads": 8},
+    "no 1/sqrt": {**SHORT, "model_type": "gpt2", "scale_attn_weights": False},
+    "1/layer": {**SHORT, "model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True, "activation_function": "gelu"},
+    "no biases": {**NEOX, "attention_bias": False},
+    "linear": {**NEOX, "rope_parameters": LINEAR},
+    "linear as it was": {**NEOX, "rope_scaling": {"type": "linear", "factor": 2.0}, "rotary_pct": 0.5},
+    "tied GPT-J": {**SHORT, "model_type": "gptj", "rotary_dim": 4, "tie_word_embeddings": True},
+    "tied GPT-NeoX": {**NEOX, "tie_word_embeddings": True, "hidden_act": "mish"},
+}
+
+
+def make(folder, config):
+    """A random model of a config.json; its logits, or None where transformers refuses the config."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    read = transformers.AutoConfig.from_pretrained(str(folder))
+    peer = transformers.AutoModelForCausalLM.from_config(read).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.normal_(0.0, 0.25)
+        logits = peer(torch.tensor(TOKENS[np.newaxis])).logits[0].numpy()
+    peer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))  # as it was spelled
+    return logits
+
+
+def logits_of(folder):
+    torch.manual_seed(1)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(str(folder)).eval()
+    with torch.no_grad():
+        return peer(torch.tensor(TOKENS[np.newaxis])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_those_of_transformers_there_and_back(name, tmp_path):
+    theirs = make(tmp_path / "hf", CONFIGS[name])
+    run = import_hf(str(tmp_path / "hf"), str(tmp_path / "run"))
+    checkpoint = str(tmp_path / "run" / f"{PREFIX}0")
+    if name in ("1/layer", "linear", "layers win over types", "tied GPT-J"):
+        np.testing.assert_allclose(network_logits(checkpoint, run.model, TOKENS), theirs, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(our_logits(Bundle(checkpoint), run.model, TOKENS), theirs, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(their_logits(HfFolder(str(tmp_path / "hf")), TOKENS), theirs, atol=1e-4, rtol=0)
+    export_hf(run, checkpoint, str(tmp_path / "out"))
+    np.testing.assert_allclose(logits_of(tmp_path / "out"), theirs, atol=1e-5, rtol=0)
+
+
+def test_what_a_config_leaves_out_is_what_their_classes_take():
+    for family, config in DEFAULTS.items():
+        theirs = transformers.AutoConfig.for_model(family)
+        assert {name: getattr(theirs, name) for name in config} == config
+        assert ALIASES[family].items() <= theirs.attribute_map.items()
+        assert len(ALIASES[family]) == len(theirs.attribute_map)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({**NEOX, "rope_parameters": {**LINEAR, "rope_type": "yarn"}}, "'rope_type' is 'yarn'"),
+        ({**NEOX, "rotary_pct": 0.4}, "'partial_rotary_factor' makes 3 features of heads of 8 rotate"),
+        ({**NEOX, "rope_parameters": {**LINEAR, "factor": None}}, "'factor' is None"),
+        ({**NEOX, "attention_bias": "no"}, "'attention_bias' is 'no'; expected true or false"),
+        ({**SHORT, "model_type": "gptj", "rotary_dim": None}, "'rotary_dim' is None"),
+        ({**SHORT, "model_type": "gpt2", "n_head": 5}, "'n_head' is 5, which does not divide the width of 32"),
+        ({**SHORT, "model_type": "gpt2", "n_layer": "3"}, "'n_layer' is '3'; expected a whole number"),
+        ({**SHORT, "model_type": "gpt2", "resid_pdrop": 1.5}, "'resid_pdrop' is 1.5; expected a number"),
+        ({**NEO, "attention_layers": ["local", "sparse"]}, "attention_types has 'sparse'"),
+    ],
+)
+def test_what_is_not_computed_is_one_line_that_names_the_field(config, message):
+    with pytest.raises(CheckpointError, match=message) as told:
+        model_keys(config, "SRC/config.json")
+    assert str(told.value).startswith("SRC/config.json: ") and "\n" not in str(told.value)
+
+
+ACTIVATION = st.sampled_from(["gelu_new", "gelu", "gelu_fast", "gelu_python", "relu", "silu", "tanh", "mish", "relu6"])
+COMMON = {"tie_word_embeddings": st.booleans(), "eos_token_id": st.sampled_from([None, 0, 5, -1, 200])}
+PLAIN = {
+    **COMMON,
+    "n_embd": st.sampled_from([16, 24]),
+    "n_head": st.sampled_from([1, 2, 4, 3]),
+    "n_layer": st.integers(1, 3),
+    "n_inner": st.sampled_from([None, 8, 40]),
+    "activation_function": ACTIVATION,
+    "layer_norm_epsilon": st.sampled_from([1e-5, 1e-3]),
+    "n_positions": st.just(LENGTH),
+    "vocab_size": st.just(VOCAB),
+}
+ROPE = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {"rope_type": st.sampled_from(["default", "linear", "dynamic"]), "factor": st.sampled_from([1.0, 2.5])},
+        optional={"rope_theta": st.sampled_from([100.0, 10000.0]), "partial_rotary_factor": st.sampled_from([0.5, 1])},
+    ),
+)
+FIELDS = {
+    "gpt2": {
+        **PLAIN,
+        "scale_attn_weights": st.booleans(),
+        "scale_attn_by_inverse_layer_idx": st.booleans(),
+        "reorder_and_upcast_attn": st.booleans(),
+        "attn_pdrop": st.sampled_from([0, 0.1]),
+    },
+    "gptj": {**PLAIN, "rotary_dim": st.sampled_from([2, 4, 6, 8, 3])},
+    "gpt_neo": {
+        **COMMON,
+        "hidden_size": st.sampled_from([16, 24]),
+        "num_heads": st.sampled_from([1, 2, 4]),
+        "num_layers": st.just(2),
+        "attention_types": st.sampled_from([MIXED, [[["local"], 2]], [[["global"], 1], [["local"], 1]], None]),
+        "attention_layers": st.sampled_from([["local", "global"], ["global", "global"]]),
+        "window_size": st.integers(1, LENGTH + 5),
+        "intermediate_size": st.sampled_from([None, 8, 40]),
+        "activation_function": ACTIVATION,
+        "layer_norm_epsilon": st.sampled_from([1e-5, 1e-3]),
+        "max_position_embeddings": st.just(LENGTH),
+        "vocab_size": st.just(VOCAB),
+    },
+    "gpt_neox": {
+        **COMMON,
+        "hidden_size": st.sampled_from([16, 32]),
+        "num_attention_heads": st.sampled_from([1, 2, 4]),
+        "num_hidden_layers": st.integers(1, 3),
+        "intermediate_size": st.sampled_from([8, 40]),
+        "hidden_act": ACTIVATION,
+        "layer_norm_eps": st.sampled_from([1e-5, 1e-3]),
+        "max_position_embeddings": st.just(LENGTH),
+        "vocab_size": st.just(VOCAB),
+        "use_parallel_residual": st.booleans(),
+        "attention_bias": st.booleans(),
+        "rope_parameters": ROPE,
+    },
+}
+# What their classes require of a small model; the others come and go.
+KEPT = ("vocab_size", "n_positions", "max_position_embeddings", "n_embd", "hidden_size", "n_layer", "num_layers")
+KEPT += ("num_hidden_layers", "n_head", "num_heads", "num_attention_heads", "rotary_dim", "intermediate_size")
+
+
+@st.composite
+def configs(draw):
+    family = draw(st.sampled_from(sorted(FIELDS)))
+    fields = FIELDS[family]
+    kept = {name: field for name, field in fields.items() if name in KEPT}
+    rest = {name: field for name, field in fields.items() if name not in KEPT}
+    return {"model_type": family, **draw(st.fixed_dictionaries(kept, optional=rest))}
+
+
+def equal_or_refused(config, place):
+    """Whether import equals transformers' logits; False where either refuses the config."""
+    try:
+        theirs = make(place / "hf", config)
+    except Exception:  # what their class or model cannot take, ours need not
+        return False
+    try:
+        run = import_hf(str(place / "hf"), str(place / "run"))
+    except (CheckpointError, ConfigError) as error:
+        assert any(
+            f"'{name}'" in str(error) or name in str(error) for name in (*config, "rope_type", "partial_rotary_factor")
+        ), error
+        assert "partial" not in str(error).replace("partial_rotary_factor", "")
+        return False
+    found = our_logits(Bundle(str(place / "run" / f"{PREFIX}0")), run.model, TOKENS)
+    np.testing.assert_allclose(found, theirs, atol=1e-4 * max(1.0, np.abs(theirs).max()), rtol=0)
+    return True
+
+
+@pytest.mark.slow
+def test_500_random_configs_are_equal_or_refused(tmp_path):
+    outcomes = []
+
+    @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(configs())
+    def check(config):
+        place = tmp_path / "case"
+        shutil.rmtree(place, ignore_errors=True)
+        outcomes.append(equal_or_refused(config, place))
+
+    check()
+    assert len(outcomes) >= 500 and sum(outcomes) > 200
+
+
+def test_names_of_wrappers_and_nested_files(tmp_path):
+    theirs = make(tmp_path / "hf", CONFIGS["layers win over types"])
+    state = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "hf")).state_dict()
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    prefixed = {f"_orig_mod.module.{name}": value for name, value in state.items()}
+    bare = {name.removeprefix("transformer."): value for name, value in state.items() if "lm_head" not in name}
+    for i, saved in enumerate(
+        ({"state_dict": state, "epoch": 3}, {"model": prefixed, "optimizer": {}}, {"module": {"model": bare}}, prefixed)
+    ):
+        torch.save(saved, tmp_path / "hf" / "pytorch_model.bin")
+        run = import_hf(str(tmp_path / "hf"), str(tmp_path / f"run{i}"))
+        found = our_logits(Bundle(str(tmp_path / f"run{i}" / f"{PREFIX}0")), run.model, TOKENS)
+        np.testing.assert_allclose(found, theirs, atol=1e-4, rtol=0)
+        assert not HfFolder(str(tmp_path / "hf")).as_saved
+    torch.save({"epoch": 3}, tmp_path / "hf" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="holds no named tensors; its keys: epoch"):
+        import_hf(str(tmp_path / "hf"), str(tmp_path / "none"))
+
+
+def test_added_tokens_and_a_model_without_a_tokenizer(tmp_path, world):
+    from gpt_neo.errors import DataError
+    from gpt_neo.inputs.tokenizers import run_tokenizer
+    from gpt_neo.tokenizer import load_tokenizer
+
+    make(tmp_path / "hf", CONFIGS["layers win over types"])
+    run = import_hf(str(tmp_path / "hf"), str(tmp_path / "run"))
+    assert any("no tokenizer came along" in note for note in run.notes)
+    with pytest.raises(DataError, match="imported without a tokenizer"):
+        run_tokenizer(run, str(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="50257 ids, the model 96"):
+        export_hf(run, str(tmp_path / "run" / f"{PREFIX}0"), str(tmp_path / "out"), tokenizer="gpt2")
+    assert not (tmp_path / "out").exists()
+    model = load_tokenizer(world.tokenizer).backend
+    model.model.save(str(tmp_path / "hf"))
+    size = len(json.loads((tmp_path / "hf" / "vocab.json").read_text()))
+    added = {"<|one|>": size, "<|two|>": size + 1}
+    (tmp_path / "hf" / "added_tokens.json").write_text(json.dumps(added))
+    import_hf(str(tmp_path / "hf"), str(tmp_path / "with"))
+    made = load_tokenizer(str(tmp_path / "with" / "tokenizer.json"))
+    assert made.n_vocab == size + 2 and {t: made.backend.token_to_id(t) for t in added} == added
+    (tmp_path / "hf" / "added_tokens.json").write_text(json.dumps({"<|far|>": size + 7}))
+    with pytest.raises(CheckpointError, match=r"'<\|far\|>' has id"):
+        import_hf(str(tmp_path / "hf"), str(tmp_path / "far"))
