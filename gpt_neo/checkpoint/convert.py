@@ -121,9 +121,7 @@ def import_hf(
             writer.add_zeros(name, shape, np.dtype(np.float32))
         writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()
-        copy_tokenizer(source, staging)
-        if not os.path.isfile(os.path.join(staging, "tokenizer.json")):
-            notes.append(NO_TOKENIZER)
+        notes += copy_tokenizer(source, staging)
         record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
         with open(prefix + ".json", "w", encoding="utf-8") as handle:
             handle.write(json.dumps(record, indent=2) + "\n")
@@ -205,8 +203,12 @@ def config_of(path: str, where: str) -> RunConfig:
         raise ConfigError(str(error).replace(path, where)) from error
 
 
-def copy_tokenizer(source: str, destination: str) -> None:
-    """Copy the tokenizer files that a folder has; an older one's vocabulary and merges also as tokenizer.json."""
+def copy_tokenizer(source: str, destination: str) -> list[str]:
+    """Copy the tokenizer files that a folder has; an older one's vocabulary and merges also as tokenizer.json.
+
+    Returns:
+      lines for the person.
+    """
     for name in TOKENIZER_FILES:
         if os.path.isfile(os.path.join(source, name)):
             shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
@@ -215,6 +217,7 @@ def copy_tokenizer(source: str, destination: str) -> None:
         backend = byte_level_bpe(*parts)
         add_tokens(backend, source)
         backend.save(made)
+    return [] if os.path.isfile(made) else [NO_TOKENIZER]
 
 
 def add_tokens(backend: Any, folder: str) -> None:
@@ -360,7 +363,7 @@ def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[
     if path is None and (run.model.n_vocab < 50257 or without_tokenizer(beside)):
         return  # a model of another tokenizer, which nothing names
     tokenizer = load_tokenizer(path, eos_id=run.model.eos_id if path else None)
-    if tokenizer.n_vocab > run.model.n_vocab:
+    if given is None and tokenizer.n_vocab > run.model.n_vocab:
         raise CheckpointError(
             f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model {run.model.n_vocab}: "
             "--tokenizer names the tokenizer.json that belongs to it"
