@@ -205,7 +205,7 @@ def test_slots_step_and_dtype_on_the_way_in(imported, tmp_path, capsys, monkeypa
         ("model_type", "llama", "model_type is 'llama'; allowed: gpt_neo, gpt2, gptj, gpt_neox"),
         ("intermediate_size", 100, r"transformer.h.0.mlp.c_fc.weight +\[100, 32\] +\[128, 32\]"),
         ("activation_function", "quick_gelu", "key 'activation_function' is 'quick_gelu'"),
-        ("attention_types", [[["global", "sparse"], 1]], "attention_types has 'sparse'"),
+        ("attention_layers", ["global", "sparse"], "attention_types has 'sparse'"),
         ("num_layers", 3, "attention_types names 2 layers, n_layer is 3"),
         ("vocab_size", 97, r"transformer.wte.weight +\[97, 32\] +\[96, 32\]"),
         ("tie_word_embeddings", False, r"lm_head.weight +\[96, 32\] +missing"),
