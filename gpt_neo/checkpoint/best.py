@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from typing import Optional
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.folder import BEST, checkpoints_of, files_of, write_state
-from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.errors import CheckpointError
 from gpt_neo.storage import tensorflow as files
 
@@ -50,14 +51,20 @@ def read_best(folder: str) -> Optional[Best]:
         best = Best(**{**known, "worse": tuple(known.get("worse", ()))})
     except TypeError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
+    numbers = (best.loss, best.step, *best.worse)
+    named = re.fullmatch(re.escape(PREFIX) + r"\d+", str(best.checkpoint))  # nothing outside of the folder
+    if not named or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+        raise CheckpointError(
+            f"{path}: damaged: expected the keys loss and step, numbers, and checkpoint, such as {PREFIX}100. Without "
+            "this file the next evaluation counts as the best so far"
+        )
     return best if os.path.isfile(os.path.join(place, best.checkpoint + ".index")) else None
 
 
 def write_best(folder: str, best: Best) -> None:
     """Write best.json, at once or not at all."""
     path = os.path.join(folder, BEST, BEST_FILE)
-    files.write_text(path + ".tmp", json.dumps(dataclasses.asdict(best)) + "\n")
-    os.replace(path + ".tmp", path)
+    storage.write_bytes(path, (json.dumps(dataclasses.asdict(best)) + "\n").encode())
 
 
 def keep_best(folder: str, prefix: str, loss: float, data: str = "") -> Optional[Best]:
@@ -86,10 +93,11 @@ def keep_best(folder: str, prefix: str, loss: float, data: str = "") -> Optional
             best = dataclasses.replace(best, worse=(*best.worse, step))
             write_best(folder, best)
         return best
-    os.makedirs(place, exist_ok=True)
+    storage.make_folder(place)
     # The index last: without it the rest is no checkpoint.
     for source in sorted(files_of(prefix), key=lambda path: path.endswith(".index")):
         link(source, os.path.join(place, os.path.basename(source)))
+    storage.sync(*(os.path.join(place, name) for name in os.listdir(place)))
     best = Best(name, step, loss, data)
     write_best(folder, best)
     write_state(place, os.path.join(place, name))

@@ -8,14 +8,16 @@ sorted table (the LevelDB format) of serialised BundleEntryProto messages; tests
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any, Optional
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 
-from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, forget_pages, map_array
+from gpt_neo import storage
+from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, check_shape, forget_pages, map_array
 from gpt_neo.errors import CheckpointError, reason_of
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.wire import bytes_field, checksum, fields, masked, masked_checksum, number_field, read_varint, varint
@@ -40,6 +42,7 @@ CODES = {dtype: code for code, dtype in TYPES.items()}
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: two block handles padded to 40, and the magic number
 TRAILER = 5  # bytes after a block: compression, checksum
+KEYS = 1 << 26  # bytes of the keys of a block, which share beginnings and so may be longer than it; real ones have 2 KB
 ALIGNMENT = 64  # bytes; TensorFlow uses a mapped tensor in place only at such an address
 
 
@@ -107,6 +110,32 @@ class Bundle:
         """Type of a tensor."""
         return self.entries[name].dtype
 
+    def verify(self) -> None:
+        """Hold every tensor of a local checkpoint against its checksum, read in the order of the files in blocks.
+
+        Not mapped: a disk that fails under a mapped page ends the process.
+
+        Raises:
+          CheckpointError: one is wrong, or cannot be read.
+        """
+        for shard in sorted({entry.shard for entry in self.entries.values()}):
+            inside = sorted((e.offset, name) for name, e in self.entries.items() if e.shard == shard)
+            try:
+                with storage.open_read(self.shard_path(shard)) as handle:
+                    for offset, name in inside:
+                        handle.seek(offset)
+                        self.verify_one(name, handle)
+            except OSError as error:
+                raise CheckpointError(f"{self.shard_path(shard)}: cannot be read: {reason_of(error)}") from error
+
+    def verify_one(self, name: str, handle: BinaryIO) -> None:
+        """Hold the tensor that begins where a file stands against its checksum. Raises: CheckpointError."""
+        entry, crc = self.entries[name], 0
+        for first in range(0, entry.size, BLOCK):
+            crc = checksum(handle.read(min(BLOCK, entry.size - first)), crc)
+        if masked(crc) != entry.crc:
+            raise CheckpointError(f"{self.path}: tensor {name} is damaged: its checksum is wrong")
+
     def read(self, name: str) -> np.ndarray:
         """The tensor, mapped from its file.
 
@@ -168,15 +197,11 @@ class BundleWriter:
 
     def finish(self) -> None:
         """Put the data on disk, then write the index."""
-        self.data.flush()
-        os.fsync(self.data.fileno())
         self.data.close()
+        storage.sync(self.data.name)
         header = number_field(1, 1) + bytes_field(3, number_field(1, 1))
         items = {b"": header, **{name.encode(): format_entry(e) for name, e in self.entries.items()}}
-        with open(self.prefix + ".index", "wb") as handle:
-            handle.write(write_table(items))
-            handle.flush()
-            os.fsync(handle.fileno())
+        storage.write_bytes(self.prefix + ".index", write_table(items))
 
 
 def read_bytes(path: str) -> bytes:
@@ -210,7 +235,8 @@ def parse_entry(data: bytes) -> Any:
         return None
     shape = tuple(dict(fields(dim)).get(1, 0) for number, dim in fields(found[2]) if number == 2)
     dtype = TYPES[found[1]]
-    if found[5] != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+    check_shape(shape)
+    if found[5] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"it tells of {found[5]} bytes for {shape} of {dtype}")
     return Entry(dtype, shape, found[3], found[4], found[5], int.from_bytes(found[6], "little"))
 
@@ -242,9 +268,13 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
     offset, at = read_varint(data[-FOOTER:], at)
     size, _ = read_varint(data[-FOOTER:], at)
     table: dict[bytes, bytes] = {}
+    end = 0
     for _, handle in block_items(data, offset, size):
         start, at = read_varint(handle, 0)
         length, _ = read_varint(handle, at)
+        if start < end:
+            raise ValueError("its blocks overlap")  # else a short index could name one block as often as it likes
+        end = start + length
         table.update(block_items(data, start, length))
     return table
 
@@ -260,13 +290,16 @@ def block_items(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
         raise ValueError("a checksum is wrong")
     block = data[offset:end]
     restarts = struct.unpack("<I", block[-4:])[0]
-    at, limit, key = 0, len(block) - 4 - 4 * restarts, b""
+    at, limit, key, room = 0, len(block) - 4 - 4 * restarts, b"", KEYS
     while at < limit:
         shared, at = read_varint(block, at)
         unshared, at = read_varint(block, at)
         length, at = read_varint(block, at)
         key = key[:shared] + block[at : at + unshared]
         at += unshared
+        room -= len(key)
+        if room < 0 or at + length > limit:
+            raise ValueError("a key or a value is longer than its block")
         yield key, block[at : at + length]
         at += length
 

@@ -36,11 +36,18 @@ def latest_checkpoint(folder: str) -> Optional[str]:
     return found.path if found else None
 
 
-def find_latest(folder: str) -> Optional[Found]:
+def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
     """The checkpoint that the state file names, else the newest complete one.
 
     The state file may hold paths of the machine that trained: file names count, not folders. A newer checkpoint that
     it does not list counts if it was written after it, which happens when a run is killed between the two.
+
+    Args:
+      verify: hold the bytes of a local one against their checksums too, at the disk's speed; that of a bucket is not
+        read twice.
+
+    Raises:
+      CheckpointError: there are checkpoints, and every one is damaged.
     """
     prefixes = sorted(checkpoints_of(folder), key=step_of)
     if not prefixes:
@@ -59,7 +66,9 @@ def find_latest(folder: str) -> Optional[Found]:
     first: Optional[CheckpointError] = None
     for prefix in order:
         try:
-            Bundle(prefix)
+            bundle = Bundle(prefix)
+            if verify and not files.is_remote(prefix):
+                bundle.verify()
         except CheckpointError as error:
             first = first or error
             problems.append(f"passed over {os.path.basename(prefix)}: {error}")
@@ -119,20 +128,26 @@ def write_state(folder: str, prefix: str) -> None:
     files.write_text(os.path.join(folder, STATE), "\n".join(lines) + "\n")
 
 
-def settle_state(folder: str) -> tuple:
+def settle_state(folder: str, verify: bool = False) -> Optional[Found]:
     """Before training goes on: let the state file, which TensorFlow reads, name the checkpoint that we would take.
 
+    Args:
+      verify: as `find_latest`.
+
     Returns:
-      notes for the person.
+      that checkpoint, with notes for the person; None where there is none at all.
+
+    Raises:
+      CheckpointError: there are checkpoints, and every one is damaged.
     """
-    found = find_latest(folder)
+    found = find_latest(folder, verify)
     if found is None:
-        return ()
+        return None
     path = os.path.join(folder, STATE)
     text = read_bytes(path).decode("utf-8", "replace") if file_size(path) is not None else ""
     if f'model_checkpoint_path: "{os.path.basename(found.path)}"' not in text.splitlines():
         write_state(folder, found.path)
-    return found.notes
+    return found
 
 
 def is_later(prefix: str, folder: str) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gpt_neo.checkpoint.tensors import BFLOAT16, map_array
-from gpt_neo.errors import CheckpointError
+from gpt_neo.checkpoint.tensors import BFLOAT16, check_shape, map_array
+from gpt_neo.errors import CheckpointError, reason_of
+from gpt_neo.storage import parse_json, sync
 
 TYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -44,11 +46,13 @@ class SafetensorsFile:
                 length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
                 if not 2 <= length <= min(LARGEST_HEADER, size - 8):
                     raise CheckpointError(f"{path}: not a safetensors file, or cut off in its header")
-                header = json.loads(handle.read(length))
+                header = parse_json(handle.read(length))
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: its header is damaged: {error}") from error
+        if not isinstance(header, dict):
+            raise CheckpointError(f"{path}: its header is damaged: expected a JSON object")
         self.start = 8 + length
         self.entries = {}
         try:
@@ -57,6 +61,7 @@ class SafetensorsFile:
                     self.entries[name] = check_entry(path, name, entry, size - self.start)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: its header is damaged: {error!r}") from error
+        check_cover(path, self.entries, size - self.start)
 
     def names(self) -> list[str]:
         """Every tensor, sorted."""
@@ -80,13 +85,31 @@ def check_entry(path: str, name: str, entry: dict, room: int) -> tuple:
     """(type, shape, offset) of a header's entry, held against the size of the file."""
     if entry["dtype"] not in TYPES:
         raise CheckpointError(f"{path}: tensor {name} has type {entry['dtype']}; known: {', '.join(TYPES)}")
-    dtype, shape = TYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-    begin, end = (int(n) for n in entry["data_offsets"])
-    if begin < 0 or min(shape, default=0) < 0 or end - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+    dtype, shape = TYPES[entry["dtype"]], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    check_shape(shape)
+    check_shape((begin, end))
+    if end - begin != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(f"{path}: tensor {name}: {end - begin} bytes do not make {list(shape)} of {dtype}")
     if end > room:
         raise CheckpointError(f"{path}: tensor {name} ends at byte {end} of {room}: the file is cut off")
     return dtype, shape, begin
+
+
+def check_cover(path: str, entries: Mapping[str, tuple], room: int) -> None:
+    """The format's own rule: tensors lie one after the other, without holes, to the end of the file.
+
+    Raises:
+      CheckpointError: they do not.
+    """
+    at, last = 0, "the header"
+    for begin, size, name in sorted((b, math.prod(shape) * d.itemsize, n) for n, (d, shape, b) in entries.items()):
+        if begin != at:
+            what = "overlaps" if begin < at else "leaves a hole after"
+            raise CheckpointError(f"{path}: tensor {name}, at byte {begin}, {what} {last}, which ends at byte {at}")
+        at, last = begin + size, name
+    if at != room:
+        raise CheckpointError(f"{path}: {room - at} bytes at its end are no tensor's")
 
 
 def write_safetensors(
@@ -115,5 +138,4 @@ def write_safetensors(
             first, last = header[name]["data_offsets"]
             if handle.tell() - begin != last - first:
                 raise ValueError(f"tensor {name}: {handle.tell() - begin} bytes written, {last - first} promised")
-        handle.flush()
-        os.fsync(handle.fileno())
+    sync(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import time
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import file_size
 from gpt_neo.checkpoint.fit import fit_checkpoint, load_variables
-from gpt_neo.checkpoint.folder import latest_checkpoint
+from gpt_neo.checkpoint.folder import STATE, files_of, latest_checkpoint
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import drop_provenances, write_provenance
@@ -53,7 +55,10 @@ class RunSaver(tf.train.Saver):
         types = {v.op.name: np.dtype(v.dtype.base_dtype.as_numpy_dtype) for v in variables}
         fit = fit_checkpoint(save_path, {v.op.name: v.shape.as_list() for v in variables})
         if fit.as_stored(types):
-            super().restore(sess, save_path)
+            try:
+                super().restore(sess, save_path)
+            except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
+                raise CheckpointError(f"{save_path}: damaged: {graph_reason(error)}; nothing was loaded") from error
         else:
             load_variables(sess, save_path, variables)
         self.restored = os.path.basename(save_path)
@@ -80,6 +85,21 @@ class RunSaver(tf.train.Saver):
                 if not isinstance(error, PASSING):
                     break
         raise unwritten(prefix, failure) from failure
+
+    def _RecordLastCheckpoint(self, latest_save_path: str) -> None:  # noqa: N802  (TensorFlow's name)
+        """Called between the write and the state file: what that names is on the disk by then, in the order that a
+        reader goes by."""
+        if not files.is_remote(latest_save_path):
+            parts = files_of(latest_save_path)
+            storage.sync(*sorted(parts, key=lambda path: path.endswith(".index")))
+        super()._RecordLastCheckpoint(latest_save_path)
+
+    def _MaybeDeleteOldCheckpoints(self, meta_graph_suffix: str = "meta") -> None:  # noqa: N802
+        """Called after the state file: the older checkpoints are deleted once it is on the disk."""
+        folder = os.path.dirname(self.last_checkpoints[-1]) if self.last_checkpoints else ""
+        if folder and not files.is_remote(folder):
+            storage.sync(os.path.join(folder, STATE))
+        super()._MaybeDeleteOldCheckpoints(meta_graph_suffix)
 
 
 def unwritten(prefix: str, failure: Exception) -> CheckpointError:
@@ -122,6 +142,9 @@ class RecordListener(tf.estimator.CheckpointSaverListener):
     def before_save(self, session: Any, global_step_value: int) -> None:
         """Write it."""
         step = int(global_step_value)
+        if not files.is_remote(self.folder):
+            with writing_to(self.folder):  # the log is as long as the checkpoint is far
+                storage.sync(*storage.glob(os.path.join(glob.escape(self.folder), "*.jsonl")))
         prefix = os.path.join(self.folder, f"{PREFIX}{step}")
         with writing_to(prefix + ".json"):
             if os.path.basename(prefix) != self.saver.restored or file_size(prefix + ".json") is None:

@@ -33,15 +33,15 @@ def staged_folder(destination: str) -> Iterator[str]:
     parent, name = os.path.split(destination)
     staging = os.path.join(parent, f".{name}.{os.getpid()}.partial")
     try:
-        os.makedirs(parent, exist_ok=True)
+        storage.make_folder(parent)
         remove_stale(parent, name)
         os.mkdir(staging)
         yield staging
-        sync_folder(staging)
+        storage.sync(*(os.path.join(top, name) for top, _, names in os.walk(staging) for name in names))
         if os.path.isdir(destination):
             os.rmdir(destination)
         os.rename(staging, destination)
-        sync_folder(parent)
+        storage.sync(destination)
     except OSError as error:
         reason = error.strerror or error
         raise CheckpointError(f"{destination}: cannot be written: {reason}; nothing is there") from error
@@ -55,12 +55,3 @@ def remove_stale(parent: str, name: str) -> None:
         match = re.fullmatch(re.escape(f".{name}.") + r"(\d+)\.partial", entry)
         if match and not os.path.exists(f"/proc/{match[1]}"):
             shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
-
-
-def sync_folder(path: str) -> None:
-    """Put a folder's entries on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

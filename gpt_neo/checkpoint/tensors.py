@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from gpt_neo.storage import tensorflow as files
 
 BFLOAT16: np.dtype = np.dtype(ml_dtypes.bfloat16)
 FLOATS: tuple[np.dtype, ...] = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
+DIMENSIONS = 32  # of an array at most, in NumPy 1
 BLOCK = 1 << 24  # bytes; what a conversion holds besides the pages of the tensor it reads
 
 
@@ -40,6 +42,18 @@ class TensorSource(Protocol):
         """
 
 
+def check_shape(shape: tuple) -> None:
+    """Refuse sizes that no array has, before anything is computed of them: a file may say what it likes.
+
+    Raises:
+      ValueError: one is no whole number of at least 0, there are too many of them, or their product is absurd.
+    """
+    if len(shape) > DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"impossible sizes: expected at most {DIMENSIONS} whole numbers of at least 0")
+    if math.prod(size or 1 for size in shape) >= 1 << 48:
+        raise ValueError("impossible sizes: their product is larger than any tensor")
+
+
 def is_float(dtype: np.dtype) -> bool:
     """Whether a type is one of the floats that weights come in (NumPy does not count bfloat16 as one)."""
     return np.dtype(dtype) in FLOATS
@@ -59,7 +73,7 @@ def map_array(path: str, dtype: np.dtype, shape: tuple, offset: int) -> np.ndarr
             if len(data) < size:
                 raise CheckpointError(f"{path}: ends before byte {offset + size}")
             return np.frombuffer(data, dtype).reshape(shape)
-        if offset + size > os.path.getsize(path):
+        if offset < 0 or offset + size > os.path.getsize(path):
             raise CheckpointError(f"{path}: ends at byte {os.path.getsize(path)}, before byte {offset + size}")
         if not size:
             return np.zeros(shape, dtype)

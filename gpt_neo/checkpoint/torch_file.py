@@ -1,24 +1,25 @@
 """`pytorch_model.bin` without PyTorch: the zip form of 1.6 and later, and the older form of pickles and raw bytes.
 
 A pickle is a program. This reader runs it with nothing in reach but the functions that put a tensor together: any
-other name it asks for ends the reading.
+other name it asks for ends the reading, and so does any opcode that tensors do not need. What it builds are tuples,
+which nothing can change after their check, and plain dictionaries and lists.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import io
+import math
+import os
 import pickle
+import pickletools
 import struct
 import zipfile
-from collections.abc import Sequence
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
-from gpt_neo.checkpoint.tensors import BFLOAT16, map_array
-from gpt_neo.errors import CheckpointError
+from gpt_neo.checkpoint.tensors import BFLOAT16, check_shape, map_array
+from gpt_neo.errors import CheckpointError, reason_of
 
 STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype(np.float64),
@@ -35,10 +36,10 @@ STORAGES: dict[str, np.dtype] = {
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_PROTOCOL = 1001
 LARGEST_PICKLE = 100_000_000  # bytes; those of released models have less than 1 MB
+LONGEST_NAME = 1 << 12  # bytes, of a module or a class
 
 
-@dataclasses.dataclass(frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """Numbers in a row that tensors are views of."""
 
     dtype: np.dtype
@@ -46,8 +47,7 @@ class Storage:
     count: int
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """A tensor: part of a storage. offset and strides count numbers, not bytes."""
 
     storage: Storage
@@ -56,37 +56,80 @@ class View:
     strides: tuple
 
 
-class StorageType:
+class StorageType(NamedTuple):
     """Stands for torch.FloatStorage and the like."""
 
-    def __init__(self, dtype: np.dtype) -> None:
-        self.dtype = dtype
+    dtype: np.dtype
 
 
-def rebuild_tensor(storage: Any, offset: int, shape: Sequence, strides: Sequence, *rest: Any) -> View:
-    """Stands for torch._utils._rebuild_tensor_v2; what follows the strides is about gradients."""
-    if not isinstance(storage, Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    view = View(storage, int(offset), tuple(int(n) for n in shape), tuple(int(n) for n in strides))
-    if len(view.shape) != len(view.strides) or min((view.offset, *view.shape, *view.strides)) < 0:
-        raise pickle.UnpicklingError("a tensor with impossible sizes")
+def checked(view: View) -> View:
+    """A view, if it lies within its storage and has no more numbers than that.
+
+    Raises:
+      ValueError: it does not, or its sizes are impossible.
+    """
+    check_shape(view.shape)
+    check_shape((view.storage.count, view.offset))
+    if len(view.strides) != len(view.shape) or not all(type(n) is int and 0 <= n < 1 << 48 for n in view.strides):
+        raise ValueError("a tensor with impossible strides")
     last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides))
-    if 0 not in view.shape and last >= storage.count:
-        raise pickle.UnpicklingError("a tensor that reaches past its storage")
+    if 0 not in view.shape and (last >= view.storage.count or math.prod(view.shape) > view.storage.count):
+        raise ValueError("a tensor that reaches past its storage")
     return view
 
 
+def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> View:
+    """Stands for torch._utils._rebuild_tensor_v2; what follows the strides is about gradients."""
+    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise ValueError("a tensor without a storage, or without sizes")
+    return checked(View(storage, offset, shape, strides))
+
+
+def rebuild_parameter(data: Any, *rest: Any) -> Any:
+    """Stands for torch._utils._rebuild_parameter; what follows the tensor is about gradients."""
+    return data
+
+
+def ordered(pairs: Any = (), *rest: Any) -> dict:
+    """Stands for collections.OrderedDict, which pickles of Python 2 hand its items to."""
+    if rest or not isinstance(pairs, (list, tuple)):
+        raise ValueError("a dictionary of something else than items")
+    return {checked_key(key): value for key, value in pairs}
+
+
+def checked_key(key: Any) -> Any:
+    """A key of a dictionary. Others are no names, and a nested one can take for ever to hash."""
+    if type(key) not in (str, int):
+        raise ValueError(f"a dictionary with a key of type {type(key).__name__}")
+    return key
+
+
+REBUILD = {"_rebuild_tensor_v2": rebuild_tensor, "_rebuild_tensor": rebuild_tensor}
 ALLOWED: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    **{("torch._utils", name): function for name, function in REBUILD.items()},
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+    ("collections", "OrderedDict"): ordered,
     **{("torch", name): StorageType(dtype) for name, dtype in STORAGES.items()},
+}
+FUNCTIONS = (rebuild_tensor, rebuild_parameter, ordered)
+# What pickles of tensors are made of, by pickletools' names. Nothing here reaches a module, and what changes an object
+# (REDUCE, BUILD, SETITEM...) is replaced below.
+OPCODES = {
+    opcode.name: ord(opcode.code)
+    for opcode in pickletools.opcodes
+    if opcode.name
+    in (
+        "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
+        "SHORT_BINUNICODE BINUNICODE SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 "
+        "TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS BINGET LONG_BINGET BINPUT LONG_BINPUT "
+        "MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID"
+    ).split()
 }
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Knows the names in ALLOWED and no others."""
+class SafeUnpickler(pickle._Unpickler):  # in Python: the one in C cannot be told what an opcode may do
+    """Runs the opcodes that tensors need, knows the names in ALLOWED, and changes nothing but dictionaries and lists
+    that the pickle itself has made."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Look a name up.
@@ -104,7 +147,99 @@ class SafeUnpickler(pickle.Unpickler):
             raise CheckpointError("refused: its pickle refers to something that is no storage")
         if len(pid) > 5 and pid[5] is not None:
             raise CheckpointError("a storage that is a view of another; save it again with a later PyTorch")
-        return Storage(pid[1].dtype, str(pid[2]), int(pid[4]))
+        check_shape((pid[4],))
+        return Storage(pid[1].dtype, str(checked_key(pid[2])), pid[4])
+
+    def refuse(self) -> None:
+        """For every opcode that tensors do not need."""
+        raise CheckpointError("refused: its pickle does what no tensor needs")
+
+    def reduce(self) -> None:
+        """Call one of the functions that put tensors together."""
+        given = self.stack.pop()
+        function = self.stack[-1]
+        if not isinstance(given, tuple) or not any(function is known for known in FUNCTIONS):
+            self.refuse()
+        self.stack[-1] = function(*given)
+
+    def build(self) -> None:
+        """Leave an object as it is: state dictionaries have notes on versions of modules, and nothing else has any."""
+        self.stack.pop()
+        if type(self.stack[-1]) is not dict:
+            self.refuse()
+
+    def set_items(self) -> None:
+        """Put items that lie after a mark into the dictionary before it."""
+        self.set_all(self.pop_mark())
+
+    def set_item(self) -> None:
+        """Put one item into a dictionary."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_all([key, value])
+
+    def set_all(self, items: list) -> None:
+        """Put keys and values, in turn, into the dictionary on top."""
+        if type(self.stack[-1]) is not dict or len(items) % 2:
+            self.refuse()
+        self.stack[-1].update((checked_key(key), value) for key, value in zip(items[::2], items[1::2]))
+
+    def make_dict(self) -> None:
+        """A dictionary of what lies after a mark."""
+        items = self.pop_mark()
+        self.stack.append({})
+        self.set_all(items)
+
+    def append_all(self) -> None:
+        """Append what lies after a mark to the list before it."""
+        items = self.pop_mark()
+        if type(self.stack[-1]) is not list:
+            self.refuse()
+        self.stack[-1].extend(items)
+
+    def append_one(self) -> None:
+        """Append to a list."""
+        item = self.stack.pop()
+        if type(self.stack[-1]) is not list:
+            self.refuse()
+        self.stack[-1].append(item)
+
+    dispatch = dict.fromkeys(range(256), refuse)
+    dispatch.update({code: pickle._Unpickler.dispatch[code] for code in OPCODES.values()})
+    dispatch.update(
+        {
+            OPCODES["REDUCE"]: reduce,
+            OPCODES["BUILD"]: build,
+            OPCODES["SETITEM"]: set_item,
+            OPCODES["SETITEMS"]: set_items,
+            OPCODES["DICT"]: make_dict,
+            OPCODES["APPEND"]: append_one,
+            OPCODES["APPENDS"]: append_all,
+        }
+    )
+
+
+class Bounded:
+    """A file for an unpickler: it asks for no more memory than there are bytes, and for no more than a pickle has."""
+
+    def __init__(self, handle: BinaryIO, size: int) -> None:
+        self.handle = handle
+        self.left = min(LARGEST_PICKLE, size - handle.tell())
+
+    def read(self, count: int) -> bytes:
+        """So many bytes."""
+        return self.take(count, self.handle.read)
+
+    def readline(self) -> bytes:
+        """Up to a line's end: a name."""
+        return self.take(LONGEST_NAME, self.handle.readline)
+
+    def take(self, count: int, read: Callable[[int], bytes]) -> bytes:
+        """Read, and count what was read. Raises: ValueError."""
+        if count > max(self.left, LONGEST_NAME):
+            raise ValueError("its pickle tells of more than the file holds, or is larger than any of a model")
+        data = read(count)
+        self.left -= len(data)
+        return data
 
 
 class TorchFile:
@@ -118,26 +253,42 @@ class TorchFile:
         self.path = path
         try:
             with open(path, "rb") as handle:
+                size = os.fstat(handle.fileno()).st_size
                 read = read_zip if zipfile.is_zipfile(handle) else read_old
                 handle.seek(0)
-                state, self.places = read(handle)
+                state, self.places = read(handle, size)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}") from error
         # Whatever a damaged pickle may do, it does to this reader only.
         except Exception as error:
-            raise CheckpointError(f"{path}: not a file of tensors, or damaged: {error}") from error
-        if not isinstance(state, dict):
+            raise CheckpointError(f"{path}: not a file of tensors, or damaged: {reason_of(error)[:200]}") from error
+        if type(state) is not dict:
             raise CheckpointError(f"{path}: holds {type(state).__name__}, expected named tensors")
         outer, state = state, unwrapped(state)
         self.wrapped = state is not outer
         if not any(isinstance(view, View) for view in state.values()):
             raise CheckpointError(f"{path}: holds no named tensors; its keys: {', '.join(map(str, state))}"[:400])
+        if not all(type(name) is str for name in state):
+            raise CheckpointError(f"{path}: holds no dictionary of named tensors")
         self.views = {name: view for name, view in state.items() if isinstance(view, View)}
         for name, view in self.views.items():
-            if view.storage.key not in self.places:
-                raise CheckpointError(f"{path}: tensor {name}: its storage {view.storage.key} is missing")
+            self.place(name, view, size)
+
+    def place(self, name: str, view: View, whole: int) -> int:
+        """The byte at which a tensor's storage begins, held against the size of the file.
+
+        Raises:
+          CheckpointError: it is not there, or cut off.
+        """
+        storage = view.storage
+        if storage.key not in self.places:
+            raise CheckpointError(f"{self.path}: tensor {name}: its storage {storage.key} is missing")
+        offset, size = self.places[storage.key]
+        if size < storage.count * storage.dtype.itemsize or offset + size > whole:
+            raise CheckpointError(f"{self.path}: storage {storage.key} of tensor {name} is cut off")
+        return offset
 
     def names(self) -> list[str]:
         """Every tensor, sorted."""
@@ -155,9 +306,11 @@ class TorchFile:
         """The tensor, a view of the mapped file."""
         view = self.views[name]
         storage = view.storage
-        offset, size = self.places[storage.key]
-        if size < storage.count * storage.dtype.itemsize:
-            raise CheckpointError(f"{self.path}: storage {storage.key} of tensor {name} is cut off")
+        try:
+            checked(view)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: tensor {name}: {error}") from error
+        offset = self.place(name, view, os.path.getsize(self.path))
         if 0 in view.shape:
             return np.zeros(view.shape, storage.dtype)
         numbers = map_array(self.path, storage.dtype, (storage.count,), offset)[view.offset :]
@@ -167,30 +320,31 @@ class TorchFile:
 
 def unwrapped(state: dict) -> dict:
     """The weights of a file that holds more: trainers save {"state_dict": {...}, "optimizer": ...} and the like."""
-    for key in ("state_dict", "model_state_dict", "model", "module"):
-        inner = state.get(key)
-        if isinstance(inner, dict) and inner:
-            return unwrapped(inner)
+    for _ in range(3):  # a dictionary can hold itself
+        inner = (state.get(key) for key in ("state_dict", "model_state_dict", "model", "module"))
+        state = next((found for found in inner if type(found) is dict and found), state)
     return state
 
 
-def read_zip(handle: BinaryIO) -> tuple[Any, dict]:
+def read_zip(handle: BinaryIO, size: int) -> tuple[Any, dict]:
     """The object of a zip file, and (offset, bytes) of each storage in it."""
     with zipfile.ZipFile(handle) as archive:
         members = {info.filename: info for info in archive.infolist()}
         root = next((name[: -len("data.pkl")] for name in members if name.endswith("data.pkl")), None)
         if root is None:
             raise CheckpointError("a zip file without data.pkl; PyTorch did not write it")
-        if root + "byteorder" in members and archive.read(root + "byteorder").strip() != b"little":
+        for name, info in members.items():
+            if name.startswith(root) and (info.compress_type != zipfile.ZIP_STORED or info.file_size > size):
+                raise CheckpointError("its storages are compressed, which PyTorch does not do")
+        if root + "byteorder" in members and archive.read(root + "byteorder")[:8].strip() != b"little":
             raise CheckpointError("written on a big-endian machine, which is not read here")
         if members[root + "data.pkl"].file_size > LARGEST_PICKLE:
             raise CheckpointError("refused: its pickle is larger than any of a model")
-        state = SafeUnpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
+        text = archive.read(root + "data.pkl")
+        state = SafeUnpickler(Bounded(io.BytesIO(text), len(text))).load()
         places = {}
         for name, info in members.items():
             if name.startswith(root + "data/"):
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise CheckpointError("its storages are compressed, which PyTorch does not do")
                 # The local header's name and extra field may be longer than the directory's.
                 handle.seek(info.header_offset)
                 name_size, extra_size = struct.unpack("<HH", handle.read(30)[26:])
@@ -198,9 +352,10 @@ def read_zip(handle: BinaryIO) -> tuple[Any, dict]:
     return state, places
 
 
-def read_old(handle: BinaryIO) -> tuple[Any, dict]:
+def read_old(handle: BinaryIO, size: int) -> tuple[Any, dict]:
     """The object of a file of PyTorch before 1.6, and (offset, bytes) of each storage in it."""
-    load: Callable[[], Any] = lambda: SafeUnpickler(handle).load()  # noqa: E731
+    file = Bounded(handle, size)
+    load: Callable[[], Any] = lambda: SafeUnpickler(file).load()  # noqa: E731
     if load() != OLD_MAGIC or load() != OLD_PROTOCOL:
         raise CheckpointError("not a file that PyTorch wrote")
     system = load()
@@ -213,16 +368,20 @@ def read_old(handle: BinaryIO) -> tuple[Any, dict]:
 
         def persistent_load(self, pid: Any) -> Storage:
             storage = super().persistent_load(pid)
-            storages[storage.key] = storage
+            if storages.setdefault(storage.key, storage) != storage:
+                raise ValueError(f"storage {storage.key[:40]} is told of in two ways")
             return storage
 
-    state = Noting(handle).load()
+    state = Noting(file).load()
     keys, places = load(), {}
-    for key in keys:
+    if not isinstance(keys, (list, tuple)):
+        raise ValueError("expected a list of storages")
+    for key in map(str, map(checked_key, keys)):
         count = struct.unpack("<q", handle.read(8))[0]
-        if str(key) not in storages or count != storages[str(key)].count:
-            raise CheckpointError(f"storage {key} has {count} numbers, its tensors tell of another size")
-        size = count * storages[str(key)].dtype.itemsize
-        places[str(key)] = (handle.tell(), size)
-        handle.seek(size, io.SEEK_CUR)
+        if key not in storages or count != storages[key].count:
+            raise CheckpointError(f"storage {key[:40]} has {count} numbers, its tensors tell of another size")
+        length = count * storages[key].dtype.itemsize
+        places[key] = (handle.tell(), length)
+        if handle.seek(length, io.SEEK_CUR) > size:
+            raise CheckpointError(f"storage {key[:40]} is cut off")
     return state, places

@@ -9,7 +9,7 @@ import time
 from typing import Callable, Optional
 
 from gpt_neo.checkpoint.best import read_best
-from gpt_neo.checkpoint.folder import BEST, Found, find_latest, latest_checkpoint
+from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
@@ -130,11 +130,11 @@ def train_alone(
     if training.new:
         delete_checkpoints(job.folder, training.yes)
     remove_leftovers(job.folder)
-    found = find_latest(job.folder)
+    found = settle_state(job.folder, verify=True)
     if found is None and training.init_from:
         for text in write_initial(training.init_from, job.folder, job.run):
             note(text)
-        found = find_latest(job.folder)
+        found = settle_state(job.folder)
     start = step_of(found.path) if found else 0
     show_opening(job, found, replicas, devices)
     if is_complete(job, training, start):

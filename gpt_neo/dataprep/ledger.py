@@ -13,6 +13,7 @@ import json
 import os
 from typing import Any, BinaryIO, Optional
 
+from gpt_neo import storage
 from gpt_neo.errors import DataError, reason_of
 
 FILE = "ledger.jsonl"
@@ -39,8 +40,9 @@ class Ledger:
         self.shards: dict[int, dict] = {}
         self.manifest: Optional[dict] = None
         try:
-            os.makedirs(folder, exist_ok=True)
+            storage.make_folder(folder)
             self.handle: BinaryIO = open(self.path, "a+b")
+            storage.sync(self.path)
         except OSError as error:
             raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
         try:

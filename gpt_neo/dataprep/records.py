@@ -256,12 +256,12 @@ class RecordWriter:
 
     def close(self) -> Optional[str]:
         """Give the file its name; an empty one is removed. Returns its path."""
-        self.handle.flush()
-        os.fsync(self.handle.fileno())
         self.handle.close()
         if not self.count:
             os.remove(self.temporary)
             return None
         path = os.path.join(self.folder, f"{self.name}_{self.shard}_{self.count}.tfrecords")
+        storage.sync(self.temporary)
         os.replace(self.temporary, path)
+        storage.sync(path)
         return path

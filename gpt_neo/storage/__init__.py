@@ -17,7 +17,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gpt_neo.errors import ConfigError, DataError, GptNeoError, reason_of
 from gpt_neo.storage import buckets
@@ -39,15 +39,19 @@ __all__ = [
     "local",
     "make_folder",
     "open_read",
+    "parse_json",
     "read_bytes",
     "read_json",
     "scheme_of",
     "size",
+    "sync",
     "upload",
     "version",
     "write_bytes",
     "writing",
 ]
+
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems that have no such call
 
 
 def scheme_of(path: str) -> str:
@@ -170,28 +174,47 @@ def read_json(path: str, kind: type[GptNeoError] = DataError, once: bool = False
       kind: there is none; names the path, and the line of a mistake.
     """
 
+    try:
+        value = parse_json(read_bytes(path), once)
+    except json.JSONDecodeError as error:
+        raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise kind(f"{path}: cannot be read: {reason_of(error)}") from error
+    except ValueError as error:
+        raise kind(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def parse_json(data: bytes, once: bool = True) -> Any:
+    """JSON that anybody may have written, in UTF-8.
+
+    Args:
+      once: refuse a key that stands twice, of which the last would count.
+
+    Raises:
+      ValueError: it is damaged, nested too deep, or holds a number of thousands of digits.
+    """
+
     def each_once(pairs: list) -> dict:
         found: dict = {}
         for name, value in pairs:
             if once and name in found:
-                raise kind(f"{path}: key {name!r} stands twice")
+                raise ValueError(f"key {name!r} stands twice")
             found[name] = value
         return found
 
     try:
-        data = read_bytes(path)
-        value = json.loads(data.decode(json.detect_encoding(data)), object_pairs_hook=each_once)
-    except json.JSONDecodeError as error:
-        raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise kind(f"{path}: not valid JSON: nested too deeply") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise kind(f"{path}: cannot be read: {reason_of(error)}") from error
-    except ValueError as error:  # Python's own limit
-        raise kind(f"{path}: not valid JSON: a number of more than 4,300 digits") from error
-    if not isinstance(value, dict):
-        raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+        return json.loads(data.decode(json.detect_encoding(data)), object_pairs_hook=each_once)
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if "digits" in str(error):  # Python's own limit
+            raise ValueError("not valid JSON: a number of more than 4,300 digits") from error
+        raise
 
 
 @contextlib.contextmanager
@@ -213,6 +236,7 @@ def writing(path: str, staging: str = "") -> Iterator[BinaryIO]:
             upload(temporary, path)
         else:
             os.replace(temporary, local(path))
+            put_on_disk(folder or ".")
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
@@ -224,10 +248,39 @@ def write_bytes(path: str, data: bytes, staging: str = "") -> None:
         handle.write(data)
 
 
+def sync(*paths: str) -> None:
+    """Put files and folders on the disk: the content of each in this order, then the names of all of them.
+
+    What is told to be there in another file has to be synced before that file is written; what is to be deleted for it
+    is deleted after. A folder's content is its list of names. Remote objects are stored once they are written.
+    """
+    here = [absolute(path) for path in paths if not is_remote(path)]
+    for path in [*here, *dict.fromkeys(map(os.path.dirname, here))]:
+        put_on_disk(path)
+
+
+def put_on_disk(path: str) -> None:
+    """fsync of a local file or folder; nothing where its file system has no such call."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
 def make_folder(path: str) -> None:
-    """Make a local folder and those above it; remote prefixes need none."""
-    if not is_remote(path):
-        os.makedirs(local(path), exist_ok=True)
+    """Make a local folder and those above it, on the disk; remote prefixes need none."""
+    if is_remote(path):
+        return
+    top, made = absolute(path), []
+    while not os.path.isdir(top):
+        made.append(top)
+        top = os.path.dirname(top)
+    os.makedirs(local(path), exist_ok=True)
+    sync(*made[::-1])
 
 
 def delete(path: str, within: str) -> None:
