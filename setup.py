@@ -1,8 +1,11 @@
 """Package metadata. Ranges live here, exact versions in constraints.txt."""
 
+import os
+import shutil
 import sys
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
     sys.exit(
@@ -10,13 +13,30 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 11):
         "has no build for others); this is Python {}.{}.".format(*sys.version_info)
     )
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class BuildWithConfigs(build_py):
+    """A wheel holds what a clone has beside the package: the configs, and the versions that the tests run with."""
+
+    def run(self):
+        """Build, and copy them into the package; an editable installation finds them in the clone."""
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            inside = os.path.join(self.build_lib, "gpt_neo")
+            shutil.copytree(os.path.join(HERE, "configs"), os.path.join(inside, "configs"), dirs_exist_ok=True)
+            shutil.copy(os.path.join(HERE, "constraints.txt"), inside)
+
+
 setup(
     name="gpt_neo",
+    cmdclass={"build_py": BuildWithConfigs},
     version="0.1.0",
     description="GPT-Neo on Mesh-TensorFlow: train, evaluate, sample and convert",
     license="MIT",
     packages=find_packages(include=["gpt_neo", "gpt_neo.*"]),
     package_data={
+        "gpt_neo": ["py.typed"],
         "gpt_neo.checkpoint": ["custom_code/*.py"],
         "gpt_neo.serving": ["page/*"],
         "gpt_neo.spmd": ["constraints.txt"],  # what its worker's environment is made of

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
+import gpt_neo
 from gpt_neo.cli import options, tool_options
 from gpt_neo.cli.common import run_command
 from gpt_neo.cli.parser import parse
@@ -101,6 +102,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"gpt-neo {gpt_neo.__version__} on Python {sys.version.split()[0]}")
         return 0
     name, *rest = words
     if name not in COMMANDS:

@@ -25,10 +25,9 @@ from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
 from gpt_neo.storage import scheme_of
+from gpt_neo.system import shipped
 
-CONSTRAINTS = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "constraints.txt"
-)
+CONSTRAINTS = shipped("constraints.txt")
 LITTLE_DISK = 1 << 30  # bytes; less is called wrong where no config says how much is needed
 FIND, CONNECT = 20.0, 5.0  # seconds to look a TPU up, and to connect to it
 
@@ -125,12 +124,14 @@ def canonical(name: str) -> str:
 
 
 def tested_versions() -> dict[str, str]:
-    """Package to version of constraints.txt; empty where there is none, as in an installed package."""
+    """Package to version of constraints.txt, of the lines for this Python."""
+    from packaging.requirements import Requirement
+
     if not os.path.isfile(CONSTRAINTS):
         return {}
     with open(CONSTRAINTS, encoding="utf-8") as handle:
-        pairs = [line.strip().split("==") for line in handle if "==" in line and not line.startswith("#")]
-    return {canonical(name): version for name, version in pairs}
+        pins = [Requirement(line.strip()) for line in handle if "==" in line and not line.startswith("#")]
+    return {canonical(p.name): str(p.specifier)[2:] for p in pins if p.marker is None or p.marker.evaluate()}
 
 
 def import_line() -> Line:

@@ -18,8 +18,9 @@ from gpt_neo.config.restore import restore
 from gpt_neo.config.rules import check_rules
 from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.errors import ConfigError
+from gpt_neo.system import shipped
 
-CONFIG_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "configs")
+CONFIG_DIR = shipped("configs")
 FOLDER_CONFIG = "config.json"  # of a folder that import-hf made, or of a release
 RECORD = re.compile(r"model\.ckpt-(\d+)\.json")  # gpt_neo/checkpoint/provenance.py
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
