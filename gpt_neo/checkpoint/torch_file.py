@@ -44,7 +44,7 @@ class Storage(NamedTuple):
 
     dtype: np.dtype
     key: str
-    count: int
+    numbers: int
 
 
 class View(NamedTuple):
@@ -69,11 +69,11 @@ def checked(view: View) -> View:
       ValueError: it does not, or its sizes are impossible.
     """
     check_shape(view.shape)
-    check_shape((view.storage.count, view.offset))
+    check_shape((view.storage.numbers, view.offset))
     if len(view.strides) != len(view.shape) or not all(type(n) is int and 0 <= n < 1 << 48 for n in view.strides):
         raise ValueError("a tensor with impossible strides")
     last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides))
-    if 0 not in view.shape and (last >= view.storage.count or math.prod(view.shape) > view.storage.count):
+    if 0 not in view.shape and (last >= view.storage.numbers or math.prod(view.shape) > view.storage.numbers):
         raise ValueError("a tensor that reaches past its storage")
     return view
 
@@ -127,7 +127,10 @@ OPCODES = {
 }
 
 
-class SafeUnpickler(pickle._Unpickler):  # in Python: the one in C cannot be told what an opcode may do
+PythonUnpickler: Any = pickle._Unpickler  # the one in C cannot be told what an opcode may do
+
+
+class SafeUnpickler(PythonUnpickler):
     """Runs the opcodes that tensors need, knows the names in ALLOWED, and changes nothing but dictionaries and lists
     that the pickle itself has made."""
 
@@ -203,8 +206,8 @@ class SafeUnpickler(pickle._Unpickler):  # in Python: the one in C cannot be tol
             self.refuse()
         self.stack[-1].append(item)
 
-    dispatch = dict.fromkeys(range(256), refuse)
-    dispatch.update({code: pickle._Unpickler.dispatch[code] for code in OPCODES.values()})
+    dispatch: dict = dict.fromkeys(range(256), refuse)
+    dispatch.update({code: PythonUnpickler.dispatch[code] for code in OPCODES.values()})
     dispatch.update(
         {
             OPCODES["REDUCE"]: reduce,
@@ -286,7 +289,7 @@ class TorchFile:
         if storage.key not in self.places:
             raise CheckpointError(f"{self.path}: tensor {name}: its storage {storage.key} is missing")
         offset, size = self.places[storage.key]
-        if size < storage.count * storage.dtype.itemsize or offset + size > whole:
+        if size < storage.numbers * storage.dtype.itemsize or offset + size > whole:
             raise CheckpointError(f"{self.path}: storage {storage.key} of tensor {name} is cut off")
         return offset
 
@@ -313,7 +316,7 @@ class TorchFile:
         offset = self.place(name, view, os.path.getsize(self.path))
         if 0 in view.shape:
             return np.zeros(view.shape, storage.dtype)
-        numbers = map_array(self.path, storage.dtype, (storage.count,), offset)[view.offset :]
+        numbers = map_array(self.path, storage.dtype, (storage.numbers,), offset)[view.offset :]
         strides = tuple(s * storage.dtype.itemsize for s in view.strides)
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
 
@@ -378,7 +381,7 @@ def read_old(handle: BinaryIO, size: int) -> tuple[Any, dict]:
         raise ValueError("expected a list of storages")
     for key in map(str, map(checked_key, keys)):
         count = struct.unpack("<q", handle.read(8))[0]
-        if key not in storages or count != storages[key].count:
+        if key not in storages or count != storages[key].numbers:
             raise CheckpointError(f"storage {key[:40]} has {count} numbers, its tensors tell of another size")
         length = count * storages[key].dtype.itemsize
         places[key] = (handle.tell(), length)

@@ -211,7 +211,7 @@ def test_the_host_call_writes_what_the_first_core_says(built):
 def test_hooks_restore_report_watch_and_save_last(built):
     _, run, _, made = built
     kinds = [type(hook) for hook in made.hooks]
-    places = [kinds.index(kind) for kind in (mtf.MtfRestoreHook, LoopHook, WatchHook, tf.train.CheckpointSaverHook)]
+    places = [kinds.index(kind) for kind in (mtf.MtfRestoreHook, LoopHook, WatchHook, SaveHook)]
     assert places == sorted(places) and places[-1] == len(kinds) - 1
     saver = made.hooks[-1]
     assert [type(one) for one in saver._listeners] == [mtf.MtfCheckpointSaverListener, RecordListener]
