@@ -15,7 +15,7 @@ from gpt_neo.errors import DeviceError
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops import kernels
-from gpt_neo.runtime.hooks import LoopHook, ProgressLog
+from gpt_neo.runtime.hooks import LoopHook, ProgressLog, SaveHook
 from gpt_neo.runtime.mesh import GatheringMesh, mesh_strings
 from gpt_neo.runtime.watch import Watch, WatchHook
 from tests.runtime.fake_tpu import CORES, Slice, not_compiled
