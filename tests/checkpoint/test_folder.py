@@ -50,6 +50,25 @@ def test_a_kill_between_checkpoint_and_state_file_loses_nothing(tmp_path):
     assert names(find_latest(str(tmp_path))) == ("model.ckpt-20", 0)
 
 
+def test_wrong_bytes_of_the_right_length_are_passed_over(tmp_path):
+    for step in (5, 10, 20):
+        last = save(tmp_path, step)
+    write_state(str(tmp_path), last)
+    data = tmp_path / "model.ckpt-20.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:70] + b"\x55" + data.read_bytes()[71:])
+    assert names(find_latest(str(tmp_path))) == ("model.ckpt-20", 0)  # whoever only reads does not wait for the disk
+    found = settle_state(str(tmp_path), verify=True)
+    assert names(found) == ("model.ckpt-10", 1)
+    assert found.notes[0].startswith("passed over model.ckpt-20") and "its checksum is wrong" in found.notes[0]
+    # and every later reader, TensorFlow's own too, takes the same one
+    assert names(find_latest(str(tmp_path)))[0] == "model.ckpt-10"
+    assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
+    for step in (5, 10):
+        (tmp_path / f"model.ckpt-{step}.data-00000-of-00001").write_bytes(b"\x00" * data.stat().st_size)
+    with pytest.raises(CheckpointError, match="model.ckpt-10.*checksum is wrong"):
+        settle_state(str(tmp_path), verify=True)
+
+
 def test_incomplete_checkpoints_are_passed_over(tmp_path):
     for step in (5, 10, 20):
         last = save(tmp_path, step)
