@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.hf_tokens import special_ids
 from gpt_neo.config import load_config
+from gpt_neo.errors import CheckpointError
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions
@@ -90,5 +92,8 @@ def test_a_model_that_ends_at_no_id(endless, tmp_path, world):
     assert transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out")).eos_token is None
     again = import_hf(str(tmp_path / "out"), str(tmp_path / "again"))
     assert again.model == run.model
+    with pytest.raises(CheckpointError, match="has 300 ids, the model 96"):  # the one in the folder, which nobody named
+        export_hf(run, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "own"), custom_code=True)
+    os.remove(tmp_path / "run" / "tokenizer.json")
     export_hf(run, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "own"), custom_code=True)
     assert import_hf(str(tmp_path / "own"), str(tmp_path / "back")).model == run.model
