@@ -157,7 +157,7 @@ def test_from_the_command_line(exported, tmp_path, capsys, monkeypatch):
         assert run_command(["import-hf", str(tmp_path / source), str(tmp_path / back)]) == 0
         out = capsys.readouterr().out
         assert "verified  logits differ by at most" in out and "transformers on PyTorch" in out
-    assert [line[:25] for line in out.splitlines() if line.startswith("note")] == ["note      no tokenizer ca"]
+        assert [line[:25] for line in out.splitlines() if line.startswith("note")] == ["note      no tokenizer ca"]
         assert load_config(str(tmp_path / back / "config.json")).model == run.model
         compare_weights(checkpoint, str(tmp_path / back / "model.ckpt-0"))
 

@@ -93,7 +93,9 @@ def test_a_killed_training_goes_on_and_is_recorded(world, command, started, tmp_
         assert written.setdefault(row["step"], row["loss"]) == row["loss"]  # the resumed steps are the same ones
     assert run.metrics["loss"] == stored.metrics["loss"] == sorted(written.items())
     assert [step for step, _ in run.metrics["loss"]] == list(range(1, STEPS + 1))
-    assert run.metrics["eval_loss"][0][0] == STEPS and run.config["n_embd"] == 16 and run.config["seed"] == 3
+    evaluated = [step for step, _ in run.metrics["eval_loss"]]  # while it trains, at checkpoints, and at the end
+    assert evaluated == sorted(evaluated) and evaluated[0] == 20 and evaluated[-1] == STEPS
+    assert run.config["n_embd"] == 16 and run.config["seed"] == 3
     folder = os.path.join(place, run.identity)
     sample = open(os.path.join(folder, f"predictions_1_{STEPS}.txt"), encoding="utf-8").read()
     assert "The if" in sample
