@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -107,6 +109,14 @@ def nats_per(sums: np.ndarray, unit: int) -> Interval:
     )
 
 
+@contextlib.contextmanager
+def event_writer(folder: str) -> Iterator[tf.summary.FileWriter]:
+    """A file of events of its own: TensorFlow names them by the second, and another file of a name empties the first."""
+    suffix = f".{time.time_ns()}"
+    with tf.Graph().as_default(), tf.summary.FileWriter(os.path.join(folder, EVENTS), filename_suffix=suffix) as writer:
+        yield writer
+
+
 def write_events(folder: str, step: int, scalars: Mapping[str, float]) -> None:
     """Add scalars by tag to what TensorBoard shows of a run's evaluations.
 
@@ -114,7 +124,7 @@ def write_events(folder: str, step: int, scalars: Mapping[str, float]) -> None:
       folder: of the run.
     """
     values = [tf.Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
-    with tf.Graph().as_default(), tf.summary.FileWriter(os.path.join(folder, EVENTS)) as writer:
+    with event_writer(folder) as writer:
         writer.add_summary(tf.Summary(value=values), step)
 
 
@@ -127,5 +137,5 @@ def write_text(folder: str, step: int, tag: str, text: str) -> None:
     about = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name="text"))
     tensor = tf.make_tensor_proto([text.encode("utf-8")], tf.string)
     value = tf.Summary.Value(tag=tag, metadata=about, tensor=tensor)
-    with tf.Graph().as_default(), tf.summary.FileWriter(os.path.join(folder, EVENTS)) as writer:
+    with event_writer(folder) as writer:
         writer.add_summary(tf.Summary(value=[value]), step)

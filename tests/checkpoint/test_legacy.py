@@ -1,5 +1,6 @@
 """Release folders of the 2021 program as downloaded, mismatches, and training on from what others wrote."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from gpt_neo.__main__ import main as run_command
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.provenance import config_keys, read_provenance
@@ -79,7 +81,9 @@ def test_a_release_samples_as_downloaded(tmp_path, command, capsys, variant):
     shutil.copyfile(tokenizer_of_512(tmp_path), os.path.join(folder, "tokenizer.json"))
     assert command(*argv, "--set", "datasets=[]") == 0
     out = capsys.readouterr().out
-    assert os.path.join(folder, "model.ckpt-20") in out and "asks for 256 devices; running on one" in out
+    assert os.path.join(folder, "model.ckpt-20") in out
+    without_engine = importlib.util.find_spec("openvino") is None  # it lays nothing over devices
+    assert ("asks for 256 devices; running on one" in out) == without_engine
     assert ("rows are padding" in out) == (variant == "padded")
     if variant == "bfloat16":
         assert command(*argv, "--set", "datasets=[]", "--dtype", "bfloat16") == 0
@@ -200,7 +204,7 @@ def test_training_goes_on_from_a_checkpoint_without_slots(world, trained, comman
 
 def test_the_best_checkpoint_is_kept_and_read(trained, command, capsys):
     folder = load_config(trained).training.model_path
-    assert command("--model", trained, "--eval") == 0
+    assert run_command(["eval", trained, "--keep_best"]) == 0
     assert os.path.isfile(os.path.join(folder, "best", "model.ckpt-20.index"))
     assert command("--model", trained, "--predict", "--checkpoint", "best", "--max_tokens", 2, "--sacred_id", "b") == 0
     assert os.path.join("best", "model.ckpt-20") in capsys.readouterr().out

@@ -74,7 +74,7 @@ def steps_in(folder):
 def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     monkeypatch.setattr(saver, "AT_ONCE", 100)  # bytes: several parts
     evaluated: list = []
-    monkeypatch.setattr(spmd_jobs, "evaluate", lambda job, backend, limit: evaluated.append(limit) or 0)
+    monkeypatch.setattr(spmd_jobs, "evaluate", lambda job, backend, limit, keep: evaluated.append(limit) or 0)
     path = world.config("spmd_kept", train_steps=10, keep_checkpoints=2, eval_steps=5)
     status, text = spmd("--model", path, "--steps_per_checkpoint", 3, "--steps_per_log", 2)
     assert status == 0, text
@@ -101,7 +101,7 @@ def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     # the first step, and every second one after it
     assert len(losses) == len(rates) == 5 and all(0 < loss < 3 for loss in losses) and rates[0] == 0.5
     lines = [line.split()[0] for line in text.splitlines()]
-    assert lines[:6] == ["model", "memory", "training", "devices", "folder", "note"] and lines[-1] == "trained"
+    assert lines[:6] == ["model", "memory", "training", "devices", "weights", "folder"] and lines[-1] == "trained"
     assert evaluated == [5]
     status, text = spmd("--model", path)
     assert status == 0 and "nothing to do" in text and len(FakeDevices.made) == 1
