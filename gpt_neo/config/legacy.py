@@ -132,7 +132,7 @@ def resolve_positions(raw: dict, where: str) -> None:
     name = raw.get("position_encoding")
     if name is None:
         return
-    if name not in POSITIONS:
+    if not isinstance(name, str) or name not in POSITIONS:
         raise ConfigError(f"{where}: position_encoding is {name!r}; allowed: {', '.join(POSITIONS)}")
     keys = {"axial": "axial_pos_emb", "rotary": "rotary_emb", "none": "no_pos_emb"}
     for other, key in keys.items():

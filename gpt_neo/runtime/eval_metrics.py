@@ -111,7 +111,7 @@ def nats_per(sums: np.ndarray, unit: int) -> Interval:
 
 @contextlib.contextmanager
 def event_writer(folder: str) -> Iterator[tf.summary.FileWriter]:
-    """A file of events of its own: TensorFlow names them by the second, and another file of a name empties the first."""
+    """A file of events of its own: TensorFlow names them by the second, and one empties another of its name."""
     suffix = f".{time.time_ns()}"
     with tf.Graph().as_default(), tf.summary.FileWriter(os.path.join(folder, EVENTS), filename_suffix=suffix) as writer:
         yield writer
