@@ -20,6 +20,7 @@ import threading
 import time
 
 from bench.checkpoints import bring_in, make
+from bench.worker import token_clock
 
 PROMPT, NEW_TOKENS = 64, 64
 WAYS = {
@@ -101,28 +102,15 @@ def transformers(folder: str, dtype: str, began: float) -> dict:
     """Hugging Face's `generate`."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.generation.streamers import BaseStreamer
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = AutoModelForCausalLM.from_pretrained(os.path.join(folder, "hf"), dtype=getattr(torch, dtype)).eval()
     times: list = []
-
-    class Clock(BaseStreamer):
-        """Notes when tokens come."""
-
-        def put(self, value) -> None:
-            """One token, or the prompt."""
-            if value.numel() == 1:
-                times.append(time.perf_counter())
-
-        def end(self) -> None:
-            """Nothing to do."""
-
     prompt = torch.arange(100, 100 + PROMPT)[None]
     how = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "pad_token_id": 0}
     with torch.no_grad():
         for _ in range(2):
-            model.generate(prompt, attention_mask=torch.ones_like(prompt), streamer=Clock(), **how)
+            model.generate(prompt, attention_mask=torch.ones_like(prompt), streamer=token_clock(times), **how)
     return figures(times, began)
 
 

@@ -151,23 +151,10 @@ def peer_decode(folder: str) -> dict:
     torch.zeros(1)
     start_up = peak_mb()
     from transformers import GPTNeoForCausalLM
-    from transformers.generation.streamers import BaseStreamer
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = GPTNeoForCausalLM.from_pretrained(os.path.join(folder, "peer")).eval()
     times = [began]
-
-    class Clock(BaseStreamer):
-        """Notes when tokens come; the prompt comes first and does not count."""
-
-        def put(self, value) -> None:
-            """One token, or the prompt."""
-            if value.numel() == 1:
-                times.append(time.perf_counter())
-
-        def end(self) -> None:
-            """Nothing to do."""
-
     prompt = torch.arange(100, 100 + PROMPT)[None]
     with torch.no_grad():
         for _ in range(2):
@@ -178,9 +165,27 @@ def peer_decode(folder: str) -> dict:
                 max_new_tokens=NEW_TOKENS,
                 min_new_tokens=NEW_TOKENS,
                 pad_token_id=50256,
-                streamer=Clock(),
+                streamer=token_clock(times),
             )
     return decode_figures(times, start_up)
+
+
+def token_clock(times: list):
+    """A streamer for transformers' `generate` that notes in a list when tokens come; the prompt does not count."""
+    from transformers.generation.streamers import BaseStreamer
+
+    class Clock(BaseStreamer):
+        """See above."""
+
+        def put(self, value) -> None:
+            """One token, or the prompt."""
+            if value.numel() == 1:
+                times.append(time.perf_counter())
+
+        def end(self) -> None:
+            """Nothing to do."""
+
+    return Clock()
 
 
 def decode_figures(times: list, start_up: float) -> dict:

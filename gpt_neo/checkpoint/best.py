@@ -95,9 +95,11 @@ def keep_best(folder: str, prefix: str, loss: float, data: str = "") -> Optional
         return best
     storage.make_folder(place)
     # The index last: without it the rest is no checkpoint.
-    for source in sorted(files_of(prefix), key=lambda path: path.endswith(".index")):
-        link(source, os.path.join(place, os.path.basename(source)))
-    storage.sync(*(os.path.join(place, name) for name in os.listdir(place)))
+    parts = sorted(files_of(prefix), key=lambda path: path.endswith(".index"))
+    kept = [os.path.join(place, os.path.basename(source)) for source in parts]
+    for source, target in zip(parts, kept):
+        link(source, target)
+    storage.sync(*kept)
     best = Best(name, step, loss, data)
     write_best(folder, best)
     write_state(place, os.path.join(place, name))

@@ -12,7 +12,7 @@ from gpt_neo.cli.console import ProgressLine
 from gpt_neo.cli.evaluate import append_result, result_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
-from gpt_neo.cli.predict import DEFAULT_PROMPT, read_prompt, sample_options
+from gpt_neo.cli.predict import append_samples, read_prompt, sample_options
 from gpt_neo.config.network import merged
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
@@ -25,7 +25,6 @@ from gpt_neo.runtime.mesh import MeshPlan
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.runtime.watch import Watch
 from gpt_neo.sampling.batches import check_prompt, fit_prompt
-from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import TextStream
 
 SHORT = 100  # most new tokens of a sample during training, unless --max_tokens says more
@@ -94,7 +93,7 @@ class DuringTraining:
 
     def prompt(self) -> str:
         """What samples go on from."""
-        return DEFAULT_PROMPT if self.sampling.prompt is None else read_prompt(self.sampling.prompt)
+        return read_prompt(self.sampling.prompt)
 
     def out_of_patience(self, best: Optional[Best], step: int) -> bool:
         """Whether there was nothing better for too long."""
@@ -152,11 +151,11 @@ class DuringTraining:
             texts[event.sample] += stream.add(event.token) if event.token != eos else ""
             texts[event.sample] += stream.end() if event.last else ""
         sampler.session.close()
-        for text in texts:
-            self.line.say(f"sample    step {step:,}: {prompt}{text}")
-        made = "".join(f"=== sample {i + 1}, seed {options.seed}\n{prompt}{text}\n" for i, text in enumerate(texts))
-        files.append_text(os.path.join(job.folder, f"predictions_{job.identity}_{step}.txt"), made)
-        write_text(job.folder, step, "samples", "\n\n".join(prompt + text for text in texts))
+        whole = [prompt + text for text in texts]
+        for text in whole:
+            self.line.say(f"sample    step {step:,}: {text}")
+        append_samples(os.path.join(job.folder, f"predictions_{job.identity}_{step}.txt"), whole, options.seed)
+        write_text(job.folder, step, "samples", "\n\n".join(whole))
 
     def close(self) -> None:
         """Give memory back."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.names import step_of
@@ -230,5 +231,9 @@ def answer(
     seconds = time.monotonic() - began
     print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
     kept = text if whole else ""
-    made = (f"=== sample {i + 1}, seed {options.seed}\n{kept}{new}\n" for i, new in enumerate(samples.texts))
-    files.append_text(path, "".join(made))
+    append_samples(path, [kept + new for new in samples.texts], options.seed)
+
+
+def append_samples(path: str, texts: Sequence[str], seed: Optional[int]) -> None:
+    """Add samples to a predictions file, numbered from 1."""
+    files.append_text(path, "".join(f"=== sample {i}, seed {seed}\n{text}\n" for i, text in enumerate(texts, 1)))

@@ -27,7 +27,7 @@ from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import sees_gpu
-from gpt_neo.runtime.speed import SLOW, expected_seconds, processor_speed, slow_step_text
+from gpt_neo.runtime.speed import SLOW, SLOWEST, expected_seconds, processor_speed, slow_step_text
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
 from gpt_neo.storage import tensorflow as files
@@ -198,7 +198,7 @@ def weights_text(job: Job, found: Optional[Found]) -> str:
 
 def stall_minutes(job: Job, training: TrainingOptions) -> float:
     """--stall_minutes, or more where steps are expected to be so slow on this machine's processor; says so."""
-    if sees_gpu():
+    if expected_seconds(job.run, SLOWEST) < SLOW or sees_gpu():
         return training.stall_minutes
     seconds = expected_seconds(job.run, processor_speed())
     if seconds < SLOW:

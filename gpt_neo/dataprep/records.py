@@ -261,7 +261,5 @@ class RecordWriter:
             os.remove(self.temporary)
             return None
         path = os.path.join(self.folder, f"{self.name}_{self.shard}_{self.count}.tfrecords")
-        storage.sync(self.temporary)
-        os.replace(self.temporary, path)
-        storage.sync(path)
+        storage.install(self.temporary, path)
         return path

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 
+from gpt_neo import storage
 from gpt_neo.dataprep.documents import read_documents
 from gpt_neo.errors import DataError
 
@@ -62,7 +62,5 @@ def split_texts(
                 place = int(number in numbers) if len(parts) == 1 else place
                 (kept, held)[place].write(json.dumps({"text": part}, ensure_ascii=False) + "\n")
                 written[place] += 1
-        for handle in (kept, held):
-            handle.flush()
-            os.fsync(handle.fileno())
+    storage.sync(train, held_out)
     return written[0], written[1]

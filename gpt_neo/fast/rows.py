@@ -8,9 +8,7 @@ import numpy as np
 
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.fast.network import Network
-from gpt_neo.sampling.batches import PREFILL
-
-PICTURE = 256  # most tokens whose attention is shown
+from gpt_neo.sampling.batches import PICTURE, PREFILL
 
 
 class FastRows:

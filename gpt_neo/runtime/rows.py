@@ -19,9 +19,8 @@ from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.network import Pass, forward
 from gpt_neo.runtime.predict_step import open_session
-from gpt_neo.sampling.batches import PREFILL
+from gpt_neo.sampling.batches import PICTURE, PREFILL
 
-PICTURE = 256  # most tokens whose attention is shown
 LANES = 16  # numbers of the widest vector register: what is left over at the end goes through other instructions
 
 

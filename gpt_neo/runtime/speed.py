@@ -12,6 +12,7 @@ from gpt_neo.mtf_compat import tf
 
 SIZE = 1024  # of the square matrices that are multiplied
 SHARE = 0.5  # of that speed which a training step reaches, about
+SLOWEST = 1e9  # FLOP/s that every processor reaches: steps that are fast enough at it need no measurement
 SLOW = 60.0  # seconds of a step from which a person is warned
 
 

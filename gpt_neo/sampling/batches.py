@@ -13,6 +13,7 @@ from gpt_neo.errors import DataError
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 
 PREFILL = 64  # tokens of a prompt read at once
+PICTURE = 256  # most tokens whose attention is shown
 ROOM = 4  # a prompt that fills the context is cut so that a quarter of it stays for new tokens
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "delete_folder",
     "exists",
     "glob",
+    "install",
     "is_folder",
     "is_remote",
     "join",
@@ -188,7 +189,7 @@ def read_json(path: str, kind: type[GptNeoError] = DataError, once: bool = False
 
 
 def parse_json(data: bytes, once: bool = True) -> Any:
-    """JSON that anybody may have written, in UTF-8.
+    """JSON that anybody may have written, in any encoding of Unicode.
 
     Args:
       once: refuse a key that stands twice, of which the last would count.
@@ -230,13 +231,10 @@ def writing(path: str, staging: str = "") -> Iterator[BinaryIO]:
     try:
         with open(temporary, "wb") as handle:
             yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
         if is_remote(path):
             upload(temporary, path)
         else:
-            os.replace(temporary, local(path))
-            put_on_disk(folder or ".")
+            install(temporary, local(path))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
@@ -246,6 +244,14 @@ def write_bytes(path: str, data: bytes, staging: str = "") -> None:
     """Write a small file, whole or not at all."""
     with writing(path, staging) as handle:
         handle.write(data)
+
+
+def install(temporary: str, path: str) -> None:
+    """Give a finished local file, beside its place or on the same file system, its name: its content is on the disk
+    first, and the name after it."""
+    put_on_disk(temporary)
+    os.replace(temporary, path)
+    put_on_disk(os.path.dirname(path) or ".")
 
 
 def sync(*paths: str) -> None:
