@@ -21,6 +21,11 @@ def is_hub_name(source: str) -> bool:
     return bool(NAME.fullmatch(source)) and not os.path.exists(source) and not storage.is_remote(source)
 
 
+def address() -> str:
+    """The hub that is asked."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
 @contextlib.contextmanager
 def model_folder_of(source: str) -> Iterator[str]:
     """A Hugging Face folder as a local one: itself, a copy of one in a bucket, or of one on the hub (in its cache).
@@ -46,7 +51,7 @@ def hub_snapshot(source: str) -> str:
 
     found = NAME.fullmatch(source)
     assert found is not None
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    hub = address()
     try:
         folder = snapshot_download(found["name"], revision=found["revision"], allow_patterns=list(PATTERNS))
     except RepositoryNotFoundError as error:
@@ -74,7 +79,7 @@ def push_folder(folder: str, name: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    hub = address()
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True)

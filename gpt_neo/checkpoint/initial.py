@@ -22,7 +22,7 @@ from gpt_neo.checkpoint.hf_config import model_keys
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.hub import is_hub_name, model_folder_of
 from gpt_neo.checkpoint.names import PREFIX, step_of
-from gpt_neo.checkpoint.provenance import make_provenance, read_provenance, tokenizer_reference
+from gpt_neo.checkpoint.provenance import make_provenance, read_provenance, tokenizer_reference, write_provenance
 from gpt_neo.checkpoint.tensors import blocks, check_finite
 from gpt_neo.config.legacy import expand_attention_types
 from gpt_neo.config.network import merged, variables_of
@@ -81,7 +81,7 @@ def is_hf_folder(source: str) -> bool:
 
 def write_checkpoint(folder: str, run: RunConfig, values: Values, source: str) -> str:
     """Write the checkpoint and its record; a line for the person."""
-    os.makedirs(folder, exist_ok=True)
+    storage.make_folder(folder)
     prefix = os.path.join(folder, f"{PREFIX}0")
     writer = BundleWriter(prefix)
     try:
@@ -89,9 +89,7 @@ def write_checkpoint(folder: str, run: RunConfig, values: Values, source: str) -
             pieces = (check_finite(block, name, source) for block in blocks(value, F32))
             writer.add(name, value.shape, F32, pieces)
         writer.add("global_step", (), np.dtype(np.int64), [np.array(0, np.int64)])
-        with open(prefix + ".json", "w", encoding="utf-8") as handle:
-            record = make_provenance(run, 0, tokenizer_reference(run), source)
-            handle.write(json.dumps(record, indent=2) + "\n")
+        write_provenance(prefix, make_provenance(run, 0, tokenizer_reference(run), source))
         writer.finish()
     except BaseException:
         for suffix in (".data-00000-of-00001", ".json"):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from gpt_neo.config.optimizers import is_hidden_matrix
-from gpt_neo.mtf_compat import mtf
+from gpt_neo.mtf_compat import Tensor, mtf
 from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.adam import AdamW
 from gpt_neo.optim.slots import slot, wait
@@ -27,7 +26,7 @@ class Muon(AdamW):
     layout splits, or `slots` does, stays split, and what it contributes to a product is added over the devices.
     """
 
-    def update(self, variable: Any, grad: Any, decay: float, partition: Partition, after: list) -> list:
+    def update(self, variable: mtf.Variable, grad: Tensor, decay: float, partition: Partition, after: list) -> list:
         """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
         if not is_hidden_matrix(variable.name):
             return super().update(variable, grad, decay, partition, after)
@@ -39,7 +38,7 @@ class Muon(AdamW):
         return [mtf.assign(variable, fresh), mtf.assign(m, new_m)]
 
 
-def orthogonal(x: Any) -> Any:
+def orthogonal(x: Tensor) -> Tensor:
     """U V^T of a matrix U S V^T, about: every singular value becomes one near 1.
 
     Args:
@@ -55,7 +54,7 @@ def orthogonal(x: Any) -> Any:
     x /= norm + EPSILON
     a, b, c = COEFFICIENTS
 
-    def turned(t: Any) -> Any:
+    def turned(t: Tensor) -> Tensor:
         return mtf.rename_dimension(t, small.name, ROWS)
 
     for _ in range(STEPS):
