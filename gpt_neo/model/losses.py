@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.mtf_compat import Dimension, Tensor, mtf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.entmax import entmax_loss_per_token
 from gpt_neo.ops.vocabulary import log_z_and_target
 
@@ -31,7 +31,7 @@ def loss_per_token(logits: Tensor, labels: Tensor, vocab: Dimension, config: Mod
     return cross_entropy_per_token(logits, labels, vocab, z_loss)
 
 
-def split_batch(batch: Tensor) -> dict:
+def split_batch(batch: Union[tf.Tensor, dict]) -> dict:
     """Name the parts of a batch.
 
     Args:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 from gpt_neo.mtf_compat import Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import matrix_product, row_product
-from gpt_neo.ops.quantized import AdaptedWeight, Int8Weight, parts_of, widened
+from gpt_neo.ops.quantized import AdaptedWeight, Int8Weight, Weight, parts_of, widened
 from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
 
-def matmul(x: Tensor, weight: Tensor, reduced: list, bias: Optional[Tensor] = None) -> Tensor:
+def matmul(x: Tensor, weight: Weight, reduced: list, bias: Optional[Tensor] = None) -> Tensor:
     """Sum over `reduced`, last in x and first or last in weight, plus a bias.
 
     Args:
@@ -54,7 +54,9 @@ def matmul_each(x: Tensor, weights: list, reduced: list) -> list:
 class MatmulOperation(FusedOp):
     """x W + b or x W^T + b, lowered as one matrix product; so are its gradients."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], shape: mtf.Shape, reduced: int) -> None:
+    def __init__(
+        self, x: Tensor, weight: Union[Tensor, Int8Weight], bias: Optional[Tensor], shape: mtf.Shape, reduced: int
+    ) -> None:
         self.biased, self.reduced, self.int8 = bias is not None, reduced, isinstance(weight, Int8Weight)
         super().__init__("matmul", [x, *parts_of(weight), *([] if bias is None else [bias])], [(shape, x.dtype)])
 

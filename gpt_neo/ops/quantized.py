@@ -6,7 +6,7 @@ gradient of its own size, and a small change is not rounded away in bfloat16."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable
+from typing import Callable, Union
 
 from gpt_neo.mtf_compat import Tensor, mtf, tf
 
@@ -21,7 +21,7 @@ class Int8Weight:
     dtype: tf.DType
 
     @property
-    def shape(self) -> Tensor:
+    def shape(self) -> mtf.Shape:
         """mtf.Shape of the weight."""
         return self.values.shape
 
@@ -30,7 +30,7 @@ class Int8Weight:
 class AdaptedWeight:
     """weight: [in..., out...]. down: [in..., lora_rank]. up: [lora_rank, out...]. scale: of the product of the two."""
 
-    weight: Tensor
+    weight: Union[Tensor, Int8Weight]
     down: Tensor
     up: Tensor
     scale: float
@@ -46,7 +46,10 @@ class AdaptedWeight:
         return self.up.shape.dims[0]
 
 
-def reshaped(weight: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+Weight = Union[Tensor, Int8Weight, AdaptedWeight]
+
+
+def reshaped(weight: Weight, change: Callable[[Tensor], Tensor]) -> Weight:
     """A change of dimensions, made on a weight however it is stored; it leaves alone what a tensor does not have."""
     if isinstance(weight, AdaptedWeight):
         inside, down, up = (reshaped(part, change) for part in (weight.weight, weight.down, weight.up))
@@ -56,12 +59,12 @@ def reshaped(weight: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     return change(weight)
 
 
-def parts_of(weight: Tensor) -> list:
+def parts_of(weight: Union[Tensor, Int8Weight]) -> list:
     """What an operation takes as inputs: the weight, or its values and scale."""
     return [weight.values, weight.scale] if isinstance(weight, Int8Weight) else [weight]
 
 
-def widened(values: Tensor, dtype: tf.DType, after: Tensor) -> Tensor:
+def widened(values: tf.Tensor, dtype: tf.DType, after: tf.Tensor) -> tf.Tensor:
     """The whole numbers in a float type, not made before `after` is there: else every matrix would be at once."""
     with tf.control_dependencies([after]):
         return tf.cast(tf.identity(values), dtype)

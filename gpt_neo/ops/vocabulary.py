@@ -7,6 +7,7 @@ for a look-up of one row per token. These do the same by index, and still when a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Union
 
 from gpt_neo.mtf_compat import Dimension, Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp, split_axes
@@ -14,7 +15,7 @@ from gpt_neo.ops.kernels import compiled
 from gpt_neo.ops.quantized import Int8Weight, parts_of
 
 
-def embed(table: Tensor, ids: Tensor, vocab: Dimension) -> Tensor:
+def embed(table: Union[Tensor, Int8Weight], ids: Tensor, vocab: Dimension) -> Tensor:
     """Rows of a table: [vocab, embd], perhaps an Int8Weight, int32 [...] -> [..., embd]."""
     return EmbedOperation(table, ids, vocab).outputs[0]
 
@@ -45,7 +46,7 @@ def shard_offset(mesh_impl: mtf.MeshImpl, vocab: Dimension) -> tuple:
 class EmbedOperation(FusedOp):
     """Look-up of rows; its gradient adds rows up."""
 
-    def __init__(self, table: Tensor, ids: Tensor, vocab: Dimension) -> None:
+    def __init__(self, table: Union[Tensor, Int8Weight], ids: Tensor, vocab: Dimension) -> None:
         self.vocab, self.int8 = vocab, isinstance(table, Int8Weight)
         values, *scale = parts_of(table)
         super().__init__("embed", [values, ids, *scale], [(ids.shape + (table.shape - vocab), table.dtype)])

@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adafactor": Adafact
 
 
 def optimizer_updates(
-    variables: Sequence[Tensor],
+    variables: Sequence[mtf.Variable],
     grads: Sequence[Tensor],
     rate: Tensor,
     step: Tensor,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Union
+
 from gpt_neo.mtf_compat import Tensor, mtf, tf, zeros_initializer
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.trained import Partition
@@ -29,7 +31,7 @@ def slot(variable: mtf.Variable, suffix: str, shape: mtf.Shape) -> mtf.Variable:
     )
 
 
-def scalar(mesh: mtf.Mesh, value: Tensor) -> Tensor:
+def scalar(mesh: mtf.Mesh, value: Union[float, tf.Tensor]) -> Tensor:
     """A float32 mtf scalar of a number or a TensorFlow scalar."""
     return mtf.import_tf_tensor(mesh, tf.convert_to_tensor(value, tf.float32), mtf.Shape([]))
 

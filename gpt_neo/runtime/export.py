@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def place(folder: str) -> Iterator[str]:
         os.rmdir(inside)
 
 
-def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int], storage: Storage) -> tf.Tensor:
+def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int], storage: Storage) -> Any:
     """SignatureDef of generation."""
     fed = {
         "tokens": tf.placeholder(tf.int32, [batch_size, None]),

@@ -97,7 +97,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
         """Find the step counter, which is to be read once the update is done."""
         self.afterwards = {"step": tf.train.get_global_step()}
 
-    def before_run(self, run_context: tf.train.SessionRunContext) -> tf.Tensor:
+    def before_run(self, run_context: tf.train.SessionRunContext) -> tf.train.SessionRunArgs:
         """Fetch loss and rate along with the update."""
         return tf.estimator.SessionRunArgs(self.fetches)
 
@@ -158,7 +158,7 @@ class SpikeHook(tf.estimator.SessionRunHook):
         record = read_provenance(os.path.join(self.watch.folder, f"{PREFIX}{step}")) or {}
         self.rule = SpikeRule(record.get(SPIKE_LOSSES, ()))
 
-    def before_run(self, run_context: tf.train.SessionRunContext) -> tf.Tensor:
+    def before_run(self, run_context: tf.train.SessionRunContext) -> tf.train.SessionRunArgs:
         """Feed the limit."""
         self.fed = self.rule.limit
         return tf.estimator.SessionRunArgs(self.loss, feed_dict={self.limit: self.fed})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from gpt_neo.config.layouts import collision, dimension_sizes
 from gpt_neo.config.schema import MeshConfig, RunConfig
@@ -164,7 +164,7 @@ class TpuPlacement:
 
     in_place = True
 
-    def __init__(self, config: MeshConfig, context: tf.Tensor) -> None:
+    def __init__(self, config: MeshConfig, context: Any) -> None:
         self.config, self.context = config, context
         plan = whole_mesh(config)
         self.mesh_shape, self.layout = plan.mesh_shape, plan.layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 from gpt_neo.config.estimate import microbatches
 from gpt_neo.config.network import is_trained
@@ -44,7 +44,9 @@ class TrainStep:
 WHOLE = Partition()  # nothing is stored in parts
 
 
-def build_train_step(batch: tf.Tensor, run: RunConfig, placement: Placement, loss_limit: tf.Tensor = None) -> TrainStep:
+def build_train_step(
+    batch: Union[tf.Tensor, dict], run: RunConfig, placement: Placement, loss_limit: Optional[tf.Tensor] = None
+) -> TrainStep:
     """Build and lower a training step.
 
     Args:

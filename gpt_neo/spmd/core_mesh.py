@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gpt_neo.config.schema import MeshConfig
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import LaidOut, mtf, tf
 from gpt_neo.runtime.mesh import GatheringMesh, MeshPlan, mesh_strings
 from gpt_neo.spmd.mlir import named_call
 
@@ -25,7 +25,7 @@ class SliceInput:
     def __init__(self, value: tf.Tensor) -> None:
         self.value, self.dtype, self.fresh = value, value.dtype, None
 
-    def assign(self, value: tf.Tensor, **_: tf.Tensor) -> tf.Tensor:
+    def assign(self, value: tf.Tensor, **_: Any) -> tf.Tensor:
         """Take note of the new value; reads stay those of the old one."""
         self.fresh = value
         return value
@@ -64,7 +64,7 @@ class CoreMesh(GatheringMesh):
             self.laid_out_tensor = mesh_impl.LaidOutTensor([self.slice.value])
 
         def assign_to_slices(
-            self, assign_fn: tf.Tensor, values: list, assign_to_tensor_list: Optional[list] = None
+            self, assign_fn: Callable[..., tf.Tensor], values: list, assign_to_tensor_list: Optional[list] = None
         ) -> tf.Tensor:
             """Record the new value of the slice."""
             return assign_fn(self.variable, self.slice, values[0])
@@ -73,11 +73,11 @@ class CoreMesh(GatheringMesh):
         """Cores that differ only in their places along some mesh axes, in the order of these places."""
         return self._create_group_assignment(axes)
 
-    def call(self, name: str, x: tf.Tensor, shape: list, **options: Any) -> tf.Tensor:
+    def call(self, name: str, x: LaidOut, shape: list, **options: Any) -> LaidOut:
         """A collective, by name: see `stablehlo.COLLECTIVES`."""
         return self.LaidOutTensor([named_call(name, x, shape, json.dumps(options))])
 
-    def allreduce(self, x: tf.Tensor, mesh_axes: list, reduction_fn_string: str) -> tf.Tensor:
+    def allreduce(self, x: LaidOut, mesh_axes: list, reduction_fn_string: str) -> LaidOut:
         """Sum, largest or smallest over the cores along some axes."""
         x = x.to_laid_out_tensor()
         mesh_axes = [axis for axis in mesh_axes if self.shape[axis].size > 1]
@@ -89,7 +89,7 @@ class CoreMesh(GatheringMesh):
         out = self.call("all_reduce", wide, wide.shape.as_list(), groups=groups, kind=kind)
         return self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
 
-    def allconcat(self, x: tf.Tensor, mesh_axis: int, concat_axis: int, stack: bool = False) -> tf.Tensor:
+    def allconcat(self, x: LaidOut, mesh_axis: int, concat_axis: int, stack: bool = False) -> LaidOut:
         """Parts of a tensor that the cores along an axis hold, put together on each of them."""
         part = x.to_laid_out_tensor().one_slice
         if stack:
@@ -100,7 +100,7 @@ class CoreMesh(GatheringMesh):
         shape[concat_axis] *= len(groups[0])
         return self.call("all_gather", part, shape, groups=groups, axis=concat_axis)
 
-    def allsplit(self, x: tf.Tensor, mesh_axis: int, split_axis: int, which: Optional[tf.Tensor] = None) -> tf.Tensor:
+    def allsplit(self, x: LaidOut, mesh_axis: int, split_axis: int, which: Optional[tf.Tensor] = None) -> LaidOut:
         """This core's part along a dimension. Of a sum still to be made over that axis, only the part is made."""
         if which is not None or not isinstance(x, mtf.ops.LazyAllreduceSum) or mesh_axis not in x.mesh_axes:
             return super().allsplit(x.to_laid_out_tensor(), mesh_axis, split_axis, which)
@@ -115,12 +115,12 @@ class CoreMesh(GatheringMesh):
         others = [axis for axis in x.mesh_axes if axis != mesh_axis]
         return mtf.ops.LazyAllreduceSum(self, part, others) if others else part
 
-    def wide_enough(self, x: tf.Tensor, groups: list) -> tf.Tensor:
+    def wide_enough(self, x: LaidOut, groups: list) -> LaidOut:
         """x in the type that it is added up in: float32, or bfloat16 in small groups."""
         exact = x.dtype == tf.bfloat16 and len(groups[0]) <= self._allreduce_in_bfloat16_max_group_size
         return x if exact or x.dtype == tf.float32 else tf.cast(x, tf.float32)
 
-    def alltoall(self, x: tf.Tensor, mesh_axis: int, split_axis: int, concat_axis: int) -> tf.Tensor:
+    def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
         """Split along one dimension, send the parts around, join along another; in the type that is given."""
         part = x.to_laid_out_tensor().one_slice
         groups, shape = self.groups([mesh_axis]), part.shape.as_list()
@@ -128,7 +128,7 @@ class CoreMesh(GatheringMesh):
         shape[concat_axis] *= len(groups[0])
         return self.call("all_to_all", part, shape, groups=groups, split=split_axis, axis=concat_axis)
 
-    def receive(self, x: tf.Tensor, mesh_axis: int, source_pcoord: list) -> tf.Tensor:
+    def receive(self, x: LaidOut, mesh_axis: int, source_pcoord: list) -> LaidOut:
         """Take what the core at place source_pcoord[k] has, at place k of an axis; zeros where that is None."""
         pairs = []
         for core in range(self.size):
@@ -140,7 +140,7 @@ class CoreMesh(GatheringMesh):
         part = x.to_laid_out_tensor().one_slice
         return self.call("collective_permute", part, part.shape.as_list(), pairs=pairs)
 
-    def slice(self, tf_tensor: tf.Tensor, tensor_shape: mtf.Shape) -> tf.Tensor:
+    def slice(self, tf_tensor: tf.Tensor, tensor_shape: mtf.Shape) -> LaidOut:
         """This core's part of a tensor that every core has; offsets come from its number, not from a table."""
         layout, whole = self.tensor_layout(tensor_shape), tf.convert_to_tensor(tf_tensor)
         if layout.is_fully_replicated:
