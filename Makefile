@@ -12,7 +12,7 @@ DEMO := demo_run
 RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
     --output_dir $(DEMO)/records
 
-.PHONY: setup setup-test lint test slow transformers4 demo bench spmd-check tpu-check clean
+.PHONY: setup setup-test lint test slow docs test-pythons transformers4 demo bench spmd-check tpu-check clean
 
 setup: $(VENV)/.installed
 
@@ -24,7 +24,7 @@ $(VENV)/.installed: setup.py constraints.txt
 setup-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve]'
+	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve,completion]'
 	touch $@
 
 lint: setup-test
@@ -37,8 +37,27 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Every pair of options, large inputs, many kills: minutes each.
-slow: setup-test
+slow: setup-test $(VENV)/.installed-docs
 	$(BIN)/python -m pytest -q -m slow
+
+# The package with all its extras, and the commands of a first hour, on each Python that README promises and that is
+# here; PYTHONS names others.
+PYTHONS ?= 3.9 3.10 3.11
+test-pythons:
+	for version in $(PYTHONS); do \
+	    echo "Python $$version" && rm -rf $(VENV)-$$version && python$$version -m venv $(VENV)-$$version \
+	    && $(VENV)-$$version/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	        -e '.[gcs,text,parquet,track,plot,beam,harness,serve,completion]' \
+	    && $(VENV)-$$version/bin/python -m pip check && $(VENV)-$$version/bin/python tests/smoke.py || exit 1; \
+	done
+
+# The pages, in site/: docs/ by mkdocs.
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --quiet
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
+	touch $@
 
 # The reader of legacy checkpoints in transformers 4, which 5 has dropped, on the legacy program's files and on ours.
 transformers4: setup-test
@@ -59,6 +78,11 @@ demo: setup
 	$(BIN)/gpt-neo sample configs/demo.json --num_samples 3 --max_tokens 120 --temperature 0.8 \
 	    --top_p 0.9 --seed 1 --prompt 'Help on class'
 	$(BIN)/python data/plot_loss.py $(DEMO)/model --output loss.png
+	@echo
+	@echo "That was a model of your own. Its losses are in loss.png; to go on:"
+	@echo "  . $(BIN)/activate"
+	@echo "  gpt-neo sample configs/demo.json --interactive"
+	@echo "  pip install -c constraints.txt -e '.[serve]' && gpt-neo serve configs/demo.json     # a page to play with"
 
 # Speed and memory against the stock Hugging Face model, in one run: docs/performance.md.
 bench: setup-test
@@ -73,4 +97,4 @@ tpu-check: setup
 	$(BIN)/python -m bench.tpu_check
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(addprefix $(VENV)-,$(PYTHONS)) $(DEMO)

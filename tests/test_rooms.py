@@ -10,10 +10,11 @@ import sys
 import gpt_neo
 from tests.conftest import ROOT
 
-LIGHT = "errors wire storage plots config tokenizer dataprep tracking".split()  # no TensorFlow before a job needs it
+# Without TensorFlow, which a job asks for when it needs it.
+LIGHT = "errors system wire storage plots config tokenizer dataprep tracking".split()
 ROOMS = (
-    "errors wire storage plots config tokenizer dataprep mtf_compat ops inputs model optim checkpoint tracking "
-    "sampling runtime evaluation serving spmd cli __main__"
+    "errors system wire storage plots config tokenizer dataprep mtf_compat ops inputs model optim checkpoint tracking "
+    "sampling runtime evaluation serving spmd cli api __main__"
 ).split()
 BACK_END = os.path.join("storage", "tensorflow.py")  # asks for TensorFlow when a path is on its file systems
 PACKAGE = os.path.dirname(gpt_neo.__file__)

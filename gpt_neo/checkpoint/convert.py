@@ -180,7 +180,9 @@ def copy_tokenizer(source: str, destination: str) -> None:
             shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
     made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not os.path.isfile(made) and all(map(os.path.isfile, parts)):
-        byte_level_bpe(*parts).save(made)
+        from tokenizers.models import BPE
+
+        byte_level_bpe(*BPE.read_file(*parts)).save(made)
 
 
 def tokenizer_of_folder(folder: str, run: RunConfig) -> Optional[dict]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
+import gpt_neo
 from gpt_neo.cli import options, tool_options
 from gpt_neo.cli.common import run_command
 from gpt_neo.cli.parser import parse
@@ -63,6 +64,9 @@ COMMANDS = {
         tool_options.Doctor, "gpt_neo.cli.doctor:doctor", "can this machine run a config, and what to do if not"
     ),
     "runs": Command(tool_options.Runs, "gpt_neo.cli.runs:list_runs", "recorded runs, and their losses side by side"),
+    "completion": Command(
+        tool_options.Completion, "gpt_neo.cli.completion:completion", "completion of these commands by a shell"
+    ),
     "spmd-run": Command(options.SpmdRun, "gpt_neo.cli.spmd_run:spmd_run", "older name of --backend xla"),
 }
 
@@ -95,6 +99,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"gpt-neo {gpt_neo.__version__} on Python {sys.version.split()[0]}")
         return 0
     name, *rest = words
     if name not in COMMANDS:

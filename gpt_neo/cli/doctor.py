@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import size_text
+from gpt_neo.cli.console import counted, size_text
 from gpt_neo.cli.job import load_run
 from gpt_neo.cli.options import CloudOptions
 from gpt_neo.cli.tool_options import Doctor
@@ -25,10 +25,9 @@ from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
 from gpt_neo.storage import scheme_of
+from gpt_neo.system import cores, how_to_install, shipped
 
-CONSTRAINTS = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "constraints.txt"
-)
+CONSTRAINTS = shipped("constraints.txt")
 LITTLE_DISK = 1 << 30  # bytes; less is called wrong where no config says how much is needed
 FIND, CONNECT = 20.0, 5.0  # seconds to look a TPU up, and to connect to it
 
@@ -52,7 +51,7 @@ def doctor(options: Doctor) -> int:
         print(f"{'wrong' if line.advice else 'ok   '}  {line.subject:10s} {line.text}", flush=True)
         if line.advice:
             print(f"       {'':10s} what to do: {line.advice}", flush=True)
-    print(f"{wrong} of these lines need something done" if wrong else "all is well")
+    print(f"{counted(wrong, 'line')} above with something to do" if wrong else "all is well")
     return 1 if wrong else 0
 
 
@@ -120,12 +119,14 @@ def canonical(name: str) -> str:
 
 
 def tested_versions() -> dict[str, str]:
-    """Package to version of constraints.txt; empty where there is none, as in an installed package."""
+    """Package to version of constraints.txt, of the lines for this Python."""
+    from packaging.requirements import Requirement
+
     if not os.path.isfile(CONSTRAINTS):
         return {}
     with open(CONSTRAINTS, encoding="utf-8") as handle:
-        pairs = [line.strip().split("==") for line in handle if "==" in line and not line.startswith("#")]
-    return {canonical(name): version for name, version in pairs}
+        pins = [Requirement(line.strip()) for line in handle if "==" in line and not line.startswith("#")]
+    return {canonical(p.name): str(p.specifier)[2:] for p in pins if p.marker is None or p.marker.evaluate()}
 
 
 def import_line() -> Line:
@@ -189,13 +190,12 @@ def device_line() -> Line:
     from gpt_neo.mtf_compat import tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{cores} CPU core(s), {len(gpus)} GPU(s)" + "".join(f", {gpu.name}" for gpu in gpus)
+    text = f"{cores()} CPU core(s), {len(gpus)} GPU(s)" + "".join(f", {gpu.name}" for gpu in gpus)
     if not gpus and os.path.exists("/dev/nvidia0"):
         return Line(
             "devices",
             f"{text}; there is an NVIDIA device that TensorFlow does not see",
-            "pip install 'tensorflow[and-cuda]==2.15.1', and a driver for CUDA 12.2",
+            f"{how_to_install('gpu')}, and a driver for CUDA 12.2",
         )
     return Line("devices", text)
 

@@ -7,6 +7,7 @@ import time
 
 from gpt_neo.checkpoint.convert import DTYPES, export_hf
 from gpt_neo.checkpoint.folder import find_checkpoint
+from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text
@@ -47,6 +48,7 @@ def export_folder(options: ExportHf) -> int:
     size, code = int(options.shard_gb * 1e9), options.custom_code
     made = export_hf(run, found.path, options.destination, options.dtype, size, options.tokenizer, check, code)
     print(model_text(run))
+    print(f"exported  step {step_of(found.path):,} of {folder}")
     for line in (*(f"note      {note}" for note in found.notes), *lines):
         print(line)
     print(f"written   {options.destination}: {made}")

@@ -54,31 +54,33 @@ def load_job(
     reads_only: bool = False,
     overrides: Sequence[str] = (),
     quiet: bool = False,
+    data: bool = True,
 ) -> Job:
     """Load the config and settle where checkpoints live.
 
     Args:
       reads_only: the command writes no checkpoint; see `model_folder`.
       overrides: `key=value` in place of the config's, besides those of `model`.
-      quiet: see `load_run`.
+      quiet, data: see `load_run`.
 
     Raises:
       ConfigError: the config is wrong.
     """
-    run = load_run(model.model, [*model.overrides, *overrides], quiet)
+    run = load_run(model.model, [*model.overrides, *overrides], quiet, data)
     return Job(model, run, model_folder(run, reads_only), devices)
 
 
-def load_run(name_or_path: str, overrides: Sequence[str] = (), quiet: bool = False) -> RunConfig:
+def load_run(name_or_path: str, overrides: Sequence[str] = (), quiet: bool = False, data: bool = True) -> RunConfig:
     """Load a config and print what was recognised as another program's, and which keys do nothing.
 
     Args:
       quiet: another process prints it, or the output is for a program.
+      data: see `load_config`.
 
     Raises:
       ConfigError: the config is wrong.
     """
-    run = load_config(name_or_path, overrides)
+    run = load_config(name_or_path, overrides, data=data)
     idle = [f"the key {key} does nothing here: {why}" for key, why in IDLE_KEYS.items() if getattr(run.training, key)]
     for line in () if quiet else (*run.notes, *idle):
         note(line)

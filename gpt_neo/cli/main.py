@@ -51,6 +51,8 @@ def command_of(given: new.Main) -> tuple[str, Any]:
         raise ConfigError(f"--{asked[0]} and --{asked[1]} are two jobs; give one")
     if given.scoring.eval_tasks and not given.jobs.eval:
         raise ConfigError("--eval_tasks says what --eval scores; give --eval too")
+    if given.sampling.prompt is not None and not (given.tracking.experiment or given.jobs.predict):
+        raise ConfigError("--prompt says what --predict samples; give --predict too (or leave --prompt out, to train)")
     if asked:
         name, made = JOBS[asked[0]]
         return name, made(given)

@@ -18,7 +18,7 @@ from gpt_neo.dataprep.records import count_from_name, count_records
 
 def show_plan(options: Plan) -> int:
     """Print parameters, memory, tokens per step, steps per epoch and whether the layout divides."""
-    job = load_job(options.model, quiet=options.compile.json)
+    job = load_job(options.model, quiet=options.compile.json, data=False)
     if options.compile.compile_for:
         from gpt_neo.cli.compile_for import compile_for
 

@@ -9,12 +9,15 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
+from gpt_neo.cli.console import count_text, counted
 from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.dataprep.manifest import dataset_config, write_json
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import prepare
 from gpt_neo.errors import DataError
+from gpt_neo.system import cores
 
+BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"  # fits 80 columns
 DEFAULTS = {"chunk_size": 2049, "minimum_size": 0, "ftfy": False, "wikitext_detokenize": False}
 LEGACY_DEFAULTS = {"chunk_size": 2049, "minimum_size": 100, "ftfy": True, "wikitext_detokenize": True}
 SAME = (
@@ -34,7 +37,7 @@ SAME = (
 )
 DROPPED = {
     "short": "too short",
-    "duplicate": "copies",
+    "duplicate": "copies of earlier ones",
     "bad": "not readable",
     "tail": "ends of documents",
     "overwritten": "in files written over",
@@ -83,24 +86,24 @@ def work_of(options: Prepare) -> PrepareOptions:
     if options.legacy and options.chunk_size:  # the old --chunk_size was n_ctx, and one was added to it
         chosen["chunk_size"] += 1
     chosen.update({key: value for key, value in defaults.items() if chosen[key] is None})
-    processes = options.processes or len(os.sched_getaffinity(0))
+    processes = options.processes or cores()
     return PrepareOptions(separator=separator_ids(options.separator), processes=processes, **chosen)
 
 
 def prepare_with_bar(work: PrepareOptions, restart: bool) -> dict:
     """Prepare with a progress bar; return the manifest."""
-    done = {"text": 0, "tokens": 0}
-    began = time.monotonic()
-    with tqdm(unit="B", unit_scale=True, desc="read", disable=None) as bar:
+    made, began = 0, time.monotonic()
+    with tqdm(unit="B", unit_scale=True, desc="read", disable=None, bar_format=BAR) as bar:
 
-        def progress(stored: int, text: int, tokens: int, total: Optional[int] = None) -> None:
+        def progress(stored: int, text: int, tokens: int, total: Optional[int] = None, before: bool = False) -> None:
+            nonlocal made
             if total is not None:
                 bar.total = total
-            done["text"] += text
-            done["tokens"] += tokens
-            seconds = max(1e-9, time.monotonic() - began)
-            speed, rate = done["text"] / seconds / 1e6, done["tokens"] / seconds
-            bar.set_postfix_str(f"text {speed:.1f} MB/s, {rate:,.0f} tokens/s")
+            if before:  # by an earlier run: no work of this one, whose speed is told
+                bar.initial += stored
+            else:
+                made += tokens
+                bar.set_postfix_str(f"{count_text(made / max(1e-9, time.monotonic() - began))} tokens/s")
             bar.update(stored)
 
         return prepare(work, progress, restart=restart)
@@ -109,10 +112,11 @@ def prepare_with_bar(work: PrepareOptions, restart: bool) -> dict:
 def show(manifest: dict, work: PrepareOptions) -> None:
     """Print the account."""
     account = manifest["account"]
-    print(f"in:  {account['documents_in']:,} documents, {account['bytes_in']:,} bytes, {account['tokens_in']:,} tokens")
+    documents = counted(account["documents_in"], "document")
+    print(f"in:  {documents}, {account['bytes_in']:,} bytes, {account['tokens_in']:,} tokens")
     print(
-        f"out: {account['records_written']:,} records, {account['tokens_written']:,} tokens in "
-        f"{len(manifest['files'])} file(s) {os.path.join(work.output_dir, work.name)}_*.tfrecords; separators "
+        f"out: {counted(account['records_written'], 'record')}, {counted(account['tokens_written'], 'token')} in "
+        f"{counted(len(manifest['files']), 'file')} {os.path.join(work.output_dir, work.name)}_*.tfrecords; separators "
         f"{account['separator_tokens']:,}, filling {account['fill_tokens']:,}"
     )
     for key, count in account.items():

@@ -204,3 +204,10 @@ class Runs(Options):
     run: tuple = flag((), "only these runs", action="append", metavar="ID")
     html: Optional[str] = flag(None, "write a page with the table and plots, which needs no other file", metavar="FILE")
     png: Optional[str] = flag(None, "write the plots as a picture", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion(Options):
+    """Print what completes these commands in a shell; for bash: eval "$(gpt-neo completion bash)" in ~/.bashrc."""
+
+    shell: str = flag(REQUIRED, "bash, zsh or tcsh", word="only", choices=("bash", "zsh", "tcsh"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
-import sys
 import time
 from typing import Callable
 
@@ -15,12 +15,13 @@ from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_tex
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
 from gpt_neo.cli.evaluate import evaluate, load_job_tasks
 from gpt_neo.cli.job import Job
-from gpt_neo.cli.options import TrainingOptions
+from gpt_neo.cli.options import ModelOptions, TrainingOptions
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError
 from gpt_neo.evaluation.documents import files_of
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
+from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
@@ -38,8 +39,12 @@ CHECKPOINT_FILES = (
 )
 
 
-def train(job: Job, training: TrainingOptions) -> int:
-    """Train to train_steps; evaluate after it when the config asks for it. Returns the exit status."""
+def train(job: Job, training: TrainingOptions, follow: Callable[[Progress], None] = lambda progress: None) -> int:
+    """Train to train_steps; evaluate after it when the config asks for it. Returns the exit status.
+
+    Args:
+      follow: called with every step that `line` shows.
+    """
     run, plan = job.run, device_plan(job)
     tasks = load_job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
     for task in tasks:
@@ -47,13 +52,17 @@ def train(job: Job, training: TrainingOptions) -> int:
     evaluates = run.training.eval_steps and (tasks or any(dataset.eval_path for _, dataset in run.datasets))
 
     def steps(line: ProgressLine, watch: Watch) -> int:
+        def show(progress: Progress) -> None:
+            line.show(progress)
+            follow(progress)
+
         estimator = runtime.make_estimator(
             run,
             job.folder,
             plan,
             training.steps_per_checkpoint,
             tpu_options(job),
-            line.show,
+            show,
             watch=watch,
             steps_per_log=training.steps_per_log,
         )
@@ -122,7 +131,14 @@ def train_alone(
             f"trained   {last - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
             f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}"
         )
+        print(next_text(job.model))
     return 0
+
+
+def next_text(model: ModelOptions) -> str:
+    """What to do with a trained model: the commands."""
+    words = " ".join(shlex.quote(word) for word in [model.model, *(f"--set={text}" for text in model.set)])
+    return f'next      gpt-neo sample {words} "Once upon a time"'
 
 
 def stop_status(number: int, what: str) -> int:
@@ -146,9 +162,10 @@ def delete_checkpoints(folder: str, agreed: bool) -> None:
     except ValueError as error:
         raise CheckpointError(f"--new: model_path {folder!r} is a whole bucket or disk; nothing is deleted") from error
     if not agreed:
-        if not sys.stdin.isatty():
-            raise CheckpointError(f"--new would delete {len(paths)} files in {folder!r}: add --yes to agree")
-        answer = input(f"delete {len(paths)} files of checkpoints and logs in {folder}? [y/N] ")
+        try:
+            answer = input(f"delete {len(paths)} files of checkpoints and logs in {folder}? [y/N] ")
+        except EOFError:
+            raise CheckpointError(f"--new would delete {len(paths)} files in {folder!r}: add --yes to agree") from None
         if answer.strip().lower() not in ("y", "yes"):
             raise CheckpointError(f"--new: nothing deleted in {folder!r}")
     for path in paths:

@@ -31,11 +31,12 @@ from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 class Progress(Protocol):
     """Told what has been done."""
 
-    def __call__(self, stored: int, text: int, tokens: int, total: Optional[int] = None) -> None:
+    def __call__(self, stored: int, text: int, tokens: int, total: Optional[int] = None, before: bool = False) -> None:
         """Bytes of the inputs as they are stored, bytes of text, and tokens, all since the last call.
 
         Args:
           total: bytes of all inputs as they are stored, once; None if it is not known.
+          before: an earlier run, which this one goes on from, has done it.
         """
 
 
@@ -132,8 +133,8 @@ def check_output(job: Job) -> None:
         raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
     if stale and not unfinished:
         raise DataError(
-            f"--output_dir {options.output_dir!r} already holds {os.path.basename(stale[0])} and {len(stale) - 1} "
-            f"more of --name {options.name}; choose another name or folder, or remove them"
+            f"--output_dir {options.output_dir!r} already holds {os.path.basename(stale[0])} ({len(stale)} of --name "
+            f"{options.name} in all); choose another name or folder, or remove them"
         )
 
 
@@ -168,7 +169,7 @@ class Run:
     def tokenize(self, pool: Any, sources: list[InputFile]) -> None:
         """Tokenize all units; in the order of the units, note each and begin the files that become complete."""
         for line in self.ledger.units:
-            self.take_unit(pool, line)
+            self.take_unit(pool, line, before=True)
         start = (0, 0)
         if self.ledger.units:
             last = self.ledger.units[-1]
@@ -191,10 +192,11 @@ class Run:
         self.ledger.add_unit(line)
         self.take_unit(pool, line)
 
-    def take_unit(self, pool: Any, line: dict) -> None:
-        """Count a unit that the ledger has, and lay out its tokens."""
+    def take_unit(self, pool: Any, line: dict, before: bool = False) -> None:
+        """Count a unit that the ledger has, and lay out its tokens. before: an earlier run has done it."""
         self.totals.add(line)
-        self.progress(line["stored"], line["account"].get("bytes_in", 0), line["account"].get("tokens_in", 0))
+        account = line["account"]
+        self.progress(line["stored"], account.get("bytes_in", 0), account.get("tokens_in", 0), None, before)
         if not self.job.options.whole_set:
             self.spilled.append(line["unit"])
             for shard in self.packing.add(line["unit"], extent_of(self.job, line)):

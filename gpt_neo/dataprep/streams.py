@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Callable, NamedTuple, Union
 from gpt_neo.dataprep import words
 from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, InputFile, decompressed, kind_of, open_source
 from gpt_neo.errors import DataError, reason_of
+from gpt_neo.system import how_to_install
 
 BLOCK = 1 << 20  # bytes read at once
 ITEM = 8 << 20  # bytes of lines, or characters of a text that is cut, in one item
@@ -253,7 +254,7 @@ def parquet_file(handle: Any) -> Any:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError(f".parquet files need the extra parquet, pip install 'gpt_neo[parquet]': {error}") from error
+        raise DataError(f".parquet files need the extra parquet, {how_to_install('parquet')}: {error}") from error
     return parquet.ParquetFile(handle)
 
 

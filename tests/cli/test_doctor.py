@@ -58,7 +58,7 @@ def test_what_is_wrong_is_said_with_what_to_do(run, world, monkeypatch):
         ("model_path '/proc/x/run' cannot be written", "correct the path"),
     ]:
         assert re.search(rf"^wrong  .*{re.escape(line)}.*\n +what to do: .*{re.escape(todo)}", out, re.M), (line, out)
-    assert re.search(r"^\d+ of these lines need something done$", out, re.M)
+    assert re.search(r"^\d+ lines above with something to do$", out, re.M)
 
 
 def test_a_tpu(run, monkeypatch):

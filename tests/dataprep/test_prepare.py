@@ -22,7 +22,7 @@ from gpt_neo.tokenizer import load_tokenizer
 SEPARATOR = 0  # <|endoftext|> of the small tokenizer
 
 
-def silent(stored, text, tokens, total=None):
+def silent(stored, text, tokens, total=None, before=False):
     """Progress that nobody watches."""
 
 
