@@ -1,5 +1,7 @@
-# Targets work from a clean clone: Python 3.9 to 3.11 and make are all they need.
-PYTHON ?= python3
+# Targets work from a clean clone: Python 3.9 to 3.11 and make are all they need, or uv, which brings such a Python.
+FITS = import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
+PYTHON ?= $(shell for python in python3 python3.11 python3.10 python3.9; do \
+    $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -17,7 +19,10 @@ RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokeniz
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@[ -n "$(PYTHON)" ] || command -v uv >/dev/null || { \
+	    echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow 2.15 has no build for others), and none is here:"; \
+	    echo "  pip install uv      brings one, then make again"; exit 2; }
+	$(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.11) $(VENV)
 	$(PIP) -e '.[plot]'
 	touch $@
 

@@ -76,7 +76,7 @@ def findings(options: Doctor, run: Optional[RunConfig]) -> Iterator[Line]:
 def python_line() -> Line:
     """The interpreter."""
     good = (3, 9) <= sys.version_info[:2] <= (3, 11)
-    advice = "" if good else "TensorFlow 2.15 has builds for Python 3.9, 3.10 and 3.11 only: install one"
+    advice = "" if good else "TensorFlow 2.15 has builds for Python 3.9, 3.10 and 3.11 only: uv venv --python 3.11 .venv"
     return Line("python", f"{platform.python_version()} on {platform.platform()}", advice)
 
 
