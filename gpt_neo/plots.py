@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpt_neo.errors import DataError, reason_of
+from gpt_neo.system import how_to_install
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def picture(path: str, flag: str, rows: int = 1, columns: int = 1, size: tuple =
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DataError(f"{flag} needs the extra plot: pip install 'gpt_neo[plot]'") from error
+        raise DataError(f"{flag} needs the extra plot: {how_to_install('plot')}") from error
     figure = Figure(figsize=size, layout="constrained")  # not pyplot's, which are the whole process's
     yield figure.subplots(rows, columns, squeeze=False)
     try:

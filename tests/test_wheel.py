@@ -36,6 +36,8 @@ def test_what_is_in_it(wheel, tmp_path):
         "configs/dataset_configs/pile.json",
         "configs/eval_tasks/lambada.json",
         "constraints.txt",
+        "vocabulary/gpt2.bpe",
+        "vocabulary/LICENSE",
         "serving/page/page.html",
         "spmd/constraints.txt",
         "checkpoint/custom_code/modeling_gpt_neo_mtf.py",

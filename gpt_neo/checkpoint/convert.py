@@ -214,7 +214,9 @@ def copy_tokenizer(source: str, destination: str) -> list[str]:
             shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
     made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not os.path.isfile(made) and all(map(os.path.isfile, parts)):
-        backend = byte_level_bpe(*parts)
+        from tokenizers.models import BPE
+
+        backend = byte_level_bpe(*BPE.read_file(*parts))
         add_tokens(backend, source)
         backend.save(made)
     return [] if os.path.isfile(made) else [NO_TOKENIZER]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from gpt_neo import storage
 from gpt_neo.checkpoint.remote import uploaded_folder
 from gpt_neo.errors import CheckpointError
+from gpt_neo.system import is_running
 
 
 @contextlib.contextmanager
@@ -53,5 +54,5 @@ def remove_stale(parent: str, name: str) -> None:
     """Remove what runs that are no longer alive have left."""
     for entry in os.listdir(parent):
         match = re.fullmatch(re.escape(f".{name}.") + r"(\d+)\.partial", entry)
-        if match and not os.path.exists(f"/proc/{match[1]}"):
+        if match and not is_running(int(match[1])):
             shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)

@@ -12,9 +12,9 @@ from typing import Any, Callable
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
 from gpt_neo.config.cluster import Cluster, cluster_of
+from gpt_neo.config.devices import parse_devices
 from gpt_neo.errors import GptNeoError
 from gpt_neo.runtime.cluster import Lead, plan_cluster, serve, start_server, wait_for
-from gpt_neo.runtime.mesh import parse_devices
 
 MISTAKE = 2
 

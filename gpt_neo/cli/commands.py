@@ -70,6 +70,9 @@ COMMANDS = {
         tool_options.Doctor, "gpt_neo.cli.doctor:doctor", "can this machine run a config, and what to do if not"
     ),
     "runs": Command(tool_options.Runs, "gpt_neo.cli.runs:list_runs", "recorded runs, and their losses side by side"),
+    "completion": Command(
+        tool_options.Completion, "gpt_neo.cli.completion:completion", "completion of these commands by a shell"
+    ),
     "spmd-run": Command(options.SpmdRun, "gpt_neo.cli.spmd_run:spmd_run", "older name of --backend xla"),
 }
 

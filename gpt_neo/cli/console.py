@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -64,12 +65,16 @@ def note(line: str) -> None:
     print(f"note      {line}", flush=True)
 
 
+LINES = 20  # of a training that stay on a terminal, so that the loss can be looked back at
+
+
 class ProgressLine:
-    """One line that renews itself on a terminal; elsewhere a line every 10 seconds."""
+    """One line that renews itself on a terminal, and stays there LINES times; elsewhere a line every 10 seconds."""
 
     def __init__(self) -> None:
         self.terminal = sys.stdout.isatty()
         self.last = 0.0
+        self.part = -1  # of LINES that the run has reached
         self.first_loss: Optional[float] = None
         self.latest: Optional[Progress] = None
 
@@ -87,7 +92,13 @@ class ProgressLine:
             f"step {progress.step:,}/{progress.train_steps:,}  loss {progress.mean_loss:.4f}  "
             f"lr {progress.rate:.2e}  {speed}{left}"
         )
-        print(f"\r\x1b[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+        if not self.terminal:
+            print(text, flush=True)
+            return
+        part = progress.step * LINES // progress.train_steps
+        stays, self.part = part > self.part and self.part >= 0, part
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be renewed
+        print(f"\r\x1b[K{text[:width]}", end="\n" if stays else "", flush=True)
 
     def note(self, line: str) -> None:
         """Print a note between the lines of the steps."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Optional
 
 from gpt_neo.cli.job import Job
+from gpt_neo.config.devices import parse_devices
 from gpt_neo.runtime.estimator import TpuOptions
-from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh, whole_mesh
+from gpt_neo.runtime.mesh import MeshPlan, check_visible, plan_mesh, whole_mesh
+from gpt_neo.system import cores
 
 
 def device_plan(job: Job) -> MeshPlan:
@@ -31,5 +32,5 @@ def device_text(job: Job, plan: MeshPlan) -> str:
     """One line on devices."""
     if job.devices.tpu:
         return f"devices   TPU {job.devices.tpu}"
-    names = ", ".join(plan.devices) if plan.devices != ("",) else f"local, {len(os.sched_getaffinity(0))} CPU core(s)"
+    names = ", ".join(plan.devices) if plan.devices != ("",) else f"local, {cores()} CPU core(s)"
     return f"devices   {names}" + (f" ({plan.note})" if plan.note else "")

@@ -25,7 +25,7 @@ from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError, GptNeoError
 from gpt_neo.storage import scheme_of
-from gpt_neo.system import shipped
+from gpt_neo.system import cores, how_to_install, shipped
 
 CONSTRAINTS = shipped("constraints.txt")
 LITTLE_DISK = 1 << 30  # bytes; less is called wrong where no config says how much is needed
@@ -81,7 +81,9 @@ def findings(options: Doctor, run: Optional[RunConfig]) -> Iterator[Line]:
 def python_line() -> Line:
     """The interpreter."""
     good = (3, 9) <= sys.version_info[:2] <= (3, 11)
-    advice = "" if good else "TensorFlow 2.15 has builds for Python 3.9, 3.10 and 3.11 only: install one"
+    advice = (
+        "" if good else "TensorFlow 2.15 has builds for Python 3.9, 3.10 and 3.11 only: uv venv --python 3.11 .venv"
+    )
     return Line("python", f"{platform.python_version()} on {platform.platform()}", advice)
 
 
@@ -195,13 +197,12 @@ def device_line() -> Line:
     from gpt_neo.mtf_compat import tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{cores} CPU core(s), {len(gpus)} GPU(s)" + "".join(f", {gpu.name}" for gpu in gpus)
+    text = f"{cores()} CPU core(s), {len(gpus)} GPU(s)" + "".join(f", {gpu.name}" for gpu in gpus)
     if not gpus and os.path.exists("/dev/nvidia0"):
         return Line(
             "devices",
             f"{text}; there is an NVIDIA device that TensorFlow does not see",
-            "pip install 'tensorflow[and-cuda]==2.15.1', and a driver for CUDA 12.2",
+            f"{how_to_install('gpu')}, and a driver for CUDA 12.2",
         )
     return Line("devices", text)
 

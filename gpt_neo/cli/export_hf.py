@@ -11,6 +11,7 @@ from gpt_neo.checkpoint.card import write_card
 from gpt_neo.checkpoint.convert import DTYPES, export_hf
 from gpt_neo.checkpoint.folder import find_checkpoint
 from gpt_neo.checkpoint.hub import push_folder
+from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.peft import export_adapters
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.cli import quiet
@@ -59,6 +60,7 @@ def export_folder(options: ExportHf) -> int:
     size, code = int(options.shard_gb * 1e9), options.custom_code
     made = export_hf(run, found.path, options.destination, options.dtype, size, options.tokenizer, check, code)
     print(model_text(run))
+    print(f"exported  step {step_of(found.path):,} of {folder}")
     for line in (*(f"note      {note}" for note in found.notes), *lines):
         print(line)
     print(f"written   {options.destination}: {made}")

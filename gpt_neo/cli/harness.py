@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from typing import Any, Optional
 
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.options import Harness
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.storage import tensorflow as files
+from gpt_neo.system import how_to_install
 
 
 def harness(options: Harness) -> int:
@@ -19,9 +21,10 @@ def harness(options: Harness) -> int:
 
     Raises:
       ConfigError: the package is missing, or a flag or task is wrong.
+      DataError: --offline, and the data of a task are not here.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("harness needs lm_eval: pip install 'gpt_neo[harness]' (Python 3.10 or later)")
+        raise ConfigError(f"harness needs lm_eval: {how_to_install('harness')} (Python 3.10 or later)")
     if options.log_samples and not options.output:
         raise ConfigError("--log_samples says what --output holds; give --output FILE too")
     if options.output and not os.path.isdir(os.path.dirname(os.path.abspath(options.output))):
@@ -53,16 +56,22 @@ def harness(options: Harness) -> int:
     engine = "OpenVINO" if model.openvino else "TensorFlow"
     print(f"model     {model.found.run.name}, checkpoint at step {model.found.step:,}, by {engine}", flush=True)
     limit = int(options.limit) if options.limit and options.limit >= 1 else options.limit
-    results = lm_eval.simple_evaluate(
-        model=model,
-        tasks=names,
-        task_manager=manager,
-        num_fewshot=options.num_fewshot,
-        limit=limit,
-        gen_kwargs=options.gen_kwargs,
-        use_cache=options.use_cache,
-        log_samples=options.log_samples,
-    )
+    try:
+        results = lm_eval.simple_evaluate(
+            model=model,
+            tasks=names,
+            task_manager=manager,
+            num_fewshot=options.num_fewshot,
+            limit=limit,
+            gen_kwargs=options.gen_kwargs,
+            use_cache=options.use_cache,
+            log_samples=options.log_samples,
+        )
+    except (ConnectionError, FileNotFoundError, ValueError) as error:  # what `datasets` raises for data it cannot have
+        if not (options.offline and re.search("Couldn't|offline", str(error))):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--offline: the data of {' '.join(names)} are not on this machine: {reason}") from error
     print(make_table(results))
     if "groups" in results:
         print(make_table(results, "groups"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Union
 
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job, load_job
 from gpt_neo.cli.options import CheckData, Evaluate, Export, Sample, Train
+from gpt_neo.config.records import require_records
 from gpt_neo.errors import ConfigError
 
 
@@ -17,6 +19,7 @@ def train(options: Train) -> int:
     check_backend(options, skip_spikes=options.training.skip_spikes, patience=bool(options.training.patience))
     # the training itself, a process of its own, tells what was recognised in the config
     job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
+    require_records(job.run)
     if options.tracking.track:
         from gpt_neo.checkpoint.provenance import config_keys
         from gpt_neo.tracking.trackers import tracked
@@ -47,6 +50,8 @@ def evaluate(options: Evaluate) -> int:
     """Evaluate a checkpoint."""
     check_backend(options, eval_tasks=bool(options.scoring.eval_tasks))
     job = load_job(options.model, options.devices, reads_only=True)
+    if not (options.scoring.eval_tasks or job.run.training.eval_tasks):
+        require_records(job.run, "eval_path")
     quiet.silence(options.model.verbose)
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
@@ -63,6 +68,9 @@ def sample(options: Sample) -> int:
     check_backend(options)
     if options.devices.tpu:
         raise ConfigError("sampling runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
+    prompt = options.sampling.prompt
+    if prompt and prompt.endswith(".txt") and not os.path.isfile(prompt):
+        raise ConfigError(f"--prompt {prompt!r}: no such file")
     job = load_job(options.model, options.devices, reads_only=True)
     quiet.silence(options.model.verbose, sampling=job.run.model.precision)
     if options.backend.backend == "xla":
@@ -96,6 +104,7 @@ def check_backend(options: Union[Train, Evaluate, Sample], **only_tensorflow: bo
 def check_data(options: CheckData) -> int:
     """Look at the records of a run."""
     job = load_job(options.model)
+    require_records(job.run)
     quiet.silence(options.model.verbose)
     from gpt_neo.cli.check_dataset import check_dataset
 

@@ -9,6 +9,8 @@ import dataclasses
 from typing import Optional
 
 from gpt_neo.cli.parser import REQUIRED, Options, flag, group
+from gpt_neo.config.devices import parse_devices
+from gpt_neo.errors import ConfigError
 
 BACKENDS = ("tensorflow", "xla")
 ENGINES = ("auto", "openvino", "tensorflow", "xla")
@@ -38,6 +40,12 @@ class ModelOptions(Options):
     dtype: Optional[str] = flag(None, "type of the weights in memory (key precision)", choices=DTYPES)
     checkpoint: Optional[str] = flag(None, f"what to read: {WHICH}", metavar="WHICH")
     verbose: bool = flag(False, "show what TensorFlow logs", short="-v")
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: --checkpoint can mean no checkpoint."""
+        super().__post_init__()
+        if self.checkpoint is not None and self.checkpoint not in ("latest", "best") and not self.checkpoint.isdigit():
+            raise ConfigError(f"--checkpoint is {self.checkpoint!r}; expected {WHICH}")
 
     @property
     def overrides(self) -> list[str]:
@@ -85,6 +93,11 @@ class LocalOptions(Options):
     """Devices of this machine."""
 
     gpu_ids: tuple = flag((), "devices such as 0 1, or cpu:0 cpu:1", nargs="+", metavar="ID")
+
+    def __post_init__(self) -> None:
+        """Raises: DeviceError: --gpu_ids has what is no device."""
+        super().__post_init__()
+        parse_devices(self.gpu_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +189,13 @@ class SamplingOptions(Options):
     )
     interactive: bool = flag(False, "ask for prompts until an empty one")
     num_samples: int = flag(1, "samples per prompt", low=1)
-    max_tokens: Optional[int] = flag(None, "most new tokens per sample (default: to n_ctx)")
-    temperature: float = flag(0.9, "0 takes the likeliest token")
-    top_k: int = flag(0, "keep the K likeliest tokens; 0 keeps all", metavar="K")
-    top_p: float = flag(1.0, "keep the likeliest of total mass P", metavar="P")
+    max_tokens: Optional[int] = flag(None, "most new tokens per sample (default: to n_ctx)", low=1)
+    temperature: float = flag(0.9, "0 takes the likeliest token", low=0)
+    top_k: int = flag(0, "keep the K likeliest tokens; 0 keeps all", low=0, metavar="K")
+    top_p: float = flag(1.0, "keep the likeliest of total mass P", above=0, high=1, metavar="P")
     entmax_sampling: bool = flag(False, "draw from entmax in place of softmax: unlikely tokens get the probability 0")
-    seed: Optional[int] = flag(None, "seed of the draws (default: a new one each time, printed)")
+    stop: tuple = flag((), "end a sample before this text; may be given several times", action="append", metavar="TEXT")
+    seed: Optional[int] = flag(None, "seed of the draws (default: a new one each time, printed)", low=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,8 +71,8 @@ class Options:
                 continue
             inside = (low is None or low <= value) and (high is None or value <= high)
             if not (math.isfinite(value) and inside and (above is None or above < value)):
-                bounds = f"{low} to {high}" if high is not None else f"at least {low}"
-                bounds = f"more than {above}" if above is not None else bounds
+                least = f"more than {above}" if above is not None else f"at least {low}"
+                bounds = least if high is None else f"{least} and at most {high}" if low is None else f"{low} to {high}"
                 raise ConfigError(f"--{field.name} is {value}; expected {bounds}")
 
 

@@ -20,8 +20,9 @@ from gpt_neo.errors import ConfigError, DataError, counted
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.sampling.batches import BatchSampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.serving.detokenizer import Detokenizer, Scored
 from gpt_neo.storage import tensorflow as files
-from gpt_neo.tokenizer import TextStream, Tokenizer
+from gpt_neo.tokenizer import Tokenizer
 
 DEFAULT_PROMPT = (
     "A team of biologists following reindeer across the far north of Norway reported last week that the animals "
@@ -118,7 +119,7 @@ def sample(
             text = read_interactive() if prompt is None else prompt
             if text is None:
                 return 0
-            answer(sampler, tokenizer, text, options, sampling.num_samples, path, whole)
+            answer(sampler, tokenizer, text, options, sampling.num_samples, path, whole, sampling.stop)
             if prompt is not None:
                 print(f"written to {path}")
                 return 0
@@ -205,11 +206,13 @@ def answer(
     num_samples: int,
     path: str,
     whole: bool = True,
+    stop: Sequence[str] = (),
 ) -> None:
     """Sample, print and append to the predictions file; rows of a batch are printed one after another.
 
     Args:
       whole: the file gets the prompt too.
+      stop: strings that end a sample, of which nothing is shown.
     """
     ids = tokenizer.encode(text)
     _, cut, room = fit_prompt(ids, sampler.config.n_ctx, options.max_tokens)
@@ -218,16 +221,25 @@ def answer(
             f"the prompt has {len(ids):,} tokens: its first {cut:,} are left out, so that {counted(room, 'new token')} "
             "fit into n_ctx"
         )
+    if options.max_tokens and room < options.max_tokens:
+        note(f"there is room for {room} new tokens, not for {options.max_tokens}: n_ctx is {sampler.config.n_ctx}")
     began, count = time.monotonic(), 0
     first: Optional[float] = None
-    streams = [TextStream(tokenizer, ids) for _ in range(num_samples)]
+    streams = [Detokenizer(tokenizer, stop, ids) for _ in range(num_samples)]
     samples = Samples(text, num_samples)
     for event in sampler.generate([ids], options, num_samples):
         first = first or time.monotonic() - began
+        if event.sample in samples.ended:
+            continue  # at a stop string, while others of its batch went on
         count += 1
         stream = streams[event.sample]
-        new = stream.add(event.token) if event.token != options.eos_id else ""
-        samples.add(event.sample, new + (stream.end() if event.last else ""), event.last)
+        pieces = [stream.add(Scored(event.token), event.token == options.eos_id)]
+        if event.last and not (pieces[0] and pieces[0].finish):
+            pieces.append(stream.finish("length"))
+        told = [piece for piece in pieces if piece]
+        samples.add(event.sample, "".join(p.text for p in told), any(p.finish for p in told))
+        if len(samples.ended) == num_samples:
+            break
     seconds = time.monotonic() - began
     print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
     kept = text if whole else ""

@@ -11,15 +11,17 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from gpt_neo.cli.console import note
+from gpt_neo.cli.console import count_text, note
 from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.config import load_config
 from gpt_neo.dataprep.manifest import dataset_config, write_json
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import Progress, prepare, report
 from gpt_neo.errors import ConfigError, DataError, counted
+from gpt_neo.system import cores
 from gpt_neo.tokenizer import END_OF_TEXT
 
+BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"  # fits 80 columns
 DEFAULTS = {"chunk_size": 2049, "minimum_size": 0, "ftfy": False, "wikitext_detokenize": False}
 LEGACY_DEFAULTS = {"chunk_size": 2049, "minimum_size": 100, "ftfy": True, "wikitext_detokenize": True}
 SAME = (
@@ -129,7 +131,7 @@ def work_of(options: Prepare) -> PrepareOptions:
         chosen["chunk_size"] += 1
     chosen.update({key: value for key, value in defaults.items() if chosen[key] is None})
     chosen.update(bad="skip" if options.skip_bad else options.bad, encoding=options.encoding or "")
-    processes = options.processes or len(os.sched_getaffinity(0))
+    processes = options.processes or cores()
     return PrepareOptions(separator=separator_ids(options.separator), processes=processes, **chosen)
 
 
@@ -142,18 +144,18 @@ def prepare_with_bar(work: PrepareOptions, restart: bool) -> dict:
 @contextlib.contextmanager
 def bar() -> Iterator[Progress]:
     """A progress bar."""
-    done = {"text": 0, "tokens": 0}
-    began = time.monotonic()
-    with tqdm(unit="B", unit_scale=True, desc="read", disable=None) as shown:
+    made, began = 0, time.monotonic()
+    with tqdm(unit="B", unit_scale=True, desc="read", disable=None, bar_format=BAR) as shown:
 
-        def progress(stored: int, text: int, tokens: int, total: Optional[int] = None) -> None:
+        def progress(stored: int, text: int, tokens: int, total: Optional[int] = None, before: bool = False) -> None:
+            nonlocal made
             if total is not None:
                 shown.total = total
-            done["text"] += text
-            done["tokens"] += tokens
-            seconds = max(1e-9, time.monotonic() - began)
-            speed, rate = done["text"] / seconds / 1e6, done["tokens"] / seconds
-            shown.set_postfix_str(f"text {speed:.1f} MB/s, {rate:,.0f} tokens/s")
+            if before:  # by an earlier run: no work of this one, whose speed is told
+                shown.initial += stored
+            else:
+                made += tokens
+                shown.set_postfix_str(f"{count_text(made / max(1e-9, time.monotonic() - began))} tokens/s")
             shown.update(stored)
 
         yield progress

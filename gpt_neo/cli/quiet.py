@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Optional
 
 # Lines that native code, and git as lm_eval calls it, write past every log level: they say nothing to a user.
@@ -33,20 +35,57 @@ def silence(verbose: bool, sampling: Optional[str] = None) -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0" if sampling == "float32" else "1")
     if verbose:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    hide_logs()
     warnings.filterwarnings("ignore")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     filter_native_stderr()
 
 
+def hide_logs() -> None:
+    """Let TensorFlow log errors alone, where nobody has said otherwise."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def importing_quietly() -> Iterator[None]:
+    """For a program of which this package is a part: its stderr, warnings and handlers stay as they are."""
+    hide_logs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def filter_native_stderr() -> None:
-    """Pass what native code writes to file descriptor 2 through, except for NOISE.
+    """Pass what native code writes to file descriptor 2 through, except for NOISE, from now on.
 
     Python's own stderr keeps the terminal, so progress lines and errors are not delayed.
     """
     terminal = os.dup(2)
     sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
+    filter_into(terminal)
+
+
+@contextlib.contextmanager
+def native_noise_hidden() -> Iterator[None]:
+    """The same for a while: file descriptor 2 is the caller's again at the end."""
+    terminal = os.dup(2)
+    thread = filter_into(terminal)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)  # closes our end of the pipe; a child that lives on may hold another for long
+        os.close(terminal)
+        thread.join(timeout=0.5)
+
+
+def filter_into(terminal: int) -> threading.Thread:
+    """Make a pipe of file descriptor 2, whose lines a thread passes on, except for NOISE.
+
+    Args:
+      terminal: file descriptor to pass them on to.
+    """
     read_end, write_end = os.pipe()
+    terminal = os.dup(terminal)
     os.dup2(write_end, 2)
     os.close(write_end)
 
@@ -55,5 +94,8 @@ def filter_native_stderr() -> None:
             for line in pipe:
                 if not any(part in line for part in NOISE):
                     os.write(terminal, line)
+        os.close(terminal)
 
-    threading.Thread(target=forward, daemon=True).start()
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
+    return thread

@@ -12,6 +12,7 @@ from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import API_KEY, BITS, DeviceOptions, Serve
 from gpt_neo.errors import ConfigError
+from gpt_neo.system import how_to_install
 
 
 def serve(options: Serve) -> int:
@@ -32,7 +33,7 @@ def serve(options: Serve) -> int:
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ConfigError(f"serving needs the package {error.name}: pip install 'gpt_neo[serve]'") from error
+        raise ConfigError(f"serving needs the package {error.name}: {how_to_install('serve')}") from error
     job = load_job(options.model, DeviceOptions(gpu_ids=options.devices.gpu_ids), reads_only=True)
     checkpoint = job_checkpoint(job).path
     quiet.silence(options.model.verbose, sampling=job.run.model.precision)

@@ -281,3 +281,10 @@ class Quantize(Options):
     model: ServedOptions
     text: Optional[str] = flag(None, "held-out text to compare on (default: records of eval_path)", metavar="FILE")
     most: int = flag(65_536, "tokens that are compared, at most", low=1, metavar="N")
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion(Options):
+    """Print what completes these commands in a shell; for bash: eval "$(gpt-neo completion bash)" in ~/.bashrc."""
+
+    shell: str = flag(REQUIRED, "bash, zsh or tcsh", word="only", choices=("bash", "zsh", "tcsh"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
-import sys
 import time
 from typing import Callable, Optional
 
@@ -19,12 +19,13 @@ from gpt_neo.cli.devices import device_plan, device_text, tpu_options
 from gpt_neo.cli.during import DuringTraining, at_checkpoints, ended_early
 from gpt_neo.cli.evaluate import evaluate, load_job_tasks
 from gpt_neo.cli.job import Job
-from gpt_neo.cli.options import SamplingOptions, TrainingOptions
+from gpt_neo.cli.options import ModelOptions, SamplingOptions, TrainingOptions
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.evaluation.documents import files_of
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
+from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import sees_gpu
 from gpt_neo.runtime.speed import SLOW, SLOWEST, expected_seconds, processor_speed, slow_step_text
@@ -44,11 +45,19 @@ CHECKPOINT_FILES = (
 )
 
 
-def train(job: Job, training: TrainingOptions, sampling: SamplingOptions = SamplingOptions()) -> int:  # noqa: B008
+def train(
+    job: Job,
+    training: TrainingOptions,
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008
+    follow: Callable[[Progress], None] = lambda progress: None,
+) -> int:
     """Train to train_steps, with held-out losses and samples at checkpoints where the config asks for them, and tasks
     at the end. Returns the exit status.
 
     On a TPU and on several machines, held-out records are evaluated at the end alone.
+
+    Args:
+      follow: called with every step that `line` shows.
     """
     run, plan = job.run, device_plan(job)
     tasks = load_job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
@@ -63,13 +72,18 @@ def train(job: Job, training: TrainingOptions, sampling: SamplingOptions = Sampl
     def steps(line: ProgressLine, watch: Watch) -> int:
         given = latest_checkpoint(job.folder) is not None
         during = DuringTraining(job, training, sampling, plan, line, watch, given) if here else None
+
+        def show(progress: Progress) -> None:
+            line.show(progress)
+            follow(progress)
+
         estimator = runtime.make_estimator(
             run,
             job.folder,
             plan,
             training.steps_per_checkpoint,
             tpu_options(job),
-            line.show,
+            show,
             watch=watch,
             steps_per_log=training.steps_per_log,
             save_minutes=training.save_minutes,
@@ -158,6 +172,7 @@ def train_alone(
             f"trained   {reached - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
             f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}"
         )
+        print(next_text(job.model))
     return 0
 
 
@@ -207,6 +222,12 @@ def stall_minutes(job: Job, training: TrainingOptions) -> float:
     return training.stall_minutes and max(training.stall_minutes, 5 * seconds / 60)
 
 
+def next_text(model: ModelOptions) -> str:
+    """What to do with a trained model: the commands."""
+    words = " ".join(shlex.quote(word) for word in [model.model, *(f"--set={text}" for text in model.set)])
+    return f'next      gpt-neo sample {words} "Once upon a time"'
+
+
 def stop_status(number: int, what: str) -> int:
     """Say how a run that a signal ended goes on; the exit status that shells give to that signal."""
     print(f"stopped   by {signal.Signals(number).name}: {what}. The same command goes on from there", flush=True)
@@ -228,9 +249,10 @@ def delete_checkpoints(folder: str, agreed: bool) -> None:
     except ValueError as error:
         raise CheckpointError(f"--new: model_path {folder!r} is a whole bucket or disk; nothing is deleted") from error
     if not agreed:
-        if not sys.stdin.isatty():
-            raise CheckpointError(f"--new would delete {len(paths)} files in {folder!r}: add --yes to agree")
-        answer = input(f"delete {len(paths)} files of checkpoints and logs in {folder}? [y/N] ")
+        try:
+            answer = input(f"delete {len(paths)} files of checkpoints and logs in {folder}? [y/N] ")
+        except (EOFError, OSError):  # nobody there to ask
+            raise CheckpointError(f"--new would delete {len(paths)} files in {folder!r}: add --yes to agree") from None
         if answer.strip().lower() not in ("y", "yes"):
             raise CheckpointError(f"--new: nothing deleted in {folder!r}")
     for path in paths:

@@ -23,7 +23,23 @@ from gpt_neo.system import shipped
 CONFIG_DIR = shipped("configs")
 FOLDER_CONFIG = "config.json"  # of a folder that import-hf made, or of a release
 RECORD = re.compile(r"model\.ckpt-(\d+)\.json")  # gpt_neo/checkpoint/provenance.py
+# Names of configs of the 2021 program, and the one of that size.
+SUCCESSORS = {
+    "gpt3_small_256": "gpt3_125M",
+    "gpt3_medium_256": "gpt3_350M",
+    "gpt3_XL_256_Pile": "gpt3_1-3B",
+    "gpt3_2-7B_256": "gpt3_2-7B",
+    "gpt3_6-7B_256": "gpt3_6-7B",
+    "gpt3_13B_256": "gpt3_13B",
+    "gpt3_13B_256_Pile": "gpt3_13B",
+    "gpt2_small": "gpt2_124M",
+}
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
+
+
+class NoDataset(ConfigError):
+    """A config names a dataset that has no file."""
 
 
 def load_config(
@@ -36,7 +52,7 @@ def load_config(
         its newest checkpoint says.
       overrides: `key=value` strings, the value in JSON or bare text.
       config_dir: where names and dataset ids are looked up.
-      needs_data: refuse a dataset without a config; otherwise it is left out of `datasets`.
+      needs_data: refuse a dataset without a config; otherwise it is left out of `datasets`, with a note.
 
     Raises:
       ConfigError: the file is missing or broken, or a key is unknown, of the wrong type, out of range or
@@ -44,17 +60,19 @@ def load_config(
     """
     path = find_config(name_or_path, config_dir)
     written, changes = storage.read_json(path, ConfigError, once=True), dict(parse_override(text) for text in overrides)
+    refuse_hugging_face(written, path)
+    notes: tuple[str, ...] = ()
     if RECORD.fullmatch(os.path.basename(path)):  # in the words of this program
-        raw, notes = {**written["config"], **changes}, ()
+        raw = {**written["config"], **changes}
     else:
         raw, notes = restore({**written, **changes}, path, written)
     reject_unknown(raw, known_keys() | set(legacy.SPELLINGS), path)
     sections = build_sections(raw, path)
     check_rules(sections, path)
-    refs = sections["training"].datasets
-    if not needs_data:
-        refs = [ref for ref in refs if find_dataset(ref.name, path, config_dir)]
-    datasets = load_datasets(refs, path, config_dir)
+    datasets, missing = load_datasets(sections["training"].datasets, path, config_dir, written)
+    if needs_data and missing:
+        raise missing[0]
+    notes += tuple(f"{error}; done without" for error in missing)
     return RunConfig(source=path, name=run_name(path), datasets=datasets, notes=notes, **sections)
 
 
@@ -80,9 +98,16 @@ def config_in(folder: str) -> str:
     records = {int(found[1]): name for name in os.listdir(folder) for found in [RECORD.fullmatch(name)] if found}
     if not os.path.isfile(path) and records:
         return os.path.join(folder, records[max(records)])
-    if not os.path.isfile(path):
-        raise ConfigError(f"no config in folder {folder!r}: expected {FOLDER_CONFIG}, or a checkpoint with its record")
-    return path
+    if os.path.isfile(path):
+        return path
+    if os.path.isfile(os.path.join(folder, "saved_model.pb")):
+        raise ConfigError(f"{folder!r} is a SavedModel, which tf.saved_model.load reads; give the run it was made of")
+    if any(name.startswith("model.ckpt-") for name in os.listdir(folder)):
+        raise ConfigError(
+            f"no config in folder {folder!r}, whose checkpoints have no record: give their config, and the folder with "
+            f"--set model_path={folder}"
+        )
+    raise ConfigError(f"no config in folder {folder!r}: expected {FOLDER_CONFIG}, or a checkpoint with its record")
 
 
 def find_config(name_or_path: str, config_dir: str) -> str:
@@ -94,8 +119,39 @@ def find_config(name_or_path: str, config_dir: str) -> str:
             return candidate
     if os.path.isdir(name_or_path):
         return config_in(name_or_path)
+    raise ConfigError(f"no config {name_or_path!r}{what_instead(name_or_path, config_dir)}")
+
+
+def what_instead(name: str, config_dir: str) -> str:
+    """What somebody may have meant by a name that is none of a config, and the words that say it."""
+    folder, _, file = name.rpartition("/")
+    checkpoint = re.fullmatch(r"model\.ckpt-(\d+)(\..*)?", file)
+    if checkpoint:
+        return f": it is a checkpoint, for which there is --model {folder or '.'} --checkpoint {checkpoint[1]}"
+    if HUB_NAME.fullmatch(name) and not (file.endswith(".json") or os.path.isdir(folder)):
+        return (
+            " here. If that is a model on the Hugging Face hub, make a run of it first:\n"
+            f"  gpt-neo import-hf {name} runs/{file}"
+        )
+    former = SUCCESSORS.get(re.sub(r"\.json$", "", file))
+    if former:
+        return f": a file of the 2021 program, which would be read as it is; of that size is {former}"
     known = sorted(f[:-5] for f in os.listdir(config_dir) if f.endswith(".json")) if os.path.isdir(config_dir) else []
-    raise ConfigError(f"no config {name_or_path!r}: not a file, and not one of {', '.join(known)} in {config_dir}")
+    return f": not a file, and not one of {', '.join(known)} in {config_dir}"
+
+
+def refuse_hugging_face(written: Any, path: str) -> None:
+    """Refuse the config of a model as Hugging Face has it.
+
+    Raises:
+      ConfigError: with the command that makes a run of it.
+    """
+    if isinstance(written, dict) and isinstance(written.get("model_type"), str):
+        folder = os.path.dirname(path) or "."
+        raise ConfigError(
+            f"{path} is of a Hugging Face model ({written['model_type']}): make a run of it first:\n"
+            f"  gpt-neo import-hf {folder} runs/{folder_name(os.path.abspath(folder))}"
+        )
 
 
 def parse_override(text: str) -> tuple:
@@ -266,9 +322,30 @@ def parse_dataset_entry(entry: Any, path: str) -> DatasetRef:
     return DatasetRef(name, stitch, datatype, weight)
 
 
-def load_datasets(refs: Sequence[DatasetRef], path: str, config_dir: str) -> tuple:
-    """Load the dataset config of every entry; looked for beside the model config too."""
-    return tuple((ref, load_dataset(ref.name, path, config_dir)) for ref in refs)
+def load_datasets(refs: Sequence[DatasetRef], path: str, config_dir: str, written: dict) -> tuple[tuple, list]:
+    """Load the dataset config of every entry; looked for beside the model config too, and in a checkpoint's record.
+
+    Args:
+      written: what stands in the model config.
+
+    Returns:
+      (pairs of an entry and its config, an error for each that is not found)
+    """
+    found: list = []
+    missing: list[NoDataset] = []
+    for ref in refs:
+        try:
+            found.append((ref, load_dataset(ref.name, path, config_dir)))
+        except NoDataset as error:
+            recorded = RECORD.fullmatch(os.path.basename(path)) is not None
+            paths = written.get("data", {}).get("datasets", {}) if recorded else {}
+            if ref.name not in paths:
+                missing.append(error)
+                continue
+            tokenizer = written.get("tokenizer") or {}
+            facts = {"eos_id": tokenizer.get("eos_id"), "padding_id": tokenizer.get("padding_id", 0)}
+            found.append((ref, DatasetConfig(paths[ref.name], tokenizer_path=tokenizer.get("path"), **facts)))
+    return tuple(found), missing
 
 
 def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
@@ -276,7 +353,7 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
     found = find_dataset(name, path, config_dir)
     if not found:
         folders = ", ".join(dataset_folders(path, config_dir))
-        raise ConfigError(f"{path}: dataset {name!r} has no file; looked for {name}.json in {folders}")
+        raise NoDataset(f"{path}: dataset {name!r} has no file; looked for {name}.json in {folders}")
     raw = storage.read_json(found, ConfigError, once=True)
     reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, found)
     return build_dataclass(DatasetConfig, raw, found)

@@ -20,6 +20,7 @@ from gpt_neo.dataprep.shards import Plan, document_lengths, lay_out, write_shard
 from gpt_neo.dataprep.tokenizing import tokenize_unit
 from gpt_neo.dataprep.units import Unit, groups_of, units_of
 from gpt_neo.errors import DataError, GptNeoError
+from gpt_neo.system import how_to_install
 from gpt_neo.tokenizer import load_tokenizer
 
 
@@ -35,7 +36,7 @@ def prepare_on_beam(options: PrepareOptions, arguments: Sequence[str] = ()) -> d
     try:
         import apache_beam
     except ImportError as error:
-        raise DataError("--beam needs the extra beam: pip install 'gpt_neo[beam]'") from error
+        raise DataError(f"--beam needs the extra beam: {how_to_install('beam')}") from error
     from apache_beam.options.pipeline_options import PipelineOptions
 
     if STDIN in options.inputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from gpt_neo.errors import DataError
+from gpt_neo.system import how_to_install
 
 # What WikiText's tokenisation put in, and what was there before. In this order: some undo what others leave.
 NUMBER_MARKS = ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))
@@ -23,7 +24,7 @@ def repair(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise DataError("--ftfy needs the extra text: pip install 'gpt_neo[text]'") from error
+        raise DataError(f"--ftfy needs the extra text: {how_to_install('text')}") from error
     return ftfy.fix_text(text, normalization="NFKC")
 
 

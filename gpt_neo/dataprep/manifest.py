@@ -107,7 +107,7 @@ def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None)
     return {
         "n_vocab": tokenizer["n_vocab"],
         "path": storage.join(folder, f"{manifest['name']}_*.tfrecords"),
-        "eval_path": eval_path,
+        "eval_path": eval_path if not eval_path or storage.is_remote(eval_path) else os.path.abspath(eval_path),
         "tokenizer_path": "gpt2" if pretrained else os.path.abspath(tokenizer["path"]),
         "tokenizer_is_pretrained": pretrained,
         "eos_id": manifest["separator"][-1] if manifest["separator"] else tokenizer["eos_id"],

@@ -32,11 +32,12 @@ from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 class Progress(Protocol):
     """Told what has been done."""
 
-    def __call__(self, stored: int, text: int, tokens: int, total: Optional[int] = None) -> None:
+    def __call__(self, stored: int, text: int, tokens: int, total: Optional[int] = None, before: bool = False) -> None:
         """Bytes of the inputs as they are stored, bytes of text, and tokens, all since the last call.
 
         Args:
           total: bytes of all inputs as they are stored, once; None if it is not known.
+          before: an earlier run, which this one goes on from, has done it.
         """
 
 
@@ -252,7 +253,7 @@ class Run:
     def tokenize(self, pool: Any, sources: list[InputFile]) -> None:
         """Tokenize all units; in the order of the units, note each and begin the files that become complete."""
         for line in self.ledger.units:
-            self.take_unit(pool, line)
+            self.take_unit(pool, line, before=True)
         start = (0, 0)
         if self.ledger.units:
             last = self.ledger.units[-1]
@@ -270,10 +271,11 @@ class Run:
         self.ledger.add_unit(line)
         self.take_unit(pool, line)
 
-    def take_unit(self, pool: Any, line: dict) -> None:
-        """Count a unit that the ledger has, and lay out its tokens."""
+    def take_unit(self, pool: Any, line: dict, before: bool = False) -> None:
+        """Count a unit that the ledger has, and lay out its tokens. before: an earlier run has done it."""
         self.totals.add(line)
-        self.progress(line["stored"], line["account"].get("bytes_in", 0), line["account"].get("tokens_in", 0))
+        account = line["account"]
+        self.progress(line["stored"], account.get("bytes_in", 0), account.get("tokens_in", 0), None, before)
         if not self.job.options.whole_set:
             self.spilled.append(line["unit"])
             for shard in self.packing.add(line["unit"], extent_of(self.job, line)):

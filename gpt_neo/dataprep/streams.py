@@ -16,6 +16,7 @@ from gpt_neo.dataprep.encodings import LONGEST_MARK, as_utf8, mark_of
 from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, InputFile, decompressed, is_marker, kind_of, open_source
 from gpt_neo.dataprep.values import NOT_JSON, Cutter, is_lines
 from gpt_neo.errors import DataError, reason_of
+from gpt_neo.system import how_to_install
 
 BLOCK = 1 << 20  # bytes read at once
 ITEM = 8 << 20  # bytes of lines, or characters of a text that is cut, in one item
@@ -354,7 +355,7 @@ def parquet_file(handle: Any) -> Any:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError(f".parquet files need the extra parquet, pip install 'gpt_neo[parquet]': {error}") from error
+        raise DataError(f".parquet files need the extra parquet, {how_to_install('parquet')}: {error}") from error
     return parquet.ParquetFile(handle)
 
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
+from gpt_neo.config.records import require_records
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import count_from_name, count_records, has_mask, parse_example, read_frames, records_only
@@ -142,8 +143,7 @@ def evaluation_sources(run: RunConfig) -> list[Source]:
 
 def make_sources(run: RunConfig, key: str, datasets: Sequence[tuple[DatasetRef, DatasetConfig]]) -> list[Source]:
     """One source per dataset, or one for all of them where they are read in turn."""
-    if not datasets:
-        raise ConfigError(f"{run.source}: key 'datasets' names no dataset to read")
+    require_records(run, key)
     found = [find_records(getattr(config, key), f"dataset {ref.name!r}, key {key!r}") for ref, config in datasets]
     if reads_in_turn(run):
         name = " + ".join(ref.name for ref, _ in datasets)

@@ -19,6 +19,7 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.errors import CheckpointError
 from gpt_neo.storage import tensorflow as files
+from gpt_neo.system import is_running
 
 LOCK_FILE = "run.lock"
 BEAT = 20.0  # seconds between renewals
@@ -157,6 +158,8 @@ class FolderLock:
             if alive and self.remote and known["pid"] != os.getpid():
                 raise CheckpointError(self.in_use(known, ""))
             reason = "it has left the folder" if alive else "that process is gone"
+        elif not here["boot"] and known["host"] == here["host"] and not self.remote and not is_running(known["pid"]):
+            reason = "that process is gone"  # macOS says no more of a process than whether it is there
         elif silent >= STALE:
             reason = f"it gave no sign of life for {age_text(silent)}"
         else:

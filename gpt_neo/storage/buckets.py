@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from gpt_neo import wire
 from gpt_neo.errors import DataError
+from gpt_neo.system import how_to_install
 
 SCHEME = "gs"
 REMOTE = f"{SCHEME}://"
@@ -257,7 +258,7 @@ def import_client() -> None:
             warnings.simplefilter("ignore", FutureWarning)  # of Python versions that the package will drop one day
             import google.cloud.storage  # noqa: F401
     except ImportError as error:
-        raise DataError("gs:// paths need the extra gcs: pip install 'gpt_neo[gcs]'") from error
+        raise DataError(f"gs:// paths need the extra gcs: {how_to_install('gcs')}") from error
 
 
 def retries() -> Any:

@@ -16,6 +16,7 @@ import gpt_neo
 from gpt_neo import storage
 from gpt_neo.checkpoint.provenance import PACKAGES, version
 from gpt_neo.errors import ConfigError, GptNeoError
+from gpt_neo.system import how_to_install
 from gpt_neo.tracking.metrics import Measurement
 from gpt_neo.tracking.sacred_import import import_sacred
 
@@ -42,12 +43,12 @@ def make_observer(where: str) -> Any:
         try:
             import pymongo  # noqa: F401
         except ImportError as error:
-            raise ConfigError(f"--observer {shown(where)} needs pymongo: pip install 'gpt_neo[track]'") from error
+            raise ConfigError(f"--observer {shown(where)} needs pymongo: {how_to_install('track')}") from error
         return observers.MongoObserver(url=where, db_name=database_of(where))
     try:
         import sqlalchemy
     except ImportError as error:
-        raise ConfigError(f"--observer {shown(where)} needs sqlalchemy: pip install 'gpt_neo[track]'") from error
+        raise ConfigError(f"--observer {shown(where)} needs sqlalchemy: {how_to_install('track')}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sacred declares its tables the older way
         import sacred.observers.sql_bases  # noqa: F401

@@ -20,7 +20,7 @@ PLOTS = {
 }
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
 WIDTH, HEIGHT = 560, 320  # of a plot, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 34  # margins around the axes
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 46  # margins around the axes
 MOST_POINTS = 600  # of a line; longer ones are thinned to the least and the largest value of each stretch
 
 STYLE = """
@@ -84,7 +84,7 @@ def plot(lines: Sequence[tuple], title: str) -> str:
         parts.append(f'<line x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#f2f2f2"/>')
         anchor = "end" if tick == xs[-1] else "middle"
         parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}">{tick:,.6g}</text>')
-    parts.append(f'<text x="{LEFT - 8}" y="{HEIGHT - BOTTOM + 18}" text-anchor="end">step</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>')
     for label, colour, line in lines:
         kept = [(place(s, xs, LEFT, WIDTH - RIGHT), place(v, ys, HEIGHT - BOTTOM, TOP)) for s, v in thinned(line)]
         name = f"<title>{html.escape(label)}: {line[-1][1]:.6g} at step {line[-1][0]:,}</title>"
@@ -113,7 +113,7 @@ def axis(values: Sequence[float]) -> list[float]:
     """Ticks at round numbers that enclose the values."""
     low, high = min(values), max(values)
     if low == high:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        low, high = low - (abs(low) or 1) / 20, high + (abs(high) or 1) / 20
     unit = 10 ** math.floor(math.log10((high - low) / 4))
     size = unit * next(n for n in (1, 2, 5, 10) if (high - low) / (n * unit) <= 6)
     first, last = math.floor(low / size), math.ceil(high / size)

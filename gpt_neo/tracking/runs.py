@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.errors import DataError
+from gpt_neo.system import how_to_install
 from gpt_neo.tracking.experiment import database_of, first_line, shown
 from gpt_neo.tracking.metrics import EVAL_NAMES, TRAIN_LOG, TRAIN_NAMES, Metrics, escaped, json_rows, measurements
 
@@ -153,7 +154,7 @@ def sql_runs(url: str) -> list[TrackedRun]:
     try:
         import sqlalchemy
     except ImportError as error:
-        raise DataError(f"{shown(url)} needs sqlalchemy: pip install 'gpt_neo[track]'") from error
+        raise DataError(f"{shown(url)} needs sqlalchemy: {how_to_install('track')}") from error
     query = (
         "SELECT run.id, run.run_id, run.status, run.start_time, run.stop_time, run.heartbeat, run.config, run.info, "
         "host.hostname, experiment.name FROM run JOIN host ON run.host_id = host.host_id "
@@ -203,7 +204,7 @@ def mongo_runs(url: str) -> list[TrackedRun]:
     try:
         import pymongo
     except ImportError as error:
-        raise DataError(f"{shown(url)} needs pymongo: pip install 'gpt_neo[track]'") from error
+        raise DataError(f"{shown(url)} needs pymongo: {how_to_install('track')}") from error
     try:
         database: Any = pymongo.MongoClient(url)[database_of(url)]
         return [mongo_run(database, entry) for entry in database["runs"].find().sort("_id")]

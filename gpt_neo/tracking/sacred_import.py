@@ -10,6 +10,7 @@ import types
 from typing import Any
 
 from gpt_neo.errors import ConfigError
+from gpt_neo.system import how_to_install
 
 
 def import_sacred() -> Any:
@@ -28,7 +29,7 @@ def import_sacred() -> Any:
         import sacred
         import sacred.observers
     except ImportError as error:
-        raise ConfigError(f"--experiment needs the extra track: pip install 'gpt_neo[track]' ({error})") from error
+        raise ConfigError(f"--experiment needs the extra track: {how_to_install('track')} ({error})") from error
     finally:
         if missing:
             del sys.modules["pkg_resources"]

@@ -81,12 +81,17 @@ def status(call, *given):
 assert status(main, ["--help"]) == 0 and status(main, ["nonsense"]) == 2
 for name in commands.COMMANDS:
     assert status(main, [name, "--help"]) == 0 and status(main, [name, "--no_such_flag"]) == 2, name
-assert status(main, ["sample", "demo", "--num_samples", "0"]) == 2
+for flags in ("--num_samples 0", "--temperature -1", "--top_p 2", "--gpu_ids tpu:0", "--checkpoint x", "--seed -1"):
+    assert status(main, ["sample", "demo", *flags.split()]) == 2, flags
+assert status(main, ["--version"]) == 0
+assert status(run_command, legacy.main, ["--model", "demo", "--prompt", "x"]) == 2
 assert status(legacy.main, ["--help"]) == 0 and status(legacy.main, ["--modle", "x"]) == 2
 assert status(run_command, legacy.main, ["--model", "demo", "--plan", "--eval"]) == 2
 assert not {"tensorflow", "mesh_tensorflow", "numpy"} & set(sys.modules)
 for name in ("train", "eval", "sample", "plan", "layout", "check-data", "export", "serve"):
     assert status(main, [name, "no_such_model"]) == 2
+assert status(main, ["train", "gpt3_125M"]) == 2 and status(main, ["eval", "gpt3_125M"]) == 2  # placeholders
+assert status(main, ["sample", "demo", "--prompt", "nowhere.txt"]) == 2
 assert not {"tensorflow", "mesh_tensorflow"} & set(sys.modules)
 """
 
@@ -96,7 +101,10 @@ def test_help_and_mistakes_need_no_tensorflow():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "demo", "--temprature", "1"]])
+INSTANT = ("--help", "train --help", "sample demo --temprature 1", "sample demo --temperature -1")
+
+
+@pytest.mark.parametrize("words", map(str.split, INSTANT))
 def test_answers_are_instant(words):
     """Half a second of processor time, the interpreter's start included."""
     code = (

@@ -7,7 +7,7 @@ import pytest
 from gpt_neo.cli.predict import answer
 from gpt_neo.sampling.batches import Token
 from gpt_neo.sampling.filters import SampleOptions
-from gpt_neo.tokenizer import Tokenizer
+from gpt_neo.tokenizer import Tokenizer, train_tokenizer
 from tests.made_tokenizers import metaspace
 
 
@@ -33,3 +33,26 @@ def test_words_keep_their_spaces(tmp_path, capsys, count):
     assert capsys.readouterr().out.startswith(f"{shown}---\n{sum(map(len, rows))} tokens in ")
     with open(path, encoding="utf-8") as handle:
         assert handle.read() == "".join(f"=== sample {i + 1}, seed 7\n{prompt}{t}\n" for i, t in enumerate(texts))
+
+
+@pytest.mark.parametrize("stop, shown", [((), ["and so on", "so and so"]), ((" on",), ["and so", "so and so"])])
+def test_a_stop_string_ends_its_sample_alone(tmp_path, capsys, stop, shown):
+    """And none of its text is shown, also where it comes in two tokens; a limit that does not fit is told."""
+    tokenizer = train_tokenizer(["and so on so and so"], 258)
+    tokenizer = Tokenizer("bytes", tokenizer, 0)
+    rows = [tokenizer.encode(text) for text in ("and so on", "so and so")]
+
+    def generate(prompts, options, samples):
+        for place in range(9):
+            for sample in range(2):
+                yield Token(0, sample, rows[sample][place], place == 8)
+
+    sampler = types.SimpleNamespace(config=types.SimpleNamespace(n_ctx=10), generate=generate)
+    options = SampleOptions(20, 1.0, 0, 1.0, 7, 0, None, tokenizer.n_vocab)
+    answer(sampler, tokenizer, "x", options, 2, str(tmp_path / "out.txt"), whole=False, stop=stop)
+    out = capsys.readouterr().out
+    assert out.startswith("note      there is room for 9 new tokens, not for 20: n_ctx is 10\n")
+    assert "".join(f"--- sample {i + 1} of 2\nx{text}\n" for i, text in enumerate(shown)) in out
+    assert (tmp_path / "out.txt").read_text() == "".join(
+        f"=== sample {i + 1}, seed 7\n{t}\n" for i, t in enumerate(shown)
+    )

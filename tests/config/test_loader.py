@@ -11,6 +11,7 @@ import pytest
 
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import CONFIG_DIR
+from gpt_neo.config.records import require_records
 from gpt_neo.errors import ConfigError
 
 SHIPPED = sorted(glob.glob(os.path.join(CONFIG_DIR, "*.json")))
@@ -218,3 +219,47 @@ def test_positions_by_name_are_the_keys_of_the_legacy_program(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=message):
             model(**changes)
+
+
+def test_forms_of_a_model_that_are_no_config_name_the_command_that_takes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("hf", "saved", "bare", "runs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "gpt_neo", "num_layers": 2}')
+    (tmp_path / "saved" / "saved_model.pb").touch()
+    (tmp_path / "bare" / "model.ckpt-7.index").touch()
+    for name, says in (
+        ("hf", "gpt-neo import-hf hf runs/hf"),
+        ("hf/config.json", "gpt-neo import-hf hf runs/hf"),
+        ("EleutherAI/gpt-neo-125m", "gpt-neo import-hf EleutherAI/gpt-neo-125m runs/gpt-neo-125m"),
+        ("saved", "is a SavedModel"),
+        ("bare", "--set model_path=bare"),
+        ("runs/mine/model.ckpt-7", "--model runs/mine --checkpoint 7"),
+        ("runs/mine/model.ckpt-7.index", "--model runs/mine --checkpoint 7"),
+        ("configs/gpt3_small_256.json", "of that size is gpt3_125M"),
+        ("gpt3_2-7B_256", "of that size is gpt3_2-7B"),
+        ("runs/mine", "no config 'runs/mine': not a file"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            load_config(name)
+        assert says in str(error.value), name
+
+
+def test_a_plan_needs_no_records(tmp_path):
+    raw = {**json.load(open(os.path.join(CONFIG_DIR, "demo.json"))), "datasets": ["nowhere"]}
+    (tmp_path / "plan.json").write_text(json.dumps(raw))
+    with pytest.raises(ConfigError, match="dataset 'nowhere' has no file"):
+        load_config(str(tmp_path / "plan.json"))
+    run = load_config(str(tmp_path / "plan.json"), needs_data=False)
+    assert run.datasets == () and "dataset 'nowhere' has no file" in run.notes[-1]
+
+
+def test_placeholders_and_absent_records_are_told_the_command_that_makes_some(tmp_path):
+    for name, length, more in (("gpt3_125M", 2049, ""), ("gptj_6B", 2049, "")):
+        with pytest.raises(ConfigError) as error:
+            require_records(load_config(name))
+        assert "is a placeholder" in str(error.value) and f"--chunk_size {length}{more}" in str(error.value)
+    run = load_config("demo", ["datasets=[]"])
+    with pytest.raises(ConfigError, match=r"names no dataset(.|\n)*--chunk_size 257 --encoder_path TOKENIZER.json"):
+        require_records(run)
+    require_records(load_config("demo"))

@@ -57,6 +57,6 @@ def test_mistakes_come_as_one_line(beam, tmp_path, small_tokenizer, monkeypatch)
 
 def test_without_beam(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
-    with pytest.raises(DataError, match=r"pip install 'gpt_neo\[beam\]'"):
+    with pytest.raises(DataError, match=r"pip install -c \S+ -e '\S+\[beam\]'"):
         prepare_on_beam(PrepareOptions(str(tmp_path), str(tmp_path / "out")))
     assert user_mistake(ValueError("x")) is None and engine.prepare and silent

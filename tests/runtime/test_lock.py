@@ -107,6 +107,15 @@ def test_where_the_kernel_does_not_lock(tmp_path, monkeypatch):
     assert (tmp_path / LOCK_FILE).exists()  # another's is not removed
 
 
+def test_a_process_that_is_gone_where_the_system_says_little_of_it(tmp_path, monkeypatch):
+    """macOS has no /proc: the number of the process is all there is."""
+    monkeypatch.setattr(lock, "this_machine", lambda: {"host": "mac", "boot": "", "processes": ""})
+    told = []
+    written(tmp_path, host="mac", boot="", processes="", started="")
+    with FolderLock(str(tmp_path), told.append, lambda: NOW):
+        assert told == ["the lock of process 4000000 on mac, held for 120 minutes, is taken over: that process is gone"]
+
+
 def test_renewing(tmp_path):
     now = [NOW]
     with FolderLock(str(tmp_path), clock=lambda: now[0]) as held:

@@ -43,8 +43,18 @@ async function show() {
     $("explain").textContent = EXPLAIN[data.kind] + (rest ? ` The last ${rest} tokens are left out.` : "");
     draw();
   } catch (error) {
+    forget();
     $("explain").textContent = error.message;
   }
+}
+
+// A picture of another text than the one above it would mislead.
+function forget() {
+  view.wanted++;
+  view.data = null;
+  $("picture").hidden = $("kind").hidden = true;
+  $("cell").textContent = "";
+  $("explain").textContent = "Generate a text, then choose a layer and a head.";
 }
 
 // Colours come from the page's own, so that the picture is dark when the page is.
@@ -120,6 +130,7 @@ document.addEventListener("model", () => {
   fill($("layer"), page.model.layers.map(({ layer, kind }) => [layer, `${layer} · ${kind}`]));
   fillHeads();
 });
+document.addEventListener("begin", forget);
 document.addEventListener("text", show);
 document.addEventListener("token", mark);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

@@ -48,6 +48,7 @@ async function generate() {
   page.length = 0;
   choose(-1);
   $("text").replaceChildren();
+  document.dispatchEvent(new CustomEvent("begin"));
   $("generate").disabled = true;
   $("halt").disabled = false;
   say("reading the prompt");

@@ -1,0 +1,305 @@
+"""The package from Python: a model that is loaded once, and training. The names are those of `gpt_neo` itself.
+
+Mistakes are raised as `gpt_neo.errors.GptNeoError`, whose text is what the commands print. Notes go to the logger
+"gpt_neo"; nothing is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import logging
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Optional, Union, overload
+
+import numpy as np
+
+from gpt_neo.checkpoint.best import read_best
+from gpt_neo.cli.cluster import with_cluster
+from gpt_neo.cli.finetune import finetune as finetune_command
+from gpt_neo.cli.job import load_job
+from gpt_neo.cli.options import DeviceOptions, RunOptions, TrainingOptions
+from gpt_neo.cli.quiet import native_noise_hidden
+from gpt_neo.cli.tool_options import Finetune
+from gpt_neo.cli.train import train as train_job
+from gpt_neo.config.devices import parse_devices
+from gpt_neo.errors import GptNeoError
+from gpt_neo.evaluation.encoding import encode_context, encode_pair
+from gpt_neo.evaluation.generation import Prompt, generate
+from gpt_neo.evaluation.model import FoundModel, find_model
+from gpt_neo.evaluation.scorer import Scorer
+from gpt_neo.runtime.hooks import Progress
+from gpt_neo.runtime.mesh import plan_mesh
+from gpt_neo.runtime.predict_step import Sampler
+from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.serving.detokenizer import Detokenizer, Scored
+from gpt_neo.tokenizer import Tokenizer
+
+LOG = logging.getLogger("gpt_neo")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogProbs:
+    """What a model thinks of a text.
+
+    Attributes:
+      tokens: texts of its tokens.
+      logprobs: float32 [tokens], the natural logarithm of each one's probability after all that comes before it.
+      greedy: bool [tokens], whether each is the likeliest at its place.
+    """
+
+    tokens: tuple[str, ...]
+    logprobs: np.ndarray
+    greedy: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """Logarithm of the probability of the whole text."""
+        return float(self.logprobs.sum(dtype=np.float64))
+
+
+class Model:
+    """A model that `load` has found; its graphs are built, and its weights read, when they are first needed.
+
+    Attributes:
+      name: what the run is called.
+      folder: where its checkpoints are.
+      step: training step of the checkpoint.
+      tokenizer: `encode` and `decode`.
+    """
+
+    def __init__(self, found: FoundModel, gpus: Sequence[str] = ()) -> None:
+        self._found = found
+        self._plan = plan_mesh(found.run.mesh, parse_devices(gpus))
+        self.name: str = found.run.name
+        self.folder: str = found.folder
+        self.step: int = found.step
+        self.tokenizer: Tokenizer = found.tokenizer
+        self._samplers: dict[int, Sampler] = {}
+
+    def __repr__(self) -> str:
+        return f"<gpt_neo.Model {self.name}, step {self.step}, {self.folder}>"
+
+    @overload  # a str is a sequence of str, too: mypy's one exception
+    def generate(self, prompt: str, **options: Any) -> str: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
+
+    def generate(self, prompt: Union[str, Sequence[str]], **options: Any) -> Union[str, list[str]]:
+        """What follows on a prompt, or on each prompt of a list.
+
+        Args:
+          prompt: text; of a list `predict_batch_size` (a key of the config) are gone on with at a time. An empty one
+            begins a document.
+          options: those of `stream`.
+
+        Raises:
+          GptNeoError: an option is out of its bounds, or the checkpoint is damaged.
+        """
+        if isinstance(prompt, str):
+            return "".join(self.stream(prompt, **options))
+        drawn, stop = self._options(**options)
+        ids = [encode_context(self.tokenizer, text, self._found.prefix) for text in prompt]
+        sampler = self._sampler(min(self._found.run.training.predict_batch_size, max(1, len(ids))))
+        with native_noise_hidden():
+            made = dict(generate(sampler, self.tokenizer, [Prompt(each, stop, drawn) for each in ids]))
+        return [made[number] for number in range(len(ids))]
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Pieces of what follows on a prompt, as they are made.
+
+        Args:
+          prompt: text; a long one loses its beginning, so that new tokens have room.
+          options: max_tokens (None: to n_ctx), temperature (0.9; 0 takes the likeliest token), top_k (0 keeps all),
+            top_p (1.0), seed (None: another text each time), stop (strings that end it, of which nothing is shown).
+
+        Raises:
+          GptNeoError: as `generate`.
+        """
+        drawn, stop = self._options(**options)
+        ids = encode_context(self.tokenizer, prompt, self._found.prefix)
+        text = Detokenizer(self.tokenizer, stop, ids)
+        events = self._sampler(1).generate([ids], drawn)
+        with native_noise_hidden():
+            first = next(events)
+        for event in itertools.chain([first], events):
+            pieces = [text.add(Scored(event.token), event.token == drawn.eos_id)]
+            if event.last and not (pieces[0] and pieces[0].finish):
+                pieces.append(text.finish("length"))
+            for piece in filter(None, pieces):
+                if piece.text:
+                    yield piece.text
+                if piece.finish:
+                    return
+
+    @overload
+    def logprobs(self, text: str, context: str = "") -> LogProbs: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def logprobs(self, text: Sequence[str], context: str = "") -> list[LogProbs]: ...
+
+    def logprobs(self, text: Union[str, Sequence[str]], context: str = "") -> Union[LogProbs, list[LogProbs]]:
+        """Log-probabilities of a text's tokens, or of those of each text of a list.
+
+        Args:
+          text: of any length; one longer than n_ctx is read in windows.
+          context: what comes before it and is not scored. Without it a text begins a document.
+
+        Raises:
+          GptNeoError: the model has no log-likelihoods (`causal` false, `entmax_loss`).
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        requests = [encode_pair(self.tokenizer, context, each, self._found.prefix) for each in texts]
+        with native_noise_hidden():
+            scores = self._scorer.score(requests)
+        found = [
+            LogProbs(
+                tuple(self.tokenizer.decode([i]) for i in request.tokens[len(request.tokens) - request.count :]),
+                score.logprobs,
+                score.greedy,
+            )
+            for request, score in zip(requests, scores)
+        ]
+        return found[0] if isinstance(text, str) else found
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self._found.run.model, self._found.checkpoint, self._plan)
+
+    def _sampler(self, rows: int) -> Sampler:
+        """The sampler of at least so many rows; the smallest that is there."""
+        fitting = [size for size in self._samplers if size == rows or size > rows > 1]
+        if not fitting:
+            self._samplers[rows] = Sampler(self._found.run.model, self._found.checkpoint, rows, self._plan)
+            for note in self._samplers[rows].notes:
+                LOG.info(note)
+            fitting = [rows]
+        return self._samplers[min(fitting)]
+
+    def _options(
+        self,
+        max_tokens: Optional[int] = None,
+        temperature: float = 0.9,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: Optional[int] = None,
+        stop: Union[str, Sequence[str]] = (),
+    ) -> tuple[SampleOptions, tuple[str, ...]]:
+        """How tokens are drawn, and the strings that end a text."""
+        number = random.SystemRandom().randrange(1 << 31) if seed is None else seed
+        n_ids = self.tokenizer.n_vocab
+        drawn = SampleOptions(max_tokens, temperature, top_k, top_p, number, self._found.prefix, None, n_ids)
+        return drawn, (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def load(model: str, *, checkpoint: Union[str, int, None] = None, gpus: Sequence[str] = (), **overrides: Any) -> Model:
+    """Find a model, its checkpoint and its tokenizer.
+
+    Args:
+      model: a run's folder, a config or its name, or a release, as `gpt-neo sample` takes them.
+      checkpoint: "latest" (as None), "best", or a step.
+      gpus: devices such as "0", or "cpu:0" and "cpu:1" (default: one).
+      overrides: keys of the config in place of its own, such as `precision="bfloat16"`.
+
+    Raises:
+      GptNeoError: a part of it is missing or wrong.
+    """
+    which = None if checkpoint is None else str(checkpoint)
+    found = find_model(model, which, _as_flags(overrides))
+    for note in found.notes:
+        LOG.info(note)
+    return Model(found, gpus)
+
+
+def train(
+    config: str,
+    *,
+    steps_per_checkpoint: int = 5000,
+    gpus: Sequence[str] = (),
+    progress: Optional[Callable[[Progress], None]] = None,
+    **overrides: Any,
+) -> Model:
+    """Train, or go on training, to `train_steps`; the model at its newest checkpoint.
+
+    Args:
+      config: a config or its name, or a run's folder.
+      steps_per_checkpoint: steps between checkpoints; the last step has one in any case.
+      gpus: as of `load`.
+      progress: called with a `Progress` (step, loss, rate, tokens_per_second, ...) after every step.
+      overrides: keys of the config in place of its own, such as `train_steps=1000`.
+
+    Raises:
+      GptNeoError: the config or the data are wrong, the folder is in use, the loss is no number any more, or a signal
+        ended the run (what it had reached is saved).
+    """
+    options = RunOptions(config, set=tuple(_as_flags(overrides)))
+    training = TrainingOptions(steps_per_checkpoint=steps_per_checkpoint)
+    job = load_job(options, DeviceOptions(gpu_ids=tuple(gpus)), quiet=True)
+    for note in job.run.notes:
+        LOG.info(note)
+    stdout = sys.stdout
+
+    def follow(state: Progress) -> None:
+        if progress is not None:
+            with contextlib.redirect_stdout(stdout):  # the caller's own, for what it prints
+                progress(state)
+
+    _silently(lambda: with_cluster(job, functools.partial(train_job, training=training, follow=follow)))
+    return load(config, gpus=gpus, **overrides)
+
+
+def finetune(source: str, data: Union[str, Sequence[str]], out: str, **options: Any) -> Model:
+    """Fine-tune a model on texts, prompts with completions, or chats, and export it to Hugging Face, as
+    `gpt-neo finetune` does; the same call goes on after a kill. The model at its best checkpoint, or without held-out
+    text at its newest.
+
+    Args:
+      source: Hugging Face folder, ORG/NAME on the hub, a run's folder, a config or a release.
+      data: one or several files, folders or globs.
+      out: folder of the run; its sub-folder hf gets the exported model.
+      options: flags of `gpt-neo finetune`, such as `lora=8`, `epochs=2`, `held_out=0.1` or `patience=3`; other words
+        are keys of the config, such as `n_ctx=512`.
+
+    Raises:
+      GptNeoError: a part of it is missing or wrong, or a signal ended the run (what it had reached is saved).
+    """
+    flags = {field.name for field in dataclasses.fields(Finetune)} - {"set", "training", "verify", "verbose"}
+    training = {field.name for field in dataclasses.fields(TrainingOptions)}
+    asked = Finetune(
+        source,
+        (data,) if isinstance(data, str) else tuple(data),
+        out,
+        set=tuple(_as_flags({name: value for name, value in options.items() if name not in flags | training})),
+        training=TrainingOptions(**{name: options[name] for name in training & set(options)}),
+        **{name: options[name] for name in flags & set(options)},
+    )
+    _silently(lambda: finetune_command(asked))
+    return load(out, checkpoint="best" if read_best(out) else None)
+
+
+def _silently(work: Callable[[], int]) -> None:
+    """Do the work of a command; what it prints goes to the logger.
+
+    Raises:
+      GptNeoError: it ended with another status than 0.
+    """
+    printed = io.StringIO()
+    with native_noise_hidden(), warnings.catch_warnings(), contextlib.redirect_stderr(sys.stderr):
+        with contextlib.redirect_stdout(printed):
+            status = work()
+    LOG.info(printed.getvalue())
+    if status:
+        raise GptNeoError(f"ended with status {status}: {printed.getvalue().strip().splitlines()[-1]}")
+
+
+def _as_flags(overrides: dict[str, Any]) -> list[str]:
+    """As --set takes them."""
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]

@@ -1,0 +1,34 @@
+"""Whether a config names records that anyone can have, and the command that makes some."""
+
+from __future__ import annotations
+
+from gpt_neo.config.schema import RunConfig
+from gpt_neo.errors import ConfigError
+
+PLACEHOLDER = "YOUR_BUCKET"  # in shipped dataset configs; the name of no bucket can be written so
+
+
+def require_records(run: RunConfig, key: str = "path") -> None:
+    """Refuse a run whose records nobody has made.
+
+    Args:
+      key: `path`, or `eval_path` for held-out ones.
+
+    Raises:
+      ConfigError: `datasets` names none, or one whose path is a placeholder; with the command that makes records.
+    """
+    if not run.datasets:
+        raise ConfigError(f"{run.source}: key 'datasets' names no dataset to read; {how_to_prepare(run)}")
+    for ref, config in run.datasets:
+        path = getattr(config, key)
+        if path and PLACEHOLDER in path:
+            raise ConfigError(f"dataset {ref.name!r}: {key} {path} is a placeholder; {how_to_prepare(run)}")
+
+
+def how_to_prepare(run: RunConfig) -> str:
+    """The command that makes records of one's own texts for a model, and how they are named."""
+    beside = "" if run.model.n_vocab >= 50257 else " --encoder_path TOKENIZER.json"
+    return (
+        f"make records of your texts, and name them:\n  gpt-neo prepare --input_dir TEXTS --output_dir records "
+        f"--chunk_size {run.model.n_ctx + 1}{beside} --write_dataset_config mine.json\n  --set datasets=mine.json"
+    )

@@ -1,0 +1,78 @@
+"""What fits a terminal of 80 columns, and what stays on it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from gpt_neo.cli import console
+from gpt_neo.cli.prepare import BAR
+from tests.conftest import ROOT
+
+
+class Terminal:
+    """Keeps what is printed, as lines that a person sees: what renews a line takes its place."""
+
+    def __init__(self):
+        self.lines = [""]
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        for part in text.replace("\r\x1b[K", "\r").splitlines(keepends=True):
+            head, renewed, tail = part.rpartition("\r")
+            self.lines[-1] = tail.rstrip("\n") if renewed else self.lines[-1] + part.rstrip("\n")
+            assert len(self.lines[-1]) < 80
+            if part.endswith("\n"):
+                self.lines.append("")
+
+    def flush(self):
+        pass
+
+
+class Step:
+    """Of a long run, with numbers as wide as they get."""
+
+    train_steps, rate, tokens_per_second, seconds_left = 572_300, 6e-4, 1_234_567.0, 3600 * 47 + 59 * 60.0
+
+    def __init__(self, step):
+        self.step, self.loss = step, 10.8249
+        self.mean_loss = self.loss
+
+
+def test_a_training_fits_and_leaves_lines_to_look_back_at(monkeypatch):
+    terminal, now = Terminal(), [0.0]
+    monkeypatch.setattr(console.sys, "stdout", terminal)
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", "80")
+    line = console.ProgressLine()
+    for step in range(100, Step.train_steps + 1, 100):
+        now[0] += 1
+        line.show(Step(step))
+    line.finish()
+    kept = [text for text in terminal.lines if text]
+    assert len(kept) == console.LINES
+    assert all(text.startswith("step ") and "loss 10.8249" in text for text in kept)
+    shares = [int(text.split("/")[0].split()[1].replace(",", "")) / Step.train_steps for text in kept]
+    assert shares == pytest.approx([i / console.LINES for i in range(1, console.LINES + 1)], abs=1e-3)
+
+
+@pytest.mark.parametrize("total", [123_456_789_012, None])
+def test_the_bar_of_a_preparation_fits(total):
+    text = tqdm.format_meter(
+        98_765_432_109, total, 3600.0, ncols=80, prefix="read", unit="B", unit_scale=True, rate=27e6,
+        postfix="12.35 M tokens/s", bar_format=BAR,
+    )  # fmt: skip
+    assert len(text) <= 80 and text.endswith("tokens/s") and text.count("|") == 2
+    assert total is None or len(text.split("|")[1]) > 15
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly():
+    command = f"{sys.executable} -m gpt_neo plan gpt3_125M | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}
+    )
+    assert (done.stdout, done.stderr) == ("141\n", "")

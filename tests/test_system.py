@@ -1,0 +1,74 @@
+"""What differs between installations and systems, with what another system lacks taken away."""
+
+import importlib.metadata
+import os
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from gpt_neo import system
+from tests.conftest import ROOT
+
+PRODUCT = (
+    "gcs",
+    "text",
+    "parquet",
+    "beam",
+    "track",
+    "serve",
+    "plot",
+    "harness",
+    "completion",
+)  # make test-pythons installs these
+
+
+def test_cores_without_affinity(monkeypatch):
+    """As on macOS."""
+    assert 1 <= system.cores() <= os.cpu_count()
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert system.cores() == 7
+
+
+def test_a_process_is_there_or_gone():
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert system.is_running(other.pid) and system.is_running(1)
+    other.communicate(b"\n")
+    assert not system.is_running(other.pid)
+
+
+def test_an_extra_is_named_as_it_is_installed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert system.how_to_install("serve") == "pip install -c constraints.txt -e '.[serve]'"
+    monkeypatch.chdir("/")
+    assert system.how_to_install("serve") == f"pip install -c {ROOT}/constraints.txt -e '{ROOT}[serve]'"
+    monkeypatch.setattr(system, "CLONE", "/nowhere")
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ['a>=1; extra == "serve"', "b", "c; extra == 'x'"])
+    assert re.fullmatch(r"pip install -c \S+ 'a>=1'", system.how_to_install("serve"))
+
+
+def is_for(line, environment):
+    return line.marker is None or line.marker.evaluate(environment)
+
+
+@pytest.mark.parametrize("python", ["3.9", "3.10", "3.11"])
+def test_every_python_has_one_version_of_each_package(python, monkeypatch):
+    """Lines for one Python exclude each other, and name all that the package and its extras ask for."""
+    here = {"python_version": python, "python_full_version": f"{python}.5"}
+    with open(os.path.join(ROOT, "constraints.txt"), encoding="utf-8") as handle:
+        pins = [Requirement(line.strip()) for line in handle if not line.startswith("#")]
+    held = [(canonicalize_name(pin.name), pin) for pin in pins if is_for(pin, here)]
+    version = {name: str(pin.specifier)[2:] for name, pin in held}
+    assert len(version) == len(held)
+    told = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **given: told.update(given))
+    runpy.run_path(os.path.join(ROOT, "setup.py"))
+    needs = [*told["install_requires"], *(need for extra in PRODUCT for need in told["extras_require"][extra])]
+    for need in filter(lambda need: is_for(need, here), map(Requirement, needs)):
+        assert need.specifier.contains(version[canonicalize_name(need.name)]), need
