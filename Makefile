@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+comma := ,
+# Google's TPU VMs carry the TensorFlow that has kernels for TPUs; that of the package index has none.
+TPU_WHEEL ?= $(lastword $(sort $(wildcard /usr/share/tpu/tensorflow-2.15*.whl)))
+
 # The whole demo, installation aside, takes about MINUTES on 2 cores; two of them are not training.
 MINUTES ?= 6
 STEPS_PER_MINUTE ?= 170
@@ -18,13 +22,13 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[plot]'
+	$(PIP) $(TPU_WHEEL) -e '.[plot$(if $(TPU_WHEEL),$(comma)tpu)]'
 	touch $@
 
 setup-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve,fast,chat]'
+	$(PIP) -e '.[dev,gcs,tpu,text,parquet,track,plot,bench,beam,harness,serve,fast,chat]'
 	touch $@
 
 lint: setup-test

@@ -64,6 +64,8 @@ setup(
         # fast: decoding on a CPU. One release, as its paged attention is no public operation; no wheels for Python 3.9
         "fast": ["openvino>=2026.4,<2026.5; python_version >= '3.10'"],
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
+        # runtime: TPUs by name; TensorFlow's copy of cloud-tpu-client asks Google's API with these
+        "tpu": ["google-api-python-client>=2", "oauth2client>=4"],
         "text": ["ftfy>=6"],  # dataprep: --ftfy
         "parquet": ["pyarrow>=12,<26"],  # dataprep: .parquet; later ones need NumPy 2, TensorFlow 2.15 NumPy 1
         "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine

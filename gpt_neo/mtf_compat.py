@@ -43,6 +43,7 @@ with imported_later("pandas", "h5py"):
     from tensorflow.compiler.xla import xla_data_pb2
     from tensorflow.python import pywrap_mlir
     from tensorflow.python.framework import ops as _ops
+    from tensorflow.python.framework.kernels import get_registered_kernels_for_op
 
     if not hasattr(_ops, "register_tensor_conversion_function"):
         # The private name is gone from TensorFlow 2.15; the public function is the same one.
@@ -89,6 +90,7 @@ __all__ = [
     "SimdMeshImpl",
     "build_for_tpu",
     "gen_xla_ops",
+    "has_kernel",
     "lower_locally",
     "mtf",
     "pywrap_mlir",
@@ -98,6 +100,11 @@ __all__ = [
     "xla_data_pb2",
     "zeros_initializer",
 ]
+
+
+def has_kernel(name: str) -> bool:
+    """Whether this TensorFlow can run an operation, on any kind of device."""
+    return bool(get_registered_kernels_for_op(name).kernel)
 
 
 def build_for_tpu() -> None:

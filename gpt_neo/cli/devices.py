@@ -6,8 +6,8 @@ import os
 from typing import Optional
 
 from gpt_neo.cli.job import Job
-from gpt_neo.runtime.estimator import TpuOptions
 from gpt_neo.runtime.mesh import MeshPlan, check_visible, parse_devices, plan_mesh, whole_mesh
+from gpt_neo.runtime.tpu import TpuOptions
 
 
 def device_plan(job: Job) -> MeshPlan:

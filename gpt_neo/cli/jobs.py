@@ -33,6 +33,7 @@ def train_job(job: Job, options: Train) -> int:
 
         return run_experiment(job, options)
     quiet.silence(options.model.verbose)
+    quiet.spare_tpu(options.devices.tpu)
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
 
@@ -48,6 +49,7 @@ def evaluate(options: Evaluate) -> int:
     check_backend(options, eval_tasks=bool(options.scoring.eval_tasks))
     job = load_job(options.model, options.devices, reads_only=True)
     quiet.silence(options.model.verbose)
+    quiet.spare_tpu(options.devices.tpu)
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
 
