@@ -38,7 +38,7 @@ setup(
     package_data={
         "gpt_neo": ["py.typed"],
         "gpt_neo.checkpoint": ["custom_code/*.py"],
-        "gpt_neo.serving": ["page/*"],
+        "gpt_neo.serving": ["page/*", "openapi.json"],
         "gpt_neo.spmd": ["constraints.txt"],  # what its worker's environment is made of
     },
     python_requires=">=3.9,<3.12",

@@ -8,20 +8,20 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from gpt_neo.serving.answers import Choice, completion_json, error_json, usage_json
+from gpt_neo.serving.answers import ChatChoice, Choice, answer_json, error_json, usage_json
 from gpt_neo.serving.engine import Engine, Sequence
 from gpt_neo.serving.metrics import Metrics
-from gpt_neo.serving.requests import Completion, RequestError, Served, decode, parse_completion
+from gpt_neo.serving.requests import Completion, RequestError, Served, decode
 
 
 class Completions:
-    """Answers /v1/completions.
+    """Answers /v1/completions and /v1/chat/completions.
 
     Args:
       seconds: most time for one request.
@@ -38,13 +38,16 @@ class Completions:
         ahead = max(0, self.open - self.engine.decoder.rows) / self.engine.decoder.rows
         return max(1, min(60, math.ceil(self.pace * ahead / 2)))
 
-    async def answer(self, request: Request, body: dict) -> Response:
+    async def answer(self, request: Request, body: dict, parse: Callable[[dict, Served], Completion]) -> Response:
         """The response to a request's JSON.
+
+        Args:
+          parse: `parse_completion` or `parse_chat`.
 
         Raises:
           RequestError: a field is wrong, or too many wait already.
         """
-        completion = await run_in_threadpool(parse_completion, body, self.served)
+        completion = await run_in_threadpool(parse, body, self.served)
         exchange = Exchange(completion, self)
         if self.engine.ended or self.engine.stopping:
             return JSONResponse(error_json("no answers can be given any more", 503), 503)
@@ -62,19 +65,20 @@ class Exchange:
 
     def __init__(self, completion: Completion, owner: Completions) -> None:
         self.completion, self.owner, self.served = completion, owner, owner.served
-        self.name, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self.name = f"{'chatcmpl' if completion.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
         self.pieces: asyncio.Queue = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
         self.began: Optional[float] = None
         self.choices: list[Choice] = []
         self.sequences: list[Sequence] = []
-        c = completion
+        c, kind = completion, ChatChoice if completion.chat else Choice
         for prompt, text in zip(c.prompts, c.texts):
             if c.echo and text is None:
                 text = decode([i for i in prompt if i < self.served.tokenizer.n_vocab], self.served)
             for sample in range(c.best_of):
                 number = len(self.sequences)
-                self.choices.append(Choice(number, prompt, text or "", c))
+                self.choices.append(kind(number, prompt, text or "", c))
                 # What is best is decided by log-probabilities.
                 logprobs = 0 if c.logprobs is None and c.best_of > c.n else c.logprobs
                 self.sequences.append(
@@ -86,8 +90,8 @@ class Exchange:
                         c.options,
                         c.stop,
                         self.teller(number),
-                        c.presence,
-                        c.frequency,
+                        c.adjustments,
+                        c.ends,
                         logprobs,
                         score_prompt=c.echo and c.logprobs is not None,
                     )
@@ -152,20 +156,25 @@ class Exchange:
             found += group
         for index, choice in enumerate(found):
             choice.index = index
-        usage = usage_json(c, sum(choice.made for choice in self.choices))
-        return completion_json(
-            self.name, self.created, self.served, [choice.json(self.served) for choice in found], usage
-        )
+        return self.body([choice.json(self.served) for choice in found], self.usage())
+
+    def body(self, choices: list, usage: Optional[dict], streamed: bool = False) -> dict:
+        """The body of an answer, or of one event of a stream."""
+        kind = "chat.completion" + ".chunk" * streamed if self.completion.chat else "text_completion"
+        return answer_json(kind, self.name, self.created, self.served, choices, usage)
+
+    def usage(self) -> dict:
+        """Tokens that it took."""
+        return usage_json(self.completion, sum(choice.made for choice in self.choices))
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
         try:
             async for choice, text, tokens, offsets in self.take():
                 part = choice.part(text, tokens, offsets, self.served)
-                yield event(completion_json(self.name, self.created, self.served, [part], None))
+                yield event(self.body([part], None, streamed=True))
             if self.completion.include_usage:
-                usage = usage_json(self.completion, sum(choice.made for choice in self.choices))
-                yield event(completion_json(self.name, self.created, self.served, [], usage))
+                yield event(self.body([], self.usage(), streamed=True))
             yield b"data: [DONE]\n\n"
         except (asyncio.TimeoutError, EngineError) as error:
             yield event(error_json(failure_text(error, self.owner.seconds), 500))

@@ -14,9 +14,9 @@ from typing import Any, Callable, Optional, Protocol
 import numpy as np
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.sampling.filters import SampleOptions, row_generator
+from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 from gpt_neo.serving.detokenizer import Detokenizer, Piece, Scored
-from gpt_neo.serving.token_choice import choose, score
+from gpt_neo.serving.token_choice import PLAIN, Adjustments, score
 from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo.serving")
@@ -28,7 +28,8 @@ class Sequence:
     """One prompt and one answer to it.
 
     number: which choice of its request. sample: which draw for its prompt, part of the seed. logprobs: alternatives to
-    report per token; None for no log-probabilities. score_prompt: report those of the prompt's tokens too.
+    report per token; None for no log-probabilities. score_prompt: report those of the prompt's tokens too. ends: ids
+    that end it beside the end of text.
     tell: called in the engine's thread with each Piece, or with an exception as the last.
     """
 
@@ -39,8 +40,8 @@ class Sequence:
     options: SampleOptions
     stop: tuple
     tell: Callable[[Any], None]
-    presence: float = 0.0
-    frequency: float = 0.0
+    adjustments: Adjustments = PLAIN
+    ends: tuple = ()
     logprobs: Optional[int] = None
     score_prompt: bool = False
     cancelled: bool = False
@@ -56,7 +57,7 @@ class Running:
     tokens: the prompt, filled on the left to whole chunks. position: where the next token goes. next: that token.
     """
 
-    def __init__(self, sequence: Sequence, index: int, chunk: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, sequence: Sequence, index: int, chunk: int, tokenizer: Tokenizer, eos_id: Optional[int]) -> None:
         self.sequence, self.index = sequence, index
         length = -(-len(sequence.prompt) // chunk) * chunk
         self.start = length - len(sequence.prompt)
@@ -65,7 +66,8 @@ class Running:
         self.position, self.next, self.made = 0, 0, 0
         self.counts: collections.Counter = collections.Counter()
         self.generator = row_generator(sequence.options.seed, 0, sequence.sample)
-        self.detokenizer = Detokenizer(tokenizer, sequence.stop, sequence.prompt)
+        self.ends = {*sequence.ends, *([] if eos_id is None else [eos_id])}
+        self.detokenizer = Detokenizer(tokenizer, sequence.stop, sequence.prompt, sequence.adjustments.min_tokens)
         self.scores: list[Scored] = []
 
     @property
@@ -183,7 +185,7 @@ class Engine:
                 free = [i for i in range(self.decoder.rows) if i not in self.rows]
                 for index in free[: len(self.waiting)]:
                     sequence = self.waiting.popleft()
-                    self.rows[index] = Running(sequence, index, self.decoder.chunk, self.tokenizer)
+                    self.rows[index] = Running(sequence, index, self.decoder.chunk, self.tokenizer, self.eos_id)
                 if self.rows or self.errands:
                     return True
                 self.changed.wait()
@@ -241,13 +243,14 @@ class Engine:
         if sequence.max_tokens == 0:
             self.leave(row, row.detokenizer.finish("length"))
             return
-        token = choose(logits, sequence.options, row.generator, row.counts, sequence.presence, sequence.frequency)
+        adjusted = sequence.adjustments.apply(logits, sequence.prompt, row.counts, row.ends)
+        token = draw(adjusted, sequence.options, row.generator)
         row.counts[token] += 1
         row.next, row.made = token, row.made + 1
         self.observe("new_tokens", 1)
-        wanted = sequence.logprobs
-        scored = Scored(token) if wanted is None else score(logits, token, wanted)
-        piece = row.detokenizer.add(scored, is_end=token == self.eos_id)
+        count = sequence.logprobs
+        scored = Scored(token) if count is None else score(logits, token, count)
+        piece = row.detokenizer.add(scored, is_end=token in row.ends)
         if row.made >= sequence.max_tokens and (piece is None or piece.finish is None):
             rest = row.detokenizer.finish("length")
             piece = rest if piece is None else joined(piece, rest)
