@@ -91,6 +91,7 @@ __all__ = [
     "build_for_tpu",
     "gen_xla_ops",
     "has_kernel",
+    "loop_length",
     "lower_locally",
     "mtf",
     "pywrap_mlir",
@@ -114,6 +115,12 @@ def build_for_tpu() -> None:
     takes none from outside of it.
     """
     tf.disable_control_flow_v2()
+
+
+def loop_length() -> Any:
+    """TPUEstimator's variable for how many steps a run of the session makes, of the current graph."""
+    (variable,) = tf.get_collection("tpu_estimator_iterations_per_loop")
+    return variable
 
 
 def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any = None) -> Any:
