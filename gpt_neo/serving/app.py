@@ -24,7 +24,7 @@ from gpt_neo.config.network import attention_layers, kinds_of
 from gpt_neo.serving.answers import error_json, safe_name
 from gpt_neo.serving.attention_maps import picture_json
 from gpt_neo.serving.chat import parse_chat
-from gpt_neo.serving.completions import Completions
+from gpt_neo.serving.completions import Completions, failure_text, unless_gone
 from gpt_neo.serving.engine import Engine
 from gpt_neo.serving.metrics import Metrics
 from gpt_neo.serving.requests import (
@@ -113,9 +113,12 @@ class Server:
                     headers = {"WWW-Authenticate": "Bearer"}
                 body = error_json(error.message, error.status, error.field, error.code)
                 response = JSONResponse(body, error.status, headers)
-            except (ClientDisconnect, asyncio.CancelledError):
+            except ClientDisconnect:
                 self.metrics.requests.labels(path, "gone").inc()
-                raise
+                return Response()  # which nobody reads
+            except asyncio.TimeoutError as error:
+                text = failure_text(error, self.limits.seconds)
+                response = JSONResponse(error_json(text, 504), 504)
             except Exception:  # the other requests go on
                 LOG.exception("%s failed", path)
                 response = JSONResponse(error_json("the server failed; its log says why", 500), 500)
@@ -253,8 +256,13 @@ class Server:
         def tell(found: Any) -> None:
             loop.call_soon_threadsafe(lambda: None if told.done() else told.set_result(found))
 
-        self.engine.picture(ids, layer, tell)
-        found = await asyncio.wait_for(told, self.limits.seconds)
+        self.completions.take_places(1)
+        try:
+            self.engine.picture(ids, layer, tell, wanted=lambda: not told.done())
+            found = await unless_gone(request, asyncio.wait_for(told, self.limits.seconds))
+        finally:
+            told.cancel()
+            self.completions.open -= 1
         if isinstance(found, BaseException):
             raise found
         names = [safe_name(self.served.tokenizer, i) for i in ids]

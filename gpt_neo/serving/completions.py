@@ -7,7 +7,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Callable, Optional
 
 from starlette.concurrency import run_in_threadpool
@@ -38,6 +38,16 @@ class Completions:
         ahead = max(0, self.open - self.engine.decoder.rows) / self.engine.decoder.rows
         return max(1, min(60, math.ceil(self.pace * ahead / 2)))
 
+    def take_places(self, count: int) -> None:
+        """Count answers among those on their way; who takes the places counts them off `open` again.
+
+        Raises:
+          RequestError: too many wait already.
+        """
+        if count > self.engine.decoder.rows + self.limit - self.open:
+            raise RequestError(f"{self.open} answers are on their way, and more may not wait", status=429)
+        self.open += count
+
     async def answer(self, request: Request, body: dict, parse: Callable[[dict, Served], Completion]) -> Response:
         """The response to a request's JSON.
 
@@ -51,9 +61,7 @@ class Completions:
         exchange = Exchange(completion, self)
         if self.engine.ended or self.engine.stopping:
             return JSONResponse(error_json("no answers can be given any more", 503), 503)
-        room = self.engine.decoder.rows + self.limit - self.open
-        if len(exchange.sequences) > room:
-            raise RequestError(f"{self.open} answers are on their way, and more may not wait", status=429)
+        self.take_places(len(exchange.sequences))
         exchange.submit()
         if completion.stream:
             return EventStream(exchange)
@@ -94,6 +102,7 @@ class Exchange:
                         c.ends,
                         logprobs,
                         score_prompt=c.echo and c.logprobs is not None,
+                        request=self.name,
                     )
                 )
 
@@ -106,9 +115,8 @@ class Exchange:
         return tell
 
     def submit(self) -> None:
-        """Hand the sequences to the engine."""
+        """Hand the sequences, whose places are taken, to the engine."""
         self.began = time.monotonic()
-        self.owner.open += len(self.sequences)
         self.owner.engine.submit(self.sequences)
 
     def end(self) -> None:
@@ -218,21 +226,33 @@ async def whole(request: Request, exchange: Exchange) -> Response:
         async for _ in exchange.take():
             pass
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect()
-        await work
+        await unless_gone(request, collect())
         return JSONResponse(await run_in_threadpool(exchange.json))
     except (asyncio.TimeoutError, EngineError) as error:
         status = 504 if isinstance(error, asyncio.TimeoutError) else 503
         return JSONResponse(error_json(failure_text(error, exchange.owner.seconds), status), status)
     finally:
-        work.cancel()
-        leaving.cancel()
         exchange.end()
+
+
+async def unless_gone(request: Request, work: Coroutine) -> Any:
+    """What the work returns; it is cancelled when the client leaves.
+
+    Raises:
+      ClientDisconnect: it has left.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect()
+        return await working
+    finally:
+        working.cancel()
+        leaving.cancel()

@@ -29,7 +29,7 @@ class Sequence:
 
     number: which choice of its request. sample: which draw for its prompt, part of the seed. logprobs: alternatives to
     report per token; None for no log-probabilities. score_prompt: report those of the prompt's tokens too. ends: ids
-    that end it beside the end of text.
+    that end it beside the end of text. request: the name of what it is a part of.
     tell: called in the engine's thread with each Piece, or with an exception as the last.
     """
 
@@ -44,6 +44,7 @@ class Sequence:
     ends: tuple = ()
     logprobs: Optional[int] = None
     score_prompt: bool = False
+    request: str = ""
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -122,7 +123,7 @@ class Engine:
         self.thread.start()
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Queue sequences, first come first served."""
+        """Queue sequences."""
         with self.changed:
             if not self.ended:
                 self.waiting.extend(sequences)
@@ -152,7 +153,7 @@ class Engine:
         """The thread."""
         try:
             while self.admit():
-                while self.errands:
+                if self.errands:  # one between two steps, as of prompts: neither holds up the other for long
                     self.errands.popleft()()
                 self.read_one()
                 self.step()
@@ -184,11 +185,22 @@ class Engine:
                     return False
                 free = [i for i in range(self.decoder.rows) if i not in self.rows]
                 for index in free[: len(self.waiting)]:
-                    sequence = self.waiting.popleft()
+                    sequence = self.next_waiting()
                     self.rows[index] = Running(sequence, index, self.decoder.chunk, self.tokenizer, self.eos_id)
                 if self.rows or self.errands:
                     return True
                 self.changed.wait()
+
+    def next_waiting(self) -> Sequence:
+        """Take who comes next: first come first served among the requests that have the fewest rows.
+
+        So one of many answers does not keep the others waiting.
+        """
+        held = collections.Counter(row.sequence.request for row in self.rows.values())
+        place = min(range(len(self.waiting)), key=lambda i: held[self.waiting[i].request])
+        sequence = self.waiting[place]
+        del self.waiting[place]
+        return sequence
 
     def read_one(self) -> None:
         """Read one chunk of the prompt that came first, so that a long one holds up the others only a little."""
@@ -264,12 +276,13 @@ class Engine:
         self.rows.pop(row.index, None)
         row.sequence.tell(piece)
 
-    def picture(self, tokens: list, layer: int, tell: Callable[[Any], None]) -> None:
-        """What a layer attends with (see `RowDecoder.attention_inputs`), told between two steps."""
+    def picture(self, tokens: list, layer: int, tell: Callable[[Any], None], wanted: Callable[[], bool]) -> None:
+        """What a layer attends with (see `RowDecoder.attention_inputs`), told between two steps if still wanted."""
 
         def look() -> None:
             try:
-                tell(self.decoder.attention_inputs(tokens, layer))
+                if wanted():
+                    tell(self.decoder.attention_inputs(tokens, layer))
             except Exception as error:  # the one who asked has to hear of it, nobody else
                 tell(error)
 

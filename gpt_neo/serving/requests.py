@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import secrets
 from typing import Any, Optional
 
@@ -16,6 +15,7 @@ from gpt_neo.tokenizer import Tokenizer
 
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+LARGEST = 2**31 - 1  # whole number where the model sets the limit
 # Sampling fields of the API, of vLLM and of llama.cpp that are not honoured, and the values that change nothing.
 UNSUPPORTED: dict[str, tuple] = {
     "length_penalty": (1,),
@@ -169,7 +169,7 @@ def parse_completion(body: dict, served: Served) -> Completion:
     refuse_unsupported(body, UNSUPPORTED)
     prompts, texts = parse_prompts(body, served)
     echo = flag(body, "echo")
-    max_tokens = number(body, "max_tokens", 16, 0, math.inf, whole=True)
+    max_tokens = number(body, "max_tokens", 16, 0, LARGEST, whole=True)
     if max_tokens == 0 and not echo:
         raise RequestError("max_tokens is 0; expected at least 1, unless echo is true", "max_tokens")
     check_length(max(map(len, prompts)), max_tokens, served)
@@ -249,7 +249,7 @@ def parse_options(body: dict) -> SampleOptions:
     top_p = number(body, "top_p", 1.0, 0, 1)
     if top_p == 0:
         raise RequestError("top_p is 0; expected more than 0 and at most 1", "top_p")
-    top_k = number(body, "top_k", 0, -1, math.inf, whole=True)
+    top_k = number(body, "top_k", 0, -1, LARGEST, whole=True)
     return SampleOptions(
         temperature=number(body, "temperature", 1.0, 0, 100),
         top_k=max(top_k, 0),
@@ -373,7 +373,7 @@ def parse_picture(body: dict, served: Served, layers: list, n_head: list, longes
     ids = parse_text_or_ids(body, served)
     if not 1 <= len(ids) <= longest:
         raise RequestError(f"the text has {len(ids)} tokens; expected 1 to {longest}", "prompt")
-    layer = number(body, "layer", layers[0] if layers else 0, 0, math.inf, whole=True)
+    layer = number(body, "layer", layers[0] if layers else 0, 0, LARGEST, whole=True)
     if layer not in layers:
         raise RequestError(f"layer is {layer}; the layers that attend are {', '.join(map(str, layers))}", "layer")
     return ids, layer, number(body, "head", 0, 0, n_head[layer] - 1, whole=True)

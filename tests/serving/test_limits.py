@@ -28,6 +28,8 @@ FINE = {"prompt": "ice", "max_tokens": 2}
         ({"max_tokens": -1}, "max_tokens is -1"),
         ({"max_tokens": 0}, "echo"),
         ({"max_tokens": "9"}, "whole number"),
+        ({"max_tokens": 10**4300 - 1}, "max_tokens is 9999"),
+        ({"top_k": 10**4000, "temperature": 10**4000}, "top_k is 1000"),
         ({"max_tokens": 500}, "the model's length is 160"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
