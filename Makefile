@@ -6,6 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+comma := ,
+# Google's TPU VMs carry the TensorFlow that has kernels for TPUs; that of the package index has none.
+TPU_WHEEL ?= $(lastword $(sort $(wildcard /usr/share/tpu/tensorflow-2.15*.whl)))
+
 # The whole demo, installation aside, takes about MINUTES on 2 cores; two of them are not training.
 MINUTES ?= 6
 STEPS_PER_MINUTE ?= 170
@@ -23,13 +27,13 @@ $(VENV)/.installed: setup.py constraints.txt
 	    echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow 2.15 has no build for others), and none is here:"; \
 	    echo "  pip install uv      brings one, then make again"; exit 2; }
 	$(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.11) $(VENV)
-	$(PIP) -e '.[plot]'
+	$(PIP) $(TPU_WHEEL) -e '.[plot$(if $(TPU_WHEEL),$(comma)tpu)]'
 	touch $@
 
 setup-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) -e '.[dev,gcs,text,parquet,track,plot,bench,beam,harness,serve,fast,chat,completion]'
+	$(PIP) -e '.[dev,gcs,tpu,text,parquet,track,plot,bench,beam,harness,serve,fast,chat,completion]'
 	touch $@
 
 lint: setup-test

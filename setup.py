@@ -48,7 +48,7 @@ setup(
     package_data={
         "gpt_neo": ["py.typed", "vocabulary/*"],  # GPT-2's merges, with their licence
         "gpt_neo.checkpoint": ["custom_code/*.py"],
-        "gpt_neo.serving": ["page/*"],
+        "gpt_neo.serving": ["page/*", "openapi.json"],
         "gpt_neo.spmd": ["constraints.txt"],  # what its worker's environment is made of
     },
     python_requires=">=3.9,<3.12",
@@ -75,6 +75,8 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.15.1,<2.16"],  # CUDA 12.2 and cuDNN beside TensorFlow
         "completion": ["shtab>=1.6"],  # gpt-neo completion: for bash, zsh and tcsh
         "gcs": ["google-cloud-storage>=2.10"],  # storage: gs:// paths
+        # runtime: TPUs by name; TensorFlow's copy of cloud-tpu-client asks Google's API with these
+        "tpu": ["google-api-python-client>=2", "oauth2client>=4"],
         "text": ["ftfy>=6"],  # dataprep: --ftfy
         "parquet": ["pyarrow>=12,<26"],  # dataprep: .parquet; later ones need NumPy 2, TensorFlow 2.15 NumPy 1
         "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine

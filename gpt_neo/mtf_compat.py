@@ -43,6 +43,7 @@ with imported_later("pandas", "h5py"):
     from tensorflow.compiler.xla import xla_data_pb2
     from tensorflow.python import pywrap_mlir
     from tensorflow.python.framework import ops as _ops
+    from tensorflow.python.framework.kernels import get_registered_kernels_for_op
 
     if not hasattr(_ops, "register_tensor_conversion_function"):
         # The private name is gone from TensorFlow 2.15; the public function is the same one.
@@ -89,6 +90,8 @@ __all__ = [
     "SimdMeshImpl",
     "build_for_tpu",
     "gen_xla_ops",
+    "has_kernel",
+    "loop_length",
     "lower_locally",
     "mtf",
     "pywrap_mlir",
@@ -100,6 +103,11 @@ __all__ = [
 ]
 
 
+def has_kernel(name: str) -> bool:
+    """Whether this TensorFlow can run an operation, on any kind of device."""
+    return bool(get_registered_kernels_for_op(name).kernel)
+
+
 def build_for_tpu() -> None:
     """From now on loops of graphs are operations, not functions.
 
@@ -107,6 +115,12 @@ def build_for_tpu() -> None:
     takes none from outside of it.
     """
     tf.disable_control_flow_v2()
+
+
+def loop_length() -> Any:
+    """TPUEstimator's variable for how many steps a run of the session makes, of the current graph."""
+    (variable,) = tf.get_collection("tpu_estimator_iterations_per_loop")
+    return variable
 
 
 def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any = None) -> Any:

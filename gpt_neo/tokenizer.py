@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import functools
 import hashlib
 import json
@@ -49,6 +50,21 @@ class Tokenizer:
         except BaseException as error:
             refuse_panic(error, self.name)
             raise
+
+    def encode_special(self, text: str) -> list[int]:
+        """Ids of a text in which the names of special tokens stand for these."""
+        try:
+            return self.with_special.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise DataError(f"the text is no UTF-8, from its character {surrogate(text)} on") from error
+
+    @functools.cached_property
+    def with_special(self) -> Any:
+        """A copy of the backend that knows special tokens in texts; a switch in one would be seen by other threads."""
+        backend = copy.deepcopy(self.backend)
+        backend.encode_special_tokens = False
+        backend.add_special_tokens([backend.id_to_token(i) for i in sorted(self.special_ids) if i < self.n_vocab])
+        return backend
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, on all cores."""

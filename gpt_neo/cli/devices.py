@@ -6,8 +6,8 @@ from typing import Optional
 
 from gpt_neo.cli.job import Job
 from gpt_neo.config.devices import parse_devices
-from gpt_neo.runtime.estimator import TpuOptions
 from gpt_neo.runtime.mesh import MeshPlan, check_visible, plan_mesh, whole_mesh
+from gpt_neo.runtime.tpu import TpuOptions
 from gpt_neo.system import cores
 
 

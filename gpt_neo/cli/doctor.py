@@ -23,7 +23,7 @@ from gpt_neo.cli.tool_options import Doctor
 from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import DeviceError, GptNeoError
+from gpt_neo.errors import GptNeoError
 from gpt_neo.storage import scheme_of
 from gpt_neo.system import cores, how_to_install, shipped
 
@@ -44,6 +44,7 @@ class Line:
 def doctor(options: Doctor) -> int:
     """Print the lines."""
     quiet.silence(verbose=False)
+    quiet.spare_tpu(options.devices.tpu)
     run = load_run(options.model, options.set, needs_data=False) if options.model else None
     wrong = 0
     for line in findings(options, run):
@@ -242,23 +243,25 @@ def tpu_line(cloud: CloudOptions) -> Line:
 
 def reach_tpu(cloud: CloudOptions) -> Line:
     """Look a TPU up and connect to it."""
-    from gpt_neo.runtime.estimator import TpuOptions, resolve_tpu
+    from gpt_neo.runtime.tpu import TpuError, TpuOptions, check_local, resolve_tpu
 
+    name = str(cloud.tpu)
     try:
-        address = resolve_tpu(TpuOptions(str(cloud.tpu), cloud.tpu_zone, cloud.tpu_project)).master()
-    except DeviceError as error:
-        return Line("tpu", str(error), "check name, --tpu_zone and --tpu_project, and that it is READY")
-    except Exception as error:  # the resolver asks the cloud only now, and raises whatever its HTTP client does
-        return Line("tpu", f"{cloud.tpu}: {str(error).splitlines()[0]}", "check name, zone and credentials")
+        address = resolve_tpu(TpuOptions(name, cloud.tpu_zone, cloud.tpu_project)).master()
+        if not address:
+            return Line("tpu", f"{name}: {check_local()}, and a TensorFlow with kernels for it")
+    except TpuError as error:
+        return Line("tpu", error.text, error.advice)
+    if os.environ.get("TPU_LOAD_LIBRARY") != "0":
+        text = f"TPU_LOAD_LIBRARY={os.environ.get('TPU_LOAD_LIBRARY')} has TensorFlow open this machine's own TPU"
+        return Line("tpu", f"{name}: {text}", "unset TPU_LOAD_LIBRARY: 0 is set for a TPU that is given by name")
     host, _, port = address.removeprefix("grpc://").rpartition(":")
-    if not host:
-        return Line("tpu", f"{cloud.tpu}: attached to this machine")
     try:
         socket.create_connection((host, int(port)), CONNECT).close()
     except OSError as error:
         return Line(
             "tpu",
-            f"{cloud.tpu}: {address} does not answer: {error}",
+            f"{name}: {address} does not answer: {error}",
             "call from a machine of the same network; see that a firewall lets the port through",
         )
-    return Line("tpu", f"{cloud.tpu}: {address} answers")
+    return Line("tpu", f"{name}: {address} answers")

@@ -12,7 +12,7 @@ from gpt_neo.cli.console import ProgressLine
 from gpt_neo.cli.evaluate import append_result, result_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
-from gpt_neo.cli.predict import append_samples, read_prompt, sample_options
+from gpt_neo.cli.predict import append_samples, prompt_ids, read_prompt, sample_options
 from gpt_neo.config.network import merged
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
@@ -84,8 +84,8 @@ class DuringTraining:
         try:
             if not model.causal:
                 raise ConfigError("a model that is not causal cannot be sampled from")
-            tokenizer, _ = run_tokenizer(self.job.run, self.job.folder)
-            check_prompt(tokenizer.encode(self.prompt()), 0, model.n_vocab)
+            tokenizer, eos = run_tokenizer(self.job.run, self.job.folder)
+            check_prompt(prompt_ids(tokenizer, self.prompt(), self.sampling.special, eos), 0, model.n_vocab)
         except (ConfigError, DataError) as error:
             self.line.note(f"no samples during training: {error}")
             return False
@@ -139,7 +139,7 @@ class DuringTraining:
         most = given.max_tokens or min(SHORT, job.run.model.n_ctx // 2)
         drawn = sample_options(job, given, eos, tokenizer.n_vocab)
         options = dataclasses.replace(drawn, max_tokens=most, seed=given.seed or 1)
-        ids = tokenizer.encode(prompt)
+        ids = prompt_ids(tokenizer, prompt, given.special, eos)
         kept, _, room = fit_prompt(ids, job.run.model.n_ctx, most)
         rows = min(given.num_samples, max(1, job.run.training.predict_batch_size))
         sampler = Sampler(merged(job.run.model), self.path(step), rows, self.plan, len(kept) + room)

@@ -10,10 +10,11 @@ from gpt_neo.cli.console import note
 from gpt_neo.cli.prepare import prepare_with_bar
 from gpt_neo.cli.tool_options import Finetune
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs, template_of, write_dialogs
+from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs, write_dialogs
 from gpt_neo.dataprep.manifest import dataset_config, write_json
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.split import held_out_numbers, split_texts
+from gpt_neo.dataprep.templates import template_of
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
@@ -73,7 +74,8 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     """Records of prompts with completions, or of chats: the loss is of the answers alone."""
     folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
     eos_id, length = end_of_text(tokenizer), run.model.n_ctx + 1
-    encode = encoder(tokenizer, eos_id, template_of(out, options.template))
+    template = template_of(out, options.template)
+    encode = encoder(tokenizer, eos_id, template.render if template else None)
     dialogs = list(read_dialogs(options.data, encode))
     numbers = held_out_numbers(len(dialogs), options.held_out, options.seed)
     parts = {

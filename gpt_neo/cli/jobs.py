@@ -36,6 +36,7 @@ def train_job(job: Job, options: Train) -> int:
 
         return run_experiment(job, options)
     quiet.silence(options.model.verbose)
+    quiet.spare_tpu(options.devices.tpu)
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
 
@@ -53,6 +54,7 @@ def evaluate(options: Evaluate) -> int:
     if not (options.scoring.eval_tasks or job.run.training.eval_tasks):
         require_records(job.run, "eval_path")
     quiet.silence(options.model.verbose)
+    quiet.spare_tpu(options.devices.tpu)
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
 

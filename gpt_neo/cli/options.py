@@ -188,6 +188,7 @@ class SamplingOptions(Options):
         None, "a file, - for standard input, or the text itself", word="also", metavar="FILE|-|TEXT"
     )
     interactive: bool = flag(False, "ask for prompts until an empty one")
+    special: bool = flag(False, "names of special tokens in prompts stand for these, not for their letters")
     num_samples: int = flag(1, "samples per prompt", low=1)
     max_tokens: Optional[int] = flag(None, "most new tokens per sample (default: to n_ctx)", low=1)
     temperature: float = flag(0.9, "0 takes the likeliest token", low=0)
@@ -320,7 +321,7 @@ class Export(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Serve(Options):
-    """Serve a model over HTTP, as OpenAI's completions API does, with a page to play with. See docs/serving.md."""
+    """Serve a model over HTTP, as OpenAI's completions and chats are, with a page to play with. See docs/serving.md."""
 
     model: ServedOptions
     devices: LocalOptions = group(LocalOptions)
@@ -330,6 +331,8 @@ class Serve(Options):
     port: int = flag(8000, "0 takes a free one", low=0, high=65535)
     rows: int = flag(16, "answers made at once, in sixteens", above=0)
     length: Optional[int] = flag(None, "most tokens of prompt and answer (default: n_ctx)", above=0)
+    special: bool = flag(False, "names of special tokens in prompts stand for these, not for their letters")
+    template: Optional[str] = flag(None, "chat template in Jinja (default: the tokenizer's)", metavar="FILE")
     max_waiting: int = flag(256, "answers that may wait for a row; more get status 429", low=0)
     max_body: int = flag(1 << 20, "longest request", above=0, metavar="BYTES")
     timeout: float = flag(600.0, "seconds for one request", above=0, metavar="S")

@@ -107,7 +107,8 @@ def sample(
     began = time.monotonic()
     length = None
     if prompt is not None:
-        kept, _, room = fit_prompt(tokenizer.encode(prompt), run.model.n_ctx, sampling.max_tokens)
+        ids = prompt_ids(tokenizer, prompt, sampling.special, eos)
+        kept, _, room = fit_prompt(ids, run.model.n_ctx, sampling.max_tokens)
         length = len(kept) + room
     whole = not run.training.remove_partial_sequences
     path = os.path.join(job.folder, f"predictions_{job.identity}_{step_of(checkpoint)}.txt")
@@ -119,7 +120,8 @@ def sample(
             text = read_interactive() if prompt is None else prompt
             if text is None:
                 return 0
-            answer(sampler, tokenizer, text, options, sampling.num_samples, path, whole, sampling.stop)
+            ids = prompt_ids(tokenizer, text, sampling.special, eos)
+            answer(sampler, tokenizer, text, ids, options, sampling.num_samples, path, whole, sampling.stop)
             if prompt is not None:
                 print(f"written to {path}")
                 return 0
@@ -155,6 +157,21 @@ def read_prompt(given: Optional[str]) -> str:
     if not text.strip():
         raise DataError(f"--prompt {given!r}: holds no text")
     return text.rstrip("\n")
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str, special: bool, eos_id: Optional[int]) -> list[int]:
+    """Ids of a prompt; an empty one is the end of a text, after which another begins.
+
+    Args:
+      special: whether names of special tokens stand for these.
+
+    Raises:
+      DataError: it is empty and the model has no end of text.
+    """
+    ids = tokenizer.encode_special(text) if special else tokenizer.encode(text)
+    if not ids and eos_id is None:
+        raise DataError("the prompt is empty, and there is no end-of-text token to begin with")
+    return ids or [eos_id or 0]
 
 
 def read_interactive() -> Optional[str]:
@@ -202,6 +219,7 @@ def answer(
     sampler: BatchSampler,
     tokenizer: Tokenizer,
     text: str,
+    ids: list,
     options: SampleOptions,
     num_samples: int,
     path: str,
@@ -211,10 +229,10 @@ def answer(
     """Sample, print and append to the predictions file; rows of a batch are printed one after another.
 
     Args:
+      ids: of the text.
       whole: the file gets the prompt too.
       stop: strings that end a sample, of which nothing is shown.
     """
-    ids = tokenizer.encode(text)
     _, cut, room = fit_prompt(ids, sampler.config.n_ctx, options.max_tokens)
     if cut:
         note(

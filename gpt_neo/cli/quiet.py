@@ -1,4 +1,4 @@
-"""Keeping TensorFlow's own chatter off the terminal. Called before TensorFlow is imported."""
+"""What TensorFlow is told before it is imported: to keep its chatter off the terminal, and which TPU is whose."""
 
 from __future__ import annotations
 
@@ -53,6 +53,13 @@ def importing_quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def spare_tpu(name: Optional[str]) -> None:
+    """Have TensorFlow leave this machine's TPU alone where a TPU is asked for by name: the runtime of its hosts, which
+    does the work, holds it, and this process would wait for it for ever."""
+    if name not in (None, "local"):
+        os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
 
 
 def filter_native_stderr() -> None:

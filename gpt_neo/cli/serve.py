@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import memory_text, model_text, note
 from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import API_KEY, BITS, DeviceOptions, Serve
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.system import how_to_install
+
+if TYPE_CHECKING:
+    from gpt_neo.serving.requests import Served
 
 
 def serve(options: Serve) -> int:
@@ -62,7 +66,9 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
     print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; {decoder.rows} rows of {decoder.length} tokens")
     metrics = Metrics()
     engine = Engine(decoder, tokenizer, eos, metrics.observe)
-    served = Served(run.name, tokenizer, run.model.n_vocab, decoder.length, eos)
+    served = with_chats(
+        Served(run.name, tokenizer, run.model.n_vocab, decoder.length, eos, special=options.special), job, options
+    )
     limits = Limits(body=options.max_body, seconds=options.timeout, waiting=options.max_waiting, key=key)
     server = Server(engine, served, limits, metrics, created=int(os.path.getmtime(checkpoint + ".index")))
     engine.begin()
@@ -77,6 +83,27 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
     engine.close()
     print("stopped", flush=True)
     return 0
+
+
+def with_chats(served: Served, job: Job, options: Serve) -> Served:
+    """The same with the template of its chats: the one given, that of its tokenizer, or a plain form.
+
+    Raises:
+      DataError: the template that was given is none.
+    """
+    from gpt_neo.dataprep.templates import PLAIN, template_of
+    from gpt_neo.serving.chat import with_chat
+
+    own = os.path.dirname(served.tokenizer.name)  # empty for GPT-2's, which has no file
+    try:
+        template = template_of(own or job.folder, options.template)
+    except DataError as error:
+        if options.template:
+            raise
+        note(f"no chats: {error}")
+        return dataclasses.replace(served, chat=None, no_chat=str(error))
+    print("chat      " + ("by a template" if template else "in a plain form: the tokenizer has no template"))
+    return with_chat(served, template or PLAIN)
 
 
 def load_rows(job: Job, options: Serve, checkpoint: str) -> Any:

@@ -391,7 +391,12 @@ class TrainingConfig:
     eval_steps: int = key(0, "Batches per evaluation; 0 leaves evaluation out.", low=0, unit="batches")
     predict_steps: int = key(0, "Legacy key: training steps between samples.", low=0, unit="steps")
     predict_max_steps: Optional[int] = key(None, "Legacy key: does nothing.", low=0, unit="batches")
-    iterations: int = key(100, "Steps per call of the training loop.", low=1, unit="steps")
+    iterations: int = key(
+        100,
+        "Most steps that a TPU makes before the host hears of them; fewer where they take half a minute.",
+        low=1,
+        unit="steps",
+    )
     keep_checkpoints: int = key(
         10, "Newest checkpoints that are kept; the best one is kept besides.", low=1, unit="checkpoints"
     )

@@ -11,14 +11,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from gpt_neo import storage
 from gpt_neo.dataprep.readers import decompressed, find_sources, open_source
 from gpt_neo.dataprep.records import RecordWriter
+from gpt_neo.dataprep.templates import Render
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import Tokenizer
 
 KEYS = ("prompt", "completion"), ("messages",)
-Render = Callable[[list, bool], str]  # (messages, whether an answer is to follow) -> text
 
 
 class Dialog(NamedTuple):
@@ -105,7 +104,7 @@ def of_messages(messages: list, tokenizer: Tokenizer, eos_id: int, render: Rende
     dialog, done = Dialog([], []), ""
 
     def add(text: str, answer: bool, ends: bool = False) -> None:
-        ids = special_encode(tokenizer, text)
+        ids = tokenizer.encode_special(text)
         counted = last_special(ids, tokenizer) if answer else 0
         if answer and counted == 0:  # the template marks no end of a turn
             ids = [*ids, eos_id] if ends else ids
@@ -128,15 +127,6 @@ def of_messages(messages: list, tokenizer: Tokenizer, eos_id: int, render: Rende
     if whole.startswith(done):
         add(whole[len(done) :], answer=False)
     return dialog
-
-
-def special_encode(tokenizer: Tokenizer, text: str) -> list:
-    """Ids of a text of a template, whose special tokens are such."""
-    tokenizer.backend.encode_special_tokens = False
-    try:
-        return tokenizer.encode(text)
-    finally:
-        tokenizer.backend.encode_special_tokens = True
 
 
 def last_special(ids: Sequence[int], tokenizer: Tokenizer) -> int:
@@ -179,80 +169,3 @@ def write_dialogs(folder: str, name: str, records: Iterable[Dialog]) -> int:
         writer.write(record.ids, record.mask)
     writer.close()
     return writer.count
-
-
-def template_of(folder: str, given: Optional[str] = None) -> Optional[Render]:
-    """The chat template of a model's folder, as transformers has it; None without one.
-
-    Args:
-      given: a file with a template in its place.
-
-    Raises:
-      DataError: it cannot be read, or the package jinja2 is missing.
-    """
-    config = storage.join(folder, "tokenizer_config.json")
-    about = storage.read_json(config) if storage.exists(config) else {}
-    path = given or storage.join(folder, "chat_template.jinja")
-    text = about.get("chat_template")
-    if isinstance(text, list):  # several by name
-        text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
-    if given or storage.exists(path):
-        try:
-            text = storage.read_bytes(path).decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
-    return renderer(text, special_tokens(about)) if isinstance(text, str) else None
-
-
-def special_tokens(about: dict) -> dict:
-    """bos_token, eos_token and others of tokenizer_config.json, as texts."""
-    found = {name: value for name, value in about.items() if name.endswith("_token")}
-    return {name: value["content"] if isinstance(value, dict) else value for name, value in found.items() if value}
-
-
-def renderer(text: str, tokens: dict) -> Render:
-    """The function of a template, in a sandbox.
-
-    Raises:
-      DataError: it is no template, or jinja2 is missing.
-    """
-    try:
-        import jinja2
-        from jinja2 import nodes
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise DataError("chats need the package jinja2: pip install 'gpt_neo[chat]'") from error
-
-    class Generation(Extension):
-        """`{% generation %}`, with which templates mark answers for transformers: what is inside, as it is."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            """The statements inside."""
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-    def refuse(message: str) -> None:
-        raise DataError(f"the chat template says: {message}")
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = lambda value, **rest: json.dumps(
-        value, ensure_ascii=False, indent=rest.get("indent")
-    )
-    try:
-        template = environment.from_string(text)
-    except jinja2.TemplateError as error:
-        raise DataError(f"the chat template is none: {error}") from error
-
-    def render(messages: list, answer: bool) -> str:
-        try:
-            return template.render(messages=messages, add_generation_prompt=answer, **tokens)
-        except jinja2.TemplateError as error:
-            raise DataError(f"the chat template cannot be filled in: {error}") from error
-
-    return render

@@ -8,6 +8,7 @@ from typing import Optional
 
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
+from gpt_neo.system import how_to_install
 
 GPU = "/dev/nvidiactl"  # there where TensorFlow may find a GPU; to ask it would take seconds
 
@@ -46,7 +47,7 @@ def installed() -> bool:
 def lacking(model: ModelConfig, devices: bool) -> Optional[str]:
     """Why OpenVINO cannot run the model; None if it can."""
     if not installed():
-        return "the package openvino is missing: pip install 'gpt_neo[fast]'"
+        return f"the package openvino is missing: {how_to_install('fast')}"
     if devices:
         return "--gpu_ids names devices of TensorFlow"
     from gpt_neo.fast.layers import unsupported

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
@@ -15,7 +13,7 @@ from gpt_neo.checkpoint.folder import Found, find_checkpoint, latest_checkpoint,
 from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError, ConfigError, DeviceError, GptNeoError
+from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, training_sources
@@ -28,34 +26,8 @@ from gpt_neo.runtime.held_out import held_out_identity
 from gpt_neo.runtime.hooks import Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
 from gpt_neo.runtime.model_fn import TrainingSetup, make_model_fn
+from gpt_neo.runtime.tpu import TpuOptions, finding_cores, resolve_tpu
 from gpt_neo.runtime.watch import Watch
-
-
-@dataclasses.dataclass(frozen=True)
-class TpuOptions:
-    """Which TPU: its name (`colab` and `local` are found by themselves), zone and project."""
-
-    name: str
-    zone: Optional[str] = None
-    project: Optional[str] = None
-
-
-def resolve_tpu(options: TpuOptions) -> Any:
-    """Find the TPU.
-
-    Raises:
-      DeviceError: it cannot be reached.
-    """
-    name: Optional[str] = options.name
-    if name == "colab":
-        address = os.environ.get("COLAB_TPU_ADDR")
-        if not address:
-            raise DeviceError("--tpu colab: COLAB_TPU_ADDR is not set; choose a TPU under Runtime, Change runtime type")
-        name = f"grpc://{address}"
-    try:
-        return tf.distribute.cluster_resolver.TPUClusterResolver(name, zone=options.zone, project=options.project)
-    except Exception as error:  # the resolver raises whatever its HTTP client does
-        raise DeviceError(f"--tpu {options.name}: cannot be reached: {str(error).splitlines()[0]}") from error
 
 
 def make_estimator(
@@ -81,6 +53,7 @@ def make_estimator(
 
     Raises:
       ConfigError: the watch is to skip spikes, and the device is a TPU.
+      DeviceError: the TPU cannot be used.
     """
     watch = watch or Watch(folder)
     if tpu and watch.skip_spikes:
@@ -199,7 +172,8 @@ def train(
         return training_batches(run, params["batch_size"], step, sources)
 
     watch = watch or Watch(folder)
-    with watch, after_divergence(run, folder), reading(run, sources, start, run.training.train_batch_size):
+    lines = reading(run, sources, start, run.training.train_batch_size)
+    with watch, finding_cores(), after_divergence(run, folder), lines:
         estimator.train(input_fn, max_steps=run.training.train_steps)
     # an early end is a signal's, or that of patience
     return current_step(folder)
@@ -254,7 +228,7 @@ def evaluate(
     def input_fn(params: dict) -> Any:
         return evaluation_batches(run, params["batch_size"], steps, sources)
 
-    with reading(run, sources, 0, eval_batch_size(run)):
+    with finding_cores(), reading(run, sources, 0, eval_batch_size(run)):
         metrics = estimator.evaluate(input_fn, steps=steps, checkpoint_path=found.path)
     result = summarize(metrics, [source.name for source in sources], in_nats=not run.model.entmax_loss)
     if keep:

@@ -13,7 +13,7 @@ from gpt_neo.checkpoint.folder import PREFIX
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.errors import GptNeoError
-from gpt_neo.mtf_compat import tf
+from gpt_neo.mtf_compat import loop_length, tf
 from gpt_neo.runtime.spikes import IN_A_ROW, SpikeRule
 from gpt_neo.runtime.watch import Watch
 from gpt_neo.storage import tensorflow as files
@@ -27,6 +27,7 @@ class Diverged(GptNeoError):
         self.step = step
 
 
+LOOP_SECONDS = 30.0  # that a TPU goes on by itself before the host hears of it
 SPIKE_LOSSES = "spike_losses"  # key of a checkpoint's record
 
 
@@ -134,6 +135,49 @@ class LoopHook(ProgressHook):
         super().begin()
         self.fetches = {"loss": tf.get_collection(tf.GraphKeys.LOSSES)[-1]}
         self.afterwards["rate"] = self.schedule(self.afterwards["step"] - 1)
+
+
+class LoopLength(tf.estimator.SessionRunHook):
+    """Sets how many steps a TPU makes in a run of the session: what fits into LOOP_SECONDS by the time of the last run,
+    so that a signal is heard and a stall is one, and none past a checkpoint. The first two runs, of which one compiles,
+    are a step each. TPUEstimator has a hook for this, too, which sets `iterations`; this one comes after it.
+
+    Args:
+      longest: steps; key `iterations`.
+      every: steps from one checkpoint to the next.
+      last: step.
+    """
+
+    def __init__(self, longest: int, every: int, last: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.longest, self.every, self.last, self.clock = longest, every, last, clock
+        self.length, self.compiled, self.began = 1, False, 0.0
+
+    def begin(self) -> None:
+        """Find the variable that TPUEstimator's loop reads, and the step counter."""
+        self.variable, self.counter = loop_length(), tf.train.get_global_step()
+
+    def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
+        """A step, which compiles."""
+        self.compiled = False
+        self.set(1, session)
+
+    def before_run(self, run_context: tf.train.SessionRunContext) -> None:
+        """Begin to measure."""
+        self.began = self.clock()
+
+    def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
+        """Set the length of the next run."""
+        seconds = (self.clock() - self.began) / self.length
+        step = int(run_context.session.run(self.counter))
+        fits = int(LOOP_SECONDS / max(seconds, 1e-6)) if self.compiled else 1
+        self.compiled = True
+        until = min(self.every - step % self.every, self.last - step)
+        self.set(max(1, min(fits, self.longest, until)), run_context.session)
+
+    def set(self, length: int, session: tf.Session) -> None:
+        """Have the next run make so many steps."""
+        self.length = length
+        self.variable.load(length, session)
 
 
 class SpikeHook(tf.estimator.SessionRunHook):

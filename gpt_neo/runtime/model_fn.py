@@ -23,6 +23,7 @@ from gpt_neo.runtime.hooks import (
     SPIKE_LOSSES,
     AfterSave,
     LoopHook,
+    LoopLength,
     Progress,
     ProgressHook,
     ProgressLog,
@@ -92,7 +93,7 @@ def train_spec(batch: Any, placement: Any, setup: TrainingSetup) -> Any:
         existing = latest_checkpoint(folder)
         if existing:
             fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
-        hooks.append(loop_hook(setup) if use_tpu else progress_hook(step, setup))
+        hooks += loop_hooks(setup) if use_tpu else [progress_hook(step, setup)]
         saver = add_saver(run.training.keep_checkpoints)
         listeners = [mtf.MtfCheckpointSaverListener(step.lowering)]
         # The saver comes last: what the others refuse is not saved.
@@ -123,11 +124,14 @@ def progress_hook(step: TrainStep, setup: TrainingSetup) -> ProgressHook:
     return ProgressHook(step.loss, step.rate, log, setup.report, setup.watch)
 
 
-def loop_hook(setup: TrainingSetup) -> LoopHook:
-    """The hook of a session that sees the last of many steps. TensorBoard's files have them all, the log none."""
+def loop_hooks(setup: TrainingSetup) -> list:
+    """Hooks of a session that sees the last of many steps. TensorBoard's files have them all, the log none."""
     run, last = setup.run, setup.run.training.train_steps
     log = ProgressLog(last, run.tokens_per_step, setup.folder, log_every=0)
-    return LoopHook(lambda step: learning_rate_tensor(step, run.optimizer, last), log, setup.report, setup.watch)
+    return [
+        LoopHook(lambda step: learning_rate_tensor(step, run.optimizer, last), log, setup.report, setup.watch),
+        LoopLength(run.training.iterations, setup.steps_per_checkpoint, last),
+    ]
 
 
 def session_spec(step: TrainStep, hooks: list) -> Any:

@@ -17,6 +17,7 @@ class SampleOptions:
     max_tokens: most new tokens; None fills the context. temperature 0 takes the likeliest token. top_k 0 and top_p 1
     keep every token. eos_id: ends a sample; None for never. entmax_alpha: draw from entmax; None for softmax.
     n_ids: only ids below it are drawn, where the tokenizer has fewer than the table has rows (GPT-J, GPT-NeoX).
+    min_p: tokens of less than this share of the likeliest one's probability are left out.
     """
 
     max_tokens: Optional[int] = None
@@ -27,6 +28,7 @@ class SampleOptions:
     eos_id: Optional[int] = None
     entmax_alpha: Optional[float] = None
     n_ids: Optional[int] = None
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -36,6 +38,7 @@ class SampleOptions:
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("seed", self.seed >= 0, "at least 0"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
         )
         for name, holds, allowed in rules:
             if not holds:
@@ -43,7 +46,8 @@ class SampleOptions:
 
 
 def probabilities(logits: Any, options: SampleOptions) -> np.ndarray:
-    """float64 [vocab] distribution after temperature, then top-k, then top-p (Holtzman et al. 2020, section 3.1).
+    """float64 [vocab] distribution after temperature, then top-k, then top-p (Holtzman et al. 2020, section 3.1), then
+    min-p (Nguyen et al. 2024).
 
     Of equally likely tokens at the edge of top-k all stay. top-p keeps the fewest likeliest tokens whose mass
     reaches it.
@@ -64,6 +68,9 @@ def probabilities(logits: Any, options: SampleOptions) -> np.ndarray:
         mass = np.cumsum(result[order])
         kept = order[: int(np.searchsorted(mass, options.top_p)) + 1]
         result = np.where(np.isin(np.arange(len(result)), kept), result, 0.0)
+        result /= result.sum()
+    if options.min_p > 0:
+        result = np.where(result >= options.min_p * result.max(), result, 0.0)
         result /= result.sum()
     return result
 

@@ -1,4 +1,4 @@
-"""Answers in the words of OpenAI's completions API."""
+"""Answers in the words of OpenAI's APIs of completions and of chats."""
 
 from __future__ import annotations
 
@@ -98,6 +98,44 @@ class Choice:
         return {**body, "token_ids": [s.token for s in tokens]} if self.request.token_ids else body
 
 
+@dataclasses.dataclass
+class ChatChoice(Choice):
+    """The same of a chat. told: whether an event of the stream has named the role."""
+
+    told: bool = False
+
+    def json(self, served: Served) -> dict:
+        """The choice as it is in a whole answer."""
+        return self.chat_json("message", {"role": "assistant", "content": self.text}, self.tokens, served)
+
+    def part(self, text: str, tokens: Sequence[Scored], offsets: Sequence[int], served: Served) -> dict:
+        """The choice as it is in an event of a stream, whose first one names the role."""
+        role: dict = {} if self.told else {"role": "assistant"}
+        self.told = True
+        return self.chat_json("delta", {**role, "content": text}, tokens, served)
+
+    def chat_json(self, key: str, message: dict, tokens: Sequence[Scored], served: Served) -> dict:
+        """The choice with a message, whole or a part of it."""
+        asked = self.request
+        found = None if asked.logprobs is None else chat_logprobs(served.tokenizer, tokens, asked.logprobs)
+        body = {"index": self.index, key: message, "logprobs": found, "finish_reason": self.finish}
+        return {**body, "token_ids": [s.token for s in tokens]} if asked.token_ids else body
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Scored], count: int) -> dict:
+    """`logprobs` of a choice of a chat: one entry per token, each with the `count` likeliest."""
+
+    def entry(token: int, logprob: Optional[float]) -> dict:
+        raw = tokenizer.decode_bytes([token]) if token < tokenizer.n_vocab else b""
+        return {"token": safe_name(tokenizer, token), "logprob": logprob, "bytes": list(raw) or None}
+
+    return {
+        "content": [
+            {**entry(s.token, s.logprob), "top_logprobs": [entry(*pair) for pair in s.top[:count]]} for s in tokens
+        ]
+    }
+
+
 def prompt_offsets(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """Where each token of a prompt begins in its text."""
     stream, length, offsets = TextStream(tokenizer), 0, []
@@ -107,15 +145,11 @@ def prompt_offsets(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     return offsets
 
 
-def completion_json(number: str, created: int, served: Served, choices: list, usage: Optional[dict]) -> dict:
+def answer_json(
+    kind: str, number: str, created: int, served: Served, choices: list, usage: Optional[dict]
+) -> dict[str, Any]:
     """The body of an answer, or of one event of a stream."""
-    body: dict[str, Any] = {
-        "id": number,
-        "object": "text_completion",
-        "created": created,
-        "model": served.name,
-        "choices": choices,
-    }
+    body = {"id": number, "object": kind, "created": created, "model": served.name, "choices": choices}
     return body if usage is None else {**body, "usage": usage}
 
 

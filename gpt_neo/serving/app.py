@@ -23,7 +23,8 @@ from starlette.routing import Route
 from gpt_neo.config.network import attention_layers, kinds_of
 from gpt_neo.serving.answers import error_json, safe_name
 from gpt_neo.serving.attention_maps import picture_json
-from gpt_neo.serving.completions import Completions
+from gpt_neo.serving.chat import parse_chat
+from gpt_neo.serving.completions import Completions, failure_text, unless_gone
 from gpt_neo.serving.engine import Engine
 from gpt_neo.serving.metrics import Metrics
 from gpt_neo.serving.requests import (
@@ -31,6 +32,7 @@ from gpt_neo.serving.requests import (
     Served,
     checked_ids,
     decode,
+    parse_completion,
     parse_json,
     parse_picture,
     parse_text_or_ids,
@@ -81,6 +83,7 @@ class Server:
         """The ASGI application."""
         routes = [
             ("/v1/completions", self.complete, "POST"),
+            ("/v1/chat/completions", self.complete_chat, "POST"),
             ("/v1/models", self.models, "GET"),
             ("/v1/models/{name:path}", self.model, "GET"),
             ("/tokenize", self.tokenize, "POST"),
@@ -91,6 +94,7 @@ class Server:
         ]
         table = [Route(path, self.guarded(path, handler), methods=[method]) for path, handler, method in routes]
         table += [Route(path, self.health) for path in ("/healthz", "/health")]
+        table += [Route("/openapi.json", description)]
         table += [Route("/" + name, functools.partial(page_file, name)) for name in PAGE_FILES]
         return Starlette(routes=table, exception_handlers={HTTPException: refuse_route})
 
@@ -109,9 +113,12 @@ class Server:
                     headers = {"WWW-Authenticate": "Bearer"}
                 body = error_json(error.message, error.status, error.field, error.code)
                 response = JSONResponse(body, error.status, headers)
-            except (ClientDisconnect, asyncio.CancelledError):
+            except ClientDisconnect:
                 self.metrics.requests.labels(path, "gone").inc()
-                raise
+                return Response()  # which nobody reads
+            except asyncio.TimeoutError as error:
+                text = failure_text(error, self.limits.seconds)
+                response = JSONResponse(error_json(text, 504), 504)
             except Exception:  # the other requests go on
                 LOG.exception("%s failed", path)
                 response = JSONResponse(error_json("the server failed; its log says why", 500), 500)
@@ -172,7 +179,11 @@ class Server:
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
-        return await self.completions.answer(request, await self.body(request))
+        return await self.completions.answer(request, await self.body(request), parse_completion)
+
+    async def complete_chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        return await self.completions.answer(request, await self.body(request), parse_chat)
 
     def model_json(self) -> dict:
         """The model as /v1/models lists it, with what the page needs to know."""
@@ -226,7 +237,7 @@ class Server:
                 "eos_token": name,
                 "bos_token": name,
                 "pad_token": name,
-                "chat_template": None,
+                "chat_template": served.chat.source if served.chat else None,
                 "eos_token_id": served.eos_id,
                 "vocab_size": served.tokenizer.n_vocab,
             }
@@ -245,8 +256,13 @@ class Server:
         def tell(found: Any) -> None:
             loop.call_soon_threadsafe(lambda: None if told.done() else told.set_result(found))
 
-        self.engine.picture(ids, layer, tell)
-        found = await asyncio.wait_for(told, self.limits.seconds)
+        self.completions.take_places(1)
+        try:
+            self.engine.picture(ids, layer, tell, wanted=lambda: not told.done())
+            found = await unless_gone(request, asyncio.wait_for(told, self.limits.seconds))
+        finally:
+            told.cancel()
+            self.completions.open -= 1
         if isinstance(found, BaseException):
             raise found
         names = [safe_name(self.served.tokenizer, i) for i in ids]
@@ -274,6 +290,12 @@ async def refuse_route(request: Request, error: Exception) -> Response:
         dict(error.headers or {}),
         "application/json",
     )
+
+
+async def description(request: Request) -> Response:
+    """GET /openapi.json: the routes and their fields."""
+    text = await run_in_threadpool((importlib.resources.files("gpt_neo.serving") / "openapi.json").read_bytes)
+    return Response(text, media_type="application/json")
 
 
 async def page_file(name: str, request: Request) -> Response:

@@ -7,21 +7,21 @@ import json
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any, Optional
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Callable, Optional
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from gpt_neo.serving.answers import Choice, completion_json, error_json, usage_json
+from gpt_neo.serving.answers import ChatChoice, Choice, answer_json, error_json, usage_json
 from gpt_neo.serving.engine import Engine, Sequence
 from gpt_neo.serving.metrics import Metrics
-from gpt_neo.serving.requests import Completion, RequestError, Served, decode, parse_completion
+from gpt_neo.serving.requests import Completion, RequestError, Served, decode
 
 
 class Completions:
-    """Answers /v1/completions.
+    """Answers /v1/completions and /v1/chat/completions.
 
     Args:
       seconds: most time for one request.
@@ -38,19 +38,30 @@ class Completions:
         ahead = max(0, self.open - self.engine.decoder.rows) / self.engine.decoder.rows
         return max(1, min(60, math.ceil(self.pace * ahead / 2)))
 
-    async def answer(self, request: Request, body: dict) -> Response:
+    def take_places(self, count: int) -> None:
+        """Count answers among those on their way; who takes the places counts them off `open` again.
+
+        Raises:
+          RequestError: too many wait already.
+        """
+        if count > self.engine.decoder.rows + self.limit - self.open:
+            raise RequestError(f"{self.open} answers are on their way, and more may not wait", status=429)
+        self.open += count
+
+    async def answer(self, request: Request, body: dict, parse: Callable[[dict, Served], Completion]) -> Response:
         """The response to a request's JSON.
+
+        Args:
+          parse: `parse_completion` or `parse_chat`.
 
         Raises:
           RequestError: a field is wrong, or too many wait already.
         """
-        completion = await run_in_threadpool(parse_completion, body, self.served)
+        completion = await run_in_threadpool(parse, body, self.served)
         exchange = Exchange(completion, self)
         if self.engine.ended or self.engine.stopping:
             return JSONResponse(error_json("no answers can be given any more", 503), 503)
-        room = self.engine.decoder.rows + self.limit - self.open
-        if len(exchange.sequences) > room:
-            raise RequestError(f"{self.open} answers are on their way, and more may not wait", status=429)
+        self.take_places(len(exchange.sequences))
         exchange.submit()
         if completion.stream:
             return EventStream(exchange)
@@ -62,19 +73,20 @@ class Exchange:
 
     def __init__(self, completion: Completion, owner: Completions) -> None:
         self.completion, self.owner, self.served = completion, owner, owner.served
-        self.name, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self.name = f"{'chatcmpl' if completion.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
         self.pieces: asyncio.Queue = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
         self.began: Optional[float] = None
         self.choices: list[Choice] = []
         self.sequences: list[Sequence] = []
-        c = completion
+        c, kind = completion, ChatChoice if completion.chat else Choice
         for prompt, text in zip(c.prompts, c.texts):
             if c.echo and text is None:
                 text = decode([i for i in prompt if i < self.served.tokenizer.n_vocab], self.served)
             for sample in range(c.best_of):
                 number = len(self.sequences)
-                self.choices.append(Choice(number, prompt, text or "", c))
+                self.choices.append(kind(number, prompt, text or "", c))
                 # What is best is decided by log-probabilities.
                 logprobs = 0 if c.logprobs is None and c.best_of > c.n else c.logprobs
                 self.sequences.append(
@@ -86,10 +98,11 @@ class Exchange:
                         c.options,
                         c.stop,
                         self.teller(number),
-                        c.presence,
-                        c.frequency,
+                        c.adjustments,
+                        c.ends,
                         logprobs,
                         score_prompt=c.echo and c.logprobs is not None,
+                        request=self.name,
                     )
                 )
 
@@ -102,9 +115,8 @@ class Exchange:
         return tell
 
     def submit(self) -> None:
-        """Hand the sequences to the engine."""
+        """Hand the sequences, whose places are taken, to the engine."""
         self.began = time.monotonic()
-        self.owner.open += len(self.sequences)
         self.owner.engine.submit(self.sequences)
 
     def end(self) -> None:
@@ -152,20 +164,25 @@ class Exchange:
             found += group
         for index, choice in enumerate(found):
             choice.index = index
-        usage = usage_json(c, sum(choice.made for choice in self.choices))
-        return completion_json(
-            self.name, self.created, self.served, [choice.json(self.served) for choice in found], usage
-        )
+        return self.body([choice.json(self.served) for choice in found], self.usage())
+
+    def body(self, choices: list, usage: Optional[dict], streamed: bool = False) -> dict:
+        """The body of an answer, or of one event of a stream."""
+        kind = "chat.completion" + ".chunk" * streamed if self.completion.chat else "text_completion"
+        return answer_json(kind, self.name, self.created, self.served, choices, usage)
+
+    def usage(self) -> dict:
+        """Tokens that it took."""
+        return usage_json(self.completion, sum(choice.made for choice in self.choices))
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
         try:
             async for choice, text, tokens, offsets in self.take():
                 part = choice.part(text, tokens, offsets, self.served)
-                yield event(completion_json(self.name, self.created, self.served, [part], None))
+                yield event(self.body([part], None, streamed=True))
             if self.completion.include_usage:
-                usage = usage_json(self.completion, sum(choice.made for choice in self.choices))
-                yield event(completion_json(self.name, self.created, self.served, [], usage))
+                yield event(self.body([], self.usage(), streamed=True))
             yield b"data: [DONE]\n\n"
         except (asyncio.TimeoutError, EngineError) as error:
             yield event(error_json(failure_text(error, self.owner.seconds), 500))
@@ -209,21 +226,33 @@ async def whole(request: Request, exchange: Exchange) -> Response:
         async for _ in exchange.take():
             pass
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect()
-        await work
+        await unless_gone(request, collect())
         return JSONResponse(await run_in_threadpool(exchange.json))
     except (asyncio.TimeoutError, EngineError) as error:
         status = 504 if isinstance(error, asyncio.TimeoutError) else 503
         return JSONResponse(error_json(failure_text(error, exchange.owner.seconds), status), status)
     finally:
-        work.cancel()
-        leaving.cancel()
         exchange.end()
+
+
+async def unless_gone(request: Request, work: Coroutine) -> Any:
+    """What the work returns; it is cancelled when the client leaves.
+
+    Raises:
+      ClientDisconnect: it has left.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect()
+        return await working
+    finally:
+        working.cancel()
+        leaving.cancel()

@@ -37,13 +37,19 @@ class Detokenizer:
     Args:
       stop: strings that end it, of which nothing is shown.
       prompt: what the answer follows on.
+      least: tokens after which the stop strings begin to count.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int], least: int = 0) -> None:
         self.stream = TextStream(tokenizer, prompt)
-        self.stop = tuple(stop)
+        self.later, self.least = tuple(stop), least
         self.text, self.sent = "", 0
         self.waiting: list[tuple[Scored, int]] = []
+
+    @property
+    def stop(self) -> tuple:
+        """The stop strings that count by now."""
+        return () if self.least > 0 else self.later
 
     def add(self, scored: Scored, is_end: bool = False) -> Optional[Piece]:
         """Take a token; return what it makes certain. A piece with `finish` is the last.
@@ -59,6 +65,7 @@ class Detokenizer:
         if self.cut(searched):
             return self.piece(len(self.text), "stop")
         piece = self.piece(len(self.text) - self.held(), None)
+        self.least -= 1
         return piece if piece.text or piece.tokens else None
 
     def finish(self, reason: str) -> Piece:

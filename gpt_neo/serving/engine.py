@@ -14,9 +14,9 @@ from typing import Any, Callable, Optional, Protocol
 import numpy as np
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.sampling.filters import SampleOptions, row_generator
+from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 from gpt_neo.serving.detokenizer import Detokenizer, Piece, Scored
-from gpt_neo.serving.token_choice import choose, score
+from gpt_neo.serving.token_choice import PLAIN, Adjustments, score
 from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo.serving")
@@ -28,7 +28,8 @@ class Sequence:
     """One prompt and one answer to it.
 
     number: which choice of its request. sample: which draw for its prompt, part of the seed. logprobs: alternatives to
-    report per token; None for no log-probabilities. score_prompt: report those of the prompt's tokens too.
+    report per token; None for no log-probabilities. score_prompt: report those of the prompt's tokens too. ends: ids
+    that end it beside the end of text. request: the name of what it is a part of.
     tell: called in the engine's thread with each Piece, or with an exception as the last.
     """
 
@@ -39,10 +40,11 @@ class Sequence:
     options: SampleOptions
     stop: tuple
     tell: Callable[[Any], None]
-    presence: float = 0.0
-    frequency: float = 0.0
+    adjustments: Adjustments = PLAIN
+    ends: tuple = ()
     logprobs: Optional[int] = None
     score_prompt: bool = False
+    request: str = ""
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -56,7 +58,7 @@ class Running:
     tokens: the prompt, filled on the left to whole chunks. position: where the next token goes. next: that token.
     """
 
-    def __init__(self, sequence: Sequence, index: int, chunk: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, sequence: Sequence, index: int, chunk: int, tokenizer: Tokenizer, eos_id: Optional[int]) -> None:
         self.sequence, self.index = sequence, index
         length = -(-len(sequence.prompt) // chunk) * chunk
         self.start = length - len(sequence.prompt)
@@ -65,7 +67,8 @@ class Running:
         self.position, self.next, self.made = 0, 0, 0
         self.counts: collections.Counter = collections.Counter()
         self.generator = row_generator(sequence.options.seed, 0, sequence.sample)
-        self.detokenizer = Detokenizer(tokenizer, sequence.stop, sequence.prompt)
+        self.ends = {*sequence.ends, *([] if eos_id is None else [eos_id])}
+        self.detokenizer = Detokenizer(tokenizer, sequence.stop, sequence.prompt, sequence.adjustments.min_tokens)
         self.scores: list[Scored] = []
 
     @property
@@ -120,7 +123,7 @@ class Engine:
         self.thread.start()
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Queue sequences, first come first served."""
+        """Queue sequences."""
         with self.changed:
             if not self.ended:
                 self.waiting.extend(sequences)
@@ -150,7 +153,7 @@ class Engine:
         """The thread."""
         try:
             while self.admit():
-                while self.errands:
+                if self.errands:  # one between two steps, as of prompts: neither holds up the other for long
                     self.errands.popleft()()
                 self.read_one()
                 self.step()
@@ -182,11 +185,22 @@ class Engine:
                     return False
                 free = [i for i in range(self.decoder.rows) if i not in self.rows]
                 for index in free[: len(self.waiting)]:
-                    sequence = self.waiting.popleft()
-                    self.rows[index] = Running(sequence, index, self.decoder.chunk, self.tokenizer)
+                    sequence = self.next_waiting()
+                    self.rows[index] = Running(sequence, index, self.decoder.chunk, self.tokenizer, self.eos_id)
                 if self.rows or self.errands:
                     return True
                 self.changed.wait()
+
+    def next_waiting(self) -> Sequence:
+        """Take who comes next: first come first served among the requests that have the fewest rows.
+
+        So one of many answers does not keep the others waiting.
+        """
+        held = collections.Counter(row.sequence.request for row in self.rows.values())
+        place = min(range(len(self.waiting)), key=lambda i: held[self.waiting[i].request])
+        sequence = self.waiting[place]
+        del self.waiting[place]
+        return sequence
 
     def read_one(self) -> None:
         """Read one chunk of the prompt that came first, so that a long one holds up the others only a little."""
@@ -241,13 +255,14 @@ class Engine:
         if sequence.max_tokens == 0:
             self.leave(row, row.detokenizer.finish("length"))
             return
-        token = choose(logits, sequence.options, row.generator, row.counts, sequence.presence, sequence.frequency)
+        adjusted = sequence.adjustments.apply(logits, sequence.prompt, row.counts, row.ends)
+        token = draw(adjusted, sequence.options, row.generator)
         row.counts[token] += 1
         row.next, row.made = token, row.made + 1
         self.observe("new_tokens", 1)
-        wanted = sequence.logprobs
-        scored = Scored(token) if wanted is None else score(logits, token, wanted)
-        piece = row.detokenizer.add(scored, is_end=token == self.eos_id)
+        count = sequence.logprobs
+        scored = Scored(token) if count is None else score(logits, token, count)
+        piece = row.detokenizer.add(scored, is_end=token in row.ends)
         if row.made >= sequence.max_tokens and (piece is None or piece.finish is None):
             rest = row.detokenizer.finish("length")
             piece = rest if piece is None else joined(piece, rest)
@@ -261,12 +276,13 @@ class Engine:
         self.rows.pop(row.index, None)
         row.sequence.tell(piece)
 
-    def picture(self, tokens: list, layer: int, tell: Callable[[Any], None]) -> None:
-        """What a layer attends with (see `RowDecoder.attention_inputs`), told between two steps."""
+    def picture(self, tokens: list, layer: int, tell: Callable[[Any], None], wanted: Callable[[], bool]) -> None:
+        """What a layer attends with (see `RowDecoder.attention_inputs`), told between two steps if still wanted."""
 
         def look() -> None:
             try:
-                tell(self.decoder.attention_inputs(tokens, layer))
+                if wanted():
+                    tell(self.decoder.attention_inputs(tokens, layer))
             except Exception as error:  # the one who asked has to hear of it, nobody else
                 tell(error)
 

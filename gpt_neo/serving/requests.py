@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import secrets
 from typing import Any, Optional
 
+from gpt_neo.dataprep.templates import PLAIN, ChatTemplate
 from gpt_neo.errors import DataError
 from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.serving.token_choice import Adjustments
 from gpt_neo.tokenizer import Tokenizer
 
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+LARGEST = 2**31 - 1  # whole number where the model sets the limit
 # Sampling fields of the API, of vLLM and of llama.cpp that are not honoured, and the values that change nothing.
 UNSUPPORTED: dict[str, tuple] = {
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "repetition_penalty": (1,),
-    "min_tokens": (0,),
     "length_penalty": (1,),
     "use_beam_search": (False,),
     "ignore_eos": (False,),
-    "stop_token_ids": ([],),
     "bad_words": ([],),
     "allowed_token_ids": ([],),
     "prompt_logprobs": (0,),
@@ -59,7 +56,9 @@ class RequestError(Exception):
 class Served:
     """What the requests are held against.
 
-    length: tokens that prompt and answer may have together. sequences: most answers of one request.
+    length: tokens that prompt and answer may have together. sequences: most answers of one request. special: whether
+    the names of special tokens stand for these in prompts. chat: how messages become a prompt, None where they cannot,
+    for the reason no_chat. turn_ends: ids that end an answer of a chat, beside the end of text.
     """
 
     name: str
@@ -68,15 +67,19 @@ class Served:
     length: int
     eos_id: Optional[int]
     sequences: int = 64
+    special: bool = False
+    chat: Optional[ChatTemplate] = PLAIN
+    no_chat: str = ""
+    turn_ends: tuple = ()
 
     @property
     def n_ids(self) -> int:
         """Ids that may be drawn: those of table and tokenizer both, where the table is padded."""
         return min(self.n_vocab, self.tokenizer.n_vocab)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, all of which the model has."""
-        ids = self.tokenizer.encode(text)
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text, all of which the model has; `special` as in the class."""
+        ids = (self.tokenizer.encode_special if special or self.special else self.tokenizer.encode)(text)
         if ids and max(ids) >= self.n_vocab:
             raise RequestError(f"the text has token id {max(ids)}; the model's n_vocab is {self.n_vocab}", "prompt")
         return ids
@@ -84,25 +87,27 @@ class Served:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A request for /v1/completions.
+    """A request for /v1/completions, or for /v1/chat/completions.
 
-    texts: of the prompts as they were given, None for ids. token_ids: whether an answer has those of its tokens.
+    texts: of the prompts as they were given, None for ids. token_ids: whether an answer has those of its tokens. ends:
+    ids that end an answer beside the end of text.
     """
 
     prompts: list
     texts: list
     max_tokens: int
     options: SampleOptions
+    adjustments: Adjustments
     n: int
     best_of: int
     stop: tuple
+    ends: tuple
     logprobs: Optional[int]
-    echo: bool
     stream: bool
     include_usage: bool
-    presence: float
-    frequency: float
-    token_ids: bool = False
+    token_ids: bool
+    echo: bool = False
+    chat: bool = False
 
 
 def parse_json(body: bytes) -> dict:
@@ -161,25 +166,18 @@ def parse_completion(body: dict, served: Served) -> Completion:
     check_model(body, served)
     if body.get("suffix"):
         raise RequestError("suffix is not supported: the model writes from left to right", "suffix")
-    refuse_unsupported(body)
+    refuse_unsupported(body, UNSUPPORTED)
     prompts, texts = parse_prompts(body, served)
-    echo, stream = flag(body, "echo"), flag(body, "stream")
-    max_tokens = number(body, "max_tokens", 16, 0, math.inf, whole=True)
+    echo = flag(body, "echo")
+    max_tokens = number(body, "max_tokens", 16, 0, LARGEST, whole=True)
     if max_tokens == 0 and not echo:
         raise RequestError("max_tokens is 0; expected at least 1, unless echo is true", "max_tokens")
-    longest = max(map(len, prompts))
-    if longest + max_tokens > served.length:
-        raise RequestError(
-            f"the prompt has {longest} tokens and max_tokens is {max_tokens}, {longest + max_tokens} together; the "
-            f"model's length is {served.length}",
-            "max_tokens",
-            code="context_length_exceeded",
-        )
+    check_length(max(map(len, prompts)), max_tokens, served)
     n = number(body, "n", 1, 1, served.sequences, whole=True)
     best_of = number(body, "best_of", n, 1, served.sequences, whole=True)
     if best_of < n:
         raise RequestError(f"best_of is {best_of}; expected at least n, which is {n}", "best_of")
-    if stream and best_of > n:
+    if best_of > n and flag(body, "stream"):
         raise RequestError(
             f"best_of is {best_of} and n {n}: what is best is known at the end, so it has no stream", "best_of"
         )
@@ -187,34 +185,46 @@ def parse_completion(body: dict, served: Served) -> Completion:
         raise RequestError(
             f"{len(prompts)} prompts times best_of {best_of} are more than {served.sequences} answers", "best_of"
         )
-    stream_options = body.get("stream_options")
-    if stream_options is not None and not isinstance(stream_options, dict):
-        raise RequestError(f"stream_options is {shown(stream_options)}; expected an object", "stream_options")
     return Completion(
-        prompts,
-        texts,
-        max_tokens,
-        dataclasses.replace(parse_options(body), n_ids=served.n_ids),
-        n,
-        best_of,
-        parse_stop(body),
-        parse_logprobs(body),
-        echo,
-        stream,
-        flag(stream_options or {}, "include_usage"),
-        number(body, "presence_penalty", 0.0, -2, 2),
-        number(body, "frequency_penalty", 0.0, -2, 2),
-        flag(body, "return_token_ids"),
+        prompts, texts, n=n, best_of=best_of, logprobs=parse_logprobs(body), echo=echo, **how(body, served, max_tokens)
     )
 
 
-def refuse_unsupported(body: dict) -> None:
-    """Refuse, by name, fields that would change what is drawn and are not honoured here.
+def how(body: dict, served: Served, max_tokens: int) -> dict:
+    """Fields of a `Completion` that completions and chats read alike."""
+    stream_options = body.get("stream_options")
+    if stream_options is not None and not isinstance(stream_options, dict):
+        raise RequestError(f"stream_options is {shown(stream_options)}; expected an object", "stream_options")
+    return {
+        "max_tokens": max_tokens,
+        "options": dataclasses.replace(parse_options(body), n_ids=served.n_ids),
+        "adjustments": parse_adjustments(body, served, max_tokens),
+        "stop": parse_stop(body),
+        "ends": tuple(checked_ids(body.get("stop_token_ids") or [], "stop_token_ids", served.n_vocab)),
+        "stream": flag(body, "stream"),
+        "include_usage": flag(stream_options or {}, "include_usage"),
+        "token_ids": flag(body, "return_token_ids"),
+    }
+
+
+def check_length(prompt: int, max_tokens: int, served: Served) -> None:
+    """Prompt and answer have to fit together."""
+    if prompt + max_tokens > served.length:
+        raise RequestError(
+            f"the prompt has {prompt} tokens and max_tokens is {max_tokens}, {prompt + max_tokens} together; the "
+            f"model's length is {served.length}",
+            "max_tokens",
+            code="context_length_exceeded",
+        )
+
+
+def refuse_unsupported(body: dict, fields: dict) -> None:
+    """Refuse, by name, fields that would change the answer and are not honoured here.
 
     Raises:
       RequestError: one is given, with another value than the one that changes nothing.
     """
-    for field, idle in UNSUPPORTED.items():
+    for field, idle in fields.items():
         value = body.get(field)
         if value is not None and value not in idle:
             raise RequestError(f"{field} is not supported: this server would answer as if it was not given", field)
@@ -239,13 +249,46 @@ def parse_options(body: dict) -> SampleOptions:
     top_p = number(body, "top_p", 1.0, 0, 1)
     if top_p == 0:
         raise RequestError("top_p is 0; expected more than 0 and at most 1", "top_p")
-    top_k = number(body, "top_k", 0, -1, math.inf, whole=True)
+    top_k = number(body, "top_k", 0, -1, LARGEST, whole=True)
     return SampleOptions(
         temperature=number(body, "temperature", 1.0, 0, 100),
         top_k=max(top_k, 0),
         top_p=top_p,
         seed=secrets.randbits(63) if seed is None else seed % 2**64,
+        min_p=number(body, "min_p", 0.0, 0, 1),
     )
+
+
+def parse_adjustments(body: dict, served: Served, max_tokens: int) -> Adjustments:
+    """What is done to the logits before."""
+    repetition = number(body, "repetition_penalty", 1.0, 0, 100)
+    if repetition == 0:
+        raise RequestError("repetition_penalty is 0; expected more than 0", "repetition_penalty")
+    return Adjustments(
+        parse_bias(body, served),
+        repetition,
+        number(body, "presence_penalty", 0.0, -2, 2),
+        number(body, "frequency_penalty", 0.0, -2, 2),
+        number(body, "min_tokens", 0, 0, max_tokens, whole=True),
+    )
+
+
+def parse_bias(body: dict, served: Served) -> dict[int, float]:
+    """`logit_bias`: null, or an object from token ids, which JSON has as strings, to numbers from -100 to 100."""
+    given = body.get("logit_bias")
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise RequestError(f"logit_bias is {shown(given)}; expected an object from token ids to numbers", "logit_bias")
+    found = {}
+    for name, value in given.items():
+        if not (name.isascii() and name.isdigit() and int(name[:20]) < served.n_vocab):
+            allowed = f"expected ids from 0 to {served.n_vocab - 1}"
+            raise RequestError(f"logit_bias has the token id {shown(name)}; {allowed}", "logit_bias")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -100 <= value <= 100:
+            raise RequestError(f"logit_bias of {name} is {shown(value)}; expected -100 to 100", "logit_bias")
+        found[int(name)] = float(value)
+    return found
 
 
 def parse_stop(body: dict) -> tuple:
@@ -330,7 +373,7 @@ def parse_picture(body: dict, served: Served, layers: list, n_head: list, longes
     ids = parse_text_or_ids(body, served)
     if not 1 <= len(ids) <= longest:
         raise RequestError(f"the text has {len(ids)} tokens; expected 1 to {longest}", "prompt")
-    layer = number(body, "layer", layers[0] if layers else 0, 0, math.inf, whole=True)
+    layer = number(body, "layer", layers[0] if layers else 0, 0, LARGEST, whole=True)
     if layer not in layers:
         raise RequestError(f"layer is {layer}; the layers that attend are {', '.join(map(str, layers))}", "layer")
     return ids, layer, number(body, "head", 0, 0, n_head[layer] - 1, whole=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import logging
 import signal
 import socket
 from typing import Any
@@ -10,6 +12,10 @@ from typing import Any
 import uvicorn
 
 from gpt_neo.errors import ConfigError
+from gpt_neo.serving.connections import Connection, Patience, Sparing
+
+SEND_BUFFER = 1 << 18  # bytes of the system per connection: what a client that does not read may hold
+SPARING = Sparing()
 
 
 def is_loopback(host: str) -> bool:
@@ -28,26 +34,32 @@ def bind(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=512)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise ConfigError(f"cannot listen on --host {host} --port {port}: {error.strerror or error}") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    return listener
 
 
-def make_server(app: Any, drain: float) -> uvicorn.Server:
+def make_server(app: Any, drain: float, patience: Patience) -> uvicorn.Server:
     """A server of the application; after a signal it takes no more connections and ends what it has begun.
 
     Args:
       drain: most seconds for that.
     """
+    for name in ("uvicorn.error", "asyncio", "gpt_neo.serving"):
+        logging.getLogger(name).addFilter(SPARING)
+    connection: Any = functools.partial(Connection, patience=patience)
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            log_level="warning",
+            http=connection,
+            ws="none",
+            backlog=128,  # accepted in one go, before any of them can be refused
+            log_level="error",  # warnings are about what clients send
             access_log=False,
             timeout_graceful_shutdown=int(drain),
             server_header=False,
-            timeout_keep_alive=30,
-            limit_concurrency=2000,
             lifespan="off",
         )
     )
@@ -58,4 +70,4 @@ def run_server(app: Any, listener: socket.socket, drain: float) -> None:
     # The server takes these signals while it runs, and raises them again at its end: that end is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    make_server(app, drain).run(sockets=[listener])
+    make_server(app, drain, Patience()).run(sockets=[listener])

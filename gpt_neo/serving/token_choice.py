@@ -1,12 +1,12 @@
-"""From a row's logits to its next token and to log-probabilities, in float64 NumPy."""
+"""What a request does to a row's logits, and log-probabilities, in float64 NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from gpt_neo.sampling.filters import SampleOptions, draw
 from gpt_neo.serving.detokenizer import Scored
 
 
@@ -29,23 +29,43 @@ def score(logits: np.ndarray, token: int, count: int) -> Scored:
     return Scored(token, float(found[token]), tuple((int(i), float(found[i])) for i in order))
 
 
-def penalize(logits: np.ndarray, counts: Mapping[int, int], presence: float, frequency: float) -> np.ndarray:
-    """Logits [vocab] less `presence` once and `frequency` per occurrence of each token of the answer so far."""
-    if not counts or not (presence or frequency):
-        return logits
-    lowered = np.array(logits, np.float64)
-    ids = np.fromiter(counts.keys(), int, len(counts))
-    lowered[ids] -= presence + frequency * np.fromiter(counts.values(), float, len(counts))
-    return lowered
+@dataclasses.dataclass(frozen=True)
+class Adjustments:
+    """What is done to the logits before a token is drawn, in this order.
+
+    bias: {id: what is added to its logit}. repetition: positive logits of the ids of prompt and answer are divided by
+    it, negative ones multiplied (Keskar et al. 2019, section 4.1, with the signs of transformers). presence is taken
+    once from the ids of the answer, frequency per occurrence. min_tokens: before as many the answer does not end.
+    """
+
+    bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    min_tokens: int = 0
+
+    def apply(
+        self, logits: np.ndarray, prompt: Sequence[int], counts: Mapping[int, int], ends: Collection[int]
+    ) -> np.ndarray:
+        """Logits [vocab] as a new array, or the same where nothing changes.
+
+        Args:
+          counts: how often each id is in the answer so far. ends: ids that end it.
+        """
+        if self == PLAIN:
+            return logits
+        changed = np.array(logits, np.float64)
+        if self.bias:
+            changed[list(self.bias)] += list(self.bias.values())
+        if self.repetition != 1:
+            seen = [*{*prompt, *counts}]
+            found = changed[seen]
+            changed[seen] = np.where(found > 0, found / self.repetition, found * self.repetition)
+        if counts and (self.presence or self.frequency):
+            changed[list(counts)] -= self.presence + self.frequency * np.array(list(counts.values()))
+        if sum(counts.values()) < self.min_tokens:
+            changed[list(ends)] = -np.inf
+        return changed
 
 
-def choose(
-    logits: np.ndarray,
-    options: SampleOptions,
-    generator: np.random.Generator,
-    counts: Mapping[int, int],
-    presence: float,
-    frequency: float,
-) -> int:
-    """The next token."""
-    return draw(penalize(logits, counts, presence, frequency), options, generator)
+PLAIN = Adjustments()

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Callable, Optional, Protocol
 
 from gpt_neo.errors import ConfigError, reason_of
+from gpt_neo.system import how_to_install
 from gpt_neo.tracking.metrics import Metrics
 
 POLL = 5.0  # seconds between looks at a run's files
@@ -106,7 +107,7 @@ def open_tracker(where: str, name: str, config: dict) -> Tracker:
     try:
         module = __import__(package)
     except ImportError as error:
-        raise ConfigError(f"--track {where}: needs the package {package}: pip install 'gpt_neo[{kind}]'") from error
+        raise ConfigError(f"--track {where}: needs the package {package}: {how_to_install(kind)}") from error
     try:
         return make(module, rest, name, config)
     except Exception as error:  # whatever its client raises

@@ -19,6 +19,7 @@ from gpt_neo.dataprep.records import read_records
 from gpt_neo.evaluation.scorer import Scorer
 from gpt_neo.evaluation.windows import Request
 from gpt_neo.fast import choice
+from gpt_neo.system import how_to_install
 from tests.conftest import ROOT
 
 WITHOUT = """
@@ -78,7 +79,7 @@ def test_what_it_cannot_do_is_told_once(sample, monkeypatch):
     assert status == 0 and "OpenVINO" not in out
     for words in (["--backend", "openvino"], ["--dtype", "int4"]):
         status, out = sample(*words)
-        assert status == 2 and f"{' '.join(words)}: the package openvino is missing: pip install 'gpt_neo[fast]'" in out
+        assert status == 2 and f"{' '.join(words)}: the package openvino is missing: {how_to_install('fast')}" in out
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "xla"])

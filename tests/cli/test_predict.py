@@ -4,10 +4,11 @@ import types
 
 import pytest
 
-from gpt_neo.cli.predict import answer
+from gpt_neo.cli.predict import answer, prompt_ids, read_prompt
+from gpt_neo.errors import DataError
 from gpt_neo.sampling.batches import Token
 from gpt_neo.sampling.filters import SampleOptions
-from gpt_neo.tokenizer import Tokenizer, train_tokenizer
+from gpt_neo.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.made_tokenizers import metaspace
 
 
@@ -27,7 +28,7 @@ def test_words_keep_their_spaces(tmp_path, capsys, count):
     sampler = types.SimpleNamespace(config=types.SimpleNamespace(n_ctx=100), generate=generate)
     options = SampleOptions(20, 1.0, 0, 1.0, 7, end, None, tokenizer.n_vocab)
     path = str(tmp_path / "predictions.txt")
-    answer(sampler, tokenizer, prompt, options, count, path)
+    answer(sampler, tokenizer, prompt, tokenizer.encode(prompt), options, count, path)
     heads = ["sample"] if count == 1 else [f"sample {i + 1} of {count}" for i in range(count)]
     shown = "".join(f"--- {head}\n{prompt}{text}\n" for head, text in zip(heads, texts))
     assert capsys.readouterr().out.startswith(f"{shown}---\n{sum(map(len, rows))} tokens in ")
@@ -49,10 +50,31 @@ def test_a_stop_string_ends_its_sample_alone(tmp_path, capsys, stop, shown):
 
     sampler = types.SimpleNamespace(config=types.SimpleNamespace(n_ctx=10), generate=generate)
     options = SampleOptions(20, 1.0, 0, 1.0, 7, 0, None, tokenizer.n_vocab)
-    answer(sampler, tokenizer, "x", options, 2, str(tmp_path / "out.txt"), whole=False, stop=stop)
+    path = str(tmp_path / "out.txt")
+    answer(sampler, tokenizer, "x", tokenizer.encode("x"), options, 2, path, whole=False, stop=stop)
     out = capsys.readouterr().out
     assert out.startswith("note      there is room for 9 new tokens, not for 20: n_ctx is 10\n")
     assert "".join(f"--- sample {i + 1} of 2\nx{text}\n" for i, text in enumerate(shown)) in out
     assert (tmp_path / "out.txt").read_text() == "".join(
         f"=== sample {i + 1}, seed 7\n{t}\n" for i, t in enumerate(shown)
     )
+
+
+def test_an_empty_prompt_is_the_end_of_a_text():
+    tokenizer = load_tokenizer()
+    assert read_prompt("") == "" and prompt_ids(tokenizer, "", False, 50256) == [50256]
+    with pytest.raises(DataError, match="no end-of-text token"):
+        prompt_ids(tokenizer, "", False, None)
+
+
+def test_special_tokens_are_typed_where_that_is_asked_for(world):
+    for tokenizer, end in ((load_tokenizer(), 50256), (load_tokenizer(world.tokenizer), 0)):
+        typed = "the end<|endoftext|>a new one"
+        assert prompt_ids(tokenizer, typed, True, end) == [
+            *tokenizer.encode("the end"),
+            end,
+            *tokenizer.encode("a new one"),
+        ]
+        assert prompt_ids(tokenizer, typed, False, end) == tokenizer.encode(typed) and end not in tokenizer.encode(
+            typed
+        )

@@ -18,7 +18,7 @@ from gpt_neo.__main__ import main
 from gpt_neo.errors import ConfigError
 from gpt_neo.serving.run import bind
 from tests.model.tools import save_random
-from tests.serving.conftest import fetch, model, server  # noqa: F401  (fixtures)
+from tests.serving.conftest import fetch, model, rows_of, server  # noqa: F401  (fixtures)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 

@@ -7,17 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from gpt_neo.dataprep.dialogs import (
-    Dialog,
-    are_dialogs,
-    encoder,
-    packed,
-    read_dialogs,
-    renderer,
-    template_of,
-    write_dialogs,
-)
+from gpt_neo.dataprep.dialogs import Dialog, are_dialogs, encoder, packed, read_dialogs, write_dialogs
 from gpt_neo.dataprep.records import MASK, encode_example, has_mask, parse_example, read_frames
+from gpt_neo.dataprep.templates import renderer, template_of
 from gpt_neo.errors import DataError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.tokenizer import load_tokenizer
@@ -61,7 +53,7 @@ def test_a_chat_equals_transformers(folder):
         CHAT, return_dict=True, return_assistant_tokens_mask=True
     )
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
-    ours = encoder(tokenizer, 0, template_of(folder))({"messages": CHAT})
+    ours = encoder(tokenizer, 0, template_of(folder).render)({"messages": CHAT})
     assert ours.ids == theirs["input_ids"] and ours.mask == theirs["assistant_masks"]
     assert sum(ours.mask) > 10 and ours.mask[-1] == 0, "the line end after the turn is no answer"
 

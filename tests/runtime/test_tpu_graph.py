@@ -15,7 +15,8 @@ from gpt_neo.errors import DeviceError
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops import kernels
-from gpt_neo.runtime.hooks import LoopHook, ProgressLog, SaveHook
+from gpt_neo.runtime import hooks as hooks_module
+from gpt_neo.runtime.hooks import LoopHook, LoopLength, ProgressLog, SaveHook
 from gpt_neo.runtime.mesh import GatheringMesh, mesh_strings
 from gpt_neo.runtime.watch import Watch, WatchHook
 from tests.runtime.fake_tpu import CORES, Slice, not_compiled
@@ -211,7 +212,9 @@ def test_the_host_call_writes_what_the_first_core_says(built):
 def test_hooks_restore_report_watch_and_save_last(built):
     _, run, _, made = built
     kinds = [type(hook) for hook in made.hooks]
-    places = [kinds.index(kind) for kind in (mtf.MtfRestoreHook, LoopHook, WatchHook, SaveHook)]
+    places = [kinds.index(kind) for kind in (mtf.MtfRestoreHook, LoopHook, LoopLength, WatchHook, SaveHook)]
+    assert places == sorted(places) and [kind.__name__ for kind in kinds].index("_TPUStopAtStepHook") < places[2]
+    assert (made.hooks[places[2]].every, made.hooks[places[2]].last) == (20, 40)
     assert places == sorted(places) and places[-1] == len(kinds) - 1
     saver = made.hooks[-1]
     assert [type(one) for one in saver._listeners] == [mtf.MtfCheckpointSaverListener, RecordListener]
@@ -249,6 +252,52 @@ def test_progress_is_told_of_the_last_step_of_a_loop(tmp_path):
     assert [(progress.step, progress.loss) for progress in told] == [(10, 10.0), (20, 5.0)]
     assert [progress.rate for progress in told] == [pytest.approx(0.09), pytest.approx(0.19)]
     assert told[1].tokens_per_second > 0 and watch.step == 20 and not os.listdir(tmp_path)
+
+
+class Clock:
+    """A clock that a session's runs move on."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    "seconds, longest, every, lengths",
+    [
+        (60.0, 500, 5000, [1] * 8),  # a step of a minute: nothing can be heard in between
+        (8.0, 500, 5000, [1, 1, 3, 3]),
+        (0.05, 500, 1000, [1, 1, 500, 498, 500, 500, 500]),  # saved at 1000 and at 2000
+        (0.01, 70, 5000, [1, 1, 70, 70]),
+    ],
+)
+def test_a_tpu_is_heard_of_every_half_minute(monkeypatch, tmp_path, seconds, longest, every, lengths):
+    """With TPUEstimator's own hook, which wants `iterations` steps, and a step whose time is known."""
+    from tensorflow_estimator.python.estimator.tpu import tpu_estimator
+
+    clock, ran, watch = Clock(), [], Watch(str(tmp_path), stall_minutes=5)
+    monkeypatch.setattr("gpt_neo.runtime.watch.time.monotonic", clock)
+
+    def steps(count):
+        ran.append(int(count))
+        clock.now += seconds * count + (400 if len(ran) == 1 else 0)  # the first one compiles
+        if len(ran) > 1:
+            assert clock.now - watch.alive <= max(seconds, hooks_module.LOOP_SECONDS)
+        return np.int64(count)
+
+    counter = tpu_estimator.util_lib.IterationsPerLoopCounter(longest, "count")
+    with tf.Graph().as_default():
+        step = tf.train.get_or_create_global_step()
+        stop = tpu_estimator._TPUStopAtStepHook(counter, final_step=sum(lengths))
+        loop = tf.numpy_function(steps, [tpu_estimator._create_or_get_iterations_per_loop()], tf.int64)
+        made = tf.assign_add(step, loop)
+        hooks = [stop, LoopLength(longest, every, sum(lengths), clock), WatchHook(watch)]
+        with tf.train.MonitoredSession(hooks=hooks) as session:
+            while not session.should_stop():
+                session.run(made)
+    assert ran == lengths
 
 
 def slow(**changes):

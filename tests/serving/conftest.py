@@ -1,6 +1,7 @@
 """A small model behind a server on loopback, shared by the tests of this folder."""
 
 import contextlib
+import functools
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from gpt_neo.config.schema import GlaParams, ModelConfig
 from gpt_neo.runtime.rows import RowDecoder
 from gpt_neo.serving.app import Limits, Server
+from gpt_neo.serving.connections import Patience
 from gpt_neo.serving.engine import Engine
 from gpt_neo.serving.metrics import Metrics
 from gpt_neo.serving.requests import Served
@@ -53,9 +55,15 @@ def make_rows(model, engine):
     return FastRows(model.config, model.checkpoint, 16)
 
 
+@pytest.fixture(scope="session")
+def rows_of(model):
+    """Rows by engine, made once."""
+    return functools.lru_cache(lambda engine: make_rows(model, engine))
+
+
 @contextlib.contextmanager
-def running(model, decoder=None, **limits):
-    """A server; `.url`, `.engine`, `.post` and `.get`."""
+def running(model, decoder=None, patience=None, **limits):
+    """A server; `.url`, `.engine` and `.fetch`."""
     decoder = decoder or make_rows(model, "tensorflow")
     metrics = Metrics()
     engine = Engine(decoder, model.tokenizer, model.tokenizer.eos_id, metrics.observe)
@@ -63,7 +71,7 @@ def running(model, decoder=None, **limits):
     app = Server(engine, served, Limits(**limits), metrics, 0)
     engine.begin()
     listener = bind("127.0.0.1", 0)
-    server = make_server(app.app(), drain=5)
+    server = make_server(app.app(), 5, patience or Patience())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
@@ -97,6 +105,6 @@ def fetch(url, path, body=None, headers=None):
 
 
 @pytest.fixture(scope="session", params=ENGINES)
-def server(model, request):
-    with running(model, make_rows(model, request.param)) as found:
+def server(model, rows_of, request):
+    with running(model, rows_of(request.param)) as found:
         yield found

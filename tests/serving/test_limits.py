@@ -28,6 +28,8 @@ FINE = {"prompt": "ice", "max_tokens": 2}
         ({"max_tokens": -1}, "max_tokens is -1"),
         ({"max_tokens": 0}, "echo"),
         ({"max_tokens": "9"}, "whole number"),
+        ({"max_tokens": 10**4300 - 1}, "max_tokens is 9999"),
+        ({"top_k": 10**4000, "temperature": 10**4000}, "top_k is 1000"),
         ({"max_tokens": 500}, "the model's length is 160"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
@@ -195,12 +197,7 @@ def malformed(server, count):
 
 
 def test_sampling_fields_that_are_not_honoured_are_refused_by_name(server):
-    for field, value in {
-        "min_p": 0.1,
-        "repetition_penalty": 1.2,
-        "logit_bias": {"5": 1},
-        "stop_token_ids": [3],
-    }.items():
+    for field, value in {"guided_regex": "a", "repeat_penalty": 1.2, "mirostat": 2, "bad_words": ["a"]}.items():
         status, _, answer = server.fetch("/v1/completions", {**FINE, field: value})
         assert status == 400 and answer["error"]["param"] == field and field in answer["error"]["message"]
     idle = {"min_p": 0, "repetition_penalty": 1.0, "logit_bias": {}, "min_tokens": 0, "response_format": None}

@@ -1,0 +1,121 @@
+"""Chat templates: messages to the text that a model answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Callable, Optional
+
+from gpt_neo import storage
+from gpt_neo.errors import DataError, reason_of
+from gpt_neo.system import how_to_install
+from gpt_neo.tokenizer import Tokenizer
+
+Render = Callable[[list, bool], str]  # (messages, whether an answer is to follow) -> text
+# What a template may run into: it is a program, over messages that anybody may have written.
+FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """How messages become text. source: its Jinja, None for the plain form. stop: texts that end an answer."""
+
+    render: Render
+    source: Optional[str] = None
+    stop: tuple = ()
+
+    def ends(self, tokenizer: Tokenizer) -> tuple:
+        """The token that ends an answer, where the template marks it by a special one; else none."""
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            before, after = self.render(messages[:1], True), self.render(messages, False)
+        except DataError:  # it wants other messages than these
+            return ()
+        ids = tokenizer.encode_special(after[len(before) :]) if after.startswith(before) else []
+        return tuple(token for token in ids if token in tokenizer.special_ids)[:1]
+
+
+def plain_text(messages: list, answer: bool) -> str:
+    """A line `Role: content` for each message, and the beginning of the assistant's."""
+    lines = [f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages]
+    return "\n".join(lines + ["Assistant:"] * answer)
+
+
+PLAIN = ChatTemplate(plain_text, stop=("\nUser:", "\nSystem:"))
+
+
+def template_of(folder: str, given: Optional[str] = None) -> Optional[ChatTemplate]:
+    """The chat template of a model's folder, as transformers has it; None without one.
+
+    Args:
+      given: a file with a template in its place.
+
+    Raises:
+      DataError: it cannot be read, or the package jinja2 is missing.
+    """
+    config = storage.join(folder, "tokenizer_config.json")
+    about = storage.read_json(config) if storage.exists(config) else {}
+    path = given or storage.join(folder, "chat_template.jinja")
+    text = about.get("chat_template")
+    if isinstance(text, list):  # several by name
+        text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
+    if given or storage.exists(path):
+        try:
+            text = storage.read_bytes(path).decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
+    return ChatTemplate(renderer(text, special_tokens(about)), text) if isinstance(text, str) else None
+
+
+def special_tokens(about: dict) -> dict:
+    """bos_token, eos_token and others of tokenizer_config.json, as texts."""
+    found = {name: value for name, value in about.items() if name.endswith("_token")}
+    return {name: value["content"] if isinstance(value, dict) else value for name, value in found.items() if value}
+
+
+def renderer(text: str, tokens: dict) -> Render:
+    """The function of a template, in a sandbox.
+
+    Raises:
+      DataError: it is no template, or jinja2 is missing.
+    """
+    try:
+        import jinja2
+        from jinja2 import nodes
+        from jinja2.ext import Extension
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise DataError(f"chats need the package jinja2: {how_to_install('chat')}") from error
+
+    class Generation(Extension):
+        """`{% generation %}`, with which templates mark answers for transformers: what is inside, as it is."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            """The statements inside."""
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    def refuse(message: str) -> None:
+        raise DataError(f"the chat template says: {message}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = lambda value, **rest: json.dumps(
+        value, ensure_ascii=False, indent=rest.get("indent")
+    )
+    try:
+        template = environment.from_string(text)
+    except jinja2.TemplateError as error:
+        raise DataError(f"the chat template is none: {error}") from error
+
+    def render(messages: list, answer: bool) -> str:
+        try:
+            return template.render(messages=messages, add_generation_prompt=answer, **tokens)
+        except (jinja2.TemplateError, *FAULTS) as error:
+            raise DataError(f"the chat template cannot be filled in: {error}") from error
+
+    return render
