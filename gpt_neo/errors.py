@@ -2,7 +2,12 @@
 
 
 class GptNeoError(Exception):
-    """Base of every error that is the user's to mend; the command line prints it without a stack trace."""
+    """Base of every error that is the user's to mend; the command line prints it without a stack trace.
+
+    status: exit status of a command that ends with it.
+    """
+
+    status = 2
 
 
 class ConfigError(GptNeoError):
@@ -15,6 +20,12 @@ class DataError(GptNeoError):
 
 class CheckpointError(GptNeoError):
     """A checkpoint is missing, damaged or of another shape."""
+
+
+class InUseError(CheckpointError):
+    """Another run is at work in the folder: later it may be free."""
+
+    status = 73
 
 
 class DeviceError(GptNeoError):

@@ -23,7 +23,7 @@ from gpt_neo.checkpoint.custom import (
     own_pairs,
     refuse_foreign_code,
 )
-from gpt_neo.checkpoint.families import Family, Pair, family_of, is_ignored, pairs_of
+from gpt_neo.checkpoint.families import GPT2, Family, Pair, family_of, is_ignored, pairs_of
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import BEST, write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
@@ -31,18 +31,24 @@ from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
 from gpt_neo.checkpoint.hf_tokens import optional_json, special_ids
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.provenance import make_provenance
+from gpt_neo.checkpoint.recast import Recast
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.checkpoint.safetensors import write_safetensors
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import BFLOAT16, FLOATS, blocks, check_finite
 from gpt_neo.config import load_config
+from gpt_neo.config.network import variables_of
 from gpt_neo.config.optimizers import slots_of
-from gpt_neo.config.schema import ModelConfig, RunConfig
+from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.inputs.tokenizers import without_tokenizer
 from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
 
-DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
+DTYPES: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": BFLOAT16,
+    "float16": np.dtype(np.float16),  # on the way out alone: nothing here computes in it
+}
 SHARD = 5_000_000_000  # bytes of a weight file at most, unless one tensor is larger
 # What a config needs besides the model; a fine-tuning run of moderate size.
 TRAINING = {
@@ -131,9 +137,21 @@ def import_hf(
 
 
 def finite_blocks(array: np.ndarray, dtype: np.dtype, name: str, path: str) -> Iterator[np.ndarray]:
-    """Blocks of a tensor in another type, none of them with NaN."""
-    for block in blocks(array, dtype):
-        yield check_finite(block, name, path)
+    """Blocks of a tensor in another type, none of them with NaN.
+
+    Raises:
+      CheckpointError: names the tensor that has some, or numbers that the type has no room for.
+    """
+    for block in blocks(array):
+        check_finite(block, name, path)
+        with np.errstate(over="ignore"):
+            cast = block.astype(dtype, copy=False)
+        if not np.isfinite(cast).all():
+            raise CheckpointError(
+                f"{path}: tensor {name} has numbers beyond {np.finfo(np.float16).max:g}, the largest of float16; "
+                "bfloat16 has room for them"
+            )
+        yield cast
 
 
 def match_names(folder: HfFolder, family: Family, pairs: Sequence[Pair]) -> dict[str, str]:
@@ -268,14 +286,16 @@ def export_hf(
     tokenizer: Optional[str] = None,
     check: Check = lambda folder: None,
     custom_code: bool = False,
+    recast: Optional[Recast] = None,
 ) -> str:
     """Make a folder that AutoModelForCausalLM and AutoTokenizer load, of a checkpoint.
 
     Args:
-      dtype: float32 or bfloat16; that of the checkpoint's embedding table if absent.
+      dtype: float32, bfloat16 or float16; that of the checkpoint's embedding table if absent.
       shard: bytes per weight file at most.
       tokenizer: a tokenizer.json; else the files beside the checkpoint, else GPT-2's if the vocabulary is that large.
       custom_code: with a model file of ours for `trust_remote_code`, which knows every option.
+      recast: what becomes of the model on the way, see `as_gpt2`.
 
     Returns:
       the name of the model's class.
@@ -284,24 +304,14 @@ def export_hf(
       CheckpointError: no family has words for the model (the reasons are listed), the checkpoint does not fit its
         config, holds NaN, or the disk is full; the destination is as it was then.
     """
-    family, reasons = family_of(run.model)
-    if family is None and not custom_code:
-        raise CheckpointError(
-            f"Hugging Face has no model for this config: {'; '.join(reasons)}. --custom_code exports it with a model "
-            "file of its own"
-        )
-    if custom_code or family is None:
-        pairs = own_pairs(run.model)
-        describe = functools.partial(custom_config, run.model, pairs)
-    else:
-        pairs = pairs_of(family, run.model)
-        describe = functools.partial(their_config, family, run.model, run.model.eos_id)
-    fit = fit_checkpoint(checkpoint, {name: pair.shape for pair in pairs for name in pair.ours})
-    stored = DTYPES[dtype] if dtype else fit.bundle.dtype("gpt2/wte")
-    precision = "bfloat16" if stored == BFLOAT16 else "float32"
-    config = describe(precision)
+    recast = recast or Recast(run.model, run.model)
+    pairs, describe = in_their_words(recast, custom_code)
+    held = variables_of(run.model)  # a recast model may have more
+    fit = fit_checkpoint(checkpoint, {name: pair.shape for pair in pairs for name in pair.ours if name in held})
+    stored = dtype or ("bfloat16" if fit.bundle.dtype("gpt2/wte") == BFLOAT16 else "float32")
+    config = describe(stored)
     with staged_folder(destination) as staging:
-        write_weights(staging, pairs, fit, DTYPES[precision], run.model, shard)
+        write_weights(staging, pairs, fit, DTYPES[stored], shard, recast)
         write_json(staging, "config.json", config)
         write_json(
             staging,
@@ -317,9 +327,26 @@ def export_hf(
     return config["architectures"][0]
 
 
-def write_weights(
-    folder: str, pairs: Sequence[Pair], fit: Fit, dtype: np.dtype, model: ModelConfig, shard: int
-) -> None:
+def in_their_words(recast: Recast, custom_code: bool) -> tuple[list[Pair], Callable[[str], dict]]:
+    """The tensors of a model, and its config.json as a function of their type.
+
+    Raises:
+      CheckpointError: no family has words for it, and our own file is not asked for.
+    """
+    model = recast.model
+    if custom_code:
+        pairs = own_pairs(model)
+        return pairs, functools.partial(custom_config, model, pairs)
+    family, reasons = family_of(model) if model == recast.source else (GPT2, [])
+    if family is None:
+        raise CheckpointError(
+            f"Hugging Face has no model for this config: {'; '.join(reasons)}. --custom_code exports it with a model "
+            "file of its own"
+        )
+    return pairs_of(family, model), functools.partial(their_config, family, model, model.eos_id)
+
+
+def write_weights(folder: str, pairs: Sequence[Pair], fit: Fit, dtype: np.dtype, shard: int, recast: Recast) -> None:
     """Write model.safetensors, or several files and their index."""
     by_name = {pair.theirs: pair for pair in pairs}
     groups: list[dict] = [{}]
@@ -335,17 +362,17 @@ def write_weights(
     places = {}
     for number, group in enumerate(groups, 1):
         file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        pieces = {name: their_blocks(by_name[name], fit, dtype, model.n_head) for name in group}
+        pieces = {name: their_blocks(by_name[name], fit, dtype, recast) for name in group}
         write_safetensors(os.path.join(folder, file), group, pieces)
         places.update(dict.fromkeys(group, file))
     if count > 1:
         write_json(folder, "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def their_blocks(pair: Pair, fit: Fit, dtype: np.dtype, heads: int) -> Iterator[np.ndarray]:
+def their_blocks(pair: Pair, fit: Fit, dtype: np.dtype, recast: Recast) -> Iterator[np.ndarray]:
     """Blocks of one of their tensors; ours are read when the first is asked for."""
-    ours = [fit.value(name, fit.bundle.dtype(name)) for name in pair.ours]
-    yield from finite_blocks(pair.arrangement.join(ours, heads), dtype, pair.ours[0], fit.bundle.path)
+    ours = [recast.value(fit, name, pair.shape) for name in pair.ours]
+    yield from finite_blocks(pair.arrangement.join(ours, recast.model.n_head), dtype, pair.ours[0], fit.bundle.path)
 
 
 def write_json(folder: str, name: str, value: Any) -> None:

@@ -52,9 +52,9 @@ def reader(source: Any, dtype: Optional[np.dtype] = None) -> Read:
     return read
 
 
-def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray) -> np.ndarray:
-    """float32 [sequence, vocab] of int [sequence], from one of our checkpoints."""
-    stored = reader(bundle)
+def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray, dtype: Optional[np.dtype] = None) -> np.ndarray:
+    """float32 [sequence, vocab] of int [sequence], from one of our checkpoints, weights rounded to `dtype` first."""
+    stored = reader(bundle, dtype)
 
     def read(name: str) -> Any:  # with its adapter, if it has one
         value = stored(name)

@@ -16,8 +16,6 @@ from gpt_neo.config.devices import parse_devices
 from gpt_neo.errors import GptNeoError
 from gpt_neo.runtime.cluster import Lead, plan_cluster, serve, start_server, wait_for
 
-MISTAKE = 2
-
 
 def with_cluster(job: Job, command: Callable[[Job], int]) -> int:
     """Run a command on this machine, or on those of TF_CONFIG: as their chief, or lending the devices of this one.
@@ -52,8 +50,8 @@ def lead(job: Job, cluster: Cluster, command: Callable[[Job], int]) -> int:
         try:
             plan = plan_cluster(job.run.mesh, cluster, server, devices)
             context.status = command(dataclasses.replace(job, plan=plan))
-        except GptNeoError:
-            context.status = MISTAKE
+        except GptNeoError as error:
+            context.status = error.status
             raise
         except KeyboardInterrupt:
             context.status = 128 + signal.SIGINT

@@ -7,17 +7,26 @@ import signal
 import sys
 from typing import Any, Callable, Optional
 
-from gpt_neo.errors import GptNeoError
+from gpt_neo.errors import GptNeoError, reason_of
 
 
 def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
     """Run a command; return its exit status."""
+    open_standard_streams()
     try:
         status = command(*given) or 0
         sys.stdout.flush()
         return status
     except GptNeoError as error:
         print(f"error: {error}", file=sys.stderr)
+        return error.status
+    except BrokenPipeError:  # who reads has enough, as `| head` has
+        forget_output()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        path = f"{error.filename}: " if error.filename else ""
+        print(f"error: {path}{reason_of(error)}", file=sys.stderr)
+        forget_output()
         return 2
     except BrokenPipeError:  # the reader has enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
@@ -25,3 +34,22 @@ def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def open_standard_streams() -> None:
+    """Lead what was closed to nowhere, before a file of ours gets its number and what others print."""
+    number = os.open(os.devnull, os.O_RDWR)
+    while number <= 2:
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
+def forget_output() -> None:
+    """Let Python not try again, at its end, what standard output has refused."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,6 +15,7 @@ from gpt_neo import storage
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import Sample, SamplingOptions, TrackingOptions, Train
+from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.cli.parser import words_of
 from gpt_neo.config.cluster import cluster_of
 from gpt_neo.config.schema import SECTIONS
@@ -111,9 +112,10 @@ class SupervisedRun:
         self.metrics = Metrics(job.folder, self.identity, events=bool(job.devices.tpu))
         print(f"run       {tracked.identity} of experiment {options.tracking.experiment}", flush=True)
         tracked.update(folder=job.folder, attempts=0)
-        self.supervisor = Supervisor(
+        supervisor = self.supervisor = Supervisor(
             self.command, self.watch, self.policy, self.say, self.restore, child_environment(job), self.tick
         )
+        tell_of_lost_output(lambda line: supervisor.output.keep(f"note      {line}\n"))
         try:
             status = self.supervisor.run()
             if status == 0 and (options.sampling.prompt or job.run.training.predict_steps):

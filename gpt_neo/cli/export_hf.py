@@ -13,6 +13,7 @@ from gpt_neo.checkpoint.folder import find_checkpoint
 from gpt_neo.checkpoint.hub import push_folder
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.peft import export_adapters
+from gpt_neo.checkpoint.recast import as_gpt2
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text
@@ -37,7 +38,10 @@ def export_folder(options: ExportHf) -> int:
             run = dataclasses.replace(run, name=folder_name(options.model))
         else:
             run = load_run(options.model, options.set)
+    if options.as_ and options.custom_code:
+        raise ConfigError("--as and --custom_code: give one of them")
     adapted, run = run.model, dataclasses.replace(run, model=merged(run.model))
+    recast = as_gpt2(run.model) if options.as_ else None
     folder = model_folder(run, reads_only=True)
     if options.push and scheme_of(options.destination):
         raise ConfigError("--push uploads a local folder; copy DST here first")
@@ -58,7 +62,7 @@ def export_folder(options: ExportHf) -> int:
         lines.append(verdict_text(verdict))
 
     size, code = int(options.shard_gb * 1e9), options.custom_code
-    made = export_hf(run, found.path, options.destination, options.dtype, size, options.tokenizer, check, code)
+    made = export_hf(run, found.path, options.destination, options.dtype, size, options.tokenizer, check, code, recast)
     print(model_text(run))
     print(f"exported  step {step_of(found.path):,} of {folder}")
     for line in (*(f"note      {note}" for note in found.notes), *lines):

@@ -10,8 +10,10 @@ from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job, load_job
 from gpt_neo.cli.options import CheckData, Evaluate, Export, Sample, Train
+from gpt_neo.cli.output import unhindered
 from gpt_neo.config.records import require_records
 from gpt_neo.errors import ConfigError
+from gpt_neo.tracking.supervisor import end_with_parent
 
 
 def train(options: Train) -> int:
@@ -20,6 +22,7 @@ def train(options: Train) -> int:
     # the training itself, a process of its own, tells what was recognised in the config
     job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
     require_records(job.run)
+    end_with_parent()
     if options.tracking.track:
         from gpt_neo.checkpoint.provenance import config_keys
         from gpt_neo.tracking.trackers import tracked
@@ -34,9 +37,16 @@ def train_job(job: Job, options: Train) -> int:
     if options.tracking.experiment:
         from gpt_neo.cli.experiment import run_experiment
 
-        return run_experiment(job, options)
+        with unhindered():
+            return run_experiment(job, options)
     quiet.silence(options.model.verbose)
     quiet.spare_tpu(options.devices.tpu)
+    with unhindered():
+        return train_here(job, options)
+
+
+def train_here(job: Job, options: Train) -> int:
+    """Train in this process."""
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
 

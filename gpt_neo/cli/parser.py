@@ -133,8 +133,8 @@ class Parser(argparse.ArgumentParser):
         if also:
             self.also.append(field.name)
             self.add_argument(word_of(field.name), nargs="?", metavar=given["metavar"], help=f"as --{field.name}")
-        names = [*filter(None, [rules["short"]]), f"--{field.name}"]
-        place.add_argument(*names, required=field.default is REQUIRED and not also, **given)
+        names = [*filter(None, [rules["short"]]), name_of(field)]
+        place.add_argument(*names, dest=field.name, required=field.default is REQUIRED and not also, **given)
 
     def made(self, argv: Sequence[str]) -> Any:
         """The dataclass that a command line says.
@@ -162,10 +162,15 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, words: Sequence[str]) -> NoReturn:
         """End with the words that mean nothing, and the nearest flag."""
-        known = [f"--{field.name}" for field in flags_of(self.options) if field.metadata["word"] != "only"]
+        known = [name_of(field) for field in flags_of(self.options) if field.metadata["word"] != "only"]
         near = difflib.get_close_matches(words[0].partition("=")[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
+
+
+def name_of(field: dataclasses.Field) -> str:
+    """A flag as it is typed; a field whose name would be a word of Python ends in _."""
+    return f"--{field.name.rstrip('_')}"
 
 
 def word_of(name: str) -> str:
@@ -201,11 +206,11 @@ def words_of(options: Any) -> list[str]:
         elif value == field.default:
             continue
         elif rules["given"].get("action") == "append":
-            words += [f"--{field.name}={text}" for text in value]
+            words += [f"{name_of(field)}={text}" for text in value]
         elif isinstance(value, tuple):
-            words += [f"--{field.name}", *value]
+            words += [name_of(field), *value]
         elif isinstance(value, bool):
-            words.append(f"--{field.name}")
+            words.append(name_of(field))
         else:
-            words.append(f"--{field.name}={value}")
+            words.append(f"{name_of(field)}={value}")
     return words

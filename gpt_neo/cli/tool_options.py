@@ -221,13 +221,18 @@ class ExportHf(Options):
     )
     destination: str = flag(REQUIRED, "new folder, local or gs://", word="only", metavar="DST")
     checkpoint: Optional[str] = flag(None, WHICH, metavar="WHICH")
-    dtype: Optional[str] = flag(None, "type of the weights (default: as stored)", choices=DTYPES)
+    dtype: Optional[str] = flag(None, "type of the weights (default: as stored)", choices=(*DTYPES, "float16"))
     tokenizer: Optional[str] = flag(None, "tokenizer.json (default: the one of the run, else GPT-2's)", metavar="FILE")
     shard_gb: float = flag(5.0, "most per weight file", above=0, metavar="GB")
     custom_code: bool = flag(
         False,
         "write a model file of ours beside the weights, for what Hugging Face has no model for (gla, linear, experts, "
         "...); load it with trust_remote_code=True",
+    )
+    as_: Optional[str] = flag(
+        None,
+        "as another model of the same logits, for programs that know no GPT-Neo: its layers have to be global",
+        choices=("gpt2",),
     )
     adapters: Optional[str] = flag(
         None, "write the adapters of a LoRA run there too, as PEFT loads them (DST has them merged)", metavar="FOLDER"

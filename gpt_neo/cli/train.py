@@ -20,6 +20,7 @@ from gpt_neo.cli.during import DuringTraining, at_checkpoints, ended_early
 from gpt_neo.cli.evaluate import evaluate, load_job_tasks
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import ModelOptions, SamplingOptions, TrainingOptions
+from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.config.estimate import training_memory
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.evaluation.documents import files_of
@@ -156,6 +157,7 @@ def train_alone(
     line = ProgressLine()
     stall = stall_minutes(job, training) if here else training.stall_minutes
     watch = Watch(job.folder, lock, stall, training.skip_spikes, notice=line.note)
+    tell_of_lost_output(watch.log_note)
     began = time.monotonic()
     try:
         reached = steps(line, watch)

@@ -11,19 +11,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
+import stat
 import threading
 import time
 from typing import Any, Callable, Optional
 
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, InUseError
+from gpt_neo.storage import parse_json
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.system import is_running
 
 LOCK_FILE = "run.lock"
 BEAT = 20.0  # seconds between renewals
 SIZE = 500  # bytes of a local lock
+LONGEST = 100_000  # bytes of one that is read
 STALE = 120.0  # seconds without one after which an owner that cannot be asked counts as gone
 
 
@@ -63,15 +67,20 @@ class FolderLock:
       clock: seconds since 1970.
 
     Raises:
-      CheckpointError: another run is at work in the folder, or the lock cannot be written.
+      InUseError: another run is at work in the folder.
+      CheckpointError: the lock cannot be written.
     """
 
     def __init__(
-        self, folder: str, tell: Callable[[str], None] = lambda line: None, clock: Callable[[], float] = time.time
+        self,
+        folder: str,
+        tell: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.path = os.path.join(folder, LOCK_FILE)
         self.remote = files.is_remote(folder)
-        self.tell, self.clock = tell, clock
+        self.tell, self.clock, self.sleep = tell, clock, sleep
         pid = os.getpid()
         self.record = {
             **this_machine(),
@@ -112,13 +121,16 @@ class FolderLock:
         self.drop()
 
     def hold(self) -> None:
-        """Let the kernel hold the file for this process."""
+        """Let the kernel hold the file for this process; what a link leads to is not ours to write."""
+        if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
+            raise CheckpointError(f"{self.path}: a link, a pipe or a folder, not the lock of a run; delete it")
         while True:
-            self.handle = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
+            number = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+            self.handle = os.fdopen(number, "r+", encoding="utf-8")
             try:
                 fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CheckpointError(self.in_use(self.read() or {}, "")) from None
+                raise InUseError(self.in_use(self.read() or {})) from None
             # A run that ended just now may have removed the file that was opened.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self.handle.fileno()), os.stat(self.path)):
@@ -136,16 +148,18 @@ class FolderLock:
         if not files.exists(self.path):
             return None
         try:
-            record = json.loads(files.read_bytes(self.path).decode("utf-8"))
-            return record if {"host", "pid", "since", "alive"} <= set(record) else {}
-        except (ValueError, TypeError):
+            record = parse_json(files.read_bytes(self.path, count=LONGEST), once=False)
+        except ValueError:
             return {}
+        kinds: dict[str, Any] = {"host": str, "pid": int, "since": (int, float), "alive": (int, float)}
+        sound = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+        return record if sound and all(0 <= record[key] < 1e15 for key in ("pid", "since", "alive")) else {}
 
     def take_over(self, known: dict) -> None:
         """Go past a lock whose owner is gone, and say so.
 
         Raises:
-          CheckpointError: the owner may be alive.
+          InUseError: the owner is alive.
         """
         here = this_machine()
         silent = max(0.0, self.clock() - known["alive"])
@@ -156,22 +170,34 @@ class FolderLock:
             alive = start_of(known["pid"]) == known.get("started", "") != ""
             # A process that is there and has a local folder no longer locked has left it.
             if alive and self.remote and known["pid"] != os.getpid():
-                raise CheckpointError(self.in_use(known, ""))
+                raise InUseError(self.in_use(known))
             reason = "it has left the folder" if alive else "that process is gone"
         elif not here["boot"] and known["host"] == here["host"] and not self.remote and not is_running(known["pid"]):
             reason = "that process is gone"  # macOS says no more of a process than whether it is there
         elif silent >= STALE:
             reason = f"it gave no sign of life for {age_text(silent)}"
         else:
-            raise CheckpointError(
-                self.in_use(
-                    known,
-                    f" If it is gone, the lock is free {age_text(STALE - silent)} from now; or delete {self.path}.",
-                )
-            )
+            self.wait_for_silence(known, STALE - silent)
+            reason = f"it gave no sign of life for {age_text(STALE)}"
         self.tell(f"the lock of {who}, held for {age_text(known['alive'] - known['since'])}, is taken over: {reason}")
 
-    def in_use(self, known: dict, advice: str) -> str:
+    def wait_for_silence(self, known: dict, seconds: float) -> None:
+        """Wait for a sign of life of an owner that cannot be asked: on another host, or this one by its former name.
+
+        Raises:
+          InUseError: there was one.
+        """
+        self.tell(
+            f"process {known['pid']} on {known['host']} has the lock and cannot be asked: waiting up to "
+            f"{age_text(seconds)} for its next sign of life"
+        )
+        for _ in range(math.ceil(seconds)):
+            self.sleep(1.0)
+            latest = self.read()
+            if latest and latest != known:
+                raise InUseError(self.in_use(latest))
+
+    def in_use(self, known: dict) -> str:
         """The refusal."""
         folder = os.path.dirname(self.path)
         if not known:
@@ -181,7 +207,6 @@ class FolderLock:
             f"model_path {folder!r} is in use: process {known['pid']} on {known['host']} has held it for "
             f"{age_text(now - known['since'])}, last sign of life {age_text(now - known['alive'])} ago. Two runs "
             f"in one folder would overwrite each other's checkpoints: stop that one, or set another model_path."
-            f"{advice}"
         )
 
     def write(self) -> None:
@@ -193,7 +218,7 @@ class FolderLock:
             return
         self.handle.seek(0)
         self.handle.write(f"{text:{SIZE}s}\n")
-        self.handle.flush()
+        self.handle.truncate()  # of a longer one that said nothing
 
     def renew_until_the_end(self) -> None:
         """Renew the lock every BEAT seconds. A failure to is none of the run's: its own writes will tell."""

@@ -49,7 +49,7 @@ def verify(
     Args:
       way: `torch` runs transformers on their side and our network on ours, `numpy` a forward pass that holds one layer
         at a time on both, `auto` the former where it is installed and memory allows, `none` nothing.
-      rounded: type that the weights were rounded to on the way from or to Hugging Face.
+      rounded: type that the weights were rounded to on the way from or to Hugging Face; both sides are, first.
       run_code: run the model file in a folder of --custom_code, which has just been put there, as users will. Without
         it the one of this package runs, and nothing of the folder.
 
@@ -73,11 +73,11 @@ def verify(
     if way == "torch":
         if not has_torch():
             raise ConfigError("--verify torch: needs torch and transformers; install the extra 'bench', or give numpy")
-        ours = network_logits(checkpoint, model, tokens)
+        ours = network_logits(checkpoint, model, tokens, rounded)
         theirs = torch_logits(folder, tokens, rounded, custom, run_code)
         ways = "our network, transformers on PyTorch"
     else:
-        ours = our_logits(Bundle(checkpoint), model, tokens)
+        ours = our_logits(Bundle(checkpoint), model, tokens, rounded)
         theirs = their_logits(HfFolder(folder), tokens, rounded)
         ways = "NumPy, layer by layer, on both sides"
     worst = float(np.abs(ours - theirs).max())  # NaN on either side is NaN here, and fails
@@ -104,8 +104,10 @@ def fits(model: ModelConfig) -> bool:
     return count_parameters(model) * 4 < free / 2
 
 
-def network_logits(checkpoint: str, model: ModelConfig, tokens: np.ndarray) -> np.ndarray:
-    """float32 [sequence, vocab] from our network, in float32."""
+def network_logits(
+    checkpoint: str, model: ModelConfig, tokens: np.ndarray, rounded: Optional[np.dtype] = None
+) -> np.ndarray:
+    """float32 [sequence, vocab] from our network, in float32, weights rounded to a type of fewer bits first."""
     from gpt_neo.mtf_compat import tf
     from gpt_neo.runtime.export import build_logits
     from gpt_neo.runtime.predict_step import load_weights
@@ -113,6 +115,8 @@ def network_logits(checkpoint: str, model: ModelConfig, tokens: np.ndarray) -> n
     with tf.Graph().as_default(), tf.Session() as session:
         logits = build_logits(tf.constant(tokens[np.newaxis]), dataclasses.replace(model, precision="float32"))
         load_weights(session, checkpoint)
+        for variable in tf.global_variables() if rounded is not None and rounded.itemsize == 2 else ():
+            variable.load(session.run(variable).astype(rounded).astype(np.float32), session)
         return session.run(logits)[0]
 
 
@@ -132,7 +136,7 @@ def torch_logits(
         )
     with torch.no_grad():
         for parameter in model.parameters() if rounded is not None and rounded.itemsize == 2 else ():
-            parameter.copy_(parameter.bfloat16().float())
+            parameter.copy_(parameter.to(getattr(torch, str(rounded))).float())
         return model.eval()(torch.tensor(tokens[np.newaxis].astype(np.int64))).logits[0].numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.saver import writing_to
+from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.lock import FolderLock, age_text
 from gpt_neo.storage import tensorflow as files
@@ -22,7 +24,7 @@ WATCH_LOG = "watch_log.jsonl"  # skipped batches and divergence, one line each
 STALL_FILE = "stall.txt"
 POLL = 1.0  # seconds between looks at the clock
 LAST_WORDS = 20.0  # seconds that writing the stacks may take: the storage may be what hangs
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -36,7 +38,8 @@ class Stopped(BaseException):
 class Watch:
     """Context of a training run.
 
-    The first SIGTERM or SIGINT lets the step at work end, and the run save and stop; a second SIGINT ends it at once.
+    The first SIGTERM, SIGINT or SIGHUP (unless that is ignored, as nohup has it) lets the step at work end, and the run
+    save and stop; a second SIGINT ends it at once.
     A run that makes no step for `stall_minutes` is ended with the stacks of its threads and exit status 75.
 
     Args:
@@ -70,7 +73,8 @@ class Watch:
     def __enter__(self) -> Watch:
         self.mark()
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.on_signal) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self.handlers = {number: signal.signal(number, self.on_signal) for number in heard}
         if self.stall_seconds:
             threading.Thread(target=self.wait_for_steps, daemon=True).start()
         return self
@@ -103,6 +107,11 @@ class Watch:
         path = os.path.join(self.folder, WATCH_LOG)
         with writing_to(path):
             files.append_text(path, json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
+
+    def log_note(self, text: str) -> None:
+        """Append a note to the watch log, as far as the storage lets us."""
+        with contextlib.suppress(OSError, GptNeoError):
+            self.log("note", text=text)
 
     def wait_for_steps(self) -> None:
         """End the process when no step has come for too long."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import logging
 import threading
 from typing import Any, Callable, Optional, Protocol
@@ -21,6 +22,7 @@ from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo.serving")
 STOPPED = "the server is stopping"
+ERRAND_STEPS = 8  # steps between two pictures while answers are made
 
 
 @dataclasses.dataclass
@@ -152,8 +154,11 @@ class Engine:
     def run(self) -> None:
         """The thread."""
         try:
-            while self.admit():
-                if self.errands:  # one between two steps, as of prompts: neither holds up the other for long
+            for turn in itertools.count():
+                if not self.admit():
+                    break
+                # A picture takes as long as several steps: answers go before it.
+                if self.errands and (not self.rows or turn % ERRAND_STEPS == 0):
                     self.errands.popleft()()
                 self.read_one()
                 self.step()

@@ -11,15 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, Callable, Optional
 
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, InUseError
 
 MISTAKE = 2  # exit statuses of a training: an error that is the user's to mend
+IN_USE = InUseError.status  # another run is in the folder
 PREEMPTED = 143  # saved after SIGTERM
 STALLED = 75  # found by the training itself
 LOST = 69  # a machine of a cluster is gone
+PARENT = "GPT_NEO_PARENT"  # the file descriptor of a pipe whose other end the supervisor holds
 CAPTURED = 32 << 20  # characters of output that are kept for the record
 
 
@@ -171,15 +173,18 @@ class Supervisor:
     def one_attempt(self) -> tuple[int, bool]:
         """Start the child and wait for its end. Returns its exit status, and whether it had to be ended."""
         words = list(self.command(self.attempt))
+        theirs, ours = os.pipe()
         # A session of its own: a signal to us reaches it once, from us, and it can be ended with what it has started.
         self.child = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=self.environment,
+            env={**self.environment, PARENT: str(theirs)},
+            pass_fds=[theirs],
             start_new_session=True,
         )
+        os.close(theirs)
         assert self.child.stdout and self.child.stderr
         pipes = ((self.child.stdout, sys.stdout), (self.child.stderr, sys.stderr))
         threads = [self.output.forward(pipe, target) for pipe, target in pipes]
@@ -189,6 +194,7 @@ class Supervisor:
             stalled = self.attend()
         finally:
             self.end()  # only alive if something is wrong with us
+            os.close(ours)
         status = self.child.returncode
         for thread in threads:
             thread.join(timeout=5)  # a grandchild may keep the pipe open
@@ -238,7 +244,7 @@ class Supervisor:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C go to the child, which saves and ends; the second Ctrl-C ends it by force."""
+        """SIGTERM, SIGHUP and Ctrl-C go to the child, which saves and ends; the second Ctrl-C ends it by force."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -248,7 +254,9 @@ class Supervisor:
             self.stop.set()
             self.pass_on(signal.SIGKILL if self.signals.count(signal.SIGINT) > 1 else number)
 
-        before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        heard = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, hear) for number in heard}
         try:
             yield
         finally:
@@ -283,6 +291,8 @@ def ending(status: int, stalled: bool) -> str:
         return "the training stood still"
     if status == PREEMPTED:
         return "the training was preempted"
+    if status == IN_USE:
+        return "another run is in the folder"
     if status == LOST:
         return "the training has lost a machine"
     if status > 128:
@@ -291,3 +301,17 @@ def ending(status: int, stalled: bool) -> str:
         except ValueError:
             pass
     return f"the training ended with status {status}"
+
+
+def end_with_parent() -> None:
+    """In a supervised training: end as for SIGTERM once the supervisor is gone, however it went."""
+    number = os.environ.pop(PARENT, "")
+    if not number.isdigit():
+        return
+
+    def wait() -> None:
+        with suppress(OSError):
+            os.read(int(number), 1)  # nothing is ever written: this is the end of the pipe
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, InUseError
 from gpt_neo.runtime import lock
 from gpt_neo.runtime.lock import BEAT, LOCK_FILE, STALE, FolderLock, start_of, this_machine
 
@@ -67,13 +67,44 @@ def test_stale_locks_are_explained(tmp_path, changes, reason):
 @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"processes": "pid:[1]"}])
 def test_an_owner_that_cannot_be_asked_is_given_time(tmp_path, changes):
     written(tmp_path, **changes)
-    with pytest.raises(CheckpointError, match=r"held it for 2 hours, last sign of life 30 sec.*is free 90 seconds"):
-        take(tmp_path)
+    slept, told = [], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 20:
+            written(tmp_path, **changes, alive=NOW - 10)
+
+    with pytest.raises(InUseError, match=r"held it for 2 hours, last sign of life 10 sec") as error:
+        FolderLock(str(tmp_path), told.append, clock=lambda: NOW, sleep=sleep).__enter__()
+    assert error.value.status == 73 and sum(slept) == 20 and "waiting up to 90 seconds" in told[0]
     assert json.loads((tmp_path / LOCK_FILE).read_text())["token"] == "x"
-    assert take(tmp_path, NOW + STALE)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": 3}', "\x00" * 500])
+def test_a_pod_with_a_new_name_takes_its_own_lock(tmp_path):
+    """It is not renewed: whoever wrote it is gone."""
+    written(tmp_path, host="pod-1", processes="pid:[1]")
+    slept, told = [], []
+    with FolderLock(str(tmp_path), told.append, clock=lambda: NOW, sleep=slept.append):
+        assert sum(slept) == 90 and told[1].endswith("is taken over: it gave no sign of life for 2 minutes")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("elsewhere", path)])
+def test_a_lock_that_is_no_file(tmp_path, make):
+    make(tmp_path / LOCK_FILE)
+    with pytest.raises(CheckpointError, match="run.lock: a link, a pipe or a folder, not the lock of a run"):
+        take(tmp_path)
+    assert not os.path.exists(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "{", "[]", "{}", '{"pid": 3}', "\x00" * 500, "[" * 90_000, '{"pid": ' + "9" * 5000 + "}"],
+        '{"host": "h", "pid": 1, "since": "noon", "alive": 1}',
+        '{"host": "h", "pid": 1, "since": NaN, "alive": 1e999}',
+        '{"host": 1, "pid": -1, "since": 1, "alive": 1}',
+    ],
+)
 def test_a_lock_that_says_nothing(tmp_path, text):
     (tmp_path / LOCK_FILE).write_text(text)
     assert take(tmp_path) == []

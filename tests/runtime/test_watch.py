@@ -72,7 +72,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(world, server):
     lock = json.load(open(os.path.join(folder, "run.lock")))
     assert lock["pid"] == child.pid
     status, text = server.run("--model", path)
-    assert status == 2
+    assert status == 73
     assert re.search(
         rf"error: model_path '.*' is in use: process {child.pid} on \S+ has held it for \d+ seconds, last "
         r"sign of life \d+ seconds ago",
@@ -207,3 +207,17 @@ ProgressHook.after_run = hang_in_the_fourth
     status, text = server.run("--model", path)
     assert status == 0 and "steps 3 to 6" in text and "that process is gone" in text
     check_equal(weights_of(folder_of(path), 6), whole)
+
+
+def test_a_terminal_that_goes_away_saves(world, server):
+    """SIGHUP, with a standard output that takes nothing any more; the run's own log says so."""
+    path = world.config("hung_up", train_steps=2000, lr_decay_end=2000)
+    folder = folder_of(path)
+    full = "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+    child = server.start("--model", path, before=SLOW + full)
+    child.until(lambda: os.path.exists(os.path.join(folder, "train_log.jsonl")))
+    child.kill(signal.SIGHUP)
+    assert child.wait() == 129 and "Traceback" not in child.text
+    assert [name for name in os.listdir(folder) if name.endswith(".index")] != ["model.ckpt-0.index"]
+    (row,) = [json.loads(line) for line in open(os.path.join(folder, "watch_log.jsonl"))]
+    assert (row["event"], row["text"]) == ("note", "standard output is lost: No space left on device")

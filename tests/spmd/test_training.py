@@ -116,7 +116,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(world, server, whole):
     folder = folder_of(path)
     child.until(lambda: os.path.exists(os.path.join(folder, "train_log.jsonl")))
     status, text = server.run("--model", path, before=slow)
-    assert status == 2 and f"is in use: process {child.pid} on " in text
+    assert status == 73 and f"is in use: process {child.pid} on " in text
     child.kill(signal.SIGTERM)
     assert child.wait() == 143, child.text
     step = int(re.search(r"stopped   by SIGTERM: step (\d+) is saved. The same command", child.text)[1])

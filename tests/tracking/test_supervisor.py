@@ -1,5 +1,6 @@
 """Restarts: when, how often, and what is said about it. The children are small scripts."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import pytest
 from gpt_neo.errors import ConfigError
 from gpt_neo.tracking.metrics import Metrics, look
 from gpt_neo.tracking.supervisor import CAPTURED, Output, Policy, Supervisor, Watched
+from tests.conftest import ROOT
 
 # Logs the steps from `first` on, as training does, then does as told.
 CHILD = """
@@ -83,6 +85,44 @@ def test_a_mistake_is_not_repeated(harness):
     assert harness.supervisor.attempt == 1 and not harness.told
 
 
+def test_a_folder_in_use_is_tried_again(harness):
+    assert harness.supervise((1, 0, "sys.exit(73)"), (1, 3, "")) == 0
+    assert harness.told == ["another run is in the folder at step 0; attempt 2 in 0 s"]
+
+
+def test_the_child_ends_with_its_supervisor(harness, tmp_path):
+    """However that goes; it gets the signal that lets a training save."""
+    scene = f"""
+sys.path.insert(0, {ROOT!r})
+from gpt_neo.tracking.supervisor import end_with_parent
+def hear(number, frame):
+    open(os.path.join(folder, "heard"), "w").write(str(number))
+    os._exit(0)
+signal.signal(signal.SIGTERM, hear)
+end_with_parent()
+open(os.path.join(folder, "ready"), "w").close()
+time.sleep(60)
+"""
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            harness.supervise((1, 2, scene))
+        os._exit(0)
+    wait_for(tmp_path / "ready")
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_for(tmp_path / "heard")
+    assert (tmp_path / "heard").read_text() == str(int(signal.SIGTERM))
+
+
+def wait_for(path):
+    for _ in range(1000):
+        if path.exists() and (path.name == "ready" or path.read_text()):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path} does not appear")
+
+
 def test_an_error_in_the_middle_is_tried_again(harness):
     assert harness.supervise((1, 4, "sys.exit(2)"), (3, 8, "")) == 0
 
@@ -106,7 +146,7 @@ def test_after_the_last_step_silence_is_no_stall(harness):
     assert harness.supervise((1, 7, "time.sleep(1.5)"), train_steps=7, policy={"stall": 0.3}) == 0
 
 
-@pytest.mark.parametrize("number, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals_reach_the_child_once_and_end_it(harness, number, expected):
     scene = """
 heard = []
@@ -114,7 +154,7 @@ def hear(number, frame):
     heard.append(number)
     time.sleep(0.3)
     sys.exit(128 + number if len(heard) == 1 else 1)
-signal.signal(signal.SIGTERM, hear); signal.signal(signal.SIGINT, hear)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, hear)
 print("ready", flush=True)
 time.sleep(30)
 """

@@ -1,0 +1,104 @@
+"""Standard output that is full, closed or never read."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gpt_neo.cli import output
+from gpt_neo.cli.output import Unhindered, tell_of_lost_output, unhindered
+
+FULL = "/dev/full"
+
+
+def told_by(stream):
+    told = []
+    stream.telling(told.append)
+    return told
+
+
+def test_everything_arrives_in_order(tmp_path):
+    with open(tmp_path / "out", "w", encoding="utf-8") as behind:
+        stream = Unhindered(behind)
+        for number in range(5000):
+            print("line", number, "é", file=stream)
+        stream.flush()
+        assert stream.encoding == "utf-8" and not stream.isatty() and stream.fileno() == behind.fileno()
+        lines = (tmp_path / "out").read_text(encoding="utf-8").splitlines()
+        assert lines == [f"line {number} é" for number in range(5000)]
+
+
+def test_a_stream_in_memory():
+    behind = io.StringIO()
+    stream = Unhindered(behind)
+    print("text", file=stream, flush=True)
+    assert behind.getvalue() == "text\n"
+
+
+@pytest.mark.skipif(not os.path.exists(FULL), reason="no /dev/full")
+def test_a_full_disk_is_said_once():
+    with open(FULL, "w", encoding="utf-8") as behind:
+        stream = Unhindered(behind)
+        told = told_by(stream)
+        for _ in range(3):
+            print("text", file=stream, flush=True)
+    assert told == ["No space left on device"]
+
+
+def test_a_reader_that_leaves():
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as behind:
+        stream = Unhindered(behind)
+        print("text", file=stream, flush=True)
+        assert told_by(stream) == ["Broken pipe"]
+
+
+def test_a_reader_that_does_not_read_and_then_does(monkeypatch):
+    monkeypatch.setattr(output, "PATIENCE", 0.1)
+    read, write = os.pipe()
+    with open(write, "w", encoding="utf-8") as behind:
+        stream = Unhindered(behind)
+        told = told_by(stream)
+        began = time.monotonic()
+        for _ in range(3000):
+            print("x" * 999, file=stream, flush=True)
+        assert time.monotonic() - began < 5 and told == ["nobody reads it"]
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(iter(lambda: os.read(read, 1 << 16), b"")))
+        thread.start()
+        assert stream.changed.wait_for(lambda: not stream.size, 10) if stream.changed.acquire() else None
+        stream.changed.release()
+        print("the end", file=stream, flush=True)
+        assert not stream.reason
+    thread.join()
+    text = b"".join(found)
+    assert text.endswith(b"the end\n") and output.ROOM - 1000 <= len(text) < output.ROOM + 100_000
+    os.close(read)
+
+
+def test_standard_streams_for_as_long_as_it_lasts(capfd):
+    before = sys.stdout, sys.stderr
+    with unhindered(), unhindered():
+        tell_of_lost_output(print)
+        print("out")
+        print("err", file=sys.stderr)
+    assert (sys.stdout, sys.stderr) == before and capfd.readouterr() == ("out\n", "err\n")
+
+
+def run(command, **streams):
+    return subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m gpt_neo {command}"], stderr=subprocess.PIPE, **streams
+    )
+
+
+def test_commands_whose_output_is_refused_end_in_one_line():
+    assert run("--version | true").returncode == 0
+    full = run("plan gpt2_124M > /dev/full")
+    assert full.returncode == 2 and full.stderr == b"error: No space left on device\n"
+    closed = run("plan gpt2_124M >&-")
+    assert closed.returncode == 0 and closed.stderr == b""
