@@ -28,9 +28,6 @@ def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
         print(f"error: {path}{reason_of(error)}", file=sys.stderr)
         forget_output()
         return 2
-    except BrokenPipeError:  # the reader has enough, as `| head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
-        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
