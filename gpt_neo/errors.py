@@ -38,5 +38,5 @@ def reason_of(error: BaseException) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A count with its noun: `1 document`, `2,000 documents`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    """A count with its noun: `1 document`, `2,000 documents`, `2 batches`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("ch") else "s")

@@ -16,7 +16,7 @@ from gpt_neo.checkpoint.tensors import forget_pages, is_float
 from gpt_neo.config.network import DOWN, SCALE, UP
 from gpt_neo.config.optimizers import owner_of
 from gpt_neo.config.origins import presence_keys, size_keys
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, counted
 
 BLOCK = re.compile(r"/h(\d+)/")
 PADDING = 512  # rows; legacy programs and others pad the vocabulary by fewer than that
@@ -141,7 +141,7 @@ def mismatch_table(path: str, rows: list[tuple]) -> str:
     table = [("tensor", "expected", "found", "config key"), *merged_blocks(rows)]
     widths = [max(len(row[i]) for row in table) for i in range(3)]
     lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])).rstrip() for row in table]
-    return f"{path} does not fit the config in {len(rows)} tensor(s); nothing was loaded\n" + "\n".join(lines)
+    return f"{path} does not fit the config in {counted(len(rows), 'tensor')}; nothing was loaded\n" + "\n".join(lines)
 
 
 def merged_blocks(rows: list[tuple]) -> list[tuple]:

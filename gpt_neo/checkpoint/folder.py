@@ -15,6 +15,11 @@ from gpt_neo.errors import CheckpointError
 from gpt_neo.storage import tensorflow as files
 
 STATE = "checkpoint"
+PART = re.compile(r"\.(?:index|data-\d+-of-\d+)$")
+NAMED = re.compile(re.escape(PREFIX) + r"\d+")
+# TensorFlow's text form of CheckpointState: any order, spaces, either quotes.
+ENTRY = re.compile(r"""\b(model_checkpoint_path|all_model_checkpoint_paths)\s*:\s*(["'])((?:(?!\2)[^\\]|\\.)*)\2""")
+ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)", re.S)
 BEST = "best"  # sub-folder of the checkpoint with the least loss on held-out records
 
 
@@ -52,6 +57,7 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
     prefixes = sorted(checkpoints_of(folder), key=step_of)
     if not prefixes:
         return None
+    problems = strangers(folder)
     stated, listed = read_state(folder)
     order = prefixes[::-1]
     if stated in prefixes:
@@ -62,7 +68,8 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
             *[p for p in order if p != stated and p not in newer and step_of(p) < step_of(stated)],
             *[p for p in order if p not in newer and step_of(p) > step_of(stated)],
         ]
-    problems: list[str] = []
+    elif stated:
+        problems.append(f"the state file names {os.path.basename(stated)}, which is not here")
     first: Optional[CheckpointError] = None
     for prefix in order:
         try:
@@ -73,6 +80,10 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
             first = first or error
             problems.append(f"passed over {os.path.basename(prefix)}: {error}")
             continue
+        left = [p for p in order[order.index(prefix) :] if step_of(p) > step_of(prefix)]
+        problems += [
+            f"passed over {os.path.basename(p)}: the state file names {os.path.basename(stated)}" for p in left
+        ]
         return Found(prefix, tuple(problems))
     assert first is not None
     raise first
@@ -101,23 +112,57 @@ def find_checkpoint(folder: str, which: Optional[str] = None) -> Optional[Found]
     return Found(steps[which])
 
 
+def strangers(folder: str) -> list[str]:
+    """Lines on files of a folder that look like a checkpoint, and are none that is taken."""
+    try:
+        names = files.names(folder)
+    except OSError:
+        return []
+    ours = {name[: -len(".index")] for name in names if name.endswith(".index")}
+    lines = []
+    for prefix in sorted({name[: part.start()] for name in names if (part := PART.search(name))}):
+        if not NAMED.fullmatch(prefix):
+            lines.append(f"passed over {prefix}: a checkpoint is called {PREFIX}<step> here; rename its files")
+        elif prefix not in ours:
+            lines.append(f"passed over {prefix}: its file {prefix}.index is missing")
+    old = [name for name in names if NAMED.fullmatch(name)]
+    return lines + [f"passed over {name}: TensorFlow wrote such a checkpoint before version 0.12" for name in old]
+
+
+def no_checkpoint(folder: str) -> CheckpointError:
+    """That a folder has none, and what it has that looks like one."""
+    return CheckpointError(
+        "; ".join([f"no checkpoint in {folder!r}: train first, or set model_path", *strangers(folder)])
+    )
+
+
 def checkpoints_of(folder: str) -> list[str]:
     """Paths, without suffix, of every checkpoint that has an index."""
     paths = files.glob(storage.join(glob.escape(folder), f"{PREFIX}*.index"))
     prefixes = [path[: -len(".index")] for path in paths]
-    return [prefix for prefix in prefixes if prefix.rsplit("-", 1)[-1].isdigit()]
+    return [prefix for prefix in prefixes if NAMED.fullmatch(prefix.rsplit("/", 1)[-1])]
 
 
 def read_state(folder: str) -> tuple[str, list[str]]:
     """The checkpoint that the state file names, and all that it lists, as paths in this folder ("" for none)."""
     path = os.path.join(folder, STATE)
-    if file_size(path) is None:
+    if file_size(path) is None or os.path.isdir(path):
         return "", []
-    text = read_bytes(path).decode("utf-8", "replace")
-    current = re.findall(r'^model_checkpoint_path: "(.*)"', text, re.M)
-    listed = re.findall(r'^all_model_checkpoint_paths: "(.*)"', text, re.M)
-    here = [os.path.join(folder, name.rsplit("/", 1)[-1]) for name in [*current[-1:], *listed]]
-    return (here[0] if current else ""), here
+    text = re.sub(r"(?m)^\s*#.*$", "", read_bytes(path).decode("utf-8-sig", "replace"))
+    found = [
+        (key, os.path.join(folder, re.split(r"[/\\]", unescaped(name))[-1])) for key, _, name in ENTRY.findall(text)
+    ]
+    current = [name for key, name in found if key == "model_checkpoint_path"][-1:]
+    return (current[0] if current else ""), [*current, *(name for key, name in found if key.startswith("all"))]
+
+
+def unescaped(text: str) -> str:
+    """What stands between the quotes of a text proto; TensorFlow writes other letters than ASCII's as octal bytes."""
+
+    def plain(found: re.Match) -> bytes:
+        return bytes([int(found[1], 8) & 255]) if found[1].isdigit() else found[1]
+
+    return ESCAPE.sub(plain, text.encode("utf-8")).decode("utf-8", "replace")
 
 
 def write_state(folder: str, prefix: str) -> None:

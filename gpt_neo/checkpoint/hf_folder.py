@@ -12,7 +12,7 @@ from gpt_neo import storage
 from gpt_neo.checkpoint.safetensors import SafetensorsFile
 from gpt_neo.checkpoint.tensors import TensorSource
 from gpt_neo.checkpoint.torch_file import TorchFile
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, counted
 
 # In the order of preference.
 WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -71,7 +71,9 @@ class HfFolder:
         if held != told:
             tensor, name = min(told - held or held - told)
             says = "is not in it" if (tensor, name) in told else "is in it and not in the index"
-            raise CheckpointError(f"{where}: wrong for {len(held ^ told)} tensor(s): {tensor} of {name} {says}")
+            raise CheckpointError(
+                f"{where}: wrong for {counted(len(held ^ told), 'tensor')}: {tensor} of {name} {says}"
+            )
         self.places = places
 
     @property

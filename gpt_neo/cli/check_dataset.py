@@ -13,7 +13,7 @@ from gpt_neo.cli.job import Job
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.dataprep.survey import Figures
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, counted
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.sources import CHUNKS, Source, needed_text, tokens_needed, training_sources
@@ -63,7 +63,7 @@ def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer) 
     """Print what a source holds; whether training could read it."""
     lengths, needed = np.array(seen.lengths), tokens_needed(run)
     print(
-        f"dataset   {source.name}: {len(lengths):,} records in {len(source.paths)} file(s), "
+        f"dataset   {source.name}: {counted(len(lengths), 'record')} in {counted(len(source.paths), 'file')}, "
         f"{lengths.sum():,} tokens, read as {source.kind}"
     )
     print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run)} make a sample)")
@@ -81,9 +81,9 @@ def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer) 
         starts = np.arange(0, len(lengths), source.stitch)
         joined = np.add.reduceat(lengths, starts) + source.stitch - 1
         print(
-            f"samples   {source.stitch} document(s) each, joined by id {source.eos_id}: {joined.mean():,.0f} tokens "
-            f"on average; {(joined < needed).mean():.1%} are shorter than {needed} and filled up with id "
-            f"{source.padding_id}, which costs no loss"
+            f"samples   {counted(source.stitch, 'document')} each, joined by id {source.eos_id}: "
+            f"{joined.mean():,.0f} tokens on average; {(joined < needed).mean():.1%} are shorter than {needed} and "
+            f"filled up with id {source.padding_id}, which costs no loss"
         )
     return not wrong
 

@@ -9,7 +9,7 @@ import sys
 from gpt_neo.cli.console import note, size_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import CompileOptions, FindLayout
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, counted
 from gpt_neo.spmd.topologies import find_slice
 
 
@@ -79,7 +79,7 @@ def report_lines(report: dict) -> list[str]:
     lines = [
         f"{verdict}{amount}",
         f"model     {report['model']}: {report['parameters']:,} parameters, {report['train_batch_size']} sequences per "
-        f"step in {report['microbatches']} microbatch(es) per replica",
+        f"step in {counted(report['microbatches'], 'microbatch')} per replica",
         f"slice     {report['slice']} ({report['kind']}, {report['devices']} devices), mesh {mesh}, layout {layout}",
     ]
     if not report["fits"]:

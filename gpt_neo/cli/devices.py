@@ -6,6 +6,7 @@ from typing import Optional
 
 from gpt_neo.cli.job import Job
 from gpt_neo.config.devices import parse_devices
+from gpt_neo.errors import counted
 from gpt_neo.runtime.mesh import MeshPlan, check_visible, plan_mesh, whole_mesh
 from gpt_neo.runtime.tpu import TpuOptions
 from gpt_neo.system import cores
@@ -32,5 +33,5 @@ def device_text(job: Job, plan: MeshPlan) -> str:
     """One line on devices."""
     if job.devices.tpu:
         return f"devices   TPU {job.devices.tpu}"
-    names = ", ".join(plan.devices) if plan.devices != ("",) else f"local, {cores()} CPU core(s)"
+    names = ", ".join(plan.devices) if plan.devices != ("",) else f"local, {counted(cores(), 'CPU core')}"
     return f"devices   {names}" + (f" ({plan.note})" if plan.note else "")

@@ -23,7 +23,7 @@ from gpt_neo.cli.tool_options import Doctor
 from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import GptNeoError
+from gpt_neo.errors import GptNeoError, counted
 from gpt_neo.storage import scheme_of
 from gpt_neo.system import cores, how_to_install, shipped
 
@@ -198,7 +198,7 @@ def device_line() -> Line:
     from gpt_neo.mtf_compat import tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    text = f"{cores()} CPU core(s), {len(gpus)} GPU(s)" + "".join(f", {gpu.name}" for gpu in gpus)
+    text = f"{counted(cores(), 'CPU core')}, {counted(len(gpus), 'GPU')}" + "".join(f", {gpu.name}" for gpu in gpus)
     if not gpus and os.path.exists("/dev/nvidia0"):
         return Line(
             "devices",
@@ -222,7 +222,11 @@ def path_lines(folders: Sequence[str], run: Optional[RunConfig]) -> Iterator[Lin
         except GptNeoError as error:
             yield Line("access", str(error), "correct the path, or grant the permission")
         else:
-            done = "listed, written, replaced, read, deleted" if count is None else f"{count} file(s), listed and read"
+            done = (
+                "listed, written, replaced, read, deleted"
+                if count is None
+                else f"{counted(count, 'file')}, listed and read"
+            )
             yield Line("access", f"{what} {path}: {done}")
 
 

@@ -7,9 +7,10 @@ from typing import Optional
 
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
+from gpt_neo.errors import counted
 from gpt_neo.fast.choice import choose
 
-OPENVINO = f"devices   local, {len(os.sched_getaffinity(0))} CPU core(s), by OpenVINO"
+OPENVINO = f"devices   local, {counted(len(os.sched_getaffinity(0)), 'CPU core')}, by OpenVINO"
 
 
 def with_openvino(job: Job, backend: str, integers: Optional[str]) -> bool:

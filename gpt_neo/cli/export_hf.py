@@ -9,7 +9,7 @@ import time
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.card import write_card
 from gpt_neo.checkpoint.convert import DTYPES, export_hf
-from gpt_neo.checkpoint.folder import find_checkpoint
+from gpt_neo.checkpoint.folder import find_checkpoint, no_checkpoint
 from gpt_neo.checkpoint.hub import push_folder
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.peft import export_adapters
@@ -23,7 +23,7 @@ from gpt_neo.cli.tool_options import ExportHf
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.loader import folder_name
 from gpt_neo.config.network import merged
-from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.errors import ConfigError
 from gpt_neo.storage import scheme_of
 
 
@@ -47,7 +47,7 @@ def export_folder(options: ExportHf) -> int:
         raise ConfigError("--push uploads a local folder; copy DST here first")
     found = find_checkpoint(folder, options.checkpoint)
     if found is None:
-        raise CheckpointError(f"no checkpoint in {folder!r}")
+        raise no_checkpoint(folder)
     began = time.monotonic()
     lines: list[str] = []
     dtype = DTYPES[options.dtype] if options.dtype else None

@@ -7,13 +7,12 @@ import os
 from typing import Any, Optional
 
 from gpt_neo.checkpoint.bundle import Bundle
-from gpt_neo.checkpoint.folder import find_latest
+from gpt_neo.checkpoint.folder import find_latest, no_checkpoint
 from gpt_neo.checkpoint.health import examine
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import size_text
 from gpt_neo.cli.tool_options import Inspect
-from gpt_neo.errors import CheckpointError
 
 
 def inspect(options: Inspect) -> int:
@@ -23,7 +22,7 @@ def inspect(options: Inspect) -> int:
     if os.path.isdir(path):
         found = find_latest(path)
         if found is None:
-            raise CheckpointError(f"no checkpoint in {path!r}")
+            raise no_checkpoint(path)
         path, notes = found.path, found.notes
     bundle = Bundle(path)
     reports = [examine(bundle, name) for name in bundle.names()]

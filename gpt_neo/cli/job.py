@@ -12,7 +12,6 @@ from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.network import merged
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError
 
 if TYPE_CHECKING:  # NumPy: plans and help do without
     from gpt_neo.checkpoint.folder import Found
@@ -98,11 +97,11 @@ def job_checkpoint(job: Job) -> Found:
     Raises:
       CheckpointError: there is none, or it is damaged.
     """
-    from gpt_neo.checkpoint.folder import find_checkpoint
+    from gpt_neo.checkpoint.folder import find_checkpoint, no_checkpoint
 
     found = find_checkpoint(job.folder, job.model.checkpoint)
     if found is None:
-        raise CheckpointError(f"no checkpoint in {job.folder!r}: train first, or set model_path")
+        raise no_checkpoint(job.folder)
     for line in found.notes:
         note(line)
     return found

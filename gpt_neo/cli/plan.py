@@ -13,7 +13,8 @@ from gpt_neo.config.estimate import microbatches, training_memory
 from gpt_neo.config.layouts import dimension_sizes
 from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.records import count_from_name, count_records, records_only
+from gpt_neo.dataprep.records import count_records, counts_from_names, records_only
+from gpt_neo.errors import counted
 
 
 def show_plan(options: Plan) -> int:
@@ -33,8 +34,8 @@ def show_plan(options: Plan) -> int:
     print(memory_text(training_memory(run)))
     splits = microbatches(run.mesh, run.model.n_ctx, batch // replicas or 1)
     print(
-        f"step      {run.tokens_per_step:,} tokens: {batch} sequences of {run.model.n_ctx}, in {splits} "
-        f"microbatch(es) per replica; {run.training.train_steps:,} steps, "
+        f"step      {run.tokens_per_step:,} tokens: {batch} sequences of {run.model.n_ctx}, in "
+        f"{counted(splits, 'microbatch')} per replica; {run.training.train_steps:,} steps, "
         f"{run.training.train_steps * run.tokens_per_step:,} tokens in all"
     )
     print(f"epoch     {epoch_text(run)}")
@@ -52,7 +53,7 @@ def epoch_text(run: RunConfig) -> str:
         if not paths:
             parts.append(f"{ref.name}: no local records match {dataset.path}, so the steps per epoch are unknown")
             continue
-        named = [count_from_name(path) for path in paths]
+        named = counts_from_names(paths)
         count = sum(count_records(p) if n is None and os.path.isfile(p) else n or 0 for p, n in zip(paths, named))
         steps = count / run.training.train_batch_size
         parts.append(

@@ -14,7 +14,7 @@ from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import INTEGERS
 from gpt_neo.cli.tool_options import Quantize
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import ConfigError, DataError, counted
 from gpt_neo.evaluation.batches import check_scorable
 from gpt_neo.evaluation.windows import Request
 from gpt_neo.fast.choice import lacking
@@ -75,7 +75,7 @@ def held_out(job: Job, text: Optional[str], most: int) -> list[Request]:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--text {text!r}: cannot be read as UTF-8 text: {error}") from error
         if len(ids) < 2:
-            raise DataError(f"--text {text!r}: holds {len(ids)} token(s); at least 2 are needed")
+            raise DataError(f"--text {text!r}: holds {counted(len(ids), 'token')}; at least 2 are needed")
         rows = [ids[at : at + length + 1] for at in range(0, min(len(ids) - 1, most), length)]
     elif run.datasets and run.datasets[0][1].eval_path:
         from gpt_neo.dataprep.records import read_records

@@ -9,7 +9,7 @@ import time
 from typing import Callable, Optional
 
 from gpt_neo.checkpoint.best import read_best
-from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state
+from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
@@ -181,7 +181,7 @@ def train_alone(
 def show_opening(job: Job, found: Optional[Found], replicas: int, devices: str) -> None:
     """The lines that a training begins with."""
     run, start = job.run, step_of(found.path) if found else 0
-    for line in found.notes if found else ():
+    for line in found.notes if found else strangers(job.folder):
         note(line)
     print(model_text(run))
     print(memory_text(training_memory(run, replicas)))

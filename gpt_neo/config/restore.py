@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from gpt_neo.config import legacy
 from gpt_neo.config.former import ANY, FORMER, FORMER_MOE, Former
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, counted
 
 Notes = list[str]
 CAPACITY, LEGACY_CAPACITY = "moe_capacity_factor_eval", 2.0
@@ -164,8 +164,8 @@ def restore_datasets(keys: dict, legacy_config: bool, where: str) -> Notes:
         odd = isinstance(entry, list) and len(entry) not in (0, 4) and isinstance(entry[0], str)
         if odd:
             notes.append(
-                f"datasets entry {entry!r} is read as {entry[0]!r}: of an entry of {len(entry)} field(s) the first "
-                "counts, as in the 2021 program"
+                f"datasets entry {entry!r} is read as {entry[0]!r}: of an entry of {counted(len(entry), 'field')} the "
+                "first counts, as in the 2021 program"
             )
         entries.append(entry[0] if odd else entry)
     keys["datasets"] = entries

@@ -214,9 +214,15 @@ def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def count_from_name(path: str) -> Optional[int]:
-    """The record count in `<name>_<shard>_<records>.tfrecords`, or None."""
-    match = re.search(r"_(\d+)\.tfrecords?$", path)
+    """The record count in `<name>_<shard>_<records>.tfrecords`, or None; a single number is that of the file."""
+    match = re.search(r"_\d+_(\d+)\.tfrecords?$", path)
     return int(match.group(1)) if match else None
+
+
+def counts_from_names(paths: Sequence[str]) -> list[Optional[int]]:
+    """The same of several files. Where one says 0 (`wiki_2020_0.tfrecords`), the last number is that of the file."""
+    found = [count_from_name(path) for path in paths]
+    return [None] * len(found) if 0 in found else found
 
 
 def count_records(path: str) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from gpt_neo import storage
 from gpt_neo.dataprep.manifest import manifests_of
 from gpt_neo.dataprep.readers import natural_key
-from gpt_neo.dataprep.records import count_from_name, read_records, records_only
+from gpt_neo.dataprep.records import counts_from_names, read_records, records_only
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.plots import picture
 from gpt_neo.tokenizer import load_tokenizer
@@ -130,7 +130,7 @@ def survey(
         separator = (manifest.get("separator") or [tokenizer.eos_id])[-1]
     found = Survey(tokenizer=tokenizer.name, n_vocab=tokenizer.n_vocab, separator=separator)
     lengths = Lengths(separator)
-    for path in paths:
+    for path, promised in zip(paths, counts_from_names(paths)):
         before = found.records
         for ids in read_records(path):
             if len(found.samples) < samples:
@@ -138,7 +138,7 @@ def survey(
                 found.samples.append((f"record {found.records - before} of {path}, {len(ids):,} tokens", text))
             found.add(ids)
             lengths.add(ids)
-        promised, there = count_from_name(path), found.records - before
+        there = found.records - before
         if promised not in (None, there):
             found.warnings.append(f"{path}: its name promises {promised:,} records, it holds {there:,}")
     found.files, found.documents, found.shuffled = len(paths), lengths.all(), shuffled

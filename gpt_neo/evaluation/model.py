@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Optional
 
-from gpt_neo.checkpoint.folder import find_checkpoint
+from gpt_neo.checkpoint.folder import find_checkpoint, no_checkpoint
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.network import merged
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.tokenizer import Tokenizer
 
@@ -49,6 +48,6 @@ def find_model(name: str, which: Optional[str] = None, overrides: Sequence[str] 
     folder = model_folder(run, reads_only=True)
     found = find_checkpoint(folder, which)
     if found is None:
-        raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
+        raise no_checkpoint(folder)
     tokenizer, eos = run_tokenizer(run, folder)
     return FoundModel(run, folder, found.path, tokenizer, eos, (*run.notes, *found.notes))

@@ -122,7 +122,7 @@ def explain_damage(error: Any, run: RunConfig, sources: Sequence[Source], step: 
     if "Input dataset was expected to contain" in error.message:
         for path, wanted in ((p, n) for source in sources for p, n in zip(source.paths, source.counts)):
             if os.path.exists(path) and count_records(path) != wanted:
-                promise = "it held at the start" if count_from_name(path) is None else "its name promises"
+                promise = "its name promises" if count_from_name(path) == wanted else "it held at the start"
                 return DataError(f"{path}: {promise} {wanted} records, it holds {count_records(path)}")
     if isinstance(error, (tf.errors.DataLossError, tf.errors.InvalidArgumentError)):
         for source, sample in zip(sources, mixture_of(run, sources).before(step * batch_size)):

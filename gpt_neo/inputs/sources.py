@@ -11,8 +11,15 @@ from typing import Optional
 from gpt_neo.config.records import require_records
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
-from gpt_neo.dataprep.records import count_from_name, count_records, has_mask, parse_example, read_frames, records_only
-from gpt_neo.errors import ConfigError, DataError, reason_of
+from gpt_neo.dataprep.records import (
+    count_records,
+    counts_from_names,
+    has_mask,
+    parse_example,
+    read_frames,
+    records_only,
+)
+from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.inputs.seeds import salt
 from gpt_neo.mtf_compat import tf
 from gpt_neo.storage import tensorflow as files
@@ -214,18 +221,18 @@ def record_counts(paths: Sequence[str]) -> list[int]:
     Raises:
       DataError: all files are empty.
     """
-    named = [count_from_name(path) for path in paths]
+    named = counts_from_names(paths)
     remote = [path for path, count in zip(paths, named) if count is None and not os.path.exists(path)]
-    counted = dict(zip(remote, count_remote(remote)))
+    found = dict(zip(remote, count_remote(remote)))
     for path, count in zip(paths, named):
         if count is not None and os.path.exists(path) and count * RECORD > os.path.getsize(path):
             raise DataError(f"{path}: its name promises {count:,} records, more than a file of its size holds")
     counts = [
-        counted[path] if path in counted else count_records(path) if count is None else count
+        found[path] if path in found else count_records(path) if count is None else count
         for path, count in zip(paths, named)
     ]
     if not sum(counts):
-        raise DataError(f"no records in {len(paths)} file(s), the first of them {paths[0]}")
+        raise DataError(f"no records in {counted(len(paths), 'file')}, the first of them {paths[0]}")
     return counts
 
 

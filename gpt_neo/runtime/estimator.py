@@ -9,11 +9,11 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from gpt_neo.checkpoint.best import keep_best
-from gpt_neo.checkpoint.folder import Found, find_checkpoint, latest_checkpoint, settle_state
+from gpt_neo.checkpoint.folder import Found, find_checkpoint, latest_checkpoint, no_checkpoint, settle_state
 from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError
+from gpt_neo.errors import ConfigError, GptNeoError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, training_sources
@@ -251,7 +251,7 @@ def what_to_evaluate(
     """
     found = find_checkpoint(folder, which)
     if found is None:
-        raise CheckpointError(f"no checkpoint in {folder!r}: train first, or set model_path")
+        raise no_checkpoint(folder)
     preflight.check_records(run, sources)
     batches = -(-sum(source.samples for source in sources) // (batch_size or eval_batch_size(run)))
     return found, batches if limit is None else min(batches, limit)

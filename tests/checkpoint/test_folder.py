@@ -7,7 +7,16 @@ import pytest
 
 from gpt_neo.checkpoint.average import average_checkpoints
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
-from gpt_neo.checkpoint.folder import find_checkpoint, find_latest, latest_checkpoint, settle_state, write_state
+from gpt_neo.checkpoint.folder import (
+    find_checkpoint,
+    find_latest,
+    latest_checkpoint,
+    no_checkpoint,
+    read_state,
+    settle_state,
+    strangers,
+    write_state,
+)
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 
@@ -36,11 +45,63 @@ def test_the_state_file_decides_whatever_machine_wrote_it(tmp_path):
     state = tmp_path / "checkpoint"
     listed = "".join(f'all_model_checkpoint_paths: "gs://away/run/model.ckpt-{s}"\n' for s in (5, 10, 20))
     state.write_text('model_checkpoint_path: "gs://away/run/model.ckpt-10"\n' + listed)
-    assert names(find_latest(str(tmp_path))) == ("model.ckpt-10", 0)
+    found = find_latest(str(tmp_path))
+    assert names(found) == ("model.ckpt-10", 1)
+    assert found.notes == ("passed over model.ckpt-20: the state file names model.ckpt-10",)
     settle_state(str(tmp_path))
     assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
     state.write_text('model_checkpoint_path: "/home/other/model.ckpt-999"\n')
-    assert names(find_latest(str(tmp_path))) == ("model.ckpt-20", 0)
+    found = find_latest(str(tmp_path))
+    assert names(found) == ("model.ckpt-20", 1)
+    assert found.notes == ("the state file names model.ckpt-999, which is not here",)
+
+
+def state_forms():
+    """The state file of one checkpoint, as TensorFlow, its text protos and people's tools write it."""
+    from google.protobuf import text_format
+
+    made = tf.train.generate_checkpoint_state_proto(
+        "/old", '/old/Läufe "a"/model.ckpt-10', ["/old/model.ckpt-5", '/old/Läufe "a"/model.ckpt-10'], [1.5, 2.5], 1.0
+    )
+    yield text_format.MessageToString(made)
+    yield text_format.MessageToString(made, as_one_line=True)
+    yield text_format.MessageToString(made, as_utf8=True).replace("\n", "\r\n")
+    for text in (
+        "# edited by hand\n  model_checkpoint_path:'model.ckpt-10'\n",
+        'all_model_checkpoint_paths: "model.ckpt-20"\nmodel_checkpoint_path : "C:\\\\runs\\\\model.ckpt-10"',
+    ):
+        assert text_format.Parse(text, type(made)()).model_checkpoint_path.endswith("model.ckpt-10")
+        yield text
+    yield '\ufeffmodel_checkpoint_path: "model.ckpt-10"'  # with a byte-order mark, as some editors save it
+
+
+@pytest.mark.parametrize("text", list(state_forms()))
+def test_the_state_file_in_every_form(tmp_path, text):
+    for step in (5, 10, 20):
+        save(tmp_path, step)
+    (tmp_path / "checkpoint").write_bytes(text.encode())
+    os.utime(tmp_path / "checkpoint", (2**31, 2**31))
+    stated, listed = read_state(str(tmp_path))
+    assert stated == str(tmp_path / "model.ckpt-10") and stated in listed
+    assert names(find_latest(str(tmp_path)))[0] == "model.ckpt-10"
+    settle_state(str(tmp_path))
+    assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
+
+
+def test_what_only_looks_like_a_checkpoint_is_said(tmp_path):
+    folder = str(tmp_path)
+    for name in ("ckpt-7.index", "ckpt-7.data-00000-of-00001", "model.ckpt-30.data-00000-of-00002", "model.ckpt-3"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "checkpoint").mkdir()  # as other tools call a folder of theirs
+    said = (
+        "passed over ckpt-7: a checkpoint is called model.ckpt-<step> here; rename its files",
+        "passed over model.ckpt-30: its file model.ckpt-30.index is missing",
+        "passed over model.ckpt-3: TensorFlow wrote such a checkpoint before version 0.12",
+    )
+    assert find_latest(folder) is None and all(line in str(no_checkpoint(folder)) for line in said)
+    save(tmp_path, 5)
+    assert find_latest(folder).notes == said
+    assert strangers(str(tmp_path / "nowhere")) == []
 
 
 def test_a_kill_between_checkpoint_and_state_file_loses_nothing(tmp_path):

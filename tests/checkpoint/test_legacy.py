@@ -136,7 +136,7 @@ def test_a_mismatch_is_a_table_with_the_key_that_would_explain_it(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         fit_checkpoint(prefix, wanted)
     lines = [line.split() for line in str(caught.value).splitlines()]
-    assert "does not fit the config in 9 tensor(s); nothing was loaded" in str(caught.value)
+    assert "does not fit the config in 9 tensors; nothing was loaded" in str(caught.value)
     assert ["gpt2/wte", "[700,", "64]", "[512,", "64]", "n_vocab=512"] in lines
     assert ["gpt2/wpe", "[256,", "64]", "[128,", "64]", "n_ctx=128"] in lines
     assert ["gpt2/h4/attn/q", "[64,", "64]", "missing", "n_layer"] in lines

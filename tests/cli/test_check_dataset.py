@@ -27,9 +27,9 @@ def test_a_mixture_of_chunks_and_documents(world, documents, command, capsys):
     path = world.config("mixed", datasets=mixed, train_steps=100)
     assert command("--model", path, "--check_dataset") == 0
     out = capsys.readouterr().out
-    assert "dataset   cut: 34 records in 1 file(s), 561 tokens, read as documents_random" in out
+    assert "dataset   cut: 34 records in 1 file, 561 tokens, read as documents_random" in out
     # groups of four: 0 + 1 + 2 + 3 tokens and three ends, and so on
-    assert "4 document(s) each, joined by id 0: 65 tokens on average; 22.2% are shorter than 33" in out
+    assert "4 documents each, joined by id 0: 65 tokens on average; 22.2% are shorter than 33" in out
     assert "mixture   small: weight 0.75 of 1 (75.00%), gives 300 of 400 samples (75.00%), 1.07 epochs" in out
     assert "mixture   cut: weight 0.25 of 1 (25.00%), gives 100 of 400 samples (25.00%), 11.76 epochs" in out
     assert out.count("--- record") == 3 and "WARNING" not in out

@@ -94,7 +94,7 @@ def test_dataset_entries(tmp_path):
     run = load(tmp_path, {**LEGACY, "datasets": entries})
     assert [ref.name for ref, _ in run.datasets] == ["d", "e", "d", "e"]
     assert [ref.weight for ref, _ in run.datasets] == [None, None, None, 0.5]
-    assert len(run.notes) == 2 and "of an entry of 5 field(s) the first counts" in run.notes[1]
+    assert len(run.notes) == 2 and "of an entry of 5 fields the first counts" in run.notes[1]
     for changes in ({"input_fn": "generic_text"}, {"mlm_training": True, "mlm_mask_id": 2}):
         with pytest.raises(ConfigError, match=r"datasets entry \['d'\]; expected an id or \[id, stitch"):
             load(tmp_path, {**LEGACY, "datasets": entries, **changes})

@@ -14,6 +14,7 @@ from gpt_neo.dataprep.records import (
     RecordWriter,
     count_from_name,
     count_records,
+    counts_from_names,
     encode_example,
     encode_rows,
     frame,
@@ -102,3 +103,10 @@ def test_compressed_records_are_called_so(tmp_path, pack):
 def test_patterns_leave_out_what_is_beside_records():
     names = ["a_0_1.tfrecords", "a_manifest.json", "b.records", "x/_SUCCESS", ".hidden", "notes.json"]
     assert records_only(names) == ["a_0_1.tfrecords", "b.records", "notes.json"]
+
+
+def test_names_that_promise_a_number_of_records():
+    assert counts_from_names(["a_0_3.tfrecords", "b/x_1_20.tfrecord", "x.tfrecords"]) == [3, 20, None]
+    # as the README of 2021 has it: a number is that of the file
+    assert counts_from_names(["name_0.tfrecords", "name_3.tfrecords"]) == [None, None]
+    assert counts_from_names(["wiki_2020_0.tfrecords", "wiki_2020_1.tfrecords"]) == [None, None]
