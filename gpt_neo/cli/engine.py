@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Optional
 
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
 from gpt_neo.errors import counted
 from gpt_neo.fast.choice import choose
+from gpt_neo.system import cores
 
-OPENVINO = f"devices   local, {counted(len(os.sched_getaffinity(0)), 'CPU core')}, by OpenVINO"
+OPENVINO = f"devices   local, {counted(cores(), 'CPU core')}, by OpenVINO"
 
 
 def with_openvino(job: Job, backend: str, integers: Optional[str]) -> bool:
