@@ -1,5 +1,7 @@
 """Errors that a user can act on: what was given, what is allowed, where."""
 
+LONGEST = 5000  # characters of a message
+
 
 class GptNeoError(Exception):
     """Base of every error that is the user's to mend; the command line prints it without a stack trace.
@@ -35,6 +37,12 @@ class DeviceError(GptNeoError):
 def reason_of(error: BaseException) -> str:
     """What went wrong, without the path that messages name anyway."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text of others for a terminal: one line or several, nothing in it a command, and not without end."""
+    whole = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in whole)
 
 
 def counted(count: int, noun: str) -> str:

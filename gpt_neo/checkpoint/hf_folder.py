@@ -38,6 +38,7 @@ class HfFolder:
         self.path = path
         if not os.path.isdir(path):
             raise CheckpointError(f"{path!r}: no such folder; expected config.json and weights as transformers saves")
+        refuse_links_out(path)
         self.config = storage.read_json(os.path.join(path, "config.json"), CheckpointError)
         found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
         if not found:
@@ -60,9 +61,10 @@ class HfFolder:
         places = storage.read_json(where, CheckpointError).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise CheckpointError(f"{where}: has no weight_map")
-        for name in sorted(set(places.values())):
+        for name in places.values():
             if not isinstance(name, str) or os.path.basename(name) != name:
                 raise CheckpointError(f"{where}: names the file {name!r}, which is not beside it")
+        for name in sorted(set(places.values())):
             if not os.path.isfile(os.path.join(self.path, name)):
                 raise CheckpointError(f"{where}: shard {name} is missing")
             self.files[name] = open_file(os.path.join(self.path, name))
@@ -100,6 +102,23 @@ class HfFolder:
     def read(self, name: str) -> np.ndarray:
         """The tensor, mapped from its file."""
         return self.files[self.places[name]].read(self.stored(name))
+
+
+def refuse_links_out(folder: str) -> None:
+    """Refuse a folder with a link to somewhere else, whose content would be read and copied as if it were a model's.
+
+    In the cache of the hub the files of a snapshot are links into the blobs of the same model.
+    """
+    top = os.path.realpath(folder)
+    cache, kind = os.path.split(os.path.dirname(top))
+    room = cache if kind == "snapshots" and os.path.basename(cache).startswith("models--") else top
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if os.path.islink(path) and not os.path.realpath(path).startswith(room.rstrip("/") + "/"):
+            raise CheckpointError(
+                f"{path}: a link to {os.path.realpath(path)}, outside of the folder, which is not followed: put the "
+                "file itself there"
+            )
 
 
 def wrapper_of(names: Iterable[str]) -> str:

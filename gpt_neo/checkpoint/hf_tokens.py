@@ -49,7 +49,10 @@ def ends(folder: str, config: dict) -> Iterator[tuple[str, Any]]:
     for name in TOKEN_FILES:
         token = optional_json(folder, name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
-        yield name, token_id(folder, token) if isinstance(token, str) else None
+        try:
+            yield name, token_id(folder, token) if isinstance(token, str) else None
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder}: the tokenizer's files are damaged: {error!r}") from error
 
 
 def as_ids(value: Any) -> list:

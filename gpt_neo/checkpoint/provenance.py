@@ -12,6 +12,7 @@ import os
 import platform
 from typing import Any, Optional
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import file_size, read_bytes
 from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.config.schema import SECTIONS, GlaParams, MoeConfig, RunConfig
@@ -115,9 +116,12 @@ def read_provenance(prefix: str) -> Optional[dict]:
     if file_size(path) is None:
         return None
     try:
-        record: Any = json.loads(read_bytes(path))
+        record: Any = storage.parse_json(read_bytes(path), once=False)
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
-    if not isinstance(record, dict) or record.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{path}: format {record.get('format')} is later than {FORMAT}, the last one known here")
+    number = record.get("format", 0) if isinstance(record, dict) else None
+    if type(number) is not int:
+        raise CheckpointError(f"{path}: damaged: expected an object with the number of a format")
+    if number > FORMAT:
+        raise CheckpointError(f"{path}: format {number} is later than {FORMAT}, the last one known here")
     return record

@@ -6,7 +6,6 @@ Copies lie in the folder for temporary files (TMPDIR) and take its disk, never m
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -58,8 +57,8 @@ def source_folder(folder: str) -> Iterator[str]:
 
 def shards(index: str) -> set:
     """What an index calls its files; nothing where it is damaged, which the reader of the folder will tell."""
-    with contextlib.suppress(ValueError, AttributeError, TypeError), open(index, encoding="utf-8") as handle:
-        return set(json.load(handle)["weight_map"].values())
+    with contextlib.suppress(CheckpointError, LookupError, AttributeError, TypeError):
+        return set(storage.read_json(index, CheckpointError)["weight_map"].values())
     return set()
 
 

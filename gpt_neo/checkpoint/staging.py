@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 
 from gpt_neo import storage
@@ -32,7 +33,7 @@ def staged_folder(destination: str) -> Iterator[str]:
     if os.path.lexists(destination) and not (os.path.isdir(destination) and not os.listdir(destination)):
         raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")
     parent, name = os.path.split(destination)
-    staging = os.path.join(parent, f".{name}.{os.getpid()}.partial")
+    staging = os.path.join(parent, f".{name}.{machine()}.{os.getpid()}.partial")
     try:
         storage.make_folder(parent)
         remove_stale(parent, name)
@@ -51,8 +52,13 @@ def staged_folder(destination: str) -> Iterator[str]:
 
 
 def remove_stale(parent: str, name: str) -> None:
-    """Remove what runs that are no longer alive have left."""
+    """Remove what runs of this machine that are no longer alive have left; those of another cannot be asked."""
     for entry in os.listdir(parent):
-        match = re.fullmatch(re.escape(f".{name}.") + r"(\d+)\.partial", entry)
+        match = re.fullmatch(re.escape(f".{name}.{machine()}.") + r"(\d+)\.partial", entry)
         if match and not is_running(int(match[1])):
             shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+
+
+def machine() -> str:
+    """Name of this machine for a part of a file's name."""
+    return re.sub(r"[^\w-]", "_", socket.gethostname())[:64]

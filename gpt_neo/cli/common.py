@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any, Callable, Optional
 
-from gpt_neo.errors import GptNeoError, reason_of
+from gpt_neo.errors import GptNeoError, printable, reason_of
 
 
 def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
@@ -18,14 +18,14 @@ def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
         sys.stdout.flush()
         return status
     except GptNeoError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.status
     except BrokenPipeError:  # who reads has enough, as `| head` has
         forget_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
-        print(f"error: {path}{reason_of(error)}", file=sys.stderr)
+        print(f"error: {printable(path + reason_of(error))}", file=sys.stderr)
         forget_output()
         return 2
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Optional
 
 from gpt_neo.config.estimate import Memory, count_parameters
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import counted
+from gpt_neo.errors import counted, printable
 
 if TYPE_CHECKING:  # a command that only plans does without TensorFlow
     from gpt_neo.runtime.hooks import Progress
@@ -62,7 +62,7 @@ def memory_text(memory: Memory) -> str:
 
 def note(line: str) -> None:
     """Print a line that a person should know about, at once."""
-    print(f"note      {line}", flush=True)
+    print(f"note      {printable(line)}", flush=True)
 
 
 LINES = 20  # of a training that stay on a terminal, so that the loss can be looked back at
@@ -106,6 +106,7 @@ class ProgressLine:
 
     def say(self, line: str) -> None:
         """Print a line of its own between those of the steps."""
+        line = printable(line)
         print(f"{chr(13)}\x1b[K{line}" if self.terminal else line, flush=True)
 
     def finish(self) -> None:

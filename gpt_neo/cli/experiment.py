@@ -87,9 +87,17 @@ def recorded_config(job: Job, options: Train) -> dict:
         datasets=datasets,
         model_path=job.folder,
         model=run.name,
-        command=shown(shlex.join(["gpt-neo", "train", *words_of(options)])),
+        command=shlex.join(["gpt-neo", "train", *words_of(without_secrets(options))]),
     )
     return json.loads(json.dumps(keys))
+
+
+def without_secrets(options: Train) -> Train:
+    """The options without what may hold passwords: addresses of databases, words of another command."""
+    tracking = options.tracking
+    observer = tuple(shown(where) for where in tracking.observer)
+    restore = tracking.recreate_tpu and "..."
+    return dataclasses.replace(options, tracking=dataclasses.replace(tracking, observer=observer, recreate_tpu=restore))
 
 
 class SupervisedRun:

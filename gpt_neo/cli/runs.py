@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Optional
 
 from gpt_neo import storage
-from gpt_neo.cli.console import time_text
+from gpt_neo.cli.console import note, time_text
 from gpt_neo.cli.tool_options import Runs
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, printable
 from gpt_neo.tracking.page import draw_png, page_of
 from gpt_neo.tracking.runs import TrackedRun, load_runs
 
@@ -18,7 +18,7 @@ HEAD = ("run", "status", "started (UTC)", "time", "step", "loss", "held-out", "h
 
 def list_runs(options: Runs) -> int:
     """List, and write what was asked for."""
-    runs = [run for where in options.where for run in load_runs(where)]
+    runs = [run for where in options.where for run in load_runs(where, note)]
     if options.experiment:
         runs = [run for run in runs if run.experiment == options.experiment]
     if options.run:
@@ -31,7 +31,7 @@ def list_runs(options: Runs) -> int:
         raise DataError(f"no runs of experiment {options.experiment!r}")
     rows = [row_of(run) for run in runs]
     for line in aligned([HEAD, *rows]):
-        print(line)
+        print(printable(line))
     if options.html:
         try:
             storage.write_bytes(options.html, page_of(runs, rows, HEAD).encode())

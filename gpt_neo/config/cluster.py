@@ -69,7 +69,7 @@ def cluster_of(environment: Mapping[str, str]) -> Optional[Cluster]:
         jobs, own = value.get("cluster", {}), value.get("task", {})
         tasks = [Task(job, i, str(a)) for job in JOBS for i, a in enumerate(jobs.get(job, []))]
         unknown = sorted(set(jobs) - set(JOBS))
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DeviceError(f"TF_CONFIG is no JSON object with a cluster and a task: {error}") from error
     if unknown:
         raise DeviceError(f"TF_CONFIG has the job {unknown[0]!r}; one mesh is made of {' and '.join(JOBS)} tasks only")

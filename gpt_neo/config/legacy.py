@@ -44,10 +44,10 @@ def expand_attention_types(value: Any, n_layer: int, where: str) -> tuple:
         value = [[[value], n_layer]]
     if not isinstance(value, list):
         raise ConfigError(f"{where}: attention_types is {value!r}; expected [[[name, ...], repeats], ...]")
-    names: list = []
+    parts: list = []  # (names, repeats): nothing is repeated before it is known how often altogether
     for entry in value:
         if isinstance(entry, str):
-            names.append(entry)
+            parts.append(([entry], 1))
             continue
         pattern = isinstance(entry, list) and len(entry) == 2
         if not (pattern and isinstance(entry[0], list) and type(entry[1]) in (int, str)):
@@ -57,13 +57,14 @@ def expand_attention_types(value: Any, n_layer: int, where: str) -> tuple:
             repeats = n_layer // max(1, len(block))
         if not isinstance(repeats, int) or repeats < 1:
             raise ConfigError(f"{where}: attention_types repeats {repeats!r}; expected a whole number of at least 1")
-        names.extend(list(block) * repeats)
-    for name in names:
+        parts.append((block, repeats))
+    for name in (name for block, _ in parts for name in block):
         if name not in KINDS:
             raise ConfigError(f"{where}: attention_types has {name!r}; allowed: {', '.join(KINDS)}")
-    if len(names) != n_layer:
-        raise ConfigError(f"{where}: attention_types names {len(names)} layers, n_layer is {n_layer}")
-    return tuple(names)
+    count = sum(len(block) * repeats for block, repeats in parts)
+    if count != n_layer:
+        raise ConfigError(f"{where}: attention_types names {count} layers, n_layer is {n_layer}")
+    return tuple(name for block, repeats in parts for name in list(block) * repeats)
 
 
 def parse_pairs(value: Any, name: str, where: str, sizes: bool) -> tuple:

@@ -12,11 +12,13 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+import regex
+
 from gpt_neo import storage
 from gpt_neo.config import legacy
 from gpt_neo.config.restore import restore
 from gpt_neo.config.rules import check_rules
-from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, RunConfig
+from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, ModelConfig, RunConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.system import shipped
 
@@ -35,6 +37,7 @@ SUCCESSORS = {
     "gpt2_small": "gpt2_124M",
 }
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+LONGEST_SHOWN = 200  # characters of a value in a message
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
 
@@ -161,7 +164,7 @@ def parse_override(text: str) -> tuple:
         raise ConfigError(f"--set {text!r}: expected key=value")
     try:
         return name, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return name, value
 
 
@@ -194,14 +197,18 @@ def build_sections(raw: dict, path: str) -> dict:
         raw["opt_name"] = raw["opt_name"].lower()  # the legacy program took any case
     legacy.resolve_objective(raw, path)
     legacy.resolve_positions(raw, path)
-    n_layer = coerce(raw.get("n_layer"), int, "n_layer", path) if raw.get("n_layer") is not None else None
-    if n_layer is not None:
+    if raw.get("n_layer") is not None:
+        n_layer = coerce(raw["n_layer"], int, "n_layer", path)
+        check_range(n_layer, ModelConfig.__dataclass_fields__["n_layer"], path)
         raw["attention_types"] = legacy.expand_attention_types(raw.get("attention_types") or "global", n_layer, path)
     raw["mesh_shape"] = legacy.parse_pairs(raw.get("mesh_shape"), "mesh_shape", path, sizes=True)
     raw["layout"] = legacy.parse_pairs(raw.get("layout"), "layout", path, sizes=False)
     raw["datasets"] = parse_datasets(raw.get("datasets"), path)
     if raw.get("weight_decay_rules") is not None:
         raw["weight_decay_rules"] = parse_decay_rules(raw["weight_decay_rules"], path)
+    if isinstance(raw.get("freeze"), list):
+        for pattern in raw["freeze"]:
+            check_pattern(pattern, "freeze", path)
     return {name: build_dataclass(section, raw, path) for name, section in SECTIONS.items()}
 
 
@@ -237,7 +244,8 @@ def coerce(value: Any, hint: Any, name: str, path: str) -> Any:
     try:
         if hint is bool and (isinstance(value, (bool, str)) or value in (0, 1)):
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
-        if hint is int and not isinstance(value, bool) and float(value) == int(float(value)):
+        whole = hint is int and not isinstance(value, bool) and float(value) == int(float(value))
+        if whole and abs(float(value)) < 2**63:
             return int(value) if isinstance(value, int) else int(float(value))
         if hint is float and not isinstance(value, bool):
             number = float(value)
@@ -252,13 +260,19 @@ def coerce(value: Any, hint: Any, name: str, path: str) -> Any:
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
     wanted = {
-        int: "a whole number",
+        int: "a whole number of at most 64 bits",
         float: "a finite number",
         bool: "true or false",
         str: "a string",
         tuple: "a list",
     }.get(hint, "an object")
-    raise ConfigError(f"{path}: key {name!r} is {value!r}; expected {wanted}")
+    raise ConfigError(f"{path}: key {name!r} is {shown(value)}; expected {wanted}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
 def check_range(value: Any, field: dataclasses.Field, path: str) -> Any:
@@ -283,16 +297,21 @@ def parse_decay_rules(value: Any, path: str) -> tuple:
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
             raise ConfigError(f"{path}: weight_decay_rules entry {entry!r}; expected [pattern, decay]")
         pattern, decay = entry[0], coerce(entry[1], float, f"decay of {entry[0]}", path)
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"{path}: weight_decay_rules has {pattern!r}, not a regular expression: {error}"
-            ) from error
+        check_pattern(pattern, "weight_decay_rules", path)
         if decay < 0:
             raise ConfigError(f"{path}: weight_decay_rules gives {pattern!r} the decay {decay}; expected at least 0")
         rules.append((pattern, decay))
     return tuple(rules)
+
+
+def check_pattern(pattern: Any, name: str, path: str) -> None:
+    """Refuse what is no regular expression."""
+    if not isinstance(pattern, str):
+        raise ConfigError(f"{path}: {name} has {shown(pattern)}; expected a regular expression")
+    try:
+        regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"{path}: {name} has {shown(pattern)}, not a regular expression: {error}") from error
 
 
 def parse_datasets(value: Any, path: str) -> tuple:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Callable, Optional
 
+import regex
+
 from gpt_neo.config.optimizers import is_hidden_matrix
 from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
+from gpt_neo.errors import ConfigError
 
+PATIENCE = 1.0  # seconds for a pattern of a config on one name
 QUERIES = 256  # queries that softmax attention holds against all keys at once
 DOWN, UP, SCALE, RANK = "/lora_a", "/lora_b", "gpt2/lora_scale", "lora_rank"  # adapters, and their common dimension
 CHUNK = 64  # tokens of a recurrence that attend to each other directly
@@ -189,7 +192,22 @@ def is_trained(name: str, model: ModelConfig, freeze: Sequence[str] = ()) -> boo
     """Whether training changes a variable: with adapters these alone, and none that a pattern of `freeze` matches."""
     if model.lora_rank and not name.endswith((DOWN, UP)):
         return False
-    return not any(re.search(pattern, name) for pattern in freeze)
+    return not any(matches(pattern, name) for pattern in freeze)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a regular expression matches anywhere in a variable's name.
+
+    Raises:
+      ConfigError: it takes for ever, as (a+)+b can.
+    """
+    try:
+        return regex.search(pattern, name, timeout=PATIENCE) is not None
+    except TimeoutError as error:
+        raise ConfigError(
+            f"the regular expression {pattern!r} takes more than {PATIENCE:g} s on the name {name!r}: write one "
+            "without repetitions inside repetitions"
+        ) from error
 
 
 def block_variables(model: ModelConfig, layer: int) -> Variables:

@@ -37,6 +37,7 @@ def key(
 
 
 REQUIRED = dataclasses.MISSING
+LARGEST = 2**31 - 1  # size of a dimension in TensorFlow and Mesh-TensorFlow
 # Activations, and the numbers that some learn per layer, with their initial values. What they compute stands in
 # model/activations.py, by the same names; a test holds both lists against each other.
 ACTIVATIONS: dict[str, dict[str, float]] = {
@@ -162,11 +163,11 @@ class GlaParams:
 class ModelConfig:
     """Everything the graph of the network depends on."""
 
-    n_head: int = key(REQUIRED, "Attention heads per layer.", low=1)
-    n_embd: int = key(REQUIRED, "Width of the residual stream.", low=1)
-    n_layer: int = key(REQUIRED, "Number of blocks.", low=1)
-    n_vocab: int = key(REQUIRED, "Rows of the embedding table.", low=1, unit="token ids")
-    n_ctx: int = key(REQUIRED, "Length of a sequence.", low=1, unit="tokens")
+    n_head: int = key(REQUIRED, "Attention heads per layer.", low=1, high=LARGEST)
+    n_embd: int = key(REQUIRED, "Width of the residual stream.", low=1, high=LARGEST)
+    n_layer: int = key(REQUIRED, "Number of blocks.", low=1, high=10_000)
+    n_vocab: int = key(REQUIRED, "Rows of the embedding table.", low=1, high=LARGEST, unit="token ids")
+    n_ctx: int = key(REQUIRED, "Length of a sequence.", low=1, high=LARGEST, unit="tokens")
     attention_types: tuple = key(("global",), "Attention type per layer: [[[name, ...], repeats], ...] or one name.")
     local_attention_radius: int = key(256, "What a local layer sees, itself included.", low=1, unit="tokens")
     gla_params: GlaParams = key(GlaParams(), "Options of gla layers.", source="Yang et al. 2023")

@@ -53,7 +53,7 @@ def json_lines(inputs: Sequence[str]) -> Iterator[tuple[str, int, Any]]:
                 for number, line in enumerate(decompressed(handle, source.compression), 1):
                     if line.strip():
                         yield source.path, number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, RecursionError) as error:
             raise DataError(f"{source.path}: is no JSON lines in UTF-8: {reason_of(error)}") from error
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import operator
 import os
-from typing import Any, BinaryIO, Optional
+from typing import BinaryIO, Optional
 
 from gpt_neo import storage
 from gpt_neo.errors import DataError, reason_of
@@ -78,15 +79,26 @@ class Ledger:
                 f"{' and '.join(different)}: go on with the same ones, or throw that work away with --restart"
             )
         for value in lines[1:]:
-            if "forget" in value:
-                self.drop(value["forget"], value["shards"])
-            elif "shard" in value:
-                self.shards[value["shard"]] = value
-            elif "manifest" in value:
-                self.manifest = value["manifest"]
-            else:
-                self.units.append(value)
+            try:
+                self.take(value)
+            except (KeyError, TypeError) as error:
+                raise DataError(
+                    f"{self.path}: damaged, no line of ours: {json.dumps(value)[:100]}; throw the unfinished work away "
+                    "with --restart"
+                ) from error
         return True
+
+    def take(self, value: dict) -> None:
+        """Take in a line. Raises: KeyError, TypeError: it is none of ours."""
+        if "forget" in value:
+            self.drop(value["forget"], value["shards"])
+        elif "shard" in value:
+            self.shards[operator.index(value["shard"])] = value
+        elif "manifest" in value:
+            self.manifest = value["manifest"]
+        else:
+            operator.index(value["unit"])
+            self.units.append(value)
 
     def append(self, value: dict) -> None:
         """Write a line to the disk.
@@ -135,14 +147,15 @@ class Ledger:
             self.handle.close()
 
 
-def parsed(line: bytes) -> Optional[Any]:
-    """The value of a whole line, or None."""
+def parsed(line: bytes) -> Optional[dict]:
+    """The object of a whole line, or None."""
     if not line.endswith(b"\n"):
         return None
     try:
-        return json.loads(line)
-    except ValueError:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
 
 
 def listed_files(folder: str) -> list[str]:

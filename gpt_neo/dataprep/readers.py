@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from gpt_neo import storage
-from gpt_neo.errors import DataError, reason_of
+from gpt_neo.errors import DataError, printable, reason_of
 
 TEXT_SUFFIXES = (".txt", ".rst", ".md", ".py")
 SUFFIXES = {
@@ -87,8 +87,7 @@ class Bad(NamedTuple):
         place = f":{self.number}" if self.noun == "line" else f", {self.noun} {self.number}"
         name = "standard input" if self.path == STDIN else self.path
         text = f"{name}{place if self.number else ''}: {self.reason}{': ' + self.detail if self.detail else ''}"
-        # Names in archives may be anything: nothing of them is a command to a terminal.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+        return printable(text).replace("\n", "\\n").replace("\t", "\\t")  # names in archives may be anything
 
 
 def natural_key(path: str) -> list:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from gpt_neo.config.network import matches
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.mtf_compat import Tensor, mtf
 from gpt_neo.ops.trained import Partition
@@ -64,5 +64,5 @@ def clipped(grads: Sequence[Tensor], norm: Tensor, limit: float) -> list:
 
 def weight_decay(name: str, config: OptimizerConfig) -> float:
     """The decay of a variable: that of the first rule that matches anywhere in its full name, else the general one."""
-    matching = (decay for pattern, decay in config.weight_decay_rules if re.search(pattern, name))
+    matching = (decay for pattern, decay in config.weight_decay_rules if matches(pattern, name))
     return next(matching, config.weight_decay)

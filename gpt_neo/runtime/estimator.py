@@ -288,6 +288,8 @@ class reading:  # noqa: N801  (used as a statement)
         if isinstance(error, tf.errors.OpError) and "IteratorGetNext" in error.message:
             raise preflight.explain_damage(error, self.run, self.sources, self.step, self.batch_size) from error
         if isinstance(error, tf.errors.ResourceExhaustedError):
+            if "No space left" in error.message or "quota" in error.message:
+                raise CheckpointError(f"the disk is full: {graph_reason(error)}") from error
             raise ConfigError(
                 "out of memory: lower train_batch_size, or tokens_per_mb_per_replica, or set recompute_grad "
                 f"({graph_reason(error)})"

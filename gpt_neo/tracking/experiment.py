@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
 import time
 import urllib.parse
@@ -56,7 +55,7 @@ def make_observer(where: str) -> Any:
         return observers.SqlObserver(where)
     except (sqlalchemy.exc.ArgumentError, ImportError) as error:
         raise ConfigError(
-            f"--observer {shown(where)}: {first_line(error)}; expected a folder, a database such as "
+            f"--observer {shown(where)}: {shown(first_line(error))}; expected a folder, a database such as "
             "sqlite:///runs.db or postgresql://user@host/name, or mongodb://host/name"
         ) from error
 
@@ -67,8 +66,16 @@ def database_of(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """Text with the passwords of URLs left out."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:...@", url)
+    """A URL, or a text that ends in one, without what may be secret: all before the last `@`, all after `?`.
+
+    Whatever stands in a password: `@`, `/`, spaces; and where there is only a token.
+    """
+    start, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    rest, question, _ = rest.partition("?")
+    _, at, place = rest.rpartition("@")
+    return f"{start}://{'...@' if at else ''}{place}{'?...' if question else ''}"
 
 
 def first_line(error: BaseException) -> str:
@@ -195,7 +202,7 @@ def track(
         if started(experiment):
             raise
         where = ", ".join(shown(url) for url in observers)
-        raise ConfigError(f"--observer {where}: cannot be used: {first_line(error)}") from error
+        raise ConfigError(f"--observer {where}: cannot be used: {shown(first_line(error))}") from error
     return status[0]
 
 
@@ -205,14 +212,14 @@ def next_identity(observers: Sequence[Any]) -> int:
     for observer in observers:
         if hasattr(observer, "basedir"):
             names = os.listdir(observer.basedir) if os.path.isdir(observer.basedir) else []
-            known += [int(name) for name in names if name.isdigit()]
+            known += [int(name) for name in names if name.isdecimal()]
         elif hasattr(observer, "engine"):
             import sqlalchemy
 
             if sqlalchemy.inspect(observer.engine).has_table("run"):
                 with observer.engine.connect() as connection:
                     found = connection.execute(sqlalchemy.text("SELECT run_id FROM run")).scalars()
-                    known += [int(text) for text in found if text.isdigit()]
+                    known += [int(text) for text in found if text.isdecimal()]
         else:
             last = observer.runs.find_one(sort=[("_id", -1)])
             known += [last["_id"]] if last and isinstance(last["_id"], int) else []
@@ -234,7 +241,9 @@ def make_experiment(sacred: Any, name: str, observers: list, tell: Callable[[str
     experiment = sacred.Experiment(name, base_dir=os.path.dirname(PACKAGE), save_git_info=has_git(PACKAGE))
     experiment.observers.extend(observers)
     experiment.logger = make_logger(experiment, tell)
-    known = {source.filename for source in experiment.sources}  # this file, with the state of the repository
+    for source in experiment.sources:  # this file, with the state of the repository, whose address may hold a token
+        source.repo = source.repo and shown(source.repo)
+    known = {source.filename for source in experiment.sources}
     for top, _, names in os.walk(PACKAGE):
         paths = [os.path.join(top, file) for file in names if file.endswith(".py")]
         more = [Source(path, get_digest(path), None, None, None) for path in paths if path not in known]
@@ -267,7 +276,7 @@ def make_logger(experiment: Any, tell: Callable[[str], None]) -> logging.Logger:
             if trace and not started(experiment):
                 return  # an observer that could not start a run cannot end it either; its error is raised
             if not text.startswith(("Failed after", "Aborted after")):
-                tell(f"tracking: {text.splitlines()[-1 if trace else 0]}")
+                tell(f"tracking: {shown(text.splitlines()[-1 if trace else 0])}")
 
     logger = logging.getLogger("gpt_neo.tracking")  # not a Logger made here: sacred asks for its children
     logger.setLevel(logging.WARNING)

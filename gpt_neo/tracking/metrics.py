@@ -72,7 +72,7 @@ def json_rows(data: bytes) -> tuple[list[dict], int]:
     for line in data[:end].splitlines():
         try:
             row: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)

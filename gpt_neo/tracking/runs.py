@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import json
 import os
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gpt_neo import storage
 from gpt_neo.errors import DataError
@@ -51,14 +51,17 @@ class TrackedRun:
         return points[-1][1] if points else None
 
 
-def load_runs(where: str) -> list[TrackedRun]:
+def load_runs(where: str, tell: Callable[[str], None] = lambda line: None) -> list[TrackedRun]:
     """The runs of a folder (sacred's or that of a training), or of a database, in the order of their ids.
+
+    Args:
+      tell: called with a line on every run of a folder whose record is damaged; the others are there all the same.
 
     Raises:
       DataError: there are none, or it cannot be read.
     """
     if storage.scheme_of(where) in ("", storage.SCHEME):
-        found = training_folder(where) if storage.exists(storage.join(where, TRAIN_LOG)) else sacred_folder(where)
+        found = training_folder(where) if storage.exists(storage.join(where, TRAIN_LOG)) else sacred_folder(where, tell)
     elif where.startswith("mongodb"):
         found = mongo_runs(where)
     else:
@@ -100,11 +103,20 @@ def add_points(metrics: dict, points: list) -> None:
         metrics[name] = sorted(kept.items())
 
 
-def sacred_folder(folder: str) -> list[TrackedRun]:
+def sacred_folder(folder: str, tell: Callable[[str], None]) -> list[TrackedRun]:
     """Runs of a FileStorageObserver."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    identities = sorted((name for name in names if name.isdigit()), key=int)
-    return [file_run(folder, name) for name in identities if os.path.isfile(os.path.join(folder, name, "run.json"))]
+    found = []
+    for name in sorted((name for name in names if name.isdecimal()), key=int):
+        place = os.path.join(folder, name)
+        if os.path.isfile(os.path.join(place, "run.json")):
+            try:
+                found.append(file_run(folder, name))
+            except DataError as error:
+                tell(f"run {name} is left out: {error}")
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                tell(f"run {name} is left out: {place} holds no record of sacred's: {error!r}")
+    return found
 
 
 def file_run(folder: str, identity: str) -> TrackedRun:
@@ -163,12 +175,12 @@ def sql_runs(url: str) -> list[TrackedRun]:
     try:
         engine = sqlalchemy.create_engine(url)
         if engine.dialect.name == "sqlite" and not os.path.exists(engine.url.database or ""):
-            raise DataError(f"{url}: no such file")
+            raise DataError(f"{shown(url)}: no such file")
         with engine.connect() as connection:
             rows = connection.execute(sqlalchemy.text(query)).mappings().all()
             return [sql_run(sqlalchemy, connection, row) for row in rows]
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        raise DataError(f"{shown(url)}: cannot be read: {first_line(error)}") from error
+        raise DataError(f"{shown(url)}: cannot be read: {shown(first_line(error))}") from error
 
 
 def sql_run(sqlalchemy: Any, connection: Any, row: Any) -> TrackedRun:
@@ -209,7 +221,7 @@ def mongo_runs(url: str) -> list[TrackedRun]:
         database: Any = pymongo.MongoClient(url)[database_of(url)]
         return [mongo_run(database, entry) for entry in database["runs"].find().sort("_id")]
     except pymongo.errors.PyMongoError as error:
-        raise DataError(f"{shown(url)}: cannot be read: {first_line(error)}") from error
+        raise DataError(f"{shown(url)}: cannot be read: {shown(first_line(error))}") from error
 
 
 def mongo_run(database: Any, entry: dict) -> TrackedRun:

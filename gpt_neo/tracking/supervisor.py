@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Callable, Optional
 
-from gpt_neo.errors import ConfigError, InUseError
+from gpt_neo.errors import ConfigError, InUseError, reason_of
 
 MISTAKE = 2  # exit statuses of a training: an error that is the user's to mend
 IN_USE = InUseError.status  # another run is in the folder
@@ -275,7 +274,7 @@ class Supervisor:
             try:
                 done = subprocess.run(self.restore, env=environment, stdin=subprocess.DEVNULL, check=False)
             except OSError as error:
-                raise ConfigError(f"--recreate_tpu {shlex.join(self.restore)}: cannot be run: {error}") from error
+                raise ConfigError(f"--recreate_tpu {self.restore[0]} ...: cannot be run: {reason_of(error)}") from error
             if done.returncode == 0:
                 break
             self.tell(f"--recreate_tpu ended with status {done.returncode}; again in {pause:.0f} s")

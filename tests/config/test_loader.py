@@ -133,13 +133,20 @@ MISTAKES = [
     ({"n_head": None}, "key 'n_head' is required"),
     ({"n_head": "two"}, "key 'n_head' is 'two'; expected a whole number"),
     ({"n_head": True}, "key 'n_head' is True; expected a whole number"),
-    ({"n_ctx": 0}, "key 'n_ctx' is 0; expected at least 1"),
+    ({"n_ctx": 0}, "key 'n_ctx' is 0; expected between 1 and 2147483647"),
     ({"lr": "NaN"}, "key 'lr' is 'NaN'; expected a finite number"),
     ({"attn_dropout": 1.5}, "between 0.0 and 1.0"),
     ({"rezero": 2}, "key 'rezero' is 2; expected true or false"),
     ({"opt_name": "sgd"}, "allowed: adam, adamw, adafactor, lion"),
     ({"n_head": 3}, "n_embd (8) is not divisible by n_head (3)"),
     ({"attention_types": [[["global"], 3]]}, "attention_types names 3 layers, n_layer is 2"),
+    ({"attention_types": [[["global"], 10**12]]}, "attention_types names 1000000000000 layers, n_layer is 2"),
+    ({"n_layer": 10**9}, "key 'n_layer' is 1000000000; expected between 1 and 10000"),
+    ({"n_vocab": 10**12}, "key 'n_vocab' is 1000000000000; expected between 1 and 2147483647"),
+    ({"train_steps": 10**4000}, "0...; expected a whole number of at most 64 bits"),
+    ({"warmup_steps": 1e300}, "key 'warmup_steps' is 1e+300; expected a whole number of at most 64 bits"),
+    ({"freeze": ["("]}, "freeze has '(', not a regular expression: missing )"),
+    ({"freeze": [5]}, "freeze has 5; expected a regular expression"),
     ({"attention_types": [[["flash"], 2]]}, "attention_types has 'flash'; allowed: global, local"),
     ({"activation_fn": "relu", "activation_function": "gelu"}, "set one of them, or both alike"),
     ({"mesh_shape": "x:two"}, "mesh_shape gives 'x' the size 'two'"),
@@ -190,6 +197,9 @@ def test_broken_files(tmp_path):
         load_config(write(tmp_path, text='{"n_head": 2,\n oops}'))
     with pytest.raises(ConfigError, match="key 'n_head' stands twice"):
         load_config(write(tmp_path, text='{"n_head": 2, "n_head": 4}'))
+    assert load_config(write(tmp_path), ["seed=7"]).training.seed == 7
+    with pytest.raises(ConfigError, match="key 'seed' is '9999"):
+        load_config(write(tmp_path), ["seed=" + "9" * 5000])
     with pytest.raises(ConfigError, match="not one of demo, gpt2_124M"):
         load_config("gpt3_999B")
     with pytest.raises(ConfigError, match="expected key=value"):

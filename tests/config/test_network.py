@@ -6,10 +6,11 @@ import math
 import pytest
 
 from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
-from gpt_neo.config.network import KINDS, POSITIONS, kinds_of, variables_of
+from gpt_neo.config.network import KINDS, POSITIONS, kinds_of, matches, variables_of
 from gpt_neo.config.optimizers import owner_of, slots_of
 from gpt_neo.config.origins import presence_keys, size_keys
 from gpt_neo.config.schema import ModelConfig, OptimizerConfig
+from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.transformer import transformer
@@ -102,3 +103,11 @@ def test_keys_behind_sizes():
 def test_every_name_says_what_it_is():
     assert all(kind.doc for kind in KINDS.values()) and all(encoding.doc for encoding in POSITIONS.values())
     assert OptimizerConfig(lr=1.0).opt_name == "adam"
+
+
+def test_a_pattern_that_takes_for_ever_is_refused(monkeypatch):
+    monkeypatch.setattr("gpt_neo.config.network.PATIENCE", 0.1)
+    name = "gpt2/h0/attn/compute_output_bias/o_b"
+    with pytest.raises(ConfigError, match="takes more than 0.1 s on the name 'gpt2/h0/attn"):
+        matches("(.*?)" * 7 + "z|" + "(([a-z0-9_/]+)+)+$x", name)
+    assert matches("norm|bias", name) and not matches("^norm", name)

@@ -364,3 +364,20 @@ def test_units_survive_the_way_to_another_process():
 
     unit = Unit(1, 2, True, 3)
     assert pickle.loads(pickle.dumps(unit)) == unit and json.dumps(storage.is_remote("gs://x")) == "true"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 50_000, "[]", '{"unit": ' + "9" * 5000 + "}", '{"unit": "x"}', '{"shard": []}', '{"forget": 1}', "{}"],
+)
+def test_a_ledger_may_hold_anything(tmp_path, line):
+    header = {"options": 1}
+    ledger.Ledger(str(tmp_path), header).close()
+    with open(tmp_path / ledger.FILE, "a", encoding="utf-8") as handle:
+        handle.write(line + "\n")
+    try:
+        found = ledger.Ledger(str(tmp_path), header)  # a line that is no JSON counts as not written
+        assert found.resumed and not found.units and not found.shards
+        found.close()
+    except DataError as error:
+        assert "damaged, no line of ours" in str(error) and "--restart" in str(error)

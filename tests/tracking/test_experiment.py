@@ -5,6 +5,9 @@ import os
 
 import pytest
 
+from gpt_neo.cli.experiment import without_secrets
+from gpt_neo.cli.options import Train
+from gpt_neo.cli.parser import parse, words_of
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.tracking.experiment import make_observer, shown, track
 from gpt_neo.tracking.metrics import Measurement
@@ -161,9 +164,22 @@ def test_an_observer_that_cannot_be_used_is_one_line(tmp_path, where, message):
 
 
 def test_passwords_are_not_shown():
-    assert shown("postgresql://me:secret@host/db") == "postgresql://me:...@host/db"
-    words = "main.py --observer sqlite:///runs.db --observer mongodb://me:secret@host:27017/db --prompt a@b"
-    assert shown(words) == words.replace("secret", "...")
-    with pytest.raises(ConfigError) as error:
-        make_observer("nowhere://me:secret@host/db")
-    assert "secret" not in str(error.value)
+    for secret in ("me:secret@", "me:sec/re@t@", "secret@", "me:s ecret@", "me:secret://x@", ":secret@"):
+        assert shown(f"postgresql://{secret}host:27/db") == "postgresql://...@host:27/db", secret
+        with pytest.raises(ConfigError) as error:
+            make_observer(f"nowhere://{secret}host/db?password=se cret&x=secret")
+        assert "cret" not in str(error.value)
+    assert shown("mysql://host/db?password=secret") == "mysql://host/db?..."
+    assert shown("sqlite:///runs.db") == "sqlite:///runs.db" and shown("a@b") == "a@b"
+
+
+def test_the_recorded_command_has_no_words_of_others():
+    given = parse(
+        Train,
+        ["model.json", "--experiment", "x", "--observer", "mongodb://me:secret@host/db", "--observer", "runs"]
+        + ["--recreate_tpu", "gcloud --token=secret up", "--new"],
+        "train",
+    )
+    words = words_of(without_secrets(given))
+    assert "secret" not in " ".join(words) and "gcloud" not in " ".join(words)
+    assert {"--observer=mongodb://...@host/db", "--observer=runs", "--recreate_tpu=...", "--new"} <= set(words)

@@ -81,12 +81,6 @@ def test_mistakes_are_one_line(runs, capsys, argv, message):
     assert message in err and err.count("\n") == 1
 
 
-def test_damaged_records_are_named(runs, capsys):
-    (runs / "experiments" / "1" / "metrics.json").write_text("{")
-    assert gpt_neo(["runs", str(runs / "experiments")]) == 2
-    assert "1/metrics.json:1: not valid JSON" in capsys.readouterr().err
-
-
 def test_the_page_needs_nothing_else_and_escapes_names(runs):
     assert gpt_neo(["runs", str(runs / "experiments"), "--html", str(runs / "page.html")]) == 0
     text = (runs / "page.html").read_text(encoding="utf-8")
@@ -165,3 +159,24 @@ def test_long_lines_keep_their_peaks():
 
 def test_a_page_of_runs_without_metrics():
     assert "0 runs" in page_of([], [], ["run"])
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("run.json", '{"experiment": {"na'),
+        ("run.json", "{}"),
+        ("run.json", '{"experiment": 5, "status": 1, "host": []}'),
+        ("metrics.json", '{"loss": 3}'),
+        ("info.json", "[" * 100_000),
+        ("config.json", '{"lr": ' + "9" * 5000 + "}"),
+    ],
+)
+def test_a_damaged_record_hides_no_other(runs, capsys, name, text):
+    place = runs / "experiments" / "1"
+    (place / name).write_text(text)
+    (runs / "experiments" / "²").mkdir()
+    assert gpt_neo(["runs", str(runs / "experiments")]) == 0
+    note, _, line = capsys.readouterr().out.splitlines()
+    assert note.startswith("note      run 1 is left out: ") and str(place) in note
+    assert line.split()[:2] == ["<b>sweep</b>", "2"]

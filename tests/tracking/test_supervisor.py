@@ -187,7 +187,7 @@ sys.exit(0 if lines else 1)  # there is none to be had at first
 
 
 def test_a_command_that_cannot_be_run_is_a_mistake(harness):
-    with pytest.raises(ConfigError, match="--recreate_tpu no-such-command again: cannot be run"):
+    with pytest.raises(ConfigError, match="--recreate_tpu no-such-command ...: cannot be run: No such"):
         harness.supervise((1, 4, "sys.exit(143)"), restore=["no-such-command", "again"])
 
 

@@ -1,0 +1,63 @@
+"""Folders of strangers: links out of them, and indexes that are none."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.checkpoint.hf_tokens import special_ids
+from gpt_neo.checkpoint.safetensors import write_safetensors
+from gpt_neo.errors import CheckpointError
+
+
+def make_folder(path):
+    os.makedirs(path)
+    (path / "config.json").write_text("{}")
+    table = np.zeros([2, 3], np.float32)
+    write_safetensors(
+        str(path / "model.safetensors"), {"wte.weight": (table.dtype, table.shape)}, {"wte.weight": [table]}
+    )
+    return path
+
+
+def test_links_out_of_a_folder_are_not_followed(tmp_path):
+    folder = make_folder(tmp_path / "model")
+    os.symlink("config.json", folder / "tokenizer_config.json")  # inside
+    assert HfFolder(str(folder)).names() == ["wte.weight"]
+    for name in ("merges.txt", "model.safetensors.index.json", "other"):
+        os.symlink("/etc/passwd", folder / name)
+        with pytest.raises(CheckpointError, match=f"{name}: a link to /etc/passwd, outside of the folder"):
+            HfFolder(str(folder))
+        os.remove(folder / name)
+
+
+def test_snapshots_of_the_hub_are_links_into_the_same_model(tmp_path):
+    model = tmp_path / "models--org--name"
+    folder = make_folder(model / "snapshots" / "abc")
+    (model / "blobs").mkdir()
+    os.rename(folder / "config.json", model / "blobs" / "123")
+    os.symlink("../../blobs/123", folder / "config.json")
+    assert HfFolder(str(folder)).names() == ["wte.weight"]
+    os.symlink("../../../elsewhere", folder / "merges.txt")
+    with pytest.raises(CheckpointError, match="outside of the folder"):
+        HfFolder(str(folder))
+
+
+@pytest.mark.parametrize("value", [["a"], 5, None, {"x": 1}, "../other.safetensors", "/etc/passwd"])
+def test_an_index_names_files_beside_it(tmp_path, value):
+    folder = make_folder(tmp_path / "model")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": value}}))
+    with pytest.raises(CheckpointError, match="which is not beside it"):
+        HfFolder(str(folder))
+
+
+@pytest.mark.parametrize(
+    "value", [5, [5], {"added_tokens": [5]}, {"added_tokens": 5}, {"added_tokens": [{"content": []}]}]
+)
+def test_tokenizer_files_that_are_none(tmp_path, value):
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "end"}')
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    with pytest.raises(CheckpointError):
+        special_ids(str(tmp_path), {}, 10)
