@@ -49,7 +49,7 @@ setup(
         "gpt_neo": ["py.typed", "vocabulary/*"],  # GPT-2's merges, with their licence
         "gpt_neo.checkpoint": ["custom_code/*.py"],
         "gpt_neo.serving": ["page/*", "openapi.json"],
-        "gpt_neo.spmd": ["constraints.txt"],  # what its worker's environment is made of
+        "gpt_neo.spmd": ["constraints*.txt"],  # what its worker's environment is made of
     },
     python_requires=">=3.9,<3.12",
     install_requires=[

@@ -94,6 +94,7 @@ __all__ = [
     "loop_length",
     "lower_locally",
     "mtf",
+    "products_of",
     "pywrap_mlir",
     "graph_reason",
     "summed_wide",
@@ -115,6 +116,19 @@ def build_for_tpu() -> None:
     takes none from outside of it.
     """
     tf.disable_control_flow_v2()
+
+
+@contextlib.contextmanager
+def products_of(precision: str) -> Iterator[None]:
+    """Context in which what TensorFlow compiles and exports multiplies matrices of float32 as they are, if that is the
+    precision of a model: left to themselves TPUs round them to bfloat16, GPUs to TensorFloat-32."""
+    config = tf.config.experimental
+    before = config.tensor_float_32_execution_enabled()
+    config.enable_tensor_float_32_execution(before and precision != "float32")
+    try:
+        yield
+    finally:
+        config.enable_tensor_float_32_execution(before)
 
 
 def loop_length() -> Any:

@@ -108,7 +108,8 @@ def save(program: Program, prefix: str) -> int:
 
 def place_for(backend: BackendOptions) -> Callable[[Program], Devices]:
     """Puts a program on devices of --platform; the environment of JAX is made then, if it is not there."""
-    return lambda program: Devices(program, worker_python(note), backend.platform or "cpu")
+    platform = backend.platform or "cpu"
+    return lambda program: Devices(program, worker_python(note, platform), platform)
 
 
 def device_text(run: RunConfig, backend: BackendOptions) -> str:

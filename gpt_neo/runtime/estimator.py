@@ -19,7 +19,7 @@ from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, training_sources
 from gpt_neo.inputs.tokenizers import dataset_tokenizer
 from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
-from gpt_neo.mtf_compat import build_for_tpu, graph_reason, tf
+from gpt_neo.mtf_compat import build_for_tpu, graph_reason, products_of, tf
 from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
 from gpt_neo.runtime.held_out import held_out_identity
@@ -173,7 +173,8 @@ def train(
 
     watch = watch or Watch(folder)
     lines = reading(run, sources, start, run.training.train_batch_size)
-    with watch, finding_cores(), after_divergence(run, folder), lines:
+    exact = products_of(run.model.precision)
+    with watch, exact, finding_cores(), after_divergence(run, folder), lines:
         estimator.train(input_fn, max_steps=run.training.train_steps)
     # an early end is a signal's, or that of patience
     return current_step(folder)
@@ -228,7 +229,7 @@ def evaluate(
     def input_fn(params: dict) -> Any:
         return evaluation_batches(run, params["batch_size"], steps, sources)
 
-    with finding_cores(), reading(run, sources, 0, eval_batch_size(run)):
+    with products_of(run.model.precision), finding_cores(), reading(run, sources, 0, eval_batch_size(run)):
         metrics = estimator.evaluate(input_fn, steps=steps, checkpoint_path=found.path)
     result = summarize(metrics, [source.name for source in sources], in_nats=not run.model.entmax_loss)
     if keep:

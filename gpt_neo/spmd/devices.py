@@ -113,14 +113,10 @@ def worker_environment(platform: str, cores: int) -> dict:
     flags = os.environ.get("XLA_FLAGS", "")
     if platform == "cpu":
         flags = f"{flags} --xla_force_host_platform_device_count={cores}"
+    if platform != "tpu":  # a TPU asks the cloud's metadata what it is
+        kept["TPU_SKIP_MDS_QUERY"] = "1"
     names = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
-    return {
-        **kept,
-        "JAX_PLATFORMS": names[platform],
-        "XLA_FLAGS": flags.strip(),
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
+    return {**kept, "JAX_PLATFORMS": names[platform], "XLA_FLAGS": flags.strip(), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def first_line(text: str) -> str:

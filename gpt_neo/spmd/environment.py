@@ -1,4 +1,4 @@
-"""The environment that `worker.py` runs in: JAX and the TPU compiler, made on first use, apart from TensorFlow's."""
+"""The environment of `worker.py`, apart from TensorFlow's: JAX and what a platform needs, made on first use."""
 
 from __future__ import annotations
 
@@ -8,32 +8,38 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
 from gpt_neo.errors import DeviceError
 
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
-VARIABLE = "GPT_NEO_SPMD_PYTHON"  # a Python that has JAX already, such as that of a GPU machine
+CUDA = Path(__file__).with_name("constraints_gpu.txt")
+GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # of a machine, a container, Windows: where JAX looks
+VARIABLE = "GPT_NEO_SPMD_PYTHON"  # a Python that has JAX already
 FOLDER = "GPT_NEO_SPMD_FOLDER"  # where environments are made; default ~/.cache/gpt_neo
+OLDEST = (3, 10)  # that JAX has builds for, in the versions that worker.py knows
 
 
-def worker_python(tell: Callable[[str], None] = lambda line: None) -> str:
-    """The Python of the environment; makes it if it is not there yet.
+def worker_python(tell: Callable[[str], None] = lambda line: None, platform: str = "cpu") -> str:
+    """The Python of the environment for a platform; makes it if it is not there yet.
 
     Args:
       tell: called with one line before something that takes a while.
 
     Raises:
-      DeviceError: it cannot be made; the message has the installer's reason.
+      DeviceError: it cannot be made, with the installer's reason; or it is for a GPU, and there is none.
     """
     given = os.environ.get(VARIABLE)
     if given:
         if not shutil.which(given):
             raise DeviceError(f"{VARIABLE} is {given!r}, which cannot be run; unset it to have an environment made")
         return given
-    folder = environment_folder()
+    if platform == "gpu" and not any(map(os.path.exists, GPU_FILES)):
+        raise DeviceError(f"--platform gpu: this machine has no NVIDIA GPU (none of {', '.join(GPU_FILES)})")
+    files = [CONSTRAINTS, *([CUDA] if platform == "gpu" else [])]
+    folder = environment_folder(files)
     python, done = folder / "bin" / "python", folder / ".complete"
     if done.exists():
         return str(python)
@@ -42,48 +48,60 @@ def worker_python(tell: Callable[[str], None] = lambda line: None) -> str:
         with open(folder.parent / f"{folder.name}.lock", "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes it, others wait
             if not done.exists():
-                tell(f"making an environment for JAX and the TPU compiler in {folder} (once, about a minute)")
-                make_environment(folder)
+                what = "CUDA, 5 GB" if platform == "gpu" else "the TPU compiler"
+                tell(f"making an environment for JAX and {what} in {folder} (once, about a minute)")
+                make_environment(folder, files)
                 done.touch()
     except OSError as error:
         raise DeviceError(f"cannot make the JAX environment in {folder}: {error} (set {FOLDER})") from error
     return str(python)
 
 
-def environment_folder() -> Path:
+def environment_folder(files: Sequence[Path] = (CONSTRAINTS,)) -> Path:
     """The folder of the environment for these versions and this Python."""
-    wanted = CONSTRAINTS.read_bytes() + sys.version.encode()
+    wanted = b"".join(path.read_bytes() for path in files) + sys.version.encode()
     base = os.environ.get(FOLDER) or os.path.join(os.path.expanduser("~"), ".cache", "gpt_neo")
     return Path(base) / f"spmd-{hashlib.sha256(wanted).hexdigest()[:12]}"
 
 
-def make_environment(folder: Path) -> None:
-    """A virtual environment with the packages of constraints.txt.
+def make_environment(folder: Path, files: Sequence[Path]) -> None:
+    """A virtual environment with the packages of some lists.
 
     Raises:
       DeviceError: they cannot be installed.
     """
-    if sys.version_info < (3, 11):
-        raise DeviceError(
-            f"jax 0.10.2 needs Python 3.11; this is {sys.version_info[0]}.{sys.version_info[1]} "
-            f"(set {VARIABLE} to a Python that has jax)"
-        )
     shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True)
-    command = [
-        str(folder / "bin" / "python"),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-r",
-        str(CONSTRAINTS),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        reason = last_line(result.stderr) or f"pip ended with status {result.returncode}"
-        raise DeviceError(f"cannot make the JAX environment in {folder}: {reason}")
+    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    lists = [word for path in files for word in ("-r", str(path))]
+    for command in ([*environment_maker(), str(folder)], [*install, *lists]):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = last_line(result.stderr) or last_line(result.stdout) or f"it ended with {result.returncode}"
+            raise DeviceError(f"cannot make the JAX environment in {folder}: {command[0]}: {reason}")
+
+
+def environment_maker() -> list[str]:
+    """A command that makes a virtual environment: with this Python, or where that is too old with another one of the
+    machine, or with one that `uv` brings.
+
+    Raises:
+      DeviceError: there is none.
+    """
+    if sys.version_info >= OLDEST:
+        return [sys.executable, "-m", "venv"]
+    for name in ("python3.13", "python3.12", "python3.11", "python3.10"):
+        # Not all that has the name can be called: pyenv's may be switched off, Debian's may have no pip to give.
+        if (
+            shutil.which(name)
+            and not subprocess.run([name, "-c", "import venv, ensurepip"], capture_output=True).returncode
+        ):
+            return [name, "-m", "venv"]
+    if shutil.which("uv"):
+        return ["uv", "venv", "--seed", "--python", "3.11"]
+    raise DeviceError(
+        f"JAX needs Python {'.'.join(map(str, OLDEST))} or later, this is {sys.version.split()[0]}: install one, or uv "
+        f"(pip install uv), or set {VARIABLE} to a Python that has jax"
+    )
 
 
 def last_line(text: str) -> Optional[str]:

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.mtf_compat import tf
+from gpt_neo.mtf_compat import products_of, tf
 from gpt_neo.ops.kernels import inlined
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import MeshPlan, check_layout
@@ -100,7 +100,8 @@ def finish_program(
     inputs = {"core": mesh.core, **features, **{name: part.value for name, (_, part) in held.items()}}
     outputs = {**results, **{n: part.fresh for n, (_, part) in held.items() if part.fresh is not None}}
     description = {**describe(kind, run, placement, inputs, outputs, held), "kept": list(kept)}
-    text = export_mlir(graph, list(inputs.values()), list(outputs.values()))
+    with products_of(run.model.precision):
+        text = export_mlir(graph, list(inputs.values()), list(outputs.values()))
     initial = {name: variable.get_master().initial_value for name, (variable, _) in mesh.slices.items()}
     return Program(finished(text, description["donated"]), description, initial)
 

@@ -12,10 +12,10 @@ from gpt_neo.errors import ConfigError
 class Generation:
     """A TPU generation.
 
-    devices: cores per chip, as XLA sees them. peak: bfloat16 FLOP/s of a chip. memory: bytes of its HBM.
-    counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips since.
-    chips: sizes of slices. host: chips of a host. estimator: whether TPUEstimator's driver, that of TensorFlow 2.15,
-    knows it. dimensions: of the arrangement of chips.
+    devices: per chip, as XLA sees them: its cores up to v3, since v4 both are one. peak: bfloat16 FLOP/s of a chip.
+    memory: bytes of its HBM. counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips
+    since. chips: sizes of slices. host: chips of a host. estimator: whether TPUEstimator's driver, that of TensorFlow
+    2.15, knows it. dimensions: of the arrangement of chips.
     """
 
     devices: int
@@ -32,7 +32,7 @@ class Generation:
 GENERATIONS = {
     "v2": Generation(2, 45e12, 16 * 2**30, 2, (4, 16, 64, 128, 256), 4, True),
     "v3": Generation(2, 123e12, 32 * 2**30, 2, (4, 16, 32, 64, 128, 256, 512, 1024), 4, True),
-    "v4": Generation(2, 275e12, 32 * 2**30, 2, tuple(2**n for n in range(2, 12)), 4, True, 3),
+    "v4": Generation(1, 275e12, 32 * 2**30, 2, tuple(2**n for n in range(2, 12)), 4, True, 3),
     "v5p": Generation(1, 459e12, 95 * 2**30, 2, tuple(2**n for n in range(2, 12)), 4, False, 3),
     "v5e": Generation(1, 197e12, 16 * 2**30, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
     "v6e": Generation(1, 918e12, 32 * 2**30, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),

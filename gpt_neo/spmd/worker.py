@@ -14,11 +14,8 @@ from typing import Any
 import jax
 import messages  # beside this script
 import numpy as np
-from jax._src.interpreters import mlir as jax_mlir
 from jax._src.lib import xla_client
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxlib._jax import DeviceList
-from jaxlib.mlir import ir
 
 jax.config.update("jax_enable_x64", True)  # or an input of float64 would arrive as float32
 
@@ -36,12 +33,8 @@ class Runner:
         options.num_replicas, options.num_partitions = cores, 1
         ids = np.array([device.id for device in self.devices]).reshape(cores, 1)
         options.device_assignment = xla_client.DeviceAssignment.create(ids)
-        with open(path, encoding="utf-8") as handle, jax_mlir.make_ir_context():
-            module = ir.Module.parse(handle.read())
-            if self.devices[0].platform == "gpu" and description["precision"] == "float32":
-                in_full_precision(module)
-            client = self.devices[0].client
-            self.executable = client.compile_and_load(module, DeviceList(tuple(self.devices)), options)
+        with open(path, encoding="utf-8") as handle:
+            self.executable = compiled(handle.read(), self.devices, options)
         # Replicated as far as JAX knows: it takes the shards as they are, and they may differ.
         self.sharding = NamedSharding(Mesh(np.array(self.devices), ("core",)), PartitionSpec())
         self.state = {"core": self.joined([np.int32(core) for core in range(cores)])}
@@ -104,16 +97,12 @@ class Runner:
         return results
 
 
-def in_full_precision(module: Any) -> None:
-    """Have every product of matrices take float32 as it is: left to itself a GPU drops 13 bits of it (TF32)."""
-    highest = ir.Attribute.parse("[#stablehlo<precision HIGHEST>, #stablehlo<precision HIGHEST>]")
-
-    def visit(operation: Any) -> Any:
-        if operation.name in ("stablehlo.dot_general", "stablehlo.dot", "stablehlo.convolution"):
-            operation.attributes["precision_config"] = highest
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(visit)
+def compiled(text: str, devices: Sequence[Any], options: Any) -> Any:
+    """A program on devices. Nothing here is public in JAX; jax 0.6.0 to 0.10 have it in one of these two forms."""
+    client = devices[0].client
+    if hasattr(client, "compile_and_load"):
+        return client.compile_and_load(text, xla_client.DeviceList(tuple(devices)), options)
+    return client.compile(text, options)
 
 
 def answer(runner: Any, header: dict, arrays: dict) -> tuple[Any, dict, dict]:

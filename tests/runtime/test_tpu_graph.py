@@ -1,12 +1,15 @@
 """The graph that TPUEstimator would send to a TPU, made by TPUEstimator itself for slices of one host and of several:
 devices, infeed, batch, host call and hooks. Nothing runs on a core."""
 
+import dataclasses
 import glob
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
+import tensorflow as tf2
 
 from gpt_neo.checkpoint.saver import RecordListener
 from gpt_neo.config import load_config
@@ -15,6 +18,7 @@ from gpt_neo.errors import DeviceError
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops import kernels
+from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime import hooks as hooks_module
 from gpt_neo.runtime.hooks import LoopHook, LoopLength, ProgressLog, SaveHook
 from gpt_neo.runtime.mesh import GatheringMesh, mesh_strings
@@ -298,6 +302,30 @@ def test_a_tpu_is_heard_of_every_half_minute(monkeypatch, tmp_path, seconds, lon
             while not session.should_stop():
                 session.run(made)
     assert ran == lengths
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_float32_model_is_multiplied_in_float32(world, monkeypatch, precision):
+    """While TPUEstimator's session runs; and what the compiler then makes of a product."""
+    run = load_config(world.config("tpu_exact", mesh_shape="x:8", layout="batch:x", train_batch_size=8))
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, precision=precision))
+    texts = []
+
+    def compiled():
+        product = tf2.function(lambda x, y: tf.matmul(x, y), jit_compile=True)
+        texts.append(product.experimental_get_compiler_ir(tf.ones([2, 2]), tf.ones([2, 2]))(stage="hlo"))
+
+    def session(*_):
+        thread = threading.Thread(target=compiled)  # where no graph is being built
+        thread.start()
+        thread.join()
+
+    slice_ = Slice(monkeypatch, 1, 1)
+    estimator, plan = slice_.estimator(run, run.training.model_path)
+    estimator._train_with_estimator_spec = session
+    runtime.train(estimator, run, plan, run.training.model_path)
+    assert ("operand_precision={highest,highest}" in texts[0]) == (precision == "float32")
+    assert tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def slow(**changes):

@@ -68,7 +68,7 @@ def install(patch=setattr):
     """Put them in the place of JAX and of the exported program. patch: setattr, or that of a monkeypatch."""
     program = types.SimpleNamespace(description={"variables": VARIABLES}, stablehlo="")
     patch(spmd_jobs, "Devices", FakeDevices)
-    patch(spmd_jobs, "worker_python", lambda tell: "python")
+    patch(spmd_jobs, "worker_python", lambda tell, platform: "python")
     patch(training, "export_train_step", lambda run, weighted=False: program)
     patch(training, "initial_values", initial_values)
     FakeDevices.made.clear()

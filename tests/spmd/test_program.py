@@ -6,6 +6,7 @@ import re
 import pytest
 
 from gpt_neo.errors import ConfigError
+from gpt_neo.spmd.decoding import export_predict_step
 from gpt_neo.spmd.program import export_eval_step, export_train_step, initial_values
 from gpt_neo.spmd.stablehlo import finished
 from tests.spmd.tools import MOE, make_run
@@ -48,6 +49,16 @@ def test_text_is_stablehlo_alone(program):
     assert not re.findall(r"\b(?:tf|mhlo|chlo|tf_executor|tf_type)\.", text)
     assert text.count("func.func") == 1 and "func.func @main(" in text
     assert count(text, "all_reduce") > 10
+
+
+@pytest.mark.parametrize("export", [export_train_step, lambda run: export_predict_step(run, 2)])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_products_of_a_float32_model_are_whole(tmp_path, export, precision):
+    """Left to itself a TPU rounds what it multiplies to bfloat16, and a GPU to TensorFloat-32."""
+    text = export(make_run(tmp_path, mesh_shape="x:1", layout="batch:x", precision=precision)).stablehlo
+    products = count(text, "dot") + count(text, "dot_general")
+    whole = text.count("precision = [HIGHEST, HIGHEST]")
+    assert products > 20 and whole == (products if precision == "float32" else 0)
 
 
 def test_one_device_sends_nothing(tmp_path):
