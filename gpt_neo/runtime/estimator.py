@@ -13,7 +13,7 @@ from gpt_neo.checkpoint.folder import Found, find_checkpoint, latest_checkpoint,
 from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import ConfigError, GptNeoError
+from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, training_sources

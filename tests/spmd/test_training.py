@@ -101,7 +101,10 @@ def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     # the first step, and every second one after it
     assert len(losses) == len(rates) == 5 and all(0 < loss < 3 for loss in losses) and rates[0] == 0.5
     lines = [line.split()[0] for line in text.splitlines()]
-    assert lines[:6] == ["model", "memory", "training", "devices", "weights", "folder"] and lines[-1] == "trained"
+    assert lines[:6] == ["model", "memory", "training", "devices", "weights", "folder"] and lines[-2:] == [
+        "trained",
+        "next",
+    ]
     assert evaluated == [5]
     status, text = spmd("--model", path)
     assert status == 0 and "nothing to do" in text and len(FakeDevices.made) == 1
