@@ -29,7 +29,7 @@ SETTINGS = {
     "train_batch_size": BATCH,
     "warmup_steps": 50,
     "recompute_grad": False,
-    "tokens_per_mb_per_replica": 0,
+    "tokens_per_mb_per_replica": BATCH * N_CTX,  # one microbatch
     "datasets": ["precision"],
     "mesh_shape": "",
     "layout": "",
