@@ -68,6 +68,8 @@ class Ledger:
                 break
             lines.append(value)
             whole += len(line)
+        if lines[1:] == [] and lines != [header]:  # nothing is finished: nobody's work is lost
+            lines, whole = [], 0
         self.handle.truncate(whole)
         if not lines:
             self.append(header)

@@ -100,9 +100,12 @@ class PrepareOptions:
         return self.chunk_size if self.mode == "chunks" else 1
 
     def fingerprint(self) -> str:
-        """Equal for options that give the same bytes."""
+        """Equal for options that give the same bytes.
+
+        `bad` is not among them: what it leaves out, a run that stops at it has not finished.
+        """
         values = dataclasses.asdict(self)
-        for free in ("processes", "work_dir", "output_dir"):
+        for free in ("processes", "work_dir", "output_dir", "bad"):
             values.pop(free)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

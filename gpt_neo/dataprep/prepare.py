@@ -25,7 +25,7 @@ from gpt_neo.dataprep.readers import Bad, InputFile, find_sources
 from gpt_neo.dataprep.shards import Plan, document_lengths, extent_of, lay_out, write_shard
 from gpt_neo.dataprep.tokenizing import tokenize_unit
 from gpt_neo.dataprep.units import groups_of, units_of
-from gpt_neo.errors import DataError, reason_of
+from gpt_neo.errors import DataError, counted, reason_of
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -75,6 +75,7 @@ def prepared(options: PrepareOptions, work: str, progress: Progress, restart: bo
     check_output(job)
     ledger = Ledger(job.work, header_of(job, tokenizer, sources, bad))
     try:
+        check_left_out(options, ledger)
         distrust(job, ledger)
         if ledger.manifest is None:
             run = Run(job, ledger, progress)
@@ -151,6 +152,20 @@ def tokenized(pool: Any, job: Job, sources: list[InputFile], start: tuple[int, i
             yield result_of(pending.popleft(), job.work)
     while pending:
         yield result_of(pending.popleft(), job.work)
+
+
+def check_left_out(options: PrepareOptions, ledger: Ledger) -> None:
+    """Refuse to go on, with inputs that stop the run, from work that has left some out.
+
+    Raises:
+      DataError: there is such work.
+    """
+    count = sum(line["account"].get("documents_dropped_bad", 0) for line in ledger.units)
+    if count and not options.skip_bad:
+        raise DataError(
+            f"{ledger.path}: the unfinished work of a run with --bad skip, which left out {counted(count, 'document')}: "
+            "go on with it, or throw that work away with --restart"
+        )
 
 
 def distrust(job: Job, ledger: Ledger) -> None:

@@ -1,6 +1,7 @@
 """A run that is killed at any instant and started again ends with the bytes of an uninterrupted one."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -221,6 +222,32 @@ def test_unfinished_work_of_another_run(corpus, tmp_path, small_tokenizer, monke
     changed = prepare.prepare(options, silent, restart=True)
     assert not work.exists() and changed["account"]["records_written"] == sum(changed["records"])
     assert {*changed["files"], "data_manifest.json"} == set(contents(tmp_path / "out"))
+
+
+def test_after_a_stop_at_what_cannot_be_read(corpus, tmp_path, small_tokenizer, monkeypatch):
+    """The command with the flag that the error names goes on; so does the same one where nothing was finished."""
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
+    (corpus / "c.jsonl").write_text("{")
+    with pytest.raises(DataError, match="c.jsonl:1: not valid JSON.*--bad skip"):
+        prepare.prepare(options_of(corpus, tmp_path, small_tokenizer), silent)
+    before = len((tmp_path / "out" / ".data_work" / "ledger.jsonl").read_text().splitlines())
+    assert before > 3
+    skipping = options_of(corpus, tmp_path, small_tokenizer, bad="skip")
+    interrupt(skipping, monkeypatch, 1)  # the one with the document left out
+    with pytest.raises(DataError, match="a run with --bad skip, which left out 1 document: go on with it"):
+        prepare.prepare(options_of(corpus, tmp_path, small_tokenizer), silent)
+    made = prepare.prepare(skipping, silent)
+    assert made["account"]["documents_dropped_bad"] == 1
+    again = prepare.prepare(dataclasses.replace(skipping, output_dir=str(tmp_path / "again")), silent)
+    assert again["account"] == made["account"] and again["records"] == made["records"]
+
+    for name in ("a.jsonl", "b.txt"):
+        (corpus / name).unlink()
+    alone = options_of(corpus, tmp_path, small_tokenizer, name="alone")
+    with pytest.raises(DataError, match="c.jsonl:1"):
+        prepare.prepare(alone, silent)
+    (corpus / "c.jsonl").write_text(json.dumps({"text": "now sound " * 30}))
+    assert prepare.prepare(alone, silent)["account"]["documents_in"] == 1
 
 
 def test_two_runs_at_once_are_refused(corpus, tmp_path, small_tokenizer):
