@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from typing import Union
@@ -9,7 +10,7 @@ from typing import Union
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job, load_job
-from gpt_neo.cli.options import CheckData, Evaluate, Export, Sample, Train
+from gpt_neo.cli.options import CheckData, DeviceOptions, Evaluate, Export, Sample, Train
 from gpt_neo.cli.output import unhindered
 from gpt_neo.config.records import require_records
 from gpt_neo.errors import ConfigError
@@ -79,7 +80,7 @@ def sample(options: Sample) -> int:
     """Sample from a checkpoint."""
     check_backend(options)
     if options.devices.tpu:
-        raise ConfigError("sampling runs on this machine's devices; leave --tpu out (checkpoints in gs:// are read)")
+        options = on_own_tpu(options)
     prompt = options.sampling.prompt
     if prompt and prompt.endswith(".txt") and not os.path.isfile(prompt):
         raise ConfigError(f"--prompt {prompt!r}: no such file")
@@ -94,6 +95,22 @@ def sample(options: Sample) -> int:
     from gpt_neo.cli.predict import predict
 
     return predict(job, options)
+
+
+def on_own_tpu(options: Sample) -> Sample:
+    """Sampling on the TPU of this machine, which JAX's program does: TensorFlow leaves the TPU to it.
+
+    Raises:
+      ConfigError: it is another one.
+    """
+    if options.devices.tpu != "local":
+        raise ConfigError(
+            f"--tpu {options.devices.tpu}: sampling takes the TPU of the machine that it runs on: --tpu local on a TPU "
+            "VM (checkpoints in gs:// are read), or leave --tpu out"
+        )
+    quiet.spare_tpu("for JAX")
+    backend = dataclasses.replace(options.backend, backend="xla", platform="tpu")
+    return dataclasses.replace(options, backend=backend, devices=DeviceOptions())
 
 
 def check_backend(options: Union[Train, Evaluate, Sample], **only_tensorflow: bool) -> None:

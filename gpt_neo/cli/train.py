@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import time
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
@@ -17,7 +17,7 @@ from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
 from gpt_neo.cli.during import DuringTraining, at_checkpoints, ended_early
-from gpt_neo.cli.evaluate import evaluate, load_job_tasks
+from gpt_neo.cli.evaluate import evaluate, evaluate_records, load_job_tasks
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import ModelOptions, SamplingOptions, TrainingOptions
 from gpt_neo.cli.output import tell_of_lost_output
@@ -28,7 +28,7 @@ from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
-from gpt_neo.runtime.mesh import sees_gpu
+from gpt_neo.runtime.mesh import MeshPlan, sees_gpu
 from gpt_neo.runtime.speed import SLOW, SLOWEST, expected_seconds, processor_speed, slow_step_text
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
@@ -55,7 +55,8 @@ def train(
     """Train to train_steps, with held-out losses and samples at checkpoints where the config asks for them, and tasks
     at the end. Returns the exit status.
 
-    On a TPU and on several machines, held-out records are evaluated at the end alone.
+    On a TPU, held-out records have it in turn with training, and samples are left out; on several machines, records are
+    evaluated at the end alone.
 
     Args:
       follow: called with every step that `line` shows.
@@ -91,6 +92,8 @@ def train(
             at_checkpoint=at_checkpoints(during) if during else None,
         )
         try:
+            if job.devices.tpu and held_out:
+                return in_turn(job, training, estimator, plan, line, watch, seen)
             return runtime.train(estimator, run, plan, job.folder, note, watch)
         finally:
             if during:
@@ -103,6 +106,41 @@ def train(
     if run.training.eval_steps and status == 0 and (records or tasks):
         return evaluate(job, limit=run.training.eval_steps, keep=True, records=records)
     return status
+
+
+def in_turn(
+    job: Job,
+    training: TrainingOptions,
+    estimator: Any,
+    plan: MeshPlan,
+    line: ProgressLine,
+    watch: Watch,
+    seen: set[int],
+) -> int:
+    """Train to every multiple of steps_per_checkpoint, and evaluate there: a TPU runs one program at a time.
+
+    Args:
+      seen: the steps that are evaluated are added.
+
+    Returns:
+      the step reached; the last one, unless a signal came.
+    """
+    last, every, tell = job.run.training.train_steps, training.steps_per_checkpoint, note
+    step = runtime.current_step(job.folder)
+    while step < last and watch.signal is None:
+        until = min(last, (step // every + 1) * every)
+        step = runtime.train(estimator, job.run, plan, job.folder, tell, watch, until)
+        tell = silent  # once is enough
+        if watch.signal is None and not was_evaluated(job, step):
+            line.finish()
+            with watch.waiting():
+                evaluate_records(job, job.run.training.eval_steps, keep=True)
+            seen.add(step)
+    return step
+
+
+def silent(line: str) -> None:
+    """Nothing."""
 
 
 def was_evaluated(job: Job, step: int) -> bool:

@@ -145,11 +145,13 @@ def train(
     folder: str,
     tell: Callable[[str], None] = lambda line: None,
     watch: Optional[Watch] = None,
+    until: Optional[int] = None,
 ) -> int:
     """Train to `train_steps`, from the newest checkpoint on. Returns the step reached, the earlier one where a signal
     ended the run.
 
     Args:
+      until: a step before `train_steps` to end at, with a checkpoint.
       tell: called with each line that a person should know about how the records are read.
       watch: the one that the estimator was made with.
 
@@ -175,7 +177,7 @@ def train(
     lines = reading(run, sources, start, run.training.train_batch_size)
     exact = products_of(run.model.precision)
     with watch, exact, finding_cores(), after_divergence(run, folder), lines:
-        estimator.train(input_fn, max_steps=run.training.train_steps)
+        estimator.train(input_fn, max_steps=until or run.training.train_steps)
     # an early end is a signal's, or that of patience
     return current_step(folder)
 

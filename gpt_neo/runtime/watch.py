@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.saver import writing_to
@@ -75,14 +76,25 @@ class Watch:
         if threading.current_thread() is threading.main_thread():
             heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self.handlers = {number: signal.signal(number, self.on_signal) for number in heard}
+        self.ended = threading.Event()
         if self.stall_seconds:
-            threading.Thread(target=self.wait_for_steps, daemon=True).start()
+            threading.Thread(target=self.wait_for_steps, args=(self.ended,), daemon=True).start()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.ended.set()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Context of what takes its time between steps: signals are heard, and no stall is counted."""
+        seconds, self.stall_seconds = self.stall_seconds, 0.0
+        try:
+            with self:
+                yield
+        finally:
+            self.stall_seconds = seconds
 
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask for the end, or end what has not begun. A second SIGTERM changes nothing: the save is under way."""
@@ -113,9 +125,9 @@ class Watch:
         with contextlib.suppress(OSError, GptNeoError):
             self.log("note", text=text)
 
-    def wait_for_steps(self) -> None:
-        """End the process when no step has come for too long."""
-        while not self.ended.wait(POLL):
+    def wait_for_steps(self, ended: threading.Event) -> None:
+        """End the process when no step has come for too long, until the context ends."""
+        while not ended.wait(POLL):
             if time.monotonic() - self.alive >= self.stall_seconds:
                 self.report_stall()
                 self.leave(STALLED)

@@ -109,7 +109,9 @@ class Devices:
 
 def worker_environment(platform: str, cores: int) -> dict:
     """Environment variables of the worker. CPU devices are made as many as there are cores."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    # TPU_LOAD_LIBRARY keeps this side's TensorFlow away from the TPU, not the worker.
+    others = ("PYTHONPATH", "XLA_FLAGS", "TPU_LOAD_LIBRARY")
+    kept = {name: value for name, value in os.environ.items() if name not in others}
     flags = os.environ.get("XLA_FLAGS", "")
     if platform == "cpu":
         flags = f"{flags} --xla_force_host_platform_device_count={cores}"

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import pytest
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.cli import train
 from gpt_neo.config import load_config
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.estimator import eval_batch_size, text_lengths
+from gpt_neo.runtime.estimator import current_step, eval_batch_size, text_lengths
 from gpt_neo.runtime.held_out import HeldOut
 from gpt_neo.runtime.mesh import MeshPlan
 from tests.conftest import folder_of
@@ -51,6 +53,33 @@ def test_a_validation_curve_grows_as_the_run_trains(watched, command, capsys):
     for name in ("loss", "perplexity", "bits_per_byte", "bits_per_character"):
         assert found[name] == pytest.approx(whole[name], rel=1e-6), "the Estimator's evaluation says the same"
     assert {**found, **dict.fromkeys(found, 0)} == dict.fromkeys(whole, 0)
+
+
+def test_on_a_tpu_training_and_evaluation_take_turns(watched, world, command, monkeypatch, capsys):
+    """TPUEstimator does both, here on this machine: the losses are those of a run that evaluates beside its session. A
+    signal that comes in an evaluation ends the run there, and the same command goes on."""
+    for module in ("train", "evaluate"):
+        monkeypatch.setattr(f"gpt_neo.cli.{module}.tpu_options", lambda job: None)
+    real, evaluated = train.evaluate_records, []
+
+    def evaluate(job, limit, keep):
+        if not evaluated:
+            os.kill(os.getpid(), signal.SIGTERM)
+        evaluated.append(current_step(job.folder))
+        real(job, limit, keep)
+
+    monkeypatch.setattr(train, "evaluate_records", evaluate)
+    path = world.config("in_turn", eval_steps=2, train_steps=12)
+    words = ("--model", path, "--tpu", "mine", "--steps_per_checkpoint", 4)
+    assert command(*words) == 143 and evaluated == [4]
+    assert "stopped   by SIGTERM: step 4 is saved" in capsys.readouterr().out
+    assert command(*words) == 0 and evaluated == [4, 8, 12]
+    assert capsys.readouterr().out.count("held out") == 2  # none once more at the end
+    wanted, rows = rows_of(watched, "eval_during.jsonl"), rows_of(path, "eval_in_turn.jsonl")
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    for row, other in zip(rows, wanted):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-6)
+    assert read_best(folder_of(path)).step == read_best(folder_of(watched)).step
 
 
 def test_the_log_has_means(watched):

@@ -7,10 +7,12 @@ import shutil
 import pytest
 
 from gpt_neo.__main__ import main
+from gpt_neo.cli import spmd_jobs
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions, RunOptions
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
+from gpt_neo.spmd.devices import worker_environment
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,21 @@ from gpt_neo.config.folders import model_folder
 def test_flags_of_the_other_backend(argv, message, capsys):
     assert main(argv) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_sampling_on_the_tpu_of_this_machine_is_jaxs(world, command, monkeypatch):
+    """TensorFlow, which exports the program, leaves the TPU alone; the worker, which runs it, does not."""
+    seen = []
+    monkeypatch.delenv("TPU_LOAD_LIBRARY", raising=False)
+    monkeypatch.setattr(spmd_jobs, "sample", lambda job, options: seen.append((job.devices, options)) or 0)
+    try:
+        assert command("--model", world.config("on_tpu"), "--predict", "--tpu", "local", "--prompt", "A") == 0
+        assert os.environ["TPU_LOAD_LIBRARY"] == "0" and "TPU_LOAD_LIBRARY" not in worker_environment("tpu", 8)
+    finally:
+        del os.environ["TPU_LOAD_LIBRARY"]
+    ((devices, options),) = seen
+    assert devices.tpu is None and (options.backend.backend, options.backend.platform) == ("xla", "tpu")
+    assert options.sampling.prompt == "A"
 
 
 @pytest.mark.parametrize("job", [["--compile_for", "v3-8"], ["--eval"], ["--export"], ["--auto_layout"]])
