@@ -18,7 +18,7 @@ DEMO := demo_run
 RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
     --output_dir $(DEMO)/records
 
-.PHONY: setup setup-test lint test slow docs test-pythons transformers4 demo bench spmd-check tpu-check clean
+.PHONY: setup setup-test lint test slow power-test docs test-pythons transformers4 demo bench spmd-check tpu-check clean
 
 setup: $(VENV)/.installed
 
@@ -67,6 +67,10 @@ docs: $(VENV)/.installed-docs
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) -e '.[docs]'
 	touch $@
+
+# Power cuts on a mounted file system, as root; skipped with the reason elsewhere. GPT_NEO_POWER_CUTS says how many.
+power-test: setup-test
+	$(BIN)/python -m pytest -q -rs -m slow tests/test_power.py
 
 # The reader of legacy checkpoints in transformers 4, which 5 has dropped, on the legacy program's files and on ours.
 transformers4: setup-test

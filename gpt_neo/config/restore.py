@@ -130,7 +130,7 @@ def as_number(value: Any) -> Optional[float]:
     """A number, also one in a string; None for anything else."""
     try:
         return None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -143,6 +143,7 @@ MISTAKES = [
     ({"attention_types": [[["global"], 10**12]]}, "attention_types names 1000000000000 layers, n_layer is 2"),
     ({"n_layer": 10**9}, "key 'n_layer' is 1000000000; expected between 1 and 10000"),
     ({"n_vocab": 10**12}, "key 'n_vocab' is 1000000000000; expected between 1 and 2147483647"),
+    ({"n_layer": 10**4000}, "0...; expected a whole number of at most 64 bits"),
     ({"train_steps": 10**4000}, "0...; expected a whole number of at most 64 bits"),
     ({"warmup_steps": 1e300}, "key 'warmup_steps' is 1e+300; expected a whole number of at most 64 bits"),
     ({"freeze": ["("]}, "freeze has '(', not a regular expression: missing )"),
