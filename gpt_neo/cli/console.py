@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Optional
@@ -60,9 +61,31 @@ def memory_text(memory: Memory) -> str:
     return f"memory    about {size_text(memory.total)} on one device ({shown})"
 
 
+LABEL = 10  # columns of the word that a line begins with
+
+
+def folded(line: str) -> str:
+    """A line as a terminal has room for it, what follows below its text; elsewhere as it is."""
+    line = printable(line)
+    if not sys.stdout.isatty():
+        return line
+    return textwrap.fill(
+        line,
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * LABEL,
+        break_long_words=False,  # a path is not torn
+        break_on_hyphens=False,
+    )
+
+
+def say(line: str) -> None:
+    """Print a line that begins with a label of LABEL columns, at once."""
+    print(folded(line), flush=True)
+
+
 def note(line: str) -> None:
     """Print a line that a person should know about, at once."""
-    print(f"note      {printable(line)}", flush=True)
+    say(f"note      {line}")
 
 
 LINES = 20  # of a training that stay on a terminal, so that the loss can be looked back at
@@ -74,6 +97,7 @@ class ProgressLine:
     def __init__(self) -> None:
         self.terminal = sys.stdout.isatty()
         self.last = 0.0
+        self.open = False  # whether the cursor stands behind a line that renews itself
         self.part = -1  # of LINES that the run has reached
         self.first_loss: Optional[float] = None
         self.latest: Optional[Progress] = None
@@ -99,6 +123,7 @@ class ProgressLine:
         stays, self.part = part > self.part and self.part >= 0, part
         width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be renewed
         print(f"\r\x1b[K{text[:width]}", end="\n" if stays else "", flush=True)
+        self.open = not stays
 
     def note(self, line: str) -> None:
         """Print a note between the lines of the steps."""
@@ -106,13 +131,15 @@ class ProgressLine:
 
     def say(self, line: str) -> None:
         """Print a line of its own between those of the steps."""
-        line = printable(line)
-        print(f"{chr(13)}\x1b[K{line}" if self.terminal else line, flush=True)
+        text = folded(line)
+        print(f"{chr(13)}\x1b[K{text}" if self.terminal else text, flush=True)
+        self.open = False
 
     def finish(self) -> None:
         """End the line."""
-        if self.terminal and self.latest:
+        if self.open:
             print()
+            self.open = False
 
 
 def task_progress(name: str) -> Callable[[int, int], None]:

@@ -9,7 +9,7 @@ from typing import Optional
 
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.saver import writing_to
-from gpt_neo.cli.console import note, task_progress
+from gpt_neo.cli.console import note, say, task_progress
 from gpt_neo.cli.devices import device_plan, tpu_options
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.evaluation.batches import check_scorable
@@ -69,9 +69,9 @@ def evaluate_records(job: Job, limit: Optional[int], keep: bool = False) -> None
 
 def show_records(job: Job, result: dict) -> None:
     """Print an evaluation of held-out records and add it to the file."""
-    print(f"held out  {result_text(result)}")
+    say(f"held out  {result_text(result)}")
     for name, part in result.get("by_dataset", {}).items():
-        print(f"          {name}: {loss_text(part)}")
+        say(f"          {name}: {loss_text(part)}")
     append_result(job, result)
 
 
@@ -83,7 +83,7 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
     scorer = Scorer(job.run.model, checkpoint, plan)
     for line in scorer.notes:
         note(line)
-    print(f"tasks     {', '.join(task.name for task in tasks)}, checkpoint at step {step_of(checkpoint):,}")
+    say(f"tasks     {', '.join(task.name for task in tasks)}, checkpoint at step {step_of(checkpoint):,}")
     rows: list[Sequence[str]] = [("task", "metric", "value", "95 % interval", "examples")]
     try:
         for task in tasks:

@@ -19,6 +19,9 @@ from gpt_neo.errors import ConfigError
 
 REQUIRED = dataclasses.MISSING
 T = TypeVar("T", bound="Options")
+FORMER = {  # flags of older programs of this name
+    "--use_gpt2_tokenizer": ": GPT-2's tokenizer is what it takes without --encoder_path"
+}
 
 
 def flag(
@@ -165,6 +168,7 @@ class Parser(argparse.ArgumentParser):
         known = [name_of(field) for field in flags_of(self.options) if field.metadata["word"] != "only"]
         near = difflib.get_close_matches(words[0].partition("=")[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
+        hint = FORMER.get(words[0], hint)
         self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
 
 

@@ -6,7 +6,7 @@ import glob
 import os
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import memory_text, model_text
+from gpt_neo.cli.console import memory_text, model_text, say
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import Plan
 from gpt_neo.config.estimate import microbatches, training_memory
@@ -30,18 +30,18 @@ def show_plan(options: Plan) -> int:
     replicas = 1
     for name, mesh_dim in run.mesh.layout:
         replicas *= sizes.get(mesh_dim, 1) if name == "batch" else 1
-    print(model_text(run))
-    print(memory_text(training_memory(run)))
+    say(model_text(run))
+    say(memory_text(training_memory(run)))
     splits = microbatches(run.mesh, run.model.n_ctx, batch // replicas or 1)
     print(
         f"step      {run.tokens_per_step:,} tokens: {batch} sequences of {run.model.n_ctx}, in "
         f"{counted(splits, 'microbatch')} per replica; {run.training.train_steps:,} steps, "
         f"{run.training.train_steps * run.tokens_per_step:,} tokens in all"
     )
-    print(f"epoch     {epoch_text(run)}")
+    say(f"epoch     {epoch_text(run)}")
     for line in layout_lines(run):
-        print(f"layout    {line}")
-    print(f"folder    {job.folder}")
+        say(f"layout    {line}")
+    say(f"folder    {job.folder}")
     return 0
 
 

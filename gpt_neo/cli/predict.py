@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.cli.console import memory_text, model_text, note
+from gpt_neo.cli.console import memory_text, model_text, note, say
 from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
@@ -101,9 +101,9 @@ def sample(
     options = sample_options(job, sampling, eos, tokenizer.n_vocab)
     prompt = None if sampling.interactive else read_prompt(sampling.prompt)
     batch = min(sampling.num_samples, run.training.predict_batch_size) if not sampling.interactive else 1
-    print(model_text(run))
-    print(memory_text(sampling_memory(run.model, batch, bits)))
-    print(devices, flush=True)
+    say(model_text(run))
+    say(memory_text(sampling_memory(run.model, batch, bits)))
+    say(devices)
     began = time.monotonic()
     length = None
     if prompt is not None:
@@ -113,7 +113,7 @@ def sample(
     whole = not run.training.remove_partial_sequences
     path = os.path.join(job.folder, f"predictions_{job.identity}_{step_of(checkpoint)}.txt")
     with load(checkpoint, options, batch, length) as sampler:
-        print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {options.seed}", flush=True)
+        say(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {options.seed}")
         for line in sampler.notes:
             note(line)
         while True:
@@ -123,7 +123,7 @@ def sample(
             ids = prompt_ids(tokenizer, text, sampling.special, eos)
             answer(sampler, tokenizer, text, ids, options, sampling.num_samples, path, whole, sampling.stop)
             if prompt is not None:
-                print(f"written to {path}")
+                say(f"written to {path}")
                 return 0
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any, Callable, Optional
 
 from gpt_neo.cli import predict
-from gpt_neo.cli.console import note
+from gpt_neo.cli.console import note, say
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train
@@ -61,7 +61,7 @@ def evaluate(job: Job, backend: BackendOptions, limit: Optional[int] = None, kee
         return save(export_eval_step(run, whole_parts(run, eval_batch_size(run))), backend.save_program)
     sources = evaluation_sources(run)
     job_checkpoint(job)  # notes on how it was chosen
-    print(device_text(run, backend), flush=True)
+    say(device_text(run, backend))
     if run.training.eval_tasks:
         note(f"eval_tasks ({', '.join(run.training.eval_tasks)}) are scored with --backend tensorflow")
     result = spmd_evaluation.evaluate(
@@ -102,7 +102,7 @@ def save(program: Program, prefix: str) -> int:
         paths = save_program(program, prefix)
     except OSError as error:
         raise CheckpointError(f"--save_program {prefix!r}: cannot be written: {error.strerror}") from error
-    print(f"written   {' and '.join(paths)}")
+    say(f"written   {' and '.join(paths)}")
     return 0
 
 

@@ -14,7 +14,7 @@ from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.provenance import read_provenance
-from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, time_text
+from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, say, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
 from gpt_neo.cli.during import DuringTraining, at_checkpoints, ended_early
 from gpt_neo.cli.evaluate import evaluate, evaluate_records, load_job_tasks
@@ -22,7 +22,7 @@ from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import ModelOptions, SamplingOptions, TrainingOptions
 from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.config.estimate import training_memory
-from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.errors import CheckpointError, ConfigError, counted
 from gpt_neo.evaluation.documents import files_of
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
@@ -208,8 +208,8 @@ def train_alone(
     if line.latest:
         seconds = time.monotonic() - began
         tokens = (reached - start) * job.run.tokens_per_step
-        print(
-            f"trained   {reached - start:,} steps, {count_text(tokens)} tokens in {time_text(seconds)} "
+        say(
+            f"trained   {counted(reached - start, 'step')}, {count_text(tokens)} tokens in {time_text(seconds)} "
             f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}"
         )
         print(next_text(job.model))
@@ -221,21 +221,21 @@ def show_opening(job: Job, found: Optional[Found], replicas: int, devices: str) 
     run, start = job.run, step_of(found.path) if found else 0
     for line in found.notes if found else strangers(job.folder):
         note(line)
-    print(model_text(run))
-    print(memory_text(training_memory(run, replicas)))
-    print(f"training  {run.tokens_per_step:,} tokens per step, steps {start:,} to {run.training.train_steps:,}")
-    print(devices)
-    print(weights_text(job, found))
-    print(f"folder    {job.folder}", flush=True)
+    say(model_text(run))
+    say(memory_text(training_memory(run, replicas)))
+    say(f"training  {run.tokens_per_step:,} tokens per step, steps {start:,} to {run.training.train_steps:,}")
+    say(devices)
+    say(weights_text(job, found))
+    say(f"folder    {job.folder}")
 
 
 def is_complete(job: Job, training: TrainingOptions, start: int) -> bool:
     """Whether there is nothing to train; says so."""
     last, best = job.run.training.train_steps, ended_early(job, training)
     if start >= last:
-        print(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {last:,}")
+        say(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {last:,}")
     elif best:
-        print(
+        say(
             f"nothing to do: --patience {training.patience} ended the run after step {best.step:,}, its best; a larger "
             "one goes on"
         )
@@ -270,7 +270,7 @@ def next_text(model: ModelOptions) -> str:
 
 def stop_status(number: int, what: str) -> int:
     """Say how a run that a signal ended goes on; the exit status that shells give to that signal."""
-    print(f"stopped   by {signal.Signals(number).name}: {what}. The same command goes on from there", flush=True)
+    say(f"stopped   by {signal.Signals(number).name}: {what}. The same command goes on from there")
     return 128 + number
 
 

@@ -163,8 +163,8 @@ def check_left_out(options: PrepareOptions, ledger: Ledger) -> None:
     count = sum(line["account"].get("documents_dropped_bad", 0) for line in ledger.units)
     if count and not options.skip_bad:
         raise DataError(
-            f"{ledger.path}: the unfinished work of a run with --bad skip, which left out {counted(count, 'document')}: "
-            "go on with it, or throw that work away with --restart"
+            f"{ledger.path}: the unfinished work of a run with --bad skip, which left out "
+            f"{counted(count, 'document')}: go on with it, or throw that work away with --restart"
         )
 
 

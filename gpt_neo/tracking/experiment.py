@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 import time
 import urllib.parse
@@ -70,12 +71,12 @@ def shown(url: str) -> str:
 
     Whatever stands in a password: `@`, `/`, spaces; and where there is only a token.
     """
-    start, mark, rest = url.partition("://")
-    if not mark:
+    found = re.fullmatch("(.*?://)(.*)", url, re.DOTALL)
+    if not found:
         return url
-    rest, question, _ = rest.partition("?")
+    rest, question, _ = found[2].partition("?")
     _, at, place = rest.rpartition("@")
-    return f"{start}://{'...@' if at else ''}{place}{'?...' if question else ''}"
+    return f"{found[1]}{'...@' if at else ''}{place}{'?...' if question else ''}"
 
 
 def first_line(error: BaseException) -> str:

@@ -43,6 +43,18 @@ class Step:
         self.mean_loss = self.loss
 
 
+def test_lines_fold_below_their_text_on_a_terminal_alone(monkeypatch):
+    path = "/a/long/path/that/is/not/torn/" + "x" * 40
+    line = f"note      the loss of {path} was told in words that do not fit into a line of this terminal"
+    assert console.folded(line) == line
+    monkeypatch.setattr(console.sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = console.folded(line).split("\n")
+    assert len(rows) == 3 and all(len(row) <= 80 for row in rows)
+    assert all(row.startswith(" " * console.LABEL) for row in rows[1:]) and path in rows[1]
+    assert " ".join(row.strip() for row in rows) == line
+
+
 def test_a_training_fits_and_leaves_lines_to_look_back_at(monkeypatch):
     terminal, now = Terminal(), [0.0]
     monkeypatch.setattr(console.sys, "stdout", terminal)
