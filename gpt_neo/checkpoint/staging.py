@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.remote import uploaded_folder
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, reason_of
 from gpt_neo.system import is_running
 
 
@@ -34,6 +34,7 @@ def staged_folder(destination: str) -> Iterator[str]:
         raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")
     parent, name = os.path.split(destination)
     staging = os.path.join(parent, f".{name}.{machine()}.{os.getpid()}.partial")
+    rest = "nothing is there"
     try:
         storage.make_folder(parent)
         remove_stale(parent, name)
@@ -43,10 +44,12 @@ def staged_folder(destination: str) -> Iterator[str]:
         if os.path.isdir(destination):
             os.rmdir(destination)
         os.rename(staging, destination)
+        rest = "what is there may not outlast a power cut"
         storage.sync(destination)
     except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"{destination}: cannot be written: {reason}; nothing is there") from error
+        elsewhere = error.filename and not str(error.filename).startswith(parent)
+        reason = f"{error.filename}: {reason_of(error)}" if elsewhere else reason_of(error)
+        raise CheckpointError(f"{destination}: cannot be written: {reason}; {rest}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
