@@ -119,7 +119,8 @@ class Model:
         Args:
           prompt: text; a long one loses its beginning, so that new tokens have room.
           options: max_tokens (None: to n_ctx), temperature (0.9; 0 takes the likeliest token), top_k (0 keeps all),
-            top_p (1.0), seed (None: another text each time), stop (strings that end it, of which nothing is shown).
+            top_p (1.0), min_p (0.0), seed (None: another text each time), stop (strings that end it, of which nothing
+              is shown).
 
         Raises:
           GptNeoError: as `generate`.
@@ -192,11 +193,12 @@ class Model:
         top_p: float = 1.0,
         seed: Optional[int] = None,
         stop: Union[str, Sequence[str]] = (),
+        min_p: float = 0.0,
     ) -> tuple[SampleOptions, tuple[str, ...]]:
         """How tokens are drawn, and the strings that end a text."""
         number = random.SystemRandom().randrange(1 << 31) if seed is None else seed
         n_ids = self.tokenizer.n_vocab
-        drawn = SampleOptions(max_tokens, temperature, top_k, top_p, number, self._found.prefix, None, n_ids)
+        drawn = SampleOptions(max_tokens, temperature, top_k, top_p, number, self._found.prefix, None, n_ids, min_p)
         return drawn, (stop,) if isinstance(stop, str) else tuple(stop)
 
 

@@ -78,7 +78,7 @@ def evaluate(options: Evaluate) -> int:
 
 def sample(options: Sample) -> int:
     """Sample from a checkpoint."""
-    check_backend(options)
+    check_backend(options, min_p=bool(options.sampling.min_p))
     if options.devices.tpu:
         options = on_own_tpu(options)
     prompt = options.sampling.prompt

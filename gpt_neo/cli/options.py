@@ -194,6 +194,9 @@ class SamplingOptions(Options):
     temperature: float = flag(0.9, "0 takes the likeliest token", low=0)
     top_k: int = flag(0, "keep the K likeliest tokens; 0 keeps all", low=0, metavar="K")
     top_p: float = flag(1.0, "keep the likeliest of total mass P", above=0, high=1, metavar="P")
+    min_p: float = flag(
+        0.0, "leave out tokens of less than this share of the likeliest one's probability", low=0, high=1, metavar="P"
+    )
     entmax_sampling: bool = flag(False, "draw from entmax in place of softmax: unlikely tokens get the probability 0")
     stop: tuple = flag((), "end a sample before this text; may be given several times", action="append", metavar="TEXT")
     seed: Optional[int] = flag(None, "seed of the draws (default: a new one each time, printed)", low=0)

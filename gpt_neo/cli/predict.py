@@ -132,7 +132,8 @@ def sample_options(job: Job, sampling: SamplingOptions, eos_id: Optional[int], n
     seed = sampling.seed if sampling.seed is not None else int(time.time()) % 100_000
     alpha = job.run.model.entmax_alpha if sampling.entmax_sampling else None
     return SampleOptions(
-        sampling.max_tokens, sampling.temperature, sampling.top_k, sampling.top_p, seed, eos_id, alpha, n_ids
+        *(sampling.max_tokens, sampling.temperature, sampling.top_k, sampling.top_p, seed, eos_id, alpha, n_ids),
+        min_p=sampling.min_p,
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
 
@@ -28,6 +31,9 @@ def require_records(run: RunConfig, key: str = "path") -> None:
 def how_to_prepare(run: RunConfig) -> str:
     """The command that makes records of one's own texts for a model, and how they are named."""
     beside = "" if run.model.n_vocab >= 50257 else " --encoder_path TOKENIZER.json"
+    own = os.path.join(os.path.dirname(run.source), "tokenizer.json")
+    if os.path.isfile(own):
+        beside = f" --encoder_path {shlex.quote(own)}"
     return (
         f"make records of your texts, and name them:\n  gpt-neo prepare --input_dir TEXTS --output_dir records "
         f"--chunk_size {run.model.n_ctx + 1}{beside} --write_dataset_config mine.json\n  --set datasets=mine.json"

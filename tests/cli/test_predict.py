@@ -4,7 +4,8 @@ import types
 
 import pytest
 
-from gpt_neo.cli.predict import answer, prompt_ids, read_prompt
+from gpt_neo.cli.options import SamplingOptions
+from gpt_neo.cli.predict import answer, prompt_ids, read_prompt, sample_options
 from gpt_neo.errors import DataError
 from gpt_neo.sampling.batches import Token
 from gpt_neo.sampling.filters import SampleOptions
@@ -58,6 +59,12 @@ def test_a_stop_string_ends_its_sample_alone(tmp_path, capsys, stop, shown):
     assert (tmp_path / "out.txt").read_text() == "".join(
         f"=== sample {i + 1}, seed 7\n{t}\n" for i, t in enumerate(shown)
     )
+
+
+def test_every_flag_of_sampling_reaches_the_draws():
+    given = SamplingOptions(max_tokens=3, temperature=0.5, top_k=4, top_p=0.6, min_p=0.2, seed=9, entmax_sampling=True)
+    job = types.SimpleNamespace(run=types.SimpleNamespace(model=types.SimpleNamespace(entmax_alpha=1.5)))
+    assert sample_options(job, given, 7, 100) == SampleOptions(3, 0.5, 4, 0.6, 9, 7, 1.5, 100, 0.2)
 
 
 def test_an_empty_prompt_is_the_end_of_a_text():

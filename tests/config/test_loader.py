@@ -274,3 +274,8 @@ def test_placeholders_and_absent_records_are_told_the_command_that_makes_some(tm
     with pytest.raises(ConfigError, match=r"names no dataset(.|\n)*--chunk_size 257 --encoder_path TOKENIZER.json"):
         require_records(run)
     require_records(load_config("demo"))
+    raw = {**json.load(open(os.path.join(CONFIG_DIR, "demo.json"))), "datasets": []}  # of an imported model
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"--encoder_path {tmp_path}/tokenizer.json"):
+        require_records(load_config(str(tmp_path)))
