@@ -22,6 +22,8 @@ UNSUPPORTED: dict[str, tuple] = {
     "use_beam_search": (False,),
     "ignore_eos": (False,),
     "bad_words": ([],),
+    "skip_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
     "allowed_token_ids": ([],),
     "prompt_logprobs": (0,),
     "truncate_prompt_tokens": (),

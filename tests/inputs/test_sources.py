@@ -182,6 +182,14 @@ def test_manifests_of_other_sets_in_the_folder_do_not_matter(shelf, tmp_path):
         check_tokenizer(run, other, "a")
 
 
+def test_files_named_by_number_are_counted(shelf, tmp_path):
+    """As the README of 2021 names them: name_3.tfrecords is the fourth file, not one of three records."""
+    source = shelf.write("number", [[CHUNK] * 8]).path.replace("*", "0_8")
+    for stem in ("name", "wiki_2020"):
+        paths = [str(shutil.copy(source, tmp_path / f"{stem}_{i}.tfrecords")) for i in range(4)]
+        assert record_counts(paths) == [8] * 4 and record_counts(paths[:1]) == [8]
+
+
 @pytest.mark.parametrize("count", ["1000", "9" * 30])
 def test_a_name_that_promises_more_than_the_file_holds(shelf, tmp_path, count):
     path = shelf.write("promise", [[CHUNK]]).path.replace("*", "0_1")

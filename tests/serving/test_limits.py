@@ -197,7 +197,13 @@ def malformed(server, count):
 
 
 def test_sampling_fields_that_are_not_honoured_are_refused_by_name(server):
-    for field, value in {"guided_regex": "a", "repeat_penalty": 1.2, "mirostat": 2, "bad_words": ["a"]}.items():
+    for field, value in {
+        "guided_regex": "a",
+        "repeat_penalty": 1.2,
+        "mirostat": 2,
+        "bad_words": ["a"],
+        "skip_special_tokens": False,
+    }.items():
         status, _, answer = server.fetch("/v1/completions", {**FINE, field: value})
         assert status == 400 and answer["error"]["param"] == field and field in answer["error"]["message"]
     idle = {"min_p": 0, "repetition_penalty": 1.0, "logit_bias": {}, "min_tokens": 0, "response_format": None}
