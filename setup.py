@@ -93,7 +93,7 @@ setup(
         "plot": ["matplotlib>=3.6"],  # make demo: loss.png; inspect-data
         # evaluation: gpt-neo harness
         "harness": ["lm_eval>=0.4.9,<0.5; python_version >= '3.10'"],
-        "chat": ["jinja2>=3.1"],  # finetune: chats, by the template of a tokenizer
+        "chat": ["jinja2>=3.1.6"],  # finetune, serve: chats; older ones let templates out of their sandbox
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         # make docs; the notebook in the slow tests
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25", "nbclient>=0.10", "ipykernel>=6"],

@@ -14,7 +14,7 @@ from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs,
 from gpt_neo.dataprep.manifest import dataset_config, write_json
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.split import held_out_numbers, split_texts
-from gpt_neo.dataprep.templates import template_of
+from gpt_neo.dataprep.templates import TEMPLATE, template_of
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
@@ -75,6 +75,8 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
     eos_id, length = end_of_text(tokenizer), run.model.n_ctx + 1
     template = template_of(out, options.template)
+    if template and template.source and options.template:  # the model's from now on, for the server and the export
+        storage.write_bytes(os.path.join(out, TEMPLATE), template.source.encode())
     encode = encoder(tokenizer, eos_id, template.render if template else None)
     dialogs = list(read_dialogs(options.data, encode))
     numbers = held_out_numbers(len(dialogs), options.held_out, options.seed)

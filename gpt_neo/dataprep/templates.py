@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from typing import Any, Callable, Optional
 
@@ -11,6 +12,7 @@ from gpt_neo.errors import DataError, reason_of
 from gpt_neo.system import how_to_install
 from gpt_neo.tokenizer import Tokenizer
 
+TEMPLATE = "chat_template.jinja"
 Render = Callable[[list, bool], str]  # (messages, whether an answer is to follow) -> text
 # What a template may run into: it is a program, over messages that anybody may have written.
 FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -26,12 +28,12 @@ class ChatTemplate:
 
     def ends(self, tokenizer: Tokenizer) -> tuple:
         """The token that ends an answer, where the template marks it by a special one; else none."""
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        messages = [{"role": "user", "content": "asked"}, {"role": "assistant", "content": "answered"}]
         try:
-            before, after = self.render(messages[:1], True), self.render(messages, False)
+            _, found, after = self.render(messages, False).rpartition("answered")
         except DataError:  # it wants other messages than these
             return ()
-        ids = tokenizer.encode_special(after[len(before) :]) if after.startswith(before) else []
+        ids = tokenizer.encode_special(after) if found else []
         return tuple(token for token in ids if token in tokenizer.special_ids)[:1]
 
 
@@ -55,7 +57,7 @@ def template_of(folder: str, given: Optional[str] = None) -> Optional[ChatTempla
     """
     config = storage.join(folder, "tokenizer_config.json")
     about = storage.read_json(config) if storage.exists(config) else {}
-    path = given or storage.join(folder, "chat_template.jinja")
+    path = given or storage.join(folder, TEMPLATE)
     text = about.get("chat_template")
     if isinstance(text, list):  # several by name
         text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
@@ -104,6 +106,7 @@ def renderer(text: str, tokens: dict) -> Render:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     environment.filters["tojson"] = lambda value, **rest: json.dumps(
         value, ensure_ascii=False, indent=rest.get("indent")
     )
@@ -114,7 +117,9 @@ def renderer(text: str, tokens: dict) -> Render:
 
     def render(messages: list, answer: bool) -> str:
         try:
-            return template.render(messages=messages, add_generation_prompt=answer, **tokens)
+            return template.render(
+                messages=messages, add_generation_prompt=answer, tools=None, documents=None, **tokens
+            )
         except (jinja2.TemplateError, *FAULTS) as error:
             raise DataError(f"the chat template cannot be filled in: {error}") from error
 

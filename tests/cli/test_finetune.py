@@ -4,6 +4,7 @@ import json
 import os
 import pydoc_data
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,3 +239,20 @@ def test_adapters_of_a_chat_set(model, tmp_path, capsys):
     assert main(["sample", out, "--prompt", "Number 7? ", "--max_tokens", "3", "--seed", "1"]) == 0
     assert not os.path.exists(f"{out}.base")
     capsys.readouterr()
+
+
+def test_a_template_that_is_given_becomes_the_models_own(world, tmp_path):
+    from gpt_neo.cli.finetune_data import FOLDER, dialog_records
+    from gpt_neo.cli.tool_options import Finetune
+    from gpt_neo.config import load_config
+    from gpt_neo.dataprep.templates import template_of
+
+    out, chats, template = tmp_path / "out", tmp_path / "chats.jsonl", tmp_path / "mine.jinja"
+    os.makedirs(out / FOLDER)
+    shutil.copy(world.tokenizer, out / "tokenizer.json")
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A list."}]
+    chats.write_text((json.dumps({"messages": turns}) + "\n") * 4)
+    template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
+    run = load_config(world.config("chatty", eos_id=0))
+    dialog_records(Finetune("x", (str(chats),), str(out), template=str(template)), run, str(out))
+    assert template_of(str(out)).render(turns, False) == "[user] What is it?\n[assistant] A list.\n"
