@@ -94,6 +94,8 @@ setup(
         # evaluation: gpt-neo harness
         "harness": ["lm_eval>=0.4.9,<0.5; python_version >= '3.10'"],
         "chat": ["jinja2>=3.1.6"],  # finetune, serve: chats; older ones let templates out of their sandbox
+        # tests: coverage-guided fuzzing of what reads files
+        "fuzz": ["atheris>=3; python_version >= '3.11'"],
         "bench": ["torch>=2.13", "transformers>=5", "psutil>=5"],  # make bench: the peer it measures against
         # make docs; the notebook in the slow tests
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25", "nbclient>=0.10", "ipykernel>=6"],

@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import logging
 import resource
-import time
 from typing import Any, Optional
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -40,26 +39,31 @@ class Patience:
 
 
 class Connection(H11Protocol):
-    """A connection with deadlines."""
+    """A connection with deadlines.
 
-    def __init__(self, *args: Any, patience: Patience, **more: Any) -> None:
+    waiting: connections of the server from which a request is due, in the order since when; some have begun one.
+    """
+
+    def __init__(self, *args: Any, patience: Patience, waiting: dict[Connection, None], **more: Any) -> None:
         super().__init__(*args, **more)
-        self.patience = patience
-        self.idle_since: Optional[float] = None
+        self.patience, self.waiting = patience, waiting
         self.deadlines: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; where there are too many, the one that has waited longest for a request makes room."""
         super().connection_made(transport)
         self.wait_for_request()
-        if len(self.connections) > self.patience.most():
-            waiting = [c for c in self.connections if isinstance(c, Connection) and c.idle]
-            min(waiting, key=lambda c: c.idle_since or 0.0).cut()
+        while self.waiting and len(self.connections) > self.patience.most():
+            first = next(iter(self.waiting))
+            del self.waiting[first]
+            if first.idle:
+                first.cut()
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
         """End."""
         for deadline in self.deadlines.values():
             deadline.cancel()
+        self.waiting.pop(self, None)
         super().connection_lost(exc)
 
     @property
@@ -69,7 +73,8 @@ class Connection(H11Protocol):
 
     def wait_for_request(self) -> None:
         """A request has to come now, or was never there: what is left of an answer counts as idle, too."""
-        self.idle_since = time.monotonic()
+        self.waiting.pop(self, None)
+        self.waiting[self] = None
         self.set_deadline("request", self.patience.idle, lambda: self.cut() if self.idle else None)
 
     def on_response_complete(self) -> None:

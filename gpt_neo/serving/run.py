@@ -49,7 +49,7 @@ def make_server(app: Any, drain: float, patience: Patience) -> uvicorn.Server:
     """
     for name in ("uvicorn.error", "asyncio", "gpt_neo.serving"):
         logging.getLogger(name).addFilter(SPARING)
-    connection: Any = functools.partial(Connection, patience=patience)
+    connection: Any = functools.partial(Connection, patience=patience, waiting={})
     return uvicorn.Server(
         uvicorn.Config(
             app,
