@@ -11,6 +11,7 @@ from gpt_neo.config.layouts import collision, dimension_sizes
 from gpt_neo.config.schema import MeshConfig, RunConfig
 from gpt_neo.errors import ConfigError, DeviceError
 from gpt_neo.mtf_compat import SimdMeshImpl, Tensor, lower_locally, mtf, tf
+from gpt_neo.runtime.stacks import StackedSlices, make_stacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def check_layout(run: RunConfig, plan: MeshPlan, batch_size: int) -> None:
 class LocalPlacement:
     """Lowers graphs onto local devices as planned."""
 
-    in_place = True  # variables are TensorFlow's, which a step updates
+    in_place, counts = True, True
 
     def __init__(self, plan: MeshPlan) -> None:
         self.plan = plan
@@ -144,10 +145,24 @@ class GatheringMesh(SimdMeshImpl):
         return laid_out_x.to_laid_out_tensor().one_slice
 
 
+class StackingMesh(GatheringMesh):
+    """A mesh of TPU cores on which variables of one shape are one variable: see `stacks.py`."""
+
+    def __init__(self, graph: mtf.Graph, *mesh: Any, **options: Any) -> None:
+        super().__init__(*mesh, **options)
+        self.stacks = make_stacks(graph, self, lambda joined: SimdMeshImpl.LaidOutVariable(joined, self))
+
+    def LaidOutVariable(self, variable: Any, mesh_impl: Any) -> Any:  # noqa: N802  (Mesh-TF has a class of that name)
+        """A variable of its own, or its place in a stack."""
+        if variable.name not in self.stacks:
+            return SimdMeshImpl.LaidOutVariable(variable, self)
+        return StackedSlices(*self.stacks[variable.name], self)
+
+
 class TpuPlacement:
     """Lowers graphs onto the cores of a TPU, from the context that TPUEstimator hands to the model function."""
 
-    in_place = True
+    in_place, counts = False, True  # a stack is written once all of its new values are there
 
     def __init__(self, config: MeshConfig, context: Any) -> None:
         self.config, self.context = config, context
@@ -169,8 +184,7 @@ class TpuPlacement:
     def lower(self, graph: mtf.Graph, mesh: mtf.Mesh) -> mtf.Lowering:
         """mtf.Lowering of a finished graph."""
         shape, rules = mesh_strings(self.config.mesh_shape, self.config.layout)
-        impl = GatheringMesh(shape, rules, device_assignment=self.context.device_assignment)
-        # Updates go variable by variable; stacking would take the variables from under them.
+        impl = StackingMesh(graph, shape, rules, device_assignment=self.context.device_assignment)
         return mtf.Lowering(graph, {mesh: impl}, autostack=False)
 
 

@@ -16,7 +16,8 @@ from gpt_neo.ops.caches import Decoding, Store
 class Placement(Protocol):
     """Where a Mesh-TF graph is lowered to: local devices, the cores of a TPU, or one core of an exported program."""
 
-    in_place: bool  # whether variables are TensorFlow's, which a step updates
+    in_place: bool  # whether kernels of TensorFlow can update variables one by one
+    counts: bool  # whether a step counts itself
     replicas: int
     mesh_shape: tuple
     layout: tuple

@@ -31,7 +31,7 @@ class TrainStep:
 
     loss, rate: float32 scalars, before the update. norm: likewise, of the gradients before they are clipped; there with
     `log_grads`. train: the operation that updates and counts the step; where the
-    placement does not update in place, counting is left to whoever runs the step.
+    placement does not count, that is left to whoever runs the step.
     """
 
     loss: tf.Tensor
@@ -77,7 +77,7 @@ def build_train_step(
     with tf.control_dependencies([loss_out, rate]):
         assigns = tf.group([lowering.lowered_operation(op) for op in updates])
     with tf.control_dependencies([assigns]):
-        train = tf.assign_add(step, 1).op if placement.in_place else assigns
+        train = tf.assign_add(step, 1).op if placement.counts else assigns
     return TrainStep(loss_out, rate, train, lowering, lowering.export_to_tf_tensor(norm) if norm else None)
 
 

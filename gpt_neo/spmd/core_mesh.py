@@ -13,30 +13,8 @@ from typing import Any, Callable, Optional
 from gpt_neo.config.schema import MeshConfig
 from gpt_neo.mtf_compat import LaidOut, mtf, tf
 from gpt_neo.runtime.mesh import GatheringMesh, MeshPlan, mesh_strings
+from gpt_neo.runtime.stacks import SliceInput
 from gpt_neo.spmd.mlir import named_call
-
-
-class SliceInput:
-    """A core's slice of a variable: a graph input that stands where Mesh-TF has a TensorFlow variable.
-
-    fresh: what the program assigns to it, in the end.
-    """
-
-    def __init__(self, value: tf.Tensor) -> None:
-        self.value, self.dtype, self.fresh = value, value.dtype, None
-
-    def assign(self, value: tf.Tensor, **_: Any) -> tf.Tensor:
-        """Take note of the new value; reads stay those of the old one."""
-        self.fresh = value
-        return value
-
-    def __add__(self, other: tf.Tensor) -> tf.Tensor:
-        """The old value plus something."""
-        return self.value + other
-
-    def __sub__(self, other: tf.Tensor) -> tf.Tensor:
-        """The old value minus something."""
-        return self.value - other
 
 
 class CoreMesh(GatheringMesh):
@@ -159,7 +137,7 @@ class CorePlacement:
     impl: the CoreMesh of all of them; None before the first.
     """
 
-    in_place = False  # variables are inputs, their new values outputs
+    in_place, counts = False, False  # variables are inputs, their new values outputs
 
     def __init__(self, config: MeshConfig) -> None:
         plan = MeshPlan(("",), config.mesh_shape or (("all", 1),), config.layout)

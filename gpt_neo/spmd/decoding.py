@@ -12,9 +12,10 @@ from gpt_neo.ops.caches import CoreStore, cache_shapes
 from gpt_neo.ops.kernels import inlined, put_slice
 from gpt_neo.runtime.export import decoding_step
 from gpt_neo.runtime.mesh import check_layout, whole_mesh
+from gpt_neo.runtime.stacks import SliceInput
 from gpt_neo.sampling.batches import PREFILL
 from gpt_neo.sampling.graph import GraphOptions, draw_tokens
-from gpt_neo.spmd.core_mesh import CorePlacement, SliceInput
+from gpt_neo.spmd.core_mesh import CorePlacement
 from gpt_neo.spmd.program import Program, finish_program
 
 LOGITS = "logits"  # of the token to come, kept with the caches
