@@ -39,6 +39,7 @@ def test_what_is_in_it(wheel, tmp_path):
         "vocabulary/gpt2.bpe",
         "vocabulary/LICENSE",
         "serving/page/page.html",
+        "serving/openapi.json",
         "spmd/constraints.txt",
         "checkpoint/custom_code/modeling_gpt_neo_mtf.py",
     ):
