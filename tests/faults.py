@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import io
 import os
 
 KINDS = (errno.EIO, errno.ENOSPC, errno.EINTR, "short")
@@ -11,7 +12,7 @@ CALLS = ("open", "fsync", "replace", "rename", "remove", "unlink", "mkdir", "rmd
 class Faults:
     """Counts the calls below `folder` while it is the context; the one of number `at` fails.
 
-    kind: an errno, or "short": a read gives half of what is there, and other calls do as they should.
+    kind: an errno, or "short": the system gives a read half of what it asks for, and other calls do as they should.
     """
 
     def __init__(self, monkeypatch, folder, at=0, kind=errno.EIO):
@@ -36,14 +37,12 @@ class Faults:
                 return False
         return os.path.abspath(os.fspath(path)).startswith(self.folder)
 
-    def tick(self, read=False):
-        """Count a call, and fail if it is the one. Returns whether a read is to be short."""
+    def tick(self):
+        """Count a call. If it is the one, fail; or return that a read is to be short."""
         self.count += 1
-        if self.count != self.at:
-            return False
-        if self.kind != "short":
+        if self.count == self.at and self.kind != "short":
             raise OSError(self.kind, os.strerror(self.kind))
-        return read
+        return self.count == self.at
 
     def failing(self, function):
         def call(path=".", *args, **options):
@@ -58,13 +57,31 @@ class Faults:
             if not self.concerns(path):
                 return function(path, *args, **options)
             self.tick()
+            if args[:1] == ("rb",):
+                return io.BufferedReader(Raw(path, self))
             return File(function(path, *args, **options), self)
 
         return call
 
 
+class Raw(io.FileIO):
+    """A file that is read, below Python's buffer."""
+
+    def __init__(self, path, faults):
+        super().__init__(path)
+        self.faults = faults
+
+    def readinto(self, buffer):
+        short = self.faults.tick()
+        return super().readinto(memoryview(buffer)[: max(1, len(buffer) // 2)] if short else buffer)
+
+    def readall(self):
+        self.faults.tick()
+        return super().readall()
+
+
 class File:
-    """An open file whose reads and writes may fail."""
+    """A file that is written to."""
 
     def __init__(self, handle, faults):
         self.handle, self.faults = handle, faults
@@ -88,11 +105,6 @@ class File:
     def flush(self):
         self.faults.tick()
         self.handle.flush()
-
-    def read(self, *size):
-        short = self.faults.tick(read=True)
-        data = self.handle.read(*size)
-        return data[: len(data) // 2] if short else data
 
 
 def moments(count, most):

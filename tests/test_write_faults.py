@@ -49,7 +49,7 @@ def test_import(tmp_path, monkeypatch, kind, most):
             shutil.rmtree(place, ignore_errors=True)
             import_hf(source, str(place))
         assert contents(place) == expected, at
-    assert failed > 3 or kind == "short"
+    assert failed > 3 if kind != "short" else not failed
 
 
 @pytest.mark.parametrize("kind, most", CASES)
@@ -81,7 +81,7 @@ def test_preparation(tmp_path, monkeypatch, world, kind, most):
             failed += 1
             work(place)
         assert contents(place) == expected, at
-    assert failed > 3 or kind == "short"
+    assert failed > 3 if kind != "short" else not failed
 
 
 @pytest.mark.parametrize("kind, most", CASES)
@@ -117,4 +117,4 @@ def test_checkpoint(tmp_path, monkeypatch, kind, most):
             save(*pair, 3)
             assert step_of(find_latest(place[0], verify=True).path) == 3
             assert (tf.train.load_checkpoint(place[0]).get_tensor("x") == 3).all()
-    assert failed > 3 or kind == "short"
+    assert failed > 3 if kind != "short" else not failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
@@ -245,14 +246,19 @@ def discard(job: Job) -> None:
 
 
 def clear(job: Job) -> None:
-    """Delete the folder of unfinished work, the ledger last, and half-written files that a kill has left."""
-    for name in os.listdir(job.work) if os.path.isdir(job.work) else ():
-        if name != FILE:
-            storage.delete(os.path.join(job.work, name), within=job.work)
-    storage.delete_folder(job.work, within=os.path.dirname(os.path.abspath(job.work)))
+    """Delete half-written files that a kill has left, and the folder of unfinished work; the ledger last of all.
+
+    Until that is gone the same command tidies up again; from then on nothing may fail any more.
+    """
     if not storage.is_remote(job.options.output_dir):
         for left in storage.glob(os.path.join(job.options.output_dir, f".{job.options.name}_*.writing")):
             storage.delete(left, within=job.options.output_dir)
+    for name in os.listdir(job.work) if os.path.isdir(job.work) else ():
+        if name != FILE:
+            storage.delete(os.path.join(job.work, name), within=job.work)
+    storage.delete(os.path.join(job.work, FILE), within=job.work)
+    with contextlib.suppress(OSError):
+        os.rmdir(job.work)
 
 
 class Run:
