@@ -10,9 +10,12 @@ import re
 import sys
 import time
 
+import jax
 import numpy as np
+from jax._src.interpreters import mlir as jax_mlir
 from jax._src.lib import xla_client
 from jax.experimental import topologies
+from jaxlib.mlir import ir
 
 
 def compile_for(path: str, topology: str, count: int, output: str) -> dict:
@@ -28,12 +31,13 @@ def compile_for(path: str, topology: str, count: int, output: str) -> dict:
     options.device_assignment = xla_client.DeviceAssignment.create(ids)
     report: dict = {"topology": topology, "kind": devices[0].device_kind, "devices": count}
     started = time.monotonic()
-    with open(path, encoding="utf-8") as handle:
-        text = handle.read()
-    try:
-        executable = devices[0].client.compile(text, xla_client.DeviceList(tuple(devices)), options)
-    except Exception as error:  # the compiler's verdict comes as one type, as do its failures
-        return {**report, **refusal(str(error))}
+    with open(path, encoding="utf-8") as handle, jax_mlir.make_ir_context():
+        module = ir.Module.parse(handle.read())
+        program = module if jax.__version_info__ >= (0, 8) else jax_mlir.module_to_bytecode(module)
+        try:
+            executable = devices[0].client.compile(program, xla_client.DeviceList(tuple(devices)), options)
+        except Exception as error:  # the compiler's verdict comes as one type, as do its failures
+            return {**report, **refusal(str(error))}
     memory, cost = executable.get_compiled_memory_stats(), executable.cost_analysis()
     with open(output, "w", encoding="utf-8") as handle:
         try:

@@ -10,9 +10,10 @@ from gpt_neo.config import load_config
 from gpt_neo.config.estimate import step_flops
 from gpt_neo.errors import DeviceError
 from gpt_neo.runtime.mesh import MeshPlan, check_layout
-from gpt_neo.spmd.compile_check import compile_program
+from gpt_neo.spmd.compile_check import check, compile_program
 from gpt_neo.spmd.program import Program
 from gpt_neo.spmd.topologies import find_slice
+from tests.spmd.tools import make_run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.json")))
@@ -48,6 +49,14 @@ def test_too_little_memory_of_a_core_is_a_verdict(tmp_path):
 def test_failures_of_the_compiler_are_told(tmp_path, script, told):
     with pytest.raises(DeviceError, match=told):
         verdict(tmp_path, script)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, mesh", [("v3-8", "x:8"), ("v4-8", "x:4"), ("v5e-8", "x:8")])
+def test_the_compiler_itself_takes_a_small_model(tmp_path, jax_python, name, mesh):
+    """A chip of a v4 is one device: it refuses a program for eight."""
+    report = check(make_run(tmp_path, mesh_shape=mesh, layout="batch:x"), name)
+    assert report["fits"] and 0 < report["used_bytes"] < 1e9 and report["devices"] == int(mesh[2:])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=os.path.basename)
