@@ -260,7 +260,7 @@ def test_two_runs_at_once_are_refused(corpus, tmp_path, small_tokenizer):
 def test_a_torn_line_counts_as_not_written(tmp_path):
     header = {"version": 1}
     first = ledger.Ledger(str(tmp_path), header)
-    first.add_unit({"tokens": 1})
+    first.add_unit({"unit": 0, "tokens": 1})
     first.add_shard({"shard": 0, "file": "x"})
     first.close()
     path = tmp_path / "ledger.jsonl"
