@@ -26,7 +26,6 @@ def test_links_of_pages_lead_somewhere(page):
             assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), target)), target
 
 
-@pytest.mark.slow
 def test_every_page_is_in_the_site():
     listed = re.findall(r"\b([\w-]+\.md)$", read("mkdocs.yml"), re.M)
     assert sorted(listed) == sorted(os.path.basename(page) for page in PAGES[1:])

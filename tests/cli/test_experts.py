@@ -30,6 +30,7 @@ def spread(world):
     return path
 
 
+@pytest.mark.slow
 def test_one_device_goes_on_where_two_stopped(spread, command, capsys):
     assert command("--model", spread) == 0
     assert "steps 10 to 20" in capsys.readouterr().out
@@ -47,8 +48,8 @@ def test_one_device_goes_on_where_two_stopped(spread, command, capsys):
     assert command(*words, "--entmax_sampling") == 0 and command(*words) == 0
 
 
-def test_plan_counts_the_experts(spread, command, capsys):
-    assert command("--model", spread, "--plan") == 0
+def test_plan_counts_the_experts(world, command, capsys):
+    assert command("--model", world.config("planned_experts", **OPTIONS), "--plan") == 0
     out = capsys.readouterr().out
     # tables 300 d + 32 d, two blocks 12 d^2 + 10 d, ln_f 2 d; the second MLP made way for gates and experts
     d, experts, hidden = 16, 4, 24

@@ -16,9 +16,16 @@ WIDE = {"n_embd": 128, "n_vocab": 160, "moe_layers": [1], "moe_params": {"moe_nu
 OTHER = {"n_embd": 128, "mlp_glu": True, "untied_head": True, "num_mem_kv": 3, "qkv_bias": True, "rezero": True}
 
 
-@pytest.mark.parametrize("options", [WIDE, OTHER, {"attention_types": ["gla", "global"], "macaron": True}])
-@pytest.mark.parametrize("optimizer, beta1", [("adafactor", 0.0), ("adafactor", 0.9), ("lion", 0.9), ("adamw", 0.9)])
-def test_slots_are_those_of_the_optimizer(options, optimizer, beta1):
+@pytest.mark.parametrize(
+    "optimizer, beta1, options",
+    [
+        ("adafactor", 0.0, WIDE),
+        ("adafactor", 0.9, OTHER),
+        ("lion", 0.9, {"attention_types": ["gla", "global"], "macaron": True}),
+        ("adamw", 0.9, WIDE),
+    ],
+)
+def test_slots_are_those_of_the_optimizer(optimizer, beta1, options):
     run = make_run({**options, "opt_name": optimizer, "beta1": beta1})
     with tf.Graph().as_default():
         batch = tf.zeros([run.training.train_batch_size, run.model.n_ctx + 1], tf.int32)

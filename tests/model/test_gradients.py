@@ -131,13 +131,13 @@ def parameters_float32(monkeypatch):
     monkeypatch.setattr(slots, "WidenOperation", refuse)
 
 
-@pytest.mark.parametrize("row", FEW, ids=label)
+@pytest.mark.parametrize("row", FEW[1:3], ids=label)
 def test_what_the_training_graph_adds_up(row, parameters_float32):
     check_graph(make_run({**merged(row), "precision": "bfloat16"}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [row for row in ROWS if row not in FEW], ids=label)
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in FEW[1:3]], ids=label)
 def test_what_the_training_graph_of_every_pair_adds_up(row, parameters_float32):
     check_graph(make_run({**merged(row), "precision": "bfloat16"}))
 

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-LAYOUTS = [
+LAYOUTS = [([2, 2], "batch,heads"), ([2, 2], "embd,vocab"), ([3], "memory_length"), ([2, 2], "sequence,memory_length")]
+# Parts of those above, and other sizes: in the slow tests.
+MORE_LAYOUTS = [
     ([2], "batch"),
     ([2], "heads"),
     ([2], "embd"),
@@ -17,16 +19,13 @@ LAYOUTS = [
     ([4], "heads"),
     ([4], "embd"),
     ([2], "memory_length"),
-    ([2, 2], "batch,heads"),
     ([2, 2], "batch,vocab"),
-    ([2, 2], "embd,vocab"),
-    ([3], "memory_length"),
     ([2, 2], "heads,memory_length"),
-    ([2, 2], "sequence,memory_length"),
     ([2, 2], "features_per_head,memory_length"),
 ]
 # Whatever is split, linear and gla layers have whole sequences and features, gathered where they must be.
-STATEFUL_LAYOUTS = [([4], "heads"), ([2], "sequence"), ([2, 2], "batch,heads"), ([2, 2], "embd,features_per_head")]
+STATEFUL_LAYOUTS = [([2, 2], "batch,heads"), ([2, 2], "embd,features_per_head")]
+MORE_STATEFUL_LAYOUTS = [([4], "heads"), ([2], "sequence")]
 
 # The devices have to be set up before TensorFlow starts, so this part has a process of its own.
 SCRIPT = """
@@ -89,13 +88,31 @@ def stateful_report():
     return compare(STATEFUL_LAYOUTS, "linear,gla,none")
 
 
-@pytest.mark.parametrize("sizes, names", LAYOUTS, ids=[f"{n}-{s}" for s, n in LAYOUTS])
-def test_loss_and_gradients_equal_one_device(report, sizes, names):
+def check(report, sizes, names):
     assert np.isfinite(report["loss"]) and report["scale"] > 1e-3
     errors = report["errors"][f"{names} over {sizes}"]
     assert max(errors) < 1e-4, errors
 
 
+@pytest.mark.parametrize("sizes, names", LAYOUTS, ids=[f"{n}-{s}" for s, n in LAYOUTS])
+def test_loss_and_gradients_equal_one_device(report, sizes, names):
+    check(report, sizes, names)
+
+
 @pytest.mark.parametrize("sizes, names", STATEFUL_LAYOUTS, ids=[f"{n}-{s}" for s, n in STATEFUL_LAYOUTS])
 def test_linear_and_gla_equal_one_device(stateful_report, sizes, names):
-    test_loss_and_gradients_equal_one_device(stateful_report, sizes, names)
+    check(stateful_report, sizes, names)
+
+
+@pytest.mark.slow
+def test_more_layouts():
+    report = compare(MORE_LAYOUTS, "global,local")
+    for sizes, names in MORE_LAYOUTS:
+        check(report, sizes, names)
+
+
+@pytest.mark.slow
+def test_more_layouts_of_linear_and_gla():
+    report = compare(MORE_STATEFUL_LAYOUTS, "linear,gla,none")
+    for sizes, names in MORE_STATEFUL_LAYOUTS:
+        check(report, sizes, names)

@@ -57,6 +57,10 @@ CASES = {
     "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
 }
 
+SLOW = ("experts beside the batch", "recomputed in microbatches", "bfloat16")
+QUICK = [case for case in CASES if case not in SLOW]
+EVERY = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
+
 SCRIPT = """
 import json, sys
 import numpy as np
@@ -139,10 +143,25 @@ print(json.dumps(reports))
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def quick_reports(tmp_path_factory):
+    return made(tmp_path_factory, QUICK)
+
+
+@pytest.fixture(scope="module")
+def slow_reports(tmp_path_factory):
+    return made(tmp_path_factory, SLOW)
+
+
+@pytest.fixture
+def report_of(request):
+    """The report of a case, made with others of its kind when the first is asked for."""
+    return lambda case: request.getfixturevalue("slow_reports" if case in SLOW else "quick_reports")[case]
+
+
+def made(tmp_path_factory, cases):
     path = str(tmp_path_factory.mktemp("spread") / "model.json")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, path, json.dumps(CASES)],
+        [sys.executable, "-c", SCRIPT, path, json.dumps({case: CASES[case] for case in cases})],
         capture_output=True,
         text=True,
         check=False,
@@ -152,27 +171,36 @@ def reports(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_loss_and_every_variable_equal_one_device(reports, case):
-    report = reports[case]
+@pytest.mark.parametrize("case", EVERY)
+def test_loss_and_every_variable_equal_one_device(report_of, case):
+    report = report_of(case)
     assert report["moved"] > 5e-3  # far more than a variable may differ
     assert max(report["loss"]) < 1e-5, report["loss"]
     worst = max(report["errors"], key=report["errors"].get)
     assert report["errors"][worst] < 1e-4, (worst, report["errors"][worst])
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "experts" in case])
-def test_evaluation_equals_one_device(reports, case):
-    assert reports[case]["evaluated"] < 1e-4
+@pytest.mark.parametrize(
+    "case", ["experts with the batch", pytest.param("experts beside the batch", marks=pytest.mark.slow)]
+)
+def test_evaluation_equals_one_device(report_of, case):
+    assert report_of(case)["evaluated"] < 1e-4
 
 
-def test_tokens_travel_to_their_experts(reports):
-    counters = {case: report["counters"].get("alltoall", 0) for case, report in reports.items()}
-    # to the experts and back, forward and backward, and the two of the forward pass again where it is recomputed
-    sent = 4 * places_sent(batch=8)
-    assert counters["experts with the batch"] == sent
-    assert counters["experts beside the batch"] == counters["adamw"] == 0
-    assert counters["recomputed in microbatches"] > 0
+def travelled(report):
+    return report["counters"].get("alltoall", 0)
+
+
+def test_tokens_travel_to_their_experts(report_of):
+    # to the experts and back, forward and backward
+    assert travelled(report_of("experts with the batch")) == 4 * places_sent(batch=8)
+    assert travelled(report_of("adamw")) == 0
+
+
+@pytest.mark.slow
+def test_tokens_travel_to_experts_of_other_layouts(report_of):
+    assert travelled(report_of("experts beside the batch")) == 0
+    assert travelled(report_of("recomputed in microbatches")) > 0
 
 
 def places_sent(batch):
@@ -205,9 +233,13 @@ def legacy_shapes(optimizer_slots):
     return {**shapes, **slots, "global_step": []}
 
 
-def test_names_and_shapes_are_the_legacy_ones(reports):
-    assert reports["experts with the batch"]["shapes"] == legacy_shapes(["/adam_m", "/adam_v"])
-    names = set(reports["experts beside the batch"]["shapes"])
+def test_names_and_shapes_are_the_legacy_ones(report_of):
+    assert report_of("experts with the batch")["shapes"] == legacy_shapes(["/adam_m", "/adam_v"])
+
+
+@pytest.mark.slow
+def test_names_of_factored_slots_are_the_legacy_ones(report_of):
+    names = set(report_of("experts beside the batch")["shapes"])
     for name, slots in (("gpt2/wte", ("_slot_vr", "_slot_vc", "_slot_m")), ("gpt2/ln_f/b", ("_slot_v", "_slot_m"))):
         assert {other for other in names if other.startswith(name + "_")} == {name + slot for slot in slots}
 
@@ -215,18 +247,20 @@ def test_names_and_shapes_are_the_legacy_ones(reports):
 @pytest.mark.parametrize(
     "case, devices", [("adamw", 4), ("bfloat16 in microbatches", 2), ("experts with the batch", 4)]
 )
-def test_each_device_holds_its_part_of_weights_and_slots(reports, case, devices):
-    for name, slices in reports[case]["sizes"].items():
-        assert slices == [math.prod(reports[case]["shapes"][name]) // devices] * devices, name
-    sizes = {name: size for name, size in reports[case]["sizes"].items() if "/adam_" in name}
+def test_each_device_holds_its_part_of_weights_and_slots(report_of, case, devices):
+    report = report_of(case)
+    for name, slices in report["sizes"].items():
+        assert slices == [math.prod(report["shapes"][name]) // devices] * devices, name
+    sizes = {name: size for name, size in report["sizes"].items() if "/adam_" in name}
     assert len(sizes) > 20
-    weights = sum(math.prod(shape) for name, shape in reports[case]["shapes"].items() if "/adam_" not in name)
+    weights = sum(math.prod(shape) for name, shape in report["shapes"].items() if "/adam_" not in name)
     weights -= 1  # global_step has no slots
     assert [sum(each) for each in zip(*sizes.values())] == [2 * weights // devices] * devices
 
 
-def test_a_slot_is_whole_where_it_has_no_dimension_to_split(reports):
-    sizes = reports["experts beside the batch"]["sizes"]
+@pytest.mark.slow
+def test_a_slot_is_whole_where_it_has_no_dimension_to_split(report_of):
+    sizes = report_of("experts beside the batch")["sizes"]
     assert sizes["gpt2/wte_slot_m"] == [32 * 8 // 2] * 4
     rows, columns = sizes["gpt2/wte_slot_vr"], sizes["gpt2/wte_slot_vc"]
     assert sorted([rows[0], columns[0]]) == [8, 16]  # of the split dimension of 32 a half, of embd all

@@ -118,6 +118,7 @@ def losses(path):
     return [(row["step"], row["loss"]) for row in map(json.loads, open(path, encoding="utf-8"))]
 
 
+@pytest.mark.slow
 def test_four_processes_give_the_losses_of_one(outcome):
     folder, statuses, texts = outcome
     assert statuses[0] == [0] and statuses[2] == [0] * 4, texts
@@ -135,6 +136,7 @@ def test_four_processes_give_the_losses_of_one(outcome):
     assert "/job:worker/task:3/device:CPU:0" in texts["again.0"] and "lending   the devices" in texts["again.3"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_cleanly_and_it_resumes(outcome):
     _, statuses, texts = outcome
     assert statuses[1] == [LOST, LOST, -signal.SIGKILL, LOST], texts

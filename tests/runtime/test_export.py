@@ -66,7 +66,7 @@ class Served:
         )
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["gpt_neo", pytest.param("gptj", marks=pytest.mark.slow)])
 def served(request, tmp_path_factory):
     config, folder = MODELS[request.param], tmp_path_factory.mktemp(request.param)
     checkpoint = save_random(config, str(folder), scale=0.3)
