@@ -33,7 +33,7 @@ def show_plan(options: Plan) -> int:
     say(model_text(run))
     say(memory_text(training_memory(run)))
     splits = microbatches(run.mesh, run.model.n_ctx, batch // replicas or 1)
-    print(
+    say(
         f"step      {run.tokens_per_step:,} tokens: {batch} sequences of {run.model.n_ctx}, in "
         f"{counted(splits, 'microbatch')} per replica; {run.training.train_steps:,} steps, "
         f"{run.training.train_steps * run.tokens_per_step:,} tokens in all"

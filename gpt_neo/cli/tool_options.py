@@ -71,7 +71,7 @@ class Prepare(Options):
     )
     eval_path: Optional[str] = flag(None, "held-out records, named in the dataset config", metavar="GLOB")
     processes: int = flag(0, "worker processes (default: one per core)")
-    work_dir: Optional[str] = flag(None, "where unfinished work is kept (default: beside a local output)")
+    work_dir: Optional[str] = flag(None, "folder to keep unfinished work in (default: a local --output_dir)")
     restart: bool = flag(False, "throw away the unfinished work of an earlier run first")
     legacy: bool = flag(
         False,

@@ -41,11 +41,12 @@ def prepare_on_beam(options: PrepareOptions, arguments: Sequence[str] = ()) -> d
 
     if STDIN in options.inputs:
         raise DataError("--beam reads files and gs:// paths, not standard input")
-    work = options.work_dir or storage.join(options.output_dir, f".{options.name}_work")
+    place = options.work_dir or options.output_dir
+    work = storage.join(place, f".{options.name}_work")
     job = job_of(options, load_tokenizer(options.encoder_path), work)
     sources, bad = inputs_of(options)
     check_output(job)
-    storage.delete_folder(work, within=options.work_dir or options.output_dir)
+    storage.delete_folder(work, within=place)
     storage.make_folder(work)
     try:
         with apache_beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
@@ -53,7 +54,7 @@ def prepare_on_beam(options: PrepareOptions, arguments: Sequence[str] = ()) -> d
     except Exception as error:
         # Runners wrap what a worker raised; a mistake of the user is told as such.
         raise user_mistake(error) or error from None
-    storage.delete_folder(work, within=options.work_dir or options.output_dir)
+    storage.delete_folder(work, within=place)
     return storage.read_json(manifest_path(options))
 
 

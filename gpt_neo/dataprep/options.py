@@ -30,7 +30,7 @@ class PrepareOptions:
       bad: what cannot be read: stop there; skip it, which is counted; or report all of it, and write nothing.
       encoding: of text without a byte-order mark; empty for UTF-8.
       split_on: what stands between the documents of a text; empty for a text that is one.
-      work_dir: where unfinished work is kept; by default beside the output.
+      work_dir: folder that unfinished work is kept in; by default the output's.
       processes: workers; 0 or 1 is this process alone. Changes no byte of the output.
     """
 

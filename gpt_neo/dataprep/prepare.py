@@ -197,11 +197,11 @@ def distrust(job: Job, ledger: Ledger) -> None:
 
 
 def work_folder(options: PrepareOptions) -> str:
-    """Where unfinished work is kept: as asked for, else beside a local output, else in the temporary folder."""
-    if options.work_dir:
-        return options.work_dir
-    if not storage.is_remote(options.output_dir):
-        return os.path.join(options.output_dir, f".{options.name}_work")
+    """Where unfinished work is kept: a folder of its own, which is deleted in the end, in the one that is asked for,
+    else in a local output, else in the temporary folder."""
+    place = options.work_dir or options.output_dir
+    if not storage.is_remote(place):
+        return os.path.join(place, f".{options.name}_work")
     target = hashlib.sha256(f"{options.output_dir.rstrip('/')}/{options.name}".encode()).hexdigest()[:16]
     return os.path.join(tempfile.gettempdir(), f"gpt_neo_work_{target}")
 

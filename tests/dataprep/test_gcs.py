@@ -55,7 +55,7 @@ def test_same_objects_as_files(texts, tmp_path, small_tokenizer, gcs, monkeypatc
     assert set(found) == {*remote["files"], "data_manifest.json"}
     for name in remote["files"]:
         assert found[name] == (tmp_path / "out" / name).read_bytes()
-    assert not (tmp_path / "work2").exists()
+    assert not list((tmp_path / "work2").iterdir())
     assert survey([f"{TARGET}/data_*.tfrecords"]).records == local["account"]["records_written"]
     with pytest.raises(DataError, match="already holds data_0_100.tfrecords"):
         run(SOURCE, TARGET, small_tokenizer, tmp_path / "work2")

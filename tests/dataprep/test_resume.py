@@ -250,6 +250,16 @@ def test_after_a_stop_at_what_cannot_be_read(corpus, tmp_path, small_tokenizer, 
     assert prepare.prepare(alone, silent)["account"]["documents_in"] == 1
 
 
+def test_a_folder_for_unfinished_work_keeps_what_is_in_it(corpus, tmp_path, small_tokenizer):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "mine.txt").write_text("of somebody else")
+    for restart in (False, True):
+        options = options_of(corpus, tmp_path, small_tokenizer, work_dir=str(work), name=f"data{restart}")
+        prepare.prepare(options, silent, restart=restart)
+        assert os.listdir(work) == ["mine.txt"]
+
+
 def test_two_runs_at_once_are_refused(corpus, tmp_path, small_tokenizer):
     held = ledger.Ledger(str(tmp_path / "out" / ".data_work"), {"version": 1})
     with pytest.raises(DataError, match="another process is preparing this data set"):
