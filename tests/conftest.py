@@ -124,6 +124,15 @@ def world(tmp_path_factory):
     return made
 
 
+@pytest.fixture(autouse=True)
+def functions_again():
+    """Loops of later tests are functions again, where one has built for a TPU."""
+    yield
+    compat = sys.modules.get("gpt_neo.mtf_compat")
+    if compat:
+        compat.tf.enable_control_flow_v2()
+
+
 def folder_of(path):
     """Where a config's run lives."""
     from gpt_neo.config import load_config

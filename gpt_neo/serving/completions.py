@@ -140,15 +140,15 @@ class Exchange:
         Raises:
           TimeoutError, or what the engine failed with.
         """
-        left, first = len(self.choices), True
-        assert self.began is not None
+        left, first, began = len(self.choices), True, self.began
+        assert began is not None  # it may be ended while this waits, by a client that leaves
         while left:
-            spent = time.monotonic() - self.began
+            spent = time.monotonic() - began
             number, piece = await asyncio.wait_for(self.pieces.get(), max(0.0, self.owner.seconds - spent))
             if isinstance(piece, BaseException):
                 raise EngineError(str(piece)) from piece
             if first:
-                self.owner.metrics.first.observe(time.monotonic() - self.began)
+                self.owner.metrics.first.observe(time.monotonic() - began)
                 first = False
             choice = self.choices[number]
             yield (choice, *choice.add(piece, self.served))

@@ -29,13 +29,6 @@ SLICES = {"v3-8": (1, 1, "x:4,y:2"), "v3-32": (2, 2, "x:16,y:2")}
 BATCH = 16
 
 
-@pytest.fixture(autouse=True)
-def functions_again():
-    """Loops of later tests are functions again."""
-    yield
-    tf.enable_control_flow_v2()
-
-
 @pytest.fixture(scope="module", params=list(SLICES))
 def built(request, world):
     """(name, run, slice, graph) of training."""
