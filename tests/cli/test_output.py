@@ -46,6 +46,8 @@ def test_a_full_disk_is_said_once():
         told = told_by(stream)
         for _ in range(3):
             print("text", file=stream, flush=True)
+        with stream.changed:
+            assert stream.changed.wait_for(lambda: not stream.size, 10)  # before the file behind is closed
     assert told == ["No space left on device"]
 
 
