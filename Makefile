@@ -47,7 +47,7 @@ test: lint
 
 # Every pair of options, large inputs, many kills: minutes each.
 slow: setup-test $(VENV)/.installed-docs
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --timeout 5400
 
 # The package with all its extras, and the commands of a first hour, on each Python that README promises and that is
 # here; PYTHONS names others.
@@ -70,13 +70,13 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 # Power cuts on a mounted file system, as root; skipped with the reason elsewhere. GPT_NEO_POWER_CUTS says how many.
 power-test: setup-test
-	$(BIN)/python -m pytest -q -rs -m slow tests/test_power.py
+	$(BIN)/python -m pytest -q -rs -m slow --timeout 5400 tests/test_power.py
 
 # The reader of legacy checkpoints in transformers 4, which 5 has dropped, on the legacy program's files and on ours.
 transformers4: setup-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/transformers4 \
 	    transformers==4.57.1 huggingface_hub==0.36.0 tokenizers==0.22.1
-	GPT_NEO_TRANSFORMERS4=$(VENV)/transformers4 $(BIN)/python -m pytest -q -m slow tests/checkpoint/test_transformers4.py
+	GPT_NEO_TRANSFORMERS4=$(VENV)/transformers4 $(BIN)/python -m pytest -q -m slow --timeout 5400 tests/checkpoint/test_transformers4.py
 
 # Real text, a tokenizer, records, training, evaluation, samples, a plot: the whole chain, nothing downloaded.
 demo: setup
@@ -104,7 +104,7 @@ bench: setup-test
 
 # The exported program on eight virtual devices: makes the JAX environment on first use.
 spmd-check: setup-test
-	$(BIN)/python -m pytest -q -m slow tests/spmd
+	$(BIN)/python -m pytest -q -m slow --timeout 5400 tests/spmd
 
 # Every shipped config by the TPU compiler, one after the other (minutes each); writes the table of docs/tpu.md.
 tpu-check: setup

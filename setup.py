@@ -102,6 +102,7 @@ setup(
         "dev": [
             "pytest>=8",  # tests
             "pytest-xdist>=3",  # tests: two processes
+            "pytest-timeout>=2.3",  # tests: one that hangs fails by name
             "hypothesis>=6",  # tests: properties
             "mongomock>=4",  # tests: a pretended MongoDB server
             "wandb>=0.19",  # tests: a tracker, offline

@@ -5,6 +5,8 @@ import json
 import os
 import pydoc_data
 import sys
+import time
+import types
 
 import pytest
 
@@ -66,6 +68,11 @@ class World:
         with open(os.path.join(self.folder, "dataset_configs", f"{name}.json"), "w", encoding="utf-8") as handle:
             json.dump(value, handle)
         return name
+
+
+def set_clock(monkeypatch, module, clock):
+    """Give one module a clock. The process keeps its own: threads of servers and timers of other tests wait by it."""
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(**{**vars(time), "monotonic": clock}))
 
 
 @pytest.fixture(scope="session")

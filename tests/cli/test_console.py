@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from gpt_neo.cli import console
 from gpt_neo.cli.prepare import BAR
-from tests.conftest import ROOT
+from tests.conftest import ROOT, set_clock
 
 
 class Terminal:
@@ -58,7 +58,7 @@ def test_lines_fold_below_their_text_on_a_terminal_alone(monkeypatch):
 def test_a_training_fits_and_leaves_lines_to_look_back_at(monkeypatch):
     terminal, now = Terminal(), [0.0]
     monkeypatch.setattr(console.sys, "stdout", terminal)
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    set_clock(monkeypatch, console, lambda: now[0])
     monkeypatch.setenv("COLUMNS", "80")
     line = console.ProgressLine()
     for step in range(100, Step.train_steps + 1, 100):

@@ -11,14 +11,14 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import hooks
 from gpt_neo.runtime.hooks import ProgressLog, SaveTimer
-from tests.conftest import folder_of
+from tests.conftest import folder_of, set_clock
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that a test sets."""
     times = {"now": 100.0}
-    monkeypatch.setattr(hooks.time, "monotonic", lambda: times["now"])
+    set_clock(monkeypatch, hooks, lambda: times["now"])
     return times
 
 

@@ -20,9 +20,11 @@ from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops import kernels
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime import hooks as hooks_module
+from gpt_neo.runtime import watch as watch_module
 from gpt_neo.runtime.hooks import LoopHook, LoopLength, ProgressLog, SaveHook
 from gpt_neo.runtime.mesh import GatheringMesh, mesh_strings
 from gpt_neo.runtime.watch import Watch, WatchHook
+from tests.conftest import set_clock
 from tests.runtime.fake_tpu import CORES, Slice, not_compiled
 
 SLICES = {"v3-8": (1, 1, "x:4,y:2"), "v3-32": (2, 2, "x:16,y:2")}
@@ -294,7 +296,7 @@ def test_a_tpu_is_heard_of_every_half_minute(monkeypatch, tmp_path, seconds, lon
     from tensorflow_estimator.python.estimator.tpu import tpu_estimator
 
     clock, ran, watch = Clock(), [], Watch(str(tmp_path), stall_minutes=5)
-    monkeypatch.setattr("gpt_neo.runtime.watch.time.monotonic", clock)
+    set_clock(monkeypatch, watch_module, clock)
 
     def steps(count):
         ran.append(int(count))
