@@ -63,7 +63,9 @@ class Tokenizer:
         """A copy of the backend that knows special tokens in texts; a switch in one would be seen by other threads."""
         backend = copy.deepcopy(self.backend)
         backend.encode_special_tokens = False
-        backend.add_special_tokens([backend.id_to_token(i) for i in sorted(self.special_ids) if i < self.n_vocab])
+        known = backend.get_added_tokens_decoder()  # those keep their flags
+        missing = [i for i in sorted(self.special_ids) if i < self.n_vocab and not (i in known and known[i].special)]
+        backend.add_special_tokens([backend.id_to_token(i) for i in missing])
         return backend
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
@@ -27,8 +26,8 @@ from gpt_neo.checkpoint.families import GPT2, Family, Pair, family_of, is_ignore
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import BEST, write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
-from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, HfFolder
-from gpt_neo.checkpoint.hf_tokens import optional_json, special_ids
+from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.checkpoint.hf_tokens import copy_tokenizer, special_ids
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.provenance import make_provenance
 from gpt_neo.checkpoint.recast import Recast
@@ -42,7 +41,7 @@ from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.inputs.tokenizers import without_tokenizer
-from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
+from gpt_neo.tokenizer import load_tokenizer
 
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -62,10 +61,6 @@ TRAINING = {
     "train_batch_size": 8,
 }
 ADDED_STEPS = 1000
-NO_TOKENIZER = (
-    "no tokenizer came along (tokenizer.json, or vocab.json and merges.txt): put the model's own tokenizer.json into "
-    "the folder before text is read or written; GPT-2's is never taken in its place"
-)
 Check = Callable[[str], None]  # looks at the finished folder before it is put in its place
 
 
@@ -127,7 +122,7 @@ def import_hf(
             writer.add_zeros(name, shape, np.dtype(np.float32))
         writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()
-        notes += copy_tokenizer(source, staging)
+        notes += copy_tokenizer(source, staging, run.model.n_vocab)
         record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
         with open(prefix + ".json", "w", encoding="utf-8") as handle:
             handle.write(json.dumps(record, indent=2) + "\n")
@@ -219,48 +214,6 @@ def config_of(path: str, where: str) -> RunConfig:
         return load_config(path)
     except ConfigError as error:
         raise ConfigError(str(error).replace(path, where)) from error
-
-
-def copy_tokenizer(source: str, destination: str) -> list[str]:
-    """Copy the tokenizer files that a folder has; an older one's vocabulary and merges also as tokenizer.json.
-
-    Returns:
-      lines for the person.
-    """
-    for name in TOKENIZER_FILES:
-        if os.path.isfile(os.path.join(source, name)):
-            shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
-    made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if not os.path.isfile(made) and all(map(os.path.isfile, parts)):
-        from tokenizers.models import BPE
-
-        backend = byte_level_bpe(*BPE.read_file(*parts))
-        add_tokens(backend, source)
-        backend.save(made)
-    return [] if os.path.isfile(made) else [NO_TOKENIZER]
-
-
-def add_tokens(backend: Any, folder: str) -> None:
-    """Give a tokenizer the tokens that stand beside its vocabulary in a folder, in the order of their ids.
-
-    Raises:
-      CheckpointError: an id is not the next one, so that the tokenizer would give it another.
-    """
-    import tokenizers
-
-    ids = dict(optional_json(folder, "added_tokens.json"))
-    listed = optional_json(folder, "tokenizer_config.json").get("added_tokens_decoder") or {}
-    entries = {int(number): entry for number, entry in listed.items()}
-    ids.update({entry["content"]: number for number, entry in entries.items()})
-    for token, number in sorted(ids.items(), key=lambda item: item[1]):
-        entry = entries.get(number, {})
-        options = {name: entry[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in entry}
-        special = entry.get("special", True)
-        backend.add_tokens([tokenizers.AddedToken(token, special=special, **options)])
-        if backend.token_to_id(token) != number:
-            raise CheckpointError(
-                f"{folder}: the added token {token!r} has id {number}; expected {backend.token_to_id(token)}, the next"
-            )
 
 
 def tokenizer_of_folder(folder: str, run: RunConfig) -> Optional[dict]:
@@ -384,7 +337,7 @@ def write_json(folder: str, name: str, value: Any) -> None:
 def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[str]) -> None:
     """Write tokenizer files: those beside the checkpoint as they are, else ones made from a tokenizer.json."""
     if given is None and os.path.isfile(os.path.join(beside, "tokenizer_config.json")):
-        copy_tokenizer(beside, staging)
+        copy_tokenizer(beside, staging, run.model.n_vocab)
         return
     path = given or next((data.tokenizer_path for _, data in run.datasets), None)
     if path is None and os.path.isfile(os.path.join(beside, "tokenizer.json")):

@@ -98,7 +98,8 @@ def attention_types(theirs: dict, family: Family, n_layer: int, where: str) -> l
     try:
         names = expand_attention_types(given, n_layer, where)
     except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+        told = str(error).replace("n_layer", "num_layers").replace("attention_types", name)
+        raise CheckpointError(told) from error
     for kind in names:
         refuse_unless(where, name, kind, GPT_NEO.kinds)
     return list(names)

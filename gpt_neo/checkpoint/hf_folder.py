@@ -12,10 +12,13 @@ from gpt_neo import storage
 from gpt_neo.checkpoint.safetensors import SafetensorsFile
 from gpt_neo.checkpoint.tensors import TensorSource
 from gpt_neo.checkpoint.torch_file import TorchFile
-from gpt_neo.errors import CheckpointError, counted
+from gpt_neo.errors import CheckpointError, counted, reason_of
 
 # In the order of preference.
 WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+TORCH = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+FOREIGN = (".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".index")
+POINTER = b"version https://git-lfs"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,10 +42,12 @@ class HfFolder:
         if not os.path.isdir(path):
             raise CheckpointError(f"{path!r}: no such folder; expected config.json and weights as transformers saves")
         refuse_links_out(path)
+        if not os.path.isfile(os.path.join(path, "config.json")):
+            raise CheckpointError(f"{path}: has no config.json{folders_with_one(path)}")
         self.config = storage.read_json(os.path.join(path, "config.json"), CheckpointError)
         found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
         if not found:
-            raise CheckpointError(f"{path}: no weights; looked for {', '.join(WEIGHTS)}")
+            raise CheckpointError(f"{path}: no weights; looked for {', '.join(WEIGHTS)}{other_weights(path)}")
         self.files: dict[str, TensorSource] = {}
         self.places: dict[str, str] = {}  # tensor -> file
         if found[0].endswith(".index.json"):
@@ -130,6 +135,33 @@ def wrapper_of(names: Iterable[str]) -> str:
     return ""
 
 
+def folders_with_one(path: str) -> str:
+    """Which folders of a folder hold a model, as those of a trainer's checkpoints, for a message."""
+    names = sorted(name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name, "config.json")))
+    return f"; there is one in {', '.join(names)}" if names else ""
+
+
+def other_weights(path: str) -> str:
+    """What a folder has that may be weights in another form, and what to do with it, for a message."""
+    names = [name for name in sorted(os.listdir(path)) if name.lower().endswith((*TORCH, *FOREIGN))]
+    torch = [name for name in names if name.lower().endswith(TORCH)]
+    if torch:
+        kind = "model.safetensors" if torch[0].endswith(".safetensors") else "pytorch_model.bin"
+        return f"; if {torch[0]} has the weights, rename it to {kind}"
+    return f"; {names[0]} is of another program: save the model with transformers' save_pretrained" if names else ""
+
+
 def open_file(path: str) -> TensorSource:
-    """A weight file by its ending."""
+    """A weight file by its ending.
+
+    Raises:
+      CheckpointError: it is damaged, or a clone without Git LFS left a pointer in its place.
+    """
+    try:
+        with open(path, "rb") as handle:
+            pointer = handle.read(len(POINTER)) == POINTER
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}") from error
+    if pointer:
+        raise CheckpointError(f"{path}: is a pointer of Git LFS, not the file itself: git lfs pull fetches that")
     return SafetensorsFile(path) if path.endswith(".safetensors") else TorchFile(path)

@@ -1,16 +1,27 @@
-"""Which ids end and pad a text of a Hugging Face folder: config.json says so, or the files beside it do."""
+"""The tokenizer of a Hugging Face folder: which ids end and pad a text, and one tokenizer.json of all its files."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any, Optional
 
 from gpt_neo import storage
-from gpt_neo.errors import CheckpointError
+from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES
+from gpt_neo.errors import CheckpointError, DataError
+from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
 
 # What may name the end of a text besides config.json, in the order in which they are asked.
 TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")  # they leave tokenizer.json as it is
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+NO_TOKENIZER = (
+    "no tokenizer came along (tokenizer.json, or vocab.json and merges.txt): put the model's own tokenizer.json into "
+    "the folder before text is read or written; GPT-2's is never taken in its place"
+)
 
 
 def special_ids(folder: str, config: dict, n_vocab: int) -> tuple[dict, list[str]]:
@@ -27,13 +38,15 @@ def special_ids(folder: str, config: dict, n_vocab: int) -> tuple[dict, list[str
       CheckpointError: a file is damaged.
     """
     keys, notes = {}, []
-    places = ends(folder, config)
-    found = next(((where, id_) for where, value in places for id_ in as_ids(value) if is_row(id_, n_vocab)), None)
-    keys["eos_id"] = found[1] if found else None
-    if found is None:
+    known = ((where, [id_ for id_ in as_ids(value) if is_row(id_, n_vocab)]) for where, value in ends(folder, config))
+    where, ids = next((found for found in known if found[1]), ("", [None]))
+    keys["eos_id"] = ids[0]
+    if not where:
         notes.append("no file names an id that ends a text: samples end at max_tokens, or at --set eos_id=ID")
-    elif found[0] != "config.json":
-        notes.append(f"end of text: id {found[1]}, from {found[0]}, as config.json names none")
+    elif where != "config.json":
+        notes.append(f"end of text: id {ids[0]}, from {where}, as config.json names none")
+    if ids[1:]:
+        notes.append(f"several ids end a text in {where}: {ids[0]} is taken, {', '.join(map(str, ids[1:]))} left out")
     padding = config.get("pad_token_id")
     if is_row(padding, n_vocab):
         keys["padding_id"] = padding
@@ -85,3 +98,105 @@ def optional_json(folder: str, name: str) -> dict:
     """The JSON object of a file; empty where there is no such file."""
     path = os.path.join(folder, name)
     return storage.read_json(path, CheckpointError) if os.path.isfile(path) else {}
+
+
+def copy_tokenizer(source: str, destination: str, n_vocab: int) -> list[str]:
+    """Copy the tokenizer files that a folder has, with all that they say in one tokenizer.json.
+
+    transformers reads tokenizer.json, or an older folder's vocabulary and merges, and gives that the tokens and the
+    prefix space of the files beside; programs that read tokenizer.json alone, as this one, would miss these.
+
+    Args:
+      n_vocab: rows of the model's table; tokens that are named without an id get the next ones there.
+
+    Returns:
+      lines for the person.
+
+    Raises:
+      CheckpointError: a file is damaged, or an id is not the next one, so that the tokenizer would give it another.
+    """
+    for name in TOKENIZER_FILES:
+        if os.path.isfile(os.path.join(source, name)):
+            shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
+    made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    whole = os.path.isfile(made)
+    if not whole and not all(map(os.path.isfile, parts)):
+        return [NO_TOKENIZER]
+    try:
+        if whole:
+            backend = load_tokenizer(made).backend
+        else:
+            from tokenizers.models import BPE
+
+            backend = byte_level_bpe(*BPE.read_file(*parts))
+        before = backend.to_str()
+        set_prefix_space(backend, source)
+        notes = add_tokens(backend, source, n_vocab)
+    except DataError as error:
+        raise CheckpointError(str(error).replace(made, os.path.join(source, "tokenizer.json"))) from error
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source}: the tokenizer's files are damaged: {error!r}") from error
+    if not whole or backend.to_str() != before:
+        backend.save(made)
+    return notes
+
+
+def set_prefix_space(backend: Any, folder: str) -> None:
+    """Put a space before each text, or none, as tokenizer_config.json says."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    about = optional_json(folder, "tokenizer_config.json")
+    wanted = None if about.get("tokenizer_class") in GENERAL else about.get("add_prefix_space")
+    splitting = json.loads(backend.to_str())["pre_tokenizer"] or {}
+    if splitting.get("type") == "ByteLevel" and isinstance(wanted, bool):
+        backend.pre_tokenizer = ByteLevel(wanted, splitting["trim_offsets"], splitting["use_regex"])
+
+
+def add_tokens(backend: Any, folder: str, n_vocab: int) -> list[str]:
+    """Give a tokenizer the tokens that the files beside it list with an id, and then those that they only name.
+
+    Returns:
+      lines on tokens that are left out.
+
+    Raises:
+      CheckpointError: an id is not the next one.
+    """
+    import tokenizers
+
+    about = optional_json(folder, "tokenizer_config.json")
+    listed = about.get("added_tokens_decoder")
+    if listed is None:  # as written before transformers 4.34
+        about = {**about, **optional_json(folder, "special_tokens_map.json")}
+    extra = about.get("extra_special_tokens") or about.get("additional_special_tokens") or []
+    extra = list(extra.values()) if isinstance(extra, dict) else extra
+    entries = [as_entry(token) for token in (*(about.get(name) for name in SPECIAL), *extra) if token]
+    named = {entry["content"]: entry for entry in entries}
+    if listed is None:
+        older = optional_json(folder, "added_tokens.json")
+        listed = {number: {"content": token, "special": token in named} for token, number in older.items()}
+    for number, entry in sorted((int(number), entry) for number, entry in listed.items()):
+        token = entry["content"]
+        special = entry.get("special", False) or token in named
+        flags = {name: entry[name] for name in FLAGS if name in entry}
+        backend.add_tokens([tokenizers.AddedToken(token, special=special, **flags)])
+        if backend.token_to_id(token) != number:
+            raise CheckpointError(
+                f"{folder}: the added token {token!r} has id {number}; expected {backend.token_to_id(token)}, the next"
+            )
+    left = []
+    for token, entry in named.items():
+        if backend.token_to_id(token) is None:
+            if backend.get_vocab_size() < n_vocab:
+                flags = {name: entry[name] for name in FLAGS if name in entry}
+                backend.add_tokens([tokenizers.AddedToken(token, special=True, **flags)])
+            else:
+                left.append(repr(token))
+    notes = [f"tokens without a row in the model's table, left out: {', '.join(left)}"] if left else []
+    if about.get("add_bos_token") is True:
+        notes.append("add_bos_token of tokenizer_config.json is left out: here texts begin as they are")
+    return notes
+
+
+def as_entry(token: Any) -> dict:
+    """A token that is written as its text, or as an object with flags."""
+    return {"content": token} if isinstance(token, str) else token

@@ -141,7 +141,10 @@ class SafeUnpickler(PythonUnpickler):
           CheckpointError: it is not one that tensors need.
         """
         if (module, name) not in ALLOWED:
-            raise CheckpointError(f"refused: its pickle asks for {module}.{name}, which no tensor needs")
+            raise CheckpointError(
+                f"refused: its pickle asks for {module}.{name}, which no tensor needs; save the weights alone, as "
+                "model.save_pretrained or torch.save(model.state_dict(), ...) do"
+            )
         return ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -271,7 +274,7 @@ class TorchFile:
             raise CheckpointError(f"{path}: holds {type(state).__name__}, expected named tensors")
         outer, state = state, unwrapped(state)
         self.wrapped = state is not outer
-        if not any(isinstance(view, View) for view in state.values()):
+        if not has_tensors(state):
             raise CheckpointError(f"{path}: holds no named tensors; its keys: {', '.join(map(str, state))}"[:400])
         if not all(type(name) is str for name in state):
             raise CheckpointError(f"{path}: holds no dictionary of named tensors")
@@ -322,11 +325,22 @@ class TorchFile:
 
 
 def unwrapped(state: dict) -> dict:
-    """The weights of a file that holds more: trainers save {"state_dict": {...}, "optimizer": ...} and the like."""
+    """The weights of a file that holds more: trainers save {"state_dict": {...}, "optimizer": ...} and the like.
+
+    Under another name they are found where they are the only tensors.
+    """
     for _ in range(3):  # a dictionary can hold itself
-        inner = (state.get(key) for key in ("state_dict", "model_state_dict", "model", "module"))
+        inner = [state.get(key) for key in ("state_dict", "model_state_dict", "model", "module")]
+        if not has_tensors(state):
+            others = [value for value in state.values() if type(value) is dict and has_tensors(value)]
+            inner += others if len(others) == 1 else []
         state = next((found for found in inner if type(found) is dict and found), state)
     return state
+
+
+def has_tensors(state: dict) -> bool:
+    """Whether tensors stand directly in it."""
+    return any(isinstance(value, View) for value in state.values())
 
 
 def read_zip(handle: BinaryIO, size: int) -> tuple[Any, dict]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from gpt_neo.cli.console import count_text, note
 from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.config import load_config
+from gpt_neo.dataprep.encodings import WIDE
 from gpt_neo.dataprep.manifest import dataset_config, write_json
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import Progress, prepare, report
@@ -192,7 +193,9 @@ def sign_lines(signs: dict) -> list[str]:
         )
     if "nul" in signs:
         count, place = signs["nul"]
-        wide = [name for name in ("utf-16-le", "utf-16-be") if name in signs]
-        advice = f"; it looks like UTF-16 without a byte-order mark: --encoding {wide[0]}" if wide else ""
+        wide = [name for name, *_ in WIDE if name in signs]
+        advice = (
+            f"; it looks like {wide[0][:6].upper()} without a byte-order mark: --encoding {wide[0]}" if wide else ""
+        )
         lines.append(f"{counted(count, 'document')} with NUL characters, first in {place}{advice}")
     return lines

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from gpt_neo.config.network import KINDS, POSITIONS
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, counted
 
 # Precision was spelled in several ways; "bf16" in early files.
 PRECISION_ALIASES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -63,7 +63,7 @@ def expand_attention_types(value: Any, n_layer: int, where: str) -> tuple:
             raise ConfigError(f"{where}: attention_types has {name!r}; allowed: {', '.join(KINDS)}")
     count = sum(len(block) * repeats for block, repeats in parts)
     if count != n_layer:
-        raise ConfigError(f"{where}: attention_types names {count} layers, n_layer is {n_layer}")
+        raise ConfigError(f"{where}: attention_types names {counted(count, 'layer')}, n_layer is {n_layer}")
     return tuple(name for block, repeats in parts for name in list(block) * repeats)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 from typing import Any, BinaryIO
 
 from gpt_neo.errors import DataError
@@ -17,6 +18,9 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 LONGEST_MARK = 4
+# (encoding, bytes of a character, which of them ASCII is in), for text whose other bytes are all zero
+WIDE = (("utf-32-le", 4, 0), ("utf-32-be", 4, 3), ("utf-16-le", 2, 0), ("utf-16-be", 2, 1))
+LEAST = 8  # characters from which on a text is told to be wide
 BLOCK = 1 << 16  # bytes decoded at once
 
 
@@ -41,15 +45,35 @@ def mark_of(head: bytes) -> tuple[bytes, str]:
     return next((found for found in MARKS if head.startswith(found[0])), (b"", ""))
 
 
-def as_utf8(stream: Any, encoding: str = "") -> Any:
+def encoding_of(head: bytes, is_json: bool) -> tuple[bytes, str]:
+    """The byte-order mark that data begins with, and its encoding; both empty if it does not tell.
+
+    JSON tells without a mark: it begins with two characters of ASCII (RFC 4627, section 3).
+    """
+    mark, encoding = mark_of(head)
+    if not mark and is_json and b"\0" in head:
+        encoding = json.detect_encoding(head)
+    return mark, encoding
+
+
+def wide_encoding(text: str) -> str:
+    """The encoding of 16 or 32 bits that a text in ASCII was in, which was read as UTF-8; else empty."""
+    head = text[:200]
+    for name, width, place in WIDE:
+        if len(head) >= LEAST and all(not head[i::width].strip("\0") for i in range(width) if i != place):
+            return name
+    return ""
+
+
+def as_utf8(stream: Any, encoding: str = "", is_json: bool = False) -> Any:
     """A stream with `peek` as UTF-8 without a byte-order mark; bytes that the encoding has not become no UTF-8.
 
     Args:
-      encoding: of data without a mark; empty for UTF-8.
+      encoding: of data that does not tell; empty for UTF-8.
     """
-    mark, marked = mark_of(stream.peek(LONGEST_MARK)[:LONGEST_MARK])
+    mark, told = encoding_of(stream.peek(LONGEST_MARK)[:LONGEST_MARK], is_json)
     stream.read(len(mark))
-    encoding = marked or encoding
+    encoding = told or encoding
     if encoding in ("", "utf-8"):
         return stream
     return io.BufferedReader(Transcoded(stream, encoding), 1 << 20)

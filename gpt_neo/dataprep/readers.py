@@ -42,11 +42,25 @@ ADVICE = {
     **dict.fromkeys((".tfrecord", ".tfrecords"), "these are records already: training reads them"),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".bin", ".npy"), "write the texts as .jsonl with the program it is of"),
 }
-# What other tools leave beside texts, as they name it; hidden files are left out in any case.
+# What other tools leave beside texts, as they name it; hidden files and folders are left out in any case.
 MARKERS = re.compile(
-    r"_SUCCESS|_committed_\d+|_started_\d+|_metadata|_common_metadata|Thumbs\.db|desktop\.ini|Icon\r|~\$.*",
+    r"_SUCCESS|_committed_\d+|_started_\d+|_metadata|_common_metadata|Thumbs\.db|desktop\.ini|Icon\r|~\$.*|"
+    r".*:Zone\.Identifier",
     re.IGNORECASE,
 )
+FOLDERS = re.compile(
+    r"__MACOSX|@eaDir|\$RECYCLE\.BIN|System Volume Information|__pycache__|_temporary|_delta_log|PaxHeaders(\.\d+)?"
+)
+# How compressed data begins, whatever its name.
+MAGIC = {
+    b"\x1f\x8b": ".gz",
+    b"\xfd7zXZ\0": ".xz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"BZh91AY&SY": ".bz2",
+    b"PK\x03\x04": ".zip",
+}
+LONGEST_MAGIC = max(map(len, MAGIC))
+MISNAMED = "compressed, and not named so"
 BROKEN_OFF = "broken archive"  # the reason given for data that is damaged or breaks off
 UNREADABLE = "cannot be read"
 
@@ -136,7 +150,12 @@ def is_marker(path: str) -> bool:
     """Whether a path inside a folder or an archive is hidden, or what a tool leaves beside its files."""
     *folders, name = path.replace("\\", "/").split("/")
     hidden = any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
-    return hidden or "__MACOSX" in folders or bool(MARKERS.fullmatch(name))
+    return hidden or any(map(FOLDERS.fullmatch, folders)) or bool(MARKERS.fullmatch(name))
+
+
+def packed_as(head: bytes) -> str:
+    """The ending of the names of data that begins like this; empty if it is not compressed."""
+    return next((suffix for magic, suffix in MAGIC.items() if head.startswith(magic)), "")
 
 
 def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:

@@ -12,8 +12,19 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable, NamedTuple, Union
 
 from gpt_neo.dataprep import words
-from gpt_neo.dataprep.encodings import LONGEST_MARK, as_utf8, mark_of
-from gpt_neo.dataprep.readers import BROKEN_OFF, Bad, InputFile, decompressed, is_marker, kind_of, open_source
+from gpt_neo.dataprep.encodings import LONGEST_MARK, as_utf8, encoding_of, mark_of
+from gpt_neo.dataprep.readers import (
+    BROKEN_OFF,
+    LONGEST_MAGIC,
+    MISNAMED,
+    Bad,
+    InputFile,
+    decompressed,
+    is_marker,
+    kind_of,
+    open_source,
+    packed_as,
+)
 from gpt_neo.dataprep.values import NOT_JSON, Cutter, is_lines
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.system import how_to_install
@@ -94,7 +105,7 @@ def stream_items(source: InputFile, handle: BinaryIO, rules: Rules) -> Items:
         yield Bad(source.path, "", 0, BROKEN_OFF, reason_of(error))
 
 
-def opened_items(path: str, kind: str, stream: BinaryIO, rules: Rules) -> Items:
+def opened_items(path: str, kind: str, stream: Any, rules: Rules) -> Items:
     """Items of decompressed data of a kind.
 
     Raises:
@@ -103,7 +114,11 @@ def opened_items(path: str, kind: str, stream: BinaryIO, rules: Rules) -> Items:
     if kind not in STREAMED:
         raise ValueError(f"{kind} inside a stream cannot be read; unpack it first")
     if kind in AS_TEXT:
-        stream = as_utf8(stream, rules.encoding)
+        packed = packed_as(stream.peek(LONGEST_MAGIC))
+        if packed:
+            yield Bad(path, "", 0, MISNAMED, f"{packed} data: give it that ending, or unpack it")
+            return
+        stream = as_utf8(stream, rules.encoding, kind != "text")
     yield from STREAMED[kind](path, stream, rules)
 
 
@@ -367,9 +382,11 @@ def parquet_sizes(source: InputFile) -> list[int]:
 
 
 def is_marked(source: InputFile) -> bool:
-    """Whether a plain file begins with the byte-order mark of another encoding than UTF-8."""
+    """Whether a plain file begins as one of another encoding than UTF-8, or a compressed one, does."""
     with open_source(source.path) as handle:
-        return mark_of(handle.read(LONGEST_MARK))[1] not in ("", "utf-8")
+        head = handle.read(LONGEST_MAGIC)
+    told = encoding_of(head[:LONGEST_MARK], source.kind != "text")[1]
+    return told not in ("", "utf-8") or bool(packed_as(head))
 
 
 def can_be_cut(source: InputFile) -> bool:

@@ -13,6 +13,7 @@ from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.cleaning import detokenize_wikitext, repair
 from gpt_neo.dataprep.documents import Document, documents_of
 from gpt_neo.dataprep.encoder import BLOCK, Encoder
+from gpt_neo.dataprep.encodings import wide_encoding
 from gpt_neo.dataprep.options import Job
 from gpt_neo.dataprep.readers import Bad
 from gpt_neo.dataprep.spill import token_type, write_spill
@@ -108,9 +109,9 @@ class UnitWork:
             self.totals.add_sign("end_of_text", marks, document.place)
         if "\0" in document.text:
             self.totals.add_sign("nul", 1, document.place)
-            for encoding, letters in (("utf-16-le", document.text[1:200:2]), ("utf-16-be", document.text[0:200:2])):
-                if letters and not letters.strip("\0"):
-                    self.totals.add_sign(encoding, 1, document.place)
+            encoding = wide_encoding(document.text)
+            if encoding:
+                self.totals.add_sign(encoding, 1, document.place)
 
     def flush(self) -> None:
         """Encode what is waiting."""

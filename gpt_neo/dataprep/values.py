@@ -16,6 +16,8 @@ IN_STRING = re.compile(rb'["\\\n]')
 NEXT_ELEMENT = re.compile(rb"\n\s*(?=[{\]])")  # where reading can go on after an element that does not end
 PAIRS = dict(zip(b"{[", b"}]"))
 DEPTH = 3  # keys inside keys that a suggestion may have
+# Keys whose texts say what something is: a chat of short turns has longer ones there.
+LABELS = "role from type name id uuid url link title source lang language date license split hash".split()
 SHOWN = 8  # keys of an object that a message names
 
 
@@ -171,7 +173,7 @@ def advice_on(record: Any, key: str) -> str:
     keys = ", ".join(repr(name[:40]) for name in list(record)[:SHOWN]) + (", ..." if len(record) > SHOWN else "")
     there = f"its keys are {keys}" if keys else "it is empty"
     texts = {path: size for path, size in texts_in(record) if path != key and not path.startswith("meta.")}
-    best = max(texts, key=texts.__getitem__) if texts else ""
+    best = max(texts, key=lambda path: (path.rsplit(".", 1)[-1].lower() not in LABELS, texts[path])) if texts else ""
     return f"{there}; --text_key {best!r} takes its longest text" if best else there
 
 

@@ -1,5 +1,6 @@
 """Configs of Hugging Face's, as their classes read them: transformers is what they are held against."""
 
+import argparse
 import json
 import shutil
 
@@ -100,7 +101,9 @@ def test_what_a_config_leaves_out_is_what_their_classes_take():
         ({**SHORT, "model_type": "gpt2", "n_head": 5}, "'n_head' is 5, which does not divide the width of 32"),
         ({**SHORT, "model_type": "gpt2", "n_layer": "3"}, "'n_layer' is '3'; expected a whole number"),
         ({**SHORT, "model_type": "gpt2", "resid_pdrop": 1.5}, "'resid_pdrop' is 1.5; expected a number"),
-        ({**NEO, "attention_layers": ["local", "sparse"]}, "attention_types has 'sparse'"),
+        ({**NEO, "attention_layers": ["local", "sparse"]}, "attention_layers has 'sparse'"),
+        ({**NEO, "attention_layers": ["local"]}, "attention_layers names 1 layer, num_layers is 2"),
+        ({**NEO, "attention_types": [[["global"], 3]]}, "attention_types names 3 layers, num_layers is 2"),
     ],
 )
 def test_what_is_not_computed_is_one_line_that_names_the_field(config, message):
@@ -268,16 +271,28 @@ def test_names_of_wrappers_and_nested_files(tmp_path):
     prefixed = {f"_orig_mod.module.{name}": value for name, value in state.items()}
     bare = {name.removeprefix("transformer."): value for name, value in state.items() if "lm_head" not in name}
     for i, saved in enumerate(
-        ({"state_dict": state, "epoch": 3}, {"model": prefixed, "optimizer": {}}, {"module": {"model": bare}}, prefixed)
+        (
+            {"state_dict": state, "epoch": 3},
+            {"model": prefixed, "optimizer": {}},
+            {"module": {"model": bare}},
+            prefixed,
+            {"net": bare, "optimizer": {"state": {0: {"exp_avg": state["transformer.wte.weight"]}}}},
+            {"state_dict": {f"base_model.model.{name}": value for name, value in state.items()}},
+        )
     ):
         torch.save(saved, tmp_path / "hf" / "pytorch_model.bin")
         run = import_hf(str(tmp_path / "hf"), str(tmp_path / f"run{i}"))
         found = our_logits(Bundle(str(tmp_path / f"run{i}" / f"{PREFIX}0")), run.model, TOKENS)
         np.testing.assert_allclose(found, theirs, atol=1e-4, rtol=0)
         assert not HfFolder(str(tmp_path / "hf")).as_saved
-    torch.save({"epoch": 3}, tmp_path / "hf" / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="holds no named tensors; its keys: epoch"):
-        import_hf(str(tmp_path / "hf"), str(tmp_path / "none"))
+    for saved, said in (
+        ({"epoch": 3}, "holds no named tensors; its keys: epoch"),
+        ({"net": state, "ema": state}, "holds no named tensors; its keys: net, ema"),
+        ({"model": state, "args": argparse.Namespace(lr=1)}, "asks for argparse.Namespace, .*save the weights alone"),
+    ):
+        torch.save(saved, tmp_path / "hf" / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match=said):
+            import_hf(str(tmp_path / "hf"), str(tmp_path / "none"))
 
 
 def test_added_tokens_and_a_model_without_a_tokenizer(tmp_path, world):

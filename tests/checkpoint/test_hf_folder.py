@@ -45,6 +45,36 @@ def test_snapshots_of_the_hub_are_links_into_the_same_model(tmp_path):
         HfFolder(str(folder))
 
 
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("pytorch_model-last.bin", "if pytorch_model-last.bin has the weights, rename it to pytorch_model.bin"),
+        ("last.ckpt", "if last.ckpt has the weights, rename it to pytorch_model.bin"),
+        ("adapter.safetensors", "if adapter.safetensors has the weights, rename it to model.safetensors"),
+        ("tf_model.h5", "tf_model.h5 is of another program: save the model with transformers' save_pretrained"),
+        ("model-q8.gguf", "model-q8.gguf is of another program"),
+        ("checkpoint-500/model.safetensors", "has no config.json; there is one in checkpoint-500"),
+    ],
+)
+def test_weights_under_other_names(tmp_path, name, said):
+    folder = make_folder(tmp_path / "model")
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.rename(folder / "model.safetensors", folder / name)
+    if "/" in name:
+        os.rename(folder / "config.json", folder / "checkpoint-500" / "config.json")
+    with pytest.raises(CheckpointError, match=said):
+        HfFolder(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_pointers_of_a_clone_without_its_large_files(tmp_path, name):
+    folder = make_folder(tmp_path / "model")
+    os.remove(folder / "model.safetensors")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 526034112\n")
+    with pytest.raises(CheckpointError, match=f"{name}: is a pointer of Git LFS, not the file itself: git lfs pull"):
+        HfFolder(str(folder))
+
+
 @pytest.mark.parametrize("value", [["a"], 5, None, {"x": 1}, "../other.safetensors", "/etc/passwd"])
 def test_an_index_names_files_beside_it(tmp_path, value):
     folder = make_folder(tmp_path / "model")

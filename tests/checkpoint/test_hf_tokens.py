@@ -1,18 +1,20 @@
 """Which id ends a text of a Hugging Face folder: found where it is written, and never made up."""
 
 import dataclasses
+import itertools
 import json
 import os
 
 import pytest
 
 from gpt_neo.checkpoint.convert import export_hf, import_hf
-from gpt_neo.checkpoint.hf_tokens import special_ids
+from gpt_neo.checkpoint.hf_tokens import copy_tokenizer, special_ids
 from gpt_neo.config import load_config
 from gpt_neo.errors import CheckpointError
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.tokenizer import load_tokenizer
 from tests.checkpoint.peers import make_peer, save_peer
 
 FAST = {"added_tokens": [{"id": 7, "content": "<end>"}], "model": {"vocab": {"a": 2, "</s>": 3}}}
@@ -20,7 +22,7 @@ CASES = [  # (files, eos_id, file that the note names)
     ({"config.json": {"eos_token_id": 5}, "generation_config.json": {"eos_token_id": 6}}, 5, None),
     ({"config.json": {"eos_token_id": [50256, 4]}}, 4, None),
     ({"generation_config.json": {"eos_token_id": 6}, "tokenizer_config.json": {"eos_token": "<end>"}}, 6, "generation"),
-    ({"config.json": {"eos_token_id": 99}, "generation_config.json": {"eos_token_id": [9, 6]}}, 9, "generation"),
+    ({"config.json": {"eos_token_id": 99}, "generation_config.json": {"eos_token_id": [9, 60]}}, 9, "generation"),
     ({"tokenizer_config.json": {"eos_token": "<end>"}, "tokenizer.json": FAST}, 7, "tokenizer_config"),
     ({"tokenizer_config.json": {"eos_token": {"content": "</s>"}}, "tokenizer.json": FAST}, 3, "tokenizer_config"),
     ({"special_tokens_map.json": {"eos_token": "</s>"}, "vocab.json": {"</s>": 2}}, 2, "special_tokens_map"),
@@ -58,6 +60,70 @@ def test_padding_ids_are_ids_of_the_model(padding, kept, tmp_path):
     assert keys.get("padding_id") == kept
     left_out = kept is None and padding is not None
     assert notes == ([f"pad_token_id {padding} is no id of the 10 that the model has: left out"] if left_out else [])
+
+
+def test_of_several_ends_the_first_is_taken(tmp_path):
+    keys, notes = special_ids(str(tmp_path), {"eos_token_id": [3, 50256, 5]}, 10)
+    assert keys == {"eos_id": 3} and notes == ["several ids end a text in config.json: 3 is taken, 5 left out"]
+
+
+GPT2 = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
+FLAGGED = {"content": "<|sep|>", "lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
+TYPED = ["the end <|sep|> of", "an end<|pad|>", "a  <|x|> b", "<|endoftext|>x", " the"]
+BESIDE = {  # what stands beside a tokenizer of 300 ids
+    "nothing": {},
+    "tokens with ids": {"added_tokens.json": {"<|pad|>": 300, "<|sep|>": 301}, "tokenizer_config.json": GPT2},
+    "one of them special": {
+        "added_tokens.json": {"<|pad|>": 300, "<|sep|>": 301},
+        "tokenizer_config.json": {**GPT2, "pad_token": "<|pad|>"},
+    },
+    "tokens with flags": {
+        "tokenizer_config.json": {**GPT2, "added_tokens_decoder": {"300": {**FLAGGED, "special": True}}}
+    },
+    "a name alone": {"tokenizer_config.json": {**GPT2, "pad_token": "<|pad|>"}},
+    "more names": {"tokenizer_config.json": {**GPT2, "additional_special_tokens": ["<|sep|>"]}},
+    "an older map": {"special_tokens_map.json": {"mask_token": FLAGGED}, "tokenizer_config.json": GPT2},
+    "a space before": {"tokenizer_config.json": {**GPT2, "add_prefix_space": True}},
+    "a space before, of a class that takes tokenizer.json as it is": {
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True}
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "form, beside", [*itertools.product(["tokenizer.json", "vocab.json"], BESIDE)][:-1]
+)  # that class reads no vocab.json
+def test_tokenizers_are_those_of_transformers(tmp_path, world, form, beside):
+    transformers = pytest.importorskip("transformers")
+    source, made = tmp_path / "hf", tmp_path / "run"
+    source.mkdir()
+    made.mkdir()
+    if form == "tokenizer.json":
+        (source / form).write_bytes(open(world.tokenizer, "rb").read())
+    else:
+        load_tokenizer(world.tokenizer).backend.model.save(str(source))
+    for name, value in {"config.json": {"model_type": "gpt_neo"}, **BESIDE[beside]}.items():
+        (source / name).write_text(json.dumps(value))
+    assert copy_tokenizer(str(source), str(made), 304) == []
+    ours = load_tokenizer(str(made / "tokenizer.json"))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(source))
+    assert [ours.encode_special(text) for text in TYPED] == [theirs(text)["input_ids"] for text in TYPED]
+    theirs.backend_tokenizer.encode_special_tokens = True
+    assert [ours.encode(text) for text in TYPED] == [theirs.backend_tokenizer.encode(text).ids for text in TYPED]
+    assert ours.n_vocab == len(theirs)
+
+
+def test_what_of_a_tokenizer_is_left_out_is_said(tmp_path, world):
+    (tmp_path / "tokenizer.json").write_bytes(open(world.tokenizer, "rb").read())
+    about = {**GPT2, "pad_token": "<|pad|>", "extra_special_tokens": {"a": "<|sep|>"}, "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    (tmp_path / "made").mkdir()
+    notes = copy_tokenizer(str(tmp_path), str(tmp_path / "made"), 301)
+    assert notes == [
+        "tokens without a row in the model's table, left out: '<|sep|>'",
+        "add_bos_token of tokenizer_config.json is left out: here texts begin as they are",
+    ]
+    assert load_tokenizer(str(tmp_path / "made")).n_vocab == 301
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ MISTAKES = [
     ({"opt_name": "sgd"}, "allowed: adam, adamw, adafactor, lion"),
     ({"n_head": 3}, "n_embd (8) is not divisible by n_head (3)"),
     ({"attention_types": [[["global"], 3]]}, "attention_types names 3 layers, n_layer is 2"),
-    ({"attention_types": [[["global"], 10**12]]}, "attention_types names 1000000000000 layers, n_layer is 2"),
+    ({"attention_types": [[["global"], 10**12]]}, "attention_types names 1,000,000,000,000 layers, n_layer is 2"),
     ({"n_layer": 10**9}, "key 'n_layer' is 1000000000; expected between 1 and 10000"),
     ({"n_vocab": 10**12}, "key 'n_vocab' is 1000000000000; expected between 1 and 2147483647"),
     ({"n_layer": 10**4000}, "0...; expected a whole number of at most 64 bits"),

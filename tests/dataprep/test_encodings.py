@@ -9,7 +9,7 @@ import pytest
 from gpt_neo.config.loader import load_config
 from gpt_neo.dataprep import streams, units
 from gpt_neo.dataprep.documents import Document, documents_of
-from gpt_neo.dataprep.encodings import named_encoding
+from gpt_neo.dataprep.encodings import named_encoding, wide_encoding
 from gpt_neo.dataprep.readers import Bad, find_sources
 from gpt_neo.dataprep.streams import Rules
 from gpt_neo.dataprep.units import groups_of, units_of
@@ -64,6 +64,22 @@ def test_an_encoding_that_is_named(tmp_path, monkeypatch, encoding):
     for unit in (1 << 23, 20):
         monkeypatch.setattr(units, "UNIT_BYTES", unit)
         assert texts_in(tmp_path, encoding=encoding) == [text * 9, text, text, text, text]
+
+
+@pytest.mark.parametrize("unit", [1 << 23, 30])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_json_tells_its_encoding_without_a_mark(tmp_path, monkeypatch, encoding, unit):
+    monkeypatch.setattr(units, "UNIT_BYTES", unit)
+    for name, text in (("a.jsonl", LINES), ("b.json", ARRAY), ("c.json", LINES), ("d.ndjson", '"\u4e2d"\n')):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode(encoding)))
+    assert texts_in(tmp_path) == [*TEXTS * 6, "\u4e2d", "\u4e2d"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_text_in_ascii_shows_its_width(encoding):
+    assert wide_encoding("First Citizen:\nBefore we".encode(encoding).decode("utf-8")) == encoding
+    assert wide_encoding("a\0b") == wide_encoding("\0" * 3 + "plain text") == wide_encoding("plain text, no NUL") == ""
 
 
 def test_what_an_encoding_has_not_costs_its_line(tmp_path):

@@ -343,13 +343,16 @@ def test_signs_of_what_is_not_meant_as_text(tmp_path, small_tokenizer):
     (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo<|endoftext|>")
     (tmp_path / "b.txt").write_bytes("plain text".encode("utf-16-le"))
     (tmp_path / "c.txt").write_bytes("plain text".encode("utf-16-be"))
+    (tmp_path / "d.txt").write_bytes("plain text".encode("utf-32-le"))
+    (tmp_path / "e.jsonl").write_text('{"text": "a\\u0000b"}')
     manifest = run(tmp_path, tmp_path / "o", small_tokenizer)
     found = {sign: (count, place.rsplit("/", 1)[1]) for sign, (count, place) in manifest["signs"].items()}
     assert found == {
         "end_of_text": (2, "a.txt"),
-        "nul": (2, "b.txt"),
+        "nul": (4, "b.txt"),
         "utf-16-le": (1, "b.txt"),
         "utf-16-be": (1, "c.txt"),
+        "utf-32-le": (1, "d.txt"),
     }
     manifest = run(tmp_path / "a.txt", tmp_path / "o2", small_tokenizer, split_on="<|endoftext|>")
     assert rows_of(tmp_path / "o2", manifest) == plain_records(["one", "two"], small_tokenizer, 16)

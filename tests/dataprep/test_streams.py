@@ -29,6 +29,14 @@ EXTRA = (
     "t/desktop.ini",
     "_SUCCESS",
     ".git/config.txt",
+    "@eaDir/a.txt/info.txt",  # of Synology's
+    "$RECYCLE.BIN/a.txt",
+    "System Volume Information/a.txt",
+    "t/a.txt:Zone.Identifier",
+    "__pycache__/a.cpython-311.pyc",
+    "_temporary/0/part.json",  # of Spark's
+    "_delta_log/00.json",
+    "PaxHeaders.12/a.txt",
 )
 MARK = "<|endoftext|>"
 
@@ -63,6 +71,26 @@ def test_what_other_tools_leave_is_left_out(tmp_path):
     (tmp_path / "d" / "e.txt").write_text("text")
     assert texts_in(tmp_path) == ["text"] * 4
     assert not is_marker("a/_data.txt") and not is_marker("./a.txt") and not is_marker("../a/SUCCESS.txt")
+
+
+@pytest.mark.parametrize("unit", [1 << 23, 9])
+def test_compressed_data_that_is_not_named_so(tmp_path, monkeypatch, unit):
+    monkeypatch.setattr(units, "UNIT_BYTES", unit)
+    packed = {
+        "a.txt": gzip.compress(b"text"),
+        "b.jsonl": zstandard.ZstdCompressor().compress(b'"text"\n'),
+        "c.json": lzma.compress(b'["text"]'),
+        "d.md": bz2.compress(b"text"),
+        "e.txt": zip_with([("a.txt", b"text")]),
+    }
+    for name, data in packed.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "f.txt").write_bytes(b"PK and BZh are text")
+    (tmp_path / "g.tar").write_bytes(tar_with(packed.items()))
+    found = found_in(tmp_path)
+    assert "".join(one.text for one in found if isinstance(one, Document)) == "PK and BZh are text"
+    reasons = [str(one).partition("compressed, and not named so: ")[2][:4] for one in found if isinstance(one, Bad)]
+    assert reasons == [".gz ", ".zst", ".xz ", ".bz2", ".zip"] * 2
 
 
 def test_one_broken_member_costs_itself(tmp_path):

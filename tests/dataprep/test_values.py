@@ -89,6 +89,11 @@ def test_texts_under_keys():
         ({"text": None, "data": {"body": "a long text"}, "url": "http"}, "data.body"),
         ({"conversations": [{"from": "human", "value": "a long question"}]}, "conversations.value"),
         ({"messages": [{"role": "user", "content": "a long question"}]}, "messages.content"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "messages.content"),
+        ({"id": "0-1-2-3", "conversations": [{"from": "human", "value": "hi"}]}, "conversations.value"),
+        ({"instruction": "Do it.", "input": "", "output": "It is done.", "source": "a long name of it"}, "output"),
+        ({"text": [{"type": "text", "text": "hi"}]}, "text.text"),
+        ({"title": "a title"}, "title"),
         ({"meta": {"pile_set_name": "a very long name"}, "raw": ["p1", "p2"]}, "raw"),
     ],
 )
