@@ -11,15 +11,21 @@ from typing import Optional
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, file_size, read_bytes
 from gpt_neo.checkpoint.names import PREFIX, step_of
+from gpt_neo.dataprep.encodings import mark_of
 from gpt_neo.errors import CheckpointError
 from gpt_neo.storage import tensorflow as files
 
 STATE = "checkpoint"
-PART = re.compile(r"\.(?:index|data-\d+-of-\d+)$")
+PART = re.compile(r"\.(?:index|meta|data-\d+-of-\d+)$")
 NAMED = re.compile(re.escape(PREFIX) + r"\d+")
-# TensorFlow's text form of CheckpointState: any order, spaces, either quotes.
-ENTRY = re.compile(r"""\b(model_checkpoint_path|all_model_checkpoint_paths)\s*:\s*(["'])((?:(?!\2)[^\\]|\\.)*)\2""")
+# TensorFlow's text form of CheckpointState: any order, spaces, either quotes; the key in quotes, as in JSON, or the path in
+# none, as in YAML, are taken too.
+ENTRY = re.compile(
+    r"""\b(model_checkpoint_path|all_model_checkpoint_paths)["']?\s*:\s*"""
+    r"""(?:(["'])((?:(?!\2)[^\\]|\\.)*)\2|([^\s"'\[\]{},]+))"""
+)
 ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)", re.S)
+FILES = f"{PREFIX}*.index"
 BEST = "best"  # sub-folder of the checkpoint with the least loss on held-out records
 
 
@@ -70,6 +76,8 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
         ]
     elif stated:
         problems.append(f"the state file names {os.path.basename(stated)}, which is not here")
+    elif has_state(folder):
+        problems.append("the state file names no checkpoint")
     first: Optional[CheckpointError] = None
     for prefix in order:
         try:
@@ -131,29 +139,44 @@ def strangers(folder: str) -> list[str]:
 
 def no_checkpoint(folder: str) -> CheckpointError:
     """That a folder has none, and what it has that looks like one."""
+    deeper = sorted({path.rsplit("/", 2)[-2] for path in files.glob(storage.join(glob.escape(folder), "*", FILES))})
+    there = [f"there is one in its folder {name}" for name in deeper if name != BEST]
     return CheckpointError(
-        "; ".join([f"no checkpoint in {folder!r}: train first, or set model_path", *strangers(folder)])
+        "; ".join([f"no checkpoint in {folder!r}: train first, or set model_path", *strangers(folder), *there])
     )
 
 
 def checkpoints_of(folder: str) -> list[str]:
     """Paths, without suffix, of every checkpoint that has an index."""
-    paths = files.glob(storage.join(glob.escape(folder), f"{PREFIX}*.index"))
+    paths = files.glob(storage.join(glob.escape(folder), FILES))
     prefixes = [path[: -len(".index")] for path in paths]
     return [prefix for prefix in prefixes if NAMED.fullmatch(prefix.rsplit("/", 1)[-1])]
 
 
 def read_state(folder: str) -> tuple[str, list[str]]:
     """The checkpoint that the state file names, and all that it lists, as paths in this folder ("" for none)."""
-    path = os.path.join(folder, STATE)
-    if file_size(path) is None or os.path.isdir(path):
+    if not has_state(folder):
         return "", []
-    text = re.sub(r"(?m)^\s*#.*$", "", read_bytes(path).decode("utf-8-sig", "replace"))
+    data = read_bytes(os.path.join(folder, STATE))
+    mark, encoding = mark_of(data)
+    text = re.sub(r"(?m)^\s*#.*$", "", data[len(mark) :].decode(encoding or "utf-8", "replace"))
     found = [
-        (key, os.path.join(folder, re.split(r"[/\\]", unescaped(name))[-1])) for key, _, name in ENTRY.findall(text)
+        (key, os.path.join(folder, file_name(unescaped(quoted) if quote else bare)))
+        for key, quote, quoted, bare in ENTRY.findall(text)
     ]
     current = [name for key, name in found if key == "model_checkpoint_path"][-1:]
     return (current[0] if current else ""), [*current, *(name for key, name in found if key.startswith("all"))]
+
+
+def has_state(folder: str) -> bool:
+    """Whether there is a state file with something in it."""
+    path = os.path.join(folder, STATE)
+    return bool(file_size(path)) and not os.path.isdir(path)
+
+
+def file_name(path: str) -> str:
+    """The name of a checkpoint of a path of any system, also that of one of its files."""
+    return PART.sub("", re.split(r"[/\\]", path.rstrip("/\\"))[-1])
 
 
 def unescaped(text: str) -> str:

@@ -130,7 +130,8 @@ def parse_example(data: bytes, feature: str = FEATURE) -> np.ndarray:
       ValueError: it is no Example with an int64 list of that name.
     """
     features = dict(byte_fields(data)).get(1, b"")
-    for _, entry in byte_fields(features):
+    found = list(byte_fields(features))
+    for _, entry in found:
         parts = dict(byte_fields(entry))
         if parts.get(1) == feature.encode():
             values = dict(byte_fields(parts.get(2, b""))).get(3)
@@ -140,7 +141,10 @@ def parse_example(data: bytes, feature: str = FEATURE) -> np.ndarray:
             if values[:1] == b"\x08":
                 return unpack_varints(values)[1::2]
             return unpack_varints(dict(byte_fields(values)).get(1, b""))
-    raise ValueError(f"no feature {feature!r}")
+    held = ", ".join(
+        sorted(repr(dict(byte_fields(entry)).get(1, b"").decode("utf-8", "replace")) for _, entry in found)
+    )
+    raise ValueError(f"no feature {feature!r}: it has {held or 'none'}")
 
 
 def has_mask(data: bytes) -> bool:
@@ -187,7 +191,8 @@ def check_head(path: str, offset: int, head: bytes) -> None:
     undone = next((tool for magic, tool in COMPRESSED.items() if head.startswith(magic)), "") if not offset else ""
     if undone:
         raise DataError(f"{path}: it is compressed; records are read as they are: unpack it first ({undone})")
-    raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong")
+    other = "" if offset else "; it may be something else than TFRecords"
+    raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong{other}")
 
 
 def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
@@ -213,16 +218,24 @@ def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
             offset += 16 + size
 
 
+COUNTED = re.compile(r"(.*_\d+)_(\d+)\.tfrecords?", re.DOTALL)
+
+
 def count_from_name(path: str) -> Optional[int]:
     """The record count in `<name>_<shard>_<records>.tfrecords`, or None; a single number is that of the file."""
-    match = re.search(r"_\d+_(\d+)\.tfrecords?$", path)
-    return int(match.group(1)) if match else None
+    match = COUNTED.fullmatch(path)
+    return int(match[2]) if match else None
 
 
 def counts_from_names(paths: Sequence[str]) -> list[Optional[int]]:
-    """The same of several files. Where one says 0 (`wiki_2020_0.tfrecords`), the last number is that of the file."""
+    """The same of several files, of which no two are the same shard.
+
+    Where one says 0, or several differ in their last number alone (`wiki_2020_3.tfrecords`, `wiki_2020_4.tfrecords`),
+    that number is the file's own.
+    """
     found = [count_from_name(path) for path in paths]
-    return [None] * len(found) if 0 in found else found
+    shards = [match[1] for match in map(COUNTED.fullmatch, paths) if match]
+    return [None] * len(found) if 0 in found or len(set(shards)) < len(shards) else found
 
 
 def count_records(path: str) -> int:

@@ -73,6 +73,11 @@ def state_forms():
         assert text_format.Parse(text, type(made)()).model_checkpoint_path.endswith("model.ckpt-10")
         yield text
     yield '\ufeffmodel_checkpoint_path: "model.ckpt-10"'  # with a byte-order mark, as some editors save it
+    yield '{"model_checkpoint_path": "/old/model.ckpt-10", "all_model_checkpoint_paths": ["/old/model.ckpt-10"]}'
+    yield "model_checkpoint_path: /old/model.ckpt-10\n"
+    yield 'model_checkpoint_path: "/old/model.ckpt-10/"'
+    yield 'model_checkpoint_path: "gs://b/model.ckpt-10.index"'
+    yield "model_checkpoint_path: 'model.ckpt-10.data-00000-of-00001'"
 
 
 @pytest.mark.parametrize("text", list(state_forms()))
@@ -102,6 +107,38 @@ def test_what_only_looks_like_a_checkpoint_is_said(tmp_path):
     save(tmp_path, 5)
     assert find_latest(folder).notes == said
     assert strangers(str(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize("data", [b"model.ckpt-5\n", b"\0\xff", b"model_checkpoint_path:\n", b"{}"])
+def test_a_state_file_that_names_nothing_is_said(tmp_path, data):
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    (tmp_path / "checkpoint").write_bytes(data)
+    found = find_latest(str(tmp_path))
+    assert names(found) == ("model.ckpt-10", 1) and found.notes == ("the state file names no checkpoint",)
+
+
+def test_a_state_file_of_another_encoding(tmp_path):
+    """As a redirection of Windows' shell writes it."""
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    (tmp_path / "checkpoint").write_bytes('model_checkpoint_path: "model.ckpt-5"\r\n'.encode("utf-16"))
+    assert names(find_latest(str(tmp_path)))[0] == "model.ckpt-5"
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("model.ckpt-7 (1).index", "passed over model.ckpt-7 (1): a checkpoint is called model.ckpt-<step> here"),
+        ("Model.ckpt-7.index", "passed over Model.ckpt-7: a checkpoint is called model.ckpt-<step> here"),
+        ("model.ckpt-7.meta", "passed over model.ckpt-7: its file model.ckpt-7.index is missing"),
+        ("GPT3_XL/model.ckpt-7.index", "there is one in its folder GPT3_XL"),
+    ],
+)
+def test_a_folder_without_a_checkpoint_says_what_is_in_it(tmp_path, name, said):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    assert find_latest(str(tmp_path)) is None and said in str(no_checkpoint(str(tmp_path)))
 
 
 def test_a_kill_between_checkpoint_and_state_file_loses_nothing(tmp_path):

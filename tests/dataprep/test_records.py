@@ -110,3 +110,39 @@ def test_names_that_promise_a_number_of_records():
     # as the README of 2021 has it: a number is that of the file
     assert counts_from_names(["name_0.tfrecords", "name_3.tfrecords"]) == [None, None]
     assert counts_from_names(["wiki_2020_0.tfrecords", "wiki_2020_1.tfrecords"]) == [None, None]
+    assert counts_from_names(["a/wiki_2020_3.tfrecords", "a/wiki_2020_4.tfrecords"]) == [None, None]
+    assert counts_from_names(["a/x_0_3.tfrecords", "b/x_0_4.tfrecords", "x_00.tfrecords"]) == [3, 4, None]
+    for name in (
+        "train-00000-of-00010.tfrecord",
+        "c4.tfrecord-00000-of-01024",
+        "2021_04.tfrecords",
+        "web_001.tfrecords",
+    ):
+        assert count_from_name(name) is None
+
+
+@pytest.mark.parametrize(
+    "feature, value, message",
+    [
+        ("input_ids", {"int64_list": {"value": [1]}}, "record at byte 0: no feature 'text': it has 'input_ids'"),
+        ("text", {"bytes_list": {"value": [b"hello"]}}, "record at byte 0: feature 'text' is no int64 list"),
+        ("text", {"float_list": {"value": [1.0]}}, "record at byte 0: feature 'text' is no int64 list"),
+    ],
+)
+def test_records_of_other_programs(tmp_path, feature, value, message):
+    from gpt_neo.mtf_compat import tf
+
+    made = tf.train.Example(features=tf.train.Features(feature={feature: tf.train.Feature(**value)}))
+    (tmp_path / "a.tfrecords").write_bytes(frame(made.SerializeToString()))
+    with pytest.raises(DataError, match=message):
+        list(read_records(str(tmp_path / "a.tfrecords")))
+
+
+@pytest.mark.parametrize(
+    "data", [b"version https://git-lfs.github.com/spec/v1", b"<!DOCTYPE html><html>", b"plain text, 12"]
+)
+def test_files_that_are_no_records(tmp_path, data):
+    (tmp_path / "a.tfrecords").write_bytes(data)
+    for read in (lambda path: list(read_records(path)), count_records):
+        with pytest.raises(DataError, match="checksum of its length is wrong; it may be something else than TFRecords"):
+            read(str(tmp_path / "a.tfrecords"))

@@ -164,6 +164,14 @@ def test_manifests_of_other_sets_in_the_folder_do_not_matter(shelf, tmp_path):
         (tmp_path / name).write_text(json.dumps(value))
 
     write("own_manifest.json", {"tokenizer": {"fingerprint": "other", "path": "own.json"}, "files": []})
+    write("dataset_info.json", {"splits": []})  # of other programs
+    for name, data in (
+        ("a", b"{"),
+        ("b", b""),
+        ("c", b"\xff\xfe{\0"),
+        ("d", b'{"files": 5, "tokenizer": {"path": 1}}'),
+    ):
+        (tmp_path / f"{name}_manifest.json").write_bytes(data)
     for strange in ([1], {"tokenizer": "gpt2", "files": []}, {"tokenizer": {}}, "x"):
         write("mine_manifest.json", strange)
         write("web_manifest.json", strange)
@@ -187,7 +195,9 @@ def test_files_named_by_number_are_counted(shelf, tmp_path):
     source = shelf.write("number", [[CHUNK] * 8]).path.replace("*", "0_8")
     for stem in ("name", "wiki_2020"):
         paths = [str(shutil.copy(source, tmp_path / f"{stem}_{i}.tfrecords")) for i in range(4)]
-        assert record_counts(paths) == [8] * 4 and record_counts(paths[:1]) == [8]
+        assert (
+            record_counts(paths) == [8] * 4 and record_counts(paths[:1]) == [8] and record_counts(paths[2:]) == [8] * 2
+        )
 
 
 @pytest.mark.parametrize("count", ["1000", "9" * 30])
