@@ -18,8 +18,8 @@ from gpt_neo.storage import tensorflow as files
 STATE = "checkpoint"
 PART = re.compile(r"\.(?:index|meta|data-\d+-of-\d+)$")
 NAMED = re.compile(re.escape(PREFIX) + r"\d+")
-# TensorFlow's text form of CheckpointState: any order, spaces, either quotes; the key in quotes, as in JSON, or the path in
-# none, as in YAML, are taken too.
+# TensorFlow's text form of CheckpointState: any order, spaces, either quotes; the key may be quoted too (JSON), and the
+# path not (YAML).
 ENTRY = re.compile(
     r"""\b(model_checkpoint_path|all_model_checkpoint_paths)["']?\s*:\s*"""
     r"""(?:(["'])((?:(?!\2)[^\\]|\\.)*)\2|([^\s"'\[\]{},]+))"""

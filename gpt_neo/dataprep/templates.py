@@ -20,10 +20,10 @@ FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, R
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """How messages become text. source: its Jinja, None for the plain form. stop: texts that end an answer."""
+    """How messages become text. source: the same in Jinja. stop: texts that end an answer."""
 
     render: Render
-    source: Optional[str] = None
+    source: str
     stop: tuple = ()
 
     def ends(self, tokenizer: Tokenizer) -> tuple:
@@ -43,7 +43,13 @@ def plain_text(messages: list, answer: bool) -> str:
     return "\n".join(lines + ["Assistant:"] * answer)
 
 
-PLAIN = ChatTemplate(plain_text, stop=("\nUser:", "\nSystem:"))
+# The same for clients that fill templates in themselves.
+PLAIN_SOURCE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] | trim }}"
+    "{{ '' if loop.last and not add_generation_prompt else '\\n' }}{% endfor %}"
+    "{{ 'Assistant:' if add_generation_prompt else '' }}"
+)
+PLAIN = ChatTemplate(plain_text, PLAIN_SOURCE, stop=("\nUser:", "\nSystem:"))
 
 
 def template_of(folder: str, given: Optional[str] = None) -> Optional[ChatTemplate]:

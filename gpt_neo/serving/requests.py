@@ -41,7 +41,44 @@ UNSUPPORTED: dict[str, tuple] = {
     "dry_multiplier": (0,),
     "xtc_probability": (0,),
     "n_predict": (),
+    # of vLLM and llama.cpp, too
+    "structural_tag": (),
+    "json_schema": ({},),
+    "logits_processors": ([],),
+    "prompt_embeds": (),
+    "samplers": (),
+    "dynatemp_range": (0,),
+    "top_n_sigma": (-1, 0),
+    "min_keep": (0,),
+    "n_probs": (0,),
+    # of transformers, and of servers that take its words
+    "max_new_tokens": (),
+    "do_sample": (True,),
+    "num_beams": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "top_a": (0,),
+    "tfs": (1,),
+    "smoothing_factor": (0,),
+    "penalty_alpha": (0,),
+    "guidance_scale": (1,),
+    "negative_prompt": ("",),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
 }
+# What says the same here.
+INSTEAD = {
+    **dict.fromkeys(("n_predict", "max_new_tokens", "max_completion_tokens"), "max_tokens"),
+    "repeat_penalty": "repetition_penalty",
+    "n_probs": "logprobs",
+    "suppress_tokens": "logit_bias",
+    "do_sample": "temperature 0",
+}
+
+
+UNSUPPORTED_IN_COMPLETIONS: dict[str, tuple] = {**UNSUPPORTED, "max_completion_tokens": ()}
 
 
 class RequestError(Exception):
@@ -168,7 +205,7 @@ def parse_completion(body: dict, served: Served) -> Completion:
     check_model(body, served)
     if body.get("suffix"):
         raise RequestError("suffix is not supported: the model writes from left to right", "suffix")
-    refuse_unsupported(body, UNSUPPORTED)
+    refuse_unsupported(body, UNSUPPORTED_IN_COMPLETIONS)
     prompts, texts = parse_prompts(body, served)
     echo = flag(body, "echo")
     max_tokens = number(body, "max_tokens", 16, 0, LARGEST, whole=True)
@@ -228,8 +265,12 @@ def refuse_unsupported(body: dict, fields: dict) -> None:
     """
     for field, idle in fields.items():
         value = body.get(field)
-        if value is not None and value not in idle:
-            raise RequestError(f"{field} is not supported: this server would answer as if it was not given", field)
+        greedy = field == "do_sample" and body.get("temperature") == 0  # the same, said twice
+        if value is not None and value not in idle and not greedy:
+            instead = f"; {INSTEAD[field]} says it here" if field in INSTEAD else ""
+            raise RequestError(
+                f"{field} is not supported: this server would answer as if it was not given{instead}", field
+            )
 
 
 def check_model(body: dict, served: Served) -> None:

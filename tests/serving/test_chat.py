@@ -49,6 +49,25 @@ def test_the_plain_form(model):
     assert 0 not in typed.prompts[0]  # text, as in training
 
 
+@pytest.mark.parametrize("answer", [True, False])
+def test_the_plain_form_in_jinja_is_the_same(answer):
+    chats = [CHAT, CHAT[:1], [{"role": "USER", "content": " two\n\nparagraphs {{ 1 }}\n"}]]
+    for messages in chats:
+        assert renderer(PLAIN.source, {})(messages, answer) == PLAIN.render(messages, answer)
+
+
+def test_the_tokenizer_of_the_harness(server, model):
+    """What lm_eval's clients ask the server for, by their own class."""
+    theirs = pytest.importorskip("lm_eval.utils").RemoteTokenizer(server.url + "/v1/chat/completions")
+    assert theirs.eos_token == theirs.bos_token == theirs.pad_token == "<|endoftext|>"
+    assert theirs.eos_token_id == theirs.bos_token_id == theirs.eot_token == 0
+    for text in ("The reindeer", " na\u00efve \u00bd <|endoftext|>"):
+        assert theirs.encode(text) == theirs(text)["input_ids"] == model.tokenizer.encode(text)
+        assert theirs.decode(theirs.encode(text)) == text
+    prompt = theirs.apply_chat_template(CHAT[:4])
+    assert [theirs.encode(prompt)] == parse_chat({"messages": CHAT[:4]}, server.served).prompts
+
+
 def test_the_official_client_chats(client):
     asked = {"model": "small", "messages": ASK, "max_tokens": 20, "temperature": 0}
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3)

@@ -10,6 +10,7 @@ import pytest
 
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.engine import Sequence
+from gpt_neo.serving.requests import INSTEAD
 from tests.serving.conftest import running
 
 FINE = {"prompt": "ice", "max_tokens": 2}
@@ -84,7 +85,15 @@ def test_a_client_that_sends_too_much_gets_its_answer(server):
 
 
 def test_unknown_fields_and_all_of_the_harness_are_taken(server):
-    more = {"user": "me", "do_sample": False, "stop": ["<|endoftext|>"], "until": [], "seed": 1234, "best_of": None}
+    more = {
+        "user": "me",
+        "do_sample": False,
+        "temperature": 0,
+        "stop": ["<|endoftext|>"],
+        "until": [],
+        "seed": 1234,
+        "best_of": None,
+    }
     assert server.fetch("/v1/completions", {**FINE, **more})[0] == 200
 
 
@@ -203,9 +212,19 @@ def test_sampling_fields_that_are_not_honoured_are_refused_by_name(server):
         "mirostat": 2,
         "bad_words": ["a"],
         "skip_special_tokens": False,
+        "num_beams": 4,
+        "do_sample": False,
+        "max_new_tokens": 9,
+        "max_completion_tokens": 9,
+        "dynatemp_range": 0.5,
+        "json_schema": {"type": "object"},
     }.items():
         status, _, answer = server.fetch("/v1/completions", {**FINE, field: value})
         assert status == 400 and answer["error"]["param"] == field and field in answer["error"]["message"]
+        if field in INSTEAD:
+            assert answer["error"]["message"].endswith(f"; {INSTEAD[field]} says it here")
+    idle = {"num_beams": 1, "do_sample": True, "no_repeat_ngram_size": 0, "typical_p": 1.0, "top_n_sigma": -1}
+    assert server.fetch("/v1/completions", {**FINE, **idle})[0] == 200
     idle = {"min_p": 0, "repetition_penalty": 1.0, "logit_bias": {}, "min_tokens": 0, "response_format": None}
     assert server.fetch("/v1/completions", {**FINE, **idle})[0] == 200
     assert server.fetch("/health")[0] == 200

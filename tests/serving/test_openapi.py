@@ -3,7 +3,7 @@
 import pytest
 
 from gpt_neo.serving.chat import UNSUPPORTED_IN_CHATS, parse_chat
-from gpt_neo.serving.requests import UNSUPPORTED, RequestError, Served, parse_completion
+from gpt_neo.serving.requests import UNSUPPORTED_IN_COMPLETIONS, RequestError, Served, parse_completion
 
 PAGE = {"/", "/page.css", "/page.js", "/attention.js"}
 
@@ -36,7 +36,7 @@ def test_every_route_is_described(server, described):
 @pytest.mark.parametrize(
     "schema, parse, refused, least",
     [
-        ("Completion", parse_completion, {*UNSUPPORTED, "suffix"}, {"prompt": "a"}),
+        ("Completion", parse_completion, {*UNSUPPORTED_IN_COMPLETIONS, "suffix"}, {"prompt": "a"}),
         (
             "Chat",
             parse_chat,
