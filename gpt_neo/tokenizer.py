@@ -33,6 +33,8 @@ class Tokenizer:
         self.name = name
         self.backend = backend
         self.n_vocab: int = backend.get_vocab_size(with_added_tokens=True)
+        if self.n_vocab and backend.id_to_token(self.n_vocab - 1) is None:  # ids are left out: up to the largest
+            self.n_vocab = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.eos_id = backend.token_to_id(END_OF_TEXT) if eos_id is None else eos_id
         self.padding_id = backend.token_to_id(PADDING)
         self.byte_level = "ByteLevel" in type(backend.decoder).__name__

@@ -1,5 +1,7 @@
 """Tokenizers: every text comes back byte for byte, and specials in text are text."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,6 +52,17 @@ def test_trained_tokenizer(tmp_path):
         train_tokenizer(["x"], 100)
     with pytest.raises(DataError, match="no tokenizer"):
         load_tokenizer(str(tmp_path / "absent.json"))
+
+
+def test_a_vocabulary_that_leaves_ids_out(tmp_path):
+    backend = train_tokenizer(["the cat sat on the mat\n" * 20], 262)
+    spec = json.loads(backend.to_str())
+    last = max(spec["model"]["vocab"], key=spec["model"]["vocab"].__getitem__)
+    spec["model"]["vocab"][last] = 270
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.n_vocab == 271 and tokenizer.decode(tokenizer.encode("the cat sat")) == "the cat sat"
+    assert tokenizer.decode([270, 265, 270]) == 2 * backend.decode([261])
 
 
 @pytest.mark.parametrize("backend", [metaspace(), byte_fallback()], ids=["metaspace", "byte fallback"])

@@ -21,9 +21,8 @@ def inspect_data(options: InspectData) -> int:
         print("documents  their lengths are not known: the records are shuffled, and their manifest does not tell")
     else:
         whole = " (of the whole set, by its manifest, as the records are shuffled)" if found.shuffled else ""
-        print(
-            f"documents  {len(found.documents):,}, of {low:,} to {high:,} tokens, half of them up to {middle:,}{whole}"
-        )
+        of = f"{low:,} to {high:,} tokens, half of them up to {middle:,}" if low < high else counted(low, "token")
+        print(f"documents  {len(found.documents):,}, of {of}{whole}")
     print(f"ids        {found.smallest} to {found.largest} (tokenizer {found.tokenizer}: {found.n_vocab} ids)")
     for warning in found.warnings:
         print(f"WARNING    {warning}")

@@ -87,11 +87,30 @@ def write_manifest(options: PrepareOptions, manifest: dict) -> None:
     storage.write_bytes(manifest_path(options), to_json(manifest))
 
 
+def manifest_beside(path: str) -> str:
+    """Where the manifest of a file of records is, if it has one."""
+    return re.sub(r"(_\d+)+\.tfrecords?$", "", path) + "_manifest.json"
+
+
+def refuse_several_tokenizers(manifests: dict[str, dict], where: str) -> None:
+    """Records of several sets have to be of one tokenizer.
+
+    Raises:
+      DataError: they are not.
+    """
+    made_with = {found["tokenizer"].get("fingerprint"): path for path, found in manifests.items()}
+    if len(made_with) > 1:
+        one, other, *_ = made_with.values()
+        raise DataError(
+            f"{where} were made with several tokenizers, as {one} and {other} say: ids would clash; give a pattern "
+            "that matches those of one"
+        )
+
+
 def manifests_of(paths: Iterable[str]) -> dict[str, dict]:
     """Path to manifest of `<name>_manifest.json` beside files `<name>_<shard>_<records>.tfrecords`, where it is one."""
-    stems = dict.fromkeys(re.sub(r"(_\d+)+\.tfrecords?$", "", path) for path in paths)
     found = {}
-    for path in (f"{stem}_manifest.json" for stem in stems):
+    for path in dict.fromkeys(map(manifest_beside, paths)):
         with contextlib.suppress(DataError):  # none, or something else of that name: the records speak for themselves
             manifest = storage.read_json(path)
             if isinstance(manifest.get("tokenizer"), dict) and isinstance(manifest.get("files"), list):

@@ -11,7 +11,7 @@ from typing import Optional
 import numpy as np
 
 from gpt_neo import storage
-from gpt_neo.dataprep.manifest import manifests_of
+from gpt_neo.dataprep.manifest import manifest_beside, manifests_of, refuse_several_tokenizers
 from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import counts_from_names, read_records, records_only
 from gpt_neo.errors import DataError, reason_of
@@ -52,16 +52,14 @@ class Survey(Figures):
     """Figures of all records of some files.
 
     Attributes:
-      separator: id between documents; None if each record is one.
       documents: tokens of each document, separators not counted, int64 [documents].
-      shuffled: whether the records are, so that `documents` is of the whole set, as its manifest says; or empty.
+      shuffled: whether the records of a set are, so that `documents` is of all of that, as its manifest says; or empty.
       samples: (place, text) of the first records.
       warnings: what does not fit.
     """
 
     tokenizer: str = ""
     n_vocab: int = 0
-    separator: Optional[int] = None
     files: int = 0
     documents: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     shuffled: bool = False
@@ -117,37 +115,60 @@ def survey(
     """Read all records of files and globs.
 
     Args:
-      encoder_path, separator: by default those of the manifest beside the first file.
+      encoder_path, separator: by default those of the manifests beside the files.
 
     Raises:
-      DataError: there are no files, or a record is damaged; names file and byte.
+      DataError: there are no files, they are of several tokenizers, or a record is damaged; names file and byte.
     """
     paths = find_records(patterns)
-    manifest = manifest_of(paths[0])
-    shuffled = manifest.get("shuffle") is True and manifest.get("mode") == "chunks"
-    tokenizer = load_tokenizer(encoder_path or manifest.get("tokenizer", {}).get("path"))
-    if separator is None and manifest.get("mode") != "documents":
-        separator = (manifest.get("separator") or [tokenizer.eos_id])[-1]
-    found = Survey(tokenizer=tokenizer.name, n_vocab=tokenizer.n_vocab, separator=separator)
-    lengths = Lengths(separator)
+    manifests = manifests_of(paths)
+    refuse_several_tokenizers({} if encoder_path else manifests, "these records")
+    made_with: dict = next((manifest["tokenizer"] for manifest in manifests.values()), {})
+    tokenizer = load_tokenizer(encoder_path or made_with.get("path"))
+    found = Survey(tokenizer=tokenizer.name, n_vocab=tokenizer.n_vocab)
+    sets: dict[str, Lengths] = {}  # by manifest; "" of records that have none
     for path, promised in zip(paths, counts_from_names(paths)):
         before = found.records
+        beside = manifest_beside(path) if manifest_beside(path) in manifests else ""
+        if beside not in sets:
+            sets[beside] = Lengths(separator_of(manifests.get(beside, {}), separator, tokenizer.eos_id))
         for ids in read_records(path):
             if len(found.samples) < samples:
                 text = tokenizer.decode(i for i in ids.tolist() if 0 <= i < tokenizer.n_vocab)
                 found.samples.append((f"record {found.records - before} of {path}, {len(ids):,} tokens", text))
             found.add(ids)
-            lengths.add(ids)
+            sets[beside].add(ids)
         there = found.records - before
         if promised not in (None, there):
             found.warnings.append(f"{path}: its name promises {promised:,} records, it holds {there:,}")
-    found.files, found.documents, found.shuffled = len(paths), lengths.all(), shuffled
-    if shuffled:  # a document goes on in a record that stands elsewhere
-        known = {int(tokens): int(count) for tokens, count in manifest.get("document_tokens", {}).items()}
-        found.documents = np.repeat(np.array([*known], np.int64), [*known.values()])
+    found.files = len(paths)
+    found.shuffled = any(map(is_shuffled, manifests.values()))
+    if all(manifest.get("document_tokens") for manifest in manifests.values() if is_shuffled(manifest)):
+        lengths = [lengths_of(manifests.get(beside, {}), read) for beside, read in sets.items()]
+        found.documents = np.concatenate(lengths)
     if found.largest >= tokenizer.n_vocab:
         found.warnings.append(f"id {found.largest} reaches the {tokenizer.n_vocab} ids of tokenizer {tokenizer.name}")
     return found
+
+
+def separator_of(manifest: dict, given: Optional[int], end: Optional[int]) -> Optional[int]:
+    """The id between the documents of a set: as given, as its manifest says, or the end of text; None for none."""
+    if given is None and manifest.get("mode") != "documents":
+        return (manifest.get("separator") or [end])[-1]
+    return given
+
+
+def is_shuffled(manifest: dict) -> bool:
+    """Whether a document goes on in a record that stands elsewhere."""
+    return manifest.get("shuffle") is True and manifest.get("mode") == "chunks"
+
+
+def lengths_of(manifest: dict, read: Lengths) -> np.ndarray:
+    """int64 [documents]: tokens of each document of a set, as its manifest says where the records are shuffled."""
+    if not is_shuffled(manifest):
+        return read.all()
+    known = {int(tokens): int(count) for tokens, count in manifest["document_tokens"].items()}
+    return np.repeat(np.array([*known], np.int64), [*known.values()])
 
 
 def find_records(patterns: Sequence[str]) -> list[str]:

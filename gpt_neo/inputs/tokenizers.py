@@ -8,7 +8,7 @@ from typing import Optional
 
 from gpt_neo import storage
 from gpt_neo.config.schema import DatasetConfig, RunConfig
-from gpt_neo.dataprep.manifest import manifests_of
+from gpt_neo.dataprep.manifest import manifests_of, refuse_several_tokenizers
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
@@ -55,13 +55,7 @@ def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
       DataError: the tokenizer has more ids than the model, or is another than the records were made with.
     """
     manifests = manifests_of(sorted(glob.glob(dataset.path)))  # not those of other sets in the same folder
-    made_with = {found["tokenizer"].get("fingerprint"): path for path, found in manifests.items()}
-    if len(made_with) > 1:
-        one, other, *_ = made_with.values()
-        raise DataError(
-            f"dataset {name!r}: its records were made with several tokenizers, as {one} and {other} say: ids would "
-            "clash; give path a pattern that matches those of one"
-        )
+    refuse_several_tokenizers(manifests, f"dataset {name!r}, key 'path': its records")
     if not dataset.tokenizer_path:
         return
     tokenizer = dataset_tokenizer(dataset)

@@ -46,10 +46,10 @@ def check_readable(pattern: str, where: str) -> int:
     Raises:
       DataError: it cannot be, or there are none.
     """
-    with trying("list", pattern, where, DataError):
+    with trying("list", pattern, f"{where}:", DataError):
         files.glob(pattern)
     paths = find_records(pattern, where)
-    with trying("read", paths[0], where, DataError):
+    with trying("read", paths[0], f"{where}:", DataError):
         files.read_bytes(paths[0], 0, 1)
     return len(paths)
 
@@ -86,9 +86,9 @@ def read_checks(run: RunConfig, evaluates: bool) -> list[tuple[str, str, Callabl
     checks: list[tuple[str, str, Callable[[], int]]] = []
     for ref, dataset in run.datasets:
         for key in ("path", "eval_path") if evaluates else ("path",):
-            pattern, where = getattr(dataset, key), f"dataset {ref.name!r}, key {key!r}:"
+            pattern, where = getattr(dataset, key), f"dataset {ref.name!r}, key {key!r}"
             if pattern:
-                checks.append((where, pattern, functools.partial(check_readable, pattern, where)))
+                checks.append((f"{where}:", pattern, functools.partial(check_readable, pattern, where)))
     return checks
 
 

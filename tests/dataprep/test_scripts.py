@@ -126,6 +126,25 @@ def test_inspect_of_a_folder_of_shuffled_records(tmp_path, small_tokenizer, caps
     assert load("inspect")(tmp_path / "none") == 2 and "no .tfrecords in this folder" in capsys.readouterr().err
 
 
+def test_inspect_of_several_sets_in_a_folder(tmp_path, small_tokenizer, capsys, prose):
+    lengths = []
+    for name, tokenizer, more in (("b", small_tokenizer, ["--shuffle"]), ("a", small_tokenizer, []), ("c", "gpt2", [])):
+        texts = [prose[i * 50 : i * 50 + 7 * i] for i in range(1, 40 + len(more) + 20 * len(lengths[:1]))]
+        write_lines(tmp_path / f"{name}.jsonl", texts)
+        arguments = ["--input_dir", tmp_path / f"{name}.jsonl", "--output_dir", tmp_path / "out", "--name", name]
+        arguments += ["--encoder_path", tokenizer, "--chunk_size", 64, "--processes", 1, *more]
+        assert load("create_tfrecords")(*arguments) == 0
+        if tokenizer == small_tokenizer:
+            lengths += [len(load_tokenizer(tokenizer).encode(text)) for text in texts]
+            found = survey([str(tmp_path / "out")])
+            assert sorted(found.documents.tolist()) == sorted(lengths) and found.shuffled
+    capsys.readouterr()
+    assert load("inspect")(tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "these records were made with several tokenizers, as " in told and "c_manifest.json say: ids would" in told
+    assert load("inspect")(tmp_path / "out" / "c_*") == 0
+
+
 def test_lengths_of_documents_across_records():
     stream = [1, 2, 0, 3, 0, 0, 4, 5, 6, 7, 0, 8]
     for size in (1, 3, 4, 12):
