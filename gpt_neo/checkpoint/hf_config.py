@@ -149,6 +149,7 @@ def their_config(family: Family, model: ModelConfig, bos_id: Optional[int], dtyp
     if family is GPT2:
         theirs["scale_attn_weights"] = model.scale_attention
         theirs["scale_attn_by_inverse_layer_idx"] = model.scale_attention_by_layer
+        theirs["n_ctx"] = model.n_ctx  # llama.cpp's converter asks for it, as OpenAI's own config has it
     if family is GPT_NEO:
         theirs["attention_types"] = [[[kind], 1] for kind in model.attention_types]
         theirs["attention_layers"] = list(model.attention_types)

@@ -31,6 +31,7 @@ BEFORE = "GPT-Neo before its release"
 GPT2 = "the GPT-2 program that GPT-Neo grew out of"
 VIDEO = "the video and convolution models once in the GPT-Neo repository"
 MESH_JAX = "Mesh Transformer JAX"
+NEOX = "GPT-NeoX"
 HUGGING_FACE = "a Hugging Face config.json"
 
 
@@ -81,6 +82,14 @@ FORMER: dict[str, Former] = {
         MESH_JAX,
         "its checkpoints come here by way of their Hugging Face form: python -m gpt_neo import-hf",
         *"d_model cores_per_replica per_replica_batch pe_rotary_dims tpu_size".split(),
+    ),
+    **refused(
+        NEOX,
+        "its checkpoints come here by way of their Hugging Face form: python -m gpt_neo import-hf",
+        *"num_layers pipe_parallel_size model_parallel_size train_micro_batch_size_per_gpu".split(),
+        *"gradient_accumulation_steps zero_optimization optimizer train_iters pos_emb norm attention_config".split(),
+        *"pipe-parallel-size model-parallel-size num-layers hidden-size num-attention-heads seq-length".split(),
+        *"max-position-embeddings pos-emb train-iters data-path".split(),
     ),
     **refused(
         HUGGING_FACE,

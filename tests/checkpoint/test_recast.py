@@ -50,6 +50,8 @@ def test_a_global_gpt_neo_is_a_gpt2(tmp_path, heads):
     exact = queries.astype(np.float64) * np.sqrt(32 // heads)
     np.testing.assert_array_equal(joined[:, :32], exact.astype(np.float32))
     assert not HfFolder(str(tmp_path / "out")).read("transformer.h.0.attn.c_attn.bias").any()
+    config = HfFolder(str(tmp_path / "out")).config
+    assert config["n_ctx"] == config["n_positions"] == LENGTH  # llama.cpp's converter reads the first
 
 
 def test_what_is_no_gpt2_is_refused_in_one_line(tmp_path, capsys):

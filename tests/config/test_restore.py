@@ -86,6 +86,31 @@ def test_layout_rules_of_dimensions_that_do_not_exist(tmp_path):
     assert load(tmp_path, {**LEGACY, "mesh_shape": ""}).mesh.layout == (("batch", "x"), ("embd", "y"))
 
 
+@pytest.mark.parametrize(
+    "layout", [" batch : x , embd:y ", "batch:x;embd:y", "batch:x,embd:y,", [["batch", "x"], ["embd", "y"]]]
+)
+def test_layouts_as_people_write_them(tmp_path, layout):
+    run = load(tmp_path, {**LEGACY, "layout": layout})
+    assert run.mesh.layout == (("batch", "x"), ("embd", "y")) and run.notes == ()
+
+
+@pytest.mark.parametrize(
+    "fields", [["", None], [None], [25, "documents_random"], [25, "documents_random", 1.0, "", ""]]
+)
+def test_dataset_entries_of_other_lengths(tmp_path, fields):
+    (tmp_path / "dataset_configs").mkdir()
+    (tmp_path / "dataset_configs" / "d.json").write_text('{"path": "a_*.tfrecords"}')
+    run = load(tmp_path, {**LEGACY, "datasets": [["d", *fields]]})
+    assert [(ref.name, ref.stitch) for ref, _ in run.datasets] == [("d", None)]
+    assert f"of an entry of {len(fields) + 1} fields the first counts" in run.notes[0]
+
+
+@pytest.mark.parametrize("entry", [[25, "d"], {"d": 1.0}, [["d"]], [], 5, None])
+def test_dataset_entries_that_name_none(tmp_path, entry):
+    with pytest.raises(ConfigError, match=r"datasets entry .*; expected an id or \[id, stitch, datatype, weight\]"):
+        load(tmp_path, {**LEGACY, "datasets": [entry]})
+
+
 def test_dataset_entries(tmp_path):
     (tmp_path / "dataset_configs").mkdir()
     (tmp_path / "dataset_configs" / "d.json").write_text('{"path": "a_*.tfrecords"}')

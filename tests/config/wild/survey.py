@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 
 from gpt_neo.config import load_config
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, counted
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NEEDED = (
@@ -77,8 +77,10 @@ def outcome(text: str, config: dict, name: str) -> str:
         try:
             notes = load_config(path).notes
         except ConfigError as error:
-            return "refused: " + re.sub(r"\s+", " ", str(error).replace(path + ": ", ""))[:160]
-    return f"parses, {len(notes)} notes" if notes else "parses"
+            told = str(error).replace(path + ": ", "").replace(folder, "FOLDER")
+            told = told.replace(os.path.basename(folder), "NAME")
+            return "refused: " + re.sub(r"\s+", " ", told)[:160]
+    return f"parses, {counted(len(notes), 'note')}" if notes else "parses"
 
 
 def main(argv: list[str]) -> None:
