@@ -201,7 +201,9 @@ def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = N
     if os.path.isdir(name):
         name = os.path.join(name, "tokenizer.json")
     if not os.path.isfile(name):
-        raise DataError(f"no tokenizer {name!r}: expected gpt2 or the path of a tokenizer.json")
+        beside = os.path.join(os.path.dirname(name), "tokenizer.json")  # 2021: byte-level-bpe.tokenizer.json
+        there = f"; there is {beside}" if os.path.isfile(beside) else ""
+        raise DataError(f"no tokenizer {name!r}: expected gpt2 or the path of a tokenizer.json{there}")
     import tokenizers
 
     try:

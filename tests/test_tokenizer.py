@@ -50,8 +50,8 @@ def test_trained_tokenizer(tmp_path):
     assert tokenizer.fingerprint == load_tokenizer(path).fingerprint != load_tokenizer("gpt2").fingerprint
     with pytest.raises(DataError, match="expected at least 258"):
         train_tokenizer(["x"], 100)
-    with pytest.raises(DataError, match="no tokenizer"):
-        load_tokenizer(str(tmp_path / "absent.json"))
+    with pytest.raises(DataError, match="no tokenizer .*; there is .*/tokenizer.json"):
+        load_tokenizer(str(tmp_path / "byte-level-bpe.tokenizer.json"))
 
 
 def test_a_vocabulary_that_leaves_ids_out(tmp_path):

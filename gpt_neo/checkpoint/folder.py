@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import os
@@ -141,9 +142,22 @@ def no_checkpoint(folder: str) -> CheckpointError:
     """That a folder has none, and what it has that looks like one."""
     deeper = sorted({path.rsplit("/", 2)[-2] for path in files.glob(storage.join(glob.escape(folder), "*", FILES))})
     there = [f"there is one in its folder {name}" for name in deeper if name != BEST]
+    with contextlib.suppress(CheckpointError):
+        there += ["it is a Hugging Face folder: gpt-neo import-hf makes a run of it"] if is_hf_folder(folder) else []
     return CheckpointError(
         "; ".join([f"no checkpoint in {folder!r}: train first, or set model_path", *strangers(folder), *there])
     )
+
+
+def is_hf_folder(source: str) -> bool:
+    """Whether a folder has a config.json of Hugging Face's."""
+    path = storage.join(source, "config.json")
+    return storage.exists(path) and "model_type" in storage.read_json(path, CheckpointError)
+
+
+def prefix_of(path: str) -> str:
+    """The path of a checkpoint, without suffix, of that of any of its files."""
+    return PART.sub("", path)
 
 
 def checkpoints_of(folder: str) -> list[str]:
@@ -176,7 +190,7 @@ def has_state(folder: str) -> bool:
 
 def file_name(path: str) -> str:
     """The name of a checkpoint of a path of any system, also that of one of its files."""
-    return PART.sub("", re.split(r"[/\\]", path.rstrip("/\\"))[-1])
+    return prefix_of(re.split(r"[/\\]", path.rstrip("/\\"))[-1])
 
 
 def unescaped(text: str) -> str:

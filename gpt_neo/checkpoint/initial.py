@@ -17,7 +17,7 @@ from gpt_neo.checkpoint.convert import match_names
 from gpt_neo.checkpoint.custom import CUSTOM, CUSTOM_TYPE, listed_pairs, own_keys
 from gpt_neo.checkpoint.families import WITHOUT_EFFECT, pairs_of
 from gpt_neo.checkpoint.fit import fit_checkpoint
-from gpt_neo.checkpoint.folder import find_latest, write_state
+from gpt_neo.checkpoint.folder import find_latest, is_hf_folder, prefix_of, write_state
 from gpt_neo.checkpoint.hf_config import model_keys
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.hub import is_hub_name, model_folder_of
@@ -42,7 +42,7 @@ def write_initial(source: str, folder: str, run: RunConfig, name: Optional[str] 
 
     Args:
       name: what the source is called.
-      source: a run's folder, a checkpoint without suffix, or a Hugging Face folder, here, in a bucket or on the hub.
+      source: a run's folder, a checkpoint or a file of it, or a Hugging Face folder, here, in a bucket or on the hub.
       folder: of the run; it has no checkpoint.
 
     Returns:
@@ -53,6 +53,7 @@ def write_initial(source: str, folder: str, run: RunConfig, name: Optional[str] 
     """
     if files.is_remote(folder):
         raise CheckpointError(f"--init_from writes to local folders; {folder} is none: gpt-neo import-hf SRC {folder}")
+    source = prefix_of(source)
     if is_checkpoint(source):
         return [write_checkpoint(folder, run, run_values(source, run.model), f"weights of {name or source}")]
     if not is_hub_name(source) and not is_hf_folder(source):
@@ -71,12 +72,6 @@ def write_initial(source: str, folder: str, run: RunConfig, name: Optional[str] 
 def is_checkpoint(source: str) -> bool:
     """Whether a path is that of a checkpoint, without suffix."""
     return files.exists(source + ".index")
-
-
-def is_hf_folder(source: str) -> bool:
-    """Whether a folder has a config.json of Hugging Face's."""
-    path = storage.join(source, "config.json")
-    return storage.exists(path) and "model_type" in storage.read_json(path, CheckpointError)
 
 
 def write_checkpoint(folder: str, run: RunConfig, values: Values, source: str) -> str:

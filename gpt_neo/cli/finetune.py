@@ -15,10 +15,10 @@ from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.best import read_best
-from gpt_neo.checkpoint.folder import checkpoints_of, latest_checkpoint
+from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_checkpoint
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES
 from gpt_neo.checkpoint.hub import is_hub_name, push_folder
-from gpt_neo.checkpoint.initial import is_hf_folder, write_initial
+from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.cli import quiet

@@ -7,7 +7,7 @@ import os
 from typing import Any, Optional
 
 from gpt_neo.checkpoint.bundle import Bundle
-from gpt_neo.checkpoint.folder import find_latest, no_checkpoint
+from gpt_neo.checkpoint.folder import find_latest, no_checkpoint, prefix_of
 from gpt_neo.checkpoint.health import examine
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.checkpoint.provenance import read_provenance
@@ -17,7 +17,7 @@ from gpt_neo.cli.tool_options import Inspect
 
 def inspect(options: Inspect) -> int:
     """Print the table."""
-    path = options.checkpoint.removesuffix(".index")
+    path = prefix_of(options.checkpoint)
     notes: tuple = ()
     if os.path.isdir(path):
         found = find_latest(path)

@@ -12,6 +12,7 @@ from gpt_neo.checkpoint.folder import (
     find_latest,
     latest_checkpoint,
     no_checkpoint,
+    prefix_of,
     read_state,
     settle_state,
     strangers,
@@ -139,6 +140,17 @@ def test_a_folder_without_a_checkpoint_says_what_is_in_it(tmp_path, name, said):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     assert find_latest(str(tmp_path)) is None and said in str(no_checkpoint(str(tmp_path)))
+
+
+def test_a_hugging_face_folder_is_called_one(tmp_path):
+    for text, said in (('{"model_type": "gpt2"}', True), ('{"n_embd": 8}', False), ("{", False)):
+        (tmp_path / "config.json").write_text(text)
+        assert ("gpt-neo import-hf makes a run of it" in str(no_checkpoint(str(tmp_path)))) == said
+
+
+@pytest.mark.parametrize("suffix", ["", ".index", ".meta", ".data-00000-of-00001"])
+def test_a_checkpoint_by_one_of_its_files(suffix):
+    assert prefix_of(f"a.index/model.ckpt-5{suffix}") == "a.index/model.ckpt-5"
 
 
 def test_a_kill_between_checkpoint_and_state_file_loses_nothing(tmp_path):
