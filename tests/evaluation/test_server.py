@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -56,3 +57,22 @@ def test_three_ways(url, trained, peer, tmp_path):
     for (answer,), doc in zip(answers(served, "rolling"), docs, strict=True):
         assert -answer == pytest.approx(peer.text_nats(doc["text"])[0], abs=1e-4)
     assert json.dumps(served["results"]["choice"]["acc,none"]) == json.dumps(ours["results"]["choice"]["acc,none"])
+
+
+def test_its_client_of_chats(url):
+    """Greedy answers, of the messages that the harness makes, are those of a plain request."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalChatCompletion
+
+    asked, place = [[{"role": "user", "content": word}] for word in WORDS[:3]], f"{url}/v1/chat/completions"
+    client = LocalChatCompletion(model="trained", base_url=place, tokenizer_backend="remote")
+    how = {"until": ["|"], "max_gen_toks": 4, "do_sample": False}
+    made = [
+        Instance("generate_until", {}, (client.apply_chat_template(messages), dict(how)), i)
+        for i, messages in enumerate(asked)
+    ]
+    answers = client.generate_until(made, disable_tqdm=True)
+    for messages, answer in zip(asked, answers, strict=True):
+        body = {"messages": messages, "max_tokens": 4, "temperature": 0, "stop": ["|"]}
+        with urllib.request.urlopen(place, json.dumps(body).encode(), timeout=60) as response:
+            assert answer == json.load(response)["choices"][0]["message"]["content"] != ""
