@@ -113,6 +113,29 @@ def test_tokenizers_are_those_of_transformers(tmp_path, world, form, beside):
     assert ours.n_vocab == len(theirs)
 
 
+DAMAGED = {  # file: what it holds
+    "merges.txt": ["a b c\n", "#version: 0.2\nzz qq\n"],
+    "vocab.json": ["{", "[1]", '{"a": "x"}', '{"a": -1}'],
+    "tokenizer.json": ["{", "[]", "null"],
+    "tokenizer_config.json": [
+        *("5", '{"added_tokens_decoder": 5}', '{"added_tokens_decoder": {"x": {}}}', '{"pad_token": 5}'),
+        *('{"added_tokens_decoder": {"300": {"content": 5}}}', '{"pad_token": {"x": 1}}'),
+        *('{"additional_special_tokens": 5}', '{"added_tokens_decoder": {"1e9": {"content": "x"}}}'),
+    ],
+    "added_tokens.json": ["5", '{"a": "x"}', '{"a": null}', '{"a": [1]}', '{"<|far|>": 1000}'],
+}
+
+
+@pytest.mark.parametrize("name, text", [(name, text) for name, texts in DAMAGED.items() for text in texts])
+def test_damaged_tokenizer_files_are_one_line(tmp_path, world, name, text):
+    load_tokenizer(world.tokenizer).backend.model.save(str(tmp_path))
+    (tmp_path / name).write_text(text)
+    (tmp_path / "made").mkdir()
+    with pytest.raises(CheckpointError) as told:
+        copy_tokenizer(str(tmp_path), str(tmp_path / "made"), 304)
+    assert str(tmp_path) in str(told.value) and "\n" not in str(told.value) and "made" not in str(told.value)
+
+
 def test_what_of_a_tokenizer_is_left_out_is_said(tmp_path, world):
     (tmp_path / "tokenizer.json").write_bytes(open(world.tokenizer, "rb").read())
     about = {**GPT2, "pad_token": "<|pad|>", "extra_special_tokens": {"a": "<|sep|>"}, "add_bos_token": True}
