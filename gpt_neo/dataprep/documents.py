@@ -10,7 +10,7 @@ from gpt_neo.dataprep import streams
 from gpt_neo.dataprep.readers import BROKEN_OFF, UNREADABLE, Bad, InputFile, find_sources, open_source
 from gpt_neo.dataprep.streams import Item, Items, Rules
 from gpt_neo.dataprep.units import Unit, groups_of, units_of
-from gpt_neo.dataprep.values import document_values, no_text, set_of, text_of
+from gpt_neo.dataprep.values import document_values, no_text, set_of, suggestion, text_of
 from gpt_neo.errors import DataError, reason_of
 
 ROWS = 256  # of a parquet file read at once
@@ -105,7 +105,9 @@ def parquet_documents(source: InputFile, start: int, stop: int, rules: Rules) ->
         names, key = opened.schema_arrow.names, rules.text_key
         column = key if key in names else key.partition(".")[0]
         if column not in names:
-            yield Bad(source.path, "", 0, f"no column {key!r}", f"there are {', '.join(map(repr, names))}")
+            first: dict = next((batch.to_pylist()[0] for batch in opened.iter_batches(1) if batch.num_rows), {})
+            there = f"there are {', '.join(map(repr, names))}{suggestion(first, key)}"
+            yield Bad(source.path, "", 0, f"no column {key!r}", there)
             return
         columns = [column, *(["meta"] if "meta" in names and column != "meta" else [])]
         row = sum(opened.metadata.row_group(i).num_rows for i in range(start)) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -146,6 +147,9 @@ def text_of(record: Any, key: str) -> Optional[str]:
         text = "\n\n".join(text)
     if text == []:
         text = ""
+    if isinstance(text, bytes):  # of a table; JSON has none
+        with contextlib.suppress(UnicodeDecodeError):
+            text = text.decode("utf-8")
     return text if isinstance(text, str) else None
 
 
@@ -172,16 +176,21 @@ def advice_on(record: Any, key: str) -> str:
         return ""
     keys = ", ".join(repr(name[:40]) for name in list(record)[:SHOWN]) + (", ..." if len(record) > SHOWN else "")
     there = f"its keys are {keys}" if keys else "it is empty"
+    return there + suggestion(record, key)
+
+
+def suggestion(record: dict, key: str) -> str:
+    """The key that may be meant, to follow what is there; empty where an object has no text."""
     texts = {path: size for path, size in texts_in(record) if path != key and not path.startswith("meta.")}
     best = max(texts, key=lambda path: (path.rsplit(".", 1)[-1].lower() not in LABELS, texts[path])) if texts else ""
-    return f"{there}; --text_key {best!r} takes its longest text" if best else there
+    return f"; --text_key {best!r} takes its longest text" if best else ""
 
 
 def texts_in(record: dict, before: str = "", depth: int = DEPTH) -> Iterator[tuple[str, int]]:
     """(key, characters) of the texts in an object, those of lists of messages together."""
     for name, value in record.items():
         path = before + name
-        if isinstance(value, str):
+        if isinstance(value, (str, bytes)):
             yield path, len(value)
         elif isinstance(value, dict) and depth > 1:
             yield from texts_in(value, f"{path}.", depth - 1)

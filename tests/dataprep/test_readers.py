@@ -275,10 +275,30 @@ def test_other_damage(tmp_path):
 
 def test_a_parquet_file_without_the_column(tmp_path):
     (tmp_path / "g.parquet").write_bytes(parquet_of(["x", None]))
-    assert places(all_found(tmp_path, text_key="tixt"))[0].endswith("no column 'tixt': there are 'text', 'meta'")
+    said = "no column 'tixt': there are 'text', 'meta'; --text_key 'text' takes its longest text"
+    assert places(all_found(tmp_path, text_key="tixt"))[0].endswith(said)
     assert places(all_found(tmp_path)) == [
         f"{tmp_path}/g.parquet, row 2: expected a string in column 'text': its keys are 'text', 'meta'"
     ]
+
+
+@pytest.mark.parametrize(
+    "table, key",
+    [
+        ({"id": ["a long one"], "content": ["x"]}, "content"),
+        ({"messages": [[{"role": "user", "content": "x"}]]}, "messages.content"),
+        ({"data": [{"body": "x"}], "n": [1]}, "data.body"),
+        ({"body": [b"x"], "title": ["x"]}, "body"),  # strings that are stored as bytes
+    ],
+)
+def test_tables_of_other_columns(tmp_path, table, key):
+    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    (told,) = places(all_found(tmp_path))
+    assert "no column 'text': there are " in told and told.endswith(f"--text_key {key!r} takes its longest text")
+    assert [one.text for one in all_found(tmp_path, text_key=key)] == ["x"]
 
 
 def test_small_files_share_a_unit_and_large_ones_are_cut(tmp_path, monkeypatch):
