@@ -63,7 +63,7 @@ def test_mistakes_are_told_with_the_names_of_the_bucket(source, tmp_path, gcs, c
     storage.delete(f"gs://{BUCKET}/hf2/{shard}", within=f"gs://{BUCKET}/hf2")
     for place, message in (
         ("hf2", f"gs://{BUCKET}/hf2/model.safetensors.index.json: shard {shard} is missing"),
-        ("none", f"gs://{BUCKET}/none/config.json: cannot be read"),
+        ("none", f"gs://{BUCKET}/none: has no config.json"),
     ):
         assert run(["import-hf", f"gs://{BUCKET}/{place}", str(tmp_path / "run")]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
