@@ -73,6 +73,7 @@ def test_mistakes_are_raised_with_the_text_of_the_commands(model, trained):
         gpt_neo.lode  # noqa: B018
 
 
+@pytest.mark.slow  # the page by itself; what it calls has tests above
 def test_examples_of_the_page_run(world, trained, tmp_path, monkeypatch, capfd):
     """In order and together, in a folder with a run and a config of the names that the page uses."""
     os.makedirs(tmp_path / "runs")
