@@ -51,15 +51,12 @@ MARKERS = re.compile(
 FOLDERS = re.compile(
     r"__MACOSX|@eaDir|\$RECYCLE\.BIN|System Volume Information|__pycache__|_temporary|_delta_log|PaxHeaders(\.\d+)?"
 )
-# How compressed data begins, whatever its name.
-MAGIC = {
-    b"\x1f\x8b": ".gz",
-    b"\xfd7zXZ\0": ".xz",
-    b"\x28\xb5\x2f\xfd": ".zst",
-    b"BZh91AY&SY": ".bz2",
-    b"PK\x03\x04": ".zip",
-}
-LONGEST_MAGIC = max(map(len, MAGIC))
+# How compressed data begins, whatever its name. bzip2's mark alone could be text: its level and first block come too.
+BEGINNINGS = re.compile(
+    rb"(?P<gz>\x1f\x8b)|(?P<xz>\xfd7zXZ\0)|(?P<zst>\x28\xb5\x2f\xfd)|"
+    rb"(?P<bz2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(?P<zip>PK\x03\x04)"
+)
+LONGEST_MAGIC = 10
 MISNAMED = "compressed, and not named so"
 BROKEN_OFF = "broken archive"  # the reason given for data that is damaged or breaks off
 UNREADABLE = "cannot be read"
@@ -155,7 +152,8 @@ def is_marker(path: str) -> bool:
 
 def packed_as(head: bytes) -> str:
     """The ending of the names of data that begins like this; empty if it is not compressed."""
-    return next((suffix for magic, suffix in MAGIC.items() if head.startswith(magic)), "")
+    found = BEGINNINGS.match(head)
+    return f".{found.lastgroup}" if found else ""
 
 
 def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:

@@ -17,20 +17,13 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from gpt_neo import storage
-from gpt_neo.dataprep.readers import is_marker
+from gpt_neo.dataprep.readers import is_marker, packed_as
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.wire import byte_fields, bytes_field, masked_checksum, varint
 
 FEATURE, MASK = "text", "mask"
-COMPRESSED = {  # first bytes -> what undoes it
-    b"\x1f\x8b": "gzip -d",
-    b"x\x01": "zlib",
-    b"x\x9c": "zlib",
-    b"x\xda": "zlib",
-    b"\x28\xb5\x2f\xfd": "zstd -d",
-    b"\xfd7zXZ": "xz -d",
-    b"BZh": "bzip2 -d",
-}
+UNPACKERS = {".gz": "gzip -d", ".zst": "zstd -d", ".xz": "xz -d", ".bz2": "bzip2 -d", ".zip": "unzip"}
+ZLIB = (b"x\x01", b"x\x9c", b"x\xda")  # TensorFlow writes records so too; two letters, too few to tell among texts
 BLOCK = 1 << 22  # numbers packed at once
 
 
@@ -188,8 +181,8 @@ def check_head(path: str, offset: int, head: bytes) -> None:
     """
     if struct.unpack("<I", head[8:])[0] == masked_checksum(head[:8]):
         return
-    undone = next((tool for magic, tool in COMPRESSED.items() if head.startswith(magic)), "") if not offset else ""
-    if undone:
+    undone = UNPACKERS.get(packed_as(head), "zlib" if head.startswith(ZLIB) else "")
+    if undone and not offset:
         raise DataError(f"{path}: it is compressed; records are read as they are: unpack it first ({undone})")
     other = "" if offset else "; it may be something else than TFRecords"
     raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong{other}")

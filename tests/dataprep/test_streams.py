@@ -80,7 +80,7 @@ def test_compressed_data_that_is_not_named_so(tmp_path, monkeypatch, unit):
         "a.txt": gzip.compress(b"text"),
         "b.jsonl": zstandard.ZstdCompressor().compress(b'"text"\n'),
         "c.json": lzma.compress(b'["text"]'),
-        "d.md": bz2.compress(b"text"),
+        "d.md": bz2.compress(b"text", 1),
         "e.txt": zip_with([("a.txt", b"text")]),
     }
     for name, data in packed.items():
