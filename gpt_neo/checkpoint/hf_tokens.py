@@ -163,8 +163,6 @@ def add_tokens(backend: Any, folder: str, n_vocab: int) -> list[str]:
     Raises:
       CheckpointError: an id is not the next one.
     """
-    import tokenizers
-
     about = optional_json(folder, "tokenizer_config.json")
     listed = about.get("added_tokens_decoder")
     if listed is None:  # as written before transformers 4.34
@@ -178,9 +176,7 @@ def add_tokens(backend: Any, folder: str, n_vocab: int) -> list[str]:
         listed = {number: {"content": token, "special": token in named} for token, number in older.items()}
     for number, entry in sorted((int(number), entry) for number, entry in listed.items()):
         token = entry["content"]
-        special = entry.get("special", False) or token in named
-        flags = {name: entry[name] for name in FLAGS if name in entry}
-        backend.add_tokens([tokenizers.AddedToken(token, special=special, **flags)])
+        add_token(backend, entry, entry.get("special", False) or token in named)
         if backend.token_to_id(token) != number:
             raise CheckpointError(
                 f"{folder}: the added token {token!r} has id {number}; expected {backend.token_to_id(token)}, the next"
@@ -189,14 +185,21 @@ def add_tokens(backend: Any, folder: str, n_vocab: int) -> list[str]:
     for token, entry in named.items():
         if backend.token_to_id(token) is None:
             if backend.get_vocab_size() < n_vocab:
-                flags = {name: entry[name] for name in FLAGS if name in entry}
-                backend.add_tokens([tokenizers.AddedToken(token, special=True, **flags)])
+                add_token(backend, entry, special=True)
             else:
                 left.append(repr(token))
     notes = [f"tokens without a row in the model's table, left out: {', '.join(left)}"] if left else []
     if about.get("add_bos_token") is True:
         notes.append("add_bos_token of tokenizer_config.json is left out: here texts begin as they are")
     return notes
+
+
+def add_token(backend: Any, entry: dict, special: bool) -> None:
+    """Give a tokenizer one token, with the flags that its entry has."""
+    from tokenizers import AddedToken
+
+    flags = {name: entry[name] for name in FLAGS if name in entry}
+    backend.add_tokens([AddedToken(entry["content"], special=special, **flags)])
 
 
 def as_entry(token: Any) -> dict:

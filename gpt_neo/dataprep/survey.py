@@ -197,11 +197,6 @@ def find_records(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def manifest_of(path: str) -> dict:
-    """The manifest of a file of records, or empty: see `manifests_of`."""
-    return next(iter(manifests_of([path]).values()), {})
-
-
 def draw_lengths(found: Survey, path: str) -> None:
     """Draw a histogram of the lengths of documents, PNG.
 

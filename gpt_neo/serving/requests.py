@@ -76,8 +76,6 @@ INSTEAD = {
     "suppress_tokens": "logit_bias",
     "do_sample": "temperature 0",
 }
-
-
 UNSUPPORTED_IN_COMPLETIONS: dict[str, tuple] = {**UNSUPPORTED, "max_completion_tokens": ()}
 
 

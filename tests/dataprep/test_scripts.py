@@ -11,13 +11,20 @@ import numpy as np
 import pytest
 
 from gpt_neo.cli.common import run_command
+from gpt_neo.dataprep.manifest import manifests_of
 from gpt_neo.dataprep.records import RecordWriter
-from gpt_neo.dataprep.survey import Lengths, manifest_of, survey
+from gpt_neo.dataprep.survey import Lengths, survey
 from gpt_neo.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 from tests.dataprep.test_prepare import contents, write_lines
 
 SCRIPTS = sorted(glob.glob(os.path.join(ROOT, "data", "*.py")))
+
+
+def manifest_of(path):
+    """The manifest of a file of records."""
+    (found,) = manifests_of([path]).values()
+    return found
 
 
 def call(name, *arguments, **options):
