@@ -10,7 +10,8 @@ comma := ,
 # Google's TPU VMs carry the TensorFlow that has kernels for TPUs; that of the package index has none.
 TPU_WHEEL ?= $(lastword $(sort $(wildcard /usr/share/tpu/tensorflow-2.15*.whl)))
 
-# The whole demo, installation aside, takes about MINUTES on 2 cores; two of them are not training.
+# The whole demo, installation aside, takes about MINUTES on 2 fast cores, twice as long on slow ones; two of them are
+# not training.
 MINUTES ?= 6
 STEPS_PER_MINUTE ?= 170
 STEPS = $(shell echo $$(( ($(MINUTES) > 2 ? $(MINUTES) - 2 : 1) * $(STEPS_PER_MINUTE) )))
