@@ -1,4 +1,4 @@
-"""`--compile_for v3-256`: does the run fit that TPU, and how fast would it be. No TPU is needed."""
+"""`--compile_for v3-256` or `h100-8`: does a run fit that TPU or those GPUs, and how fast is it. None is needed."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def run_line(job: Job, name: str, settings: list[str]) -> str:
             f"no command here drives {slice_.name}: TPUEstimator's driver knows TPUs up to v4, and --backend xla "
             f"drives one host ({slice_.largest} at most), where {slice_.name} has {slice_.hosts}"
         )
-    start = "gpt-neo train --tpu NAME" if slice_.estimator else "gpt-neo train --backend xla --platform tpu"
+    way = "--tpu NAME" if slice_.estimator else f"--backend xla --platform {slice_.platform}"
     decided = {text.split("=")[0] for text in settings}
     kept = [text for text in job.model.overrides if text.split("=")[0] not in decided]
     words = [word for text in [*kept, *settings] for word in ("--set", text)]
-    return shlex.join([*start.split(), "--model", job.model.model, *words])
+    return shlex.join(["gpt-neo", "train", *way.split(), "--model", job.model.model, *words])
 
 
 def report_lines(report: dict) -> list[str]:
@@ -74,13 +74,15 @@ def report_lines(report: dict) -> list[str]:
     used, usable = report.get("used_bytes"), report.get("usable_bytes")
     of = f" of {usable / 2**30:.2f} GiB" if usable else ""
     verdict = "FITS" if report["fits"] else "DOES NOT FIT"
-    amount = f": {used / 2**30:.2f} GiB{of} per core" if used else ""
-    mesh, layout = (",".join(f"{a}:{b}" for a, b in report[key]) for key in ("mesh_shape", "layout"))
+    unit = "GPU" if report["platform"] == "gpu" else "core"
+    amount = f": {used / 2**30:.2f} GiB{of} per {unit}" if used else ""
+    mesh, layout = (",".join(f"{a}:{b}" for a, b in report[key]) or "none" for key in ("mesh_shape", "layout"))
     lines = [
         f"{verdict}{amount}",
         f"model     {report['model']}: {report['parameters']:,} parameters, {report['train_batch_size']} sequences per "
         f"step in {counted(report['microbatches'], 'microbatch')} per replica",
-        f"slice     {report['slice']} ({report['kind']}, {report['devices']} devices), mesh {mesh}, layout {layout}",
+        f"slice     {report['slice']} ({report['kind']}, {counted(report['devices'], 'device')}), mesh {mesh}, "
+        f"layout {layout}",
     ]
     if not report["fits"]:
         return [*lines, f"compiler  {report['reason']}"]
@@ -91,22 +93,39 @@ def report_lines(report: dict) -> list[str]:
         ("gradients, activations and other temporaries", "temporary_bytes"),
     ]
     lines.append("memory    " + ", ".join(f"{name} {size_text(report[key])}" for name, key in parts))
-    peak = report["peak_flops"] / 1e12
-    if report["seconds"] is None:
-        lines.append(f"step      {report['least_seconds']:.3f} s at the chip's peak; the compiler has no estimate")
-    else:
-        lines.append(
-            f"step      {report['seconds']:.3f} s by the compiler's estimate, "
-            f"{report['tokens_per_second']:,.0f} tokens/s on the slice"
-        )
-        lines.append(
-            f"use       {report['utilisation']:.1%} of the peak of {peak:.1f} TFLOP/s per core by the model's "
-            f"own {report['model_flops'] / 1e15:.3f} PFLOP per step"
-        )
+    lines += pace_lines(report, unit)
     lines.append(
         f"work      {report['flops'] / 1e12:.2f} TFLOP in matrix products and {size_text(report['bytes'])} of "
-        f"memory traffic per core and step"
+        f"memory traffic per {unit} and step"
     )
     for kind, found in report["collectives"].items():
-        lines.append(f"sends     {kind}: {found['count']:,} times, {size_text(found['bytes'])} per core and step")
+        lines.append(f"sends     {kind}: {found['count']:,} times, {size_text(found['bytes'])} per {unit} and step")
+    return [*lines, *(kernel_lines(report) if report["platform"] == "gpu" else [])]
+
+
+def pace_lines(report: dict, unit: str) -> list[str]:
+    """Time of a step, and share of the peak."""
+    if report["seconds"] is None:
+        return [f"step      {report['least_seconds']:.3f} s at the chip's peak; the compiler has no estimate"]
+    source = "at best, by the roofline of its kernels" if report["platform"] == "gpu" else "by the compiler's estimate"
+    return [
+        f"step      {report['seconds']:.3f} s {source}, {report['tokens_per_second']:,.0f} tokens/s on the slice",
+        f"use       {report['utilisation']:.1%} of the peak of {report['peak_flops'] / 1e12:.1f} TFLOP/s per {unit} by "
+        f"the model's own {report['model_flops'] / 1e15:.3f} PFLOP per step",
+    ]
+
+
+def kernel_lines(report: dict) -> list[str]:
+    """Links, and the kernels that take longest."""
+    lines = []
+    if report["link_bytes"]:
+        lines.append(
+            f"links     {size_text(report['link_bytes'])} over NVLink per GPU and step, "
+            f"{report['link_seconds']:.3f} s of the step"
+        )
+    for row in report["longest"]:
+        lines.append(
+            f"kernels   {row['seconds'] * 1e3:.2f} ms: {row['name']}, {row['times']:,} times, makes {row['makes']}, "
+            f"{row['flops'] / 1e12:.2f} TFLOP, {size_text(row['bytes'])}"
+        )
     return lines

@@ -214,12 +214,12 @@ class ScoringOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CompileOptions(Options):
-    """A TPU that need not be there."""
+    """A TPU or GPUs that need not be there."""
 
     compile_for: Optional[str] = flag(
         None,
-        "ask the TPU compiler about a slice such as v3-256, which need not be there: does the run fit, and how fast "
-        "is it; where a layout is looked for, find mesh, layout and microbatches",
+        "ask the compiler about a TPU slice such as v3-256 or GPUs such as h100-8, which need not be there: does the "
+        "run fit, and how fast is it; where a layout is looked for, find mesh, layout and microbatches",
         metavar="SLICE",
     )
     json: bool = flag(False, "with --compile_for: the figures as JSON")
@@ -289,7 +289,8 @@ class SpmdRun(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Options):
-    """Parameters, memory, steps per epoch and layout of a run; with --compile_for what a TPU's compiler says of it."""
+    """Parameters, memory, steps per epoch and layout of a run; with --compile_for what the compiler of a TPU or GPU
+    says of it."""
 
     model: ModelOptions
     compile: CompileOptions = group(CompileOptions)
@@ -297,7 +298,7 @@ class Plan(Options):
 
 @dataclasses.dataclass(frozen=True)
 class FindLayout(Options):
-    """Look for the best layout over the devices of mesh_shape, by estimate, or by compiling for a TPU."""
+    """Look for the best layout over the devices of mesh_shape, by estimate, or by compiling for a TPU or GPUs."""
 
     model: ModelOptions
     mesh: bool = flag(False, "look for a mesh shape as well")

@@ -1,4 +1,4 @@
-"""Does a run fit a TPU, and how fast would it be: asked of the TPU compiler itself, with no TPU present."""
+"""Does a run fit a TPU or GPUs, and how fast would it be: asked of their compiler itself, with no device present."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.environment import last_line, worker_python
 from gpt_neo.spmd.figures import loop_share, work_of
 from gpt_neo.spmd.program import Program, export_train_step
+from gpt_neo.spmd.roofline import roofline
 from gpt_neo.spmd.topologies import Slice, find_slice
 
-COMPILER = Path(__file__).with_name("tpu_compiler.py")
+COMPILER = Path(__file__).with_name("compiler.py")
 
 
 class OutOfTime(DeviceError):
@@ -31,15 +32,15 @@ class OutOfTime(DeviceError):
 def check(
     run: RunConfig, name: str, tell: Callable[[str], None] = lambda line: None, seconds: Optional[float] = None
 ) -> dict:
-    """Compile the training step of a run for a slice, such as v3-256.
+    """Compile the training step of a run for a slice, such as v3-256 or h100-8.
 
     Args:
       tell: called with lines for the person.
       seconds: that the compiler may take; None waits.
 
     Returns:
-      fits; used_bytes and usable_bytes per device (usable: None where it fits, as the compiler tells it only of what
-      does not); and, where it fits, the figures of `figures_of`.
+      fits; used_bytes and usable_bytes per device (usable: not there for a TPU that it fits, as the compiler tells it
+      only of what does not); and, where it fits, the figures of `figures_of`.
 
     Raises:
       ConfigError: no such slice, or the layout does not divide.
@@ -53,7 +54,7 @@ def check(
         raise DeviceError(
             f"mesh_shape multiplies to {cores}, {slice_.name} has {slice_.devices} devices: set --set mesh_shape=..."
         )
-    python = worker_python(tell)
+    python = worker_python(tell, slice_.platform, present=False)
     program = export_train_step(run)
     with tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
         output = os.path.join(folder, "optimised.hlo")
@@ -73,6 +74,7 @@ def about(run: RunConfig, slice_: Slice) -> dict:
     return {
         "model": run.name,
         "slice": slice_.name,
+        "platform": slice_.platform,
         "parameters": count_parameters(run.model),
         "mesh_shape": [list(pair) for pair in run.mesh.mesh_shape],
         "layout": [list(pair) for pair in run.mesh.layout],
@@ -84,53 +86,62 @@ def about(run: RunConfig, slice_: Slice) -> dict:
 def compile_program(
     program: Program, slice_: Slice, python: str, folder: str, output: str, seconds: Optional[float] = None
 ) -> dict:
-    """The compiler's report, with used_bytes in any case.
+    """The compiler's report, with used_bytes in any case. Whether GPUs hold it is said here: their compiler does not.
 
     Raises:
       DeviceError: it fails for another reason than memory.
       OutOfTime: it takes longer than it may.
     """
-    module = os.path.join(folder, "program.mlir")
+    module, target = os.path.join(folder, "program.mlir"), os.path.join(folder, "target.json")
     Path(module).write_text(program.stablehlo, encoding="utf-8")
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
-    # No TPU is opened, so others may compile at the same time; nothing is asked of a cloud machine's metadata.
-    environment = {**kept, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    command = [python, str(COMPILER), module, slice_.topology, str(slice_.devices), output]
+    Path(target).write_text(json.dumps(slice_.target), encoding="utf-8")
+    compiler, command = f"the {slice_.platform.upper()} compiler", [python, str(COMPILER), module, target]
+    command += [str(slice_.devices), output]
+    environment = compiler_environment()
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=seconds)
     except subprocess.TimeoutExpired as error:
-        raise OutOfTime("the TPU compiler was stopped: it took longer than it may") from error
+        raise OutOfTime(f"{compiler} was stopped: it took longer than it may") from error
     if done.returncode == -signal.SIGKILL:
-        raise DeviceError("the TPU compiler was killed: this machine has too little memory for a program of this size")
+        raise DeviceError(f"{compiler} was killed: this machine has too little memory for a program of this size")
     if done.returncode:
-        raise DeviceError(f"the TPU compiler cannot be run: {last_line(done.stderr)}")
+        raise DeviceError(f"{compiler} cannot be run: {last_line(done.stderr)}")
     report = json.loads(done.stdout.strip().splitlines()[-1])
     if "error" in report:
-        raise DeviceError(f"the TPU compiler refuses the program: {report['error']}")
+        raise DeviceError(f"{compiler} refuses the program: {report['error']}")
     if report["fits"]:
         new = report["output_bytes"] - report["alias_bytes"]
-        report["used_bytes"] = report["argument_bytes"] + new + report["temporary_bytes"] + report["code_bytes"]
+        used = report["argument_bytes"] + new + report["temporary_bytes"] + report["code_bytes"]
+        report["used_bytes"] = used
+        if slice_.card:
+            report["usable_bytes"] = slice_.card.usable
+            report["fits"] = used <= slice_.card.usable
+            report["reason"] = "" if report["fits"] else f"the program takes {used:,} bytes of a GPU"
     return report
+
+
+def compiler_environment() -> dict:
+    """Environment variables of the compiler. No device is opened, so others may compile at the same time; nothing is
+    asked of a cloud machine's metadata; CUDA's plugin looks for no driver."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    tpu = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    gpu = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    return {**kept, "JAX_PLATFORMS": "cpu", **tpu, **gpu}
 
 
 def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, output: str) -> dict:
     """Sizes and work of one device and step.
 
-    weights, slots, batch, temporary: bytes. flops: of matrix products, recomputation included. bytes and seconds: the
-    compiler's, which counts a loop once; its share of the cycles is taken for what repeats. model_flops: of the whole
-    step on all devices, 6 per parameter and token and 12 n_embd per pair of tokens that attend, recomputation left out.
-    utilisation: model_flops over seconds, devices and peak. least_seconds: flops at the peak. seconds, utilisation and
-    tokens_per_second are None for chips that the compiler has no estimate for.
+    weights, slots, batch, temporary: bytes. flops: of matrix products, recomputation included. bytes and seconds: as
+    `tpu_pace` has them, for GPUs `roofline`, and what else it has. model_flops: of the whole step on all devices, 6 per
+    parameter and token and 12 n_embd per pair of tokens that attend, recomputation left out. utilisation: model_flops
+    over seconds, devices and peak. least_seconds: flops at the peak. seconds, utilisation and tokens_per_second are
+    None for chips that the compiler has no estimate for.
     """
     trips = about(run, slice_)["microbatches"]
     work, compiled = work_of(program.stablehlo, trips), Path(output).read_text(encoding="utf-8")
-    if compiled:
-        repeated = 1 + (trips - 1) * loop_share(compiled)
-    else:  # no text of the compiled program: what the loop adds to the matrix products is taken instead
-        repeated = work.flops / work_of(program.stablehlo, 1).flops
-    flops = step_flops(run)
-    # For v4 and v5e this compiler's estimate comes out below 0: then there is none.
-    seconds = report["seconds_once"] * repeated if report["seconds_once"] > 0 else None
+    pace = roofline(compiled, trips, slice_.card) if slice_.card else tpu_pace(program, report, compiled, trips)
+    flops, seconds = step_flops(run), pace["seconds"]
     variables = program.description["variables"]
     held = {
         entry["name"]: math.prod(entry["shape"]) * (2 if entry["dtype"] == "bfloat16" else 4)
@@ -141,13 +152,24 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
         "weights_bytes": weights,
         "slots_bytes": sum(held[name] for name in variables) - weights,
         "batch_bytes": sum(size for name, size in held.items() if name not in variables),
-        "flops": work.flops,
-        "bytes": report["bytes_once"] * repeated,
-        "seconds": seconds,
+        **pace,
         "model_flops": flops,
         "peak_flops": slice_.peak,
-        "least_seconds": work.flops / slice_.peak,
+        "least_seconds": pace["flops"] / slice_.peak,
         "utilisation": flops / (seconds * slice_.devices * slice_.peak) if seconds else None,
         "tokens_per_second": run.tokens_per_step / seconds if seconds else None,
         "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in work.collectives.items()},
     }
+
+
+def tpu_pace(program: Program, report: dict, compiled: str, trips: int) -> dict:
+    """flops; bytes and seconds by the TPU compiler, which counts a loop once: its share of the cycles is taken for what
+    repeats. seconds: None for chips that it has no estimate for."""
+    flops = work_of(program.stablehlo, trips).flops
+    if compiled:
+        repeated = 1 + (trips - 1) * loop_share(compiled)
+    else:  # no text of the compiled program: what the loop adds to the matrix products is taken instead
+        repeated = flops / work_of(program.stablehlo, 1).flops
+    # For v4 and v5e this compiler's estimate comes out below 0: then there is none.
+    seconds = report["seconds_once"] * repeated if report["seconds_once"] > 0 else None
+    return {"flops": flops, "bytes": report["bytes_once"] * repeated, "seconds": seconds}

@@ -14,6 +14,7 @@ from typing import Any, Optional
 import numpy as np
 
 from gpt_neo.errors import DeviceError
+from gpt_neo.spmd.gpus import KEPT
 from gpt_neo.spmd.messages import receive, send
 from gpt_neo.spmd.program import Program
 
@@ -118,7 +119,8 @@ def worker_environment(platform: str, cores: int) -> dict:
     if platform != "tpu":  # a TPU asks the cloud's metadata what it is
         kept["TPU_SKIP_MDS_QUERY"] = "1"
     names = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
-    return {**kept, "JAX_PLATFORMS": names[platform], "XLA_FLAGS": flags.strip(), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{1 - KEPT:g}"}  # of a GPU; JAX left to itself takes three quarters
+    return {**share, **kept, "JAX_PLATFORMS": names[platform], "XLA_FLAGS": flags.strip(), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def first_line(text: str) -> str:

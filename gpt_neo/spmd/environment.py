@@ -22,21 +22,22 @@ FOLDER = "GPT_NEO_SPMD_FOLDER"  # where environments are made; default ~/.cache/
 OLDEST = (3, 10)  # that JAX has builds for, in the versions that worker.py knows
 
 
-def worker_python(tell: Callable[[str], None] = lambda line: None, platform: str = "cpu") -> str:
+def worker_python(tell: Callable[[str], None] = lambda line: None, platform: str = "cpu", present: bool = True) -> str:
     """The Python of the environment for a platform; makes it if it is not there yet.
 
     Args:
       tell: called with one line before something that takes a while.
+      present: whether a device of the platform is used, and not only compiled for.
 
     Raises:
-      DeviceError: it cannot be made, with the installer's reason; or it is for a GPU, and there is none.
+      DeviceError: it cannot be made, with the installer's reason; or a GPU is used, and there is none.
     """
     given = os.environ.get(VARIABLE)
     if given:
         if not shutil.which(given):
             raise DeviceError(f"{VARIABLE} is {given!r}, which cannot be run; unset it to have an environment made")
         return given
-    if platform == "gpu" and not any(map(os.path.exists, GPU_FILES)):
+    if present and platform == "gpu" and not any(map(os.path.exists, GPU_FILES)):
         raise DeviceError(f"--platform gpu: this machine has no NVIDIA GPU (none of {', '.join(GPU_FILES)})")
     files = [CONSTRAINTS, *([CUDA] if platform == "gpu" else [])]
     folder = environment_folder(files)
@@ -48,8 +49,8 @@ def worker_python(tell: Callable[[str], None] = lambda line: None, platform: str
         with open(folder.parent / f"{folder.name}.lock", "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes it, others wait
             if not done.exists():
-                what = "CUDA, 5 GB" if platform == "gpu" else "the TPU compiler"
-                tell(f"making an environment for JAX and {what} in {folder} (once, about a minute)")
+                what = "CUDA, 6 GB" if platform == "gpu" else "the TPU compiler"
+                tell(f"making an environment for JAX and {what} in {folder} (once, a minute or a few)")
                 make_environment(folder, files)
                 done.touch()
     except OSError as error:

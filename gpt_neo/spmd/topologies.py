@@ -1,11 +1,13 @@
-"""TPU slices by name (v3-256), as the TPU compiler knows them, and what their cores have."""
+"""TPU slices (v3-256) and boards of GPUs (h100-8) by name, as their compilers know them, and what their cores have."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Optional
 
 from gpt_neo.errors import ConfigError
+from gpt_neo.spmd.gpus import CARDS, SIZES, Card
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,14 +15,13 @@ class Generation:
     """A TPU generation.
 
     devices: per chip, as XLA sees them: its cores up to v3, since v4 both are one. peak: bfloat16 FLOP/s of a chip.
-    memory: bytes of its HBM. counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips
-    since. chips: sizes of slices. host: chips of a host. estimator: whether TPUEstimator's driver, that of TensorFlow
-    2.15, knows it. dimensions: of the arrangement of chips.
+    counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips since. chips: sizes of
+    slices. host: chips of a host. estimator: whether TPUEstimator's driver, that of TensorFlow 2.15, knows it.
+    dimensions: of the arrangement of chips.
     """
 
     devices: int
     peak: float
-    memory: float
     counted: int
     chips: tuple
     host: int
@@ -28,43 +29,65 @@ class Generation:
     dimensions: int = 2
 
 
-# Google's published figures; of the memory the compiler keeps a part for itself.
+# Google's published figures.
 GENERATIONS = {
-    "v2": Generation(2, 45e12, 16 * 2**30, 2, (4, 16, 64, 128, 256), 4, True),
-    "v3": Generation(2, 123e12, 32 * 2**30, 2, (4, 16, 32, 64, 128, 256, 512, 1024), 4, True),
-    "v4": Generation(1, 275e12, 32 * 2**30, 2, tuple(2**n for n in range(2, 12)), 4, True, 3),
-    "v5p": Generation(1, 459e12, 95 * 2**30, 2, tuple(2**n for n in range(2, 12)), 4, False, 3),
-    "v5e": Generation(1, 197e12, 16 * 2**30, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
-    "v6e": Generation(1, 918e12, 32 * 2**30, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
+    "v2": Generation(2, 45e12, 2, (4, 16, 64, 128, 256), 4, True),
+    "v3": Generation(2, 123e12, 2, (4, 16, 32, 64, 128, 256, 512, 1024), 4, True),
+    "v4": Generation(1, 275e12, 2, tuple(2**n for n in range(2, 12)), 4, True, 3),
+    "v5p": Generation(1, 459e12, 2, tuple(2**n for n in range(2, 12)), 4, False, 3),
+    "v5e": Generation(1, 197e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
+    "v6e": Generation(1, 918e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice. devices: as many as mesh_shape has to multiply to. peak and memory: of one of them.
+    """A slice of a TPU, or GPUs of one machine. devices: as many as mesh_shape has to multiply to. peak: bfloat16
+    FLOP/s of one of them.
 
-    hosts: machines that it hangs on. estimator: as in `Generation`. largest: the largest slice of one host.
+    topology: how they lie, for their compiler. hosts: machines that it hangs on. estimator: as in `Generation`.
+    largest: the largest slice of one host. card: of GPUs.
     """
 
     name: str
     topology: str
     devices: int
     peak: float
-    memory: float
     hosts: int
     estimator: bool
     largest: str
+    card: Optional[Card] = None
+
+    @property
+    def platform(self) -> str:
+        """As --platform has it."""
+        return "gpu" if self.card else "tpu"
+
+    @property
+    def target(self) -> dict:
+        """What the compiler has to be told: keywords of `jax.experimental.topologies.get_topology_desc`."""
+        if self.card:
+            return {"platform": "cuda", "topology": self.topology, "target_config": self.card.description}
+        # Both cores of a v4 chip are one device where there is one; the compiler left to itself takes them for two.
+        chip = {"chip_config_name": "megacore"} if self.topology.startswith("v4") else {}
+        return {"platform": "tpu", "topology_name": self.topology, **chip}
 
 
 def find_slice(name: str) -> Slice:
-    """The slice of a name such as v3-256.
+    """The slice of a name such as v3-256, or the GPUs of one such as h100-8; h100 is one.
 
     Raises:
-      ConfigError: there is no such one; names the generations, or the sizes of one.
+      ConfigError: there is no such one; names the generations and cards, or the sizes of one.
     """
+    word, _, size = name.lower().partition("-")
+    if word in CARDS:
+        return find_gpus(word, size, name)
     match = re.fullmatch(r"(v\d+[a-z]*)-(\d+)", name.lower().replace("v5litepod", "v5e"))
     if not match or match[1] not in GENERATIONS:
-        raise ConfigError(f"--compile_for {name}: expected one of {', '.join(GENERATIONS)} and a size, such as v3-256")
+        raise ConfigError(
+            f"--compile_for {name}: expected one of {', '.join(GENERATIONS)} and a size, such as v3-256, or one of "
+            f"{', '.join(CARDS)} and a number of GPUs, such as h100-8"
+        )
     known, chips = GENERATIONS[match[1]], int(match[2]) // GENERATIONS[match[1]].counted
     if chips not in known.chips or chips * known.counted != int(match[2]):
         sizes = ", ".join(f"{match[1]}-{count * known.counted}" for count in known.chips)
@@ -75,11 +98,23 @@ def find_slice(name: str) -> Slice:
         f"{match[1]}:{shape}",
         chips * known.devices,
         known.peak / known.devices,
-        known.memory / known.devices,
         -(-chips // known.host),
         known.estimator,
         f"{match[1]}-{known.host * known.counted}",
     )
+
+
+def find_gpus(word: str, size: str, name: str) -> Slice:
+    """So many cards of a kind, on one board.
+
+    Raises:
+      ConfigError: a board has no such number.
+    """
+    names = {str(count): f"{word}-{count}" if count > 1 else word for count in SIZES}
+    if (size or "1") not in names:
+        raise ConfigError(f"--compile_for {name}: there are {', '.join(names.values())}, the GPUs of one machine")
+    count, card = int(size or 1), CARDS[word]
+    return Slice(names[str(count)], f"1x1x{count}", count, card.peak, 1, False, names[str(SIZES[-1])], card)
 
 
 def arrangement(chips: int, dimensions: int) -> tuple:

@@ -20,12 +20,12 @@ CONFIGS = sorted(glob.glob(os.path.join(ROOT, "configs", "*.json")))
 MEMORY = {"argument_bytes": 100, "output_bytes": 90, "alias_bytes": 80, "temporary_bytes": 7, "code_bytes": 3}
 
 
-def verdict(folder, script):
+def verdict(folder, script, name="v3-8"):
     """Of a compiler that is this shell script."""
     fake = folder / "python"
     fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
-    return compile_program(Program("module {}", {}, {}), find_slice("v3-8"), str(fake), str(folder), "")
+    return compile_program(Program("module {}", {}, {}), find_slice(name), str(fake), str(folder), "")
 
 
 def test_what_is_used_counts_donated_memory_once(tmp_path):
@@ -36,6 +36,18 @@ def test_what_is_used_counts_donated_memory_once(tmp_path):
 def test_too_little_memory_of_a_core_is_a_verdict(tmp_path):
     report = {"fits": False, "used_bytes": 5e10, "usable_bytes": 1e10, "reason": "out of memory"}
     assert verdict(tmp_path, f"echo '{json.dumps(report)}'") == report
+
+
+@pytest.mark.parametrize("temporary, fits", [(30, True), (40, False)])
+def test_what_gpus_hold_is_judged_here(tmp_path, temporary, fits):
+    """An H100 has 84.9 GB, of which a tenth is left to CUDA."""
+    report = {"fits": True, **{name: size * 10**9 for name, size in {**MEMORY, "temporary_bytes": temporary}.items()}}
+    report |= {"argument_bytes": 38 * 10**9, "code_bytes": 0, "alias_bytes": 85 * 10**9}
+    found = verdict(tmp_path, f"echo '{json.dumps(report)}'", "h100-8")
+    assert (found["used_bytes"], found["usable_bytes"]) == ((38 + 90 - 85 + temporary) * 10**9, 0.9 * 84942979072)
+    assert found["fits"] == fits and bool(found["reason"]) != fits
+    told = json.loads((tmp_path / "target.json").read_text())
+    assert told["topology"] == "1x1x8"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +61,8 @@ def test_too_little_memory_of_a_core_is_a_verdict(tmp_path):
 def test_failures_of_the_compiler_are_told(tmp_path, script, told):
     with pytest.raises(DeviceError, match=told):
         verdict(tmp_path, script)
+    with pytest.raises(DeviceError, match="the GPU compiler"):
+        verdict(tmp_path, script, "h100")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from gpt_neo.__main__ import main
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd import environment
 from gpt_neo.spmd.devices import Devices, worker_environment
+from gpt_neo.spmd.gpus import H100
 from gpt_neo.spmd.program import export_train_step, initial_values
 from tests.spmd.tools import make_batches, make_run, steps_on_one_device
 
@@ -64,6 +65,13 @@ def test_an_environment_for_a_gpu_has_cuda_and_is_another_one(made, monkeypatch,
             )
 
 
+def test_to_compile_for_a_gpu_none_is_needed(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "GPU_FILES", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setattr(environment.Path, "touch", lambda self: None)
+    environment.worker_python(platform="gpu", present=False)
+    assert str(environment.CUDA) in made[-1]
+
+
 def test_without_a_gpu_nothing_is_downloaded_for_one(made, monkeypatch, tmp_path, world, capsys):
     monkeypatch.setattr(environment, "GPU_FILES", (str(tmp_path / "nvidia0"),))
     monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
@@ -88,6 +96,15 @@ def test_a_python_too_old_for_jax_takes_another(made, monkeypatch, tmp_path):
     failed = subprocess.CompletedProcess([], 1, "", "No module named ensurepip")
     monkeypatch.setattr(environment.subprocess, "run", lambda *args, **options: failed)
     assert environment.environment_maker()[0] == "uv"
+
+
+def test_a_gpu_gives_the_memory_that_verdicts_count_on(monkeypatch):
+    """JAX takes three quarters of it, unless it is told."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    share = worker_environment("gpu", 1)["XLA_PYTHON_CLIENT_MEM_FRACTION"]
+    assert float(share) * H100.memory == H100.usable
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    assert worker_environment("gpu", 1)["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
 
 
 def test_only_a_tpu_asks_the_cloud_what_it_is(monkeypatch):

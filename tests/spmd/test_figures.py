@@ -47,6 +47,8 @@ def test_the_share_of_loops_is_that_of_their_cycles():
         ("v5e-256", "v5e:16x16", 256),
         ("v5litepod-8", "v5e:2x4", 8),
         ("v6e-4", "v6e:2x2", 4),
+        ("h100", "1x1x1", 1),
+        ("A100-8", "1x1x8", 8),
     ],
 )
 def test_slices(name, topology, devices):
@@ -54,7 +56,31 @@ def test_slices(name, topology, devices):
     assert (found.topology, found.devices) == (topology, devices)
 
 
-@pytest.mark.parametrize("name, told", [("v3-12", "v3-8, v3-32"), ("gpu-8", "v2, v3, v4"), ("v9-8", "v2, v3, v4")])
+def test_what_a_compiler_is_told_of_its_devices():
+    assert find_slice("v3-8").target == {"platform": "tpu", "topology_name": "v3:2x2"}
+    assert find_slice("v4-8").target == {
+        "platform": "tpu",
+        "topology_name": "v4:2x2x1",
+        "chip_config_name": "megacore",  # or it takes the cores of a chip for two devices
+    }
+    gpus = find_slice("h200-4").target
+    assert (gpus["platform"], gpus["topology"]) == ("cuda", "1x1x4")
+    assert "device_memory_size: 151397597184\n" in gpus["target_config"]
+    assert 'device_description_str: "NVIDIA H200 141GB HBM3e"' in gpus["target_config"]
+    assert [find_slice(name).name for name in ("h100", "h100-1", "H100-8")] == ["h100", "h100", "h100-8"]
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("v3-12", "v3-8, v3-32"),
+        ("gpu-8", "v2, v3, v4.* a100, h100, h200 "),
+        ("v9-8", "v2, v3, v4"),
+        ("h100-3", "there are h100, h100-2, h100-4, h100-8"),
+        ("h100-16", "the GPUs of one machine"),
+        ("h100-0", "there are h100, "),
+    ],
+)
 def test_unknown_slices_are_refused(name, told):
     with pytest.raises(ConfigError, match=told):
         find_slice(name)

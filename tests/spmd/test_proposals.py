@@ -154,6 +154,7 @@ REPORT = {
     "train_batch_size": 64,
     "microbatches": 1,
     "slice": "s",
+    "platform": "tpu",
     "kind": "k",
     "devices": 8,
     "mesh_shape": [],

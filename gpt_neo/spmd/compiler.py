@@ -1,6 +1,8 @@
-"""Compiles a program for a TPU that is not there. A script for an environment without TensorFlow.
+"""Compiles a program for TPUs or GPUs that are not there. A script for an environment without TensorFlow.
 
-usage: tpu_compiler.py MODULE.mlir TOPOLOGY DEVICES OUT.hlo    prints one JSON object with what the compiler says.
+usage: compiler.py MODULE.mlir TARGET.json DEVICES OUT.hlo    prints one JSON object with what the compiler says.
+
+TARGET.json: keywords of `jax.experimental.topologies.get_topology_desc`.
 """
 
 from __future__ import annotations
@@ -18,18 +20,16 @@ from jax.experimental import topologies
 from jaxlib.mlir import ir
 
 
-def compile_for(path: str, topology: str, count: int, output: str) -> dict:
+def compile_for(path: str, target: dict, count: int, output: str) -> dict:
     """Memory and cost as the compiler has them; the optimised program goes to `output`."""
-    # Both cores of a v4 chip are one device where there is one; the compiler left to itself takes them for two.
-    chip = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip).devices
+    devices = topologies.get_topology_desc(**target).devices
     if len(devices) != count:
-        return {"error": f"{topology} has {len(devices)} devices, expected {count}"}
+        return {"error": f"it knows {len(devices)} devices, expected {count}"}
     options = xla_client.CompileOptions()
     options.num_replicas, options.num_partitions = count, 1
     ids = np.array([device.id for device in devices]).reshape(count, 1)
     options.device_assignment = xla_client.DeviceAssignment.create(ids)
-    report: dict = {"topology": topology, "kind": devices[0].device_kind, "devices": count}
+    report: dict = {"kind": devices[0].device_kind, "devices": count}
     started = time.monotonic()
     with open(path, encoding="utf-8") as handle, jax_mlir.make_ir_context():
         module = ir.Module.parse(handle.read())
@@ -38,7 +38,8 @@ def compile_for(path: str, topology: str, count: int, output: str) -> dict:
             executable = devices[0].client.compile(program, xla_client.DeviceList(tuple(devices)), options)
         except Exception as error:  # the compiler's verdict comes as one type, as do its failures
             return {**report, **refusal(str(error))}
-    memory, cost = executable.get_compiled_memory_stats(), executable.cost_analysis()
+    memory = executable.get_compiled_memory_stats()
+    cost = executable.cost_analysis() if target["platform"] == "tpu" else {}  # "not supported" without a GPU
     with open(output, "w", encoding="utf-8") as handle:
         try:
             handle.write(executable.hlo_modules()[0].to_string())
@@ -74,4 +75,6 @@ def refusal(text: str) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_for(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])))
+    with open(sys.argv[2], encoding="utf-8") as given:
+        wanted = json.load(given)
+    print(json.dumps(compile_for(sys.argv[1], wanted, int(sys.argv[3]), sys.argv[4])))
