@@ -91,6 +91,7 @@ __all__ = [
     "build_for_tpu",
     "gen_xla_ops",
     "has_kernel",
+    "is_one",
     "loop_length",
     "lower_locally",
     "mtf",
@@ -107,6 +108,11 @@ __all__ = [
 def has_kernel(name: str) -> bool:
     """Whether this TensorFlow can run an operation, on any kind of device."""
     return bool(get_registered_kernels_for_op(name).kernel)
+
+
+def is_one(x: Any) -> bool:
+    """Whether a Mesh-TF tensor is the constant 1, as the gradient of a loss itself is."""
+    return isinstance(x.operation, mtf.ops.Constant) and x.operation._value == 1
 
 
 def build_for_tpu() -> None:

@@ -10,6 +10,11 @@ from gpt_neo.config.network import is_trained, kinds_of, number_bytes, variables
 from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 
+# Of the logits of a chunk. The gradient of the head's weight is added up over chunks in float32: 12 to 16 bytes moved
+# for each of its elements and 6 FLOPs for each element and token. At 50,257 columns chunks have 2,000 to 5,000 tokens,
+# so that the products take ten times as long or longer, on CPUs and on GPUs.
+HEAD_BYTES = 1 << 29
+
 
 def count_parameters(model: ModelConfig) -> int:
     """Exact number of trainable numbers, from the config alone."""
@@ -63,6 +68,17 @@ def microbatches(mesh: MeshConfig, n_ctx: int, batch_per_replica: int) -> int:
     return batch_per_replica // sequences
 
 
+def head_chunks(tokens: int, columns: int, width: int) -> int:
+    """Chunks of tokens in which the head and its loss are computed: a number that divides the tokens, if one is near.
+
+    Args:
+      columns: of the logits, on the device.
+      width: bytes of a number of an activation.
+    """
+    least = -(-tokens * columns * width // HEAD_BYTES)
+    return next((count for count in range(least, 2 * least) if tokens % count == 0), least)
+
+
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Bytes of a training step on one device that holds the whole model."""
@@ -93,12 +109,15 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     blocks = [inside * model.n_embd * width + span * model.n_head * 4 for span in spans]
     kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
     kept += passing_span(model) * model.n_head * 4
+    chunks = head_chunks(tokens, model.n_vocab, width)
+    of_chunk = -(-tokens // chunks) * model.n_vocab
     return Memory(
         weights=parameters * weight_bytes(model),
         slots=slot_bytes(model, run.optimizer),
         gradients=sum(math.prod(shape) for _, shape in trained_variables(model, run.optimizer)) * 4,
         activations=int(tokens * kept),
-        logits=2 * tokens * model.n_vocab * 4,
+        # Logits and their gradient; where there are several chunks, what one adds to the gradient of the table.
+        logits=4 * (2 * of_chunk + (model.n_vocab * model.n_embd if chunks > 1 else 0)),
     )
 
 

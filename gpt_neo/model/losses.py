@@ -7,11 +7,14 @@ from typing import Optional, Union
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.entmax import entmax_loss_per_token
+from gpt_neo.ops.head import Head
 from gpt_neo.ops.vocabulary import log_z_and_target
 
 
 def cross_entropy_per_token(logits: Tensor, labels: Tensor, vocab: Dimension, z_loss: float) -> Tensor:
     """Cross entropy plus z_loss * log^2 Z, the latter keeping the logits near normalised.
+
+    Of whole logits and with a gradient for each token, for what needs that; `mean_loss` does without them.
 
     Args:
       logits: float32 [..., vocab].
@@ -24,11 +27,19 @@ def cross_entropy_per_token(logits: Tensor, labels: Tensor, vocab: Dimension, z_
     return log_z - target + z_loss * mtf.square(log_z)
 
 
-def loss_per_token(logits: Tensor, labels: Tensor, vocab: Dimension, config: ModelConfig, z_loss: float) -> Tensor:
-    """The loss that the config trains with; entmax has no partition function and so no z_loss. Shapes as above."""
+def evaluated_loss(head: Head, labels: Tensor, config: ModelConfig) -> Tensor:
+    """The loss of every label without z_loss: cross entropy, which has no gradient here, or the entmax loss.
+
+    Args:
+      labels: int32 [...].
+
+    Returns:
+      float32 [...], nats per token.
+    """
     if config.entmax_loss:
-        return entmax_loss_per_token(logits, labels, vocab, config.entmax_alpha)
-    return cross_entropy_per_token(logits, labels, vocab, z_loss)
+        return entmax_loss_per_token(head.logits(), labels, head.vocab, config.entmax_alpha)
+    log_z, target = head.log_z_and_target(labels)
+    return log_z - target
 
 
 def split_batch(batch: Union[tf.Tensor, dict]) -> dict:
@@ -53,15 +64,23 @@ def count_of(features: dict) -> Optional[Tensor]:
     return mtf.maximum(mtf.reduce_sum(features["weights"]), 1.0)
 
 
-def mean_loss(losses: Tensor, features: dict, count: Optional[Tensor], splits: int) -> Tensor:
+def mean_loss(head: Head, features: dict, count: Optional[Tensor], splits: int, config: ModelConfig) -> Tensor:
     """The part of the mean loss that a microbatch contributes; over all microbatches they add up to the mean.
 
     Args:
-      losses: float32 [batch, sequence] of one microbatch.
-      features: its parts.
+      head: of one microbatch.
+      features: its labels [batch, sequence] and perhaps weights.
       count: labels that count in the whole batch (`count_of`), however they fall on the microbatches.
       splits: number of microbatches.
+
+    Returns:
+      float32 scalar.
     """
+    labels = features["labels"]
     if count is None:
-        return mtf.reduce_mean(losses) / splits
-    return mtf.reduce_sum(losses * features["weights"]) / count
+        weights = mtf.constant(labels.mesh, 1.0 / (labels.shape.size * splits), labels.shape)
+    else:
+        weights = features["weights"] / count
+    if config.entmax_loss:
+        return mtf.reduce_sum(evaluated_loss(head, labels, config) * weights)
+    return head.cross_entropy(labels, weights, config.z_loss)

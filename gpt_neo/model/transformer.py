@@ -16,12 +16,12 @@ from gpt_neo.model.attention.linear import linear_attention, linear_weights
 from gpt_neo.model.attention.softmax import softmax_attention, softmax_weights
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims
-from gpt_neo.model.mlp import linear, mlp
+from gpt_neo.model.mlp import mlp
 from gpt_neo.model.moe import mixture_of_experts
 from gpt_neo.model.norms import block_norm, final_norm, rezero
 from gpt_neo.model.positions import position_embedding
-from gpt_neo.mtf_compat import Tensor, mtf, tf
-from gpt_neo.ops.matmul import matmul
+from gpt_neo.mtf_compat import Tensor, mtf
+from gpt_neo.ops.head import Head
 from gpt_neo.ops.parameters import Parameters, activation_dtype
 from gpt_neo.ops.row_sums import plus
 from gpt_neo.ops.vocabulary import embed
@@ -77,6 +77,11 @@ def transformer(tokens: Tensor, dims: Dims, config: ModelConfig, context: Contex
     Raises:
       ConfigError: the network does not have an option of the config.
     """
+    return up_to_head(tokens, dims, config, context).logits()
+
+
+def up_to_head(tokens: Tensor, dims: Dims, config: ModelConfig, context: Context) -> Head:
+    """`transformer`, but for the last product, of which a loss needs no whole logits."""
     check_supported(config, context)
     p = Parameters(
         tokens.mesh, variables_of(config), activation_dtype(config), context.storage, scale=config.lora_scale
@@ -104,15 +109,12 @@ def spread(x: Tensor, context: Context, back: bool = False) -> Tensor:
     return mtf.rename_dimension(x, *((LOSS_SEQUENCE, "sequence") if back else ("sequence", LOSS_SEQUENCE)))
 
 
-def head(x: Tensor, wte: Tensor, p: Parameters, dims: Dims, config: ModelConfig) -> Tensor:
-    """Stream to float32 logits: [..., embd] -> [..., vocab]."""
+def head(x: Tensor, wte: Tensor, p: Parameters, dims: Dims, config: ModelConfig) -> Head:
+    """The head of a stream [..., embd]."""
     if not config.no_weight_tie:
         x = final_norm(x, p.under("ln_f"), config)
-    if config.own_head:
-        logits = linear(x, p.under("wte_final_linear/conv1d_main/linear_out"), [dims.embd])
-    else:
-        logits = matmul(x, wte, [dims.embd])
-    return mtf.cast(logits, tf.float32)
+    own = p.under("wte_final_linear/conv1d_main/linear_out")
+    return Head(x, own["kernel"], own.get("bias"), dims.vocab) if config.own_head else Head(x, wte, None, dims.vocab)
 
 
 def block(x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig, context: Context) -> Tensor:

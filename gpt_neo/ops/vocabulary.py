@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Union
 
-from gpt_neo.mtf_compat import Dimension, Tensor, mtf, summed_wide, tf
+from gpt_neo.mtf_compat import Dimension, LaidOut, Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp, split_axes
 from gpt_neo.ops.kernels import compiled
 from gpt_neo.ops.quantized import Int8Weight, parts_of
@@ -126,22 +126,28 @@ class LogZAndTargetOperation(FusedOp):
     def lower(self, lowering: mtf.Lowering) -> None:
         """Reduce within each shard, then over the shards."""
         mesh_impl = lowering.mesh_impl(self)
-        axis, depth, offset = shard_offset(mesh_impl, self.vocab)
-        axes = [] if axis is None else [axis]
         logits, labels = (lowering.tensors[x] for x in self.inputs)
-        largest = mesh_impl.allreduce(mesh_impl.slicewise(largest_logit, logits), axes, "MAX")
+        found = slices_of_log_z_and_target(mesh_impl, logits, labels, self.vocab)
+        for output, value in zip(self.outputs, found):
+            lowering.set_tensor_lowering(output, value)
 
-        def pick(x: tf.Tensor, ids: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-            local = ids - first
-            held = tf.logical_and(local >= 0, local < depth)
-            picked = tf.gather(x, tf.where(held, local, tf.zeros_like(local)), batch_dims=len(ids.shape))
-            return picked * tf.cast(held, picked.dtype)
 
-        total = mesh_impl.allreduce(mesh_impl.slicewise(partial_sum, logits, largest), axes, "SUM")
-        target = mesh_impl.allreduce(mesh_impl.slicewise(pick, logits, labels, offset), axes, "SUM")
-        log_z = mesh_impl.slicewise(lambda s, peak: tf.math.log(s) + peak, total, largest)
-        lowering.set_tensor_lowering(self.outputs[0], log_z.to_laid_out_tensor())
-        lowering.set_tensor_lowering(self.outputs[1], target.to_laid_out_tensor())
+def slices_of_log_z_and_target(mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut, vocab: Dimension) -> list:
+    """`log_z_and_target` of laid-out tensors."""
+    axis, depth, offset = shard_offset(mesh_impl, vocab)
+    axes = [] if axis is None else [axis]
+    largest = mesh_impl.allreduce(mesh_impl.slicewise(largest_logit, logits), axes, "MAX")
+
+    def pick(x: tf.Tensor, ids: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        local = ids - first
+        held = tf.logical_and(local >= 0, local < depth)
+        picked = tf.gather(x, tf.where(held, local, tf.zeros_like(local)), batch_dims=len(ids.shape))
+        return picked * tf.cast(held, picked.dtype)
+
+    total = mesh_impl.allreduce(mesh_impl.slicewise(partial_sum, logits, largest), axes, "SUM")
+    target = mesh_impl.allreduce(mesh_impl.slicewise(pick, logits, labels, offset), axes, "SUM")
+    log_z = mesh_impl.slicewise(lambda s, peak: tf.math.log(s) + peak, total, largest)
+    return [log_z.to_laid_out_tensor(), target.to_laid_out_tensor()]
 
 
 class LogZGradOperation(FusedOp):
@@ -185,8 +191,10 @@ def log_z_grad(
     d_log_z: tf.Tensor,
     d_target: tf.Tensor,
     first: tf.Tensor = 0,
+    dtype: tf.DType = tf.float32,
 ) -> tf.Tensor:
-    """Gradient with respect to a shard of the logits whose first column is `first`: [..., vocab]."""
+    """Gradient with respect to a shard of the logits whose first column is `first`: [..., vocab], in `dtype`."""
     columns = tf.range(logits.shape[-1]) + first
     softmax = tf.exp(logits - log_z[..., tf.newaxis]) * d_log_z[..., tf.newaxis]
-    return softmax + tf.where_v2(tf.equal(labels[..., tf.newaxis], columns), d_target[..., tf.newaxis], 0.0)
+    label = tf.equal(labels[..., tf.newaxis], columns)
+    return tf.cast(softmax + tf.where_v2(label, d_target[..., tf.newaxis], 0.0), dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.model.context import Context
-from gpt_neo.model.losses import loss_per_token, split_batch
+from gpt_neo.model.losses import evaluated_loss, split_batch
 from gpt_neo.runtime.network import Pass, Placement, forward
 
 
@@ -22,9 +22,7 @@ def build_eval_step(batch: Any, run: RunConfig, placement: Placement) -> tuple:
     parts = split_batch(batch)
 
     def losses(network: Pass) -> list:
-        return [
-            loss_per_token(network.logits, network.bring(parts["labels"]), network.dims.vocab, run.model, z_loss=0.0)
-        ]
+        return [evaluated_loss(network.head, network.bring(parts["labels"]), run.model)]
 
     (found,), lowering = forward(placement, run.model, parts["inputs"], Context(in_places=True), after=losses)
     return found, lowering

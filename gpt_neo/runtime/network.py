@@ -8,9 +8,10 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import Dims, make_dims
-from gpt_neo.model.transformer import transformer
+from gpt_neo.model.transformer import up_to_head
 from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.caches import Decoding, Store
+from gpt_neo.ops.head import Head
 
 
 class Placement(Protocol):
@@ -30,11 +31,16 @@ class Placement(Protocol):
 
 
 class Pass(NamedTuple):
-    """A pass that is being built. logits: float32 mtf tensor. bring: a TensorFlow tensor [batch, sequence] into it."""
+    """A pass that is being built. bring: a TensorFlow tensor [batch, sequence] into it."""
 
-    logits: Tensor
+    head: Head
     dims: Dims
     bring: Callable[[Any], Any]
+
+    @property
+    def logits(self) -> Tensor:
+        """float32 mtf tensor [batch, sequence, vocab]."""
+        return self.head.logits()
 
 
 def forward(
@@ -69,7 +75,7 @@ def forward(
 
     if decoding is not None:
         context = at_positions(context, mesh, dims, *decoding)
-    wanted = after(Pass(transformer(bring(tokens), dims, config, context), dims, bring))
+    wanted = after(Pass(up_to_head(bring(tokens), dims, config, context), dims, bring))
     lowering = placement.lower(graph, mesh)
     return [lowering.export_to_tf_tensor(x) for x in wanted], lowering
 

@@ -12,8 +12,8 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
-from gpt_neo.model.losses import count_of, loss_per_token, mean_loss, split_batch
-from gpt_neo.model.transformer import spread, transformer
+from gpt_neo.model.losses import count_of, mean_loss, split_batch
+from gpt_neo.model.transformer import spread, up_to_head
 from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.dropout import RandomSource
 from gpt_neo.ops.parameters import trained
@@ -104,12 +104,10 @@ def loss_and_gradients(
             storage=trained(partition, lambda name: is_trained(name, run.model, run.optimizer.freeze)),
             randomness=RandomSource(run.training.seed or 1, step, parts["rows"]),
         )
-        logits = transformer(parts["inputs"], dims, run.model, context)
+        head = up_to_head(parts["inputs"], dims, run.model, context)
         named = {name: spread(parts[name], context) for name in ("labels", "weights") if name in parts}
-        losses = loss_per_token(logits, named["labels"], dims.vocab, run.model, run.model.z_loss)
-        loss = mtf.add_n(
-            [mean_loss(losses, named, count, splits), *[auxiliary / splits for auxiliary in context.auxiliary_losses]]
-        )
+        auxiliary = [loss / splits for loss in context.auxiliary_losses]
+        loss = mtf.add_n([mean_loss(head, named, count, splits, run.model), *auxiliary])
         if not graph.trainable_variables:
             raise ConfigError(f"{run.source}: freeze matches every variable: nothing is left to train")
         grads = mtf.gradients([loss], [v.whole for v in graph.trainable_variables])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gpt_neo.config.estimate import slot_bytes, training_memory
+from gpt_neo.config.estimate import HEAD_BYTES, head_chunks, slot_bytes, training_memory
 from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.mtf_compat import tf
@@ -55,3 +55,27 @@ def test_adafactor_keeps_a_row_and_a_column_of_large_matrices(shape, momentum, n
 def test_weights_in_training_are_float32_beside_what_layers_read():
     wide, narrow = (training_memory(make_run({"precision": name})).weights for name in ("float32", "bfloat16"))
     assert narrow == wide * 3 / 2
+
+
+@pytest.mark.parametrize(
+    "tokens, columns, width, chunks",
+    [
+        (1024, 50257, 4, 1),  # 206 MB
+        (16384, 50257, 4, 8),  # 6.2 chunks would do, 7 do not divide the tokens
+        (32768, 50257, 2, 8),
+        (32768, 25129, 2, 4),
+        (2671, 50257, 4, 2),  # a prime number: the last one is short
+    ],
+)
+def test_chunks_of_the_head(tokens, columns, width, chunks):
+    assert head_chunks(tokens, columns, width) == chunks
+    assert -(-tokens // chunks) * columns * width <= HEAD_BYTES
+
+
+def test_logits_in_memory_are_those_of_a_chunk():
+    sizes = {"n_vocab": 50257, "n_ctx": 2048, "n_embd": 64}
+    small, large, larger = (
+        training_memory(make_run({**sizes, "train_batch_size": size})).logits for size in (1, 8, 16)
+    )
+    assert small == 2 * 2048 * 50257 * 4
+    assert large == larger == small + 50257 * 64 * 4

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.config import estimate
 from gpt_neo.errors import DeviceError
 from gpt_neo.ops import flash_attention as blockwise
 from gpt_neo.spmd.devices import Devices
@@ -57,7 +58,9 @@ MESHES = [
 def test_eight_devices_equal_one(tmp_path, jax_python, monkeypatch, mesh, layout, changes):
     monkeypatch.setattr(blockwise, "BLOCK", 16)  # two blocks in these short contexts
     run = make_run(tmp_path, mesh_shape=mesh, layout=layout, **changes)
-    program, batches = export_train_step(run), make_batches(run, 1 if changes is ONE_STEP else 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(estimate, "HEAD_BYTES", 10 * 64 * 4)  # several chunks of a core's tokens
+        program, batches = export_train_step(run), make_batches(run, 1 if changes is ONE_STEP else 3)
     rng = np.random.RandomState(1)
     values = {
         name: value + rng.normal(0, 0.05, value.shape).astype(value.dtype)
@@ -86,7 +89,8 @@ def test_eight_devices_equal_one(tmp_path, jax_python, monkeypatch, mesh, layout
         np.testing.assert_allclose(got[name], value, atol=1e-5, rtol=0, err_msg=name)
 
 
-def test_evaluation_on_a_mesh(tmp_path, jax_python):
+def test_evaluation_on_a_mesh(tmp_path, jax_python, monkeypatch):
+    monkeypatch.setattr(estimate, "HEAD_BYTES", 10 * 64 * 4)
     run = make_run(tmp_path, mesh_shape="x:4,y:2", layout="batch:x,heads:y,vocab:y")
     program, trained = export_eval_step(run, 8), export_train_step(run)
     values, batch = dict(initial_values(trained)), make_batches(run, 1)[0]
