@@ -82,11 +82,13 @@ class HeadOperation(FusedOp):
     def in_chunks(self, mesh_impl: mtf.MeshImpl, inputs: list) -> list:
         """(value, mesh axes over which it is still to be added up) of each output."""
 
-        def chunk(logits: LaidOut, labels: LaidOut) -> tuple:
+        x, weight, labels, *bias = inputs
+
+        def chunk(x: LaidOut, labels: LaidOut) -> tuple:
+            logits = self.logits(mesh_impl, x, weight, *bias)
             return [], slices_of_log_z_and_target(mesh_impl, logits, labels, self.vocab)
 
-        x, weight, labels, *bias = inputs
-        _, rows = self.over(mesh_impl, lambda x, ids: chunk(self.logits(mesh_impl, x, weight, *bias), ids), x, labels)
+        _, rows = self.over(mesh_impl, chunk, ([], [([], tf.float32)] * 2), x, labels)
         return [(value, []) for value in rows]
 
     def logits(self, mesh_impl: mtf.MeshImpl, x: LaidOut, weight: LaidOut, *bias: LaidOut) -> LaidOut:
@@ -104,13 +106,14 @@ class HeadOperation(FusedOp):
                 out = mesh_impl.slicewise(tf.add, out, b)
         return mesh_impl.slicewise(lambda x: tf.cast(x, tf.float32), out)
 
-    def over(self, mesh_impl: mtf.MeshImpl, function: Callable[..., tuple], *xs: LaidOut) -> tuple:
+    def over(self, mesh_impl: mtf.MeshImpl, function: Callable[..., tuple], made: tuple, *xs: LaidOut) -> tuple:
         """`over_chunks` of as many chunks as the logits need; xs lie over the tokens as x and the labels do."""
         labels = self.inputs[2].shape
         rows, (columns,) = math.prod(mesh_impl.slice_shape(labels)), mesh_impl.slice_shape(mtf.Shape([self.vocab]))
         depth = len(labels)
         flat = [mesh_impl.slicewise(lambda x: tf.reshape(x, [rows, *x.shape.as_list()[depth:]]), x) for x in xs]
-        return over_chunks(mesh_impl, rows, head_chunks(rows, columns, self.inputs[0].dtype.size), function, *flat)
+        count = head_chunks(rows, columns, self.inputs[0].dtype.size)
+        return over_chunks(mesh_impl, rows, count, function, made, *flat)
 
 
 class HeadLossOperation(HeadOperation):
@@ -156,7 +159,9 @@ class HeadLossOperation(HeadOperation):
             dx = mesh_impl.slicewise(lambda dy, w: matrix_product(dy, w, transpose_b=self.leading), dy, weight)
             return [loss, *(self.weight_grads(mesh_impl, x, dy) if self.trained else [])], [dx]
 
-        sums, (dx,) = self.over(mesh_impl, chunk, x, labels, weights)
+        sizes = [x.shape.as_list() for x in (weight.tensor_list[0], *(b.tensor_list[0] for b in bias))]
+        made = [[], *(sizes if self.trained else [])], [(x.tensor_list[0].shape.as_list()[-1:], dtype)]
+        sums, (dx,) = self.over(mesh_impl, chunk, made, x, labels, weights)
         tokens = split_axes(mesh_impl, self.inputs[2].shape)
         loss, *grads = [(value, tokens) for value in sums]
         return [loss, (dx, [] if axis is None else [axis]), *grads]
@@ -176,32 +181,33 @@ def column_sums(dy: tf.Tensor) -> tf.Tensor:
 
 
 def over_chunks(
-    mesh_impl: mtf.MeshImpl, rows: int, count: int, function: Callable[..., tuple], *xs: LaidOut
+    mesh_impl: mtf.MeshImpl, rows: int, count: int, function: Callable[..., tuple], made: tuple, *xs: LaidOut
 ) -> tuple[list, list]:
     """A function of laid-out tensors [rows, ...] in a loop over `count` parts of their rows, one after the other.
 
     Args:
       function: from parts of xs to (what is added up over the parts, what has the rows of the part). Where rows do not
         divide, the last part is filled up with zeros, of which the former must be zero.
+      made: (shapes of the former, all float32; shapes without the rows and types of the latter).
 
     Returns:
       the same of all rows.
     """
     if count == 1:
         return function(*xs)
-    size = -(-rows // count)
+    size, wrap = -(-rows // count), mesh_impl.LaidOutTensor
 
     def cut(x: tf.Tensor) -> tf.Tensor:
         padded = tf.pad(x, [[0, count * size - rows]] + [[0, 0]] * (len(x.shape) - 1))
         return tf.reshape(padded, [count, size, *x.shape.as_list()[1:]])
 
+    def zeros(shape: list, dtype: tf.DType = tf.float32) -> list:
+        return mesh_impl.slicewise(lambda: tf.zeros(shape, dtype)).tensor_list
+
     cuts = [mesh_impl.slicewise(cut, x) for x in xs]
 
-    def at(number: Any) -> tuple:
-        return function(*(mesh_impl.slicewise(lambda x: tf.gather(x, number), x) for x in cuts))
-
     def body(number: tf.Tensor, sums: list, joined: list) -> tuple:
-        more, parts = at(number)
+        more, parts = function(*(mesh_impl.slicewise(lambda x: tf.gather(x, number), x) for x in cuts))
         put = [[number]]
         sums = [mesh_impl.slicewise(tf.add, wrap(x), y).tensor_list for x, y in zip(sums, more)]
         joined = [
@@ -210,15 +216,13 @@ def over_chunks(
         ]
         return number + 1, sums, joined
 
-    wrap = mesh_impl.LaidOutTensor
-    sums, parts = ([x.to_laid_out_tensor().tensor_list for x in found] for found in at(0))
-    with tf.control_dependencies([x for xs in [*sums, *parts] for x in xs]):  # no two of them at a time
-        start = tf.identity(1)
-    joined = [
-        mesh_impl.slicewise(lambda x: tf.pad(x[tf.newaxis], [[0, count - 1]] + [[0, 0]] * len(x.shape)), wrap(x))
-        for x in parts
-    ]
-    state = [start, sums, [x.tensor_list for x in joined]]
+    # All chunks in the loop, the first too: what an exported program has outside of it as well, as the numbers of the
+    # columns, would be shared, and then be read from memory by every chunk.
+    sums, joined = (
+        [zeros(shape) for shape in made[0]],
+        [zeros([count, size, *shape], kind) for shape, kind in made[1]],
+    )
+    state = [tf.constant(0), sums, joined]
     _, sums, joined = tf.while_loop(lambda i, *_: i < count, body, state, parallel_iterations=1, back_prop=False)
 
     def whole(x: tf.Tensor) -> tf.Tensor:
