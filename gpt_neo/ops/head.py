@@ -16,9 +16,12 @@ from typing import Any, Callable, Optional
 from gpt_neo.config.estimate import head_chunks
 from gpt_neo.mtf_compat import Dimension, LaidOut, Tensor, is_one, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp, split_axes
-from gpt_neo.ops.kernels import matrix_product, row_product
+from gpt_neo.ops.kernels import INLINES, matrix_product, row_product
 from gpt_neo.ops.matmul import matmul
+from gpt_neo.ops.softmax import MASKED
 from gpt_neo.ops.vocabulary import log_z_grad, shard_offset, slices_of_log_z_and_target
+
+ALIGNED = 128  # columns; more than any matrix unit asks for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +79,13 @@ class HeadOperation(FusedOp):
         found = self.in_chunks(mesh_impl, [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs])
         for tensor, (value, axes) in zip(self.outputs, found):
             sizes = mesh_impl.slice_shape(tensor.shape)
-            value = mesh_impl.slicewise(lambda x, sizes=sizes: tf.reshape(x, sizes), value)
+            value = mesh_impl.slicewise(lambda x, sizes=sizes: fitted(x, sizes), value)
             lowering.set_tensor_lowering(tensor, mtf.ops.LazyAllreduceSum(mesh_impl, value, axes) if axes else value)
 
     def in_chunks(self, mesh_impl: mtf.MeshImpl, inputs: list) -> list:
         """(value, mesh axes over which it is still to be added up) of each output."""
-
         x, weight, labels, *bias = inputs
+        weight, *bias = self.padded(mesh_impl, weight, *bias)
 
         def chunk(x: LaidOut, labels: LaidOut) -> tuple:
             logits = self.logits(mesh_impl, x, weight, *bias)
@@ -92,7 +95,10 @@ class HeadOperation(FusedOp):
         return [(value, []) for value in rows]
 
     def logits(self, mesh_impl: mtf.MeshImpl, x: LaidOut, weight: LaidOut, *bias: LaidOut) -> LaidOut:
-        """float32 [tokens, columns] of a device, rounded to the type of x as a product of its own would be."""
+        """float32 [tokens, columns] of a device, rounded to the type of x as a product of its own would be.
+
+        Columns that `padded` added have logits of which nothing is left in a softmax.
+        """
         axis = mesh_impl.tensor_dimension_to_mesh_axis(self.inputs[0].shape.dims[-1])
         within = bias if axis is None else ()
 
@@ -104,7 +110,31 @@ class HeadOperation(FusedOp):
             out = mesh_impl.allreduce(out, [axis], "SUM")
             for b in bias:
                 out = mesh_impl.slicewise(tf.add, out, b)
-        return mesh_impl.slicewise(lambda x: tf.cast(x, tf.float32), out)
+        (columns,) = mesh_impl.slice_shape(mtf.Shape([self.vocab]))
+
+        def widened(x: tf.Tensor) -> tf.Tensor:
+            x = tf.cast(x, tf.float32)
+            return x if x.shape[-1] == columns else tf.where_v2(tf.range(x.shape[-1]) < columns, x, MASKED)
+
+        return mesh_impl.slicewise(widened, out)
+
+    def padded(self, mesh_impl: mtf.MeshImpl, weight: LaidOut, *bias: LaidOut) -> list:
+        """Weight and bias of a device with zeros for more columns, where a program is compiled as a whole.
+
+        Rows of 50,257 numbers begin anywhere, and libraries that multiply matrices on a GPU are made for rows that
+        begin at multiples of 16 bytes. No checkpoint has such columns.
+        """
+        (columns,) = mesh_impl.slice_shape(mtf.Shape([self.vocab]))
+        more = -columns % ALIGNED
+        if not INLINES.get() or 16 * more > columns:  # small models would multiply zeros for the most part
+            return [weight, *bias]
+
+        def pad(x: tf.Tensor) -> tf.Tensor:
+            axes = [0] * len(x.shape)
+            axes[-1 if self.leading else 0] = more
+            return tf.pad(x, [[0, after] for after in axes])
+
+        return [mesh_impl.slicewise(pad, x) for x in (weight, *bias)]
 
     def over(self, mesh_impl: mtf.MeshImpl, function: Callable[..., tuple], made: tuple, *xs: LaidOut) -> tuple:
         """`over_chunks` of as many chunks as the logits need; xs lie over the tokens as x and the labels do."""
@@ -142,6 +172,7 @@ class HeadLossOperation(HeadOperation):
     def in_chunks(self, mesh_impl: mtf.MeshImpl, inputs: list) -> list:
         """Loss and gradients."""
         x, weight, labels, weights, *bias = inputs
+        weight, *bias = self.padded(mesh_impl, weight, *bias)
         axis, _, first = shard_offset(mesh_impl, self.vocab)
         dtype, z_loss = self.inputs[0].dtype, self.z_loss
 
@@ -173,6 +204,13 @@ class HeadLossOperation(HeadOperation):
         if self.biased:
             grads.append(mesh_impl.slicewise(column_sums, dy))
         return grads
+
+
+def fitted(x: tf.Tensor, sizes: list) -> tf.Tensor:
+    """x in a shape of as many elements, or without what `padded` added."""
+    if x.shape.num_elements() == math.prod(sizes):
+        return tf.reshape(x, sizes)
+    return tf.slice(x, [0] * len(sizes), sizes)
 
 
 def column_sums(dy: tf.Tensor) -> tf.Tensor:

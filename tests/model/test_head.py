@@ -1,5 +1,6 @@
 """The head and its loss by chunks of tokens, against whole logits and against NumPy in float64; what lies in memory."""
 
+import contextlib
 import math
 import re
 
@@ -9,7 +10,9 @@ import pytest
 from gpt_neo.config import estimate
 from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.ops import head
 from gpt_neo.ops.head import Head
+from gpt_neo.ops.kernels import inlined
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.train_step import build_train_step
@@ -31,7 +34,7 @@ def chunks_of(monkeypatch, tokens, width, columns=VOCAB):
     monkeypatch.setattr(estimate, "HEAD_BYTES", tokens * columns * width)
 
 
-def build(dtype, leading, biased, whole, factor):
+def build(dtype, leading, biased, whole, factor, exported=False):
     """[factor * loss, its gradients, log Z and the label's logit], by chunks or of whole logits."""
     with tf.Graph().as_default(), tf.Session() as session:
         graph = mtf.Graph()
@@ -45,16 +48,17 @@ def build(dtype, leading, biased, whole, factor):
         weight = bring(TABLE.T if leading else TABLE, sizes, dtype)
         bias = bring(BIAS, [VOCAB_DIM], dtype) if biased else None
         labels, weights = bring(LABELS, DIMS, tf.int32), bring(WEIGHTS, DIMS)
-        head = Head(x, weight, bias, VOCAB_DIM)
+        product = Head(x, weight, bias, VOCAB_DIM)
         if whole:
-            loss = mtf.reduce_sum(cross_entropy_per_token(head.logits(), labels, VOCAB_DIM, Z_LOSS) * weights)
+            loss = mtf.reduce_sum(cross_entropy_per_token(product.logits(), labels, VOCAB_DIM, Z_LOSS) * weights)
             found = []
         else:
-            loss, found = head.cross_entropy(labels, weights, Z_LOSS), list(head.log_z_and_target(labels))
+            loss, found = product.cross_entropy(labels, weights, Z_LOSS), list(product.log_z_and_target(labels))
         loss = loss * factor
         grads = mtf.gradients([loss], [x, weight, *([bias] if biased else [])])
         impl = mtf.placement_mesh_impl.PlacementMeshImpl(shape=[], layout={}, devices=[""])
-        lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
+        with inlined() if exported else contextlib.nullcontext():
+            lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
         outs = [tf.cast(lowering.export_to_tf_tensor(t), tf.float32) for t in [loss, *grads, *found]]
         return session.run(outs)
 
@@ -83,7 +87,9 @@ def test_chunks_equal_whole_logits_and_float64(monkeypatch, tokens, leading, bia
     found = build(tf.float32, leading, biased, whole=False, factor=factor)
     wanted, exact = build(tf.float32, leading, biased, whole=True, factor=factor), in_numpy(leading, biased, factor)
     assert len(found) == len(exact) == len(wanted) + 2 and np.abs(exact[1]).max() > 0.1
-    for one, reference in [*zip(found, wanted), *zip(found, exact)]:
+    monkeypatch.setattr(head, "ALIGNED", 50)  # four columns more where a program is compiled as a whole
+    padded = build(tf.float32, leading, biased, whole=False, factor=factor, exported=True)
+    for one, reference in [*zip(found, wanted), *zip(found, exact), *zip(padded, exact)]:
         np.testing.assert_allclose(one, reference, rtol=1e-6, atol=2e-6 * np.abs(reference).max())
 
 
@@ -158,3 +164,12 @@ def test_a_frozen_table_gets_no_gradient(monkeypatch):
     chunks_of(monkeypatch, 16, 4, COLUMNS)
     sums = re.findall(r"stablehlo\.add .*: tensor<320x16xf32>", export_train_step(run).stablehlo)
     assert not sums and "tensor<320x16xf32>" in export_train_step(run).stablehlo
+
+
+def test_the_program_has_aligned_rows_of_logits(monkeypatch):
+    """And no input of its own has them."""
+    text = export_train_step(make_run({**SIZES, "n_vocab": 1279})).stablehlo
+    arguments, _, body = text.partition(") -> (")
+    assert "1280" not in arguments and "tensor<1279x16xf32>" in arguments
+    assert re.search(r"stablehlo\.dot.*tensor<128x1280xf32>", body)
+    assert not re.search(r"stablehlo\.dot.*1279", body)

@@ -34,6 +34,7 @@ import numpy as np
 from gpt_neo.config import estimate
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.ops import flash_attention as blockwise
+from gpt_neo.ops import head
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import cross_entropy_per_token
@@ -42,6 +43,7 @@ from gpt_neo.mtf_compat import mtf, tf
 from tests.model.spread import evaluate
 
 blockwise.BLOCK = 8  # several blocks
+head.ALIGNED = 17  # one or two columns more than there are
 estimate.HEAD_BYTES = 20 * 32 * 4  # several chunks of the 96 tokens, in the head of a mesh alone
 config = ModelConfig(n_head=4, n_embd=16, n_layer=2, n_vocab=32, n_ctx=24,
                      attention_types=tuple(sys.argv[2].split(",")), local_attention_radius=8)
@@ -55,12 +57,12 @@ def run(sizes, names):
         dims = make_dims(config, 4)
         inputs = mtf.import_tf_tensor(mesh, tf.constant(tokens[:, :-1]), dims.tokens)
         labels = mtf.import_tf_tensor(mesh, tf.constant(tokens[:, 1:]), dims.tokens)
-        head = up_to_head(inputs, dims, config, Context(is_training=True))
+        last = up_to_head(inputs, dims, config, Context(is_training=True))
         if sizes:
             share = mtf.constant(mesh, 1 / labels.shape.size, labels.shape)
-            loss = head.cross_entropy(labels, share, 1e-4)
+            loss = last.cross_entropy(labels, share, 1e-4)
         else:
-            loss = mtf.reduce_mean(cross_entropy_per_token(head.logits(), labels, dims.vocab, 1e-4))
+            loss = mtf.reduce_mean(cross_entropy_per_token(last.logits(), labels, dims.vocab, 1e-4))
         variables = graph.trainable_variables
         grads = mtf.gradients([loss], [v.outputs[0] for v in variables])
         return evaluate(graph, mesh, [loss, *grads], sizes, names, weights)
