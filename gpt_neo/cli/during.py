@@ -70,12 +70,11 @@ class DuringTraining:
         every, last = self.training.steps_per_checkpoint, self.job.run.training.train_steps
         if self.watch.signal is not None or step < self.first or (step % every and step != last):
             return False
-        self.watch.mark()
-        best = self.evaluate(step) if self.sources else None
-        if self.samples and step not in self.sampled:
-            self.sampled.add(step)
-            self.sample(step)
-        self.watch.mark()
+        with self.watch.apart():
+            best = self.evaluate(step) if self.sources else None
+            if self.samples and step not in self.sampled:
+                self.sampled.add(step)
+                self.sample(step)
         return self.out_of_patience(best, step)
 
     def can_sample(self) -> bool:

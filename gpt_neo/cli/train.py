@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.best import read_best
@@ -19,9 +20,11 @@ from gpt_neo.cli.devices import device_plan, device_text, tpu_options
 from gpt_neo.cli.during import DuringTraining, at_checkpoints, ended_early
 from gpt_neo.cli.evaluate import evaluate, evaluate_records, load_job_tasks
 from gpt_neo.cli.job import Job
-from gpt_neo.cli.options import ModelOptions, SamplingOptions, TrainingOptions
+from gpt_neo.cli.options import SamplingOptions, TrainingOptions
 from gpt_neo.cli.output import tell_of_lost_output
+from gpt_neo.config import load_config
 from gpt_neo.config.estimate import training_memory
+from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, counted
 from gpt_neo.evaluation.documents import files_of
 from gpt_neo.runtime import estimator as runtime
@@ -212,7 +215,7 @@ def train_alone(
             f"trained   {counted(reached - start, 'step')}, {count_text(tokens)} tokens in {time_text(seconds)} "
             f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}"
         )
-        print(next_text(job.model))
+        print(next_text(job))
     return 0
 
 
@@ -262,10 +265,26 @@ def stall_minutes(job: Job, training: TrainingOptions) -> float:
     return training.stall_minutes and max(training.stall_minutes, 5 * seconds / 60)
 
 
-def next_text(model: ModelOptions) -> str:
-    """What to do with a trained model: the commands."""
-    words = " ".join(shlex.quote(word) for word in [model.model, *(f"--set={text}" for text in model.set)])
+def next_text(job: Job) -> str:
+    """What to do with a trained model: the command, with those --set alone that it needs."""
+    model = job.model
+    needed = list(model.set)
+    for text in model.set:
+        rest = [other for other in needed if other != text]
+        if is_sampled_alike(job.run, model.model, rest):
+            needed = rest
+    words = " ".join(shlex.quote(word) for word in [model.model, *(f"--set={text}" for text in needed)])
     return f'next      gpt-neo sample {words} "Once upon a time"'
+
+
+def is_sampled_alike(run: RunConfig, name_or_path: str, overrides: Sequence[str]) -> bool:
+    """Whether a config with these overrides samples from the model of `run`."""
+    try:
+        other = load_config(name_or_path, overrides)
+    except ConfigError:
+        return False
+    told = [(x.model, x.mesh, x.datasets, x.training.model_path) for x in (run, other)]
+    return told[0] == told[1]
 
 
 def stop_status(number: int, what: str) -> int:

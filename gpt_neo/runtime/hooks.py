@@ -54,13 +54,16 @@ class ProgressLog:
         self.window: list[tuple[int, float]] = []
         self.losses: list[float] = []
 
-    def add(self, step: int, loss: float, rate: float) -> Progress:
+    def add(self, step: int, loss: float, rate: float, apart_seconds: float = 0.0) -> Progress:
         """The state after a step, by the times of the last ones.
+
+        Args:
+          apart_seconds: of all time so far, what went into evaluation and samples; no speed counts it.
 
         Raises:
           CheckpointError: the log cannot be written.
         """
-        self.window = [*self.window[-20:], (step, time.monotonic())]
+        self.window = [*self.window[-20:], (step, time.monotonic() - apart_seconds)]
         (first, start), (last, now) = self.window[0], self.window[-1]
         speed = (last - first) / (now - start) if last > first and now > start else None
         left = (self.train_steps - step) / speed if speed else None
@@ -110,7 +113,7 @@ class ProgressHook(tf.estimator.SessionRunHook):
         self.watch.step = step
         if not math.isfinite(loss) and not self.watch.skip_spikes:
             raise Diverged(f"step {step:,}: the loss is {loss}", step)
-        self.report(self.log.add(step, loss, rate))
+        self.report(self.log.add(step, loss, rate, self.watch.apart_seconds))
 
 
 class LoopHook(ProgressHook):

@@ -68,6 +68,7 @@ class Watch:
         self.step: Optional[int] = None  # the last one that ended
         self.running = False
         self.alive = time.monotonic()
+        self.apart_seconds = 0.0  # so far, spent on what is no training: see `apart`
         self.ended = threading.Event()
         self.handlers: dict = {}
 
@@ -95,6 +96,17 @@ class Watch:
                 yield
         finally:
             self.stall_seconds = seconds
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Context of evaluation and sampling between steps: their time is not the training's."""
+        self.mark()
+        began = self.alive
+        try:
+            yield
+        finally:
+            self.mark()
+            self.apart_seconds += self.alive - began
 
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask for the end, or end what has not begun. A second SIGTERM changes nothing: the save is under way."""

@@ -9,8 +9,9 @@ import pytest
 from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime import hooks
+from gpt_neo.runtime import hooks, watch
 from gpt_neo.runtime.hooks import ProgressLog, SaveTimer
+from gpt_neo.runtime.watch import Watch
 from tests.conftest import folder_of, set_clock
 
 
@@ -18,7 +19,8 @@ from tests.conftest import folder_of, set_clock
 def clock(monkeypatch):
     """A clock that a test sets."""
     times = {"now": 100.0}
-    set_clock(monkeypatch, hooks, lambda: times["now"])
+    for module in (hooks, watch):
+        set_clock(monkeypatch, module, lambda: times["now"])
     return times
 
 
@@ -66,3 +68,15 @@ def test_means_between_rows(tmp_path, clock):
     assert [(row["step"], row["loss"], row["mean_loss"]) for row in rows] == [(3, 3.0, 4.0), (6, 2.0, 5.0)]
     unlogged = ProgressLog(10, 1, str(tmp_path), log_every=0)
     assert [unlogged.add(step, float(step), 0.1).mean_loss for step in range(1, 31)][-1] == sum(range(11, 31)) / 20
+
+
+def test_evaluation_is_no_training_time(tmp_path, clock):
+    log, run = ProgressLog(10, 8, str(tmp_path), log_every=0), Watch(str(tmp_path))
+    speeds = []
+    for step in range(1, 7):
+        clock["now"] += 2
+        speeds.append(log.add(step, 1.0, 0.1, run.apart_seconds).tokens_per_second)
+        if step % 2 == 0:
+            with run.apart():
+                clock["now"] += 100
+    assert speeds == [None, 4.0, 4.0, 4.0, 4.0, 4.0] and run.apart_seconds == 300
