@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from typing import Callable, Optional
+from collections.abc import Sequence
+from typing import Callable, Optional, Protocol
 
 from gpt_neo.checkpoint.best import Best, keep_best, read_best
 from gpt_neo.checkpoint.names import PREFIX
@@ -14,20 +16,66 @@ from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
 from gpt_neo.cli.predict import append_samples, prompt_ids, read_prompt, sample_options
 from gpt_neo.config.network import merged
+from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import Source, evaluation_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime import estimator as runtime
-from gpt_neo.runtime.eval_metrics import write_events, write_text
-from gpt_neo.runtime.held_out import HeldOut, held_out_identity
+from gpt_neo.runtime.eval_metrics import write_result, write_text
+from gpt_neo.runtime.held_out import Evaluation, HeldOut, held_out_identity
 from gpt_neo.runtime.mesh import MeshPlan
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.runtime.watch import Watch
-from gpt_neo.sampling.batches import check_prompt, fit_prompt
+from gpt_neo.sampling.batches import BatchSampler, check_prompt, fit_prompt
+from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.tokenizer import TextStream
 
 SHORT = 100  # most new tokens of a sample during training, unless --max_tokens says more
+
+
+class Beside(Protocol):
+    """What evaluates and samples checkpoints while a run trains.
+
+    batch_size: sequences per batch of an evaluation.
+    """
+
+    batch_size: int
+
+    def held_out(self, sources: Sequence[Source], batches: int) -> Evaluation:
+        """The evaluation of so many batches."""
+        ...
+
+    def sampler(
+        self, checkpoint: str, options: SampleOptions, rows: int, length: int
+    ) -> contextlib.AbstractContextManager[BatchSampler]:
+        """A sampler of a checkpoint, as `Sampler`."""
+        ...
+
+    def close(self) -> None:
+        """Give memory back."""
+        ...
+
+
+class SessionsBeside:
+    """Sessions of their own, on the devices that the run trains on."""
+
+    def __init__(self, run: RunConfig, plan: MeshPlan) -> None:
+        self.run, self.plan, self.batch_size = run, plan, runtime.eval_batch_size(run)
+
+    def held_out(self, sources: Sequence[Source], batches: int) -> Evaluation:
+        """See `Beside`."""
+        lengths = runtime.text_lengths(self.run)
+        return HeldOut(self.run, self.plan, sources, batches, self.batch_size, lengths)
+
+    def sampler(
+        self, checkpoint: str, options: SampleOptions, rows: int, length: int
+    ) -> contextlib.AbstractContextManager[BatchSampler]:
+        """See `Beside`."""
+        return contextlib.closing(Sampler(merged(self.run.model), checkpoint, rows, self.plan, length))
+
+    def close(self) -> None:
+        """See `Beside`."""
 
 
 class DuringTraining:
@@ -36,6 +84,7 @@ class DuringTraining:
     A run that is resumed evaluates no step twice: best/best.json knows those of its data.
 
     Args:
+      beside: what evaluates and samples.
       line: where it prints.
       watch: told that the run is alive.
       from_weights: the run started from given weights, whose own loss is worth knowing.
@@ -46,21 +95,21 @@ class DuringTraining:
         job: Job,
         training: TrainingOptions,
         sampling: SamplingOptions,
-        plan: MeshPlan,
+        beside: Beside,
         line: ProgressLine,
         watch: Watch,
         from_weights: bool,
     ) -> None:
-        self.job, self.training, self.sampling, self.plan = job, training, sampling, plan
+        self.job, self.training, self.sampling, self.beside = job, training, sampling, beside
         self.line, self.watch, self.first = line, watch, 0 if from_weights else 1
         run = job.run
         held_out = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
         self.sources: list[Source] = evaluation_sources(run) if held_out else []
-        size = runtime.eval_batch_size(run)
+        size = beside.batch_size
         samples = sum(source.samples for source in self.sources)
         self.batches = min(run.training.eval_steps, -(-samples // size))
         self.identity = held_out_identity(run, self.sources, self.batches, size)
-        self.held_out: Optional[HeldOut] = None
+        self.held_out: Optional[Evaluation] = None
         self.samples = bool(run.training.predict_steps) and self.can_sample()
         self.sampled: set[int] = set()
         self.evaluated: set[int] = set()
@@ -116,15 +165,12 @@ class DuringTraining:
             return best
         if self.held_out is None:
             preflight.check_records(run, self.sources)
-            lengths = runtime.text_lengths(run)
-            size = runtime.eval_batch_size(run)
-            self.held_out = HeldOut(run, self.plan, self.sources, self.batches, size, lengths)
-        with runtime.reading(run, self.sources, 0, runtime.eval_batch_size(run)):
+            self.held_out = self.beside.held_out(self.sources, self.batches)
+        with runtime.reading(run, self.sources, 0, self.beside.batch_size):
             result = self.held_out.evaluate(self.path(step), self.watch.mark)
         self.evaluated.add(step)
         append_result(self.job, result)
-        shown = ("loss", "perplexity", "bits_per_byte", "bits_per_character")
-        write_events(self.job.folder, step, {name: result[name] for name in shown if result[name] is not None})
+        write_result(self.job.folder, result)
         best = keep_best(self.job.folder, self.path(step), result["loss"], self.identity)
         mark = ", the best so far" if best and best.step == step else ""
         self.line.say(f"held out  {result_text(result)}{mark}")
@@ -141,15 +187,14 @@ class DuringTraining:
         ids = prompt_ids(tokenizer, prompt, given.special, eos)
         kept, _, room = fit_prompt(ids, job.run.model.n_ctx, most)
         rows = min(given.num_samples, max(1, job.run.training.predict_batch_size))
-        sampler = Sampler(merged(job.run.model), self.path(step), rows, self.plan, len(kept) + room)
         streams = [TextStream(tokenizer, ids) for _ in range(given.num_samples)]
         texts = [""] * given.num_samples
-        for event in sampler.generate([ids], options, given.num_samples):
-            self.watch.mark()
-            stream = streams[event.sample]
-            texts[event.sample] += stream.add(event.token) if event.token != eos else ""
-            texts[event.sample] += stream.end() if event.last else ""
-        sampler.session.close()
+        with self.beside.sampler(self.path(step), options, rows, len(kept) + room) as sampler:
+            for event in sampler.generate([ids], options, given.num_samples):
+                self.watch.mark()
+                stream = streams[event.sample]
+                texts[event.sample] += stream.add(event.token) if event.token != eos else ""
+                texts[event.sample] += stream.end() if event.last else ""
         whole = [prompt + text for text in texts]
         for text in whole:
             self.line.say(f"sample    step {step:,}: {text}")
@@ -160,6 +205,7 @@ class DuringTraining:
         """Give memory back."""
         if self.held_out is not None:
             self.held_out.close()
+        self.beside.close()
 
 
 def at_checkpoints(during: DuringTraining) -> Optional[Callable[[int], bool]]:

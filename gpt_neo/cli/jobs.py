@@ -19,7 +19,7 @@ from gpt_neo.tracking.supervisor import end_with_parent
 
 def train(options: Train) -> int:
     """Train, under supervision if a name to record it under is given."""
-    check_backend(options, skip_spikes=options.training.skip_spikes, patience=bool(options.training.patience))
+    check_backend(options, skip_spikes=options.training.skip_spikes)
     # the training itself, a process of its own, tells what was recognised in the config
     job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
     require_records(job.run)

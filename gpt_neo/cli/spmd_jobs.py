@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
+from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.cli import predict
-from gpt_neo.cli.console import note, say
+from gpt_neo.cli.console import ProgressLine, note, say
+from gpt_neo.cli.during import DuringTraining, at_checkpoints
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train
-from gpt_neo.cli.train import train_in_folder
+from gpt_neo.cli.train import evaluates, train_in_folder, was_evaluated
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.inputs.samples import weighted
-from gpt_neo.inputs.sources import evaluation_sources, training_sources
+from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
-from gpt_neo.runtime.estimator import eval_batch_size
+from gpt_neo.runtime.estimator import current_step, eval_batch_size, text_lengths
+from gpt_neo.runtime.held_out import Evaluation
+from gpt_neo.runtime.watch import Watch
+from gpt_neo.sampling.batches import BatchSampler
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd import evaluation as spmd_evaluation
 from gpt_neo.spmd.decoding import export_predict_step
 from gpt_neo.spmd.devices import Devices, save_program
 from gpt_neo.spmd.environment import worker_python
+from gpt_neo.spmd.evaluation import DeviceHeldOut
 from gpt_neo.spmd.program import Program, export_eval_step, export_train_step
 from gpt_neo.spmd.sampling import DeviceSampler, whole_parts
 from gpt_neo.spmd.training import DeviceTraining
@@ -34,24 +42,61 @@ def train(job: Job, options: Train) -> int:
         raise ConfigError("--backend xla trains every variable; lora_rank and freeze go with --backend tensorflow")
     if options.backend.save_program:
         return save(export_train_step(run, weighted(run, training_sources(run))), options.backend.save_program)
+    if training.patience and not evaluates(run):
+        raise ConfigError("--patience needs eval_steps and held-out records (eval_path)")
+    seen: set[int] = set()
     with DeviceTraining(run, place_for(options.backend), note) as devices:
-        status = train_in_folder(
-            job,
-            training,
-            devices.plan.replicas(),
-            device_text(run, options.backend),
-            lambda line, watch: devices.train(
-                job.folder,
-                line.show,
-                watch,
-                training.steps_per_checkpoint,
-                training.steps_per_log,
-                training.save_minutes,
-            ),
-            here=options.backend.platform in (None, "cpu"),
-        )
-    evaluates = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
-    return evaluate(job, options.backend, run.training.eval_steps, keep=True) if evaluates and status == 0 else status
+
+        def steps(line: ProgressLine, watch: Watch) -> int:
+            given, beside = latest_checkpoint(job.folder) is not None, ProgramsBeside(run, devices.beside)
+            during = DuringTraining(job, training, options.sampling, beside, line, watch, given)
+            every = (training.steps_per_checkpoint, training.steps_per_log, training.save_minutes)
+            try:
+                return devices.train(job.folder, line.show, watch, *every, at_checkpoints(during))
+            finally:
+                seen.update(during.evaluated)
+                during.close()
+
+        here = options.backend.platform in (None, "cpu")
+        replicas, text = devices.plan.replicas(), device_text(run, options.backend)
+        status = train_in_folder(job, training, replicas, text, steps, here)
+    last = current_step(job.folder)
+    if status or not evaluates(run) or last in seen or was_evaluated(job, last):
+        return status
+    return evaluate(job, options.backend, run.training.eval_steps, keep=True)
+
+
+class ProgramsBeside:
+    """Programs beside that of the training, on its devices; their variables are there for one evaluation at a time.
+
+    Args:
+      place: puts a program on the devices.
+    """
+
+    def __init__(self, run: RunConfig, place: Callable[[Program], Devices]) -> None:
+        self.run, self.place = run, place
+        self.batch_size = whole_parts(run, eval_batch_size(run))
+        self.samplers: dict[tuple, DeviceSampler] = {}
+
+    def held_out(self, sources: Sequence[Source], batches: int) -> Evaluation:
+        """See `Beside`."""
+        return DeviceHeldOut(self.run, self.place, sources, batches, self.batch_size, text_lengths(self.run), note)
+
+    @contextlib.contextmanager
+    def sampler(self, checkpoint: str, options: SampleOptions, rows: int, length: int) -> Iterator[BatchSampler]:
+        """See `Beside`. The program is made once."""
+        key = (options, rows, length)
+        if key in self.samplers:
+            self.samplers[key].load(checkpoint)
+        else:
+            self.samplers[key] = DeviceSampler(self.run, checkpoint, self.place, options, rows, length)
+        yield self.samplers[key]
+        self.samplers[key].devices.release()
+
+    def close(self) -> None:
+        """See `Beside`."""
+        for sampler in self.samplers.values():
+            sampler.close()
 
 
 def evaluate(job: Job, backend: BackendOptions, limit: Optional[int] = None, keep: bool = False) -> int:

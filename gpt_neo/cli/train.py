@@ -17,7 +17,7 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, say, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
-from gpt_neo.cli.during import DuringTraining, at_checkpoints, ended_early
+from gpt_neo.cli.during import DuringTraining, SessionsBeside, at_checkpoints, ended_early
 from gpt_neo.cli.evaluate import evaluate, evaluate_records, load_job_tasks
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
@@ -58,8 +58,7 @@ def train(
     """Train to train_steps, with held-out losses and samples at checkpoints where the config asks for them, and tasks
     at the end. Returns the exit status.
 
-    On a TPU, held-out records have it in turn with training, and samples are left out; on several machines, records are
-    evaluated at the end alone.
+    On a TPU, held-out records have it in turn with training, and samples are left out.
 
     Args:
       follow: called with every step that `line` shows.
@@ -68,15 +67,16 @@ def train(
     tasks = load_job_tasks(job) if run.training.eval_steps else []  # a wrong one is refused here, not days later
     for task in tasks:
         files_of(task.name, task.documents)
-    here = not job.devices.tpu and job.plan is None
-    held_out = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
-    if training.patience and not (here and held_out):
-        raise ConfigError("--patience needs eval_steps and held-out records (eval_path), on this machine's devices")
+    tpu, here = job.devices.tpu, not job.devices.tpu and job.plan is None
+    held_out = evaluates(run)
+    if training.patience and (tpu or not held_out):
+        raise ConfigError("--patience needs eval_steps and held-out records (eval_path), on CPUs or GPUs")
     seen: set[int] = set()
 
     def steps(line: ProgressLine, watch: Watch) -> int:
         given = latest_checkpoint(job.folder) is not None
-        during = DuringTraining(job, training, sampling, plan, line, watch, given) if here else None
+        beside = SessionsBeside(run, plan)
+        during = None if tpu else DuringTraining(job, training, sampling, beside, line, watch, given)
 
         def show(progress: Progress) -> None:
             line.show(progress)
@@ -95,7 +95,7 @@ def train(
             at_checkpoint=at_checkpoints(during) if during else None,
         )
         try:
-            if job.devices.tpu and held_out:
+            if tpu and held_out:
                 return in_turn(job, training, estimator, plan, line, watch, seen)
             return runtime.train(estimator, run, plan, job.folder, note, watch)
         finally:
@@ -105,10 +105,15 @@ def train(
 
     status = train_in_folder(job, training, plan.replicas(), device_text(job, plan), steps, here)
     last = runtime.current_step(job.folder)
-    records = bool(held_out) and last not in seen and not was_evaluated(job, last)
+    records = held_out and last not in seen and not was_evaluated(job, last)
     if run.training.eval_steps and status == 0 and (records or tasks):
         return evaluate(job, limit=run.training.eval_steps, keep=True, records=records)
     return status
+
+
+def evaluates(run: RunConfig) -> bool:
+    """Whether a training evaluates held-out records."""
+    return bool(run.training.eval_steps) and any(dataset.eval_path for _, dataset in run.datasets)
 
 
 def in_turn(

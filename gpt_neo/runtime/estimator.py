@@ -24,7 +24,7 @@ from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
 from gpt_neo.runtime.held_out import held_out_identity
 from gpt_neo.runtime.hooks import Diverged, Progress
-from gpt_neo.runtime.mesh import MeshPlan, check_layout, session_config
+from gpt_neo.runtime.mesh import MeshPlan, check_layout, on_chief, session_config
 from gpt_neo.runtime.model_fn import TrainingSetup, make_model_fn
 from gpt_neo.runtime.tpu import TpuOptions, finding_cores, resolve_tpu
 from gpt_neo.runtime.watch import Watch
@@ -95,7 +95,7 @@ def session_settings(run: RunConfig, folder: str, plan: MeshPlan, tpu: Optional[
     return tf.estimator.tpu.RunConfig(
         cluster=resolve_tpu(tpu) if tpu else None,
         master=None if tpu else plan.target,
-        device_fn=on_chief(plan.chief) if plan.chief else None,
+        device_fn=on_chief(plan),
         model_dir=folder,
         tf_random_seed=run.training.seed or 1,
         session_config=None if tpu else session_config(plan),
@@ -105,12 +105,6 @@ def session_settings(run: RunConfig, folder: str, plan: MeshPlan, tpu: Optional[
         log_step_count_steps=None,
         tpu_config=tpu_config,
     )
-
-
-def on_chief(chief: str) -> Callable[[Any], str]:
-    """A device function that puts what has no task of a cluster on its chief."""
-    default = tf.DeviceSpec.from_string(chief)
-    return lambda op: default.make_merged_spec(tf.DeviceSpec.from_string(op.device)).to_string()
 
 
 def eval_batch_size(run: RunConfig) -> int:

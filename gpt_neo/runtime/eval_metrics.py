@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -126,6 +127,16 @@ def write_events(folder: str, step: int, scalars: Mapping[str, float]) -> None:
     values = [tf.Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
     with event_writer(folder) as writer:
         writer.add_summary(tf.Summary(value=values), step)
+
+
+def write_result(folder: str, result: Mapping[str, Any]) -> None:
+    """Add what `summarize` says to what TensorBoard shows of a run's evaluations.
+
+    Args:
+      folder: of the run.
+    """
+    shown = ("loss", "perplexity", "bits_per_byte", "bits_per_character")
+    write_events(folder, result["step"], {name: result[name] for name in shown if result[name] is not None})
 
 
 def write_text(folder: str, step: int, tag: str, text: str) -> None:

@@ -16,7 +16,7 @@ from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.eval_metrics import record_sums, summarize
 from gpt_neo.runtime.eval_step import build_eval_step
-from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, on_chief, session_beside
 
 
 def held_out_identity(run: RunConfig, sources: Sequence[Source], batches: int, batch_size: int) -> str:
@@ -27,12 +27,71 @@ def held_out_identity(run: RunConfig, sources: Sequence[Source], batches: int, b
     return f"{records} samples of {run.model.n_ctx} tokens of {', '.join(s.name for s in sources)} ({digest})"
 
 
-class HeldOut:
-    """The evaluation of `runtime.estimator.evaluate` for local devices, its graph built once for many checkpoints.
+class Evaluation:
+    """The evaluation of `runtime.estimator.evaluate`, made once for many checkpoints.
 
     Args:
       sources: `evaluation_sources(run)`.
       batches: evaluated each time.
+    """
+
+    def __init__(self, run: RunConfig, sources: Sequence[Source], batches: int) -> None:
+        self.run, self.batches = run, batches
+        self.names = [source.name for source in sources]
+
+    def load(self, checkpoint: str) -> None:
+        """Take the weights of a checkpoint, and begin with the first batch.
+
+        Raises:
+          CheckpointError: it does not fit.
+        """
+        raise NotImplementedError
+
+    def following(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `record_sums` says of the records of the next batch, and the source [batch] of each."""
+        raise NotImplementedError
+
+    def evaluate(self, checkpoint: str, alive: Callable[[], None] = lambda: None) -> dict:
+        """What `summarize` says of a checkpoint.
+
+        Args:
+          checkpoint: its path.
+          alive: called after every batch.
+
+        Raises:
+          CheckpointError: it does not fit.
+        """
+        self.load(checkpoint)
+        sums = np.zeros([len(self.names), 5, 5])
+        for _ in range(self.batches):
+            records, source = self.following()
+            wide = records.astype(np.float64)
+            np.add.at(sums, source, wide[:, :, np.newaxis] * wide[:, np.newaxis, :])
+            alive()
+        found: dict[str, Any] = {"sums": sums, "global_step": step_of(checkpoint)}
+        return summarize(found, self.names, in_nats=not self.run.model.entmax_loss)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        raise NotImplementedError
+
+
+def batch_sums(run: RunConfig, batch: dict, losses: tf.Tensor, lengths: Optional[np.ndarray]) -> tf.Tensor:
+    """`record_sums` of a batch.
+
+    Args:
+      losses: float32 [batch, n_ctx].
+      lengths: `estimator.text_lengths(run)`.
+    """
+    weights = batch.get("weights", tf.ones_like(losses))
+    table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
+    return record_sums(losses, weights, batch["labels"], batch["weight"], table)
+
+
+class HeldOut(Evaluation):
+    """On the devices of TensorFlow that a run trains on.
+
+    Args:
       lengths: `estimator.text_lengths(run)`.
     """
 
@@ -45,42 +104,26 @@ class HeldOut:
         batch_size: int,
         lengths: Optional[np.ndarray] = None,
     ) -> None:
-        self.run, self.batches = run, batches
-        self.names = [source.name for source in sources]
+        super().__init__(run, sources, batches)
         self.graph = tf.Graph()
-        with self.graph.as_default():
+        with self.graph.as_default(), tf.device(on_chief(plan)):
             data = tf.data.make_initializable_iterator(evaluation_batches(run, batch_size, batches, sources))
             batch, self.rewind = data.get_next(), data.initializer
             losses, lowering = build_eval_step(batch, run, LocalPlacement(plan))
-            weights = batch.get("weights", tf.ones_like(losses))
-            table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
-            records = record_sums(losses, weights, batch["labels"], batch["weight"], table)
-            self.fetches = (records, batch["source"])
+            self.fetches = (batch_sums(run, batch, losses, lengths), batch["source"])
             self.weights, self.copies = tf.global_variables(), lowering.copy_masters_to_slices()
-        self.session = tf.Session(graph=self.graph, config=session_config(plan))
+        self.session = session_beside(plan, self.graph)
 
-    def evaluate(self, checkpoint: str, alive: Callable[[], None] = lambda: None) -> dict:
-        """What `summarize` says of a checkpoint.
-
-        Args:
-          checkpoint: its path.
-          alive: called after every batch.
-
-        Raises:
-          CheckpointError: it does not fit.
-        """
+    def load(self, checkpoint: str) -> None:
+        """See `Evaluation`."""
         with self.graph.as_default():
             load_variables(self.session, checkpoint, self.weights)
         self.session.run([self.rewind, self.copies])
-        sums = np.zeros([len(self.names), 5, 5])
-        for _ in range(self.batches):
-            records, source = self.session.run(self.fetches)
-            wide = records.astype(np.float64)
-            np.add.at(sums, source, wide[:, :, np.newaxis] * wide[:, np.newaxis, :])
-            alive()
-        found: dict[str, Any] = {"sums": sums, "global_step": step_of(checkpoint)}
-        return summarize(found, self.names, in_nats=not self.run.model.entmax_loss)
+
+    def following(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `Evaluation`."""
+        return self.session.run(self.fetches)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """See `Evaluation`."""
         self.session.close()

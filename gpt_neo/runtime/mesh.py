@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from gpt_neo.config.layouts import collision, dimension_sizes
 from gpt_neo.config.schema import MeshConfig, RunConfig
@@ -41,6 +41,11 @@ class MeshPlan:
         """Parts that a tensor dimension is split into."""
         sizes = dict(self.mesh_shape)
         return math.prod(sizes[mesh_dim] for name, mesh_dim in self.layout if name == dimension)
+
+    def whole_parts(self, rows: int) -> int:
+        """As many rows, or the few more that the layout can split over its replicas."""
+        parts = self.replicas()
+        return -(-rows // parts) * parts
 
 
 def whole_mesh(config: MeshConfig) -> MeshPlan:
@@ -201,9 +206,29 @@ def mesh_strings(mesh_shape: Sequence, layout: Sequence) -> tuple:
     return shape, mtf.convert_to_layout_rules(",".join(f"{n}:{m}" for n, m in layout))
 
 
+def on_chief(plan: MeshPlan) -> Optional[Callable[[tf.Operation], str]]:
+    """A device function that puts what has no task of a cluster on its chief; None without a cluster."""
+    if not plan.chief:
+        return None
+    default = tf.DeviceSpec.from_string(plan.chief)
+    return lambda op: default.make_merged_spec(tf.DeviceSpec.from_string(op.device)).to_string()
+
+
 def session_config(plan: MeshPlan) -> tf.ConfigProto:
     """Session options: as many CPU devices as the plan names, GPU memory as it is needed."""
     cpus = max([1] + [int(name.rsplit(":", 1)[-1]) + 1 for name in plan.devices if "CPU" in name])
     config = tf.ConfigProto(allow_soft_placement=True, device_count={"CPU": cpus})
     config.gpu_options.allow_growth = True
     return config
+
+
+def session_beside(plan: MeshPlan, graph: tf.Graph, plain: bool = False) -> tf.Session:
+    """A session whose variables are its own: on a server those of one name would be those of the training, too.
+
+    Args:
+      plain: leave the graph optimizer out; the graph is as it should be, and its copies would stay in memory.
+    """
+    config = session_config(plan)
+    config.isolate_session_state = True
+    config.graph_options.rewrite_options.disable_meta_optimizer = plain
+    return tf.Session(plan.target, graph=graph, config=config)

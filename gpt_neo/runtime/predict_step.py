@@ -14,13 +14,13 @@ from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.caches import CACHES, VariableStore
 from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.runtime.memory import release_unused_memory
-from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, on_chief, session_beside
 from gpt_neo.runtime.network import forward
 from gpt_neo.sampling.batches import AlignedSampler
 
 
 class Sampler(AlignedSampler):
-    """A model ready to sample `batch_size` rows at once.
+    """A model ready to sample `batch_size` rows at once, or a few more where the layout splits the batch.
 
     Args:
       length: tokens of the longest text, prompt included, for which the caches have room; n_ctx when absent.
@@ -37,10 +37,11 @@ class Sampler(AlignedSampler):
         plan: Optional[MeshPlan] = None,
         length: Optional[int] = None,
     ) -> None:
-        super().__init__(config, batch_size, length)
         placement = LocalPlacement(plan or MeshPlan())
+        batch_size = placement.plan.whole_parts(batch_size)
+        super().__init__(config, batch_size, length)
         self.graph = tf.Graph()
-        with self.graph.as_default():
+        with self.graph.as_default(), tf.device(on_chief(placement.plan)):
             self.position = tf.placeholder(tf.int32, [])
             self.start = tf.placeholder(tf.int32, [batch_size])
             self.fed = {size: tf.placeholder(tf.int32, [batch_size, size]) for size in (self.chunk, 1)}
@@ -87,6 +88,10 @@ class Sampler(AlignedSampler):
         self.at[0] += 1
         return self.run(tokens[:, np.newaxis], position, start)
 
+    def close(self) -> None:
+        """Give the memory back."""
+        self.session.close()
+
 
 def open_session(plan: MeshPlan, checkpoint: str, copies: list) -> tuple[tf.Tensor, list[str]]:
     """Load the weights and empty caches of the default graph, which is finished by that.
@@ -97,10 +102,7 @@ def open_session(plan: MeshPlan, checkpoint: str, copies: list) -> tuple[tf.Tens
     Returns:
       (session, notes on what was done on the way)
     """
-    options = session_config(plan)
-    # The graph is as it should be; the optimizer's copies of it would stay in memory.
-    options.graph_options.rewrite_options.disable_meta_optimizer = True
-    session = tf.Session(config=options)
+    session = session_beside(plan, tf.get_default_graph(), plain=True)
     notes = load_weights(session, checkpoint)
     zero_caches(session)
     session.run(copies)

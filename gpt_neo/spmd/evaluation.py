@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable, Optional
 
+import numpy as np
+
 from gpt_neo.checkpoint.best import keep_best
-from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.inputs.sources import Source
 from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.estimator import eval_batch_size, reading, text_lengths, what_to_evaluate
-from gpt_neo.runtime.eval_metrics import record_sums, streaming, summarize, write_events
-from gpt_neo.runtime.held_out import held_out_identity
+from gpt_neo.runtime.eval_metrics import write_result
+from gpt_neo.runtime.held_out import Evaluation, batch_sums, held_out_identity
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_eval_step
 from gpt_neo.spmd.sampling import whole_parts
@@ -45,37 +47,73 @@ def evaluate(
     """
     size = whole_parts(run, eval_batch_size(run))
     found, steps = what_to_evaluate(run, folder, sources, limit, which, size)
-    with place(export_eval_step(run, size)) as devices:
-        for note in put_weights(devices, found.path):
-            tell(note)
+    held_out = DeviceHeldOut(run, place, sources, steps, size, text_lengths(run), tell)
+    try:
         with reading(run, sources, 0, size):
-            metrics = summed(run, devices, size, steps, sources)
-    step = step_of(found.path)
-    # under the names that the Estimator gives them
-    write_events(folder, step, {name: value for name, value in metrics.items() if name != "sums"})
-    names = [source.name for source in sources]
-    result = summarize({**metrics, "global_step": step}, names, in_nats=not run.model.entmax_loss)
+            result = held_out.evaluate(found.path)
+    finally:
+        held_out.close()
+    write_result(folder, result)
     if keep:
         keep_best(folder, found.path, result["loss"], held_out_identity(run, sources, steps, size))
     return result
 
 
-def summed(run: RunConfig, devices: Devices, size: int, steps: int, sources: list[Source]) -> dict:
-    """The metrics of `streaming` after so many batches."""
-    lengths = text_lengths(run)
-    with tf.Graph().as_default(), tf.Session() as session:
-        data = evaluation_batches(run, size, steps, sources)
-        following = tf.data.make_one_shot_iterator(data).get_next()
-        fed = {name: tf.placeholder(x.dtype, x.shape) for name, x in following.items()}
-        losses = tf.placeholder(tf.float32, following["labels"].shape)
-        weights = fed.get("weights", tf.ones_like(losses))
-        table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
-        records = record_sums(losses, weights, fed["labels"], fed["weight"], table)
-        metrics = streaming(records, fed["source"], len(sources))
-        session.run(tf.local_variables_initializer())
-        for _ in range(steps):
-            batch = session.run(following)
-            results = devices.step({name: batch[name] for name in ("inputs", "labels")})
-            given = {fed[name]: value for name, value in batch.items()}
-            session.run(metrics["sums"][1], {**given, losses: results["losses"][0]})
-        return session.run({name: value for name, (value, _) in metrics.items()})
+class DeviceHeldOut(Evaluation):
+    """Held-out records on devices of JAX. Their memory is taken for an evaluation alone.
+
+    Args:
+      place: puts a program on devices.
+      lengths: `estimator.text_lengths(run)`.
+      tell: called with notes on how the weights were loaded.
+
+    Raises:
+      ConfigError: the layout does not divide.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        place: Callable[[Program], Devices],
+        sources: Sequence[Source],
+        batches: int,
+        batch_size: int,
+        lengths: Optional[np.ndarray] = None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__(run, sources, batches)
+        self.tell = tell
+        self.devices = place(export_eval_step(run, batch_size))
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            data = tf.data.make_initializable_iterator(evaluation_batches(run, batch_size, batches, sources))
+            self.batch, self.rewind = data.get_next(), data.initializer
+            self.fed = {name: tf.placeholder(x.dtype, x.shape) for name, x in self.batch.items()}
+            self.losses = tf.placeholder(tf.float32, self.batch["labels"].shape)
+            self.records = batch_sums(run, self.fed, self.losses, lengths)
+        self.session = tf.Session(graph=self.graph)
+
+    def load(self, checkpoint: str) -> None:
+        """See `Evaluation`."""
+        for note in put_weights(self.devices, checkpoint):
+            self.tell(note)
+        self.session.run(self.rewind)
+
+    def following(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `Evaluation`."""
+        batch = self.session.run(self.batch)
+        results = self.devices.step({name: batch[name] for name in ("inputs", "labels")})
+        given = {self.fed[name]: value for name, value in batch.items()}
+        records = self.session.run(self.records, {**given, self.losses: results["losses"][0]})
+        return records, batch["source"]
+
+    def evaluate(self, checkpoint: str, alive: Callable[[], None] = lambda: None) -> dict:
+        """See `Evaluation`."""
+        result = super().evaluate(checkpoint, alive)
+        self.devices.release()
+        return result
+
+    def close(self) -> None:
+        """See `Evaluation`."""
+        self.session.close()
+        self.devices.close()

@@ -49,9 +49,9 @@ class DeviceSampler(AlignedSampler):
         self.devices = place(program)
         self.kinds = self.devices.kinds
         try:
-            self.notes = put_weights(self.devices, checkpoint)
+            self.load(checkpoint)
         except BaseException:
-            self.devices.close()
+            self.close()
             raise
 
     def generate_batch(self, rows: list[Row], options: SampleOptions) -> Iterator[Token]:
@@ -91,6 +91,14 @@ class DeviceSampler(AlignedSampler):
             left[index] = 0 if token == eos_id else left[index] - 1
             yield Token(rows[index].prompt, rows[index].sample, token, not left[index])
 
+    def load(self, checkpoint: str) -> None:
+        """Take the weights of another checkpoint."""
+        self.notes = put_weights(self.devices, checkpoint)
+
+    def close(self) -> None:
+        """Let go of the devices."""
+        self.devices.close()
+
     def __enter__(self) -> DeviceSampler:
         """Nothing more to do."""
         return self
@@ -98,14 +106,13 @@ class DeviceSampler(AlignedSampler):
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        """End the process."""
-        self.devices.close()
+        """Let go of the devices."""
+        self.close()
 
 
 def whole_parts(run: RunConfig, rows: int) -> int:
     """As many rows, or the few more that the layout can split over its replicas."""
-    parts = whole_mesh(run.mesh).replicas()
-    return -(-rows // parts) * parts
+    return whole_mesh(run.mesh).whole_parts(rows)
 
 
 def scalars(options: SampleOptions) -> dict[str, Any]:

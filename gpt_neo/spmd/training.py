@@ -51,6 +51,7 @@ class DeviceTraining:
         steps_per_checkpoint: int = 5000,
         steps_per_log: int = 10,
         save_minutes: float = 0.0,
+        at_checkpoint: Optional[Callable[[int], bool]] = None,
     ) -> int:
         """As `runtime.estimator.train`, with the same words for what goes wrong."""
         leave = watch.leave
@@ -64,6 +65,7 @@ class DeviceTraining:
             watch=watch,
             steps_per_log=steps_per_log,
             save_minutes=save_minutes,
+            at_checkpoint=at_checkpoint,
             # A plain function: TPUEstimator looks at its arguments.
             function=lambda setup: lambda features, labels, mode, params: self.train_spec(features, setup),
         )
@@ -112,6 +114,10 @@ class DeviceTraining:
         loss, rate, *norm = values
         return TrainStep(loss, rate, train, None, *norm)
 
+    def beside(self, program: Program) -> Devices:
+        """Another program on the devices of the training."""
+        return self.devices.beside(program)
+
     def noting(self, act: Callable[[], Result]) -> Result:
         """Do something inside a graph, which turns every error into one of its own: keep ours."""
         self.failure = None  # an earlier one was got over, as where a save is tried again
@@ -124,7 +130,7 @@ class DeviceTraining:
     def leave(self, status: int, leave: Callable[[int], None]) -> None:
         """End a run that is stuck, and the process that it may be stuck in."""
         if self.devices is not None:
-            self.devices.process.kill()
+            self.devices.worker.process.kill()
         leave(status)
 
     def __enter__(self) -> DeviceTraining:

@@ -1,7 +1,8 @@
 """Runs an exported program on the devices that JAX sees. A script for an environment without TensorFlow.
 
-It reads messages (see `messages.py`) from standard input and answers on standard output: `load` a program, `put` whole
-variables, `step`, `get` whole variables. The slices stay on the devices; a step's new ones take the place of its old.
+It reads messages (see `messages.py`) from standard input and answers on standard output: `load` a program under a
+number, `put` whole variables, `step`, `get` whole variables, `release` them all, `drop` the program. The slices stay on
+the devices; a step's new ones take the place of its old.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ class Runner:
             self.executable = compiled(handle.read(), self.devices, options)
         # Replicated as far as JAX knows: it takes the shards as they are, and they may differ.
         self.sharding = NamedSharding(Mesh(np.array(self.devices), ("core",)), PartitionSpec())
-        self.state = {"core": self.joined([np.int32(core) for core in range(cores)])}
+        self.state: dict[str, Any] = {}
+        self.release()
+
+    def release(self) -> None:
+        """Keep no variable."""
+        self.state = {"core": self.joined([np.int32(core) for core in range(len(self.devices))])}
 
     def joined(self, parts: Sequence[Any]) -> Any:
         """One array of a part per device."""
@@ -105,33 +111,45 @@ def compiled(text: str, devices: Sequence[Any], options: Any) -> Any:
     return client.compile(text, options)
 
 
-def answer(runner: Any, header: dict, arrays: dict) -> tuple[Any, dict, dict]:
-    """What one message asks for: the runner from now on, header and arrays of the answer."""
+def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict, dict]:
+    """What one message asks for: header and arrays of the answer.
+
+    Args:
+      runners: by number; `load` adds to them, `drop` takes away.
+    """
+    number = header["program"]
     if header["do"] == "load":
-        runner = Runner(header["path"], header["description"])
+        runner = runners[number] = Runner(header["path"], header["description"])
         kinds = [device.device_kind for device in runner.devices]
-        return runner, {"devices": kinds, "platform": runner.devices[0].platform, "jax": jax.__version__}, {}
+        return {"devices": kinds, "platform": runner.devices[0].platform, "jax": jax.__version__}, {}
+    if header["do"] == "drop":
+        del runners[number]
+        return {}, {}
+    runner = runners[number]
+    if header["do"] == "release":
+        runner.release()
+        return {}, {}
     if header["do"] == "put":
         for name, whole in arrays.items():
             runner.put(name, whole)
-        return runner, {}, {}
+        return {}, {}
     if header["do"] == "get":
-        return runner, {}, {name: runner.get(name) for name in header["names"]}
-    return runner, {}, runner.step(arrays)
+        return {}, {name: runner.get(name) for name in header["names"]}
+    return {}, runner.step(arrays)
 
 
 def main() -> None:
     """Answer until the other side closes."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not get between the messages
-    runner: Any = None
+    runners: dict[int, Runner] = {}
     while True:
         try:
             header, arrays = messages.receive(sys.stdin.buffer)
         except EOFError:
             return
         try:
-            runner, reply, results = answer(runner, header, arrays)
+            reply, results = answer(runners, header, arrays)
         except Exception as error:  # whatever the runtime raises is for the other side to tell
             reply, results = {"error": f"{type(error).__name__}: {error}"}, {}
         messages.send(output, reply, results)

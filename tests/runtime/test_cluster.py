@@ -77,7 +77,13 @@ def tf_configs(count):
 def outcome(world, tmp_path_factory):
     """Statuses, logs and output of: one process; four, of which one is killed; the same four started again."""
     folder = tmp_path_factory.mktemp("cluster")
-    common = {"train_steps": STEPS, "eval_steps": 1, "n_layer": 1, "attention_types": [[["global"], 1]]}
+    common = {
+        "train_steps": STEPS,
+        "eval_steps": 1,
+        "predict_steps": 1,
+        "n_layer": 1,
+        "attention_types": [[["global"], 1]],
+    }
     one = world.config("one_process", model_path=str(folder / "one"), **common)
     four = world.config(
         "four_processes", model_path=str(folder / "four"), mesh_shape="x:2,y:2", layout="batch:x,heads:y", **common
@@ -128,11 +134,14 @@ def test_four_processes_give_the_losses_of_one(outcome):
     assert {step for step, _ in together} == set(alone)
     for step, loss in together:  # those before the kill, and those of the run that went on
         assert loss == pytest.approx(alone[step], abs=1e-4), step
-    # on one machine, while it trains too; the last is that of the end
-    texts_of = [next((folder / name).glob("eval_*.jsonl")).read_text() for name in ("one", "four")]
-    held_out = [json.loads(text.splitlines()[-1]) for text in texts_of]
-    assert held_out[0]["step"] == held_out[1]["step"] == STEPS
-    assert held_out[0]["loss"] == pytest.approx(held_out[1]["loss"], abs=1e-4)
+    held_out = []
+    for name in ("one", "four"):
+        rows = map(json.loads, next((folder / name).glob("eval_*.jsonl")).read_text().splitlines())
+        held_out.append({row["step"]: row["loss"] for row in rows})
+    assert list(held_out[0]) == list(range(2, STEPS + 1, 2)) and list(held_out[1]) == list(held_out[0])
+    assert held_out[0] == pytest.approx(held_out[1], abs=1e-4)
+    written = [sorted(path.name[-5:] for path in (folder / name).glob("predictions_*")) for name in ("one", "four")]
+    assert written[0] == written[1] and len(written[0]) == len(held_out[0])
     assert "/job:worker/task:3/device:CPU:0" in texts["again.0"] and "lending   the devices" in texts["again.3"]
 
 

@@ -29,7 +29,7 @@ class FakeDevices:
 
     def __init__(self, program, python, platform="cpu"):
         self.program, self.kinds, self.held = program, ["fake"] * 2, {}
-        self.process = types.SimpleNamespace(kill=lambda: print("killed", flush=True))
+        self.worker = types.SimpleNamespace(process=types.SimpleNamespace(kill=lambda: print("killed", flush=True)))
         self.closed = False
         FakeDevices.made.append(self)
 

@@ -10,6 +10,7 @@ from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.sampling import DeviceSampler
+from tests.conftest import folder_of
 from tests.model.tools import save_random
 from tests.spmd.tools import MOE, make_run
 
@@ -126,3 +127,18 @@ def test_the_evaluation_of_main_py(trained, command, spmd_run, capsys):
         assert abs(got[name] - wanted[name]) < 1e-5, name
         np.testing.assert_allclose(got["intervals"][name], wanted["intervals"][name], atol=1e-5)
     assert abs(got["perplexity"] / wanted["perplexity"] - 1) < 1e-5
+
+
+def test_a_curve_and_samples_while_it_trains(world, command, spmd_run, capsys):
+    """Those of main.py on one device: programs beside the training's, on four devices of the same process."""
+    flags = ["--steps_per_checkpoint", 2, "--patience", 9]
+    curves, samples = [], []
+    for name, run, more in (("curve", command, []), ("curve_split", spmd_run, SPLIT_RUN)):
+        path = world.config(name, eval_steps=2, predict_steps=1, train_steps=4)
+        assert run("--model", path, *flags, *more) == 0
+        told = capsys.readouterr().out.splitlines()
+        samples.append([line for line in told if line.startswith("sample ")])
+        with open(os.path.join(folder_of(path), f"eval_{name}.jsonl"), encoding="utf-8") as handle:
+            curves.append([(row["step"], row["loss"], row["bits_per_byte"]) for row in map(json.loads, handle)])
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+    assert [step for step, *_ in curves[0]] == [2, 4] and len(samples[0]) == 2 and samples[0] == samples[1]

@@ -10,8 +10,10 @@ import signal
 import pytest
 
 from gpt_neo.__main__ import main
+from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.folder import read_state
+from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli import quiet, spmd_jobs
 from gpt_neo.config import load_config
 from gpt_neo.errors import DeviceError
@@ -71,10 +73,32 @@ def steps_in(folder):
     return sorted(int(re.search(r"(\d+)\.index", path)[1]) for path in glob.glob(os.path.join(folder, "*.index")))
 
 
+class HeldOutRecords:
+    """As an `Evaluation`: losses by step."""
+
+    def __init__(self, batches):
+        assert batches == 4  # of the 5 asked for: there are no more records
+
+    def evaluate(self, checkpoint, alive):
+        alive()
+        loss = {3: 4.0, 6: 1.0, 9: 2.0, 10: 3.0}.get(step_of(checkpoint), 9.0)
+        numbers = {"loss": loss, "perplexity": loss, "bits_per_byte": None, "bits_per_character": None}
+        return {
+            "step": step_of(checkpoint),
+            **numbers,
+            "tokens": 1,
+            "records": 1,
+            "datasets": [],
+            "intervals": {"loss": [loss, loss]},
+        }
+
+    def close(self):
+        pass
+
+
 def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     monkeypatch.setattr(saver, "AT_ONCE", 100)  # bytes: several parts
-    evaluated: list = []
-    monkeypatch.setattr(spmd_jobs, "evaluate", lambda job, backend, limit, keep: evaluated.append(limit) or 0)
+    monkeypatch.setattr(spmd_jobs.ProgramsBeside, "held_out", lambda self, sources, batches: HeldOutRecords(batches))
     path = world.config("spmd_kept", train_steps=10, keep_checkpoints=2, eval_steps=5)
     status, text = spmd("--model", path, "--steps_per_checkpoint", 3, "--steps_per_log", 2)
     assert status == 0, text
@@ -105,7 +129,10 @@ def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
         "trained",
         "next",
     ]
-    assert evaluated == [5]
+    with open(os.path.join(folder, "eval_spmd_kept.jsonl"), encoding="utf-8") as handle:
+        held_out = [json.loads(line) for line in handle]
+    assert [(row["step"], row["loss"]) for row in held_out] == [(3, 4.0), (6, 1.0), (9, 2.0), (10, 3.0)]
+    assert read_best(folder).step == 6 and text.count("held out  step") == 4
     status, text = spmd("--model", path)
     assert status == 0 and "nothing to do" in text and len(FakeDevices.made) == 1
     status, text = spmd("--model", path, "--new", "--yes", "--set", "train_steps=1")
@@ -228,7 +255,7 @@ def test_a_stall_ends_the_process_of_the_devices_too(tmp_path):
     training = DeviceTraining(run, lambda program: None, print)
     watch = Watch(str(tmp_path), leave=ended.append)
     training.devices = FakeDevices(None, "")
-    training.devices.process.kill = lambda: ended.append("killed")
+    training.devices.worker.process.kill = lambda: ended.append("killed")
     training.leave(75, watch.leave)
     assert ended == ["killed", 75]
 
