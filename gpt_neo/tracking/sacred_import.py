@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import types
+import warnings
 from typing import Any
 
 from gpt_neo.errors import ConfigError
@@ -26,8 +27,10 @@ def import_sacred() -> Any:
     if missing:
         sys.modules["pkg_resources"] = stand_in()
     try:
-        import sacred
-        import sacred.observers
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pkg_resources on itself: nothing a user could do
+            import sacred
+            import sacred.observers
     except ImportError as error:
         raise ConfigError(f"--experiment needs the extra track: {how_to_install('track')} ({error})") from error
     finally:
