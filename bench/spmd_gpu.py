@@ -36,7 +36,9 @@ def export(folder: Path, models: list[str]) -> None:
     from gpt_neo.checkpoint.names import is_slot
     from gpt_neo.config import load_config
     from gpt_neo.config.estimate import step_flops
+    from gpt_neo.spmd.attention import attention_for
     from gpt_neo.spmd.devices import save_program
+    from gpt_neo.spmd.environment import worker_python
     from gpt_neo.spmd.program import export_train_step
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,8 @@ def export(folder: Path, models: list[str]) -> None:
                 "recompute_grad=false",
             ],
         )
-        program, model = export_train_step(run), run.model
+        attention = attention_for("gpu", lambda: worker_python(print, "gpu", present=False), print)
+        program, model = export_train_step(run, attention=attention), run.model
         program.description["bench"] = {
             "model": name,
             "batch": int(batch),

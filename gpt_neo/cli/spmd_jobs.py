@@ -26,6 +26,7 @@ from gpt_neo.runtime.watch import Watch
 from gpt_neo.sampling.batches import BatchSampler
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd import evaluation as spmd_evaluation
+from gpt_neo.spmd.attention import PlatformAttention, attention_for
 from gpt_neo.spmd.decoding import export_predict_step
 from gpt_neo.spmd.devices import Devices, save_program
 from gpt_neo.spmd.environment import worker_python
@@ -41,11 +42,12 @@ def train(job: Job, options: Train) -> int:
     if run.model.lora_rank or run.optimizer.freeze:
         raise ConfigError("--backend xla trains every variable; lora_rank and freeze go with --backend tensorflow")
     if options.backend.save_program:
-        return save(export_train_step(run, weighted(run, training_sources(run))), options.backend.save_program)
+        program = export_train_step(run, weighted(run, training_sources(run)), attention_of(options.backend, False))
+        return save(program, options.backend.save_program)
     if training.patience and not evaluates(run):
         raise ConfigError("--patience needs eval_steps and held-out records (eval_path)")
     seen: set[int] = set()
-    with DeviceTraining(run, place_for(options.backend), note) as devices:
+    with DeviceTraining(run, place_for(options.backend), note, attention_of(options.backend)) as devices:
 
         def steps(line: ProgressLine, watch: Watch) -> int:
             given, beside = latest_checkpoint(job.folder) is not None, ProgramsBeside(run, devices.beside)
@@ -155,6 +157,12 @@ def place_for(backend: BackendOptions) -> Callable[[Program], Devices]:
     """Puts a program on devices of --platform; the environment of JAX is made then, if it is not there."""
     platform = backend.platform or "cpu"
     return lambda program: Devices(program, worker_python(note, platform), platform)
+
+
+def attention_of(backend: BackendOptions, present: bool = True) -> Optional[PlatformAttention]:
+    """What --platform has in the place of attention by blocks. present: whether its devices are used, too."""
+    platform = backend.platform or "cpu"
+    return attention_for(platform, lambda: worker_python(note, platform, present), note)
 
 
 def device_text(run: RunConfig, backend: BackendOptions) -> str:

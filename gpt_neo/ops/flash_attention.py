@@ -10,9 +10,10 @@ have the same work under a causal mask, and the partial results are joined by th
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 from collections.abc import Sequence
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 from gpt_neo.mtf_compat import LaidOut, Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp, last_sum
@@ -21,6 +22,15 @@ from gpt_neo.ops.softmax import MASKED
 
 BLOCK = 256  # queries; large enough for the matrix units, small beside a context
 MEMORY = "memory_length"  # what a layout calls the keys
+# What takes the place of the blocks: (radius, q, k, v) -> [output], (radius, q, k, v, gradient of it) -> their three
+# gradients; or None where there is nothing for them. See `spmd.attention`.
+CALLED: contextvars.ContextVar[Optional[Callable]] = contextvars.ContextVar("CALLED", default=None)
+
+
+def called(stripe: Stripe, radius: Optional[int], *tensors: tf.Tensor) -> Optional[list[tf.Tensor]]:
+    """What `CALLED` makes of whole sequences; None where there is no such thing."""
+    call = CALLED.get()
+    return call(radius, *tensors) if call and stripe.step == 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +133,10 @@ class FlashAttention(WholeSequences):
 
     def kernel(self, stripe: Stripe, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tuple:
         """Three of [batch, sequence, heads, features] -> the same, [batch, heads, sequence], the first in float32."""
+        made = called(stripe, self.radius, q, k, v)
+        if made is not None:  # its gradient needs neither of the others
+            batch, length, heads, _ = q.shape.as_list()
+            return made[0], tf.zeros([batch, heads, length]), tf.cast(made[0], tf.float32)
         q, k, v = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v)))
         outs, log_sums = [], []
         for low, high, first in blocks(q.shape[2], self.radius, stripe.step):
@@ -172,6 +186,9 @@ class FlashAttentionGrad(WholeSequences):
         grad: tf.Tensor,
     ) -> tuple:
         """Gradients of q, k, v, each [batch, sequence, heads, features]."""
+        made = called(stripe, self.radius, q, k, v, grad)
+        if made is not None:
+            return tuple(made)
         q, k, v, wide, grad = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v), wide, grad))
         inner = last_sum(wide * tf.cast(grad, tf.float32))
         spans, step = blocks(q.shape[2], self.radius, stripe.step), stripe.step

@@ -16,7 +16,8 @@ from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config.estimate import count_parameters, microbatches, step_flops
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError
-from gpt_neo.spmd.environment import last_line, worker_python
+from gpt_neo.spmd.attention import attention_for
+from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
 from gpt_neo.spmd.figures import loop_share, work_of
 from gpt_neo.spmd.program import Program, export_train_step
 from gpt_neo.spmd.roofline import roofline
@@ -55,7 +56,7 @@ def check(
             f"mesh_shape multiplies to {cores}, {slice_.name} has {slice_.devices} devices: set --set mesh_shape=..."
         )
     python = worker_python(tell, slice_.platform, present=False)
-    program = export_train_step(run)
+    program = export_train_step(run, attention=attention_for(slice_.platform, lambda: python, tell))
     with tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
         output = os.path.join(folder, "optimised.hlo")
         left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
@@ -118,15 +119,6 @@ def compile_program(
             report["fits"] = used <= slice_.card.usable
             report["reason"] = "" if report["fits"] else f"the program takes {used:,} bytes of a GPU"
     return report
-
-
-def compiler_environment() -> dict:
-    """Environment variables of the compiler. No device is opened, so others may compile at the same time; nothing is
-    asked of a cloud machine's metadata; CUDA's plugin looks for no driver."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
-    tpu = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    gpu = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": "-1"}
-    return {**kept, "JAX_PLATFORMS": "cpu", **tpu, **gpu}
 
 
 def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, output: str) -> dict:

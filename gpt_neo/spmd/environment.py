@@ -110,3 +110,12 @@ def last_line(text: str) -> Optional[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or [None])[-1]  # type: ignore[list-item]
+
+
+def compiler_environment() -> dict:
+    """Environment variables of the compiler. No device is opened, so others may compile at the same time; nothing is
+    asked of a cloud machine's metadata; CUDA's plugin looks for no driver."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    tpu = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    gpu = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    return {**kept, "JAX_PLATFORMS": "cpu", **tpu, **gpu}

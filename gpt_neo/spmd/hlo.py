@@ -26,6 +26,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 # Names for what is in memory already, and ends of what was counted at its beginning.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id"}
 FREE |= {"replica-id", "async-update", "async-done", "copy-done", *(f"{name}-done" for name in COLLECTIVES)}
+ATTENTION = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}  # calls of cuDNN, and products in each
 TAKING = ("slice", "dynamic-slice", "gather")  # read of their first operand only what they return
 WRITING = ("dynamic-update-slice", "scatter")  # change a part of their first operand in its place
 
@@ -155,6 +156,9 @@ class Module:
             exact = "highest" in found.attributes or "high," in found.attributes
             kind = "tf32" if kind == "f32" and not exact else kind
             total[kind] += 2 * length * math.prod(found.arrays[0][1])
+        elif found.opcode == "custom-call":
+            kind, dims = within[found.operands[0]].arrays[0] if found.operands else ("", ())
+            total[kind] += attention_flops(found.attributes, dims)
         return total
 
     def bytes(self, found: Instruction, within: dict[str, Instruction]) -> int:
@@ -207,6 +211,19 @@ class Module:
         count = group_size(found.attributes)
         share = {"all-reduce": 2 * (count - 1) / count, "all-gather": count - 1.0}.get(kind, (count - 1) / count)
         return size * share
+
+
+def attention_flops(attributes: str, dims: tuple) -> int:
+    """FLOPs of cuDNN's fused attention of q [batch, sequence, heads, features], causal with a window or none: what is
+    masked is not computed. The backward pass makes the scores again. 0 for other calls."""
+    match = re.search(r'custom_call_target="([^"]+)"', attributes)
+    if not match or match[1] not in ATTENTION:
+        return 0
+    batch, length, heads, features = dims
+    window = re.search(r'"sliding_window_length": ?"?(\d+)', attributes)
+    span = int(window[1]) if window and int(window[1]) else length
+    pairs = sum(min(query + 1, span) for query in range(length))
+    return ATTENTION[match[1]] * 2 * batch * heads * features * pairs
 
 
 def group_size(attributes: str) -> int:

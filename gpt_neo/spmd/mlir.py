@@ -23,8 +23,15 @@ TYPE_NAMES = {"float32": "float", "float64": "double"}  # those of TensorFlow's 
 
 def named_call(name: str, x: Any, shape: Sequence[int], options: str) -> Any:
     """A call of something outside of TensorFlow, for graphs that `export_mlir` takes: x -> a tensor of `shape`."""
-    (out,) = gen_xla_ops.xla_custom_call_v2([x], name, options, False, [x.dtype], [shape])
+    (out,) = named_calls(name, [x], [x.dtype], [shape], options)
     return out
+
+
+def named_calls(
+    name: str, given: Sequence[Any], dtypes: Sequence[Any], shapes: Sequence[Any], options: str = ""
+) -> list:
+    """As `named_call`, of several tensors, that makes several."""
+    return gen_xla_ops.xla_custom_call_v2(given, name, options, False, dtypes, shapes)
 
 
 def export_mlir(graph: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> str:

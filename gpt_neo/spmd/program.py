@@ -14,6 +14,7 @@ from gpt_neo.ops.kernels import inlined
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import MeshPlan, check_layout
 from gpt_neo.runtime.train_step import build_train_step
+from gpt_neo.spmd.attention import PlatformAttention, attention_by
 from gpt_neo.spmd.core_mesh import CorePlacement
 from gpt_neo.spmd.mlir import export_mlir
 from gpt_neo.spmd.stablehlo import finished
@@ -29,13 +30,14 @@ class Program:
     initial: dict = dataclasses.field(repr=False)
 
 
-def export_train_step(run: RunConfig, weighted: bool = False) -> Program:
+def export_train_step(run: RunConfig, weighted: bool = False, attention: Optional[PlatformAttention] = None) -> Program:
     """The training step of the runtime for one core of the config's mesh.
 
     Inputs: core number, step, the whole batch, this core's slices. Outputs: loss, rate, the new slices.
 
     Args:
       weighted: whether batches say which labels count.
+      attention: takes the place of attention by blocks where it can.
 
     Raises:
       ConfigError: the layout does not divide.
@@ -44,13 +46,13 @@ def export_train_step(run: RunConfig, weighted: bool = False) -> Program:
     plan = MeshPlan(("",), run.mesh.mesh_shape, run.mesh.layout)
     check_layout(run, plan, size)
     placement = CorePlacement(run.mesh)
-    with tf.Graph().as_default() as graph, inlined():
+    with tf.Graph().as_default() as graph, inlined(), attention_by(attention):
         tf.set_random_seed(run.training.seed or 1)
         step = global_step()
         batch = batch_inputs(size, n_ctx, weighted)
         train = build_train_step(batch, run, placement)
         results = {"loss": train.loss, "rate": train.rate, **({} if train.norm is None else {"norm": train.norm})}
-        return finish_program("train", graph, run, placement, {"step": step, **batch}, results)
+        return finish_program("train", graph, run, placement, {"step": step, **batch}, results, attention=attention)
 
 
 def export_eval_step(run: RunConfig, batch_size: int) -> Program:
@@ -89,11 +91,13 @@ def finish_program(
     features: dict,
     results: dict,
     kept: Optional[dict] = None,
+    attention: Optional[PlatformAttention] = None,
 ) -> Program:
     """Export a lowered graph with its variables.
 
     Args:
       kept: name -> (mtf.Shape, SliceInput) of what else stays on the cores from one run to the next.
+      attention: that the graph was built with.
     """
     mesh, kept = placement.impl, kept or {}
     held = {**{name: (variable.outputs[0].shape, part) for name, (variable, part) in mesh.slices.items()}, **kept}
@@ -102,6 +106,7 @@ def finish_program(
     description = {**describe(kind, run, placement, inputs, outputs, held), "kept": list(kept)}
     with products_of(run.model.precision):
         text = export_mlir(graph, list(inputs.values()), list(outputs.values()))
+    text = attention.finished(text) if attention else text
     initial = {name: variable.get_master().initial_value for name, (variable, _) in mesh.slices.items()}
     return Program(finished(text, description["donated"]), description, initial)
 

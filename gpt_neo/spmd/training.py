@@ -21,6 +21,7 @@ from gpt_neo.runtime.mesh import whole_mesh
 from gpt_neo.runtime.model_fn import TrainingSetup, progress_hook, saver_hook, session_spec
 from gpt_neo.runtime.train_step import TrainStep
 from gpt_neo.runtime.watch import Watch, WatchHook
+from gpt_neo.spmd.attention import PlatformAttention
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
 from gpt_neo.spmd.saver import DeviceSaver, fit_program
@@ -35,10 +36,17 @@ class DeviceTraining:
       start: brings a program to devices; called when the graph is built, so that what is wrong with the run's folder
         or its records is told before.
       tell: called with lines for the person.
+      attention: of the platform, where it has one of its own.
     """
 
-    def __init__(self, run: RunConfig, start: Callable[[Program], Devices], tell: Callable[[str], None]) -> None:
-        self.run, self.start, self.tell = run, start, tell
+    def __init__(
+        self,
+        run: RunConfig,
+        start: Callable[[Program], Devices],
+        tell: Callable[[str], None],
+        attention: Optional[PlatformAttention] = None,
+    ) -> None:
+        self.run, self.start, self.tell, self.attention = run, start, tell, attention
         self.plan = whole_mesh(run.mesh)
         self.devices: Any = None
         self.failure: Optional[GptNeoError] = None
@@ -78,7 +86,7 @@ class DeviceTraining:
 
     def train_spec(self, batch: dict, setup: TrainingSetup) -> Any:
         """TPUEstimatorSpec of a session whose step is the program."""
-        program = export_train_step(self.run, weighted="weights" in batch)
+        program = export_train_step(self.run, "weights" in batch, self.attention)
         existing = latest_checkpoint(setup.folder)
         if existing:
             fit_program(existing, program)  # before the compiler works for minutes

@@ -69,6 +69,6 @@ def install(patch=setattr):
     program = types.SimpleNamespace(description={"variables": VARIABLES}, stablehlo="")
     patch(spmd_jobs, "Devices", FakeDevices)
     patch(spmd_jobs, "worker_python", lambda tell, platform: "python")
-    patch(training, "export_train_step", lambda run, weighted=False: program)
+    patch(training, "export_train_step", lambda run, weighted=False, attention=None: program)
     patch(training, "initial_values", initial_values)
     FakeDevices.made.clear()

@@ -1,0 +1,149 @@
+"""Attention as a platform has it, in the place of the blocks: numbers, gradients, and what is left of scores."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from gpt_neo.ops import flash_attention as blockwise
+from gpt_neo.spmd.attention import PlatformAttention, attention_for, function_text
+from gpt_neo.spmd.compile_check import compile_program
+from gpt_neo.spmd.devices import Devices
+from gpt_neo.spmd.environment import CONSTRAINTS, CUDA, environment_folder, worker_python
+from gpt_neo.spmd.hlo import Module
+from gpt_neo.spmd.program import export_train_step, initial_values
+from gpt_neo.spmd.topologies import find_slice
+from tests.spmd.tools import make_batches, make_run, steps_on_one_device
+
+FOUR = {"attention_types": [[["global", "local"], 2]]}
+MODULE = """module @jit_forward attributes {mhlo.num_partitions = 1 : i32, mhlo.num_replicas = 1 : i32} {
+  func.func public @main(%arg0: tensor<2xf32>) -> (tensor<2xf32> {jax.result_info = "result[0]"}) {
+    %0 = call @_where(%arg0) : (tensor<2xf32>) -> tensor<2xf32>
+    %1 = stablehlo.custom_call @__cudnn$fmhaSoftmax(%0) : (tensor<2xf32>) -> tensor<2xf32>
+    return %1 : tensor<2xf32>
+  }
+  func.func private @_where(%arg0: tensor<2xf32>) -> tensor<2xf32> {
+    return %arg0 : tensor<2xf32>
+  }
+}
+"""
+
+
+def test_functions_get_names_of_their_own():
+    assert function_text(MODULE, "attention_forward_3").splitlines() == [
+        "  func.func private @attention_forward_3(%arg0: tensor<2xf32>) -> (tensor<2xf32>) {",
+        "    %0 = call @attention_forward_3__where(%arg0) : (tensor<2xf32>) -> tensor<2xf32>",
+        "    %1 = stablehlo.custom_call @__cudnn$fmhaSoftmax(%0) : (tensor<2xf32>) -> tensor<2xf32>",
+        "    return %1 : tensor<2xf32>",
+        "  }",
+        "  func.func private @attention_forward_3__where(%arg0: tensor<2xf32>) -> tensor<2xf32> {",
+        "    return %arg0 : tensor<2xf32>",
+        "  }",
+    ]
+
+
+def scripted(folder, answer, told):
+    """Attention whose JAX gives this answer, and notes what it was asked."""
+    fake = folder / "python"
+    fake.write_text(f"#!/bin/sh\nshift\necho \"$@\" >> {folder}/asked\ncat <<'END'\n{json.dumps(answer)}\nEND\n")
+    fake.chmod(0o755)
+    return PlatformAttention(lambda: str(fake), told.append)
+
+
+def test_each_shape_is_asked_for_once_and_its_functions_are_in_the_program(tmp_path):
+    attention, told = scripted(tmp_path, {"forward": MODULE, "backward": MODULE}, []), []
+    run = make_run(tmp_path, mesh_shape="x:4,y:2", layout="batch:x,heads:y", n_layer=4, **FOUR)
+    text = export_train_step(run, attention=attention).stablehlo
+    assert (tmp_path / "asked").read_text().splitlines() == [  # of one core: 8 / 4 rows, 4 / 2 heads
+        "2,32,2,8 float32 0 cudnn cuda",
+        "2,32,2,8 float32 8 cudnn cuda",
+    ]
+    for name in ("forward_0", "forward_1", "backward_0", "backward_1"):
+        assert text.count(f"call @attention_{name}(") == 2  # layers of each kind
+        assert text.count(f"func.func private @attention_{name}(") == 1
+    assert not told and "XlaCustomCall" not in text
+
+
+def test_what_a_platform_has_nothing_for_goes_by_blocks(tmp_path):
+    told = []
+    run = make_run(tmp_path, mesh_shape="x:2", layout="batch:x")
+    attention = scripted(tmp_path, {"error": "TypeError: q must be fp16 or bf16\nand so on"}, told)
+    assert export_train_step(run, attention=attention).stablehlo == export_train_step(run).stablehlo
+    assert told == [
+        f"attention of [4, 32, 4, 8] float32{window} goes block by block: TypeError: q must be fp16 or bf16"
+        for window in ("", ", window 8,")
+    ]
+
+
+def test_keys_that_a_layout_splits_go_by_blocks(tmp_path):
+    run = make_run(tmp_path, mesh_shape="x:2,y:2", layout="batch:x,memory_length:y")
+    export_train_step(run, attention=scripted(tmp_path, {}, []))
+    assert not (tmp_path / "asked").exists()
+
+
+def test_only_gpus_have_their_own():
+    assert attention_for("cpu", str, print) is attention_for(None, str, print) is None
+    assert attention_for("gpu", str, print).implementation == "cudnn"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision, tolerance", [("float32", 2e-5), ("bfloat16", 2**-7)])
+def test_numbers_and_gradients_are_those_of_the_blocks(tmp_path, jax_python, monkeypatch, precision, tolerance):
+    """With JAX's plain attention in the place of cuDNN's: the same call, on a mesh, in a loop over microbatches."""
+    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    changes = {"precision": precision, "n_layer": 2}
+    split = {"mesh_shape": "x:2,y:2", "layout": "batch:x,heads:y", "tokens_per_mb_per_replica": 64}
+    run, batch = make_run(tmp_path, **split, **changes), make_batches(make_run(tmp_path), 1)[0]
+    plain = PlatformAttention(lambda: jax_python, pytest.fail, "xla", "cpu")
+    programs = {"called": export_train_step(run, attention=plain), "blocks": export_train_step(run)}
+    assert len(re.findall(r"call @attention_backward_\d\(", programs["called"].stablehlo)) == 2
+    rng = np.random.RandomState(1)
+    values = {
+        name: value + (rng.normal(0, 0.05, value.shape) * ("adam" not in name)).astype(value.dtype)
+        for name, value in initial_values(programs["blocks"])
+    }
+    losses, slots = {}, {}
+    for way, program in programs.items():
+        with Devices(program, jax_python) as devices:
+            for name, value in values.items():
+                devices.put(name, value)
+            losses[way] = devices.step({"step": np.int32(0), **batch})["loss"]
+            slots[way] = {name: devices.get(name) for name in values if name.endswith("_m")}  # multiples of gradients
+    np.testing.assert_allclose(losses["called"], losses["blocks"], rtol=tolerance)
+    assert len(slots["blocks"]) > 20
+    for name, wanted in slots["blocks"].items():
+        error = np.linalg.norm(slots["called"][name] - wanted)
+        assert error <= tolerance * np.linalg.norm(wanted), (name, error / np.linalg.norm(wanted))
+    if precision == "float32":
+        alone, _ = steps_on_one_device(make_run(tmp_path, **changes, mesh_shape="", layout=""), values, [batch])
+        np.testing.assert_allclose(losses["called"], alone * 4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_on_an_h100_no_scores_are_in_memory(tmp_path):
+    """Scores of a block are [rows, heads, 256, keys], or with rows and heads as one dimension."""
+    if not (environment_folder((CONSTRAINTS, CUDA)) / ".complete").exists():
+        pytest.skip("the environment with CUDA, 6 GB, is not there: the first --compile_for h100 makes it")
+    sizes = {"n_ctx": 512, "n_embd": 192, "n_head": 3, "local_attention_radius": 256, "train_batch_size": 2}
+    run = make_run(tmp_path, mesh_shape="x:1", layout="batch:x", precision="bfloat16", **sizes)
+    python = worker_python(platform="gpu", present=False)
+    scores, memory = {}, {}
+    for way, attention in (("called", attention_for("gpu", lambda: python, pytest.fail)), ("blocks", None)):
+        output = tmp_path / f"{way}.hlo"
+        program = export_train_step(run, attention=attention)
+        memory[way] = compile_program(program, find_slice("h100"), python, str(tmp_path), str(output))
+        module = Module(output.read_text(), 1)
+        arrays = [dims for kernel in module.kernels() for _, dims in kernel.instruction.arrays]
+        scores[way] = [dims for dims in arrays if len(dims) > 2 and set(dims[-2:]) <= {256, 512}]
+        calls = [kernel.instruction for kernel in module.kernels() if kernel.instruction.opcode == "custom-call"]
+        if way == "called":  # one forward and one backward of each layer: the backward's own forward is the same call
+            names = [call.attributes.split('"')[1] for call in calls]
+            assert sorted(names) == ["__cudnn$fmhaSoftmax"] * 2 + ["__cudnn$fmhaSoftmaxBackward"] * 2
+            flops = [sum(kernel.flops.values()) for kernel in module.kernels() if kernel.instruction in calls]
+            everything, window = 512 * 513 // 2, 256 * 257 // 2 + 256 * 256
+            assert sorted(flops) == sorted(
+                products * 2 * 2 * 3 * 64 * pairs for products in (2, 5) for pairs in (everything, window)
+            )
+    assert scores["blocks"] and not scores["called"]
+    assert memory["called"]["temporary_bytes"] < memory["blocks"]["temporary_bytes"]
