@@ -29,10 +29,11 @@ FACTOR = """
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime import train_step
 mean_loss = train_step.mean_loss
-def changed(losses, *rest):
+def changed(*given):
     at = tf.equal(tf.cast(tf.train.get_global_step(), tf.int32), {steps})
     factor = tf.where(tf.reduce_any(at), {factor}, 1.0)
-    return mean_loss(losses, *rest) * mtf.import_tf_tensor(losses.mesh, factor, mtf.Shape([]))
+    loss = mean_loss(*given)
+    return loss * mtf.import_tf_tensor(loss.mesh, factor, mtf.Shape([]))
 train_step.mean_loss = changed
 """
 NAN = "float('nan')"
