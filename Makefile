@@ -10,10 +10,10 @@ comma := ,
 # Google's TPU VMs carry the TensorFlow that has kernels for TPUs; that of the package index has none.
 TPU_WHEEL ?= $(lastword $(sort $(wildcard /usr/share/tpu/tensorflow-2.15*.whl)))
 
-# The whole demo, installation aside, takes about MINUTES on 2 fast cores, twice as long on slow ones; two of them are
-# not training.
+# The whole demo, installation aside, takes about MINUTES on 2 fast cores, more than twice as long on slow ones; two of
+# them are not training.
 MINUTES ?= 6
-STEPS_PER_MINUTE ?= 170
+STEPS_PER_MINUTE ?= 140
 STEPS = $(shell echo $$(( ($(MINUTES) > 2 ? $(MINUTES) - 2 : 1) * $(STEPS_PER_MINUTE) )))
 DEMO := demo_run
 RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \

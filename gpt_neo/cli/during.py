@@ -103,8 +103,7 @@ class DuringTraining:
         self.job, self.training, self.sampling, self.beside = job, training, sampling, beside
         self.line, self.watch, self.first = line, watch, 0 if from_weights else 1
         run = job.run
-        held_out = run.training.eval_steps and any(dataset.eval_path for _, dataset in run.datasets)
-        self.sources: list[Source] = evaluation_sources(run) if held_out else []
+        self.sources: list[Source] = evaluation_sources(run) if evaluates(run) else []
         size = beside.batch_size
         samples = sum(source.samples for source in self.sources)
         self.batches = min(run.training.eval_steps, -(-samples // size))
@@ -206,6 +205,11 @@ class DuringTraining:
         if self.held_out is not None:
             self.held_out.close()
         self.beside.close()
+
+
+def evaluates(run: RunConfig) -> bool:
+    """Whether a training evaluates held-out records."""
+    return bool(run.training.eval_steps) and any(dataset.eval_path for _, dataset in run.datasets)
 
 
 def at_checkpoints(during: DuringTraining) -> Optional[Callable[[int], bool]]:

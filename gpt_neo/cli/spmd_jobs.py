@@ -10,17 +10,17 @@ from typing import Any, Callable, Optional
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.cli import predict
 from gpt_neo.cli.console import ProgressLine, note, say
-from gpt_neo.cli.during import DuringTraining, at_checkpoints
+from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train
-from gpt_neo.cli.train import evaluates, train_in_folder, was_evaluated
+from gpt_neo.cli.train import lacks_evaluation, train_in_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.inputs.samples import weighted
 from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
-from gpt_neo.runtime.estimator import current_step, eval_batch_size, text_lengths
+from gpt_neo.runtime.estimator import eval_batch_size, text_lengths
 from gpt_neo.runtime.held_out import Evaluation
 from gpt_neo.runtime.watch import Watch
 from gpt_neo.sampling.batches import BatchSampler
@@ -62,10 +62,9 @@ def train(job: Job, options: Train) -> int:
         here = options.backend.platform in (None, "cpu")
         replicas, text = devices.plan.replicas(), device_text(run, options.backend)
         status = train_in_folder(job, training, replicas, text, steps, here)
-    last = current_step(job.folder)
-    if status or not evaluates(run) or last in seen or was_evaluated(job, last):
-        return status
-    return evaluate(job, options.backend, run.training.eval_steps, keep=True)
+    if status == 0 and lacks_evaluation(job, seen):
+        return evaluate(job, options.backend, run.training.eval_steps, keep=True)
+    return status
 
 
 class ProgramsBeside:

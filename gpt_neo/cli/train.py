@@ -17,7 +17,7 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, say, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
-from gpt_neo.cli.during import DuringTraining, SessionsBeside, at_checkpoints, ended_early
+from gpt_neo.cli.during import DuringTraining, SessionsBeside, at_checkpoints, ended_early, evaluates
 from gpt_neo.cli.evaluate import evaluate, evaluate_records, load_job_tasks
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
@@ -104,16 +104,10 @@ def train(
                 during.close()
 
     status = train_in_folder(job, training, plan.replicas(), device_text(job, plan), steps, here)
-    last = runtime.current_step(job.folder)
-    records = held_out and last not in seen and not was_evaluated(job, last)
+    records = lacks_evaluation(job, seen)
     if run.training.eval_steps and status == 0 and (records or tasks):
         return evaluate(job, limit=run.training.eval_steps, keep=True, records=records)
     return status
-
-
-def evaluates(run: RunConfig) -> bool:
-    """Whether a training evaluates held-out records."""
-    return bool(run.training.eval_steps) and any(dataset.eval_path for _, dataset in run.datasets)
 
 
 def in_turn(
@@ -149,6 +143,16 @@ def in_turn(
 
 def silent(line: str) -> None:
     """Nothing."""
+
+
+def lacks_evaluation(job: Job, seen: set[int]) -> bool:
+    """Whether a training evaluates held-out records, and its newest checkpoint is still to come.
+
+    Args:
+      seen: steps that this command has evaluated.
+    """
+    last = runtime.current_step(job.folder)
+    return evaluates(job.run) and last not in seen and not was_evaluated(job, last)
 
 
 def was_evaluated(job: Job, step: int) -> bool:

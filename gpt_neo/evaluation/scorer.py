@@ -12,7 +12,7 @@ from gpt_neo.evaluation.batches import BatchScorer, Piece, Score, put
 from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.vocabulary import log_z_and_target
 from gpt_neo.runtime.memory import release_unused_memory
-from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_config
+from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, session_beside
 from gpt_neo.runtime.network import Pass, forward
 from gpt_neo.runtime.predict_step import load_weights
 
@@ -43,20 +43,16 @@ class Scorer(BatchScorer):
         self.placement = LocalPlacement(plan or MeshPlan())
         self.graph = tf.Graph()
         self.steps: dict[int, tuple] = {}
-        options = session_config(self.placement.plan)
-        # The graph is as it should be; the optimizer's copies of it would stay in memory.
-        options.graph_options.rewrite_options.disable_meta_optimizer = True
         with self.graph.as_default():
             copies = self.add_step(self.lengths()[0])
-            self.session = tf.Session(config=options)
+            self.session = session_beside(self.placement.plan, self.graph, plain=True)
             self.notes = load_weights(self.session, checkpoint)
             self.session.run(copies)
         release_unused_memory()
 
     def rows(self, length: int) -> int:
         """Rows of a batch of that length: a multiple of the parts that a layout splits batches into."""
-        parts = self.placement.replicas
-        return -(-super().rows(length) // parts) * parts
+        return self.placement.plan.whole_parts(super().rows(length))
 
     def add_step(self, length: int) -> Any:
         """Build the graph for batches of a length; returns the operation that copies weights to the devices."""

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -35,6 +35,18 @@ def record_sums(
     sizes = tf.reduce_sum(tf.gather(lengths, labels) * weights[..., tf.newaxis], 1)
     own = tf.stack([real, tf.reduce_sum(losses * weights, 1), tf.reduce_sum(weights, 1)], 1)
     return tf.concat([own, sizes], 1)
+
+
+def batch_sums(batch: Mapping, losses: tf.Tensor, n_vocab: int, lengths: Optional[np.ndarray]) -> tf.Tensor:
+    """`record_sums` of a batch of held-out records.
+
+    Args:
+      losses: float32 [batch, n_ctx].
+      lengths: `estimator.text_lengths(run)`; None where no tokenizer is known.
+    """
+    weights = batch.get("weights", tf.ones_like(losses))
+    table = tf.zeros([n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
+    return record_sums(losses, weights, batch["labels"], batch["weight"], table)
 
 
 def streaming(records: tf.Tensor, source: tf.Tensor, sources: int) -> dict:

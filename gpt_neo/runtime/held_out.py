@@ -14,7 +14,7 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.inputs.sources import Source
 from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.eval_metrics import record_sums, summarize
+from gpt_neo.runtime.eval_metrics import batch_sums, summarize
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, on_chief, session_beside
 
@@ -76,18 +76,6 @@ class Evaluation:
         raise NotImplementedError
 
 
-def batch_sums(run: RunConfig, batch: dict, losses: tf.Tensor, lengths: Optional[np.ndarray]) -> tf.Tensor:
-    """`record_sums` of a batch.
-
-    Args:
-      losses: float32 [batch, n_ctx].
-      lengths: `estimator.text_lengths(run)`.
-    """
-    weights = batch.get("weights", tf.ones_like(losses))
-    table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
-    return record_sums(losses, weights, batch["labels"], batch["weight"], table)
-
-
 class HeldOut(Evaluation):
     """On the devices of TensorFlow that a run trains on.
 
@@ -110,7 +98,7 @@ class HeldOut(Evaluation):
             data = tf.data.make_initializable_iterator(evaluation_batches(run, batch_size, batches, sources))
             batch, self.rewind = data.get_next(), data.initializer
             losses, lowering = build_eval_step(batch, run, LocalPlacement(plan))
-            self.fetches = (batch_sums(run, batch, losses, lengths), batch["source"])
+            self.fetches = (batch_sums(batch, losses, run.model.n_vocab, lengths), batch["source"])
             self.weights, self.copies = tf.global_variables(), lowering.copy_masters_to_slices()
         self.session = session_beside(plan, self.graph)
 

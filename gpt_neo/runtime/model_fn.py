@@ -17,7 +17,7 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.kernels import inlined
 from gpt_neo.optim.schedules import learning_rate_tensor
-from gpt_neo.runtime.eval_metrics import NATS, TOKENS, record_sums, streaming
+from gpt_neo.runtime.eval_metrics import NATS, TOKENS, batch_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.hooks import (
     SPIKE_LOSSES,
@@ -188,10 +188,7 @@ def eval_spec(features: dict, placement: Any, setup: TrainingSetup) -> Any:
     run = setup.run
     with inlined() if setup.use_tpu else contextlib.nullcontext():
         losses, lowering = build_eval_step(features, run, placement)
-    weights = features.get("weights", tf.ones_like(losses))
-    lengths = setup.text_lengths  # None where no tokenizer is known
-    table = tf.zeros([run.model.n_vocab, 2]) if lengths is None else tf.constant(lengths, tf.float32)
-    records = record_sums(losses, weights, features["labels"], features["weight"], table)
+    records = batch_sums(features, losses, run.model.n_vocab, setup.text_lengths)
     total = tf.reduce_sum(records, 0)
     with mtf.utils.outside_all_rewrites():
         restore = mtf.MtfRestoreHook(lowering)

@@ -13,8 +13,8 @@ from gpt_neo.inputs.sources import Source
 from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.estimator import eval_batch_size, reading, text_lengths, what_to_evaluate
-from gpt_neo.runtime.eval_metrics import write_result
-from gpt_neo.runtime.held_out import Evaluation, batch_sums, held_out_identity
+from gpt_neo.runtime.eval_metrics import batch_sums, write_result
+from gpt_neo.runtime.held_out import Evaluation, held_out_identity
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_eval_step
 from gpt_neo.spmd.sampling import whole_parts
@@ -90,7 +90,7 @@ class DeviceHeldOut(Evaluation):
             self.batch, self.rewind = data.get_next(), data.initializer
             self.fed = {name: tf.placeholder(x.dtype, x.shape) for name, x in self.batch.items()}
             self.losses = tf.placeholder(tf.float32, self.batch["labels"].shape)
-            self.records = batch_sums(run, self.fed, self.losses, lengths)
+            self.records = batch_sums(self.fed, self.losses, run.model.n_vocab, lengths)
         self.session = tf.Session(graph=self.graph)
 
     def load(self, checkpoint: str) -> None:
