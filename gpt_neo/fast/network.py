@@ -14,7 +14,7 @@ from gpt_neo.config.network import AttentionKind, kinds_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.fast.layers import build, cache_name
 from gpt_neo.fast.paged import BLOCK
-from gpt_neo.fast.silent import Core, Shape, Tensor
+from gpt_neo.fast.silent import Shape, Tensor, core
 from gpt_neo.fast.weights import Weights
 
 PREFILL = 512  # tokens of a prompt that are read at once
@@ -56,13 +56,12 @@ class Network:
         self.length = min(length or config.n_ctx, config.n_ctx)
         self.states = [c for kind in kinds_of(config) for c in kind.caches(config) if c.rows is not None]
         self.chunk = min(RECURRENT if self.states else chunk, config.n_ctx)
-        core = Core()
-        weights = Weights(config, checkpoint, stored_type(core, dtype or config.precision))
+        weights = Weights(config, checkpoint, stored_type(dtype or config.precision))
         self.notes = weights.notes
         self.learned = learned_entries(config, weights)
         model = build(config, weights, shows)
         with released(weights):
-            compiled = core.compile_model(model, "CPU", options(cache))
+            compiled = core().compile_model(model, "CPU", options(cache))
         self.weights = weights  # constants lie in its arrays
         self.request = compiled.create_infer_request()
         self.inputs = {x.any_name: x for x in compiled.inputs}
@@ -183,9 +182,9 @@ class Network:
         return np.concatenate(found) if every else found[-1][0]
 
 
-def stored_type(core: Core, dtype: str) -> str:
+def stored_type(dtype: str) -> str:
     """Type that the weights are read in: a processor without bfloat16 would only widen copies of them."""
-    short = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    short = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "float32" if dtype == "bfloat16" and not short else dtype
 
 

@@ -5,6 +5,7 @@ That package is hidden only while OpenVINO is imported, which then takes a stand
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -22,4 +23,14 @@ from openvino import Core, Model, PartialShape, Shape, Tensor, Type  # noqa: E40
 from openvino import opset13 as op  # noqa: E402
 from openvino.op import _PagedAttentionExtension as PagedAttention  # noqa: E402
 
-__all__ = ["Core", "Model", "PagedAttention", "PartialShape", "Shape", "Tensor", "Type", "op"]
+__all__ = ["Core", "Model", "PagedAttention", "PartialShape", "Shape", "Tensor", "Type", "core", "op"]
+
+
+@functools.cache
+def core() -> Core:
+    """The one of this process.
+
+    Each gives the thread that asks it first a stack for signals, and takes it away when it goes. Where one has gone
+    that was not the last to come, the next signal ends the process.
+    """
+    return Core()

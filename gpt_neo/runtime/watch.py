@@ -140,7 +140,8 @@ class Watch:
     def wait_for_steps(self, ended: threading.Event) -> None:
         """End the process when no step has come for too long, until the context ends."""
         while not ended.wait(POLL):
-            if time.monotonic() - self.alive >= self.stall_seconds:
+            stalled = time.monotonic() - self.alive >= self.stall_seconds
+            if stalled and not ended.is_set():  # `waiting` changes the limit after an end
                 self.report_stall()
                 self.leave(STALLED)
                 return

@@ -80,7 +80,7 @@ def test_logits_and_greedy_text_equal_hugging_face(name, tmp_path):
 @pytest.mark.parametrize("names", [sorted(ACTIVATIONS)], ids=["all"])
 def test_activations_equal_those_of_tensorflow(names):
     """On a grid that no row of options has, poles left out; learned numbers at their start."""
-    from gpt_neo.fast.silent import Core, Model, op
+    from gpt_neo.fast.silent import Model, core, op
 
     grid = np.concatenate([np.linspace(-6, 6, 47), [-30.0, 30.0]]).astype(np.float32)[np.newaxis]
     x = op.parameter([1, grid.size], np.float32)
@@ -88,7 +88,7 @@ def test_activations_equal_those_of_tensorflow(names):
     for name in names:
         learned = {part: op.constant(np.float32(value)) for part, value in ACTIVATIONS[name].items()}
         outs.append(op.result(LEARNED[name](x, learned) if name in LEARNED else PLAIN[name](x)))
-    run = Core().compile_model(Model(outs, [x]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    run = core().compile_model(Model(outs, [x]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = [value for value in run([grid]).values()]
     with tf.Graph().as_default(), tf.Session() as session:
         width, mesh = mtf.Dimension("width", grid.size), mtf.Mesh(mtf.Graph(), "mesh")

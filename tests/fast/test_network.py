@@ -1,5 +1,10 @@
 """Rows of a network that come and go: each gives what the uncached network gives, whoever else is there."""
 
+import multiprocessing
+import os
+import signal
+import sys
+
 import numpy as np
 import pytest
 
@@ -95,3 +100,21 @@ def test_smaller_caches_are_near(cache, close, tmp_path):
     found = np.concatenate([network.read([0], [tokens[i : i + 20]], [i], [20]) for i in range(0, 300, 20)])
     error = np.abs(found - expected).max() / expected.std()
     assert 0 < error < close
+
+
+def hear_a_signal(config, checkpoint):
+    """Two networks come and go, the first one first, then a signal comes."""
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    networks = [Network(config, checkpoint) for _ in range(2)]
+    del networks[0], networks[0]
+    os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(heard != [signal.SIGTERM])
+
+
+def test_signals_are_heard_after_networks_have_gone(tmp_path):
+    """A crash leaves -11 here."""
+    child = multiprocessing.get_context("spawn").Process(target=hear_a_signal, args=make(("global",), tmp_path))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0

@@ -80,7 +80,7 @@ def test_bfloat16_is_rounded_to_the_nearest_where_the_processor_has_it(tmp_path,
     expected = uncached(CONFIG, save_weights(CONFIG, str(tmp_path / "rounded"), rounded), tokens)[0]
     exact = uncached(CONFIG, checkpoint, tokens)[0]
     for short, wanted in ((True, expected), (False, exact)):
-        monkeypatch.setattr(network, "stored_type", lambda core, dtype, short=short: dtype if short else "float32")
+        monkeypatch.setattr(network, "stored_type", lambda dtype, short=short: dtype if short else "float32")
         found = Network(CONFIG, checkpoint, dtype="bfloat16").prefill(0, tokens[0], every=True)
         np.testing.assert_allclose(found, wanted, atol=1e-4 * expected.std(), rtol=0)
     assert np.abs(expected - exact).max() > 1e-3 * exact.std()
