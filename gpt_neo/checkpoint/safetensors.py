@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gpt_neo.checkpoint.tensors import BFLOAT16, check_shape, map_array
+from gpt_neo.checkpoint.tensors import BFLOAT16, check_numbers, check_shape, map_array
 from gpt_neo.errors import CheckpointError, reason_of
 from gpt_neo.storage import parse_json, sync
 
@@ -88,7 +88,7 @@ def check_entry(path: str, name: str, entry: dict, room: int) -> tuple:
     dtype, shape = TYPES[entry["dtype"]], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     check_shape(shape)
-    check_shape((begin, end))
+    check_numbers(begin, end)
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(f"{path}: tensor {name}: {end - begin} bytes do not make {list(shape)} of {dtype}")
     if end > room:

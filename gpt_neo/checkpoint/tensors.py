@@ -17,6 +17,7 @@ from gpt_neo.storage import tensorflow as files
 BFLOAT16: np.dtype = np.dtype(ml_dtypes.bfloat16)
 FLOATS: tuple[np.dtype, ...] = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
 DIMENSIONS = 32  # of an array at most, in NumPy 1
+LARGEST = 1 << 48  # numbers in a tensor, bytes in a file: more than anyone has
 BLOCK = 1 << 24  # bytes; what a conversion holds besides the pages of the tensor it reads
 
 
@@ -48,10 +49,21 @@ def check_shape(shape: tuple) -> None:
     Raises:
       ValueError: one is no whole number of at least 0, there are too many of them, or their product is absurd.
     """
-    if len(shape) > DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"impossible sizes: expected at most {DIMENSIONS} whole numbers of at least 0")
-    if math.prod(size or 1 for size in shape) >= 1 << 48:
+    if len(shape) > DIMENSIONS:
+        raise ValueError(f"impossible sizes: {len(shape)} of them, where at most {DIMENSIONS} are expected")
+    check_numbers(*shape)
+    if math.prod(size or 1 for size in shape) >= LARGEST:
         raise ValueError("impossible sizes: their product is larger than any tensor")
+
+
+def check_numbers(*numbers: Any) -> None:
+    """Refuse counts and offsets that no file has.
+
+    Raises:
+      ValueError: one is no whole number of at least 0, or absurd.
+    """
+    if not all(type(number) is int and 0 <= number < LARGEST for number in numbers):
+        raise ValueError("impossible sizes: expected whole numbers from 0 to 2^48")
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
-from gpt_neo.checkpoint.tensors import BFLOAT16, check_shape, map_array
+from gpt_neo.checkpoint.tensors import BFLOAT16, check_numbers, check_shape, map_array
 from gpt_neo.errors import CheckpointError, reason_of
 
 STORAGES: dict[str, np.dtype] = {
@@ -69,8 +69,8 @@ def checked(view: View) -> View:
       ValueError: it does not, or its sizes are impossible.
     """
     check_shape(view.shape)
-    check_shape((view.storage.numbers, view.offset))
-    if len(view.strides) != len(view.shape) or not all(type(n) is int and 0 <= n < 1 << 48 for n in view.strides):
+    check_numbers(view.storage.numbers, view.offset, *view.strides)
+    if len(view.strides) != len(view.shape):
         raise ValueError("a tensor with impossible strides")
     last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides))
     if 0 not in view.shape and (last >= view.storage.numbers or math.prod(view.shape) > view.storage.numbers):
@@ -153,7 +153,7 @@ class SafeUnpickler(PythonUnpickler):
             raise CheckpointError("refused: its pickle refers to something that is no storage")
         if len(pid) > 5 and pid[5] is not None:
             raise CheckpointError("a storage that is a view of another; save it again with a later PyTorch")
-        check_shape((pid[4],))
+        check_numbers(pid[4])
         return Storage(pid[1].dtype, str(checked_key(pid[2])), pid[4])
 
     def refuse(self) -> None:

@@ -37,6 +37,18 @@ def test_what_is_in_it(tmp_path):
     np.testing.assert_array_equal(file.read("a"), [[1, 2], [3, 4]])
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_in_one_large_storage(zipped, tmp_path):
+    """As optimizers leave them that lay all weights side by side."""
+    torch = pytest.importorskip("torch")
+    whole, half = torch.zeros(1 << 25, dtype=torch.float16), 1 << 24
+    whole[half : half + 6] = torch.arange(6)
+    path = str(tmp_path / "a.bin")
+    tensors = {"a": whole[:half], "b": whole[half : half + 6].view(2, 3)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    np.testing.assert_array_equal(TorchFile(path).read("b"), [[0, 1, 2], [3, 4, 5]])
+
+
 @pytest.mark.parametrize(
     "pickled",
     [
