@@ -97,7 +97,8 @@ demo: setup
 	@echo "That was a model of your own. Its losses are in loss.png; to go on:"
 	@echo "  . $(BIN)/activate"
 	@echo "  gpt-neo sample configs/demo.json --interactive"
-	@echo "  pip install -c constraints.txt -e '.[serve]' && gpt-neo serve configs/demo.json     # a page to play with"
+	@echo "  pip install -c constraints.txt -e '.[serve]'"
+	@echo "  gpt-neo serve configs/demo.json                 # a page to play with"
 
 # Speed and memory against the stock Hugging Face model, in one run: docs/performance.md.
 bench: setup-test

@@ -24,6 +24,7 @@ import numpy as np
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.cli.cluster import with_cluster
 from gpt_neo.cli.finetune import finetune as finetune_command
+from gpt_neo.cli.imported import run_of
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import DeviceOptions, RunOptions, TrainingOptions
 from gpt_neo.cli.quiet import native_noise_hidden
@@ -206,7 +207,8 @@ def load(model: str, *, checkpoint: Union[str, int, None] = None, gpus: Sequence
     """Find a model, its checkpoint and its tokenizer.
 
     Args:
-      model: a run's folder, a config or its name, or a release, as `gpt-neo sample` takes them.
+      model: a run's folder, a config or its name, a release, a Hugging Face folder or a name on its hub, as
+        `gpt-neo sample` takes them.
       checkpoint: "latest" (as None), "best", or a step.
       gpus: devices such as "0", or "cpu:0" and "cpu:1" (default: one).
       overrides: keys of the config in place of its own, such as `precision="bfloat16"`.
@@ -215,7 +217,7 @@ def load(model: str, *, checkpoint: Union[str, int, None] = None, gpus: Sequence
       GptNeoError: a part of it is missing or wrong.
     """
     which = None if checkpoint is None else str(checkpoint)
-    found = find_model(model, which, _as_flags(overrides))
+    found = find_model(run_of(model, LOG.info), which, _as_flags(overrides))
     for note in found.notes:
         LOG.info(note)
     return Model(found, gpus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 import textwrap
@@ -69,13 +70,15 @@ def folded(line: str) -> str:
     line = printable(line)
     if not sys.stdout.isatty():
         return line
-    return textwrap.fill(
-        line,
+    together = re.sub(r"(?<=\d) (?=[A-Za-z])", "\0", line)  # a number and its unit
+    rows = textwrap.fill(
+        together,
         shutil.get_terminal_size().columns,
         subsequent_indent=" " * LABEL,
         break_long_words=False,  # a path is not torn
         break_on_hyphens=False,
     )
+    return rows.replace("\0", " ")
 
 
 def say(line: str) -> None:

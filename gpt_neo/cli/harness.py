@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
+from gpt_neo.cli.imported import run_of
 from gpt_neo.cli.options import Harness
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.storage import tensorflow as files
@@ -42,7 +43,7 @@ def harness(options: Harness) -> int:
     names = [name for word in options.tasks for name in word.split(",") if name]
     manager = task_manager(names, options.include_path)
     model = GptNeoLM(
-        options.model.model,
+        run_of(options.model.model),
         options.model.checkpoint,
         options.batch_size,
         options.max_length,

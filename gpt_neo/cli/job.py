@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpt_neo.cli.console import note
+from gpt_neo.cli.imported import run_of
 from gpt_neo.cli.options import DeviceOptions, ModelOptions, RunOptions
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
@@ -59,13 +60,17 @@ def load_job(
     """Load the config and settle where checkpoints live.
 
     Args:
-      reads_only: the command writes no checkpoint; see `model_folder`. Adapters are merged.
+      reads_only: the command writes no checkpoint; see `model_folder`. Adapters are merged, and a model of Hugging
+        Face's is taken, see `run_of`.
       overrides: `key=value` in place of the config's, besides those of `model`.
       quiet, needs_data: see `load_run`.
 
     Raises:
       ConfigError: the config is wrong.
+      CheckpointError: a model of Hugging Face's cannot be had.
     """
+    if reads_only:
+        model = dataclasses.replace(model, model=run_of(model.model))
     run = load_run(model.model, [*model.overrides, *overrides], quiet, needs_data)
     if reads_only:
         run = dataclasses.replace(run, model=merged(run.model))

@@ -36,7 +36,7 @@ SUCCESSORS = {
     "gpt3_13B_256_Pile": "gpt3_13B",
     "gpt2_small": "gpt2_124M",
 }
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@[\w./-]+)?")  # perhaps with a revision
 LONGEST_SHOWN = 200  # characters of a value in a message
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
@@ -131,10 +131,10 @@ def what_instead(name: str, config_dir: str) -> str:
     checkpoint = re.fullmatch(r"model\.ckpt-(\d+)(\..*)?", file)
     if checkpoint:
         return f": it is a checkpoint, for which there is --model {folder or '.'} --checkpoint {checkpoint[1]}"
-    if HUB_NAME.fullmatch(name) and not (file.endswith(".json") or os.path.isdir(folder)):
+    if may_be_on_hub(name):
         return (
             " here. If that is a model on the Hugging Face hub, make a run of it first:\n"
-            f"  gpt-neo import-hf {name} runs/{file}"
+            f"  gpt-neo import-hf {name} runs/{folder_name(name.partition('@')[0])}"
         )
     former = SUCCESSORS.get(re.sub(r"\.json$", "", file))
     if former:
@@ -143,13 +143,36 @@ def what_instead(name: str, config_dir: str) -> str:
     return f": not a file, and not one of {', '.join(known)} in {config_dir}"
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name that is none of a config or folder may be one of a model on the Hugging Face hub."""
+    found = HUB_NAME.fullmatch(name)
+    return bool(found) and not (found["name"].endswith(".json") or os.path.isdir(os.path.dirname(found["name"])))
+
+
+def is_hugging_face(name: str) -> bool:
+    """Whether this is a folder of Hugging Face's, or a name that nothing has here and its hub may have."""
+    path = os.path.join(name, FOLDER_CONFIG)
+    if os.path.isdir(name):
+        return os.path.isfile(path) and is_theirs(storage.read_json(path, ConfigError))
+    try:
+        find_config(name, CONFIG_DIR)
+    except ConfigError:
+        return may_be_on_hub(name)
+    return False
+
+
+def is_theirs(written: Any) -> bool:
+    """Whether what a config file holds is of a model as Hugging Face has it."""
+    return isinstance(written, dict) and isinstance(written.get("model_type"), str)
+
+
 def refuse_hugging_face(written: Any, path: str) -> None:
     """Refuse the config of a model as Hugging Face has it.
 
     Raises:
       ConfigError: with the command that makes a run of it.
     """
-    if isinstance(written, dict) and isinstance(written.get("model_type"), str):
+    if is_theirs(written):
         folder = os.path.dirname(path) or "."
         raise ConfigError(
             f"{path} is of a Hugging Face model ({written['model_type']}): make a run of it first:\n"

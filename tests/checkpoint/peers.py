@@ -3,6 +3,7 @@
 import os
 
 LENGTH, WIDTH, LAYERS, HEADS, VOCAB = 640, 32, 2, 4, 96
+N_CTX = 32  # of `save_tiny`
 
 
 def make_peer(family, seed=0, inner=None):
@@ -67,3 +68,26 @@ def peer_logits(folder, tokens):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         return model(torch.tensor(tokens)).logits.numpy(), model
+
+
+def save_tiny(folder, tokenizer):
+    """A random GPT-Neo of N_CTX tokens with a tokenizer.json, as transformers saves both. Returns the folder."""
+    import torch
+    import transformers
+
+    torch.manual_seed(3)
+    config = transformers.GPTNeoConfig(
+        vocab_size=300,
+        max_position_embeddings=N_CTX,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        eos_token_id=0,
+        bos_token_id=0,
+        pad_token_id=1,
+    )
+    transformers.GPTNeoForCausalLM(config).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_file=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder

@@ -53,6 +53,8 @@ def test_lines_fold_below_their_text_on_a_terminal_alone(monkeypatch):
     assert len(rows) == 3 and all(len(row) <= 80 for row in rows)
     assert all(row.startswith(" " * console.LABEL) for row in rows[1:]) and path in rows[1]
     assert " ".join(row.strip() for row in rows) == line
+    measured = "held out  step 46: loss 6.9273 ± 0.0773 nats/token, perplexity 1019.752, 2.4401 bits/byte"
+    assert console.folded(measured).split("\n")[1].strip() == "2.4401 bits/byte"
 
 
 def test_a_training_fits_and_leaves_lines_to_look_back_at(monkeypatch):

@@ -16,36 +16,17 @@ import pytest
 from gpt_neo.__main__ import main
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.dataprep.records import read_records
+from tests.checkpoint.peers import save_tiny
 from tests.conftest import ROOT
 from tests.fake_hub import fake_hub
 
 transformers = pytest.importorskip("transformers")
-N_CTX = 32
 
 
 @pytest.fixture(scope="module")
 def model(world, tmp_path_factory):
     """A random GPT-Neo with the tokenizer of the small world, as transformers saves it."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("hub") / "tiny"
-    torch.manual_seed(3)
-    config = transformers.GPTNeoConfig(
-        vocab_size=300,
-        max_position_embeddings=N_CTX,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global", "local"], 1]],
-        window_size=8,
-        eos_token_id=0,
-        bos_token_id=0,
-        pad_token_id=1,
-    )
-    transformers.GPTNeoForCausalLM(config).save_pretrained(folder)
-    made = transformers.PreTrainedTokenizerFast(tokenizer_file=world.tokenizer, eos_token="<|endoftext|>")
-    made.save_pretrained(folder)
-    return str(folder)
+    return save_tiny(str(tmp_path_factory.mktemp("hub") / "tiny"), world.tokenizer)
 
 
 @pytest.fixture(scope="module")
