@@ -146,7 +146,7 @@ def what_instead(name: str, config_dir: str) -> str:
 def may_be_on_hub(name: str) -> bool:
     """Whether a name that is none of a config or folder may be one of a model on the Hugging Face hub."""
     found = HUB_NAME.fullmatch(name)
-    return bool(found) and not (found["name"].endswith(".json") or os.path.isdir(os.path.dirname(found["name"])))
+    return found is not None and not (found["name"].endswith(".json") or os.path.isdir(os.path.dirname(found["name"])))
 
 
 def is_hugging_face(name: str) -> bool:
