@@ -15,6 +15,7 @@ TPU_WHEEL ?= $(lastword $(sort $(wildcard /usr/share/tpu/tensorflow-2.15*.whl)))
 MINUTES ?= 6
 STEPS_PER_MINUTE ?= 140
 STEPS = $(shell echo $$(( ($(MINUTES) > 2 ? $(MINUTES) - 2 : 1) * $(STEPS_PER_MINUTE) )))
+EVERY = $(shell echo $$(( $(STEPS) / 12 )))
 DEMO := demo_run
 RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
     --output_dir $(DEMO)/records
@@ -88,7 +89,7 @@ demo: setup
 	$(RECORDS) --input_dir $(DEMO)/text/heldout.jsonl --name heldout
 	$(RECORDS) --input_dir $(DEMO)/text/train.jsonl --name train
 	$(BIN)/gpt-neo train configs/demo.json --set train_steps=$(STEPS) --set eval_steps=8 \
-	    --steps_per_checkpoint $$(( $(STEPS) / 12 ))
+	    --steps_per_checkpoint $(EVERY)
 	$(BIN)/gpt-neo eval configs/demo.json
 	$(BIN)/gpt-neo sample configs/demo.json --num_samples 3 --max_tokens 120 --temperature 0.8 \
 	    --top_p 0.9 --seed 1 --prompt 'Help on class'

@@ -65,8 +65,12 @@ def memory_text(memory: Memory) -> str:
 LABEL = 10  # columns of the word that a line begins with
 
 
-def folded(line: str) -> str:
-    """A line as a terminal has room for it, what follows below its text; elsewhere as it is."""
+def folded(line: str, label: int = LABEL) -> str:
+    """A line as a terminal has room for it, what follows below its text; elsewhere as it is.
+
+    Args:
+      label: columns of the word that it begins with.
+    """
     line = printable(line)
     if not sys.stdout.isatty():
         return line
@@ -74,7 +78,7 @@ def folded(line: str) -> str:
     rows = textwrap.fill(
         together,
         shutil.get_terminal_size().columns,
-        subsequent_indent=" " * LABEL,
+        subsequent_indent=" " * label,
         break_long_words=False,  # a path is not torn
         break_on_hyphens=False,
     )

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from gpt_neo.cli.console import count_text, note
+from gpt_neo.cli.console import count_text, folded, note
 from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.config import load_config
 from gpt_neo.dataprep.encodings import WIDE
@@ -166,12 +166,13 @@ def show(manifest: dict, work: PrepareOptions) -> None:
     """Print the account."""
     account = manifest["account"]
     documents, size, tokens = (account[f"{what}_in"] for what in ("documents", "bytes", "tokens"))
-    print(f"in:  {counted(documents, 'document')}, {counted(size, 'byte')}, {counted(tokens, 'token')}")
-    print(
+    lines = [
+        f"in:  {counted(documents, 'document')}, {counted(size, 'byte')}, {counted(tokens, 'token')}",
         f"out: {counted(account['records_written'], 'record')}, {counted(account['tokens_written'], 'token')} in "
         f"{counted(len(manifest['files']), 'file')} {os.path.join(work.output_dir, work.name)}_*.tfrecords; separators "
-        f"{account['separator_tokens']:,}, filling {account['fill_tokens']:,}"
-    )
+        f"{account['separator_tokens']:,}, filling {account['fill_tokens']:,}",
+    ]
+    print(*(folded(line, len("in:  ")) for line in lines), sep="\n")
     for key, count in account.items():
         unit, dropped, reason = key.partition("_dropped_")
         if dropped and count:

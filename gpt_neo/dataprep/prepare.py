@@ -116,7 +116,7 @@ def inputs_of(options: PrepareOptions) -> tuple[list[InputFile], list[Bad]]:
 def refusal(bad: Sequence[Bad]) -> str:
     """One message about all that was found unreadable so far, with what to do."""
     if len(bad) == 1:
-        return f"{bad[0]} (--bad skip leaves it out and counts it)"
+        return f"{bad[0]} (--bad skip leaves it out and counts it, --bad report lists all that there are)"
     listed = "".join(f"\n  {found}" for found in bad[:MOST_LISTED])
     more = f"\n  and {len(bad) - MOST_LISTED:,} more" if len(bad) > MOST_LISTED else ""
     return (
