@@ -59,7 +59,9 @@ def hub_snapshot(source: str) -> str:
             f"{source!r}: no such folder here, and no such model on {hub}, or it is private (HF_TOKEN opens it)"
         ) from error
     except Exception as error:  # whatever its HTTP client raises
-        raise CheckpointError(f"{source!r}: cannot be had from {hub}: {reason_of(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"{source!r}: no such folder here, and it cannot be had from {hub}: {reason_of(error).splitlines()[0]}"
+        ) from error
     if not any(name.endswith(".safetensors") for name in os.listdir(folder)):
         raise CheckpointError(
             f"{source!r}: the hub has no safetensors of it; pickled weights are not fetched. Get the folder by other "

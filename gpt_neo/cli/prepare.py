@@ -152,9 +152,9 @@ def bar() -> Iterator[Progress]:
             nonlocal made
             if total is not None:
                 shown.total = total
-            if before:  # by an earlier run: no work of this one, whose speed is told
+            if before and not shown.disable:  # by an earlier run: no work of this one, whose speed is told
                 shown.initial += stored
-            else:
+            if not before:
                 made += tokens
                 shown.set_postfix_str(f"{count_text(made / max(1e-9, time.monotonic() - began))} tokens/s")
             shown.update(stored)

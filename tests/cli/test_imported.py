@@ -58,7 +58,7 @@ def test_a_name_on_the_hub_is_sampled(model, continued, tmp_path):
         assert status == 0 and "becomes a run" not in again and PROMPT + continued in again, error
     assert os.listdir(tmp_path / "here") == [], "nothing where it was asked"
     status, _, error = command(["sample", "org/tiny", "x"], tmp_path / "cache", HF_ENDPOINT="http://127.0.0.1:9")
-    assert status == 2 and error.startswith("error: 'org/tiny': cannot be had from http://127.0.0.1:9")
+    assert status == 2 and error.startswith("error: 'org/tiny': no such folder here, and it cannot be had from http")
     assert len(error.strip().splitlines()) == 1
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 
 import gpt_neo
 from gpt_neo import storage
+from gpt_neo.cli.prepare import bar
 from gpt_neo.dataprep import ledger, prepare, spill, units
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.readers import find_sources
@@ -301,6 +303,19 @@ def test_a_resumed_run_does_not_tokenize_again(corpus, tmp_path, small_tokenizer
     prepare.prepare(options, silent)
     made = units_of(groups_of(find_sources([str(corpus)])[0]), Rules(split=True))
     assert done == [(unit.group, unit.part) for unit in made][5:] and len(done) > 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_an_earlier_run_did_is_no_work_of_this_one(terminal, monkeypatch):
+    """The bar of a resumed run; away from a terminal there is none, and the run goes on all the same."""
+    shown = io.StringIO()
+    shown.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", shown)
+    with bar() as progress:
+        progress(900, 900, 10**9, total=1000, before=True)
+        progress(100, 100, 0)
+    last = shown.getvalue().rpartition("\r")[2]
+    assert ("100%" in last and "1.00k/1.00k" in last and " 0 tokens/s" in last) if terminal else not last
 
 
 def test_a_full_disk_is_a_mistake_with_a_name(corpus, tmp_path, small_tokenizer, monkeypatch):
