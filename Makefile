@@ -29,7 +29,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	    echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow 2.15 has no build for others), and none is here:"; \
 	    echo "  pip install uv      brings one, then make again"; exit 2; }
 	$(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.11) $(VENV)
-	$(PIP) $(TPU_WHEEL) -e '.[plot$(if $(TPU_WHEEL),$(comma)tpu)]'
+	$(PIP) $(TPU_WHEEL) -e '.[plot,fast$(if $(TPU_WHEEL),$(comma)tpu)]'
 	touch $@
 
 setup-test: $(VENV)/.installed-test
