@@ -30,6 +30,11 @@ def how_to_install(extra: str) -> str:
     return f"pip install -c {shipped('constraints.txt')} " + " ".join(f"'{need}'" for need in named)
 
 
+def python_path() -> str:
+    """PYTHONPATH of a child that is to find this very package."""
+    return os.pathsep.join([CLONE, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux; macOS has none

@@ -12,7 +12,7 @@ from typing import Optional
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, file_size, read_bytes
 from gpt_neo.checkpoint.names import PREFIX, step_of
-from gpt_neo.config.loader import is_theirs
+from gpt_neo.config.loader import has_their_config
 from gpt_neo.dataprep.encodings import mark_of
 from gpt_neo.errors import CheckpointError
 from gpt_neo.storage import tensorflow as files
@@ -151,9 +151,8 @@ def no_checkpoint(folder: str) -> CheckpointError:
 
 
 def is_hf_folder(source: str) -> bool:
-    """Whether a folder has a config.json of Hugging Face's."""
-    path = storage.join(source, "config.json")
-    return storage.exists(path) and is_theirs(storage.read_json(path, CheckpointError))
+    """Whether a folder, local or remote, has a config.json of Hugging Face's."""
+    return has_their_config(source, CheckpointError)
 
 
 def prefix_of(path: str) -> str:

@@ -20,7 +20,8 @@ from gpt_neo.cli.parser import words_of
 from gpt_neo.config.cluster import cluster_of
 from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError
-from gpt_neo.tracking.experiment import FOLDER, PACKAGE, Tracked, shown, track
+from gpt_neo.system import python_path
+from gpt_neo.tracking.experiment import FOLDER, Tracked, shown, track
 from gpt_neo.tracking.metrics import Metrics, escaped, look
 from gpt_neo.tracking.supervisor import Policy, Supervisor, Watched
 
@@ -204,10 +205,9 @@ def training_words(options: Train, first: bool) -> list[str]:
 def child_environment(job: Job) -> dict[str, str]:
     """Environment of the training: it finds this package, prints at once, and shows its stacks when it is aborted."""
     devices = job.devices
-    paths = [os.path.dirname(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONPATH": python_path(),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
         "GPT_NEO_TPU": devices.tpu or "",

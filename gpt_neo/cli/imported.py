@@ -11,7 +11,7 @@ from typing import Callable
 from gpt_neo.cli.console import note
 from gpt_neo.config.loader import FOLDER_CONFIG, folder_name, is_hugging_face
 from gpt_neo.errors import CheckpointError
-from gpt_neo.system import CLONE
+from gpt_neo.system import python_path
 
 FOLDER = "GPT_NEO_IMPORTED"  # where such runs are kept; default ~/.cache/gpt_neo/imported
 SHOWN = ("note", "verified")  # labels of lines of import-hf that are told
@@ -60,10 +60,9 @@ def convert(source: str, folder: str) -> list[str]:
     Raises:
       CheckpointError: its own words.
     """
-    paths = os.pathsep.join(filter(None, [CLONE, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "gpt_neo", "import-hf", source, folder],
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
         check=False,

@@ -19,7 +19,7 @@ from gpt_neo.config import legacy
 from gpt_neo.config.restore import restore
 from gpt_neo.config.rules import check_rules
 from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, ModelConfig, RunConfig
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, GptNeoError
 from gpt_neo.system import shipped
 
 CONFIG_DIR = shipped("configs")
@@ -151,14 +151,19 @@ def may_be_on_hub(name: str) -> bool:
 
 def is_hugging_face(name: str) -> bool:
     """Whether this is a folder of Hugging Face's, or a name that nothing has here and its hub may have."""
-    path = os.path.join(name, FOLDER_CONFIG)
     if os.path.isdir(name):
-        return os.path.isfile(path) and is_theirs(storage.read_json(path, ConfigError))
+        return has_their_config(name, ConfigError)
     try:
         find_config(name, CONFIG_DIR)
     except ConfigError:
         return may_be_on_hub(name)
     return False
+
+
+def has_their_config(folder: str, kind: type[GptNeoError]) -> bool:
+    """Whether a folder has a config.json of Hugging Face's; an error of that kind if it cannot be read."""
+    path = storage.join(folder, FOLDER_CONFIG)
+    return storage.exists(path) and is_theirs(storage.read_json(path, kind))
 
 
 def is_theirs(written: Any) -> bool:

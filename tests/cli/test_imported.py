@@ -47,8 +47,7 @@ def command(words, folder, **environment):
 
 
 def test_a_name_on_the_hub_is_sampled(model, continued, tmp_path):
-    words = ["sample", "org/tiny", PROMPT, "--max_tokens", NEW, "--temperature", 0]
-    words = [*map(str, words)]
+    words = ["sample", "org/tiny", PROMPT, "--max_tokens", str(NEW), "--temperature", "0"]
     with fake_hub({"org/tiny": model}) as (url, _):
         status, out, error = command(words, tmp_path, HF_ENDPOINT=url)
         assert status == 0, error
