@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.fit import STEP, mismatch_table
 from gpt_neo.checkpoint.folder import write_state
@@ -52,8 +52,7 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
         record = read_provenance(newest.path)
         if record:
             record["source"] = "mean of steps " + ", ".join(str(step_of(bundle.path)) for bundle in bundles)
-            with open(prefix + ".json", "w", encoding="utf-8") as handle:
-                handle.write(json.dumps(record, indent=2) + "\n")
+            storage.write_json(prefix + ".json", record)
         for file in BESIDE:
             beside = os.path.join(os.path.dirname(newest.path), file)
             if os.path.isfile(beside):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import BundleWriter
 from gpt_neo.checkpoint.custom import (
     CUSTOM,
@@ -106,8 +106,7 @@ def import_hf(
     }
     with staged_folder(destination) as staging:
         config = os.path.join(staging, "config.json")
-        with open(config, "w", encoding="utf-8") as handle:
-            handle.write(json.dumps(raw, indent=2) + "\n")
+        storage.write_json(config, raw)
         run = config_of(config, where)
         pairs = listed_pairs(folder.config, run.model, where) if own else pairs_of(family, run.model)
         names = match_names(folder, family, pairs)
@@ -124,8 +123,7 @@ def import_hf(
         writer.finish()
         notes += copy_tokenizer(source, staging, run.model.n_vocab)
         record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
-        with open(prefix + ".json", "w", encoding="utf-8") as handle:
-            handle.write(json.dumps(record, indent=2) + "\n")
+        storage.write_json(prefix + ".json", record)
         write_state(staging, prefix)
         check(staging)
     return dataclasses.replace(run, notes=(*notes, *run.notes))
@@ -265,10 +263,9 @@ def export_hf(
     config = describe(stored)
     with staged_folder(destination) as staging:
         write_weights(staging, pairs, fit, DTYPES[stored], shard, recast)
-        write_json(staging, "config.json", config)
-        write_json(
-            staging,
-            "generation_config.json",
+        storage.write_json(os.path.join(staging, "config.json"), config)
+        storage.write_json(
+            os.path.join(staging, "generation_config.json"),
             {name: config[name] for name in ("bos_token_id", "eos_token_id", "use_cache")},
         )
         if custom_code:
@@ -319,19 +316,14 @@ def write_weights(folder: str, pairs: Sequence[Pair], fit: Fit, dtype: np.dtype,
         write_safetensors(os.path.join(folder, file), group, pieces)
         places.update(dict.fromkeys(group, file))
     if count > 1:
-        write_json(folder, "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        storage.write_json(os.path.join(folder, "model.safetensors.index.json"), index)
 
 
 def their_blocks(pair: Pair, fit: Fit, dtype: np.dtype, recast: Recast) -> Iterator[np.ndarray]:
     """Blocks of one of their tensors; ours are read when the first is asked for."""
     ours = [recast.value(fit, name, pair.shape) for name in pair.ours]
     yield from finite_blocks(pair.arrangement.join(ours, recast.model.n_head), dtype, pair.ours[0], fit.bundle.path)
-
-
-def write_json(folder: str, name: str, value: Any) -> None:
-    """Write a JSON file."""
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as handle:
-        handle.write(json.dumps(value, indent=2) + "\n")
 
 
 def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[str]) -> None:
@@ -355,9 +347,8 @@ def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[
     if end is not None:
         backend.add_special_tokens([end])
     backend.save(os.path.join(staging, "tokenizer.json"))
-    write_json(
-        staging,
-        "tokenizer_config.json",
+    storage.write_json(
+        os.path.join(staging, "tokenizer_config.json"),
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **({} if end is None else {"bos_token": end, "eos_token": end, "unk_token": end}),

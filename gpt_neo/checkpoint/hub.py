@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.remote import source_folder
+from gpt_neo.config.loader import HUB_NAME
 from gpt_neo.errors import CheckpointError, reason_of
 
-NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 # What a conversion reads. Weights that are pickled Python (.bin) are left where they are.
 PATTERNS = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
 
 
 def is_hub_name(source: str) -> bool:
     """Whether this can only be the name of a model on the hub."""
-    return bool(NAME.fullmatch(source)) and not os.path.exists(source) and not storage.is_remote(source)
+    return bool(HUB_NAME.fullmatch(source)) and not os.path.exists(source) and not storage.is_remote(source)
 
 
 def address() -> str:
@@ -49,7 +48,7 @@ def hub_snapshot(source: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    found = NAME.fullmatch(source)
+    found = HUB_NAME.fullmatch(source)
     assert found is not None
     hub = address()
     try:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.arrangements import ByHead, Turned
 from gpt_neo.checkpoint.bundle import Bundle
-from gpt_neo.checkpoint.convert import write_json
 from gpt_neo.checkpoint.families import GPT2, Pair, family_of, pairs_of
 from gpt_neo.checkpoint.safetensors import write_safetensors
 from gpt_neo.checkpoint.staging import staged_folder
@@ -73,7 +73,7 @@ def export_adapters(model: ModelConfig, checkpoint: str, base: str, destination:
             },
             "inference_mode": True,
         }
-        write_json(staging, "adapter_config.json", config)
+        storage.write_json(os.path.join(staging, "adapter_config.json"), config)
 
 
 def their_adapter(bundle: Bundle, pair: Pair, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,6 @@ from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import FOLDER_CONFIG, parse_override
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.manifest import write_json
 from gpt_neo.errors import ConfigError
 
 REQUEST = "finetune.json"  # what was asked for: a second command has to ask for the same
@@ -112,7 +111,7 @@ def import_model(options: Finetune, out: str) -> RunConfig:
             shutil.rmtree(base)
     run = load_config(config)
     if not os.path.isfile(request):
-        write_json(request, request_of(options))
+        storage.write_json(request, request_of(options))
     return run
 
 
@@ -154,7 +153,7 @@ def import_run(source: str, out: str, words: tuple, about: str) -> None:
     raw.pop("model_path", None)
     own = tokenizer.get("path")
     with staged_folder(out) as staging:
-        write_json(os.path.join(staging, FOLDER_CONFIG), raw)
+        storage.write_json(os.path.join(staging, FOLDER_CONFIG), raw)
         if own and os.path.isfile(own):
             shutil.copyfile(own, os.path.join(staging, "tokenizer.json"))
         for name in () if own else TOKENIZER_FILES:
@@ -207,8 +206,8 @@ def write_settings(options: Finetune, out: str, dataset: dict) -> RunConfig:
             **chosen,
         }
     )
-    write_json(os.path.join(out, "dataset_configs", "data.json"), dataset["config"])
-    write_json(path, raw)
+    storage.write_json(os.path.join(out, "dataset_configs", "data.json"), dataset["config"])
+    storage.write_json(path, raw)
     return load_config(path)
 
 
@@ -247,7 +246,7 @@ def export(options: Finetune, out: str) -> None:
         shutil.rmtree(adapters, ignore_errors=True)
     which, base = "best" if best else None, options.source
     export_folder(ExportHf(out, place, which, adapters=adapters, base=base, verify=options.verify))
-    write_json(mark, {"step": step})
+    storage.write_json(mark, {"step": step})
 
 
 def show_commands(options: Finetune, out: str) -> None:

@@ -11,7 +11,7 @@ from gpt_neo.cli.prepare import prepare_with_bar
 from gpt_neo.cli.tool_options import Finetune
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs, write_dialogs
-from gpt_neo.dataprep.manifest import dataset_config, write_json
+from gpt_neo.dataprep.manifest import dataset_config
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.split import held_out_numbers, split_texts
 from gpt_neo.dataprep.templates import TEMPLATE, template_of
@@ -34,7 +34,7 @@ def dataset_of(options: Finetune, run: RunConfig, out: str) -> dict:
     os.makedirs(os.path.join(out, FOLDER), exist_ok=True)
     dialogs = are_dialogs(options.data, options.text_key)
     found = dialog_records(options, run, out) if dialogs else text_records(options, run, out)
-    write_json(path, found)
+    storage.write_json(path, found)
     return found
 
 

@@ -18,14 +18,6 @@ if TYPE_CHECKING:  # NumPy: plans and help do without
     from gpt_neo.checkpoint.folder import Found
 
 
-# Keys of the legacy program that are accepted and change nothing.
-IDLE_KEYS = {
-    "no_dataset": "what needs no records, such as a layout or an export, never reads any",
-    "slow_sampling": "sampling with caches gives the same text",
-    "predict_max_steps": "sampling ends after the prompts that are there",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What a command works on.
@@ -90,8 +82,7 @@ def load_run(
       ConfigError: the config is wrong.
     """
     run = load_config(name_or_path, overrides, needs_data=needs_data)
-    idle = [f"the key {key} does nothing here: {why}" for key, why in IDLE_KEYS.items() if getattr(run.training, key)]
-    for line in () if quiet else (*run.notes, *idle):
+    for line in () if quiet else run.notes:
         note(line)
     return run
 

@@ -11,11 +11,12 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
+from gpt_neo import storage
 from gpt_neo.cli.console import count_text, folded, note
 from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.config import load_config
 from gpt_neo.dataprep.encodings import WIDE
-from gpt_neo.dataprep.manifest import dataset_config, write_json
+from gpt_neo.dataprep.manifest import dataset_config
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import Progress, prepare, report
 from gpt_neo.errors import ConfigError, DataError, counted
@@ -71,7 +72,7 @@ def prepare_records(options: Prepare) -> int:
     show(manifest, work)
     if options.write_dataset_config is not None:
         path = options.write_dataset_config or os.path.join("configs", "dataset_configs", f"{work.name}.json")
-        write_json(path, dataset_config(manifest, work.output_dir, options.eval_path))
+        storage.write_json(path, dataset_config(manifest, work.output_dir, options.eval_path))
         print(f"wrote {path}")
     return 0
 

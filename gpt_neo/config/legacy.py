@@ -27,6 +27,12 @@ KEYS = frozenset(
     lambada_tokens_path
 """.split()
 )
+# Keys that are taken and change nothing.
+IDLE = {
+    "no_dataset": "what needs no records, such as a layout or an export, never reads any",
+    "slow_sampling": "sampling with caches gives the same text",
+    "predict_max_steps": "sampling ends after the prompts that are there",
+}
 # Keys that are read, and stand for another one.
 SPELLINGS = {
     "activation_fn": "activation_function; two that disagree are refused",

@@ -36,7 +36,7 @@ SUCCESSORS = {
     "gpt3_13B_256_Pile": "gpt3_13B",
     "gpt2_small": "gpt2_124M",
 }
-HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@[\w./-]+)?")  # perhaps with a revision
+HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 LONGEST_SHOWN = 200  # characters of a value in a message
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
@@ -76,6 +76,8 @@ def load_config(
     if needs_data and missing:
         raise missing[0]
     notes += tuple(f"{error}; done without" for error in missing)
+    idle = (item for item in legacy.IDLE.items() if getattr(sections["training"], item[0]))
+    notes += tuple(f"the key {key} does nothing here: {why}" for key, why in idle)
     return RunConfig(source=path, name=run_name(path), datasets=datasets, notes=notes, **sections)
 
 

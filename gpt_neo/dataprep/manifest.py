@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -84,7 +83,7 @@ def build_manifest(
 
 def write_manifest(options: PrepareOptions, manifest: dict) -> None:
     """Write it beside the records."""
-    storage.write_bytes(manifest_path(options), to_json(manifest))
+    storage.write_json(manifest_path(options), manifest)
 
 
 def manifest_beside(path: str) -> str:
@@ -132,15 +131,3 @@ def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None)
         "eos_id": manifest["separator"][-1] if manifest["separator"] else tokenizer["eos_id"],
         "padding_id": tokenizer["padding_id"] if tokenizer["padding_id"] is not None else tokenizer["eos_id"],
     }
-
-
-def write_json(path: str, value: dict) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    if not storage.is_remote(path):
-        storage.make_folder(os.path.dirname(os.path.abspath(path)))
-    storage.write_bytes(path, to_json(value))
-
-
-def to_json(value: dict) -> bytes:
-    """JSON for people to read."""
-    return json.dumps(value, indent=2).encode() + b"\n"

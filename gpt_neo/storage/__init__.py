@@ -49,6 +49,7 @@ __all__ = [
     "upload",
     "version",
     "write_bytes",
+    "write_json",
     "writing",
 ]
 
@@ -244,6 +245,12 @@ def write_bytes(path: str, data: bytes, staging: str = "") -> None:
     """Write a small file, whole or not at all."""
     with writing(path, staging) as handle:
         handle.write(data)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write a small file of JSON for people to read, whole or not at all, and the folder that it goes to."""
+    make_folder(os.path.dirname(absolute(path)))
+    write_bytes(path, json.dumps(value, indent=2).encode() + b"\n")
 
 
 def install(temporary: str, path: str) -> None:

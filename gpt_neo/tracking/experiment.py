@@ -12,16 +12,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Callable
 
-import gpt_neo
 from gpt_neo import storage
 from gpt_neo.checkpoint.provenance import PACKAGES, version
 from gpt_neo.errors import ConfigError, GptNeoError
-from gpt_neo.system import how_to_install
+from gpt_neo.system import PACKAGE, how_to_install
 from gpt_neo.tracking.metrics import Measurement
 from gpt_neo.tracking.sacred_import import import_sacred
 
 FOLDER = "experiments"  # where runs are recorded when nothing else is said
-PACKAGE = os.path.dirname(gpt_neo.__file__)
 REVIVE = 600.0  # seconds after which an observer that failed is tried again
 
 

@@ -125,8 +125,10 @@ def test_phone_dark_and_errors(browser, server):
         viewport={"width": 390, "height": 844},
         color_scheme="dark",
         has_touch=True,
+        is_mobile=True,  # no keyboard, no mouse
         device_scale_factor=2,
     )
+    assert "Ctrl" not in page.inner_text("body")
     generate(page, "The ice", max_tokens=40, seed=1)
     page.locator("#text .token").nth(3).tap()
     assert "token 4" in page.inner_text("#detail")
@@ -140,3 +142,5 @@ def test_phone_dark_and_errors(browser, server):
     generate(page, "The ice", max_tokens=4000)
     assert "the model's length is 160" in page.inner_text("#status")
     assert page.get_attribute("#status", "class") == "error"
+    assert page.text_content("#text") == "" and page.is_hidden("#picture") and page.is_hidden("#kind")
+    assert page.inner_text("#explain").startswith("Generate a text")
