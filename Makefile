@@ -4,9 +4,9 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.10 python3.9; do \
     $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP = $(INSTALL) -c constraints.txt
 
-comma := ,
 # Google's TPU VMs carry the TensorFlow that has kernels for TPUs; that of the package index has none.
 TPU_WHEEL ?= $(lastword $(sort $(wildcard /usr/share/tpu/tensorflow-2.15*.whl)))
 
@@ -20,17 +20,30 @@ DEMO := demo_run
 RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokenizer/tokenizer.json \
     --output_dir $(DEMO)/records
 
-.PHONY: setup setup-test lint test slow power-test docs test-pythons transformers4 demo bench spmd-check tpu-check clean
+.PHONY: setup lock setup-test lint test slow power-test docs test-pythons transformers4 demo bench spmd-check tpu-check clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py constraints.txt
+# Of what the main job needs, every file's hash is checked. A TPU VM's own TensorFlow has none to compare with.
+$(VENV)/.installed: setup.py constraints.txt requirements.txt
 	@[ -n "$(PYTHON)" ] || command -v uv >/dev/null || { \
 	    echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow 2.15 has no build for others), and none is here:"; \
 	    echo "  pip install uv      brings one, then make again"; exit 2; }
 	$(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.11) $(VENV)
-	$(PIP) $(TPU_WHEEL) -e '.[plot,fast$(if $(TPU_WHEEL),$(comma)tpu)]'
+ifeq ($(TPU_WHEEL),)
+	$(INSTALL) --require-hashes -r requirements.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
+else
+	$(PIP) $(TPU_WHEEL) -e '.[plot,fast,tpu]'
+endif
 	touch $@
+
+# requirements.txt: the files, by their hashes, of the versions in constraints.txt that `make setup` installs.
+HEAD = \# What make setup installs, with the hashes of its files, for Python 3.9 to 3.11: made by make lock.
+lock:
+	uv pip compile --quiet --universal --python-version 3.9 --generate-hashes --no-annotate --no-header \
+	    --extra plot --extra fast --constraint constraints.txt setup.py --output-file requirements.txt
+	sed -i '1i $(HEAD)' requirements.txt
 
 setup-test: $(VENV)/.installed-test
 

@@ -60,15 +60,40 @@ def is_for(line, environment):
 @pytest.mark.parametrize("python", ["3.9", "3.10", "3.11"])
 def test_every_python_has_one_version_of_each_package(python, monkeypatch):
     """Lines for one Python exclude each other, and name all that the package and its extras ask for."""
-    here = {"python_version": python, "python_full_version": f"{python}.5"}
-    with open(os.path.join(ROOT, "constraints.txt"), encoding="utf-8") as handle:
-        pins = [Requirement(line.strip()) for line in handle if not line.startswith("#")]
+    version = pinned("constraints.txt", python)
+    for need in needs_of(PRODUCT, python, monkeypatch):
+        assert need.specifier.contains(version[canonicalize_name(need.name)]), need
+
+
+@pytest.mark.parametrize("python", ["3.9", "3.10", "3.11"])
+def test_what_make_setup_installs_has_hashes_and_the_versions_that_are_tested(python, monkeypatch):
+    version, tested = pinned("requirements.txt", python), pinned("constraints.txt", python)
+    assert {name: tested[name] for name in version} == version
+    assert {canonicalize_name(need.name) for need in needs_of(["plot", "fast"], python, monkeypatch)} <= set(version)
+    with open(os.path.join(ROOT, "requirements.txt"), encoding="utf-8") as handle:
+        blocks = re.split(r"^(?=\w)", handle.read(), flags=re.MULTILINE)[1:]
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}$", block) for block in map(str.strip, blocks))
+
+
+def pinned(file, python):
+    """Package to version, of the lines of a file of pins that are for this Python; never two of one package."""
+    here = environment_of(python)
+    with open(os.path.join(ROOT, file), encoding="utf-8") as handle:
+        pins = [Requirement(line.rstrip(" \\\n")) for line in handle if re.match(r"\w", line)]
     held = [(canonicalize_name(pin.name), pin) for pin in pins if is_for(pin, here)]
     version = {name: str(pin.specifier)[2:] for name, pin in held}
     assert len(version) == len(held)
-    told = {}
+    return version
+
+
+def needs_of(extras, python, monkeypatch):
+    """What setup.py asks for, with these extras, on this Python."""
+    told, here = {}, environment_of(python)
     monkeypatch.setattr(setuptools, "setup", lambda **given: told.update(given))
     runpy.run_path(os.path.join(ROOT, "setup.py"))
-    needs = [*told["install_requires"], *(need for extra in PRODUCT for need in told["extras_require"][extra])]
-    for need in filter(lambda need: is_for(need, here), map(Requirement, needs)):
-        assert need.specifier.contains(version[canonicalize_name(need.name)]), need
+    needs = [*told["install_requires"], *(need for extra in extras for need in told["extras_require"][extra])]
+    return [need for need in map(Requirement, needs) if is_for(need, here)]
+
+
+def environment_of(python):
+    return {"python_version": python, "python_full_version": f"{python}.5"}
