@@ -295,6 +295,7 @@ WITHOUT_EFFECT = {
     "scale_by_depth",
     "scale_by_in",
     "recompute_grad",
+    "recompute_keep",
     "precision",
     "z_loss",
     "padding_id",

@@ -102,13 +102,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     batch = max(1, run.training.train_batch_size // replicas)
     rows = batch // microbatches(run.mesh, model.n_ctx, batch)
     tokens = rows * model.n_ctx
-    # Per token and block: about 8 n_embd-wide tensors, 2 of the width inside the MLP (4 when gated), and what there is
-    # of float32 attention weights.
-    inside = 8 + (4 if model.mlp_glu else 2) * model.mlp_width / model.n_embd
-    spans = [kind.kept(model) for kind in kinds_of(model)]
-    blocks = [inside * model.n_embd * width + span * model.n_head * 4 for span in spans]
-    kept = max(blocks) + model.n_layer * model.n_embd * width if model.recompute_grad else sum(blocks)
-    kept += passing_span(model) * model.n_head * 4
+    kept = block_bytes(model, model.kept_of_blocks) + passing_span(model) * model.n_head * 4
     chunks = head_chunks(tokens, model.n_vocab, width)
     of_chunk = -(-tokens // chunks) * model.n_vocab
     return Memory(
@@ -119,6 +113,23 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
         # Logits and their gradient; where there are several chunks, what one adds to the gradient of the table.
         logits=4 * (2 * of_chunk + (model.n_vocab * model.n_embd if chunks > 1 else 0)),
     )
+
+
+def block_bytes(model: ModelConfig, kept: str) -> float:
+    """Bytes per token of what is kept of the blocks, and of what one that is run again makes anew.
+
+    Args:
+      kept: as `ModelConfig.kept_of_blocks`.
+    """
+    # About 8 n_embd-wide tensors, 2 of the width inside the MLP (4 when gated), and what there is of float32 attention
+    # weights. Products are q, k, v, the result of attention and what its gradient needs of it, two projections, and
+    # what goes into the activation.
+    wide = model.mlp_width / model.n_embd * (2 if model.mlp_glu else 1)
+    numbers = {"all": 8 + 2 * wide, "products": 7 + wide, "inputs": 1}
+    width = model.n_embd * number_bytes(model)
+    spans = [kind.kept(model) * model.n_head * 4 for kind in kinds_of(model)]
+    anew = {"all": 0, "products": numbers["all"] - numbers["products"], "inputs": numbers["all"] + max(spans) / width}
+    return sum(numbers[kept] * width + (0 if kept == "inputs" else span) for span in spans) + anew[kept] * width
 
 
 def sampling_memory(model: ModelConfig, batch_size: int, bits: Optional[int] = None) -> Memory:

@@ -101,14 +101,16 @@ def judge(
     tokens = step_tokens // microbatches(run.mesh, model.n_ctx, max(1, batch))
     stored = [size / split(*names) for names, (size, _) in sizes.items()]
     memory = sum(stored) * bytes_per_parameter(run)
+    # Blocks of which all is there at once, those of which the input is, and those of which the products are.
     layers = 1 if model.recompute_grad else model.n_layer
     kept = model.n_layer if model.recompute_grad else 0
+    made = kept if model.kept_of_blocks == "products" else 0
     held = [kind.kept(model) for kind in kinds_of(model)]
-    spans = (max(held) if model.recompute_grad else sum(held)) + passing_span(model)
+    spans = (max(held) if model.kept_of_blocks == "inputs" else sum(held)) + passing_span(model)
     residual = tokens * model.n_embd * width
-    memory += residual / split("embd") * (6 * layers + kept)
-    memory += residual * 4 / split("heads") * layers
-    memory += residual * 2 * inner / split("intermediate_expanded") * layers
+    memory += residual / split("embd") * (6 * layers + kept + made)
+    memory += residual * 4 / split("heads") * (layers + made)
+    memory += residual * inner / split("intermediate_expanded") * (2 * layers + made)
     memory += tokens * spans * model.n_head * 4 / split("heads") + 2 * tokens * model.n_vocab * 4 / split("vocab")
     everything = step_tokens * model.n_embd * width
     traffic = ring(sum(stored) * 4, split("batch"))
@@ -119,7 +121,7 @@ def judge(
     traffic += ring(step_tokens * model.n_vocab * 4 / split("vocab"), split("embd"))
     traffic += 3 * ring(everything, split("vocab"))
     work = [2 * size / split(*names, "batch") for names, (_, size) in sizes.items()]
-    flops = (4 if model.recompute_grad else 3) * run.tokens_per_step * sum(work)
+    flops = (4 if model.kept_of_blocks == "inputs" else 3) * run.tokens_per_step * sum(work)
     return memory, traffic, flops / DEVICE_FLOPS + traffic / LINK_BYTES
 
 

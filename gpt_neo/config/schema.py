@@ -183,6 +183,12 @@ class ModelConfig:
     scale_by_depth: bool = key(False, "Divide the initial std of c_proj by sqrt(n_layer).")
     scale_by_in: bool = key(False, "Divide the initial std of the MLP and of a head by sqrt(fan_in).")
     recompute_grad: bool = key(False, "Recompute each block in the backward pass to save memory.")
+    recompute_keep: str = key(
+        "inputs",
+        "What recompute_grad keeps of a block: what goes into it, or the results of its matrix products as well, which "
+        "are then not made again.",
+        choices=("inputs", "products"),
+    )
     precision: str = key(
         "float32",
         "Type of what layers read and write. Weights are trained, and saved, in float32.",
@@ -284,6 +290,11 @@ class ModelConfig:
     def mlp_width(self) -> int:
         """Width inside the MLP, of each half of a gated one."""
         return self.n_inner or 4 * self.n_embd
+
+    @property
+    def kept_of_blocks(self) -> str:
+        """What the backward pass finds of a block: `all`, or what `recompute_keep` says."""
+        return self.recompute_keep if self.recompute_grad else "all"
 
     @property
     def positions(self) -> str:

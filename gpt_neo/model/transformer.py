@@ -23,6 +23,7 @@ from gpt_neo.model.positions import position_embedding
 from gpt_neo.mtf_compat import Tensor, mtf
 from gpt_neo.ops.head import Head
 from gpt_neo.ops.parameters import Parameters, activation_dtype
+from gpt_neo.ops.recompute import recomputed
 from gpt_neo.ops.row_sums import plus
 from gpt_neo.ops.vocabulary import embed
 
@@ -135,8 +136,8 @@ def block(x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig,
         return (out,) if auxiliary is None else (out, auxiliary)
 
     # What leaves a recomputed function has to be among its outputs.
-    recompute = config.recompute_grad and context.is_training
-    out, *auxiliary = mtf.recompute_grad(run, [x]) if recompute else run(x)
+    kept = config.kept_of_blocks if context.is_training else "all"
+    out, *auxiliary = run(x) if kept == "all" else recomputed(run, x, keep_products=kept == "products")
     context.auxiliary_losses.extend(auxiliary)
     return out
 

@@ -120,6 +120,8 @@ class FlashAttention(WholeSequences):
     """See `flash_attention`. Two more outputs are for the gradient: the log of the sum of weights [batch, heads,
     sequence], and the first output as it was before it was rounded."""
 
+    is_product = True
+
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, radius: Optional[int]) -> None:
         self.radius = radius
         batch, sequence, heads, _ = q.shape.dims

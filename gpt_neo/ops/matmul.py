@@ -54,6 +54,8 @@ def matmul_each(x: Tensor, weights: list, reduced: list) -> list:
 class MatmulOperation(FusedOp):
     """x W + b or x W^T + b, lowered as one matrix product; so are its gradients."""
 
+    is_product = True
+
     def __init__(
         self, x: Tensor, weight: Union[Tensor, Int8Weight], bias: Optional[Tensor], shape: mtf.Shape, reduced: int
     ) -> None:

@@ -41,7 +41,7 @@ def recurrence(
     if at:
         out = StateOperation(kernel, whole, out_shape, dtype, state, layer, at).outputs[0]
     else:
-        out = recomputed(lambda *xs: kernel(*xs, real=None, state=None)[0], whole, out_shape, dtype)
+        out = from_inputs(lambda *xs: kernel(*xs, real=None, state=None)[0], whole, out_shape, dtype)
     return mtf.reshape(out, like.shape)
 
 
@@ -51,7 +51,7 @@ def rename_whole(x: Tensor) -> Tensor:
     return mtf.reshape(x, [d if d.name in kept else mtf.Dimension(WHOLE + d.name, d.size) for d in x.shape.dims])
 
 
-def recomputed(kernel: Callable[..., Tensor], inputs: list, shape: mtf.Shape, dtype: tf.DType) -> Tensor:
+def from_inputs(kernel: Callable[..., Tensor], inputs: list, shape: mtf.Shape, dtype: tf.DType) -> Tensor:
     """A slicewise operation that keeps only its inputs for the backward pass, and runs the kernel again there.
 
     Every input has to have every dimension that is split, batch and heads, or its gradient would lack a sum.
@@ -71,7 +71,9 @@ def recomputed(kernel: Callable[..., Tensor], inputs: list, shape: mtf.Shape, dt
         shapes, dtypes = [x.shape for x in xs], [x.dtype for x in xs]
         return list(mtf.slicewise(gradient_kernel, [*xs, grad], shapes, dtypes, splittable))
 
-    return mtf.slicewise(kernel, inputs, shape, dtype, splittable, grad_function=gradient)
+    out = mtf.slicewise(kernel, inputs, shape, dtype, splittable, grad_function=gradient)
+    out.operation.is_product = True
+    return out
 
 
 class StateOperation(FusedOp):

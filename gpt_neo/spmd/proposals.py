@@ -21,30 +21,31 @@ SPLIT = ("heads", "intermediate_expanded", "vocab")  # two sums per block and di
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A choice, as overrides of a config."""
+    """A choice, as overrides of a config. kept: as `ModelConfig.kept_of_blocks`."""
 
     mesh_shape: tuple
     layout: tuple
     tokens: int
-    recompute: bool
+    kept: str
 
     def applied(self, run: RunConfig) -> RunConfig:
         """The run with this choice."""
         mesh = dataclasses.replace(
             run.mesh, mesh_shape=self.mesh_shape, layout=self.layout, tokens_per_mb_per_replica=self.tokens
         )
-        return dataclasses.replace(run, mesh=mesh, model=dataclasses.replace(run.model, recompute_grad=self.recompute))
+        model = dataclasses.replace(run.model, recompute_grad=self.kept != "all")
+        if model.recompute_grad:
+            model = dataclasses.replace(model, recompute_keep=self.kept)
+        return dataclasses.replace(run, mesh=mesh, model=model)
 
     @property
     def settings(self) -> list[str]:
         """What --set takes."""
         shape, layout = (",".join(f"{a}:{b}" for a, b in pairs) for pairs in (self.mesh_shape, self.layout))
-        return [
-            f"mesh_shape={shape}",
-            f"layout={layout}",
-            f"tokens_per_mb_per_replica={self.tokens}",
-            f"recompute_grad={str(self.recompute).lower()}",
-        ]
+        again = ["recompute_grad=false"]
+        if self.kept != "all":
+            again = ["recompute_grad=true", f"recompute_keep={self.kept}"]
+        return [f"mesh_shape={shape}", f"layout={layout}", f"tokens_per_mb_per_replica={self.tokens}", *again]
 
 
 def layouts(run: RunConfig, devices: int) -> Iterator[tuple[tuple, tuple]]:
@@ -88,11 +89,11 @@ class Search:
         self.run, self.name, self.tell, self.limits, self.clock = run, name, tell, limits, clock
         self.end = clock() + limits.seconds
         self.bases = [
-            Candidate(mesh_shape, layout, run.model.n_ctx, True)
+            Candidate(mesh_shape, layout, run.model.n_ctx, "inputs")
             for mesh_shape, layout in layouts(run, find_slice(name).devices)
         ]
-        # Each base up to the one that fits, that one without recomputation, then larger microbatches.
-        self.most = max((place + 2 + len(self.larger(base)) for place, base in enumerate(self.bases)), default=0)
+        # Each base up to the one that fits, that one with less recomputation, then larger microbatches.
+        self.most = max((place + 3 + len(self.larger(base)) for place, base in enumerate(self.bases)), default=0)
         self.tried = 0
         self.found: list[tuple[Candidate, dict]] = []
         self.ended: Optional[str] = None
@@ -106,8 +107,8 @@ class Search:
         try:
             base = next((base for base in self.bases if self.fits(base)), None)
             if base is not None:
-                plain = dataclasses.replace(base, recompute=False)
-                self.grow(plain if self.fits(plain) else base)
+                less = (dataclasses.replace(base, kept=kept) for kept in ("all", "products"))
+                self.grow(next((choice for choice in less if self.fits(choice)), base))
         except Ended as ended:
             self.ended = str(ended)
         return self
@@ -170,8 +171,8 @@ def propose(
     """Compile candidates for a slice; (choice, report) of those that fit, the fastest by the estimate first, and why
     the search ended before its end, or None.
 
-    The fewest cores per replica that fit are taken. There, recomputation is left out if that fits, and the microbatch
-    is doubled for as long as it fits and the estimate falls.
+    The fewest cores per replica that fit are taken. There, recomputation is left out if that fits, or else that of
+    products, and the microbatch is doubled for as long as it fits and the estimate falls.
 
     Args:
       tell: called with a line before a candidate is compiled, which takes minutes, and one after.

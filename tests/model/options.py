@@ -58,7 +58,7 @@ OPTIONS = {
     "experts": [{}, {"moe_layers": [1], "moe_params": {"moe_second_policy_train": "random"}}],
     "dropout": [{}, {"embed_dropout": 0.1, "attn_dropout": 0.1, "res_dropout": 0.1}],
     "loss": [{}, {"entmax_loss": True}],
-    "recompute": [{}, {"recompute_grad": True}],
+    "recompute": [{}, {"recompute_grad": True}, {"recompute_grad": True, "recompute_keep": "products"}],
     "microbatches": [{}, {"tokens_per_mb_per_replica": 64}],
     "precision": [{}, {"precision": "bfloat16"}],
 }

@@ -20,6 +20,7 @@ CONFIGS = {
         "untied_head": True,
         "head_bias": True,
         "recompute_grad": True,
+        "recompute_keep": "products",
         "tokens_per_mb_per_replica": 32,
     },
     "glu": {

@@ -354,6 +354,7 @@ def slow(**changes):
             "tokens_per_mb_per_replica": 32,
             "train_batch_size": 16,
             "recompute_grad": True,
+            "recompute_keep": "products",
             "precision": "bfloat16",
         },
         slow(layout="batch:x,embd:y", tokens_per_mb_per_replica=32, train_batch_size=16),

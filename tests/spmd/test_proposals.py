@@ -27,20 +27,23 @@ CONFIG = {
 MINUTE = 60.0
 
 
+AGAIN = {"all": 0.0, "products": 1.0, "inputs": 3.0}  # seconds
+
+
 class Compiler:
     """Stands in for `check`. A candidate fits if `rule` says so; a step takes `seconds(...)`, each compile a minute."""
 
     def __init__(self, monkeypatch):
         self.asked, self.lines, self.now = [], [], 0.0
-        self.rule = lambda ways, sequences, recompute: True
-        self.seconds = lambda ways, sequences, recompute: 10.0 / sequences + 3.0 * recompute
+        self.rule = lambda ways, sequences, kept: True
+        self.seconds = lambda ways, sequences, kept: 10.0 / sequences + AGAIN[kept]
         monkeypatch.setattr(proposals, "check", self.check)
 
     def check(self, run, name, tell, seconds):
         ways = dict(run.mesh.mesh_shape).get("y", 1)
         batch = run.training.train_batch_size // dict(run.mesh.mesh_shape)["x"]
         sequences = batch // microbatches(run.mesh, run.model.n_ctx, batch)
-        asked = (ways, sequences, run.model.recompute_grad)
+        asked = (ways, sequences, run.model.kept_of_blocks)
         self.asked.append(asked)
         if seconds < MINUTE:
             raise OutOfTime("it takes longer")
@@ -67,33 +70,42 @@ def run(tmp_path):
 
 def test_larger_microbatches_are_tried_without_recomputation(compiler, run):
     found, ended = compiler.propose(run)
-    assert compiler.asked == [(1, 1, True), (1, 1, False), (1, 2, False), (1, 4, False), (1, 8, False)]
-    assert ended is None and found[0].tokens == 8 * 32 and not found[0].recompute
+    assert compiler.asked == [(1, 1, "inputs"), (1, 1, "all"), (1, 2, "all"), (1, 4, "all"), (1, 8, "all")]
+    assert ended is None and found[0].tokens == 8 * 32 and found[0].kept == "all"
 
 
 def test_where_recomputation_is_needed_it_stays(compiler, run):
-    compiler.rule = lambda ways, sequences, recompute: ways == 2 and recompute and sequences < 8
+    compiler.rule = lambda ways, sequences, kept: ways == 2 and kept == "inputs" and sequences < 8
     found, _ = compiler.propose(run)
-    assert compiler.asked == [(1, 1, True), (2, 1, True), (2, 1, False), (2, 2, True), (2, 4, True), (2, 8, True)]
+    tried = [(1, 1), (2, 1), (2, 1, "all"), (2, 1, "products"), (2, 2), (2, 4), (2, 8)]
+    assert compiler.asked == [(*one, "inputs")[:3] for one in tried]
     assert found[0].tokens == 4 * 32 and dict(found[0].mesh_shape) == {"x": 4, "y": 2}
 
 
-def test_it_ends_where_larger_ones_do_not_help(compiler, run):
-    compiler.seconds = lambda ways, sequences, recompute: 5.0 if sequences > 1 else 5.0 + recompute
+def test_products_are_kept_where_not_all_can_be(compiler, run):
+    compiler.rule = lambda ways, sequences, kept: kept != "all" and sequences < 4
     found, _ = compiler.propose(run)
-    assert compiler.asked[-1] == (1, 2, False) and found[0].tokens == 32
+    assert compiler.asked == [(1, 1, "inputs"), (1, 1, "all"), *((1, n, "products") for n in (1, 2, 4))]
+    assert found[0].settings[-2:] == ["recompute_grad=true", "recompute_keep=products"]
+    assert found[0].applied(run).model.kept_of_blocks == "products"
+
+
+def test_it_ends_where_larger_ones_do_not_help(compiler, run):
+    compiler.seconds = lambda ways, sequences, kept: 5.0 if sequences > 1 else 5.0 + (kept == "inputs")
+    found, _ = compiler.propose(run)
+    assert compiler.asked[-1] == (1, 2, "all") and found[0].tokens == 32
 
 
 def test_a_line_comes_before_each_compile(compiler, run):
-    compiler.rule = lambda ways, sequences, recompute: ways == 1 and sequences == 1
+    compiler.rule = lambda ways, sequences, kept: ways == 1 and sequences == 1
     compiler.propose(run)
-    # at most: layouts of 1, 2 and 4 cores, the last without recomputation, and 2, 4, 8, 16 and 32 sequences
+    # at most: layouts of 1, 2 and 4 cores, the last with less recomputation (2), and 2, 4, 8, 16, 32 sequences
     assert compiler.lines[0] == (
-        "compiling candidate 1 of at most 9: mesh_shape=x:8 layout=batch:x,slots:x "
-        "tokens_per_mb_per_replica=32 recompute_grad=true"
+        "compiling candidate 1 of at most 10: mesh_shape=x:8 layout=batch:x,slots:x "
+        "tokens_per_mb_per_replica=32 recompute_grad=true recompute_keep=inputs"
     )
     assert compiler.lines[1] == "it fits: 13.000 s a step"
-    assert compiler.lines[2].startswith("compiling candidate 2 of at most 9: ")
+    assert compiler.lines[2].startswith("compiling candidate 2 of at most 10: ")
     assert compiler.lines[-1] == "it does not fit" and len(compiler.lines) == 6
 
 
@@ -103,7 +115,7 @@ def test_no_more_than_that_are_compiled_and_none_twice(compiler, run, batch):
     for fitting in (1, 2, 4, 8):
         compiler.asked.clear()
         compiler.lines.clear()
-        compiler.rule = lambda ways, sequences, recompute, fitting=fitting: ways >= fitting
+        compiler.rule = lambda ways, sequences, kept, fitting=fitting: ways >= fitting
         compiler.propose(run)
         most = int(compiler.lines[0].split("at most ")[1].split(":")[0])
         assert len(compiler.asked) == len(set(compiler.asked)) <= most
@@ -119,11 +131,11 @@ def test_the_number_of_candidates_is_bounded(compiler, run):
 def test_the_time_is_bounded_in_a_compile_and_between(compiler, run, seconds, asked):
     found, ended = compiler.propose(run, seconds=seconds)
     assert ended == f"{seconds / 60:g} minutes are over (--compile_minutes)"
-    assert len(compiler.asked) == asked and len(found) == 2 and not found[0].recompute
+    assert len(compiler.asked) == asked and len(found) == 2 and found[0].kept == "all"
 
 
 def test_a_compiler_that_fails_later_costs_nothing_that_was_found(compiler, run):
-    def rule(ways, sequences, recompute):
+    def rule(ways, sequences, kept):
         if sequences == 4:
             raise DeviceError("the TPU compiler was killed")
         return True
@@ -132,7 +144,7 @@ def test_a_compiler_that_fails_later_costs_nothing_that_was_found(compiler, run)
     found, ended = compiler.propose(run)
     assert found[0].tokens == 2 * 32 and ended is None
     assert compiler.lines[-1] == "it cannot be compiled: the TPU compiler was killed"
-    compiler.rule = lambda *choice: rule(1, 4, True)
+    compiler.rule = lambda *choice: rule(1, 4, "inputs")
     with pytest.raises(DeviceError, match="was killed"):
         compiler.propose(run)
 

@@ -1,0 +1,74 @@
+"""Part of a network that is run again in the backward pass, so that what lies inside of it need not be kept.
+
+From its inputs alone it costs a second forward pass (Chen et al. 2016). Where the results of its products are kept too,
+the second run is left with what lies between them: norms, activations, dropout, sums.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Callable
+
+from gpt_neo.mtf_compat import Tensor, mtf, tf
+
+SMALL = 1e-30  # times the sum of a gradient: added to a number, it changes no digit
+
+
+def recomputed(run: Callable[[Tensor], tuple], x: Tensor, keep_products: bool = False) -> tuple:
+    """run(x), whose backward pass runs it again.
+
+    Args:
+      run: gives tensors, and may read others beside x: weights.
+      keep_products: keep the results of products (`is_product`) beside x, and do not make them again.
+    """
+    return mtf.ops.custom_gradient(run, functools.partial(gradient, keep_products=keep_products), [x])
+
+
+def gradient(
+    explicit_inputs: Sequence[Tensor],
+    all_inputs: Sequence[Tensor],
+    forward_operations: Sequence[mtf.Operation],
+    outputs: Sequence[Tensor],
+    output_grads: Sequence[Tensor],
+    keep_products: bool,
+) -> list:
+    """Gradients of all_inputs. Arguments as `mtf.custom_gradient` gives them.
+
+    A compiler that finds the same computation twice does it once and keeps the result, which would undo all this. So
+    what the second run reads has next to nothing added. It comes from the gradient: the second run begins once that is
+    there.
+    """
+    nothing = mtf.reduce_sum(output_grads[0] * SMALL)
+    again = {x: x for x in all_inputs}
+    again.update({x: x + mtf.cast(nothing, x.dtype) for x in explicit_inputs})
+    inputs = [again[x] for x in all_inputs]
+    operations, again = explicit_inputs[0].graph.clone_operations(forward_operations, again)
+    for operation in forward_operations if keep_products else ():
+        if is_product(operation):
+            keep(operation, again[operation.outputs[0]].operation, nothing)
+    return mtf.gradients([again[y] for y in outputs], inputs, output_grads, operations)
+
+
+def is_product(operation: mtf.Operation) -> bool:
+    """Whether an operation multiplies matrices, or is worth as much: its results are kept."""
+    if isinstance(operation, mtf.ops.EinsumOperation):  # those without a sum multiply number by number
+        dims = {d for x in operation.inputs for d in x.shape.dims}
+        return len(dims) > len(operation.outputs[0].shape.dims)
+    return getattr(operation, "is_product", False)
+
+
+def keep(first: mtf.Operation, again: mtf.Operation, nothing: Tensor) -> None:
+    """Have the second of two equal operations give what the first has made; its gradient stays its own."""
+
+    def lower(lowering: mtf.Lowering) -> None:
+        mesh_impl = lowering.mesh_impl(again)
+        for made, output in zip(first.outputs, again.outputs):
+            kept = mesh_impl.slicewise(
+                lambda x, none: x + tf.cast(none, x.dtype),
+                lowering.tensors[made].to_laid_out_tensor(),
+                lowering.tensors[nothing].to_laid_out_tensor(),
+            )
+            lowering.set_tensor_lowering(output, kept)
+
+    again.lower = lower
