@@ -55,7 +55,7 @@ def export(folder: Path, models: list[str]) -> None:
                 "recompute_grad=false",
             ],
         )
-        attention = attention_for("gpu", lambda: worker_python(print, "gpu", present=False), print)
+        attention = attention_for("cudnn", lambda: worker_python(print, "gpu", present=False), print)
         program, model = export_train_step(run, attention=attention), run.model
         program.description["bench"] = {
             "model": name,

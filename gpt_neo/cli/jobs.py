@@ -123,7 +123,8 @@ def check_backend(options: Union[Train, Evaluate, Sample], **only_tensorflow: bo
     xla = backend.backend == "xla"
     flags = {"tpu": devices.tpu, "gpu_ids": devices.gpu_ids, **only_tensorflow}
     if not xla:
-        flags = {"platform": backend.platform, "save_program": backend.save_program}
+        names = "platform", "save_program", "attention"
+        flags = {name: getattr(backend, name, None) for name in names}
     for name, value in flags.items():
         if value:
             other = "tensorflow" if xla else "xla"

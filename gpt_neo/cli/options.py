@@ -127,6 +127,17 @@ class BackendOptions(XlaOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingBackendOptions(BackendOptions):
+    """What trains."""
+
+    attention: Optional[str] = flag(
+        None,
+        "blocks: with xla, this program's own attention where the platform has a fused one (GPUs, TPUs since v4)",
+        choices=("blocks",),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class EngineOptions(BackendOptions):
     """What computes the text."""
 
@@ -244,7 +255,7 @@ class Train(Options):
     training: TrainingOptions = group(TrainingOptions, "training")
     tracking: TrackingOptions = group(TrackingOptions, "supervised and tracked training")
     devices: DeviceOptions = group(DeviceOptions, "devices")
-    backend: BackendOptions = group(BackendOptions, "backend")
+    backend: TrainingBackendOptions = group(TrainingBackendOptions, "backend")
     sampling: SamplingOptions = group(SamplingOptions, "samples of the finished run, with --experiment", words=False)
 
 

@@ -13,7 +13,7 @@ from gpt_neo.cli.console import ProgressLine, note, say
 from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.job import Job, job_checkpoint
-from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train
+from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train, TrainingBackendOptions
 from gpt_neo.cli.train import lacks_evaluation, train_in_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
@@ -26,7 +26,7 @@ from gpt_neo.runtime.watch import Watch
 from gpt_neo.sampling.batches import BatchSampler
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd import evaluation as spmd_evaluation
-from gpt_neo.spmd.attention import PlatformAttention, attention_for
+from gpt_neo.spmd.attention import PlatformAttention, attention_here
 from gpt_neo.spmd.decoding import export_predict_step
 from gpt_neo.spmd.devices import Devices, save_program
 from gpt_neo.spmd.environment import worker_python
@@ -42,7 +42,8 @@ def train(job: Job, options: Train) -> int:
     if run.model.lora_rank or run.optimizer.freeze:
         raise ConfigError("--backend xla trains every variable; lora_rank and freeze go with --backend tensorflow")
     if options.backend.save_program:
-        program = export_train_step(run, weighted(run, training_sources(run)), attention_of(options.backend, False))
+        own = attention_of(options.backend, present=False)
+        program = export_train_step(run, weighted(run, training_sources(run)), own)
         return save(program, options.backend.save_program)
     if training.patience and not evaluates(run):
         raise ConfigError("--patience needs eval_steps and held-out records (eval_path)")
@@ -158,10 +159,16 @@ def place_for(backend: BackendOptions) -> Callable[[Program], Devices]:
     return lambda program: Devices(program, worker_python(note, platform), platform)
 
 
-def attention_of(backend: BackendOptions, present: bool = True) -> Optional[PlatformAttention]:
-    """What --platform has in the place of attention by blocks. present: whether its devices are used, too."""
+def attention_of(backend: TrainingBackendOptions, present: bool = True) -> Optional[PlatformAttention]:
+    """What --platform has in the place of attention by blocks.
+
+    Args:
+      present: its devices are here. A program that is saved for TPUs has the blocks, which run on any of them.
+    """
     platform = backend.platform or "cpu"
-    return attention_for(platform, lambda: worker_python(note, platform, present), note)
+    if backend.attention == "blocks" or (platform == "tpu" and not present):
+        return None
+    return attention_here(platform, lambda: worker_python(note, platform, present), note)
 
 
 def device_text(run: RunConfig, backend: BackendOptions) -> str:

@@ -16,8 +16,10 @@ from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.flash_attention import CALLED
 from gpt_neo.spmd.environment import compiler_environment, last_line
 from gpt_neo.spmd.mlir import named_calls
+from gpt_neo.spmd.topologies import splash_of
 
 SCRIPT = Path(__file__).with_name("attention_text.py")
+PLATFORM = {"cudnn": "cuda", "splash": "tpu"}  # as JAX names it
 PARTS = {3: "forward", 4: "backward"}  # by the number of tensors that each takes
 CALL = re.compile(
     r'= "tf\.XlaCustomCallV2"\((?P<given>[^)]*)\) \{.*?call_target_name = "(?P<name>attention_\w+)".*?\} : '
@@ -31,15 +33,11 @@ class PlatformAttention:
 
     python: gives that of the environment of JAX, when it is needed. tell: called with a line where the platform has
     nothing for a shape.
-    implementation: of `jax.nn.dot_product_attention`; platform: as JAX names it.
+    implementation, platform: as `attention_text.py` takes them.
     """
 
     def __init__(
-        self,
-        python: Callable[[], str],
-        tell: Callable[[str], None] = lambda line: None,
-        implementation: str = "cudnn",
-        platform: str = "cuda",
+        self, python: Callable[[], str], tell: Callable[[str], None], implementation: str, platform: str
     ) -> None:
         self.python, self.tell, self.implementation, self.platform = python, tell, implementation, platform
         self.texts: dict[tuple, Optional[dict]] = {}
@@ -119,7 +117,24 @@ def attention_by(attention: Optional[PlatformAttention]) -> Iterator[None]:
 
 
 def attention_for(
-    platform: Optional[str], python: Callable[[], str], tell: Callable[[str], None]
+    implementation: Optional[str], python: Callable[[], str], tell: Callable[[str], None]
 ) -> Optional[PlatformAttention]:
-    """What a platform has beside the blocks: cuDNN's on GPUs; else None."""
-    return PlatformAttention(python, tell) if platform == "gpu" else None
+    """What takes the place of the blocks: `cudnn` on GPUs, `splash` on TPUs (`topologies.splash_of`); None: nothing."""
+    return PlatformAttention(python, tell, implementation, PLATFORM[implementation]) if implementation else None
+
+
+def attention_here(
+    platform: str, python: Callable[[], str], tell: Callable[[str], None]
+) -> Optional[PlatformAttention]:
+    """What the devices of this machine have in the place of the blocks.
+
+    Raises:
+      DeviceError: TPUs are asked for, and JAX finds none.
+    """
+    if platform != "tpu":
+        return attention_for("cudnn" if platform == "gpu" else None, python, tell)
+    command = [python(), "-c", "import jax; print(jax.devices('tpu')[0].device_kind)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DeviceError(f"--platform tpu: JAX finds no TPU: {last_line(done.stderr)}")
+    return attention_for(splash_of(done.stdout.strip().splitlines()[-1]), python, tell)

@@ -56,7 +56,7 @@ def check(
             f"mesh_shape multiplies to {cores}, {slice_.name} has {slice_.devices} devices: set --set mesh_shape=..."
         )
     python = worker_python(tell, slice_.platform, present=False)
-    program = export_train_step(run, attention=attention_for(slice_.platform, lambda: python, tell))
+    program = export_train_step(run, attention=attention_for(slice_.attention, lambda: python, tell))
     with tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
         output = os.path.join(folder, "optimised.hlo")
         left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))

@@ -64,6 +64,11 @@ class Slice:
         return "gpu" if self.card else "tpu"
 
     @property
+    def attention(self) -> Optional[str]:
+        """What it has in the place of attention by blocks; see `attention.attention_for`."""
+        return "cudnn" if self.card else splash_of(self.topology)
+
+    @property
     def target(self) -> dict:
         """What the compiler has to be told: keywords of `jax.experimental.topologies.get_topology_desc`."""
         if self.card:
@@ -71,6 +76,12 @@ class Slice:
         # Both cores of a v4 chip are one device where there is one; the compiler left to itself takes them for two.
         chip = {"chip_config_name": "megacore"} if self.topology.startswith("v4") else {}
         return {"platform": "tpu", "topology_name": self.topology, **chip}
+
+
+def splash_of(kind: str) -> Optional[str]:
+    """`splash` for a TPU that its kernels can be compiled for, a name such as v4 or TPU v5 lite: since v4, as the
+    products of earlier ones take no bfloat16 from a kernel."""
+    return None if re.match(r"(TPU )?v[23]\b", kind) else "splash"
 
 
 def find_slice(name: str) -> Slice:

@@ -110,10 +110,7 @@ def test_initial_values_follow_the_seed(program):
             {"embed_dropout": 0.1, "res_dropout": 0.1, "recompute_grad": True, "tokens_per_mb_per_replica": 32},
             {"while": 1},
         ),
-        (
-            {"recompute_grad": True, "recompute_keep": "products", "tokens_per_mb_per_replica": 32},
-            {"while": 1},
-        ),
+        ({"recompute_grad": True, "recompute_keep": "products", "tokens_per_mb_per_replica": 32}, {"while": 1}),
         ({"attn_dropout": 0.1, "layout": "batch:x,memory_length:y,embd:y"}, {}),
         # per layer: the greatest score, the sum of weights and the output; the gradients of q, of k and v
         ({"layout": "batch:x,memory_length:y"}, {"all_gather": 4}),

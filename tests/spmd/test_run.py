@@ -35,12 +35,7 @@ MESHES = [
     (
         "x:4,y:2",
         "batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x",
-        {
-            "recompute_grad": True,
-            "recompute_keep": "products",
-            "tokens_per_mb_per_replica": 32,
-            "train_batch_size": 16,
-        },
+        {"recompute_grad": True, "recompute_keep": "products", "tokens_per_mb_per_replica": 32, "train_batch_size": 16},
     ),
     ("x:4,y:2", "batch:x,vocab:y,intermediate_expanded:y", {}),
     ("x:4,y:2", "batch:x,memory_length:y", {"attn_dropout": 0.1, "res_dropout": 0.1}),
