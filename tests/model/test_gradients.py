@@ -89,7 +89,8 @@ def test_gradients_of_1024_rows(row):
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [row for row in ROWS if row not in FEW[1:3]], ids=label)
 def test_gradients_of_1024_rows_of_every_pair(row):
-    compare(row, 1024)
+    # Of 5 draws the median ratio of a gated layer's matrices is 0.8 to 1.25 by luck; of 20 the largest is 1.18.
+    compare(row, 1024, draws=20)
 
 
 @pytest.mark.slow
