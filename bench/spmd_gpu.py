@@ -39,7 +39,7 @@ def export(folder: Path, models: list[str]) -> None:
     from gpt_neo.spmd.attention import attention_for
     from gpt_neo.spmd.devices import save_program
     from gpt_neo.spmd.environment import worker_python
-    from gpt_neo.spmd.program import export_train_step
+    from gpt_neo.spmd.program import built_for, export_train_step
 
     folder.mkdir(parents=True, exist_ok=True)
     for text in models:
@@ -56,7 +56,8 @@ def export(folder: Path, models: list[str]) -> None:
             ],
         )
         attention = attention_for("cudnn", lambda: worker_python(print, "gpu", present=False), print)
-        program, model = export_train_step(run, attention=attention), run.model
+        with built_for("gpu"):
+            program, model = export_train_step(run, attention=attention), run.model
         program.description["bench"] = {
             "model": name,
             "batch": int(batch),
@@ -101,13 +102,14 @@ def export_training(folder: Path, run: Any, sources: list, losses: list) -> None
     from gpt_neo.inputs.train_input import training_batches
     from gpt_neo.mtf_compat import tf
     from gpt_neo.spmd.devices import save_program
-    from gpt_neo.spmd.program import export_train_step
+    from gpt_neo.spmd.program import built_for, export_train_step
 
     with tf.Graph().as_default(), tf.Session() as session:
         data = training_batches(run, run.training.train_batch_size, 0, sources)
         following = tf.data.make_one_shot_iterator(data).get_next()
         batches = [session.run(following) for _ in range(20)]
-    program = export_train_step(run)
+    with built_for("gpu"):
+        program = export_train_step(run)
     save_program(program, str(folder / "oracle"))
     arrays = {key: np.stack([batch[key] for batch in batches]) for key in ("inputs", "labels")}
     for when, step in (("before", 0), ("after", 20)):

@@ -50,8 +50,10 @@ def train_here(job: Job, options: Train) -> int:
     """Train in this process."""
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
+        from gpt_neo.spmd.program import built_for
 
-        return spmd_jobs.train(job, options)
+        with built_for(options.backend.platform):
+            return spmd_jobs.train(job, options)
     from gpt_neo.cli.cluster import with_cluster
     from gpt_neo.cli.train import train as work
 
@@ -68,8 +70,10 @@ def evaluate(options: Evaluate) -> int:
     quiet.spare_tpu(options.devices.tpu)
     if options.backend.backend == "xla":
         from gpt_neo.cli import spmd_jobs
+        from gpt_neo.spmd.program import built_for
 
-        return spmd_jobs.evaluate(job, options.backend, keep=options.scoring.keep_best)
+        with built_for(options.backend.platform):
+            return spmd_jobs.evaluate(job, options.backend, keep=options.scoring.keep_best)
     from gpt_neo.cli.cluster import with_cluster
     from gpt_neo.cli.evaluate import evaluate as work
 

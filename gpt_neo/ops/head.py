@@ -8,6 +8,7 @@ these are known, so a chunk's gradients are made with its loss: no product is ma
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from gpt_neo.ops.matmul import matmul
 from gpt_neo.ops.softmax import MASKED
 from gpt_neo.ops.vocabulary import log_z_grad, shard_offset, slices_of_log_z_and_target
 
-ALIGNED = 128  # columns; more than any matrix unit asks for
+# Rows of logits have a multiple of so many columns in programs that are compiled as a whole.
+ALIGNED: contextvars.ContextVar[int] = contextvars.ContextVar("ALIGNED", default=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ class HeadOperation(FusedOp):
         return [(value, []) for value in rows]
 
     def logits(self, mesh_impl: mtf.MeshImpl, x: LaidOut, weight: LaidOut, *bias: LaidOut) -> LaidOut:
-        """float32 [tokens, columns] of a device, rounded to the type of x as a product of its own would be.
+        """[tokens, columns] of a device, in the type of x.
 
         Columns that `padded` added have logits of which nothing is left in a softmax.
         """
@@ -112,20 +114,19 @@ class HeadOperation(FusedOp):
                 out = mesh_impl.slicewise(tf.add, out, b)
         (columns,) = mesh_impl.slice_shape(mtf.Shape([self.vocab]))
 
-        def widened(x: tf.Tensor) -> tf.Tensor:
-            x = tf.cast(x, tf.float32)
-            return x if x.shape[-1] == columns else tf.where_v2(tf.range(x.shape[-1]) < columns, x, MASKED)
+        def masked(x: tf.Tensor) -> tf.Tensor:
+            added = x.shape[-1] > columns
+            return tf.where_v2(tf.range(x.shape[-1]) < columns, x, tf.cast(MASKED, x.dtype)) if added else x
 
-        return mesh_impl.slicewise(widened, out)
+        return mesh_impl.slicewise(masked, out)
 
     def padded(self, mesh_impl: mtf.MeshImpl, weight: LaidOut, *bias: LaidOut) -> list:
-        """Weight and bias of a device with zeros for more columns, where a program is compiled as a whole.
+        """Weight and bias of a device with zeros for more columns, for programs whose platform wants rows `ALIGNED`.
 
-        Rows of 50,257 numbers begin anywhere, and libraries that multiply matrices on a GPU are made for rows that
-        begin at multiples of 16 bytes. No checkpoint has such columns.
+        No checkpoint has such columns.
         """
         (columns,) = mesh_impl.slice_shape(mtf.Shape([self.vocab]))
-        more = -columns % ALIGNED
+        more = -columns % ALIGNED.get()
         if not INLINES.get() or 16 * more > columns:  # small models would multiply zeros for the most part
             return [weight, *bias]
 

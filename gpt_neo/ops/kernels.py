@@ -106,6 +106,19 @@ def matrix_product(
     return product(first, second, *bias) if narrow else summed_wide(product, first, second, *bias)
 
 
+def rows_times_matrix(x: tf.Tensor, matrix: tf.Tensor, *bias: tf.Tensor, transposed: bool) -> tf.Tensor:
+    """`matrix_product` of [rows..., inner] and [inner, columns], or [columns, inner]: [rows..., columns].
+
+    In a program that is compiled as a whole the rows stay apart. Attention has the sequence innermost on TPUs; to make
+    one dimension of batch and sequence, the compiler would copy what attention gives and takes, twice each.
+    """
+    if INLINES.get() and x.dtype == tf.bfloat16:
+        out = xla_product(x, matrix, [len(x.shape) - 1], [1 if transposed else 0], dtype=x.dtype)
+        return tf.nn.bias_add(out, *bias) if bias else out
+    out = matrix_product(tf.reshape(x, [-1, x.shape[-1]]), matrix, *bias, transpose_b=transposed)
+    return tf.reshape(out, [*x.shape[:-1], out.shape[-1]])
+
+
 def wide_product(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     """float32 product of float32 [..., a, b] and [..., b, c].
 
@@ -118,22 +131,32 @@ def wide_product(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 
 
 def xla_product(
-    first: tf.Tensor, second: tf.Tensor, sum_first: list, sum_second: list, batch: Sequence[int] = ()
+    first: tf.Tensor,
+    second: tf.Tensor,
+    sum_first: list,
+    sum_second: list,
+    batch: Sequence[int] = (),
+    dtype: tf.DType = tf.float32,
 ) -> tf.Tensor:
-    """What tf.linalg.matmul has no word for: bfloat16 in, float32 out. Lists of axes; the batch's are those of both."""
+    """What tf.linalg.matmul has no word for: bfloat16 in, float32 out, or rows of several dimensions.
+
+    Lists of axes; the batch's are those of both.
+    """
     numbers = xla_data_pb2.DotDimensionNumbers(
         lhs_contracting_dimensions=sum_first,
         rhs_contracting_dimensions=sum_second,
         lhs_batch_dimensions=batch,
         rhs_batch_dimensions=batch,
     )
-    return gen_xla_ops.xla_dot_v2(first, second, numbers.SerializeToString(), "", tf.float32)
+    return gen_xla_ops.xla_dot_v2(first, second, numbers.SerializeToString(), "", dtype)
 
 
 def row_product(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """Sum over rows of products: [rows, a], [rows, b] -> float32 [a, b]."""
+    """Sum over rows of products: [rows..., a], [rows..., b] -> float32 [a, b]. Rows as in `rows_times_matrix`."""
     if INLINES.get() and first.dtype == tf.bfloat16:
-        return xla_product(first, second, [0], [0])
+        rows = list(range(len(first.shape) - 1))
+        return xla_product(first, second, rows, rows)
+    first, second = (tf.reshape(x, [-1, x.shape[-1]]) for x in (first, second))
     if multiplies_bfloat16():
         return tf.cast(tf.linalg.matmul(first, second, transpose_a=True), tf.float32)
     return summed_wide(lambda *xs: tf.linalg.matmul(*xs, transpose_a=True), first, second, dtype=tf.float32)

@@ -12,7 +12,7 @@ from typing import Optional, Union
 
 from gpt_neo.mtf_compat import Tensor, mtf, summed_wide, tf
 from gpt_neo.ops.fused import FusedOp
-from gpt_neo.ops.kernels import matrix_product, row_product
+from gpt_neo.ops.kernels import row_product, rows_times_matrix
 from gpt_neo.ops.quantized import AdaptedWeight, Int8Weight, Weight, parts_of, widened
 from gpt_neo.ops.row_products import row_times_matrices, row_times_matrix
 
@@ -91,7 +91,7 @@ class MatmulOperation(FusedOp):
             else:
                 # A bias is added before the sum is rounded, unless a scale comes between.
                 within = [] if scale else after
-                out = matrix_product(tf.reshape(x, [-1, inner]), flat, *within, transpose_b=not leading)
+                out = rows_times_matrix(tf.reshape(x, [*rows, inner]), flat, *within, transposed=not leading)
                 after = after[len(within) :]
             for factor in scale:
                 out *= tf.cast(tf.reshape(factor, [-1]), out.dtype)
@@ -164,8 +164,8 @@ class WeightGradOperation(FusedOp):
         def product(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
             first, second = (x, dy) if leading else (dy, x)
             sizes = first.shape.as_list()[self.rows :] + second.shape.as_list()[self.rows :]
-            count = math.prod(x.shape.as_list()[: self.rows])
-            return tf.reshape(row_product(tf.reshape(first, [count, -1]), tf.reshape(second, [count, -1])), sizes)
+            rows = x.shape.as_list()[: self.rows]
+            return tf.reshape(row_product(*(tf.reshape(t, [*rows, -1]) for t in (first, second))), sizes)
 
         lower_sum(self, lowering, product, x.shape.dims[: self.rows])
 

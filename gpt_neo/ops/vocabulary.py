@@ -133,7 +133,11 @@ class LogZAndTargetOperation(FusedOp):
 
 
 def slices_of_log_z_and_target(mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut, vocab: Dimension) -> list:
-    """`log_z_and_target` of laid-out tensors."""
+    """`log_z_and_target` of laid-out tensors, both float32.
+
+    Logits come in the type that they were rounded to, and each reader widens what it reads: the largest tensor of a
+    step would be written a second time, in float32, for whoever reads it so.
+    """
     axis, depth, offset = shard_offset(mesh_impl, vocab)
     axes = [] if axis is None else [axis]
     largest = mesh_impl.allreduce(mesh_impl.slicewise(largest_logit, logits), axes, "MAX")
@@ -142,7 +146,7 @@ def slices_of_log_z_and_target(mesh_impl: mtf.MeshImpl, logits: LaidOut, labels:
         local = ids - first
         held = tf.logical_and(local >= 0, local < depth)
         picked = tf.gather(x, tf.where(held, local, tf.zeros_like(local)), batch_dims=len(ids.shape))
-        return picked * tf.cast(held, picked.dtype)
+        return tf.cast(picked, tf.float32) * tf.cast(held, tf.float32)
 
     total = mesh_impl.allreduce(mesh_impl.slicewise(partial_sum, logits, largest), axes, "SUM")
     target = mesh_impl.allreduce(mesh_impl.slicewise(pick, logits, labels, offset), axes, "SUM")
@@ -173,14 +177,14 @@ class LogZGradOperation(FusedOp):
 
 @compiled
 def largest_logit(logits: tf.Tensor) -> tf.Tensor:
-    """[..., vocab] -> [...]."""
-    return tf.reduce_max(logits, -1)
+    """[..., vocab] -> float32 [...]."""
+    return tf.reduce_max(tf.cast(logits, tf.float32), -1)
 
 
 @compiled
 def partial_sum(logits: tf.Tensor, peak: tf.Tensor) -> tf.Tensor:
-    """Sum of exp(logit - peak): [..., vocab], [...] -> [...]."""
-    return tf.reduce_sum(tf.exp(logits - peak[..., tf.newaxis]), -1)
+    """Sum of exp(logit - peak): [..., vocab], float32 [...] -> float32 [...]."""
+    return tf.reduce_sum(tf.exp(tf.cast(logits, tf.float32) - peak[..., tf.newaxis]), -1)
 
 
 @compiled
@@ -195,6 +199,6 @@ def log_z_grad(
 ) -> tf.Tensor:
     """Gradient with respect to a shard of the logits whose first column is `first`: [..., vocab], in `dtype`."""
     columns = tf.range(logits.shape[-1]) + first
-    softmax = tf.exp(logits - log_z[..., tf.newaxis]) * d_log_z[..., tf.newaxis]
+    softmax = tf.exp(tf.cast(logits, tf.float32) - log_z[..., tf.newaxis]) * d_log_z[..., tf.newaxis]
     label = tf.equal(labels[..., tf.newaxis], columns)
     return tf.cast(softmax + tf.where_v2(label, d_target[..., tf.newaxis], 0.0), dtype)

@@ -19,7 +19,7 @@ from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.attention import attention_for
 from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
 from gpt_neo.spmd.figures import loop_share, work_of
-from gpt_neo.spmd.program import Program, export_train_step
+from gpt_neo.spmd.program import Program, built_for, export_train_step
 from gpt_neo.spmd.roofline import roofline
 from gpt_neo.spmd.topologies import Slice, find_slice
 
@@ -56,7 +56,8 @@ def check(
             f"mesh_shape multiplies to {cores}, {slice_.name} has {slice_.devices} devices: set --set mesh_shape=..."
         )
     python = worker_python(tell, slice_.platform, present=False)
-    program = export_train_step(run, attention=attention_for(slice_.attention, lambda: python, tell))
+    with built_for(slice_.platform):
+        program = export_train_step(run, attention=attention_for(slice_.attention, lambda: python, tell))
     with tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
         output = os.path.join(folder, "optimised.hlo")
         left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))

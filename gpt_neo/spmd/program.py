@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, Optional
@@ -10,6 +11,7 @@ import numpy as np
 
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import products_of, tf
+from gpt_neo.ops.head import ALIGNED
 from gpt_neo.ops.kernels import inlined
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import MeshPlan, check_layout
@@ -18,6 +20,11 @@ from gpt_neo.spmd.attention import PlatformAttention, attention_by
 from gpt_neo.spmd.core_mesh import CorePlacement
 from gpt_neo.spmd.mlir import export_mlir
 from gpt_neo.spmd.stablehlo import finished
+
+# Rows of logits have a multiple of so many columns. 50,257 numbers begin anywhere, and libraries that multiply matrices
+# on a GPU are made for rows that begin at multiples of 16 bytes. The compiler for TPUs lays rows out itself: there
+# padding is one more pass over the logits.
+ROWS_OF = {"gpu": 128}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +35,16 @@ class Program:
     stablehlo: str
     description: dict
     initial: dict = dataclasses.field(repr=False)
+
+
+@contextlib.contextmanager
+def built_for(platform: Optional[str]) -> Iterator[None]:
+    """Programs exported inside are as a platform wants them; they run on others, too."""
+    token = ALIGNED.set(ROWS_OF.get(platform or "", 1))
+    try:
+        yield
+    finally:
+        ALIGNED.reset(token)
 
 
 def export_train_step(run: RunConfig, weighted: bool = False, attention: Optional[PlatformAttention] = None) -> Program:

@@ -10,13 +10,12 @@ import pytest
 from gpt_neo.config import estimate
 from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.ops import head
 from gpt_neo.ops.head import Head
 from gpt_neo.ops.kernels import inlined
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.train_step import build_train_step
-from gpt_neo.spmd.program import export_eval_step, export_train_step
+from gpt_neo.spmd.program import ROWS_OF, built_for, export_eval_step, export_train_step
 from tests.model.gradients import to_bfloat16
 from tests.model.options import make_run
 
@@ -87,8 +86,9 @@ def test_chunks_equal_whole_logits_and_float64(monkeypatch, tokens, leading, bia
     found = build(tf.float32, leading, biased, whole=False, factor=factor)
     wanted, exact = build(tf.float32, leading, biased, whole=True, factor=factor), in_numpy(leading, biased, factor)
     assert len(found) == len(exact) == len(wanted) + 2 and np.abs(exact[1]).max() > 0.1
-    monkeypatch.setattr(head, "ALIGNED", 50)  # four columns more where a program is compiled as a whole
-    padded = build(tf.float32, leading, biased, whole=False, factor=factor, exported=True)
+    monkeypatch.setitem(ROWS_OF, "gpu", 50)  # four columns more where a program is compiled as a whole
+    with built_for("gpu"):
+        padded = build(tf.float32, leading, biased, whole=False, factor=factor, exported=True)
     for one, reference in [*zip(found, wanted), *zip(found, exact), *zip(padded, exact)]:
         np.testing.assert_allclose(one, reference, rtol=1e-6, atol=2e-6 * np.abs(reference).max())
 
@@ -167,9 +167,13 @@ def test_a_frozen_table_gets_no_gradient(monkeypatch):
     assert not sums and "tensor<320x16xf32>" in export_train_step(run).stablehlo
 
 
-def test_the_program_has_aligned_rows_of_logits(monkeypatch):
-    """And no input of its own has them."""
-    text = export_train_step(make_run({**SIZES, "n_vocab": 1279})).stablehlo
+def test_a_program_for_gpus_has_aligned_rows_of_logits():
+    """And no input of its own has them; those for other platforms have none."""
+    run = make_run({**SIZES, "n_vocab": 1279})
+    with built_for("tpu"):
+        assert "x1280x" not in export_train_step(run).stablehlo
+    with built_for("gpu"):
+        text = export_train_step(run).stablehlo
     arguments, _, body = text.partition(") -> (")
     assert "1280" not in arguments and "tensor<1279x16xf32>" in arguments
     assert re.search(r"stablehlo\.dot.*tensor<128x1280xf32>", body)

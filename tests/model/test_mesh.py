@@ -43,7 +43,7 @@ from gpt_neo.mtf_compat import mtf, tf
 from tests.model.spread import evaluate
 
 blockwise.BLOCK = 8  # several blocks
-head.ALIGNED = 17  # one or two columns more than there are
+head.ALIGNED.set(17)  # one or two columns more than there are
 estimate.HEAD_BYTES = 20 * 32 * 4  # several chunks of the 96 tokens, in the head of a mesh alone
 config = ModelConfig(n_head=4, n_embd=16, n_layer=2, n_vocab=32, n_ctx=24,
                      attention_types=tuple(sys.argv[2].split(",")), local_attention_radius=8)

@@ -128,6 +128,15 @@ def test_every_operation_leaves_tensorflow(tmp_path, changes, collectives):
     assert export_eval_step(run, 4).description["outputs"][0]["shape"] == [4, 32]
 
 
+def test_products_of_bfloat16_leave_batch_and_sequence_apart(tmp_path):
+    """But for the head, which takes its tokens by chunks."""
+    run = make_run(tmp_path, precision="bfloat16", mesh_shape="x:1", layout="batch:x")
+    products = re.findall(r"stablehlo\.dot\w* .*: \((.*)\) -> ", export_train_step(run).stablehlo)
+    tokens = run.training.train_batch_size * run.model.n_ctx
+    merged = [factors for factors in products if f"tensor<{tokens}x" in factors]
+    assert len(products) > 3 == len(merged), merged  # logits, and both gradients
+
+
 @pytest.mark.parametrize(
     "layout, named",
     [

@@ -12,9 +12,8 @@ from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.config import estimate
 from gpt_neo.errors import DeviceError
 from gpt_neo.ops import flash_attention as blockwise
-from gpt_neo.ops import head
 from gpt_neo.spmd.devices import Devices
-from gpt_neo.spmd.program import export_eval_step, export_train_step, initial_values
+from gpt_neo.spmd.program import ROWS_OF, built_for, export_eval_step, export_train_step, initial_values
 from tests.spmd.tools import MOE, make_batches, make_run, steps_on_one_device
 
 pytestmark = pytest.mark.slow
@@ -61,8 +60,9 @@ def test_eight_devices_equal_one(tmp_path, jax_python, monkeypatch, mesh, layout
     run = make_run(tmp_path, mesh_shape=mesh, layout=layout, **changes)
     with monkeypatch.context() as patch:
         patch.setattr(estimate, "HEAD_BYTES", 10 * 64 * 4)  # several chunks of a core's tokens
-        patch.setattr(head, "ALIGNED", 33)  # one or two columns more than there are
-        program, batches = export_train_step(run), make_batches(run, 1 if changes is ONE_STEP else 3)
+        patch.setitem(ROWS_OF, "gpu", 33)  # one or two columns more than there are
+        with built_for("gpu"):
+            program, batches = export_train_step(run), make_batches(run, 1 if changes is ONE_STEP else 3)
     rng = np.random.RandomState(1)
     values = {
         name: value + rng.normal(0, 0.05, value.shape).astype(value.dtype)
