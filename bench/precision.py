@@ -1,4 +1,4 @@
-"""Does training in bfloat16 learn what float32 learns? `python -m bench.precision [--steps 300]`, an hour or two.
+"""Does training in bfloat16 learn what float32 learns? `python -m bench.precision [--steps 300]`, half an hour.
 
 A model of 125M's shape (12 layers, width 768; few tokens a step, so that a CPU can do it) learns the demo's text: in
 float32 and in bfloat16, each also with microbatches and recomputation, and in bfloat16 by the exported program on eight
