@@ -74,15 +74,19 @@ def row_of(case: tuple, report: dict) -> str:
         return f"| {config} | {slice_} | {place} | DOES NOT FIT | {used} | | | | |"
     sent = sum(found["bytes"] * (2 if kind == "all_reduce" else 1) for kind, found in report["collectives"].items())
     held = report["weights_bytes"] + report["slots_bytes"]
-    pace = f"{report['seconds']:.2f} s | {report['utilisation']:.0%}" if report["seconds"] else "no estimate | "
-    return f"| {config} | {slice_} | {place} | FITS | {used} | {held / 1e9:.2f} GB | {pace} | {sent / 1e9:.1f} GB |"
+    pace, links = "no estimate |", report["link_seconds"]
+    if report["seconds"]:
+        seconds, use = report["seconds"], report["utilisation"]
+        pace = f"{seconds:.2f} s | {use:.0%}, {use * seconds / (seconds + links):.0%}"
+    sent = f"{sent / 1e9:.1f} GB, {links:.2f} s"
+    return f"| {config} | {slice_} | {place} | FITS | {used} | {held / 1e9:.2f} GB | {pace} | {sent} |"
 
 
 def write_table(results: dict) -> None:
     """Put the table between its marks on the page."""
     head = [
         "| config | slice | mesh; layout | verdict | memory per core | of it weights and slots | "
-        "estimate per step | utilisation | sent per step |",
+        "estimate per step | utilisation, with links | sent per step, time of the links |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = [

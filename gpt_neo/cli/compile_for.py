@@ -98,6 +98,11 @@ def report_lines(report: dict) -> list[str]:
         f"work      {report['flops'] / 1e12:.2f} TFLOP in matrix products and {size_text(report['bytes'])} of "
         f"memory traffic per {unit} and step"
     )
+    if report["platform"] == "tpu" and report["link_bytes"]:
+        lines.append(
+            f"links     {size_text(report['link_bytes'])} from chip to chip, {report['link_seconds']:.3f} s more where "
+            "none of it is hidden"
+        )
     for kind, found in report["collectives"].items():
         lines.append(f"sends     {kind}: {found['count']:,} times, {size_text(found['bytes'])} per {unit} and step")
     return [*lines, *(kernel_lines(report) if report["platform"] == "gpu" else [])]

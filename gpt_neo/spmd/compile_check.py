@@ -129,11 +129,14 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
     `tpu_pace` has them, for GPUs `roofline`, and what else it has. model_flops: of the whole step on all devices, 6 per
     parameter and token and 12 n_embd per pair of tokens that attend, recomputation left out. utilisation: model_flops
     over seconds, devices and peak. least_seconds: flops at the peak. seconds, utilisation and tokens_per_second are
-    None for chips that the compiler has no estimate for.
+    None for chips that the compiler has no estimate for, which of TPUs has no time for the links: see `link_pace`.
     """
     trips = about(run, slice_)["microbatches"]
     work, compiled = work_of(program.stablehlo, trips), Path(output).read_text(encoding="utf-8")
-    pace = roofline(compiled, trips, slice_.card) if slice_.card else tpu_pace(program, report, compiled, trips)
+    if slice_.card:
+        pace = roofline(compiled, trips, slice_.card)
+    else:
+        pace = {**tpu_pace(program, report, compiled, trips), **link_pace(program, slice_, trips)}
     flops, seconds = step_flops(run), pace["seconds"]
     variables = program.description["variables"]
     held = {
@@ -153,6 +156,15 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
         "tokens_per_second": run.tokens_per_step / seconds if seconds else None,
         "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in work.collectives.items()},
     }
+
+
+def link_pace(program: Program, slice_: Slice, trips: int) -> dict:
+    """link_bytes: that a chip gives to its neighbours in a step; link_seconds: the time of that over two links, one for
+    each way around a ring."""
+    generation = slice_.generation
+    assert generation is not None  # GPUs have `roofline`
+    crossed = work_of(program.stablehlo, trips, generation.devices).crossed
+    return {"link_bytes": crossed, "link_seconds": crossed / (2 * generation.link)}
 
 
 def tpu_pace(program: Program, report: dict, compiled: str, trips: int) -> dict:

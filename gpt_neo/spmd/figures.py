@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -16,14 +17,20 @@ KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective
 @dataclasses.dataclass
 class Work:
     """Of one core and step. flops: of matrix products. collectives: kind -> [count, bytes of the larger of what goes in
-    and what comes out]."""
+    and what comes out]. crossed: bytes that a chip, with all its cores, gives to its neighbour in the rings of chips
+    that the collectives go around."""
 
     flops: float = 0.0
+    crossed: float = 0.0
     collectives: dict = dataclasses.field(default_factory=lambda: collections.defaultdict(lambda: [0, 0]))
 
 
-def work_of(text: str, trips: int) -> Work:
-    """Products and collectives of a StableHLO text; its one loop, over microbatches, runs `trips` times."""
+def work_of(text: str, trips: int, cores: int = 1) -> Work:
+    """Products and collectives of a StableHLO text; its one loop, over microbatches, runs `trips` times.
+
+    Args:
+      cores: of a chip; those of one have numbers that follow each other.
+    """
     work = Work()
     for line, times in lines_with_counts(text, trips):
         if "stablehlo.dot" in line:
@@ -32,9 +39,28 @@ def work_of(text: str, trips: int) -> Work:
         match = re.search(r'"stablehlo\.(\w+)"', line)
         if match and match[1] in KINDS:
             entry = work.collectives[match[1]]
+            size = max(size_of(found) for found in TENSOR.findall(line.rsplit(" : (", 1)[1]))
             entry[0] += times
-            entry[1] += times * max(size_of(found) for found in TENSOR.findall(line.rsplit(" : (", 1)[1]))
+            entry[1] += times * size
+            work.crossed += times * size * crossings(match[1], line, cores)
     return work
+
+
+def crossings(kind: str, line: str, cores: int) -> float:
+    """How often the bytes of a collective leave a chip, over all that its cores take part in.
+
+    Around a ring of n chips 1/n stays where it is, and an all-reduce goes around twice. Cores of one chip that are in
+    the same group share the way.
+    """
+    if kind == "collective_permute":
+        (text,) = re.findall(r"source_target_pairs = dense<(\[\[.*?\]\])>", line)
+        pairs = json.loads(text)
+        return cores * sum(source // cores != target // cores for source, target in pairs) / len(pairs)
+    (text,) = re.findall(r"replica_groups = dense<\[(\[[\d, ]+\])", line)
+    group = json.loads(text)
+    chips = {core // cores for core in group}
+    shared = 1 if kind == "all_to_all" else len(group) / len(chips)
+    return (2 if kind == "all_reduce" else 1) * (1 - 1 / len(chips)) * cores / shared
 
 
 def lines_with_counts(text: str, trips: int) -> Iterator[tuple[str, int]]:

@@ -17,7 +17,7 @@ class Generation:
     devices: per chip, as XLA sees them: its cores up to v3, since v4 both are one. peak: bfloat16 FLOP/s of a chip.
     counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips since. chips: sizes of
     slices. host: chips of a host. estimator: whether TPUEstimator's driver, that of TensorFlow 2.15, knows it.
-    dimensions: of the arrangement of chips.
+    dimensions: of the arrangement of chips. link: bytes/s of a link between chips, one way.
     """
 
     devices: int
@@ -26,17 +26,18 @@ class Generation:
     chips: tuple
     host: int
     estimator: bool
+    link: float
     dimensions: int = 2
 
 
 # Google's published figures.
 GENERATIONS = {
-    "v2": Generation(2, 45e12, 2, (4, 16, 64, 128, 256), 4, True),
-    "v3": Generation(2, 123e12, 2, (4, 16, 32, 64, 128, 256, 512, 1024), 4, True),
-    "v4": Generation(1, 275e12, 2, tuple(2**n for n in range(2, 12)), 4, True, 3),
-    "v5p": Generation(1, 459e12, 2, tuple(2**n for n in range(2, 12)), 4, False, 3),
-    "v5e": Generation(1, 197e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
-    "v6e": Generation(1, 918e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False),
+    "v2": Generation(2, 45e12, 2, (4, 16, 64, 128, 256), 4, True, 62e9),
+    "v3": Generation(2, 123e12, 2, (4, 16, 32, 64, 128, 256, 512, 1024), 4, True, 82e9),
+    "v4": Generation(1, 275e12, 2, tuple(2**n for n in range(2, 12)), 4, True, 50e9, 3),
+    "v5p": Generation(1, 459e12, 2, tuple(2**n for n in range(2, 12)), 4, False, 100e9, 3),
+    "v5e": Generation(1, 197e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False, 50e9),
+    "v6e": Generation(1, 918e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False, 112e9),
 }
 
 
@@ -46,7 +47,7 @@ class Slice:
     FLOP/s of one of them.
 
     topology: how they lie, for their compiler. hosts: machines that it hangs on. estimator: as in `Generation`.
-    largest: the largest slice of one host. card: of GPUs.
+    largest: the largest slice of one host. card: of GPUs. generation: of TPUs.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Slice:
     estimator: bool
     largest: str
     card: Optional[Card] = None
+    generation: Optional[Generation] = None
 
     @property
     def platform(self) -> str:
@@ -112,6 +114,7 @@ def find_slice(name: str) -> Slice:
         -(-chips // known.host),
         known.estimator,
         f"{match[1]}-{known.host * known.counted}",
+        generation=known,
     )
 
 

@@ -14,10 +14,10 @@ TEXT = """module {
       stablehlo.return %9 : tensor<i1>
     } do {
       %2 = stablehlo.dot_general %3, %4, batching_dims = [0] x [0], contracting_dims = [2] x [1] : (tensor<3x2x5xbf16>, tensor<3x5x7xbf16>) -> tensor<3x2x7xbf16>
-      %5 = "stablehlo.all_gather"(%2) {all_gather_dim = 0 : i64} : (tensor<3x2x7xbf16>) -> tensor<6x2x7xbf16>
+      %5 = "stablehlo.all_gather"(%2) {all_gather_dim = 0 : i64, replica_groups = dense<[[0, 1, 2, 3], [4, 5, 6, 7]]> : tensor<2x4xi64>} : (tensor<3x2x7xbf16>) -> tensor<6x2x7xbf16>
       stablehlo.return %6 : tensor<i32>
     }
-    %7 = "stablehlo.all_reduce"(%0) ({ ^bb0(%a: tensor<f32>): stablehlo.return %a : tensor<f32> }) {x = 1} : (tensor<2x8xf32>) -> tensor<2x8xf32>
+    %7 = "stablehlo.all_reduce"(%0) ({ ^bb0(%a: tensor<f32>): stablehlo.return %a : tensor<f32> }) {replica_groups = dense<[[0, 2, 4, 6], [1, 3, 5, 7]]> : tensor<2x4xi64>} : (tensor<2x8xf32>) -> tensor<2x8xf32>
   }
 }"""  # noqa: E501
 
@@ -26,6 +26,18 @@ def test_loops_count_in_full():
     work = work_of(TEXT, trips=4)
     assert work.flops == 2 * 2 * 8 * 4 + 4 * (2 * 3 * 2 * 7 * 5)
     assert dict(work.collectives) == {"all_gather": [4, 4 * 6 * 2 * 7 * 2], "all_reduce": [1, 64]}
+
+
+def test_what_leaves_a_chip():
+    """Rings of two chips whose two cores share the way; rings of four, one for each core of a chip, twice around."""
+    gathered, reduced = 4 * 168 / 2, 2 * 2 * 64 * 3 / 4
+    assert work_of(TEXT, 4, cores=2).crossed == gathered + reduced
+    assert work_of(TEXT, 4, cores=1).crossed == 4 * 168 * 3 / 4 + reduced / 2
+    assert work_of(TEXT, 4, cores=8).crossed == 0
+    sent = '"stablehlo.collective_permute"(%0) {source_target_pairs = dense<[[0, 1], [1, 2]]> : tensor<2x2xi64>}'
+    assert work_of(f"{sent} : (tensor<4xf32>) -> tensor<4xf32>", 1, cores=2).crossed == 16
+    exchanged = '"stablehlo.all_to_all"(%0) {replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}'
+    assert work_of(f"{exchanged} : (tensor<4xf32>) -> tensor<4xf32>", 1, cores=2).crossed == 2 * 16 / 2
 
 
 def test_the_share_of_loops_is_that_of_their_cycles():
