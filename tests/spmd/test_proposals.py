@@ -177,6 +177,8 @@ REPORT = {
     "temporary_bytes": 1,
     "peak_flops": 1.0,
     "least_seconds": 1.0,
+    "link_bytes": 1.0,
+    "link_seconds": 1.0,
     "flops": 1.0,
     "bytes": 1.0,
     "collectives": {},
