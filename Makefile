@@ -10,6 +10,9 @@ PIP = $(INSTALL) -c constraints.txt
 # Google's TPU VMs carry the TensorFlow that has kernels for TPUs; that of the package index has none.
 TPU_WHEEL ?= $(lastword $(sort $(wildcard /usr/share/tpu/tensorflow-2.15*.whl)))
 
+comma := ,
+HASHED ?= $(if $(TPU_WHEEL),,$(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)))
+
 # The whole demo, installation aside, takes about MINUTES on 2 fast cores, more than twice as long on slow ones; two of
 # them are not training.
 MINUTES ?= 6
@@ -24,17 +27,18 @@ RECORDS = $(BIN)/gpt-neo prepare --chunk_size 257 --encoder_path $(DEMO)/tokeniz
 
 setup: $(VENV)/.installed
 
-# Of what the main job needs, every file's hash is checked. A TPU VM's own TensorFlow has none to compare with.
+# Of what the main job needs, every file's hash is checked on Linux on x86-64. A TPU VM's own TensorFlow has none to
+# compare with, and elsewhere TensorFlow is put together from other packages.
 $(VENV)/.installed: setup.py constraints.txt requirements.txt
 	@[ -n "$(PYTHON)" ] || command -v uv >/dev/null || { \
 	    echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow 2.15 has no build for others), and none is here:"; \
 	    echo "  pip install uv      brings one, then make again"; exit 2; }
 	$(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.11) $(VENV)
-ifeq ($(TPU_WHEEL),)
+ifneq ($(HASHED),)
 	$(INSTALL) --require-hashes -r requirements.txt
 	$(INSTALL) --no-deps --no-build-isolation -e .
 else
-	$(PIP) $(TPU_WHEEL) -e '.[plot,fast,tpu]'
+	$(PIP) $(TPU_WHEEL) -e '.[plot,fast$(if $(TPU_WHEEL),$(comma)tpu)]'
 endif
 	touch $@
 

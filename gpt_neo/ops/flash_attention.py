@@ -120,7 +120,10 @@ class FlashAttention(WholeSequences):
     """See `flash_attention`. Two more outputs are for the gradient: the log of the sum of weights [batch, heads,
     sequence], and the first output as it was before it was rounded."""
 
-    is_product = True
+    @property
+    def is_product(self) -> bool:
+        """Of the blocks: the gradient of what takes their place makes the output again, whether it is kept or not."""
+        return CALLED.get() is None
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, radius: Optional[int]) -> None:
         self.radius = radius

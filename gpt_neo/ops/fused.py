@@ -17,8 +17,6 @@ class FusedOp(mtf.Operation):
       outputs: (mtf.Shape, type) of each.
     """
 
-    is_product = False  # see `recompute.is_product`
-
     def __init__(self, name: str, inputs: Sequence[Tensor], outputs: Sequence[tuple]) -> None:
         super().__init__(list(inputs), name=name)
         self._outputs = [mtf.Tensor(self, shape, dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]

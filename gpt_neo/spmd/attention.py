@@ -14,7 +14,7 @@ from typing import Callable, Optional
 from gpt_neo.errors import DeviceError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.flash_attention import CALLED
-from gpt_neo.spmd.environment import compiler_environment, last_line
+from gpt_neo.spmd.environment import compiler_environment, last_line, worker_environment
 from gpt_neo.spmd.mlir import named_calls
 from gpt_neo.spmd.topologies import splash_of
 
@@ -134,7 +134,7 @@ def attention_here(
     if platform != "tpu":
         return attention_for("cudnn" if platform == "gpu" else None, python, tell)
     command = [python(), "-c", "import jax; print(jax.devices('tpu')[0].device_kind)"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=worker_environment("tpu", 1), check=False)
     if done.returncode:
         raise DeviceError(f"--platform tpu: JAX finds no TPU: {last_line(done.stderr)}")
     return attention_for(splash_of(done.stdout.strip().splitlines()[-1]), python, tell)

@@ -56,7 +56,7 @@ def splash(shape: tuple, window: int, interpret: bool) -> Callable[..., Any]:
     _, length, heads, _ = shape
     square = (length, length)
     mask = masks.LocalMask(square, (window - 1, 0), 0) if window else masks.CausalMask(square)
-    block = next(size for size in range(min(BLOCK, length), 0, -1) if length % size == 0)
+    block = next((size for size in range(BLOCK, 0, -128) if length % size == 0), length)  # others JAX refuses
     names = "q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq"
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),

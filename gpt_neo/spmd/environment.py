@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from gpt_neo.errors import DeviceError
+from gpt_neo.spmd.gpus import KEPT
 
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 CUDA = Path(__file__).with_name("constraints_gpu.txt")
@@ -119,3 +120,18 @@ def compiler_environment() -> dict:
     tpu = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     gpu = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": "-1"}
     return {**kept, "JAX_PLATFORMS": "cpu", **tpu, **gpu}
+
+
+def worker_environment(platform: str, cores: int) -> dict:
+    """Environment variables of the worker. CPU devices are made as many as there are cores."""
+    # TPU_LOAD_LIBRARY keeps this side's TensorFlow away from the TPU, not the worker.
+    others = ("PYTHONPATH", "XLA_FLAGS", "TPU_LOAD_LIBRARY")
+    kept = {name: value for name, value in os.environ.items() if name not in others}
+    flags = os.environ.get("XLA_FLAGS", "")
+    if platform == "cpu":
+        flags = f"{flags} --xla_force_host_platform_device_count={cores}"
+    if platform != "tpu":  # a TPU asks the cloud's metadata what it is
+        kept["TPU_SKIP_MDS_QUERY"] = "1"
+    names = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{1 - KEPT:g}"}  # of a GPU; JAX left to itself takes three quarters
+    return {**share, **kept, "JAX_PLATFORMS": names[platform], "XLA_FLAGS": flags.strip(), "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -124,9 +124,14 @@ def test_without_googles_client_the_extra_is_named(training, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wheel, wanted", [("", "--require-hashes -r requirements.txt"), ("/a/tf.whl", "/a/tf.whl -e '.[plot,fast,tpu]'")]
+    "wheel, more, wanted",
+    [
+        ("", ["HASHED=yes"], "--require-hashes -r requirements.txt"),
+        ("", ["HASHED="], " -e '.[plot,fast]'"),
+        ("/a/tf.whl", [], "/a/tf.whl -e '.[plot,fast,tpu]'"),
+    ],
 )
-def test_setting_up_takes_the_tensorflow_of_a_tpu_vm(wheel, wanted, tmp_path):
-    command = ["make", "-n", "setup", f"VENV={tmp_path}", f"TPU_WHEEL={wheel}"]
+def test_setting_up_takes_the_tensorflow_of_a_tpu_vm(wheel, more, wanted, tmp_path):
+    command = ["make", "-n", "setup", f"VENV={tmp_path}", f"TPU_WHEEL={wheel}", *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert wanted in done.stdout

@@ -92,6 +92,15 @@ def test_gpus_and_tpus_since_v4_have_their_own():
     assert {name: find_slice(name).attention for name in kinds} == kinds
 
 
+def test_the_tpu_is_asked_as_the_worker_sees_it(tmp_path, monkeypatch):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\n[ "$JAX_PLATFORMS" = tpu ] && [ -z "$PYTHONPATH" ] && echo TPU v4\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert attention_here("tpu", lambda: str(fake), pytest.fail).implementation == "splash"
+
+
 @pytest.mark.parametrize("kind, found", [("TPU v3", None), ("TPU v4", "splash"), ("TPU v5 lite", "splash")])
 def test_the_tpu_of_this_machine_is_asked(tmp_path, kind, found):
     fake = tmp_path / "python"
@@ -111,7 +120,7 @@ def test_the_blocks_can_be_asked_for(monkeypatch):
     assert spmd_jobs.attention_of(TrainingBackendOptions("gpu", None, "xla")).implementation == "cudnn"
 
 
-LONG = {"n_ctx": 256, "local_attention_radius": 40}  # the blocks of splash have 128 keys at least
+LONG = {"n_ctx": 640, "local_attention_radius": 40}  # the blocks of splash have 128 keys at least
 
 
 @pytest.mark.slow
