@@ -109,8 +109,8 @@ def matrix_product(
 def rows_times_matrix(x: tf.Tensor, matrix: tf.Tensor, *bias: tf.Tensor, transposed: bool) -> tf.Tensor:
     """`matrix_product` of [rows..., inner] and [inner, columns], or [columns, inner]: [rows..., columns].
 
-    In a program that is compiled as a whole rows of bfloat16 stay apart. Attention has the sequence innermost on TPUs; to make
-    one dimension of batch and sequence, the compiler would copy what attention gives and takes, twice each.
+    In a program that is compiled as a whole rows of bfloat16 stay apart. Attention has the sequence innermost on TPUs;
+    to make one dimension of batch and sequence, the compiler would copy what attention gives and takes, twice each.
     """
     if INLINES.get() and x.dtype == tf.bfloat16:
         out = xla_product(x, matrix, [len(x.shape) - 1], [1 if transposed else 0], dtype=x.dtype)

@@ -26,8 +26,8 @@ class Work:
 
 
 def work_of(text: str, trips: int, cores: int = 1) -> Work:
-    """Products and collectives of a StableHLO text; the loop over microbatches runs `trips` times. One inside of it, over
-    chunks of the head's tokens, counts once.
+    """Products and collectives of a StableHLO text; the loop over microbatches runs `trips` times. One inside of it,
+    over chunks of the head's tokens, counts once.
 
     Args:
       cores: of a chip; those of one have numbers that follow each other.
