@@ -7,7 +7,6 @@ kept. Prints the median of the steps after the first, and the largest resident s
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -16,30 +15,17 @@ import sys
 from bench import worker
 
 STEPS = 4
-KEPT = ("all", "products", "inputs")
+KEPT: dict[str, list] = {
+    "all": [],
+    "products": ["recompute_grad=true", "recompute_keep=products"],
+    "inputs": ["recompute_grad=true", "recompute_keep=inputs"],
+}
 
 
 def measure(kept: str, batch: int) -> dict:
     """One way, in this process."""
-    from gpt_neo.cli.quiet import silence
-
-    silence(False)
-    import numpy as np
-
-    from gpt_neo.mtf_compat import tf
-    from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
-    from gpt_neo.runtime.train_step import build_train_step
-
     worker.BATCH, worker.TRAIN_STEPS = batch, STEPS
-    run = worker.our_config(worker.N_CTX)
-    again = {"recompute_grad": kept != "all", "recompute_keep": "products" if kept == "products" else "inputs"}
-    run = dataclasses.replace(run, model=dataclasses.replace(run.model, **again))
-    with tf.Graph().as_default(), tf.Session() as session:
-        tokens = tf.placeholder(tf.int32, [batch, worker.N_CTX + 1])
-        step = build_train_step(tokens, run, LocalPlacement(MeshPlan()))
-        session.run(tf.global_variables_initializer())
-        data = np.random.RandomState(0).randint(0, run.model.n_vocab, [batch, worker.N_CTX + 1])
-        return worker.timed_steps(lambda: session.run([step.loss, step.train], {tokens: data}))
+    return worker.ours_train("", *KEPT[kept])
 
 
 def main() -> None:

@@ -111,7 +111,8 @@ def main() -> int:
     results = {}
     if os.path.exists(RESULTS):
         with open(RESULTS, encoding="utf-8") as handle:
-            results = json.load(handle)
+            stored = json.load(handle)
+        results = {key: stored[key] for key in map(key_of, CASES) if key in stored}
     for case in CASES:
         key = key_of(case)
         if args.only in key and (args.again or key not in results):

@@ -18,8 +18,8 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def our_config(n_ctx: int):
-    """The shipped 125M config in float32."""
+def our_config(n_ctx: int, *more: str):
+    """The shipped 125M config in float32. more: further overrides."""
     from gpt_neo.config import load_config
 
     overrides = [
@@ -29,12 +29,13 @@ def our_config(n_ctx: int):
         "recompute_grad=false",
         "tokens_per_mb_per_replica=null",
         "weight_decay=0.01",
+        *more,
     ]
     return load_config("gpt3_125M", overrides)
 
 
-def ours_train(folder: str) -> dict:
-    """Tokens/s of whole optimizer steps."""
+def ours_train(folder: str, *more: str) -> dict:
+    """Tokens/s of whole optimizer steps. more: overrides of the config."""
     import numpy as np
 
     from gpt_neo.cli.quiet import silence
@@ -44,7 +45,7 @@ def ours_train(folder: str) -> dict:
     from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
     from gpt_neo.runtime.train_step import build_train_step
 
-    run = our_config(N_CTX)
+    run = our_config(N_CTX, *more)
     with tf.Graph().as_default(), tf.Session() as session:
         batch = tf.placeholder(tf.int32, [BATCH, N_CTX + 1])
         step = build_train_step(batch, run, LocalPlacement(MeshPlan()))

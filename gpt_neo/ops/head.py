@@ -127,7 +127,7 @@ class HeadOperation(FusedOp):
         """
         (columns,) = mesh_impl.slice_shape(mtf.Shape([self.vocab]))
         more = -columns % ALIGNED.get()
-        if not INLINES.get() or 16 * more > columns:  # small models would multiply zeros for the most part
+        if not (more and INLINES.get()) or 16 * more > columns:  # small models would multiply zeros for the most part
             return [weight, *bias]
 
         def pad(x: tf.Tensor) -> tf.Tensor:

@@ -18,7 +18,7 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.attention import attention_for
 from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
-from gpt_neo.spmd.figures import loop_share, work_of
+from gpt_neo.spmd.figures import Work, loop_share, work_of
 from gpt_neo.spmd.program import Program, built_for, export_train_step
 from gpt_neo.spmd.roofline import roofline
 from gpt_neo.spmd.topologies import Slice, find_slice
@@ -132,11 +132,12 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
     None for chips that the compiler has no estimate for, which of TPUs has no time for the links: see `link_pace`.
     """
     trips = about(run, slice_)["microbatches"]
-    work, compiled = work_of(program.stablehlo, trips), Path(output).read_text(encoding="utf-8")
+    work = work_of(program.stablehlo, trips, slice_.generation.devices if slice_.generation else 1)
+    compiled = Path(output).read_text(encoding="utf-8")
     if slice_.card:
         pace = roofline(compiled, trips, slice_.card)
     else:
-        pace = {**tpu_pace(program, report, compiled, trips), **link_pace(program, slice_, trips)}
+        pace = {**tpu_pace(program, work, report, compiled, trips), **link_pace(work, slice_)}
     flops, seconds = step_flops(run), pace["seconds"]
     variables = program.description["variables"]
     held = {
@@ -158,23 +159,20 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
     }
 
 
-def link_pace(program: Program, slice_: Slice, trips: int) -> dict:
+def link_pace(work: Work, slice_: Slice) -> dict:
     """link_bytes: that a chip gives to its neighbours in a step; link_seconds: the time of that over two links, one for
     each way around a ring."""
-    generation = slice_.generation
-    assert generation is not None  # GPUs have `roofline`
-    crossed = work_of(program.stablehlo, trips, generation.devices).crossed
-    return {"link_bytes": crossed, "link_seconds": crossed / (2 * generation.link)}
+    assert slice_.generation is not None  # GPUs have `roofline`
+    return {"link_bytes": work.crossed, "link_seconds": work.crossed / (2 * slice_.generation.link)}
 
 
-def tpu_pace(program: Program, report: dict, compiled: str, trips: int) -> dict:
+def tpu_pace(program: Program, work: Work, report: dict, compiled: str, trips: int) -> dict:
     """flops; bytes and seconds by the TPU compiler, which counts a loop once: its share of the cycles is taken for what
     repeats. seconds: None for chips that it has no estimate for."""
-    flops = work_of(program.stablehlo, trips).flops
     if compiled:
         repeated = 1 + (trips - 1) * loop_share(compiled)
     else:  # no text of the compiled program: what the loop adds to the matrix products is taken instead
-        repeated = flops / work_of(program.stablehlo, 1).flops
+        repeated = work.flops / work_of(program.stablehlo, 1).flops
     # For v4 and v5e this compiler's estimate comes out below 0: then there is none.
     seconds = report["seconds_once"] * repeated if report["seconds_once"] > 0 else None
-    return {"flops": flops, "bytes": report["bytes_once"] * repeated, "seconds": seconds}
+    return {"flops": work.flops, "bytes": report["bytes_once"] * repeated, "seconds": seconds}

@@ -24,6 +24,7 @@ from gpt_neo.spmd.devices import worker_environment
         (["eval", "demo", "--backend", "xla", "--eval_tasks", "pile"], "--eval_tasks goes with --backend tensorflow"),
         (["train", "demo", "--platform", "gpu"], "--platform goes with --backend xla"),
         (["eval", "demo", "--save_program", "p"], "--save_program goes with --backend xla"),
+        (["train", "demo", "--attention", "blocks"], "--attention goes with --backend xla"),
         (["sample", "demo", "--tpu", "x"], "leave --tpu out"),
         (["spmd-run", "--model", "demo", "--eval", "--predict"], "--predict and --eval are two jobs"),
     ],

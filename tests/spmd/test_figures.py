@@ -3,7 +3,8 @@
 import pytest
 
 from gpt_neo.errors import ConfigError
-from gpt_neo.spmd.figures import loop_share, work_of
+from gpt_neo.spmd.compile_check import link_pace
+from gpt_neo.spmd.figures import Work, loop_share, work_of
 from gpt_neo.spmd.topologies import find_slice
 
 TEXT = """module {
@@ -38,6 +39,11 @@ def test_what_leaves_a_chip():
     assert work_of(f"{sent} : (tensor<4xf32>) -> tensor<4xf32>", 1, cores=2).crossed == 16
     exchanged = '"stablehlo.all_to_all"(%0) {replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}'
     assert work_of(f"{exchanged} : (tensor<4xf32>) -> tensor<4xf32>", 1, cores=2).crossed == 2 * 16 / 2
+
+
+def test_a_ring_takes_a_link_each_way():
+    found = link_pace(Work(crossed=82e9), find_slice("v3-8"))
+    assert found == {"link_bytes": 82e9, "link_seconds": 0.5}
 
 
 def test_the_share_of_loops_is_that_of_their_cycles():
