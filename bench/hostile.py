@@ -85,7 +85,7 @@ async def attack(kind: str, port: int) -> None:
             await reader.read(1 << 16)
 
 
-async def crowd(port: int) -> None:
+async def crowd(port: int, kinds: list[str]) -> None:
     """Every kind at once; who is thrown out comes back."""
 
     async def again(kind: str) -> None:
@@ -94,7 +94,7 @@ async def crowd(port: int) -> None:
                 await attack(kind, port)
             await asyncio.sleep(0.2 if kind != "idle" else 5)
 
-    await asyncio.gather(*(again(kind) for kind, count in CROWD.items() for _ in range(count)))
+    await asyncio.gather(*(again(kind) for kind in kinds for _ in range(CROWD[kind])))
 
 
 class Honest:
@@ -140,7 +140,8 @@ def start(model: str, log: str) -> tuple[subprocess.Popen, int]:
         port = re.search(r"http://127\.0\.0\.1:(\d+)", line)
         if port:
             return process, int(port.group(1))
-    raise SystemExit("the server did not start")
+    with open(log, encoding="utf-8", errors="replace") as handle:
+        raise SystemExit(f"the server did not start: {handle.read().strip()}")
 
 
 def watch(process: int, log: str, found: list, stop: threading.Event) -> None:
@@ -155,12 +156,13 @@ def main(argv: Optional[list] = None) -> int:
     p.add_argument("--model", default="configs/demo.json")
     p.add_argument("--minutes", type=float, default=10.0)
     p.add_argument("--tokens", type=int, default=40, help="about as many new tokens per honest answer")
+    p.add_argument("--kinds", nargs="+", choices=CROWD, default=list(CROWD), help="of hostile clients")
     p.add_argument("--attack", type=int, metavar="PORT", help=argparse.SUPPRESS)
     args = p.parse_args(argv)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if args.attack:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        asyncio.run(crowd(args.attack))
+        asyncio.run(crowd(args.attack, args.kinds))
     log = os.path.join(tempfile.mkdtemp(), "log")
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))  # a shell's default, which the server inherits
     process, port = start(args.model, log)
@@ -171,7 +173,9 @@ def main(argv: Optional[list] = None) -> int:
         honest = Honest(port, bodies, alone(port, bodies)[0])
         quiet = honest.run(args.minutes * 6)
         threading.Thread(target=watch, args=(process.pid, log, held, stop)).start()
-        hostile = subprocess.Popen([sys.executable, "-m", "bench.hostile", "--attack", str(port)])
+        hostile = subprocess.Popen(
+            [sys.executable, "-m", "bench.hostile", "--attack", str(port), "--kinds", *args.kinds]
+        )
         try:
             among = honest.run(args.minutes * 60)
         finally:
