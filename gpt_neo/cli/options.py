@@ -115,6 +115,11 @@ class XlaOptions(Options):
         None, "kind of device (default: cpu, as many virtual ones as mesh_shape multiplies to)", choices=PLATFORMS
     )
     save_program: Optional[str] = flag(None, SAVE_PROGRAM, metavar="PREFIX")
+    coordinator: Optional[str] = flag(
+        None, "with xla on several machines: a free port of that of rank 0, the same for all", metavar="HOST:PORT"
+    )
+    hosts: Optional[int] = flag(None, "how many machines run this command", low=1, metavar="N")
+    rank: Optional[int] = flag(None, "which of them this one is, from 0 on", low=0, metavar="R")
 
 
 @dataclasses.dataclass(frozen=True)
