@@ -23,9 +23,10 @@ from gpt_neo.errors import CheckpointError, DeviceError, GptNeoError
 from gpt_neo.runtime.cluster import LOST
 from gpt_neo.spmd.messages import receive, send
 from gpt_neo.spmd.parts import restore_parts, write_parts
-from gpt_neo.spmd.process import Worker
+from gpt_neo.spmd.process import Worker, WorkerLost
 
 IDLE, EVERY, TIMES = 10, 5, 4  # seconds without a word, between questions, and their number, after which a host is gone
+GRACE = 5.0  # seconds in which the loss of a host is heard of, once something has failed
 HELLO = 10.0  # seconds that a host may take from its connection to its name
 
 
@@ -152,8 +153,9 @@ class Hosts:
         self.own = own
         self.links: list[Link] = []
         self.lost: Optional[str] = None  # which host is gone
-        self.failure: Optional[str] = None  # what another host said
-        self.over = False
+        self.missed = threading.Event()  # one is
+        self.failure: Optional[DeviceError] = None  # what another host said
+        self.over = self.killed = False
 
     def ask_each(self, header: Mapping, arrays: Sequence[Mapping[str, Any]]) -> list[tuple[dict, dict]]:
         """Ask all for the same, each with its own arrays. Returns their answers.
@@ -170,21 +172,23 @@ class Hosts:
         for rank, link in enumerate(self.links, 1):
             answer = link.following()
             if answer is None:
-                raise self.reason(HostLost(f"host {rank} is gone"))
+                raise self.reason(DeviceError(f"host {rank} is gone"))
             if "error" in answer[0]:
-                raise DeviceError(f"host {rank}: {answer[0]['error']}")
+                raise self.reason(DeviceError(f"host {rank}: {answer[0]['error']}"))
             answers.append(answer)
         return answers
 
     def reason(self, error: DeviceError) -> DeviceError:
-        """What lies behind an error: another host's, where there was one first."""
-        if self.failure:
-            return DeviceError(self.failure)
+        """What lies behind an error: the loss of a host makes others fail as well, and they may be heard first."""
+        if not self.links:
+            return error
+        if isinstance(error, WorkerLost) and not self.killed:
+            self.lost = self.lost or str(error)
+        if not self.lost:
+            self.missed.wait(GRACE)
         if self.lost:
-            return HostLost(f"{self.lost} is gone: the run ends. The same commands go on from the newest checkpoint")
-        if self.links and self.own.worker.process.poll() is not None:
-            return HostLost(f"{error}: the run ends. The same commands go on from the newest checkpoint")
-        return error
+            return HostLost(f"{self.lost}: the run ends. The same commands go on from the newest checkpoint")
+        return self.failure or error
 
     def ask_all(self, header: Mapping, arrays: Mapping[str, Any]) -> list[tuple[dict, dict]]:
         """Ask all for the same with the same arrays."""
@@ -197,6 +201,7 @@ class Hosts:
 
     def kill(self) -> None:
         """End the process of this machine's devices: what waits for it hears of it."""
+        self.killed = True
         self.own.worker.process.kill()
 
     def close(self, status: int = 0) -> None:
@@ -239,16 +244,21 @@ class Lead(Hosts):
     def link(self, rank: int, connection: socket.socket) -> Link:
         """The connection to a host, watched."""
 
+        def lost(text: str) -> None:
+            self.lost = self.lost or text
+            self.missed.set()
+            self.kill()  # what waits for that host hears of it
+
         def gone() -> None:
             if not self.over:
-                self.lost = self.lost or f"host {rank}"
-                self.kill()
+                lost(f"host {rank} is gone")
 
         def heard(header: dict) -> None:
+            if header.get("lost"):
+                return lost(f"host {rank}: {header['error']}")
             if "error" in header:
-                self.failure = self.failure or f"host {rank}: {header['error']}"
-                self.kill()  # it may wait for that host
-                return
+                self.failure = self.failure or DeviceError(f"host {rank}: {header['error']}")
+                return self.kill()
             self.tell(f"host {rank} is asked to end: saving, and ending the run for all")
             self.interrupt()
 
@@ -370,7 +380,7 @@ def lend(host: Host, joined: Joined, seconds: float, tell: Callable[[str], None]
             try:
                 reply, results = host.ask(header, arrays)
             except GptNeoError as error:
-                reply, results = {"error": str(error)}, {}
+                reply, results = {"error": str(error), "lost": isinstance(error, WorkerLost)}, {}
             try:
                 link.send(reply, results)
             except HostLost:

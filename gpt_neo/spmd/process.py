@@ -15,7 +15,11 @@ from gpt_neo.spmd.environment import worker_environment
 from gpt_neo.spmd.messages import receive, send
 
 WORKER = Path(__file__).with_name("worker.py")
-PLATFORMS = ("cpu", "gpu", "tpu")
+CHAT = "[Gloo]"  # with which what no error is begins
+
+
+class WorkerLost(DeviceError):
+    """The process of the devices is gone."""
 
 
 class Worker:
@@ -41,14 +45,14 @@ class Worker:
         """Send a message, wait for its answer.
 
         Raises:
-          DeviceError: the devices refuse, or the process died.
+          DeviceError: the devices refuse. WorkerLost: the process died.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             send(self.process.stdin, header, arrays)  # type: ignore[arg-type]
             reply, results = receive(self.process.stdout)  # type: ignore[arg-type]
         except (EOFError, OSError) as error:
-            raise DeviceError(f"the JAX process ended: {self.last_words()}") from error
+            raise WorkerLost(f"the JAX process ended: {self.last_words()}") from error
         if "error" in reply:
             raise DeviceError(f"the devices refuse: {first_line(reply['error'])}")
         return reply, results
@@ -56,7 +60,7 @@ class Worker:
     def last_words(self) -> str:
         """What the process wrote last."""
         self.errors.seek(0)
-        lines = [line.strip() for line in self.errors if line.strip()]
+        lines = [line.strip() for line in self.errors if line.strip() and not line.startswith(CHAT)]
         return lines[-1] if lines else f"status {self.process.poll()}"
 
     def close(self) -> None:
