@@ -67,7 +67,7 @@ def train_on(job: Job, options: Train, put: Put) -> int:
             during = DuringTraining(job, training, options.sampling, beside, line, watch, given)
             every = (training.steps_per_checkpoint, training.steps_per_log, training.save_minutes)
             try:
-                return devices.train(job.folder, line.show, watch, *every, at_checkpoints(during))
+                return devices.train(job.folder, line.show, watch, *every, at_checkpoints(during), training.profile)
             finally:
                 seen.update(during.evaluated)
                 during.close()

@@ -21,7 +21,7 @@ from gpt_neo.spmd.slices import cut, holders, part_key, part_of, spans_of
 class Devices:
     """A program on devices of JAX, with its slices. Use it as a context.
 
-    kinds: what the devices are. hosts: that they belong to.
+    kinds: what the devices are. cached: the program had been compiled before. hosts: that they belong to.
 
     Args:
       hosts: that have other programs already; otherwise this machine with a new process, which ends with this program.
@@ -43,6 +43,7 @@ class Devices:
             self.close()
             raise
         self.kinds: list[str] = replies[0][0]["devices"]
+        self.cached: bool = replies[0][0]["cached"]
         self.cores: list[list[int]] = [reply["cores"] for reply, _ in replies]  # of each host
 
     def beside(self, program: Program) -> Devices:
@@ -94,6 +95,10 @@ class Devices:
     def write(self, path: str, step: int) -> list[str]:
         """Have each host write its part of a checkpoint, to be merged. Returns the paths of the parts."""
         return [part for reply, _ in self.ask("write", path=path, step=step) for part in reply["parts"]]
+
+    def trace(self, folder: Optional[str]) -> None:
+        """Begin a trace of what the devices of all hosts do, or with None end it."""
+        self.ask("trace", folder=folder)
 
     def release(self) -> None:
         """Give the memory of the slices back; the program stays."""

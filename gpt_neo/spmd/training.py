@@ -21,6 +21,7 @@ from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.mesh import whole_mesh
 from gpt_neo.runtime.model_fn import TrainingSetup, progress_hook, saver_hook, session_spec
+from gpt_neo.runtime.profile import Profile, parse_span
 from gpt_neo.runtime.train_step import TrainStep
 from gpt_neo.runtime.watch import Watch, WatchHook
 from gpt_neo.spmd.attention import PlatformAttention
@@ -65,8 +66,13 @@ class DeviceTraining:
         steps_per_log: int = 10,
         save_minutes: float = 0.0,
         at_checkpoint: Optional[Callable[[int], bool]] = None,
+        profile: Optional[str] = None,
     ) -> int:
-        """As `runtime.estimator.train`, with the same words for what goes wrong."""
+        """As `runtime.estimator.train`, with the same words for what goes wrong.
+
+        Args:
+          profile: steps that are traced, FROM:TO.
+        """
         leave = watch.leave
         watch.leave = lambda status: self.leave(status, leave)
         estimator = runtime.make_estimator(
@@ -79,6 +85,7 @@ class DeviceTraining:
             steps_per_log=steps_per_log,
             save_minutes=save_minutes,
             at_checkpoint=at_checkpoint,
+            profile=self.profile(profile, folder) if profile else None,
             # A plain function: TPUEstimator looks at its arguments.
             function=lambda setup: lambda features, labels, mode, params: self.train_spec(features, setup),
         )
@@ -97,18 +104,24 @@ class DeviceTraining:
             fit_program(existing, program.description)  # before the compiler works for minutes
         self.devices = self.start(program)
         self.check_folder(setup.folder)
-        self.tell(f"running on {len(self.devices.kinds)} x {self.devices.kinds[0]}")
+        compiled = ", with the program as compiled before" if self.devices.cached else ""
+        self.tell(f"running on {len(self.devices.kinds)} x {self.devices.kinds[0]}{compiled}")
         setup.watch.mark()  # to export and to compile took its time
         saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell, self.noting)
         tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
         step = self.step(batch)
         hooks = [
             StartHook(self.devices, saver),
+            *setup.profile_hooks(),
             progress_hook(step, setup),
             WatchHook(setup.watch),
             saver_hook(setup, saver, []),
         ]
         return session_spec(step, hooks)
+
+    def profile(self, text: str, folder: str) -> Profile:
+        """Traces of the devices' process. Raises: ConfigError: as `parse_span`."""
+        return Profile(*parse_span(text), folder, lambda to: self.devices.trace(to), lambda: self.devices.trace(None))
 
     def check_folder(self, folder: str) -> None:
         """See that other hosts have the same folder.

@@ -11,14 +11,16 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import jax
+import jaxlib
 import messages  # beside this script
 import numpy as np
 from jax._src.lib import xla_client
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from kept_programs import KeptPrograms  # beside this script
 from slices import holders, part_key, part_of  # beside this script
 
 jax.config.update("jax_enable_x64", True)  # or an input of float64 would arrive as float32
@@ -45,11 +47,25 @@ class Runner:
         options.num_replicas, options.num_partitions = count, 1
         ids = np.array([device.id for device in every]).reshape(count, 1)
         options.device_assignment = xla_client.DeviceAssignment.create(ids)
-        self.executable = compiled(text, self.devices, options)
+        self.cached, self.executable = self.built(text, options)
         # Replicated as far as JAX knows: it takes the shards as they are, and they may differ.
         self.sharding = NamedSharding(Mesh(np.array(every), ("core",)), PartitionSpec())
         self.state: dict[str, Any] = {}
         self.release()
+
+    def built(self, text: str, options: Any) -> tuple[bool, Any]:
+        """The program, and whether it was there already: on all hosts or on none, as compilers may work together."""
+        client, kept = self.devices[0].client, KeptPrograms()
+        versions = jax.__version__, jaxlib.__version__, client.platform_version
+        path = kept.path(text, *versions, *self.kinds, str(self.cores))
+        found = kept.load(path, lambda data: restored(data, self.devices, options))
+        if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array([found is not None])).all():
+            found = None
+        if found is not None:
+            return True, found
+        made = compiled(text, self.devices, options)
+        kept.keep(path, lambda: client.serialize_executable(made))
+        return False, made
 
     def release(self) -> None:
         """Keep no variable."""
@@ -115,6 +131,14 @@ def compiled(text: str, devices: Sequence[Any], options: Any) -> Any:
     return client.compile(text, options)
 
 
+def restored(data: bytes, devices: Sequence[Any], options: Any) -> Any:
+    """A program from what `serialize_executable` made of it."""
+    client = devices[0].client
+    if hasattr(client, "compile_and_load"):
+        return client.deserialize_executable(data, xla_client.DeviceList(tuple(devices)), options)
+    return client.deserialize_executable(data, options)
+
+
 def join(header: dict) -> dict:
     """Become one of several processes of one program (`jax.distributed`), or stay alone where none are found.
 
@@ -139,6 +163,14 @@ def join(header: dict) -> dict:
     return {"rank": jax.process_index(), "hosts": jax.process_count(), "words": text}
 
 
+def trace(folder: Optional[str]) -> None:
+    """Begin a trace, or end the one that goes on."""
+    if folder is None:
+        jax.profiler.stop_trace()
+    else:
+        jax.profiler.start_trace(folder, create_perfetto_trace="://" not in folder)
+
+
 def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict, dict]:
     """What one message asks for: header and arrays of the answer.
 
@@ -151,11 +183,15 @@ def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict
     if header["do"] == "load":
         runner = runners[number] = Runner(arrays["text"].tobytes().decode(), header["description"])
         platform = runner.devices[0].platform
-        return {"devices": runner.kinds, "cores": runner.cores, "platform": platform, "jax": jax.__version__}, {}
+        about = {"devices": runner.kinds, "cores": runner.cores, "cached": runner.cached}
+        return {**about, "platform": platform, "jax": jax.__version__}, {}
     if header["do"] == "drop":
         del runners[number]
         return {}, {}
     runner = runners[number]
+    if header["do"] == "trace":
+        trace(header["folder"])
+        return {}, {}
     if header["do"] == "release":
         runner.release()
         return {}, {}

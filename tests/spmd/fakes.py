@@ -30,6 +30,7 @@ class FakeDevices:
 
     def __init__(self, program, python, platform="cpu"):
         self.program, self.kinds, self.held = program, ["fake"] * 2, {}
+        self.cached = False
         self.hosts = types.SimpleNamespace(count=1)
         self.closed = False
         FakeDevices.made.append(self)

@@ -101,7 +101,7 @@ class FakeWorker:
     def ask(self, header, arrays):
         self.act(header)
         if header["do"] == "load":
-            return {"devices": ["fake"] * 4, "cores": self.cores}, {}
+            return {"devices": ["fake"] * 4, "cores": self.cores, "cached": False}, {}
         if header["do"] == "put":
             for name in {key.partition("/")[2] for key in arrays}:
                 for same in holders(DESCRIPTION, name, self.cores).values():
