@@ -12,7 +12,9 @@ from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions, RunOptions
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
+from gpt_neo.ops.head import ALIGNED
 from gpt_neo.spmd.environment import worker_environment
+from gpt_neo.spmd.program import ROWS_OF
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,7 @@ from gpt_neo.spmd.environment import worker_environment
         (["train", "demo", "--platform", "gpu"], "--platform goes with --backend xla"),
         (["eval", "demo", "--save_program", "p"], "--save_program goes with --backend xla"),
         (["train", "demo", "--attention", "blocks"], "--attention goes with --backend xla"),
+        (["train", "demo", "--coordinator", "a:1"], "--coordinator goes with --backend xla"),
         (["sample", "demo", "--tpu", "x"], "leave --tpu out"),
         (["spmd-run", "--model", "demo", "--eval", "--predict"], "--predict and --eval are two jobs"),
     ],
@@ -47,6 +50,18 @@ def test_sampling_on_the_tpu_of_this_machine_is_jaxs(world, command, monkeypatch
     ((devices, options),) = seen
     assert devices.tpu is None and (options.backend.backend, options.backend.platform) == ("xla", "tpu")
     assert options.sampling.prompt == "A"
+
+
+@pytest.mark.parametrize("job", ["train", "eval"])
+def test_programs_are_built_for_the_platform_they_run_on(world, monkeypatch, job):
+    """A GPU multiplies rows that begin at multiples of 128: the columns of the head are as many."""
+    seen = []
+    name = {"train": "train", "eval": "evaluate"}[job]
+    monkeypatch.setattr(spmd_jobs, name, lambda *args, **options: seen.append(ALIGNED.get()) or 0)
+    path = world.config(f"built_for_{job}")
+    for platform in ("gpu", "cpu"):
+        assert main([job, path, "--backend", "xla", "--platform", platform]) == 0
+    assert seen == [ROWS_OF["gpu"], 1] and seen[0] > 1
 
 
 @pytest.mark.parametrize("job", [["--compile_for", "v3-8"], ["--eval"], ["--export"], ["--auto_layout"]])
