@@ -22,6 +22,7 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.errors import CheckpointError, DeviceError, GptNeoError
 from gpt_neo.runtime.cluster import LOST
+from gpt_neo.runtime.watch import SIGNALS
 from gpt_neo.spmd.messages import receive, send
 from gpt_neo.spmd.parts import restore_parts, write_parts
 from gpt_neo.spmd.process import Worker, WorkerLost
@@ -145,11 +146,7 @@ def keep_alive(connection: socket.socket) -> None:
 
 
 class Hosts:
-    """All hosts of a run, as their chief sees them; of one machine, that one.
-
-    Args:
-      links: to the others, in the order of their ranks.
-    """
+    """All hosts of a run, as their chief sees them; of one machine, that one. links: to the others, by their ranks."""
 
     def __init__(self, own: Host) -> None:
         self.own = own
@@ -163,7 +160,7 @@ class Hosts:
         """Ask all for the same, each with its own arrays. Returns their answers.
 
         Raises:
-          DeviceError: some devices refuse. HostLost: one is gone.
+          DeviceError: some devices refuse. HostLost: one is gone. CheckpointError: this host cannot read or write it.
         """
         try:
             for link, given in zip(self.links, arrays[1:]):
@@ -171,6 +168,10 @@ class Hosts:
             answers = [self.own.ask(header, arrays[0])]
         except DeviceError as error:
             raise self.reason(error) from error
+        except CheckpointError:
+            for link in self.links:
+                link.following()  # what is asked next is not to get the answers to this
+            raise
         for rank, link in enumerate(self.links, 1):
             answer = link.following()
             if answer is None:
@@ -399,7 +400,7 @@ def lend(host: Host, connection: socket.socket, tell: Callable[[str], None]) -> 
 
 
 class Asking:
-    """Context in which SIGTERM and SIGINT ask the chief to save and end the run; the same once more ends this one."""
+    """Context in which a signal asks the chief to save and end the run; the same once more ends this process."""
 
     def __init__(self, link: Link, tell: Callable[[str], None]) -> None:
         self.link, self.tell = link, tell
@@ -407,7 +408,8 @@ class Asking:
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {n: signal.signal(n, self.hear) for n in (signal.SIGTERM, signal.SIGINT)}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self.handlers = {number: signal.signal(number, self.hear) for number in heard}
 
     def hear(self, number: int, frame: object) -> None:
         """Pass it on; not here, as the main thread may be in the middle of a message."""
