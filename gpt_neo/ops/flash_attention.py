@@ -22,8 +22,8 @@ from gpt_neo.ops.softmax import MASKED
 
 BLOCK = 256  # queries; large enough for the matrix units, small beside a context
 MEMORY = "memory_length"  # what a layout calls the keys
-# What takes the place of the blocks: (radius, q, k, v) -> [output], (radius, q, k, v, gradient of it) -> their three
-# gradients; or None where there is nothing for them. See `spmd.attention`.
+# What takes the place of the blocks: (radius, q, k, v) -> [output, log of the sum of weights], (radius, q, k, v, these
+# two, gradient of the output) -> their three gradients; or None where there is nothing for them. See `spmd.attention`.
 CALLED: contextvars.ContextVar[Optional[Callable]] = contextvars.ContextVar("CALLED", default=None)
 
 
@@ -118,12 +118,9 @@ class WholeSequences(FusedOp):
 
 class FlashAttention(WholeSequences):
     """See `flash_attention`. Two more outputs are for the gradient: the log of the sum of weights [batch, heads,
-    sequence], and the first output as it was before it was rounded."""
+    sequence], and the first output as it was before it was rounded, which only the gradient of the blocks reads."""
 
-    @property
-    def is_product(self) -> bool:
-        """Of the blocks: the gradient of what takes their place makes the output again, whether it is kept or not."""
-        return CALLED.get() is None
+    is_product = True
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, radius: Optional[int]) -> None:
         self.radius = radius
@@ -133,15 +130,13 @@ class FlashAttention(WholeSequences):
 
     def gradient(self, grad_ys: Sequence[Tensor]) -> list:
         """Gradients of q, k and v."""
-        _, log_sum, wide = self.outputs
-        return FlashAttentionGrad([*self.inputs, wide, log_sum, grad_ys[0]], self.radius).outputs
+        return FlashAttentionGrad([*self.inputs, *self.outputs, grad_ys[0]], self.radius).outputs
 
     def kernel(self, stripe: Stripe, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tuple:
         """Three of [batch, sequence, heads, features] -> the same, [batch, heads, sequence], the first in float32."""
         made = called(stripe, self.radius, q, k, v)
-        if made is not None:  # its gradient needs neither of the others
-            batch, length, heads, _ = q.shape.as_list()
-            return made[0], tf.zeros([batch, heads, length]), tf.cast(made[0], tf.float32)
+        if made is not None:  # nothing reads the third, so no program has it
+            return *made, tf.cast(made[0], tf.float32)
         q, k, v = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v)))
         outs, log_sums = [], []
         for low, high, first in blocks(q.shape[2], self.radius, stripe.step):
@@ -186,12 +181,13 @@ class FlashAttentionGrad(WholeSequences):
         q: tf.Tensor,
         k: tf.Tensor,
         v: tf.Tensor,
-        wide: tf.Tensor,
+        out: tf.Tensor,
         log_sum: tf.Tensor,
+        wide: tf.Tensor,
         grad: tf.Tensor,
     ) -> tuple:
         """Gradients of q, k, v, each [batch, sequence, heads, features]."""
-        made = called(stripe, self.radius, q, k, v, grad)
+        made = called(stripe, self.radius, q, k, v, out, log_sum, grad)
         if made is not None:
             return tuple(made)
         q, k, v, wide, grad = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v), wide, grad))

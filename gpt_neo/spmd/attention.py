@@ -20,7 +20,7 @@ from gpt_neo.spmd.topologies import splash_of
 
 SCRIPT = Path(__file__).with_name("attention_text.py")
 PLATFORM = {"cudnn": "cuda", "splash": "tpu"}  # as JAX names it
-PARTS = {3: "forward", 4: "backward"}  # by the number of tensors that each takes
+PARTS = {3: "forward", 6: "backward"}  # by the number of tensors that each takes
 CALL = re.compile(
     r'= "tf\.XlaCustomCallV2"\((?P<given>[^)]*)\) \{.*?call_target_name = "(?P<name>attention_\w+)".*?\} : '
     r"(?P<type>\(.*)$",
@@ -43,21 +43,24 @@ class PlatformAttention:
         self.texts: dict[tuple, Optional[dict]] = {}
 
     def __call__(self, radius: Optional[int], *tensors: tf.Tensor) -> Optional[list[tf.Tensor]]:
-        """Attention of q, k, v, or the gradients of them where that of the output comes fourth; None where there is
-        nothing for them.
+        """Attention and the log of the sum of its weights; or gradients, where these two and the gradient of the output
+        come after q, k and v. None where there is nothing for them.
 
         Args:
-          tensors: each [batch, sequence, heads, features].
+          tensors: each [batch, sequence, heads, features], the log of the sum float32 [batch, heads, sequence].
         """
-        shape, dtype = tensors[0].shape.as_list(), tensors[0].dtype
+        batch, length, heads, _ = shape = tensors[0].shape.as_list()
+        dtype = tensors[0].dtype
         key = *shape, dtype.name, radius or 0
         if key not in self.texts:
             self.texts[key] = self.lowered(shape, dtype.name, radius or 0)
         if self.texts[key] is None:
             return None
         part = PARTS[len(tensors)]
-        made = 1 if part == "forward" else 3
-        return named_calls(f"attention_{part}_{self.number(key)}", tensors, [dtype] * made, [shape] * made)
+        dtypes, shapes = [dtype] * 3, [shape] * 3
+        if part == "forward":
+            dtypes, shapes = [dtype, tf.float32], [shape, [batch, heads, length]]
+        return named_calls(f"attention_{part}_{self.number(key)}", tensors, dtypes, shapes)
 
     def number(self, key: tuple) -> int:
         """The place of a shape among those that came up."""

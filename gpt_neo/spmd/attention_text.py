@@ -2,53 +2,92 @@
 
 usage: attention_text.py SHAPE DTYPE WINDOW IMPLEMENTATION PLATFORM
 
-SHAPE: batch,sequence,heads,features. WINDOW: keys that a query sees, or 0 for all. IMPLEMENTATION: of
-`jax.nn.dot_product_attention`, or `splash`, JAX's attention for TPUs. PLATFORM: cuda, tpu or cpu, where splash is
-interpreted. Prints one JSON object: two modules of StableHLO, `forward` of q, k, v and `backward` of these and the
-gradient of the output, or `error`, why there is nothing for this shape.
+SHAPE: batch,sequence,heads,features. WINDOW: keys that a query sees, or 0 for all. IMPLEMENTATION: `cudnn`; `splash`,
+JAX's attention for TPUs; `xla`, JAX's plain attention, which stands in for cuDNN in tests. PLATFORM: cuda, tpu or cpu,
+where splash is interpreted. Prints one JSON object: two modules of StableHLO, `forward` of q, k, v, which makes the
+output and the log of the sum of weights, float32 [batch, heads, sequence], and `backward` of q, k, v, these two and the
+gradient of the output; or `error`, why there is nothing for this shape.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import sys
 from typing import Any, Callable
 
 import jax
+import jax.numpy as jnp
 
 BLOCK = 512  # queries and keys that a splash kernel has at once; of 125M to 2.7B the scores of a head take 1 MB
+Both = tuple[Callable[..., Any], Callable[..., Any]]  # attention, and its gradient
 
 
-def functions_of(implementation: str, platform: str, shape: tuple, window: int) -> dict[str, Callable[..., Any]]:
-    """Attention without scaled scores, of q, k and v [batch, sequence, heads, features], and its gradient.
+def functions_of(implementation: str, platform: str, x: Any, window: int) -> Both:
+    """Attention without scaled scores, of q, k and v like x [batch, sequence, heads, features], and its gradient.
 
-    `forward` makes, and drops, what `backward` needs of it as well: so it is the very call that `backward` has in it,
-    and the compiler makes one of both.
+    `backward` is the platform's own kernel, given what `forward` has made: it has no `forward` in it.
     """
     if implementation == "splash":
-        attend = splash(shape, window, interpret=platform == "cpu")
-    else:
-        attend = plain(implementation, window)
-    return {
-        "forward": lambda *qkv: jax.vjp(attend, *qkv)[0],
-        "backward": lambda q, k, v, gradient: jax.vjp(attend, q, k, v)[1](gradient),
-    }
+        return splash(x.shape, window, interpret=platform == "cpu")
+    return cudnn(x, window) if implementation == "cudnn" else plain(window)
 
 
-def plain(implementation: str, window: int) -> Callable[..., Any]:
-    """What JAX calls attention, by cuDNN for one."""
+def attention(implementation: str, window: int, **options: Any) -> Callable[..., Any]:
+    """What JAX calls attention."""
     return functools.partial(
-        lambda *tensors, **options: jax.nn.dot_product_attention(*tensors, **options)[0],
+        jax.nn.dot_product_attention,
         scale=1.0,
         is_causal=True,
         local_window_size=(window - 1, 0) if window else None,
         implementation=implementation,
-        return_residual=True,
+        **options,
     )
 
 
-def splash(shape: tuple, window: int, interpret: bool) -> Callable[..., Any]:
+def plain(window: int) -> Both:
+    """Attention as JAX composes it. Its gradient makes the output again."""
+
+    def forward(*qkv: Any) -> tuple:
+        out, log_sum = attention("xla", window, return_residual=True)(*qkv)
+        return out, log_sum.swapaxes(1, 2).astype(jnp.float32)
+
+    def backward(q: Any, k: Any, v: Any, out: Any, log_sum: Any, gradient: Any) -> tuple:
+        return jax.vjp(attention("xla", window), q, k, v)[1](gradient)
+
+    return forward, backward
+
+
+def cudnn(x: Any, window: int) -> Both:
+    """The two calls that JAX makes of attention and its gradient.
+
+    They are taken out of what JAX traces: by its function the first one rounds the log of the sum to the type of x, and
+    the second one cannot be had without the first.
+    """
+
+    def traced(q: Any, k: Any, v: Any, gradient: Any) -> tuple:
+        return jax.vjp(attention("cudnn", window), q, k, v)[1](gradient)
+
+    calls = [call for call in jax.make_jaxpr(traced)(x, x, x, x).eqns if "attention" in call.primitive.name]
+    if [len(call.outvars) for call in calls] != [2, 3]:
+        raise TypeError(f"JAX {jax.__version__} calls cuDNN's attention in a way that is not known here")
+
+    def bind(call: Any, first: tuple, last: tuple = ()) -> Any:
+        """Between these tensors stand those of options that are not used, which have no elements."""
+        kinds = [given.aval for given in call.invars[len(first) : len(call.invars) - len(last)]]
+        return call.primitive.bind(*first, *(jnp.zeros(x.shape, x.dtype) for x in kinds), *last, **call.params)
+
+    def forward(*qkv: Any) -> Any:
+        return bind(calls[0], qkv)
+
+    def backward(q: Any, k: Any, v: Any, out: Any, log_sum: Any, gradient: Any) -> Any:
+        return bind(calls[1], (q, k, v), (log_sum, out, gradient))
+
+    return forward, backward
+
+
+def splash(shape: tuple, window: int, interpret: bool) -> Both:
     """The kernels that visit the blocks of keys that some query sees, and no other."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -64,24 +103,39 @@ def splash(shape: tuple, window: int, interpret: bool) -> Callable[..., Any]:
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
+        save_residuals=True,
     )
+    # Of segments, and of sinks, which JAX 0.6 does not know.
+    absent = [None] * (1 + ("sinks" in inspect.signature(kernels._splash_attention_fwd).parameters))
 
-    def attend(*tensors: Any) -> Any:
-        return jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in tensors)).swapaxes(1, 2)
+    def forward(*qkv: Any) -> tuple:
+        out, (log_sum,) = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in qkv))
+        # The kernel makes 128 columns of each number: the compiler would keep these and take one of them later.
+        return out.swapaxes(1, 2), jax.lax.optimization_barrier(log_sum)
 
-    return attend
+    def gradients(q: Any, k: Any, v: Any, out: Any, log_sum: Any, gradient: Any) -> tuple:
+        residuals = (q, k, v, *absent, out, log_sum, kernel.dq_mask_info, kernel.dkv_mask_info)
+        return kernels._splash_attention_bwd(**kernel.kwargs, res=residuals, do=gradient)[3:6]
+
+    def backward(q: Any, k: Any, v: Any, out: Any, log_sum: Any, gradient: Any) -> list:
+        q, k, v, out, gradient = (x.swapaxes(1, 2) for x in (q, k, v, out, gradient))
+        return [x.swapaxes(1, 2) for x in jax.vmap(gradients)(q, k, v, out, log_sum, gradient)]
+
+    return forward, backward
 
 
 def main() -> None:
     """Lower both."""
     dims, dtype, window, implementation, platform = sys.argv[1:]
-    shape = tuple(map(int, dims.split(",")))
-    x = jax.ShapeDtypeStruct(shape, dtype)
-    texts = {}
+    batch, length, heads, _ = shape = tuple(map(int, dims.split(",")))
+    x, log_sum = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
     try:
-        functions = functions_of(implementation, platform, shape, int(window))
-        for (name, function), count in zip(functions.items(), (3, 4)):
-            traced = jax.jit(function).trace(*[x] * count)
+        forward, backward = functions_of(implementation, platform, x, int(window))
+        wanted = {"forward": (forward, (x, x, x)), "backward": (backward, (x, x, x, x, log_sum, x))}
+        texts = {}
+        for name, (function, given) in wanted.items():
+            # Unused ones, too, have to be among the arguments: the other side gives them all.
+            traced = jax.jit(function, keep_unused=True).trace(*given)
             texts[name] = traced.lower(lowering_platforms=(platform,)).as_text()
     except Exception as error:  # of many types: what a platform has nothing for is for the other side to tell
         texts = {"error": f"{type(error).__name__}: {error}"}

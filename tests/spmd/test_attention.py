@@ -68,6 +68,19 @@ def test_each_shape_is_asked_for_once_and_its_functions_are_in_the_program(tmp_p
     assert not told and "XlaCustomCall" not in text
 
 
+@pytest.mark.parametrize("kept, times", [("inputs", 2), ("products", 1)])
+def test_a_recomputed_block_that_keeps_its_products_runs_attention_once(tmp_path, kept, times):
+    attention = scripted(tmp_path, {"forward": MODULE, "backward": MODULE}, [])
+    again = {"recompute_grad": True, "recompute_keep": kept, "tokens_per_mb_per_replica": 32}
+    run = make_run(tmp_path, mesh_shape="x:4", layout="batch:x", precision="bfloat16", **again)
+    text = export_train_step(run, attention=attention).stablehlo
+    for kind in (0, 1):
+        made = re.findall(rf"(%\w+):2 = func.call @attention_forward_{kind}\(", text)
+        assert len(made) == times
+        assert text.count(f"call @attention_backward_{kind}(") == 1
+        assert not any(f"stablehlo.convert {name}#0 " in text for name in made)  # the output is not kept in float32
+
+
 def test_what_a_platform_has_nothing_for_goes_by_blocks(tmp_path):
     told = []
     run = make_run(tmp_path, mesh_shape="x:2", layout="batch:x")
@@ -126,10 +139,11 @@ def test_the_blocks_can_be_asked_for(monkeypatch):
 
 
 LONG = {"n_ctx": 640, "local_attention_radius": 40}  # the blocks of splash have 128 keys at least
+AGAIN = {"recompute_grad": True, "recompute_keep": "products"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation, changes", [("xla", {}), ("splash", LONG)])
+@pytest.mark.parametrize("implementation, changes", [("xla", {}), ("splash", LONG), ("splash", {**LONG, **AGAIN})])
 def test_numbers_and_gradients_are_those_of_the_blocks(tmp_path, jax_python, monkeypatch, implementation, changes):
     """With JAX's plain attention in the place of cuDNN's, and the kernels for TPUs interpreted: the same calls, on a
     mesh, in a loop over microbatches. In bfloat16 they are as far from float32 as the blocks are."""
@@ -144,7 +158,8 @@ def test_numbers_and_gradients_are_those_of_the_blocks(tmp_path, jax_python, mon
         own = PlatformAttention(lambda: jax_python, pytest.fail, implementation, "cpu")
         for way, attention in (("blocks", None), ("called", own)):
             program = export_train_step(run, attention=attention)
-            assert len(re.findall(r"call @attention_backward_\d\(", program.stablehlo)) == (2 if attention else 0)
+            for part in ("forward", "backward"):
+                assert len(re.findall(rf"call @attention_{part}_\d\(", program.stablehlo)) == (2 if attention else 0)
             values = values or {
                 name: value + (rng.normal(0, 0.05, value.shape) * ("adam" not in name)).astype(value.dtype)
                 for name, value in initial_values(program)
@@ -171,12 +186,13 @@ def relative(found, wanted):
 
 
 @pytest.mark.slow
-def test_on_an_h100_no_scores_are_in_memory(tmp_path):
+@pytest.mark.parametrize("again", [{}, AGAIN])
+def test_on_an_h100_no_scores_are_in_memory(tmp_path, again):
     """Scores of a block are [rows, heads, 256, keys], or with rows and heads as one dimension."""
     if not (environment_folder((CONSTRAINTS, CUDA)) / ".complete").exists():
         pytest.skip("the environment with CUDA, 6 GB, is not there: the first --compile_for h100 makes it")
     sizes = {"n_ctx": 512, "n_embd": 192, "n_head": 3, "local_attention_radius": 256, "train_batch_size": 2}
-    run = make_run(tmp_path, mesh_shape="x:1", layout="batch:x", precision="bfloat16", **sizes)
+    run = make_run(tmp_path, mesh_shape="x:1", layout="batch:x", precision="bfloat16", **sizes, **again)
     python = worker_python(platform="gpu", present=False)
     scores, memory = {}, {}
     for way, attention in (("called", attention_for("cudnn", lambda: python, pytest.fail)), ("blocks", None)):
@@ -187,7 +203,7 @@ def test_on_an_h100_no_scores_are_in_memory(tmp_path):
         arrays = [dims for kernel in module.kernels() for _, dims in kernel.instruction.arrays]
         scores[way] = [dims for dims in arrays if len(dims) > 2 and set(dims[-2:]) <= {256, 512}]
         calls = [kernel.instruction for kernel in module.kernels() if kernel.instruction.opcode == "custom-call"]
-        if way == "called":  # one forward and one backward of each layer: the backward's own forward is the same call
+        if way == "called":  # one forward and one backward of each layer
             names = [call.attributes.split('"')[1] for call in calls]
             assert sorted(names) == ["__cudnn$fmhaSoftmax"] * 2 + ["__cudnn$fmhaSoftmaxBackward"] * 2
             flops = [sum(kernel.flops.values()) for kernel in module.kernels() if kernel.instruction in calls]
@@ -200,10 +216,11 @@ def test_on_an_h100_no_scores_are_in_memory(tmp_path):
 
 
 @pytest.mark.slow
-def test_on_a_v4_no_scores_are_in_memory(tmp_path, jax_python):
+@pytest.mark.parametrize("again", [{}, AGAIN])
+def test_on_a_v4_no_scores_are_in_memory(tmp_path, jax_python, again):
     sizes = {"n_ctx": 512, "n_embd": 192, "n_head": 3, "local_attention_radius": 256, "train_batch_size": 8}
-    run = make_run(tmp_path, mesh_shape="x:4", layout="batch:x", precision="bfloat16", **sizes)
-    place, scores = find_slice("v4-8"), {}
+    run = make_run(tmp_path, mesh_shape="x:4", layout="batch:x", precision="bfloat16", **sizes, **again)
+    place, scores, kernels = find_slice("v4-8"), {}, {}
     for way, attention in (
         ("called", attention_for(place.attention, lambda: jax_python, pytest.fail)),
         ("blocks", None),
@@ -211,8 +228,9 @@ def test_on_a_v4_no_scores_are_in_memory(tmp_path, jax_python):
         output = tmp_path / f"{way}.hlo"
         program = export_train_step(run, attention=attention)
         assert compile_program(program, place, jax_python, str(tmp_path), str(output))["fits"]
-        arrays = [
-            tuple(map(int, dims.split(","))) for dims in re.findall(r"f(?:32|16)\[([\d,]+)\]", output.read_text())
-        ]
+        text = output.read_text()
+        kernels[way] = text.count('custom_call_target="tpu_custom_call"')
+        arrays = [tuple(map(int, dims.split(","))) for dims in re.findall(r"f(?:32|16)\[([\d,]+)\]", text)]
         scores[way] = [dims for dims in arrays if len(dims) > 2 and set(dims[-2:]) <= {256, 512}]
     assert scores["blocks"] and not scores["called"]
+    assert kernels == {"called": 2 * 3, "blocks": 0}  # forward, and gradients of q and of k and v, of each layer
