@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import shutil
 import sys
+import tempfile
 import types
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -149,6 +151,16 @@ def zeros_initializer(shape: Any, dtype: Any = tf.float32, partition_info: Any =
     Not tf.zeros: the graph optimizer turns that into a constant, which lives beside the variable for the whole session.
     """
     return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=True)
+
+
+def trace_json(path: str) -> bytes:
+    """The events of a profile (`.xplane.pb`) as Chrome's and Perfetto's JSON."""
+    from tensorflow.python.profiler.internal import _pywrap_profiler
+
+    with tempfile.TemporaryDirectory() as folder:  # a table is written beside what is read
+        copy = shutil.copy(path, folder)
+        data, done = _pywrap_profiler.xspace_to_tools_data([copy], "trace_viewer@")
+    return data if done else b"{}"
 
 
 def graph_reason(error: Exception) -> str:

@@ -11,12 +11,14 @@ import dataclasses
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, BinaryIO, Optional
 
 import numpy as np
 
 from gpt_neo import storage
+from gpt_neo.checkpoint.partitions import KEY, overlapping, parse_slice, slice_key, spans_of_slice
 from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, check_name, check_numbers, check_shape, forget_pages, map_array
 from gpt_neo.errors import CheckpointError, brief, reason_of
 from gpt_neo.storage import tensorflow as files
@@ -42,15 +44,16 @@ CODES = {dtype: code for code, dtype in TYPES.items()}
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: two block handles padded to 40, and the magic number
 TRAILER = 5  # bytes after a block: compression, checksum
-KEYS = 1 << 24  # bytes of all keys, which share beginnings and so may be longer than their file; real ones have 50 KB
-ENTRIES, SHARDS = 1 << 17, 100_000  # more than any checkpoint has
-LARGEST_INDEX = 1 << 24  # bytes; real ones have 100 KB
+KEYS = 8  # bytes of keys, which share beginnings, for one of their index; real ones have less than 2
+ENTRIES, SHARDS = 1 << 20, 100_000  # more than any checkpoint has, in slices too
+LARGEST_INDEX = 1 << 26  # bytes; real ones have 100 KB, and 10 MB in slices of many devices
 ALIGNMENT = 64  # bytes; TensorFlow uses a mapped tensor in place only at such an address
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies. crc is the masked CRC-32C of its bytes."""
+    """Where a tensor lies. size: bytes. crc: masked CRC-32C of its bytes. slices: (spans, entry) of each, where it is
+    held in several, and none of the other places says anything."""
 
     dtype: np.dtype
     shape: tuple
@@ -58,6 +61,7 @@ class Entry:
     offset: int
     size: int
     crc: int
+    slices: tuple = ()
 
 
 class Bundle:
@@ -75,12 +79,12 @@ class Bundle:
             table = read_table(read_bytes(prefix + ".index"))
             self.shards = parse_header(table.pop(b""))
             for key, value in table.items():
-                entry = parse_entry(value)
-                if entry is None:
-                    self.others.append(key.decode("utf-8", "replace"))
-                else:
+                entry = None if key.startswith(KEY) else parse_entry(value, key.decode("utf-8"), table)
+                if entry is not None:
                     check_name(key.decode("utf-8"))
                     self.entries[key.decode("utf-8")] = entry
+                elif not key.startswith(KEY):
+                    self.others.append(key.decode("utf-8", "replace"))
         except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
             reason = error if isinstance(error, ValueError) else "its table is damaged"
             raise CheckpointError(f"{prefix}.index: cannot be read as a checkpoint: {brief(reason, 300)}") from error
@@ -93,7 +97,7 @@ class Bundle:
     def check_shards(self) -> None:
         """Every data file has to be there, as long as the index says, and no byte is two tensors'."""
         spans: dict[int, list] = {}
-        for name, e in self.entries.items():
+        for name, e in self.stored():
             spans.setdefault(e.shard, []).append((e.offset, e.offset + e.size, name))
         for shard, held in sorted(spans.items()):
             if shard >= self.shards:
@@ -110,6 +114,12 @@ class Bundle:
             for (_, last, one), (first, _, other) in zip(filled, filled[1:]):
                 if first < last:
                     raise CheckpointError(f"{path}: tensors {one} and {other} overlap at byte {first}")
+
+    def stored(self) -> Iterator[tuple[str, Entry]]:
+        """What lies in the data files: (name, entry) of whole tensors and of slices."""
+        for name, entry in self.entries.items():
+            for _, part in entry.slices or (((), entry),):
+                yield name, part
 
     def names(self) -> list[str]:
         """Every tensor, sorted."""
@@ -131,31 +141,60 @@ class Bundle:
         Raises:
           CheckpointError: one is wrong, or cannot be read.
         """
-        for shard in sorted({entry.shard for entry in self.entries.values()}):
-            inside = sorted((e.offset, name) for name, e in self.entries.items() if e.shard == shard)
+        for shard in sorted({entry.shard for _, entry in self.stored()}):
+            inside = [(name, entry) for name, entry in self.stored() if entry.shard == shard]
             try:
                 with storage.open_read(self.shard_path(shard)) as handle:
-                    for offset, name in inside:
-                        handle.seek(offset)
-                        self.verify_one(name, handle)
+                    for name, entry in sorted(inside, key=lambda pair: pair[1].offset):
+                        handle.seek(entry.offset)
+                        self.verify_one(name, entry, handle)
             except OSError as error:
                 raise CheckpointError(f"{self.shard_path(shard)}: cannot be read: {reason_of(error)}") from error
 
-    def verify_one(self, name: str, handle: BinaryIO) -> None:
-        """Hold the tensor that begins where a file stands against its checksum. Raises: CheckpointError."""
-        entry, crc = self.entries[name], 0
+    def verify_one(self, name: str, entry: Entry, handle: BinaryIO) -> None:
+        """Hold what begins where a file stands against its checksum. Raises: CheckpointError."""
+        crc = 0
         for first in range(0, entry.size, BLOCK):
             crc = checksum(handle.read(min(BLOCK, entry.size - first)), crc)
         if masked(crc) != entry.crc:
             raise CheckpointError(f"{self.path}: tensor {name} is damaged: its checksum is wrong")
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, mapped from its file.
+        """The tensor, mapped from its file; put together where it is held in slices.
 
         Raises:
-          CheckpointError: its checksum is wrong.
+          CheckpointError: a checksum is wrong.
         """
         entry = self.entries[name]
+        if entry.slices:
+            return self.read_part(name, [(0, size) for size in entry.shape])
+        return self.read_entry(name, entry)
+
+    def read_part(self, name: str, spans: Sequence[tuple]) -> np.ndarray:
+        """A slice of a tensor, and as little else as can be: of one that is held in slices those that it touches, with
+        their checksums; of a whole one what is mapped and looked at, without.
+
+        Args:
+          spans: (first, end) of every dimension.
+
+        Raises:
+          CheckpointError: a checksum is wrong.
+        """
+        entry = self.entries[name]
+        where = tuple(slice(first, end) for first, end in spans)
+        if not entry.slices:
+            return map_array(self.shard_path(entry.shard), entry.dtype, entry.shape, entry.offset)[where]
+        found = np.empty([end - first for first, end in spans], entry.dtype)
+        for held, part in entry.slices:
+            common = [(max(a, first), min(b, end)) for (a, b), (first, end) in zip(held, spans)]
+            if all(first < end for first, end in common):
+                here = tuple(slice(first - a, end - a) for (first, end), (a, _) in zip(common, held))
+                there = tuple(slice(first - a, end - a) for (first, end), (a, _) in zip(common, spans))
+                found[there] = self.read_entry(name, part)[here]
+        return found
+
+    def read_entry(self, name: str, entry: Entry) -> np.ndarray:
+        """What lies in one piece, mapped. Raises: CheckpointError: its checksum is wrong."""
         array = map_array(self.shard_path(entry.shard), entry.dtype, entry.shape, entry.offset)
         if masked_checksum(array.reshape(-1).view(np.uint8)) != entry.crc:
             raise CheckpointError(f"{self.path}: tensor {name} is damaged: its checksum is wrong")
@@ -224,12 +263,11 @@ def read_bytes(path: str) -> bytes:
       CheckpointError: it cannot be read, or is too large.
     """
     try:
-        data = files.read_bytes(path, 0, LARGEST_INDEX + 1)
+        if files.size(path) > LARGEST_INDEX:
+            raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is larger than any index")
+        return files.read_bytes(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason_of(error)}") from error
-    if len(data) > LARGEST_INDEX:
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is larger than any index")
-    return data
 
 
 def file_size(path: str) -> Optional[int]:
@@ -256,22 +294,50 @@ def parse_header(data: bytes) -> int:
     return shards
 
 
-def parse_entry(data: bytes) -> Any:
-    """Entry of a serialised BundleEntryProto; None for a type that no weight has."""
+def parse_entry(data: bytes, name: str = "", table: Mapping[bytes, bytes] = MappingProxyType({})) -> Any:
+    """Entry of a serialised BundleEntryProto; None for a type that no weight has.
+
+    Args:
+      name: of its tensor. table: where the entries of slices are.
+    """
     found: dict[int, Any] = {1: 0, 2: b"", 3: 0, 4: 0, 5: 0, 6: b""}
+    slices = []
     for number, value in fields(data):
         if number == 7:
-            raise ValueError("it holds partitioned variables, which Mesh-TensorFlow never writes")
+            slices.append(parse_slice(value))
         found[number] = value
     if found[1] not in TYPES:
         return None
     shape = tuple(dict(fields(dim)).get(1, 0) for number, dim in fields(found[2]) if number == 2)
     dtype = TYPES[found[1]]
     check_shape(shape)
+    if slices:
+        parts = parse_slices(name, shape, dtype, slices, table)
+        return Entry(dtype, shape, 0, 0, math.prod(shape) * dtype.itemsize, 0, parts)
     check_numbers(found[3], found[4], found[5])
     if found[5] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"it tells of {found[5]} bytes for {shape} of {dtype}")
     return Entry(dtype, shape, found[3], found[4], found[5], int.from_bytes(found[6], "little"))
+
+
+def parse_slices(name: str, shape: tuple, dtype: np.dtype, slices: list, table: Mapping[bytes, bytes]) -> tuple:
+    """(spans, Entry) of every slice of a tensor.
+
+    Raises:
+      ValueError: one is missing, is no slice of it, or they do not cover it.
+    """
+    parts = []
+    for extents in slices:
+        spans = spans_of_slice(extents, shape)
+        data = table.get(slice_key(name, extents))
+        part = parse_entry(data, name) if data is not None else None
+        if part is None or part.slices or part.dtype != dtype or part.shape != tuple(b - a for a, b in spans):
+            raise ValueError(f"a slice of {name} is missing, or is not what the tensor says")
+        parts.append((spans, part))
+    # No two of a saver overlap, so as many numbers as there are cover all.
+    if sum(math.prod(part.shape) for _, part in parts) != math.prod(shape) or overlapping([s for s, _ in parts]):
+        raise ValueError(f"the slices of {name} do not make the whole of it")
+    return tuple(parts)
 
 
 def format_entry(entry: Entry) -> bytes:
@@ -302,7 +368,7 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
     size, _ = read_varint(data[-FOOTER:], at)
     table: dict[bytes, bytes] = {}
     last: Optional[bytes] = None
-    end, room = 0, KEYS
+    end, room = 0, KEYS * len(data)
     for _, handle in block_items(data, offset, size):
         start, at = read_varint(handle, 0)
         length, _ = read_varint(handle, at)
@@ -330,7 +396,7 @@ def block_items(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
         raise ValueError("a checksum is wrong")
     block = data[offset:end]
     restarts = struct.unpack("<I", block[-4:])[0]
-    at, limit, key, room = 0, len(block) - 4 - 4 * restarts, b"", KEYS
+    at, limit, key, room = 0, len(block) - 4 - 4 * restarts, b"", KEYS * len(data)
     if limit < 0:
         raise ValueError("a block has more restarts than bytes")
     begins = {0}  # of entries whose key is whole, as it is at each restart

@@ -51,6 +51,19 @@ class Fit:
             array = array[: self.shapes[name][0]]
         return array.astype(dtype, copy=False)
 
+    def part(self, name: str, dtype: np.dtype, spans: Sequence[tuple]) -> np.ndarray:
+        """A slice of `value`, for one of many that read it: no more of the file is read than has to be.
+
+        Args:
+          spans: (first, end) of every dimension.
+        """
+        entry = self.bundle.entries.get(name)
+        if name in self.zeros:
+            return np.zeros([end - first for first, end in spans], dtype)
+        if entry is None or (name + DOWN in self.bundle.entries and name + DOWN not in self.shapes):
+            return self.value(name, dtype)[tuple(slice(first, end) for first, end in spans)]
+        return self.bundle.read_part(name, spans).astype(dtype, copy=False)
+
     def as_stored(self, types: Mapping[str, np.dtype]) -> bool:
         """Whether every variable is in the checkpoint with that very shape and type, and none has to be merged."""
         entries = self.bundle.entries

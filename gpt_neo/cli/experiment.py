@@ -18,6 +18,7 @@ from gpt_neo.cli.options import Sample, SamplingOptions, TrackingOptions, Train
 from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.cli.parser import words_of
 from gpt_neo.config.cluster import cluster_of
+from gpt_neo.config.hosts import place_of
 from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError
 from gpt_neo.system import python_path
@@ -41,12 +42,21 @@ def run_experiment(job: Job, options: Train) -> int:
         raise ConfigError("--prompt - with --experiment: nobody is there to type; give a file or the text")
     if options.training.new and not options.training.yes:
         raise ConfigError("--new with --experiment: nobody is there to ask; add --yes to agree")
-    cluster = None if job.devices.tpu else cluster_of(os.environ)
-    if cluster and not cluster.is_chief:
+    if not records_it(job, options):
         return supervise_worker(job, options, policy)
     run = SupervisedRun(job, options, policy, restore_words(tracking.recreate_tpu))
     config, observers = recorded_config(job, options), list(tracking.observer) or [FOLDER]
     return track(str(tracking.experiment), config, observers, [job.run.source], run.run, run.printed, note)
+
+
+def records_it(job: Job, options: Train) -> bool:
+    """Whether this machine is the one, of those that train together, that knows how far the run has come."""
+    if options.backend.backend == "xla":
+        backend = options.backend
+        place = place_of(backend.coordinator, backend.hosts, backend.rank, backend.platform or "cpu", os.environ)
+        return place is None or not place.rank
+    cluster = None if job.devices.tpu else cluster_of(os.environ)
+    return cluster is None or cluster.is_chief
 
 
 def supervise_worker(job: Job, options: Train, policy: Policy) -> int:

@@ -127,7 +127,7 @@ def check_backend(options: Union[Train, Evaluate, Sample], **only_tensorflow: bo
     xla = backend.backend == "xla"
     flags = {"tpu": devices.tpu, "gpu_ids": devices.gpu_ids, **only_tensorflow}
     if not xla:
-        names = "platform", "save_program", "attention"
+        names = "platform", "save_program", "attention", "coordinator"
         flags = {name: getattr(backend, name, None) for name in names}
     for name, value in flags.items():
         if value:

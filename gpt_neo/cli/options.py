@@ -115,6 +115,11 @@ class XlaOptions(Options):
         None, "kind of device (default: cpu, as many virtual ones as mesh_shape multiplies to)", choices=PLATFORMS
     )
     save_program: Optional[str] = flag(None, SAVE_PROGRAM, metavar="PREFIX")
+    coordinator: Optional[str] = flag(
+        None, "with xla on several machines: a free port of that of rank 0, the same for all", metavar="HOST:PORT"
+    )
+    hosts: Optional[int] = flag(None, "how many machines run this command", low=1, metavar="N")
+    rank: Optional[int] = flag(None, "which of them this one is, from 0 on", low=0, metavar="R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +166,9 @@ class TrainingOptions(Options):
     steps_per_log: int = flag(10, "steps between rows of the log", low=1)
     skip_spikes: bool = flag(False, "leave out the update of batches whose loss is a spike or NaN")
     save_minutes: float = flag(15.0, "minutes after which a checkpoint is written whatever the step; 0: never", low=0)
+    profile: Optional[str] = flag(
+        None, "trace these steps, for TensorBoard's profiler and for Perfetto", metavar="FROM:TO"
+    )
     patience: int = flag(0, "end after N evaluations without a better held-out loss; 0 never does", low=0)
     init_from: Optional[str] = flag(
         None,
@@ -283,7 +291,8 @@ class Sample(Options):
         """Sampling from a run that was trained so."""
         model = SampledOptions(**{f.name: getattr(run.model, f.name) for f in dataclasses.fields(run.model)})
         backend = "xla" if run.backend.backend == "xla" else "auto"
-        return cls(model, sampling, run.devices, EngineOptions(run.backend.platform, run.backend.save_program, backend))
+        devices = {f.name: getattr(run.backend, f.name) for f in dataclasses.fields(XlaOptions)}
+        return cls(model, sampling, run.devices, EngineOptions(**devices, backend=backend))
 
 
 @dataclasses.dataclass(frozen=True)

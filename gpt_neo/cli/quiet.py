@@ -17,6 +17,9 @@ NOISE = (
     b"All log messages before absl::InitializeLog",
     b"device_compiler.h",
     b"gpu_timer",
+    b"trace_events.cc",
+    b"profiler_session.cc",
+    b"save_profile.cc",
     b"cuda_",
     b"fatal: not a git repository",
 )

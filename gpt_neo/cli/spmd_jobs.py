@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.cli import predict
 from gpt_neo.cli.console import ProgressLine, note, say
 from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates
 from gpt_neo.cli.evaluate import show_records
+from gpt_neo.cli.hosts import Put, with_hosts
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train, TrainingBackendOptions
 from gpt_neo.cli.train import lacks_evaluation, train_in_folder
@@ -28,7 +30,7 @@ from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd import evaluation as spmd_evaluation
 from gpt_neo.spmd.attention import PlatformAttention, attention_here
 from gpt_neo.spmd.decoding import export_predict_step
-from gpt_neo.spmd.devices import Devices, save_program
+from gpt_neo.spmd.devices import save_program
 from gpt_neo.spmd.environment import worker_python
 from gpt_neo.spmd.evaluation import DeviceHeldOut
 from gpt_neo.spmd.program import Program, export_eval_step, export_train_step
@@ -47,15 +49,25 @@ def train(job: Job, options: Train) -> int:
         return save(program, options.backend.save_program)
     if training.patience and not evaluates(run):
         raise ConfigError("--patience needs eval_steps and held-out records (eval_path)")
+    return with_hosts(job, options.backend, functools.partial(train_on, job, options))
+
+
+def train_on(job: Job, options: Train, put: Put) -> int:
+    """Train on devices, and evaluate at the end where that has not been done.
+
+    Args:
+      put: puts a program on them.
+    """
+    run, training = job.run, options.training
     seen: set[int] = set()
-    with DeviceTraining(run, place_for(options.backend), note, attention_of(options.backend)) as devices:
+    with DeviceTraining(run, put, note, attention_of(options.backend)) as devices:
 
         def steps(line: ProgressLine, watch: Watch) -> int:
             given, beside = latest_checkpoint(job.folder) is not None, ProgramsBeside(run, devices.beside)
             during = DuringTraining(job, training, options.sampling, beside, line, watch, given)
             every = (training.steps_per_checkpoint, training.steps_per_log, training.save_minutes)
             try:
-                return devices.train(job.folder, line.show, watch, *every, at_checkpoints(during))
+                return devices.train(job.folder, line.show, watch, *every, at_checkpoints(during), training.profile)
             finally:
                 seen.update(during.evaluated)
                 during.close()
@@ -64,7 +76,7 @@ def train(job: Job, options: Train) -> int:
         replicas, text = devices.plan.replicas(), device_text(run, options.backend)
         status = train_in_folder(job, training, replicas, text, steps, here)
     if status == 0 and lacks_evaluation(job, seen):
-        return evaluate(job, options.backend, run.training.eval_steps, keep=True)
+        return evaluate_on(job, options.backend, run.training.eval_steps, True, put)
     return status
 
 
@@ -75,7 +87,7 @@ class ProgramsBeside:
       place: puts a program on the devices.
     """
 
-    def __init__(self, run: RunConfig, place: Callable[[Program], Devices]) -> None:
+    def __init__(self, run: RunConfig, place: Put) -> None:
         self.run, self.place = run, place
         self.batch_size = whole_parts(run, eval_batch_size(run))
         self.samplers: dict[tuple, DeviceSampler] = {}
@@ -106,14 +118,22 @@ def evaluate(job: Job, backend: BackendOptions, limit: Optional[int] = None, kee
     run = job.run
     if backend.save_program:
         return save(export_eval_step(run, whole_parts(run, eval_batch_size(run))), backend.save_program)
+    return with_hosts(job, backend, functools.partial(evaluate_on, job, backend, limit, keep))
+
+
+def evaluate_on(job: Job, backend: BackendOptions, limit: Optional[int], keep: bool, put: Put) -> int:
+    """Evaluate on devices.
+
+    Args:
+      put: puts a program on them.
+    """
+    run = job.run
     sources = evaluation_sources(run)
     job_checkpoint(job)  # notes on how it was chosen
     say(device_text(run, backend))
     if run.training.eval_tasks:
         note(f"eval_tasks ({', '.join(run.training.eval_tasks)}) are scored with --backend tensorflow")
-    result = spmd_evaluation.evaluate(
-        run, job.folder, place_for(backend), sources, job.model.checkpoint, note, limit, keep
-    )
+    result = spmd_evaluation.evaluate(run, job.folder, put, sources, job.model.checkpoint, note, limit, keep)
     show_records(job, result)
     return 0
 
@@ -124,10 +144,13 @@ def sample(job: Job, options: Sample) -> int:
     if backend.save_program:
         return save(sampling_program(job, options.sampling), backend.save_program)
 
-    def load(checkpoint: str, drawn: SampleOptions, batch: int, length: Optional[int]) -> Any:
-        return DeviceSampler(run, checkpoint, place_for(backend), drawn, batch, length)
+    def work(put: Put) -> int:
+        def load(checkpoint: str, drawn: SampleOptions, batch: int, length: Optional[int]) -> Any:
+            return DeviceSampler(run, checkpoint, put, drawn, batch, length)
 
-    return predict.sample(job, options.sampling, device_text(run, backend), load)
+        return predict.sample(job, options.sampling, device_text(run, backend), load)
+
+    return with_hosts(job, backend, work)
 
 
 def sampling_program(job: Job, sampling: SamplingOptions) -> Program:
@@ -151,12 +174,6 @@ def save(program: Program, prefix: str) -> int:
         raise CheckpointError(f"--save_program {prefix!r}: cannot be written: {error.strerror}") from error
     say(f"written   {' and '.join(paths)}")
     return 0
-
-
-def place_for(backend: BackendOptions) -> Callable[[Program], Devices]:
-    """Puts a program on devices of --platform; the environment of JAX is made then, if it is not there."""
-    platform = backend.platform or "cpu"
-    return lambda program: Devices(program, worker_python(note, platform), platform)
 
 
 def attention_of(backend: TrainingBackendOptions, present: bool = True) -> Optional[PlatformAttention]:

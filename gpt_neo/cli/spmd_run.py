@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from gpt_neo.cli import jobs
@@ -19,10 +20,10 @@ def spmd_run(options: SpmdRun) -> int:
         raise ConfigError("--predict and --eval are two jobs; give one")
     name = "sample" if options.predict else "eval" if options.eval else "train"
     print(f"note      spmd-run goes with the next release: gpt-neo {name} --backend xla does this", file=sys.stderr)
-    given = options.xla.platform, options.xla.save_program, "xla"
-    backend = TrainingBackendOptions(*given)
+    given = {**dataclasses.asdict(options.xla), "backend": "xla"}
+    backend = TrainingBackendOptions(**given)
     if options.predict:
         return jobs.sample(Sample.after(Train(options.model, backend=backend), options.sampling))
     if options.eval:
-        return jobs.evaluate(Evaluate(options.model, backend=BackendOptions(*given)))
+        return jobs.evaluate(Evaluate(options.model, backend=BackendOptions(**given)))
     return jobs.train(Train(options.model, options.training, backend=backend))

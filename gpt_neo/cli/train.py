@@ -32,6 +32,7 @@ from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import MeshPlan, sees_gpu
+from gpt_neo.runtime.profile import session_profile
 from gpt_neo.runtime.speed import SLOW, SLOWEST, expected_seconds, processor_speed, slow_step_text
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
@@ -93,6 +94,7 @@ def train(
             steps_per_log=training.steps_per_log,
             save_minutes=training.save_minutes,
             at_checkpoint=at_checkpoints(during) if during else None,
+            profile=session_profile(training.profile, job.folder) if training.profile else None,
         )
         try:
             if tpu and held_out:

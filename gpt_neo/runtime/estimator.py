@@ -26,6 +26,7 @@ from gpt_neo.runtime.held_out import held_out_identity
 from gpt_neo.runtime.hooks import Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, on_chief, session_config
 from gpt_neo.runtime.model_fn import TrainingSetup, make_model_fn
+from gpt_neo.runtime.profile import Profile
 from gpt_neo.runtime.tpu import TpuOptions, finding_cores, resolve_tpu
 from gpt_neo.runtime.watch import Watch
 
@@ -44,20 +45,23 @@ def make_estimator(
     function: Callable[[TrainingSetup], Callable[..., Any]] = make_model_fn,
     save_minutes: float = 0.0,
     at_checkpoint: Optional[Callable[[int], bool]] = None,
+    profile: Optional[Profile] = None,
 ) -> Any:
     """A TPUEstimator for the run; without `tpu` it works on the local devices of `plan`.
 
     Args:
-      save_minutes, at_checkpoint: see `TrainingSetup`.
+      save_minutes, at_checkpoint, profile: see `TrainingSetup`.
       function: makes the model function; another one for steps that run outside of the session.
 
     Raises:
-      ConfigError: the watch is to skip spikes, and the device is a TPU.
+      ConfigError: the watch is to skip spikes, or steps are to be traced, and the device is a TPU.
       DeviceError: the TPU cannot be used.
     """
     watch = watch or Watch(folder)
     if tpu and watch.skip_spikes:
         raise ConfigError("--skip_spikes works on CPUs and GPUs: a TPU runs many steps before the host sees a loss")
+    if tpu and profile:
+        raise ConfigError("--profile works on CPUs and GPUs, and with --backend xla; a TPU's steps are not single runs")
     if tpu:
         build_for_tpu()
     setup = TrainingSetup(
@@ -74,6 +78,7 @@ def make_estimator(
         eval_sources=eval_sources,
         save_minutes=save_minutes,
         at_checkpoint=at_checkpoint,
+        profile=profile,
     )
     return tf.estimator.tpu.TPUEstimator(
         use_tpu=tpu is not None,

@@ -32,6 +32,7 @@ from gpt_neo.runtime.hooks import (
 )
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, TpuPlacement
 from gpt_neo.runtime.network import Placement
+from gpt_neo.runtime.profile import Profile, ProfileHook
 from gpt_neo.runtime.train_step import TrainStep, build_train_step
 from gpt_neo.runtime.watch import Watch, WatchHook
 
@@ -44,7 +45,7 @@ class TrainingSetup:
     origin: the records of the batch whose update ended a step, as text. text_lengths: float32 [n_vocab, 2], see
     `estimator.text_lengths`. eval_sources: number of datasets of evaluation. save_minutes: a checkpoint is written
     after so long, too; 0 by steps alone. at_checkpoint: called with the step of every checkpoint that is there; whether
-    training is to end.
+    training is to end. profile: steps that are traced.
     """
 
     run: RunConfig
@@ -60,6 +61,11 @@ class TrainingSetup:
     eval_sources: int = 1
     save_minutes: float = 0.0
     at_checkpoint: Optional[Callable[[int], bool]] = None
+    profile: Optional[Profile] = None
+
+    def profile_hooks(self) -> list:
+        """What traces."""
+        return [ProfileHook(self.profile, self.watch.notice)] if self.profile else []
 
 
 def make_model_fn(setup: TrainingSetup) -> Callable[[dict, Any, str, dict], Any]:
@@ -89,7 +95,7 @@ def train_spec(batch: Any, placement: Any, setup: TrainingSetup) -> Any:
         step = build_train_step(batch, run, placement, limit)
     spikes = SpikeHook(step.loss, limit, watch, setup.origin) if watch.skip_spikes else None
     with mtf.utils.outside_all_rewrites():
-        hooks = [mtf.MtfRestoreHook(step.lowering)]
+        hooks = [mtf.MtfRestoreHook(step.lowering), *setup.profile_hooks()]
         existing = latest_checkpoint(folder)
         if existing:
             fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})

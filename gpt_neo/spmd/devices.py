@@ -1,12 +1,8 @@
-"""This side of a worker: a program on devices of JAX, as an object."""
+"""A program on devices of JAX, of this machine or of several, as an object."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,120 +11,94 @@ from typing import Any, Optional
 import numpy as np
 
 from gpt_neo.errors import DeviceError
-from gpt_neo.spmd.environment import worker_environment
-from gpt_neo.spmd.messages import receive, send
+from gpt_neo.spmd.hosts import Host, Hosts
+from gpt_neo.spmd.messages import np_dtype
+from gpt_neo.spmd.process import Worker
 from gpt_neo.spmd.program import Program
-
-WORKER = Path(__file__).with_name("worker.py")
-PLATFORMS = ("cpu", "gpu", "tpu")
-
-
-class Worker:
-    """A process with devices of JAX, which holds programs under numbers.
-
-    cores: devices that its programs ask for.
-    """
-
-    def __init__(self, python: str, platform: str, cores: int) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="gpt_neo_spmd_")
-        self.numbers = itertools.count()
-        self.errors = open(os.path.join(self.folder.name, "errors"), "w+", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [python, str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=worker_environment(platform, cores),
-            start_new_session=True,  # a Ctrl-C at the terminal is for this side, which still has something to save
-        )
-
-    def ask(self, header: Mapping, arrays: Mapping[str, Any]) -> tuple[dict, dict]:
-        """Send a message, wait for its answer.
-
-        Raises:
-          DeviceError: the devices refuse, or the process died.
-        """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            send(self.process.stdin, header, arrays)  # type: ignore[arg-type]
-            reply, results = receive(self.process.stdout)  # type: ignore[arg-type]
-        except (EOFError, OSError) as error:
-            raise DeviceError(f"the JAX process ended: {self.last_words()}") from error
-        if "error" in reply:
-            raise DeviceError(f"the devices refuse: {first_line(reply['error'])}")
-        return reply, results
-
-    def last_words(self) -> str:
-        """What the process wrote last."""
-        self.errors.seek(0)
-        lines = [line.strip() for line in self.errors if line.strip()]
-        return lines[-1] if lines else f"status {self.process.poll()}"
-
-    def close(self) -> None:
-        """End the process."""
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream:
-                try:
-                    stream.close()
-                except OSError:
-                    pass  # a pipe to a process that is gone
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.errors.close()
-        self.folder.cleanup()
+from gpt_neo.spmd.slices import cut, holders, part_key, part_of, spans_of
 
 
 class Devices:
     """A program on devices of JAX, with its slices. Use it as a context.
 
-    kinds: what the devices are.
+    kinds: what the devices are. cached: the program had been compiled before. hosts: that they belong to.
 
     Args:
-      worker: that has other programs already; otherwise a new one, which ends with this program.
+      hosts: that have other programs already; otherwise this machine with a new process, which ends with this program.
 
     Raises:
       DeviceError: there are too few devices, the program does not fit them, or the process died.
     """
 
     def __init__(
-        self, program: Program, python: str = "", platform: str = "cpu", worker: Optional[Worker] = None
+        self, program: Program, python: str = "", platform: str = "cpu", hosts: Optional[Hosts] = None
     ) -> None:
-        self.program, self.owns = program, worker is None
-        self.worker = worker or Worker(python, platform, program.description["cores"])
-        self.number = next(self.worker.numbers)
-        path = os.path.join(self.worker.folder.name, f"program_{self.number}.mlir")
-        Path(path).write_text(program.stablehlo, encoding="utf-8")
+        self.program, self.owns = program, hosts is None
+        self.hosts = hosts or Hosts(Host(Worker(python, platform, program.description["cores"])))
+        self.number = next(self.hosts.own.worker.numbers)
+        text = np.frombuffer(program.stablehlo.encode(), np.uint8)
         try:
-            header, _ = self.ask("load", path=path, description=program.description)
+            replies = self.ask("load", {"text": text}, description=program.description)
         except DeviceError:
             self.close()
             raise
-        finally:
-            Path(path).unlink(missing_ok=True)
-        self.kinds: list[str] = header["devices"]
+        self.kinds: list[str] = replies[0][0]["devices"]
+        self.cached: bool = replies[0][0]["cached"]
+        self.cores: list[list[int]] = [reply["cores"] for reply, _ in replies]  # of each host
 
     def beside(self, program: Program) -> Devices:
-        """Another program for the same devices, in the same process."""
-        return Devices(program, worker=self.worker)
+        """Another program for the same devices, in the same processes."""
+        return Devices(program, hosts=self.hosts)
 
-    def ask(self, do: str, arrays: Optional[Mapping[str, Any]] = None, **header: Any) -> tuple[dict, dict]:
-        """Send the worker a message about this program; see `Worker.ask`."""
-        return self.worker.ask({"do": do, "program": self.number, **header}, arrays or {})
+    def ask(self, do: str, arrays: Optional[Mapping[str, Any]] = None, **header: Any) -> list[tuple[dict, dict]]:
+        """Send all hosts a message about this program; see `Hosts.ask_each`."""
+        return self.hosts.ask_all({"do": do, "program": self.number, **header}, arrays or {})
 
     def put(self, name: str, whole: np.ndarray) -> None:
         """Give the devices their slices of a variable."""
-        self.ask("put", {name: whole})
+        about = self.program.description
+        parts = [
+            {part_key(same[0], name): cut(whole, spans) for spans, same in holders(about, name, cores).items()}
+            for cores in self.cores
+        ]
+        self.hosts.ask_each({"do": "put", "program": self.number}, parts)
 
     def get(self, name: str) -> np.ndarray:
         """A whole variable."""
-        return self.ask("get", names=[name])[1][name]
+        about = self.program.description
+        first = {same[0] for same in holders(about, name, range(about["cores"])).values()}
+        whole = np.zeros(about["variables"][name]["shape"], np_dtype(about["variables"][name]["dtype"]))
+        keys = [[part_key(core, name) for core in cores if core in first] for cores in self.cores]
+        for _, parts in self.hosts.ask_each(
+            {"do": "get", "program": self.number, "parts": sum(keys, [])}, [{}] * len(keys)
+        ):
+            for key, part in parts.items():
+                cut(whole, spans_of(about, name, part_of(key)[0]))[...] = part
+        return whole
 
     def step(self, given: Mapping[str, Any]) -> dict:
-        """Run the program once. Returns its results as each core has them, [cores, ...]."""
-        return self.ask("step", given)[1]
+        """Run the program once. Returns its results as each core of the first host has them, [cores, ...]."""
+        return self.ask("step", given)[0][1]
+
+    def restore(self, path: str) -> list[str]:
+        """Give the devices their slices of a checkpoint, each host by itself; zeros where it has no optimizer slots,
+        or the program keeps something of its own.
+
+        Returns:
+          notes on what was done on the way.
+
+        Raises:
+          CheckpointError: it does not fit, or is damaged.
+        """
+        return self.ask("restore", path=path)[0][0]["notes"]
+
+    def write(self, path: str, step: int) -> list[str]:
+        """Have each host write its part of a checkpoint, to be merged. Returns the paths of the parts."""
+        return [part for reply, _ in self.ask("write", path=path, step=step) for part in reply["parts"]]
+
+    def trace(self, folder: Optional[str]) -> None:
+        """Begin a trace of what the devices of all hosts do, or with None end it."""
+        self.ask("trace", folder=folder)
 
     def release(self) -> None:
         """Give the memory of the slices back; the program stays."""
@@ -137,12 +107,16 @@ class Devices:
     def close(self) -> None:
         """Let go of the program, and end the process if it was made for it."""
         if self.owns:
-            self.worker.close()
+            self.hosts.close()
             return
         try:
             self.ask("drop")
         except (DeviceError, ValueError):  # the process, or the pipe to it, is gone already
             pass
+
+    def kill(self) -> None:
+        """End the process of the devices: it may be stuck."""
+        self.hosts.kill()
 
     def __enter__(self) -> Devices:
         """Nothing more to do."""
@@ -153,11 +127,6 @@ class Devices:
     ) -> None:
         """Let go."""
         self.close()
-
-
-def first_line(text: str) -> str:
-    """The first line of an error, without what the runtime adds."""
-    return (text.strip().splitlines() or ["no reason given"])[0]
 
 
 def save_program(program: Program, prefix: str) -> Sequence[str]:

@@ -18,7 +18,6 @@ from gpt_neo.runtime.held_out import Evaluation, held_out_identity
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_eval_step
 from gpt_neo.spmd.sampling import whole_parts
-from gpt_neo.spmd.weights import put_weights
 
 
 def evaluate(
@@ -95,7 +94,7 @@ class DeviceHeldOut(Evaluation):
 
     def load(self, checkpoint: str) -> None:
         """See `Evaluation`."""
-        for note in put_weights(self.devices, checkpoint):
+        for note in self.devices.restore(checkpoint):
             self.tell(note)
         self.session.run(self.rewind)
 

@@ -15,7 +15,6 @@ from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.spmd.decoding import PIECE, export_predict_step
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program
-from gpt_neo.spmd.weights import put_weights
 
 
 class DeviceSampler(AlignedSampler):
@@ -93,7 +92,7 @@ class DeviceSampler(AlignedSampler):
 
     def load(self, checkpoint: str) -> None:
         """Take the weights of another checkpoint."""
-        self.notes = put_weights(self.devices, checkpoint)
+        self.notes = self.devices.restore(checkpoint)
 
     def close(self) -> None:
         """Let go of the devices."""

@@ -8,10 +8,11 @@ from typing import Any, Callable
 
 import numpy as np
 
-from gpt_neo.checkpoint.fit import AT_ONCE, STEP, Fit, fit_checkpoint
+from gpt_neo.checkpoint.fit import AT_ONCE, STEP
 from gpt_neo.checkpoint.saver import RunSaver, keeping
 from gpt_neo.mtf_compat import tf
 from gpt_neo.spmd.messages import np_dtype
+from gpt_neo.spmd.parts import fit_program
 
 
 class DeviceSaver(RunSaver):
@@ -20,7 +21,7 @@ class DeviceSaver(RunSaver):
     A checkpoint is written a gigabyte at a time, as host memory need not hold what all devices hold together.
 
     Args:
-      devices: as `Devices`: `program`, `get` and `put`.
+      devices: as `Devices`.
       count: checkpoints that are kept.
       tell: called with lines for the person.
       noting: calls a function, and takes note of its error.
@@ -30,7 +31,7 @@ class DeviceSaver(RunSaver):
         self, devices: Any, count: int, tell: Callable[[str], None], noting: Callable[[Callable[[], Any]], Any]
     ) -> None:
         self.devices, self.tell, self.noting = devices, tell, noting
-        self.variables = variables_of(devices.program)
+        self.variables: Mapping[str, dict] = devices.program.description["variables"]
         self.counter = tf.train.get_or_create_global_step()
         options = keeping(count)
         relative = options.pop("save_relative_paths")
@@ -47,6 +48,8 @@ class DeviceSaver(RunSaver):
     def save_operations(self) -> tuple[Any, Any]:
         """String scalars: the checkpoint's path, to be fed, and the same once it is written."""
         path = tf.placeholder_with_default("model", [], name="checkpoint_path")
+        if self.devices.hosts.count > 1:
+            return path, self.merged(path)
         groups, parts, done = list(self.groups()), [], [path]
         for number, group in enumerate(groups):
             # several are put together as TensorFlow's own saver does it: in a folder that it would use
@@ -74,6 +77,17 @@ class DeviceSaver(RunSaver):
         with tf.control_dependencies(done):
             return path, tf.identity(path, "checkpoint_written")
 
+    def merged(self, path: Any) -> Any:
+        """The path once each host has written its part, and all are one checkpoint."""
+
+        def write(path: bytes, step: np.ndarray) -> np.ndarray:
+            return np.array(self.noting(lambda: self.devices.write(path.decode(), int(step))), object)
+
+        parts = tf.numpy_function(write, [path, self.counter], tf.string)
+        merge = tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True)
+        with tf.control_dependencies([merge]):
+            return tf.identity(path, "checkpoint_written")
+
     def groups(self) -> Iterator[dict]:
         """Names and types of variables that are written at once."""
         group: dict = {}
@@ -100,28 +114,12 @@ class DeviceSaver(RunSaver):
         Raises:
           CheckpointError: it does not fit, or is damaged; nothing is loaded then.
         """
-        fit = fit_program(save_path, self.devices.program)
-        for note in fit.notes:
+        for note in self.devices.restore(save_path):
             self.tell(note)
-        for name, about in self.variables.items():
-            self.devices.put(name, fit.value(name, np_dtype(about["dtype"])))
-        self.counter.load(fit.value(STEP, np.dtype(np.int64)), sess)
+        step = fit_program(save_path, self.devices.program.description).value(STEP, np.dtype(np.int64))
+        self.counter.load(step, sess)
         self.restored = os.path.basename(save_path)
 
     def save(self, sess: Any, save_path: str, global_step: Any = None, *args: Any, **options: Any) -> Any:
         """As the runtime's, without the graph beside it: it cannot be loaded without the devices."""
         return super().save(sess, save_path, global_step, *args, **{**options, "write_meta_graph": False})
-
-
-def variables_of(program: Any) -> Mapping[str, dict]:
-    """Shape and type of each variable of a program, as its description has them."""
-    return program.description["variables"]
-
-
-def fit_program(path: str, program: Any) -> Fit:
-    """Hold a checkpoint against the variables of a program.
-
-    Raises:
-      CheckpointError: it does not fit, or is damaged.
-    """
-    return fit_checkpoint(path, {STEP: [], **{name: about["shape"] for name, about in variables_of(program).items()}})

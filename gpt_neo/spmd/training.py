@@ -6,11 +6,13 @@ and slots are on the devices; they are read when a checkpoint is written.
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import GptNeoError
@@ -19,12 +21,16 @@ from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.mesh import whole_mesh
 from gpt_neo.runtime.model_fn import TrainingSetup, progress_hook, saver_hook, session_spec
+from gpt_neo.runtime.profile import Profile, parse_span
 from gpt_neo.runtime.train_step import TrainStep
 from gpt_neo.runtime.watch import Watch, WatchHook
 from gpt_neo.spmd.attention import PlatformAttention
 from gpt_neo.spmd.devices import Devices
+from gpt_neo.spmd.hosts import check_shared
+from gpt_neo.spmd.parts import fit_program
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
-from gpt_neo.spmd.saver import DeviceSaver, fit_program
+from gpt_neo.spmd.saver import DeviceSaver
+from gpt_neo.storage import tensorflow as files
 
 Result = TypeVar("Result")
 
@@ -60,8 +66,13 @@ class DeviceTraining:
         steps_per_log: int = 10,
         save_minutes: float = 0.0,
         at_checkpoint: Optional[Callable[[int], bool]] = None,
+        profile: Optional[str] = None,
     ) -> int:
-        """As `runtime.estimator.train`, with the same words for what goes wrong."""
+        """As `runtime.estimator.train`, with the same words for what goes wrong.
+
+        Args:
+          profile: steps that are traced, FROM:TO.
+        """
         leave = watch.leave
         watch.leave = lambda status: self.leave(status, leave)
         estimator = runtime.make_estimator(
@@ -74,6 +85,7 @@ class DeviceTraining:
             steps_per_log=steps_per_log,
             save_minutes=save_minutes,
             at_checkpoint=at_checkpoint,
+            profile=self.profile(profile, folder) if profile else None,
             # A plain function: TPUEstimator looks at its arguments.
             function=lambda setup: lambda features, labels, mode, params: self.train_spec(features, setup),
         )
@@ -89,20 +101,42 @@ class DeviceTraining:
         program = export_train_step(self.run, "weights" in batch, self.attention)
         existing = latest_checkpoint(setup.folder)
         if existing:
-            fit_program(existing, program)  # before the compiler works for minutes
+            fit_program(existing, program.description)  # before the compiler works for minutes
         self.devices = self.start(program)
-        self.tell(f"running on {len(self.devices.kinds)} x {self.devices.kinds[0]}")
+        self.check_folder(setup.folder)
+        compiled = ", with the program as compiled before" if self.devices.cached else ""
+        self.tell(f"running on {len(self.devices.kinds)} x {self.devices.kinds[0]}{compiled}")
         setup.watch.mark()  # to export and to compile took its time
         saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell, self.noting)
         tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
         step = self.step(batch)
         hooks = [
             StartHook(self.devices, saver),
+            *setup.profile_hooks(),
             progress_hook(step, setup),
             WatchHook(setup.watch),
             saver_hook(setup, saver, []),
         ]
         return session_spec(step, hooks)
+
+    def profile(self, text: str, folder: str) -> Profile:
+        """Traces of the devices' process. Raises: ConfigError: as `parse_span`."""
+        return Profile(*parse_span(text), folder, lambda to: self.devices.trace(to), lambda: self.devices.trace(None))
+
+    def check_folder(self, folder: str) -> None:
+        """See that other hosts have the same folder.
+
+        Raises:
+          CheckpointError: one has not.
+        """
+        if self.devices.hosts.count == 1 or files.is_remote(folder):
+            return
+        seen = os.path.join(folder, ".writable.hosts")  # a name that is removed where a kill leaves it
+        storage.write_bytes(seen, b"")
+        try:
+            check_shared(self.devices.hosts, seen)
+        finally:
+            os.remove(seen)
 
     def step(self, batch: dict) -> TrainStep:
         """A call of the program: loss and rate before the update, and the count of it."""
@@ -138,7 +172,7 @@ class DeviceTraining:
     def leave(self, status: int, leave: Callable[[int], None]) -> None:
         """End a run that is stuck, and the process that it may be stuck in."""
         if self.devices is not None:
-            self.devices.worker.process.kill()
+            self.devices.kill()
         leave(status)
 
     def __enter__(self) -> DeviceTraining:

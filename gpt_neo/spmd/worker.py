@@ -1,93 +1,113 @@
 """Runs an exported program on the devices that JAX sees. A script for an environment without TensorFlow.
 
-It reads messages (see `messages.py`) from standard input and answers on standard output: `load` a program under a
-number, `put` whole variables, `step`, `get` whole variables, `release` them all, `drop` the program. The slices stay on
-the devices; a step's new ones take the place of its old.
+It reads messages (see `messages.py`) from standard input and answers on standard output: `join` the processes of other
+hosts, `load` a program under a number, `put` slices of variables, `step`, `get` slices, `release` them all, `drop` the
+program. The slices stay on the devices; a step's new ones take the place of its old.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import jax
+import jaxlib
 import messages  # beside this script
 import numpy as np
 from jax._src.lib import xla_client
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from kept_programs import KeptPrograms  # beside this script
+from slices import holders, part_key, part_of  # beside this script
 
 jax.config.update("jax_enable_x64", True)  # or an input of float64 would arrive as float32
+HEARTBEAT = 30  # seconds without a sign of life after which a process is lost
+WORDS = 1024  # bytes that process 0 tells the others
 
 
 class Runner:
-    """A program on its devices. state: input name -> array whose shard on a device is that core's own slice."""
+    """A program on its devices. state: input name -> array whose shard on a device is that core's own slice.
 
-    def __init__(self, path: str, description: dict) -> None:
-        self.description, cores = description, description["cores"]
-        devices = jax.devices()
-        if len(devices) < cores:
-            raise ValueError(f"the program is for {cores} devices, there are {len(devices)} ({devices[0].device_kind})")
-        self.devices = devices[:cores]
+    cores: numbers of those whose devices are this process's own; all of them where there is no other process.
+    """
+
+    def __init__(self, text: str, description: dict) -> None:
+        self.description, count = description, description["cores"]
+        every = jax.devices()
+        if len(every) < count or (len(every) > count and jax.process_count() > 1):
+            raise ValueError(f"the program is for {count} devices, there are {len(every)} ({every[0].device_kind})")
+        every = every[:count]
+        self.kinds = [device.device_kind for device in every]
+        self.cores = [core for core, device in enumerate(every) if device.process_index == jax.process_index()]
+        self.devices = [every[core] for core in self.cores]
         options = xla_client.CompileOptions()
-        options.num_replicas, options.num_partitions = cores, 1
-        ids = np.array([device.id for device in self.devices]).reshape(cores, 1)
+        options.num_replicas, options.num_partitions = count, 1
+        ids = np.array([device.id for device in every]).reshape(count, 1)
         options.device_assignment = xla_client.DeviceAssignment.create(ids)
-        with open(path, encoding="utf-8") as handle:
-            self.executable = compiled(handle.read(), self.devices, options)
+        self.cached, self.executable = self.built(text, options)
         # Replicated as far as JAX knows: it takes the shards as they are, and they may differ.
-        self.sharding = NamedSharding(Mesh(np.array(self.devices), ("core",)), PartitionSpec())
+        self.sharding = NamedSharding(Mesh(np.array(every), ("core",)), PartitionSpec())
         self.state: dict[str, Any] = {}
         self.release()
 
+    def built(self, text: str, options: Any) -> tuple[bool, Any]:
+        """The program, and whether it was there already: on all hosts or on none, as compilers may work together."""
+        client, kept = self.devices[0].client, KeptPrograms()
+        versions = jax.__version__, jaxlib.__version__, client.platform_version
+        path = kept.path(text, *versions, *self.kinds, str(self.cores))
+        found = kept.load(path, lambda data: restored(data, self.devices, options))
+        if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array([found is not None])).all():
+            found = None
+        if found is not None:
+            return True, found
+        made = compiled(text, self.devices, options)
+        kept.keep(path, lambda: client.serialize_executable(made))
+        return False, made
+
     def release(self) -> None:
         """Keep no variable."""
-        self.state = {"core": self.joined([np.int32(core) for core in range(len(self.devices))])}
+        self.state = {"core": self.joined([np.int32(core) for core in self.cores])}
 
     def joined(self, parts: Sequence[Any]) -> Any:
-        """One array of a part per device."""
+        """One array of a part per device of this process."""
         return self.whole([jax.device_put(part, device) for part, device in zip(parts, self.devices)])
 
     def whole(self, parts: Sequence[Any]) -> Any:
         """One array of arrays that lie on the devices. Of one device it is that array: nothing to do for every step."""
-        if len(parts) == 1:
+        if self.description["cores"] == 1:
             return parts[0]
         return jax.make_array_from_single_device_arrays(parts[0].shape, self.sharding, parts)
 
-    def slice_of(self, name: str, core: int) -> tuple:
-        """Where a core's slice lies in a variable."""
-        about, place, rest = self.description["variables"][name], {}, core
-        for axis, size in reversed(self.description["mesh"]):
-            place[axis], rest = rest % size, rest // size
-        sizes = dict(self.description["mesh"])
-        spans = []
-        for length, axis in zip(about["shape"], about["axes"]):
-            count = length // sizes[axis] if axis else length
-            first = place[axis] * count if axis else 0
-            spans.append(slice(first, first + count))
-        return tuple(spans)
+    def put(self, parts: Mapping[str, np.ndarray]) -> None:
+        """Give every device its slices of variables.
 
-    def put(self, name: str, whole: np.ndarray) -> None:
-        """Give every device its slice of a variable."""
-        self.state[name] = self.joined([whole[self.slice_of(name, core)] for core in range(len(self.devices))])
+        Args:
+          parts: by `part_key`; of cores that have the same slice, the first one's.
+        """
+        for name in {part_of(key)[1] for key in parts}:
+            placed = {}
+            for same in holders(self.description, name, self.cores).values():
+                placed.update(dict.fromkeys(same, parts[part_key(same[0], name)]))
+            self.state[name] = self.joined([placed[core] for core in self.cores])
 
-    def get(self, name: str) -> np.ndarray:
-        """A whole variable."""
-        parts = [shard.data for shard in self.state[name].addressable_shards]
-        by_device = {next(iter(part.devices())): part for part in parts}
-        whole = np.zeros(self.description["variables"][name]["shape"], parts[0].dtype)
-        done: set = set()
-        for core, device in enumerate(self.devices):
-            spans = self.slice_of(name, core)
-            key = str(spans)
-            if key not in done:
-                whole[spans] = np.asarray(by_device[device])
-                done.add(key)
-        return whole
+    def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Slices by `part_key`, as far as the cores are this process's."""
+        found = {}
+        for key in keys:
+            core, name = part_of(key)
+            if core not in self.cores:
+                continue
+            device = self.devices[self.cores.index(core)]
+            (found[key],) = (
+                np.asarray(shard.data) for shard in self.state[name].addressable_shards if shard.device == device
+            )
+        return found
 
     def step(self, given: Mapping[str, Any]) -> dict:
-        """Run the program once: its results, each [cores, ...], once the new slices are in place."""
+        """Run the program once: its results, each [cores of this process, ...], once the new slices are in place."""
         fed = {name: self.joined([value] * len(self.devices)) for name, value in given.items()}
         inputs = [
             fed[entry["name"]] if entry["name"] in fed else self.state[entry["name"]]
@@ -111,30 +131,75 @@ def compiled(text: str, devices: Sequence[Any], options: Any) -> Any:
     return client.compile(text, options)
 
 
+def restored(data: bytes, devices: Sequence[Any], options: Any) -> Any:
+    """A program from what `serialize_executable` made of it."""
+    client = devices[0].client
+    if hasattr(client, "compile_and_load"):
+        return client.deserialize_executable(data, xla_client.DeviceList(tuple(devices)), options)
+    return client.deserialize_executable(data, options)
+
+
+def join(header: dict) -> dict:
+    """Become one of several processes of one program (`jax.distributed`), or stay alone where none are found.
+
+    Returns:
+      rank and hosts of this process; words, those of process 0.
+    """
+    options = {name: header[name] for name in ("coordinator_address", "num_processes", "process_id") if name in header}
+    options["initialization_timeout"] = header["seconds"]
+    if "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:
+        options["heartbeat_timeout_seconds"] = HEARTBEAT
+    if header["platform"] == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**options)
+    except (ValueError, RuntimeError):
+        if not header["alone"]:
+            raise
+        return {"rank": 0, "hosts": 1, "words": header["words"]}
+    words = np.frombuffer(header["words"].encode().ljust(WORDS), np.uint8)
+    words = multihost_utils.broadcast_one_to_all(words)
+    text = np.asarray(words).astype(np.uint8).tobytes().decode().strip()
+    return {"rank": jax.process_index(), "hosts": jax.process_count(), "words": text}
+
+
+def trace(folder: Optional[str]) -> None:
+    """Begin a trace, or end the one that goes on."""
+    if folder is None:
+        jax.profiler.stop_trace()
+    else:
+        jax.profiler.start_trace(folder, create_perfetto_trace="://" not in folder)
+
+
 def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict, dict]:
     """What one message asks for: header and arrays of the answer.
 
     Args:
       runners: by number; `load` adds to them, `drop` takes away.
     """
+    if header["do"] == "join":
+        return join(header), {}
     number = header["program"]
     if header["do"] == "load":
-        runner = runners[number] = Runner(header["path"], header["description"])
-        kinds = [device.device_kind for device in runner.devices]
-        return {"devices": kinds, "platform": runner.devices[0].platform, "jax": jax.__version__}, {}
+        runner = runners[number] = Runner(arrays["text"].tobytes().decode(), header["description"])
+        platform = runner.devices[0].platform
+        about = {"devices": runner.kinds, "cores": runner.cores, "cached": runner.cached}
+        return {**about, "platform": platform, "jax": jax.__version__}, {}
     if header["do"] == "drop":
         del runners[number]
         return {}, {}
     runner = runners[number]
+    if header["do"] == "trace":
+        trace(header["folder"])
+        return {}, {}
     if header["do"] == "release":
         runner.release()
         return {}, {}
     if header["do"] == "put":
-        for name, whole in arrays.items():
-            runner.put(name, whole)
+        runner.put(arrays)
         return {}, {}
     if header["do"] == "get":
-        return {}, {name: runner.get(name) for name in header["names"]}
+        return {}, runner.get(header["parts"])
     return {}, runner.step(arrays)
 
 

@@ -1,11 +1,14 @@
 """Indexes of TensorFlow checkpoints whose checksums are right, and their content is not."""
 
+import math
 import struct
 
 import numpy as np
 import pytest
 
+from gpt_neo.checkpoint import bundle
 from gpt_neo.checkpoint.bundle import FOOTER, MAGIC, Bundle, format_block, write_table
+from gpt_neo.checkpoint.partitions import overlapping, slice_key
 from gpt_neo.wire import bytes_field, masked_checksum, number_field, varint
 from tests.checkpoint.hostile import check_refused
 
@@ -79,13 +82,26 @@ def long_keys():
     return table(block(items))
 
 
-def many_entries():
-    return table(block(ITEMS + b"".join(pair(b"c%07d" % n, b"") for n in range(1 << 18))))
-
-
 def same_block(count):
     data = block(ITEMS)
     return table(data, handles=[(b"z%07d" % n, varint(0) + varint(len(data))) for n in range(count)])
+
+
+def extent(first, length):
+    start = bytes_field(1, first) if isinstance(first, bytes) else number_field(1, first)
+    return start + varint(2 << 3) + varint(length)
+
+
+def sliced(*slices, times=1, inner=False):
+    """A table whose tensor b is held in slices, all at the same place. inner: which have slices themselves."""
+    told = b"".join(bytes_field(7, b"".join(bytes_field(1, extent(*span)) for span in spans)) for spans in slices)
+    items = {b"": HEADER, b"b": entry(offset=b"", size=b"", crc=b"") + told * times}
+    for spans in slices:
+        sizes = tuple(length for _, length in spans)
+        if all(isinstance(first, int) and length < 1 << 40 for first, length in spans):
+            whole = entry(shape=sizes, size=number_field(5, 4 * math.prod(sizes)))
+            items[slice_key("b", spans)] = whole + told if inner else whole
+    return write_table(items)
 
 
 FILES = {  # what they are: (the index, what is said)
@@ -136,7 +152,18 @@ FILES = {  # what they are: (the index, what is said)
     "a table of itself": (table(block(ITEMS), footer=varint(0) + varint(8) + varint(0) + varint(HUGE)), "cut off"),
     "a footer of ones": (table(block(ITEMS), footer=b"\xff" * 40), "10 bytes"),
     "keys longer than the file": (long_keys(), "longer than its block|more keys"),
-    "262,144 entries": (many_entries(), "more keys"),
+    "one slice 20,000 times": (sliced(((0, 2), (0, 3)), times=20_000), "no grid|make the whole"),
+    "a slice and 20,000 of nothing": (
+        sliced(((0, 2), (0, 3)), *(((0, 2), (n % 4, 0)) for n in range(20_000))),
+        "no grid|make the whole",
+    ),
+    "a slice of 2^62": (sliced(((0, 2), (0, HUGE))), "reaches out"),
+    "a slice of -1": (sliced(((0, 2), (0, (1 << 64) - 1))), "reaches out"),
+    "a slice from a text": (sliced(((0, 2), (b"a", 3))), "damaged"),
+    "a slice of three dimensions": (sliced(((0, 2), (0, 3), (0, 1))), "not as many dimensions"),
+    "two slices in the same bytes": (sliced(((0, 1), (0, 3)), ((1, 1), (0, 3))), "overlap at byte 0"),
+    "slices that overlap": (sliced(((0, 1), (0, 3)), ((0, 1), (0, 3))), "make the whole"),
+    "a slice that has slices": (sliced(((0, 2), (0, 3)), inner=True), "a slice of b is missing"),
 }
 
 
@@ -151,6 +178,19 @@ def write(folder, index):
 def test_ends_in_one_line(tmp_path, name):
     index, match = FILES[name]
     check_refused(Bundle, write(tmp_path, index), match)
+
+
+def test_more_entries_than_any_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "ENTRIES", 1 << 14)
+    entries = b"".join(pair(b"c%07d" % n, b"") for n in range(1 << 15))
+    check_refused(Bundle, write(tmp_path, table(block(ITEMS + entries))), "more keys")
+
+
+def test_slices_that_are_read(tmp_path):
+    """In a grid, and otherwise."""
+    assert not overlapping([((n, n + 1), (m, m + 1)) for n in range(300) for m in range(300)])
+    path = write(tmp_path, sliced(((0, 2), (0, 3))))
+    np.testing.assert_array_equal(Bundle(path).read("b"), [[0, 1, 2], [3, 4, 5]])
 
 
 def test_an_index_that_takes_no_disk(tmp_path):

@@ -12,7 +12,7 @@ from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions, RunOptions
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
-from gpt_neo.spmd.devices import worker_environment
+from gpt_neo.spmd.environment import worker_environment
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import types
 import ml_dtypes
 import numpy as np
 
-from gpt_neo.cli import spmd_jobs
+from gpt_neo.cli import hosts
 from gpt_neo.spmd import training
+from gpt_neo.spmd.parts import fit_program
 
 VARIABLES = {
     "gpt2/wte": {"shape": [8, 4], "dtype": "bfloat16", "axes": [None, None]},
@@ -29,13 +30,23 @@ class FakeDevices:
 
     def __init__(self, program, python, platform="cpu"):
         self.program, self.kinds, self.held = program, ["fake"] * 2, {}
-        self.worker = types.SimpleNamespace(process=types.SimpleNamespace(kill=lambda: print("killed", flush=True)))
+        self.cached = False
+        self.hosts = types.SimpleNamespace(count=1)
         self.closed = False
         FakeDevices.made.append(self)
 
     def put(self, name, whole):
         assert whole.dtype == TYPES[VARIABLES[name]["dtype"]] and list(whole.shape) == VARIABLES[name]["shape"]
         self.held[name] = np.array(whole)
+
+    def restore(self, path):
+        fit = fit_program(path, self.program.description)
+        for name, about in VARIABLES.items():
+            self.put(name, fit.value(name, np.dtype(TYPES[about["dtype"]])))
+        return list(fit.notes)
+
+    def kill(self):
+        print("killed", flush=True)
 
     def get(self, name):
         return self.held[name]
@@ -66,9 +77,9 @@ def initial_values(program):
 
 def install(patch=setattr):
     """Put them in the place of JAX and of the exported program. patch: setattr, or that of a monkeypatch."""
-    program = types.SimpleNamespace(description={"variables": VARIABLES}, stablehlo="")
-    patch(spmd_jobs, "Devices", FakeDevices)
-    patch(spmd_jobs, "worker_python", lambda tell, platform: "python")
+    program = types.SimpleNamespace(description={"variables": VARIABLES, "kept": [], "kind": "train"}, stablehlo="")
+    patch(hosts, "Devices", FakeDevices)
+    patch(hosts, "worker_python", lambda tell, platform: "python")
     patch(training, "export_train_step", lambda run, weighted=False, attention=None: program)
     patch(training, "initial_values", initial_values)
     FakeDevices.made.clear()

@@ -115,9 +115,14 @@ def test_the_tpu_of_this_machine_is_asked(tmp_path, kind, found):
 
 def test_the_blocks_can_be_asked_for(monkeypatch):
     monkeypatch.setattr(spmd_jobs, "worker_python", lambda *_: pytest.fail("no JAX is needed"))
-    assert spmd_jobs.attention_of(TrainingBackendOptions("tpu", None, "xla", "blocks")) is None
-    assert spmd_jobs.attention_of(TrainingBackendOptions("tpu", "program", "xla"), present=False) is None
-    assert spmd_jobs.attention_of(TrainingBackendOptions("gpu", None, "xla")).implementation == "cudnn"
+    assert spmd_jobs.attention_of(TrainingBackendOptions(platform="tpu", backend="xla", attention="blocks")) is None
+    assert (
+        spmd_jobs.attention_of(
+            TrainingBackendOptions(platform="tpu", save_program="program", backend="xla"), present=False
+        )
+        is None
+    )
+    assert spmd_jobs.attention_of(TrainingBackendOptions(platform="gpu", backend="xla")).implementation == "cudnn"
 
 
 LONG = {"n_ctx": 640, "local_attention_radius": 40}  # the blocks of splash have 128 keys at least

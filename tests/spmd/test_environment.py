@@ -12,7 +12,8 @@ import pytest
 from gpt_neo.__main__ import main
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd import environment
-from gpt_neo.spmd.devices import Devices, worker_environment
+from gpt_neo.spmd.devices import Devices
+from gpt_neo.spmd.environment import worker_environment
 from gpt_neo.spmd.gpus import H100
 from gpt_neo.spmd.program import export_train_step, initial_values
 from tests.spmd.tools import make_batches, make_run, steps_on_one_device

@@ -108,7 +108,7 @@ def test_evaluation_on_a_mesh(tmp_path, jax_python, monkeypatch):
 
 
 def test_too_few_devices_are_told(tmp_path, jax_python, monkeypatch):
-    from gpt_neo.spmd import devices as module
+    from gpt_neo.spmd import process as module
 
     program = export_train_step(make_run(tmp_path))
     environment = module.worker_environment("cpu", 4)

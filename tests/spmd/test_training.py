@@ -166,8 +166,8 @@ import signal
 class Slow(FakeDevices):
     def __init__(self, *given):
         os.kill(os.getpid(), signal.SIGINT)
-from gpt_neo.cli import spmd_jobs
-spmd_jobs.Devices = Slow
+from gpt_neo.cli import hosts
+hosts.Devices = Slow
 """
     status, text = server.run("--model", path, before=FAKED.format(more=more))
     assert status == 130 and "stopped   by SIGINT: before the first step" in text and "Traceback" not in text
@@ -255,7 +255,7 @@ def test_a_stall_ends_the_process_of_the_devices_too(tmp_path):
     training = DeviceTraining(run, lambda program: None, print)
     watch = Watch(str(tmp_path), leave=ended.append)
     training.devices = FakeDevices(None, "")
-    training.devices.worker.process.kill = lambda: ended.append("killed")
+    training.devices.kill = lambda: ended.append("killed")
     training.leave(75, watch.leave)
     assert ended == ["killed", 75]
 

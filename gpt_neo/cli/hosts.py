@@ -1,0 +1,73 @@
+"""--backend xla on several machines: the same command on each, with its rank."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from typing import Callable
+
+from gpt_neo.cli.console import note, say
+from gpt_neo.cli.job import Job
+from gpt_neo.cli.options import BackendOptions
+from gpt_neo.config.hosts import place_of
+from gpt_neo.errors import ConfigError, GptNeoError
+from gpt_neo.spmd.devices import Devices
+from gpt_neo.spmd.environment import worker_python
+from gpt_neo.spmd.hosts import Host, Lead, join, lend
+from gpt_neo.spmd.process import Worker
+from gpt_neo.spmd.program import Program
+
+Put = Callable[[Program], Devices]  # puts a program on devices
+
+
+def with_hosts(job: Job, backend: BackendOptions, command: Callable[[Put], int]) -> int:
+    """Run a command on the devices of this machine, or on those of several: as their chief, or for their chief.
+
+    Raises:
+      DeviceError: the hosts do not come together, or one is lost.
+    """
+    platform = backend.platform or "cpu"
+    place = place_of(backend.coordinator, backend.hosts, backend.rank, platform, os.environ)
+    if place is None:  # the environment of JAX is made when a program needs it, if it is not there
+        return command(lambda program: Devices(program, worker_python(note, platform), platform))
+    cores = math.prod(size for _, size in job.run.mesh.mesh_shape)
+    if platform == "cpu" and place.hosts and cores % place.hosts:
+        raise ConfigError(f"mesh_shape has {cores} cores, which {place.hosts} hosts cannot share evenly")
+    if place.hosts:
+        note(f"host {place.rank} of {place.hosts}: waiting for the others")
+    worker = Worker(worker_python(note, platform), platform, cores // (place.hosts or 1))
+    seconds = job.devices.cluster_wait
+    try:
+        joined, listener = join(worker, place.options, platform, seconds, alone=place.hosts is None)
+    except BaseException:
+        worker.close()
+        raise
+    host = Host(worker)
+    with listener:
+        if joined.rank == 0:
+            lead = Lead(host, joined, listener, seconds, note, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            return led(lead, command)
+    try:
+        say(f"lending   the devices of host {joined.rank} of {joined.hosts} to host 0")
+        status = lend(host, joined, seconds, note)
+    finally:
+        worker.close()
+    say(f"ended     the run of host 0, with status {status}")
+    return status
+
+
+def led(lead: Lead, command: Callable[[Put], int]) -> int:
+    """Run a command as the chief; the others end with its status."""
+    status = 1  # an exception's, as long as nobody says otherwise
+    try:
+        status = command(lambda program: Devices(program, hosts=lead))
+        return status
+    except GptNeoError as error:
+        status = error.status
+        raise
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+        raise
+    finally:
+        lead.close(status)

@@ -1,0 +1,121 @@
+"""What one host reads and writes of a checkpoint: the slices of its own cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Callable
+
+import numpy as np
+
+from gpt_neo.checkpoint.fit import AT_ONCE, STEP, Fit, fit_checkpoint
+from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import graph_reason, tf
+from gpt_neo.spmd.messages import np_dtype
+from gpt_neo.spmd.slices import Spans, cut, holders, part_key
+
+Ask = Callable[..., dict]  # ("put" or "get", arrays, **header) of the worker's program -> arrays
+
+
+def fit_program(path: str, description: Mapping) -> Fit:
+    """Hold a checkpoint against the variables of a program, but those that are in none.
+
+    Raises:
+      CheckpointError: it does not fit, or is damaged.
+    """
+    shapes = {n: about["shape"] for n, about in description["variables"].items() if n not in description["kept"]}
+    return fit_checkpoint(path, {**({STEP: []} if description["kind"] == "train" else {}), **shapes})
+
+
+def restore_parts(ask: Ask, description: Mapping, cores: list[int], path: str) -> list[str]:
+    """Give the devices of a host their slices of a checkpoint, and zeros where the program keeps something of its own.
+
+    Returns:
+      notes on what was done on the way.
+
+    Raises:
+      CheckpointError: it does not fit, or is damaged.
+    """
+    fit = fit_program(path, description)
+    for name, about in description["variables"].items():
+        dtype, slices = np_dtype(about["dtype"]), holders(description, name, cores)
+        if name in description["kept"]:
+            values = [np.zeros([end - first for first, end in spans], dtype) for spans in slices]
+        elif len(cores) == description["cores"]:
+            whole = fit.value(name, dtype)
+            values = [cut(whole, spans) for spans in slices]
+        else:
+            values = [fit.part(name, dtype, spans) for spans in slices]
+        ask("put", {part_key(same[0], name): value for same, value in zip(slices.values(), values)})
+    return list(fit.notes)
+
+
+def write_parts(ask: Ask, description: Mapping, cores: list[int], path: str, step: int) -> list[str]:
+    """Write the slices that are a host's own, a gigabyte at a time, beside those of the others. The host of core 0 has
+    the step too.
+
+    Returns:
+      paths of the parts, which TensorFlow's saver merges.
+
+    Raises:
+      CheckpointError: they cannot be written.
+    """
+    written: list[str] = []
+    for number, group in enumerate(groups(description, cores)):
+        part = f"{path}_temp/part-{cores[0]:05d}-{number:05d}"
+        values = ask("get", {}, parts=[part_key(core, name) for name, _, core in group])
+        tensors = [
+            (name, spec_of(description, name, spans), values[part_key(core, name)]) for name, spans, core in group
+        ]
+        if not written and cores[0] == 0:
+            tensors.append((STEP, "", np.array(step, np.int64)))
+        save_tensors(part, tensors)
+        written.append(part)
+    return written
+
+
+def groups(description: Mapping, cores: list[int]) -> Iterator[list]:
+    """Lists of (variable, spans, core) that a host writes at once.
+
+    Of cores that hold the same slice, one writes it: another one for every slice, so that all hosts have their share.
+    """
+    group: list = []
+    held = turn = 0
+    for name in sorted(description["variables"]):
+        size = np_dtype(description["variables"][name]["dtype"]).itemsize
+        for spans, same in holders(description, name, range(description["cores"])).items():
+            core, turn = same[turn % len(same)], turn + 1
+            if core not in cores:
+                continue
+            count = int(np.prod([end - first for first, end in spans], dtype=np.int64)) * size
+            if group and held + count > AT_ONCE:
+                yield group
+                group, held = [], 0
+            group.append((name, spans, core))
+            held += count
+    if group or cores[0] == 0:
+        yield group
+
+
+def spec_of(description: Mapping, name: str, spans: Spans) -> str:
+    """What TensorFlow's saver calls a slice; "" where it is the whole variable."""
+    shape = description["variables"][name]["shape"]
+    if all((first, end) == (0, size) for (first, end), size in zip(spans, shape)):
+        return ""
+    return f"{' '.join(map(str, shape))} {':'.join(f'{first},{end - first}' for first, end in spans)}"
+
+
+def save_tensors(path: str, tensors: list[tuple]) -> None:
+    """Write (name, slice, array) with TensorFlow, to wherever its file systems reach.
+
+    Raises:
+      CheckpointError: they cannot be written.
+    """
+    names, slices, arrays = zip(*tensors)
+    try:
+        with tf.Graph().as_default(), tf.Session() as session:
+            fed = [tf.placeholder(array.dtype, array.shape) for array in arrays]
+            save = tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=slices, tensors=fed)
+            session.run(save, dict(zip(fed, arrays)))
+    except tf.errors.OpError as error:
+        raise CheckpointError(f"{os.path.dirname(path)}: cannot be written: {graph_reason(error)}") from error

@@ -1,0 +1,85 @@
+"""This side of a worker: a process with devices of JAX, and the messages that it takes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt_neo.errors import DeviceError
+from gpt_neo.spmd.environment import worker_environment
+from gpt_neo.spmd.messages import receive, send
+
+WORKER = Path(__file__).with_name("worker.py")
+CHAT = "[Gloo]"  # with which what no error is begins
+
+
+class WorkerLost(DeviceError):
+    """The process of the devices is gone."""
+
+
+class Worker:
+    """A process with devices of JAX, which holds programs under numbers.
+
+    cores: devices that its programs ask for.
+    """
+
+    def __init__(self, python: str, platform: str, cores: int) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="gpt_neo_spmd_")
+        self.numbers = itertools.count()
+        self.errors = open(os.path.join(self.folder.name, "errors"), "w+", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [python, str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=worker_environment(platform, cores),
+            start_new_session=True,  # a Ctrl-C at the terminal is for this side, which still has something to save
+        )
+
+    def ask(self, header: Mapping, arrays: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Send a message, wait for its answer.
+
+        Raises:
+          DeviceError: the devices refuse. WorkerLost: the process died.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            send(self.process.stdin, header, arrays)  # type: ignore[arg-type]
+            reply, results = receive(self.process.stdout)  # type: ignore[arg-type]
+        except (EOFError, OSError) as error:
+            raise WorkerLost(f"the JAX process ended: {self.last_words()}") from error
+        if "error" in reply:
+            raise DeviceError(f"the devices refuse: {first_line(reply['error'])}")
+        return reply, results
+
+    def last_words(self) -> str:
+        """What the process wrote last."""
+        self.errors.seek(0)
+        lines = [line.strip() for line in self.errors if line.strip() and not line.startswith(CHAT)]
+        return lines[-1] if lines else f"status {self.process.poll()}"
+
+    def close(self) -> None:
+        """End the process."""
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                try:
+                    stream.close()
+                except OSError:
+                    pass  # a pipe to a process that is gone
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.errors.close()
+        self.folder.cleanup()
+
+
+def first_line(text: str) -> str:
+    """The first line of an error, without what the runtime adds."""
+    return (text.strip().splitlines() or ["no reason given"])[0]

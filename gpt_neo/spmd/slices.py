@@ -1,0 +1,46 @@
+"""Where the slices of a program's variables lie among its cores. For both sides of a worker: no packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Spans = tuple  # of (first, end) for every dimension
+
+
+def spans_of(description: Mapping, name: str, core: int) -> Spans:
+    """What a core has of a variable."""
+    about, place, rest = description["variables"][name], {}, core
+    for axis, size in reversed(description["mesh"]):
+        place[axis], rest = rest % size, rest // size
+    sizes = dict(description["mesh"])
+    spans = []
+    for length, axis in zip(about["shape"], about["axes"]):
+        count = length // sizes[axis] if axis else length
+        first = place[axis] * count if axis else 0
+        spans.append((first, first + count))
+    return tuple(spans)
+
+
+def holders(description: Mapping, name: str, cores: Iterable[int]) -> dict[Spans, list[int]]:
+    """The different slices that some cores have of a variable, each with those of the cores that have it."""
+    found: dict[Spans, list[int]] = {}
+    for core in cores:
+        found.setdefault(spans_of(description, name, core), []).append(core)
+    return found
+
+
+def cut(array: Any, spans: Spans) -> Any:
+    """A slice of a whole array."""
+    return array[tuple(slice(first, end) for first, end in spans)]
+
+
+def part_key(core: int, name: str) -> str:
+    """What a message calls the slice of a core."""
+    return f"{core}/{name}"
+
+
+def part_of(key: str) -> tuple[int, str]:
+    """Core and variable of a `part_key`."""
+    core, _, name = key.partition("/")
+    return int(core), name

@@ -1,0 +1,262 @@
+"""The hosts of a run without JAX: who belongs together, what each is asked for, what the loss of one ends."""
+
+import json
+import socket
+import threading
+import types
+
+import numpy as np
+import pytest
+
+from gpt_neo.config.hosts import Place, place_of
+from gpt_neo.errors import CheckpointError, ConfigError, DeviceError
+from gpt_neo.runtime.cluster import LOST
+from gpt_neo.spmd import hosts as module
+from gpt_neo.spmd.devices import Devices
+from gpt_neo.spmd.hosts import Host, HostLost, Joined, Lead, accept_all, check_shared, lend
+from gpt_neo.spmd.parts import groups, spec_of
+from gpt_neo.spmd.slices import cut, holders, spans_of
+
+SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
+MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+DESCRIPTION = {
+    "kind": "train",
+    "mesh": [["x", 2], ["y", 2]],
+    "cores": 4,
+    "kept": [],
+    "variables": {
+        "gpt2/wte": {"shape": [4, 6], "dtype": "float32", "axes": ["x", "y"]},
+        "gpt2/wte/adam_m": {"shape": [4, 6], "dtype": "float32", "axes": [None, "y"]},
+        "gpt2/b": {"shape": [3], "dtype": "float32", "axes": [None]},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "4"}, Place(4, 2)),
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, Place(4, 2, None, whole=False)),
+        ({**SLURM, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_NTASKS": "4"}, None),  # an allocation, outside of srun
+        (MPI, Place(2, 1)),
+        ({**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, Place(2, 1, None, whole=False)),
+        ({}, None),
+    ],
+)
+def test_where_a_scheduler_puts_a_process(environment, expected):
+    assert place_of(None, None, None, "gpu", environment) == expected
+
+
+def test_where_flags_put_a_process():
+    assert place_of("a:12", 2, 1, "cpu", SLURM) == Place(2, 1, "a:12")
+    assert place_of("a:12", 2, 1, "cpu", {}).options == {
+        "coordinator_address": "a:12",
+        "num_processes": 2,
+        "process_id": 1,
+        "local_device_ids": [],
+    }
+    assert place_of("a:12", 1, 0, "cpu", {}) is None
+    assert place_of(None, None, None, "tpu", {}) == Place()
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (("a:12", 2, None), "go together; --rank is missing"),
+        ((None, 2, 1), "--coordinator is missing"),
+        (("a", 2, 1), "--coordinator 'a': expected HOST:PORT"),
+        (("a:0", 2, 1), "--coordinator 'a:0': expected HOST:PORT"),
+        (("a:1", 2, 2), "--rank 2: with --hosts 2 it is one of 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_fit(flags, text):
+    with pytest.raises(ConfigError, match=text):
+        place_of(*flags, "cpu", {})
+
+
+def test_every_slice_is_written_by_one_core_and_all_hosts_have_a_share():
+    wholes = {name: np.zeros(about["shape"]) for name, about in DESCRIPTION["variables"].items()}
+    share = []
+    for cores in ([0, 1], [2, 3]):
+        written = [entry for group in groups(DESCRIPTION, cores) for entry in group]
+        share.append(sum(cut(wholes[name], spans).size for name, spans, _ in written))
+        for name, spans, core in written:
+            assert core in cores and spans == spans_of(DESCRIPTION, name, core)
+            cut(wholes[name], spans)[...] += 1
+    assert all((value == 1).all() for value in wholes.values())
+    assert max(share) < 2 * min(share)
+    assert spec_of(DESCRIPTION, "gpt2/wte", ((2, 4), (0, 3))) == "4 6 2,2:0,3"
+    assert spec_of(DESCRIPTION, "gpt2/b", ((0, 3),)) == ""
+
+
+class FakeWorker:
+    """As `Worker`, with the slices of some cores in a dictionary."""
+
+    def __init__(self, cores, act=lambda header: None):
+        self.cores, self.held, self.act, self.killed = cores, {}, act, threading.Event()
+        self.numbers = iter(range(9))
+        self.process = types.SimpleNamespace(kill=self.killed.set, poll=lambda: None)
+
+    def ask(self, header, arrays):
+        self.act(header)
+        if header["do"] == "load":
+            return {"devices": ["fake"] * 4, "cores": self.cores, "cached": False}, {}
+        if header["do"] == "put":
+            for name in {key.partition("/")[2] for key in arrays}:
+                for same in holders(DESCRIPTION, name, self.cores).values():
+                    self.held.update({f"{core}/{name}": arrays[f"{same[0]}/{name}"] for core in same})
+        if header["do"] == "get":
+            return {}, {key: self.held[key] for key in header["parts"] if int(key.split("/")[0]) in self.cores}
+        if header["do"] == "step":
+            return {}, {"loss": arrays["x"] + np.array(self.cores)}
+        return {}, {}
+
+    def close(self):
+        """Nothing to end."""
+
+
+@pytest.fixture
+def group():
+    """A chief, and a thread for another host: (lead, worker of each, what was told, what the other ended with)."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    workers, told, ended = [FakeWorker([0, 1]), FakeWorker([2, 3])], [], []
+    joined = [Joined(rank, 2, (address,), "word") for rank in range(2)]
+    other = threading.Thread(target=lambda: ended.append(lend(Host(workers[1]), joined[1], 10, told.append)))
+    other.start()
+    lead = Lead(Host(workers[0]), joined[0], listener, 10, told.append, lambda: told.append("interrupted"))
+    yield lead, workers, told, ended
+    lead.close(3)
+    other.join(10)
+    listener.close()
+    assert ended in ([3], [LOST])
+
+
+def program():
+    return types.SimpleNamespace(description=DESCRIPTION, stablehlo="text")
+
+
+def test_the_chief_gives_each_host_its_slices_and_gets_them_back(group):
+    lead, workers, _, _ = group
+    devices = Devices(program(), hosts=lead)
+    assert devices.cores == [[0, 1], [2, 3]]
+    for name, about in DESCRIPTION["variables"].items():
+        whole = np.random.default_rng(0).standard_normal(about["shape"]).astype(np.float32)
+        devices.put(name, whole)
+        np.testing.assert_array_equal(devices.get(name), whole)
+    assert workers[0].held["1/gpt2/wte"].shape == workers[1].held["3/gpt2/wte"].shape == (2, 3)
+    np.testing.assert_array_equal(devices.step({"x": np.zeros(2)})["loss"], [0, 1])
+
+
+def test_a_checkpoint_is_written_and_read_by_all(group, tmp_path):
+    from gpt_neo.checkpoint.bundle import Bundle
+    from gpt_neo.mtf_compat import tf
+
+    lead, workers, _, _ = group
+    devices = Devices(program(), hosts=lead)
+    wholes = {}
+    for name, about in DESCRIPTION["variables"].items():
+        wholes[name] = np.random.default_rng(1).standard_normal(about["shape"]).astype(np.float32)
+        devices.put(name, wholes[name])
+    path = str(tmp_path / "model.ckpt-7")
+    parts = devices.write(path, 7)
+    assert len(parts) == 2
+    with tf.Graph().as_default(), tf.Session() as session:
+        session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path))
+    bundle = Bundle(path)
+    bundle.verify()
+    assert bundle.shards == 2 and bundle.read("global_step") == 7
+    for name, whole in wholes.items():
+        np.testing.assert_array_equal(bundle.read(name), whole)
+    for worker in workers:
+        worker.held.clear()
+    assert devices.restore(path) == []
+    for name, whole in wholes.items():
+        np.testing.assert_array_equal(devices.get(name), whole)
+    with pytest.raises(CheckpointError):
+        devices.restore(str(tmp_path / "model.ckpt-8"))
+
+
+def test_what_another_host_refuses_is_told_with_its_number(group):
+    lead, workers, _, _ = group
+    devices = Devices(program(), hosts=lead)
+
+    def refuse(header):
+        if header["do"] == "step":
+            raise DeviceError("out of memory")
+
+    workers[1].act = refuse
+    with pytest.raises(DeviceError, match="host 1: out of memory"):
+        devices.step({"x": np.zeros(2)})
+    assert workers[0].killed.wait(5)  # it could wait for the other in a collective
+
+
+def test_a_connection_that_ends_ends_the_run(group):
+    lead, workers, _, ended = group
+    devices = Devices(program(), hosts=lead)
+
+    def wait_for_kill(header):
+        if header["do"] == "step":
+            lead.links[0].connection.shutdown(socket.SHUT_RDWR)
+            assert workers[0].killed.wait(5)
+            raise DeviceError("the JAX process ended")
+
+    workers[0].act = wait_for_kill
+    with pytest.raises(HostLost, match="host 1 is gone: the run ends. The same commands go on"):
+        devices.step({"x": np.zeros(2)})
+
+
+def test_a_signal_of_another_host_interrupts_the_chief(group):
+    lead, _, told, _ = group
+    lead.links[0].heard({"do": "signal", "signal": 15})
+    assert told[-2:] == ["host 1 is asked to end: saving, and ending the run for all", "interrupted"]
+
+
+def test_a_folder_that_is_not_shared_is_told(group, tmp_path, monkeypatch):
+    lead, _, _, _ = group
+    path = tmp_path / "seen"
+    path.write_text("")
+    check_shared(lead, str(path))
+    path.unlink()
+    with pytest.raises(CheckpointError, match="host 0 does not see .* all hosts need the same folder"):
+        check_shared(lead, str(path))
+
+
+def test_only_who_knows_the_token_is_let_in():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        strangers[0].sendall(b"other 1\n")
+        strangers[1].sendall(b"x" * 200)
+        friend = socket.create_connection(("127.0.0.1", port))
+        friend.sendall(b"word 1\n")
+        found = accept_all(listener, Joined(0, 2, (), "word"), 5)
+        assert list(found) == [1] and found[1].getpeername() == friend.getsockname()
+        for connection in (*strangers, friend, *found.values()):
+            connection.close()
+
+
+def test_a_host_that_does_not_come_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(DeviceError, match="no answer from host 2 in 0 s"):
+            friend = socket.create_connection(listener.getsockname())
+            friend.sendall(b"word 1\n")
+            accept_all(listener, Joined(0, 3, (), "word"), 0.3)
+        friend.close()
+
+
+def test_joining_passes_on_what_is_known(monkeypatch):
+    asked = []
+
+    class Joining:
+        def ask(self, header, arrays):
+            asked.append(header)
+            return {"rank": 0, "hosts": 2, "words": header["words"]}, {}
+
+    joined, listener = module.join(Joining(), Place(2, 0, "chief:9").options, "cpu", 30, alone=False)
+    with listener:
+        port = listener.getsockname()[1]
+    assert joined.hosts == 2 and joined.addresses[0] == f"chief:{port}" and len(joined.token) == 32
+    assert asked[0]["coordinator_address"] == "chief:9" and asked[0]["process_id"] == 0
+    assert len(asked[0]["words"]) < 1024 and json.loads(asked[0]["words"])["token"] == joined.token
