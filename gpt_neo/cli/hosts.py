@@ -14,7 +14,7 @@ from gpt_neo.config.hosts import place_of
 from gpt_neo.errors import ConfigError, GptNeoError
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.environment import worker_python
-from gpt_neo.spmd.hosts import Host, Lead, join, lend
+from gpt_neo.spmd.hosts import Host, Lead, connect, join, lend
 from gpt_neo.spmd.process import Worker
 from gpt_neo.spmd.program import Program
 
@@ -49,8 +49,9 @@ def with_hosts(job: Job, backend: BackendOptions, command: Callable[[Put], int])
             lead = Lead(host, joined, listener, seconds, note, lambda: os.kill(os.getpid(), signal.SIGTERM))
             return led(lead, command)
     try:
+        connection = connect(joined, seconds)
         say(f"lending   the devices of host {joined.rank} of {joined.hosts} to host 0")
-        status = lend(host, joined, seconds, note)
+        status = lend(host, connection, note)
     finally:
         worker.close()
     say(f"ended     the run of host 0, with status {status}")

@@ -29,6 +29,7 @@ from gpt_neo.errors import CheckpointError, ConfigError, counted
 from gpt_neo.evaluation.documents import files_of
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
+from gpt_neo.runtime.goodput import share_text
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import MeshPlan, sees_gpu
@@ -48,6 +49,7 @@ CHECKPOINT_FILES = (
     WATCH_LOG,
     STALL_FILE,
 )
+SHARES_FROM = 60.0  # seconds of a run that is told what they went into
 
 
 def train(
@@ -226,6 +228,8 @@ def train_alone(
             f"trained   {counted(reached - start, 'step')}, {count_text(tokens)} tokens in {time_text(seconds)} "
             f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}"
         )
+        if seconds > SHARES_FROM:
+            say(f"time      {share_text(watch.time.seconds())}")
         print(next_text(job))
     return 0
 

@@ -7,13 +7,15 @@ import json
 import math
 import os
 import time
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.folder import PREFIX
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import loop_length, tf
+from gpt_neo.runtime.goodput import KEY as TIME
+from gpt_neo.runtime.goodput import Goodput
 from gpt_neo.runtime.spikes import IN_A_ROW, SpikeRule
 from gpt_neo.runtime.watch import Watch
 from gpt_neo.storage import tensorflow as files
@@ -54,16 +56,16 @@ class ProgressLog:
         self.window: list[tuple[int, float]] = []
         self.losses: list[float] = []
 
-    def add(self, step: int, loss: float, rate: float, apart_seconds: float = 0.0) -> Progress:
+    def add(self, step: int, loss: float, rate: float, spent: Optional[Goodput] = None) -> Progress:
         """The state after a step, by the times of the last ones.
 
         Args:
-          apart_seconds: of all time so far, what went into evaluation and samples; no speed counts it.
+          spent: what time went into; that of evaluation and samples is in no speed.
 
         Raises:
           CheckpointError: the log cannot be written.
         """
-        self.window = [*self.window[-20:], (step, time.monotonic() - apart_seconds)]
+        self.window = [*self.window[-20:], (step, time.monotonic() - (spent.spent["evaluation"] if spent else 0.0))]
         (first, start), (last, now) = self.window[0], self.window[-1]
         speed = (last - first) / (now - start) if last > first and now > start else None
         left = (self.train_steps - step) / speed if speed else None
@@ -72,7 +74,15 @@ class ProgressLog:
         finite = [x for x in self.losses if math.isfinite(x)]  # batches that were skipped may have none
         mean = sum(finite) / len(finite) if finite else loss
         if self.log_every and (step % self.log_every == 0 or step == self.train_steps):
-            row = {"step": step, "loss": loss, "mean_loss": mean, "lr": rate, "tokens_per_second": tokens}
+            row: dict[str, Any] = {
+                "step": step,
+                "loss": loss,
+                "mean_loss": mean,
+                "lr": rate,
+                "tokens_per_second": tokens,
+            }
+            if spent:
+                row.update({"goodput": round(spent.share, 4), TIME: spent.row()})
             self.losses = []
             with writing_to(self.path):
                 files.append_text(self.path, json.dumps(row) + "\n")
@@ -101,6 +111,11 @@ class ProgressHook(tf.estimator.SessionRunHook):
         """Find the step counter, which is to be read once the update is done."""
         self.afterwards = {"step": tf.train.get_global_step()}
 
+    def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
+        """Go on with the time of an earlier process of the run."""
+        if not self.watch.time.stepping:
+            self.watch.time.resume(self.log.path, int(session.run(self.afterwards["step"])))
+
     def before_run(self, run_context: tf.train.SessionRunContext) -> tf.train.SessionRunArgs:
         """Fetch loss and rate along with the update."""
         return tf.estimator.SessionRunArgs(self.fetches)
@@ -113,7 +128,8 @@ class ProgressHook(tf.estimator.SessionRunHook):
         self.watch.step = step
         if not math.isfinite(loss) and not self.watch.skip_spikes:
             raise Diverged(f"step {step:,}: the loss is {loss}", step)
-        self.report(self.log.add(step, loss, rate, self.watch.apart_seconds))
+        self.watch.time.step_ended()
+        self.report(self.log.add(step, loss, rate, self.watch.time))
 
 
 class LoopHook(ProgressHook):
@@ -249,14 +265,17 @@ class SaveTimer(tf.estimator.SecondOrStepTimer):
 
 
 class SaveHook(tf.train.CheckpointSaverHook):
-    """Writes checkpoints by steps and by time. minutes: 0 saves by steps alone.
+    """Writes checkpoints by steps and by time. minutes: 0 saves by steps alone. spent: told of the time that takes.
 
     The graph is not written beside them, nor into TensorBoard's file: nothing reads it, and as text it took a sixth of
     the start of a small run; a pod's has hundreds of megabytes.
     """
 
-    def __init__(self, folder: str, saver: tf.train.Saver, listeners: list, steps: int, minutes: float) -> None:
+    def __init__(
+        self, folder: str, saver: tf.train.Saver, listeners: list, steps: int, minutes: float, spent: Goodput
+    ) -> None:
         super().__init__(folder, save_steps=steps, saver=saver, listeners=listeners, save_graph_def=False)
+        self.spent = spent
         self._timer = SaveTimer(steps, 60 * minutes)
 
     def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
@@ -264,6 +283,11 @@ class SaveHook(tf.train.CheckpointSaverHook):
         step = session.run(self._global_step_tensor)
         self._save(session, step)
         self._timer.update_last_triggered_step(step)
+
+    def _save(self, session: tf.Session, step: int) -> Optional[bool]:
+        """Save; the base class does so at the end, too."""
+        with self.spent.spending("saves"):
+            return super()._save(session, step)
 
 
 class AfterSave(tf.estimator.CheckpointSaverListener):

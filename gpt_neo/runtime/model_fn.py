@@ -186,7 +186,7 @@ def saver_hook(setup: TrainingSetup, saver: RunSaver, listeners: list, spikes: O
     listeners = [*listeners, RecordListener(setup.folder, record, saver)]
     if setup.at_checkpoint is not None:
         listeners.append(AfterSave(setup.at_checkpoint))
-    return SaveHook(setup.folder, saver, listeners, setup.steps_per_checkpoint, setup.save_minutes)
+    return SaveHook(setup.folder, saver, listeners, setup.steps_per_checkpoint, setup.save_minutes, setup.watch.time)
 
 
 def eval_spec(features: dict, placement: Any, setup: TrainingSetup) -> Any:

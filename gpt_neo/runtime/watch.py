@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional
 from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.goodput import Goodput
 from gpt_neo.runtime.lock import FolderLock, age_text
 from gpt_neo.storage import tensorflow as files
 
@@ -68,7 +69,7 @@ class Watch:
         self.step: Optional[int] = None  # the last one that ended
         self.running = False
         self.alive = time.monotonic()
-        self.apart_seconds = 0.0  # so far, spent on what is no training: see `apart`
+        self.time = Goodput()
         self.ended = threading.Event()
         self.handlers: dict = {}
 
@@ -101,12 +102,16 @@ class Watch:
     def apart(self) -> Iterator[None]:
         """Context of evaluation and sampling between steps: their time is not the training's."""
         self.mark()
-        began = self.alive
         try:
-            yield
+            with self.time.spending("evaluation"):
+                yield
         finally:
             self.mark()
-            self.apart_seconds += self.alive - began
+
+    @property
+    def apart_seconds(self) -> float:
+        """So far, spent in `apart`."""
+        return self.time.spent["evaluation"]
 
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask for the end, or end what has not begun. A second SIGTERM changes nothing: the save is under way."""

@@ -16,6 +16,7 @@ from gpt_neo.spmd.messages import np_dtype
 from gpt_neo.spmd.process import Worker
 from gpt_neo.spmd.program import Program
 from gpt_neo.spmd.slices import cut, holders, part_key, part_of, spans_of
+from gpt_neo.storage import tensorflow as files
 
 
 class Devices:
@@ -98,7 +99,7 @@ class Devices:
 
     def trace(self, folder: Optional[str]) -> None:
         """Begin a trace of what the devices of all hosts do, or with None end it."""
-        self.ask("trace", folder=folder)
+        self.ask("trace", folder=folder, perfetto=folder is not None and not files.is_remote(folder))
 
     def release(self) -> None:
         """Give the memory of the slices back; the program stays."""

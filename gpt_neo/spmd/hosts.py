@@ -16,6 +16,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
@@ -27,6 +28,7 @@ from gpt_neo.spmd.process import Worker, WorkerLost
 
 IDLE, EVERY, TIMES = 10, 5, 4  # seconds without a word, between questions, and their number, after which a host is gone
 GRACE = 5.0  # seconds in which the loss of a host is heard of, once something has failed
+LOOK = 1.0  # seconds between looks whether all are there
 HELLO = 10.0  # seconds that a host may take from its connection to its name
 
 
@@ -239,7 +241,8 @@ class Lead(Hosts):
     ) -> None:
         super().__init__(own)
         self.tell, self.interrupt = tell, interrupt
-        self.links = [self.link(rank, found) for rank, found in sorted(accept_all(listener, joined, seconds).items())]
+        found = accept_all(listener, joined, seconds, lambda: own.worker.process.poll() is None)
+        self.links = [self.link(rank, connection) for rank, connection in sorted(found.items())]
 
     def link(self, rank: int, connection: socket.socket) -> Link:
         """The connection to a host, watched."""
@@ -265,22 +268,30 @@ class Lead(Hosts):
         return Link(connection, gone, heard)
 
 
-def accept_all(listener: socket.socket, joined: Joined, seconds: float) -> dict[int, socket.socket]:
+def accept_all(
+    listener: socket.socket, joined: Joined, seconds: float, alive: Callable[[], bool] = lambda: True
+) -> dict[int, socket.socket]:
     """The connections of all other hosts, by rank; who does not know the token is sent away.
 
+    Args:
+      alive: whether the process of this host's devices is; JAX ends it when another one is gone.
+
     Raises:
-      DeviceError: some did not come in time.
+      DeviceError: some did not come in time. HostLost: some are gone.
     """
     found: dict[int, socket.socket] = {}
+    end = time.monotonic() + seconds
+    listener.settimeout(LOOK)
     while len(found) < joined.hosts - 1:
-        listener.settimeout(seconds)
+        missing = sorted(set(range(1, joined.hosts)) - set(found))
+        if not alive():
+            raise HostLost(f"host {missing[0]} is gone before the run has begun. Start the same commands again")
+        if time.monotonic() > end:
+            raise DeviceError(f"no answer from host {missing[0]} in {seconds:.0f} s")
         try:
             connection, _ = listener.accept()
             token, _, rank = hello(connection).partition(" ")
-        except socket.timeout as error:
-            missing = sorted(set(range(1, joined.hosts)) - set(found))
-            raise DeviceError(f"no answer from host {missing[0]} in {seconds:.0f} s") from error
-        except OSError:
+        except OSError:  # nobody yet, or somebody who said nothing
             continue
         if hmac.compare_digest(token.encode(), joined.token.encode()) and rank.isdigit():
             connection.settimeout(None)
@@ -357,17 +368,17 @@ def connect(joined: Joined, seconds: float) -> socket.socket:
     raise DeviceError(f"host 0 cannot be reached at {' or '.join(joined.addresses)}")
 
 
-def lend(host: Host, joined: Joined, seconds: float, tell: Callable[[str], None]) -> int:
+def lend(host: Host, connection: socket.socket, tell: Callable[[str], None]) -> int:
     """Do what the chief asks for, until the run ends. Returns the exit status: the chief's own, or LOST.
 
-    Raises:
-      DeviceError: the chief cannot be reached.
+    Args:
+      connection: to the chief.
     """
 
     def gone() -> None:
         host.worker.process.kill()  # it may wait for the chief's devices
 
-    link = Link(connect(joined, seconds), gone, lambda header: None)
+    link = Link(connection, gone, lambda header: None)
     with Asking(link, tell):
         while True:
             message = link.following()

@@ -18,6 +18,7 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
+from gpt_neo.runtime.goodput import Goodput
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.mesh import whole_mesh
 from gpt_neo.runtime.model_fn import TrainingSetup, progress_hook, saver_hook, session_spec
@@ -109,9 +110,9 @@ class DeviceTraining:
         setup.watch.mark()  # to export and to compile took its time
         saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell, self.noting)
         tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
-        step = self.step(batch)
+        step = self.step(batch, setup.watch.time)
         hooks = [
-            StartHook(self.devices, saver),
+            StartHook(self.devices, saver, setup.watch.time),
             *setup.profile_hooks(),
             progress_hook(step, setup),
             WatchHook(setup.watch),
@@ -138,11 +139,16 @@ class DeviceTraining:
         finally:
             os.remove(seen)
 
-    def step(self, batch: dict) -> TrainStep:
-        """A call of the program: loss and rate before the update, and the count of it."""
+    def step(self, batch: dict, spent: Goodput) -> TrainStep:
+        """A call of the program: loss and rate before the update, and the count of it.
+
+        Args:
+          spent: told of the time that batches are waited for.
+        """
         counter, names = tf.train.get_or_create_global_step(), list(batch)
 
         def call(step: np.ndarray, *arrays: np.ndarray) -> tuple:
+            spent.waited("input")
             results = self.noting(lambda: self.devices.step({"step": step, **dict(zip(names, arrays))}))
             return tuple(np.float32(results[name][0]) for name in wanted)  # all cores have the same
 
@@ -188,10 +194,14 @@ class DeviceTraining:
 
 
 class StartHook(tf.estimator.SessionRunHook):
-    """Gives the devices what a new run starts from, where no checkpoint was restored."""
+    """Gives the devices what a new run starts from, where no checkpoint was restored; tells when a step begins."""
 
-    def __init__(self, devices: Devices, saver: DeviceSaver) -> None:
-        self.devices, self.saver = devices, saver
+    def __init__(self, devices: Devices, saver: DeviceSaver, spent: Goodput) -> None:
+        self.devices, self.saver, self.spent = devices, saver, spent
+
+    def before_run(self, run_context: Any) -> None:
+        """From now on the batch is waited for."""
+        self.spent.wait()
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Draw and place the variables, one at a time."""

@@ -163,12 +163,16 @@ def join(header: dict) -> dict:
     return {"rank": jax.process_index(), "hosts": jax.process_count(), "words": text}
 
 
-def trace(folder: Optional[str]) -> None:
-    """Begin a trace, or end the one that goes on."""
+def trace(folder: Optional[str], perfetto: bool) -> None:
+    """Begin a trace, or end the one that goes on.
+
+    Args:
+      perfetto: write what Perfetto reads as well, which JAX does on local disks alone.
+    """
     if folder is None:
         jax.profiler.stop_trace()
     else:
-        jax.profiler.start_trace(folder, create_perfetto_trace="://" not in folder)
+        jax.profiler.start_trace(folder, create_perfetto_trace=perfetto)
 
 
 def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict, dict]:
@@ -190,7 +194,7 @@ def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict
         return {}, {}
     runner = runners[number]
     if header["do"] == "trace":
-        trace(header["folder"])
+        trace(header["folder"], header["perfetto"])
         return {}, {}
     if header["do"] == "release":
         runner.release()

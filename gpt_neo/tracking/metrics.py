@@ -14,7 +14,7 @@ TRAIN_LOG = "train_log.jsonl"
 EVENTS = "events.out.tfevents.*"
 CHECKPOINTS = "model.ckpt-*.index"
 # Keys of the rows of train_log.jsonl and eval_<id>.jsonl -> names of metrics.
-TRAIN_NAMES = {"loss": "loss", "lr": "learning_rate", "tokens_per_second": "tokens_per_second"}
+TRAIN_NAMES = {"loss": "loss", "lr": "learning_rate", "tokens_per_second": "tokens_per_second", "goodput": "goodput"}
 EVAL_NAMES = {"loss": "eval_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
 EVENT_NAMES = {"loss": "loss", "learning_rate": "learning_rate"}
 

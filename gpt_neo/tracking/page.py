@@ -17,6 +17,7 @@ PLOTS = {
     "bits_per_byte": "Held-out bits per byte",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens per second",
+    "goodput": "Share of all time spent in steps, restarts included",
 }
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
 WIDTH, HEIGHT = 560, 320  # of a plot, in its own units

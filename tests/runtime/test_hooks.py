@@ -9,7 +9,7 @@ import pytest
 from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime import hooks, watch
+from gpt_neo.runtime import goodput, hooks, watch
 from gpt_neo.runtime.hooks import ProgressLog, SaveTimer
 from gpt_neo.runtime.watch import Watch
 from tests.conftest import folder_of, set_clock
@@ -19,7 +19,7 @@ from tests.conftest import folder_of, set_clock
 def clock(monkeypatch):
     """A clock that a test sets."""
     times = {"now": 100.0}
-    for module in (hooks, watch):
+    for module in (hooks, watch, goodput):
         set_clock(monkeypatch, module, lambda: times["now"])
     return times
 
@@ -75,7 +75,7 @@ def test_evaluation_is_no_training_time(tmp_path, clock):
     speeds = []
     for step in range(1, 7):
         clock["now"] += 2
-        speeds.append(log.add(step, 1.0, 0.1, run.apart_seconds).tokens_per_second)
+        speeds.append(log.add(step, 1.0, 0.1, run.time).tokens_per_second)
         if step % 2 == 0:
             with run.apart():
                 clock["now"] += 100

@@ -13,7 +13,7 @@ from gpt_neo.errors import CheckpointError, ConfigError, DeviceError
 from gpt_neo.runtime.cluster import LOST
 from gpt_neo.spmd import hosts as module
 from gpt_neo.spmd.devices import Devices
-from gpt_neo.spmd.hosts import Host, HostLost, Joined, Lead, accept_all, check_shared, lend
+from gpt_neo.spmd.hosts import Host, HostLost, Joined, Lead, accept_all, check_shared, connect, lend
 from gpt_neo.spmd.parts import groups, spec_of
 from gpt_neo.spmd.slices import cut, holders, spans_of
 
@@ -123,7 +123,7 @@ def group():
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     workers, told, ended = [FakeWorker([0, 1]), FakeWorker([2, 3])], [], []
     joined = [Joined(rank, 2, (address,), "word") for rank in range(2)]
-    other = threading.Thread(target=lambda: ended.append(lend(Host(workers[1]), joined[1], 10, told.append)))
+    other = threading.Thread(target=lambda: ended.append(lend(Host(workers[1]), connect(joined[1], 10), told.append)))
     other.start()
     lead = Lead(Host(workers[0]), joined[0], listener, 10, told.append, lambda: told.append("interrupted"))
     yield lead, workers, told, ended
@@ -244,6 +244,11 @@ def test_a_host_that_does_not_come_is_told():
             friend.sendall(b"word 1\n")
             accept_all(listener, Joined(0, 3, (), "word"), 0.3)
         friend.close()
+
+
+def test_a_host_that_dies_before_it_comes_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(HostLost, match="host 1 is gone before"):
+        accept_all(listener, Joined(0, 2, (), "word"), 60, lambda: False)
 
 
 def test_joining_passes_on_what_is_known(monkeypatch):

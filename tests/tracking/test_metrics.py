@@ -89,4 +89,4 @@ def test_a_run_in_a_bucket(gcs):
 
 
 def test_names_of_metrics():
-    assert set(module.TRAIN_NAMES) == {"loss", "lr", "tokens_per_second"}
+    assert set(module.TRAIN_NAMES) == {"loss", "lr", "tokens_per_second", "goodput"}
