@@ -45,6 +45,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in whole)
 
 
+def brief(value: object, most: int = 100) -> str:
+    """What a stranger's file says, for a message: one line, and no long one."""
+    text = str(value)
+    whole = text if len(text) <= most else f"{text[:most]}..."
+    return printable(whole).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def counted(count: int, noun: str) -> str:
     """A count with its noun: `1 document`, `2,000 documents`, `2 batches`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("ch") else "s")

@@ -5,14 +5,16 @@ Anything but a result or one of the project's own errors, more than 2 GB, or a c
 
 import io
 import os
+import struct
 import sys
 import tempfile
+import zipfile
 
 import atheris
 
 with atheris.instrument_imports(include=["gpt_neo"]):
     from gpt_neo.checkpoint.best import read_best
-    from gpt_neo.checkpoint.bundle import Bundle
+    from gpt_neo.checkpoint.bundle import FOOTER, MAGIC, Bundle, format_block
     from gpt_neo.checkpoint.hf_tokens import special_ids
     from gpt_neo.checkpoint.provenance import read_provenance
     from gpt_neo.checkpoint.safetensors import SafetensorsFile
@@ -21,13 +23,14 @@ with atheris.instrument_imports(include=["gpt_neo"]):
     from gpt_neo.config.cluster import cluster_of
     from gpt_neo.dataprep.ledger import Ledger
     from gpt_neo.dataprep.readers import InputFile
-    from gpt_neo.dataprep.records import count_records, read_records
+    from gpt_neo.dataprep.records import count_records, frame, read_records
     from gpt_neo.dataprep.streams import Rules, plain_items, stream_items, zip_items
     from gpt_neo.errors import GptNeoError
     from gpt_neo.runtime.lock import LOCK_FILE, FolderLock
     from gpt_neo.serving.requests import RequestError, parse_json
     from gpt_neo.tracking.metrics import json_rows
     from gpt_neo.tracking.runs import load_runs
+    from gpt_neo.wire import masked_checksum, varint
 
 PLACE = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 
@@ -43,6 +46,28 @@ def write(name, data):
 def tensors(source):
     for name in source.names():
         source.read(name)
+
+
+def framed(block):
+    return block + b"\0" + struct.pack("<I", masked_checksum(block + b"\0"))
+
+
+def table(data):
+    """An index whose checksums are right, whatever its one block holds."""
+    handle = varint(0) + varint(len(data))
+    index = format_block([(b"z", handle)])
+    ends = (handle + varint(len(data) + 5) + varint(len(index))).ljust(FOOTER - 8, b"\0") + struct.pack("<Q", MAGIC)
+    write("x.data-00000-of-00001", bytes(256))
+    tensors(Bundle(write("x.index", framed(data) + framed(index) + ends)[: -len(".index")]))
+
+
+def pickled(data):
+    """A pickle in a sound zip file, with numbers to refer to."""
+    path = os.path.join(PLACE, "x.bin")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", data)
+        archive.writestr("a/data/0", bytes(64))
+    tensors(TorchFile(path))
 
 
 def inputs(kind, compression=""):
@@ -107,6 +132,9 @@ READERS = {
     "index": lambda data: tensors(Bundle(write("x.index", data)[: -len(".index")])),
     "safetensors": lambda data: tensors(SafetensorsFile(write("x.safetensors", data))),
     "pickle": lambda data: tensors(TorchFile(write("x.bin", data))),
+    "table": table,
+    "pickled": pickled,
+    "rows": lambda data: records(frame(data)),
     "config": lambda data: load_config(write("x.json", data)),
     "records": records,
     "jsonl": inputs("jsonl"),

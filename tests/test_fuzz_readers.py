@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -16,9 +17,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from gpt_neo.checkpoint.bundle import BundleWriter
+from gpt_neo.checkpoint.bundle import BundleWriter, format_block
+from gpt_neo.checkpoint.partitions import slice_key
 from gpt_neo.checkpoint.safetensors import write_safetensors
-from gpt_neo.dataprep.records import RecordWriter
+from gpt_neo.dataprep.records import RecordWriter, encode_example
+from gpt_neo.wire import bytes_field, masked_checksum, number_field
+from tests.checkpoint.test_torch_file import TENSOR, state
 from tests.conftest import MODEL, ROOT
 
 SECONDS = os.environ.get("GPT_NEO_FUZZ_SECONDS", "600")
@@ -58,6 +62,16 @@ def sound_files(folder):
         "safetensors": open(path + ".safetensors", "rb").read(),
         "records": open(written, "rb").read(),
         "pickle": torch_file(),
+        "table": format_block(
+            [
+                (b"", number_field(1, 1)),
+                (slice_key("b", ((0, 2),)), entry(8)),
+                (b"a", entry()),
+                (b"b", entry() + bytes_field(7, bytes_field(1, number_field(2, 2)))),
+            ]
+        ),
+        "pickled": state(TENSOR),
+        "rows": encode_example(np.array([1, 2, 3])),
         "config": json.dumps({**MODEL, "datasets": []}).encode(),
         "json": b"[" + LINES.replace(b"\n", b",")[:-1] + b"]",
         "dat": b"%016d%s" % (3, b"abc"),
@@ -76,6 +90,19 @@ def sound_files(folder):
         "tokens": b'{"added_tokens": [{"content": "a", "id": 1}], "model": {"vocab": {"a": 1}}}',
     }
     return {**dict.fromkeys(readers(), LINES), **found}
+
+
+def entry(at=0):
+    """What an index says of a tensor of two zeros."""
+    shape = bytes_field(2, bytes_field(2, number_field(1, 2)))
+    return (
+        number_field(1, 1)
+        + shape
+        + number_field(4, at)
+        + number_field(5, 8)
+        + b"5"
+        + struct.pack("<I", masked_checksum(bytes(8)))
+    )
 
 
 def torch_file():

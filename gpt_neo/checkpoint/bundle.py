@@ -19,8 +19,8 @@ import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.partitions import KEY, overlapping, parse_slice, slice_key, spans_of_slice
-from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, check_shape, forget_pages, map_array
-from gpt_neo.errors import CheckpointError, reason_of
+from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, check_name, check_numbers, check_shape, forget_pages, map_array
+from gpt_neo.errors import CheckpointError, brief, reason_of
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.wire import bytes_field, checksum, fields, masked, masked_checksum, number_field, read_varint, varint
 
@@ -44,7 +44,9 @@ CODES = {dtype: code for code, dtype in TYPES.items()}
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: two block handles padded to 40, and the magic number
 TRAILER = 5  # bytes after a block: compression, checksum
-KEYS = 1 << 26  # bytes of the keys of a block, which share beginnings and so may be longer than it; real ones have 2 KB
+KEYS = 8  # bytes of keys, which share beginnings, for one of their index; real ones have less than 2
+ENTRIES, SHARDS = 1 << 20, 100_000  # more than any checkpoint has, in slices too
+LARGEST_INDEX = 1 << 26  # bytes; real ones have 100 KB, and 10 MB in slices of many devices
 ALIGNMENT = 64  # bytes; TensorFlow uses a mapped tensor in place only at such an address
 
 
@@ -75,16 +77,17 @@ class Bundle:
         self.others: list[str] = []  # strings and the like, which no weight is
         try:
             table = read_table(read_bytes(prefix + ".index"))
-            self.shards = int(dict(fields(table.pop(b""))).get(1, 1))
+            self.shards = parse_header(table.pop(b""))
             for key, value in table.items():
                 entry = None if key.startswith(KEY) else parse_entry(value, key.decode("utf-8"), table)
                 if entry is not None:
+                    check_name(key.decode("utf-8"))
                     self.entries[key.decode("utf-8")] = entry
                 elif not key.startswith(KEY):
                     self.others.append(key.decode("utf-8", "replace"))
         except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
             reason = error if isinstance(error, ValueError) else "its table is damaged"
-            raise CheckpointError(f"{prefix}.index: cannot be read as a checkpoint: {reason}") from error
+            raise CheckpointError(f"{prefix}.index: cannot be read as a checkpoint: {brief(reason, 300)}") from error
         self.check_shards()
 
     def shard_path(self, shard: int) -> str:
@@ -92,15 +95,25 @@ class Bundle:
         return f"{self.path}.data-{shard:05d}-of-{self.shards:05d}"
 
     def check_shards(self) -> None:
-        """Every data file has to be there, as long as the index says."""
-        for shard in range(self.shards):
-            held = [e.offset + e.size for _, e in self.stored() if e.shard == shard]
-            path = self.shard_path(shard)
+        """Every data file has to be there, as long as the index says, and no byte is two tensors'."""
+        spans: dict[int, list] = {}
+        for name, e in self.stored():
+            spans.setdefault(e.shard, []).append((e.offset, e.offset + e.size, name))
+        for shard, held in sorted(spans.items()):
+            if shard >= self.shards:
+                raise CheckpointError(
+                    f"{self.path}.index: tensor {held[0][2]} is in data file {shard} of {self.shards}"
+                )
+            path, end = self.shard_path(shard), max(last for _, last, _ in held)
             size = file_size(path)
-            if size is None and held:
+            if size is None:
                 raise CheckpointError(f"{self.path}: data file {os.path.basename(path)} is missing")
-            if size is not None and held and size < max(held):
-                raise CheckpointError(f"{path}: has {size} bytes, the index tells of {max(held)}: it is cut off")
+            if size < end:
+                raise CheckpointError(f"{path}: has {size} bytes, the index tells of {end}: it is cut off")
+            filled = sorted(span for span in held if span[0] < span[1])
+            for (_, last, one), (first, _, other) in zip(filled, filled[1:]):
+                if first < last:
+                    raise CheckpointError(f"{path}: tensors {one} and {other} overlap at byte {first}")
 
     def stored(self) -> Iterator[tuple[str, Entry]]:
         """What lies in the data files: (name, entry) of whole tensors and of slices."""
@@ -244,12 +257,14 @@ class BundleWriter:
 
 
 def read_bytes(path: str) -> bytes:
-    """A whole small file, local or remote.
+    """A whole index, local or remote.
 
     Raises:
-      CheckpointError: it cannot be read.
+      CheckpointError: it cannot be read, or is too large.
     """
     try:
+        if files.size(path) > LARGEST_INDEX:
+            raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is larger than any index")
         return files.read_bytes(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason_of(error)}") from error
@@ -261,6 +276,22 @@ def file_size(path: str) -> Optional[int]:
         return files.size(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def parse_header(data: bytes) -> int:
+    """How many data files a serialised BundleHeaderProto tells of.
+
+    Raises:
+      ValueError: no checkpoint has so many, or it was written on a big-endian machine.
+    """
+    found = dict(fields(data))
+    shards = found.get(1, 1)
+    check_numbers(shards)
+    if not 0 < shards < SHARDS:
+        raise ValueError(f"it tells of {shards} data files")
+    if found.get(2, 0):
+        raise ValueError("written on a big-endian machine, which is not read here")
+    return shards
 
 
 def parse_entry(data: bytes, name: str = "", table: Mapping[bytes, bytes] = MappingProxyType({})) -> Any:
@@ -283,6 +314,7 @@ def parse_entry(data: bytes, name: str = "", table: Mapping[bytes, bytes] = Mapp
     if slices:
         parts = parse_slices(name, shape, dtype, slices, table)
         return Entry(dtype, shape, 0, 0, math.prod(shape) * dtype.itemsize, 0, parts)
+    check_numbers(found[3], found[4], found[5])
     if found[5] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"it tells of {found[5]} bytes for {shape} of {dtype}")
     return Entry(dtype, shape, found[3], found[4], found[5], int.from_bytes(found[6], "little"))
@@ -335,14 +367,21 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
     offset, at = read_varint(data[-FOOTER:], at)
     size, _ = read_varint(data[-FOOTER:], at)
     table: dict[bytes, bytes] = {}
-    end = 0
+    last: Optional[bytes] = None
+    end, room = 0, KEYS * len(data)
     for _, handle in block_items(data, offset, size):
         start, at = read_varint(handle, 0)
         length, _ = read_varint(handle, at)
         if start < end:
             raise ValueError("its blocks overlap")  # else a short index could name one block as often as it likes
         end = start + length
-        table.update(block_items(data, start, length))
+        for key, value in block_items(data, start, length):
+            if last is not None and key <= last:
+                raise ValueError("its keys are not in order, or one stands twice")
+            last, room = key, room - len(key)
+            if room < 0 or len(table) > ENTRIES:
+                raise ValueError("it has more keys than any checkpoint")
+            table[key] = value
     return table
 
 
@@ -357,9 +396,17 @@ def block_items(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
         raise ValueError("a checksum is wrong")
     block = data[offset:end]
     restarts = struct.unpack("<I", block[-4:])[0]
-    at, limit, key, room = 0, len(block) - 4 - 4 * restarts, b"", KEYS
+    at, limit, key, room = 0, len(block) - 4 - 4 * restarts, b"", KEYS * len(data)
+    if limit < 0:
+        raise ValueError("a block has more restarts than bytes")
+    begins = {0}  # of entries whose key is whole, as it is at each restart
     while at < limit:
+        begin = at
         shared, at = read_varint(block, at)
+        if shared > len(key):
+            raise ValueError("a key begins as one that is shorter")
+        if not shared:
+            begins.add(begin)
         unshared, at = read_varint(block, at)
         length, at = read_varint(block, at)
         key = key[:shared] + block[at : at + unshared]
@@ -369,6 +416,8 @@ def block_items(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
             raise ValueError("a key or a value is longer than its block")
         yield key, block[at : at + length]
         at += length
+    if not begins.issuperset(struct.unpack_from(f"<{restarts}I", block, limit)):
+        raise ValueError("a restart is no entry's beginning")
 
 
 def write_table(items: dict[bytes, bytes]) -> bytes:

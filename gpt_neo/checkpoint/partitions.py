@@ -6,11 +6,13 @@ ordered code (tensorflow/core/util/saved_tensor_slice_util.h, core/lib/strings/o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from gpt_neo.wire import fields
 
 WHOLE = -1  # the length of a dimension that is not cut
+ANYHOW = 256  # slices that may lie otherwise than in a grid: each is held against each
 KEY = b"\0"  # with which the keys of slices begin, and those of tensors do not
 
 
@@ -68,8 +70,23 @@ def spans_of_slice(extents: Sequence[tuple], shape: Sequence[int]) -> tuple:
     return spans
 
 
+def in_grid(spans: Sequence[tuple]) -> bool:
+    """Whether slices are all of the cells that cuts through whole dimensions make, as savers write them."""
+    axes = [sorted(set(axis)) for axis in zip(*spans)]
+    apart = all(one[1] <= other[0] for axis in axes for one, other in zip(axis, axis[1:]))
+    return apart and len(set(spans)) == len(spans) == math.prod(map(len, axes))
+
+
 def overlapping(spans: Sequence[tuple]) -> bool:
-    """Whether two slices, each (first, end) of every dimension, have something in common."""
+    """Whether two slices, each (first, end) of every dimension, have something in common.
+
+    Raises:
+      ValueError: they are many, and make no grid.
+    """
+    if in_grid(spans):
+        return False
+    if len(spans) > ANYHOW:
+        raise ValueError(f"{len(spans)} slices that are no grid")
     ordered = sorted(spans)
     for place, one in enumerate(ordered):
         for other in ordered[place + 1 :]:

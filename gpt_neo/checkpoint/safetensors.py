@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gpt_neo.checkpoint.tensors import BFLOAT16, check_numbers, check_shape, map_array
-from gpt_neo.errors import CheckpointError, reason_of
+from gpt_neo.checkpoint.tensors import BFLOAT16, check_name, check_numbers, check_shape, map_array
+from gpt_neo.errors import CheckpointError, brief, reason_of
 from gpt_neo.storage import parse_json, sync
 
 TYPES: dict[str, np.dtype] = {
@@ -27,7 +27,9 @@ TYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in TYPES.items()}
-LARGEST_HEADER = 100_000_000  # bytes; what the format's own readers allow
+# Headers of more tensors than any file has; what is read of one takes more memory than its text.
+LARGEST_HEADER = 1 << 24  # bytes
+PARTS = 1 << 19  # lists, objects and what follows commas; a tensor has about nine
 
 
 class SafetensorsFile:
@@ -46,21 +48,18 @@ class SafetensorsFile:
                 length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
                 if not 2 <= length <= min(LARGEST_HEADER, size - 8):
                     raise CheckpointError(f"{path}: not a safetensors file, or cut off in its header")
-                header = parse_json(handle.read(length))
+                header = parse_header(handle.read(length))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}") from error
         except ValueError as error:
-            raise CheckpointError(f"{path}: its header is damaged: {error}") from error
-        if not isinstance(header, dict):
-            raise CheckpointError(f"{path}: its header is damaged: expected a JSON object")
+            raise CheckpointError(f"{path}: its header is damaged: {brief(error, 300)}") from error
         self.start = 8 + length
         self.entries = {}
         try:
             for name, entry in header.items():
-                if name != "__metadata__":
-                    self.entries[name] = check_entry(path, name, entry, size - self.start)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: its header is damaged: {error!r}") from error
+                self.entries[name] = check_entry(path, name, entry, size - self.start)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its header is damaged: {brief(error, 300)}") from error
         check_cover(path, self.entries, size - self.start)
 
     def names(self) -> list[str]:
@@ -81,10 +80,32 @@ class SafetensorsFile:
         return map_array(self.path, dtype, shape, self.start + offset)
 
 
+def parse_header(text: bytes) -> dict:
+    """The entries of a header, by the name of their tensor.
+
+    Raises:
+      ValueError: it is no JSON object in UTF-8, or its notes are more than texts by name.
+    """
+    if text[:1] != b"{" or b"\0" in text[:4]:
+        raise ValueError("expected a JSON object")
+    if sum(map(text.count, (b"[", b"{", b","))) > PARTS:
+        raise ValueError("it has more parts than that of any model")
+    header = parse_json(text)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError("its __metadata__ holds something else than texts")
+    return header
+
+
 def check_entry(path: str, name: str, entry: dict, room: int) -> tuple:
     """(type, shape, offset) of a header's entry, held against the size of the file."""
+    check_name(name)
+    if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {name} has no dtype, shape or data_offsets")
     if entry["dtype"] not in TYPES:
-        raise CheckpointError(f"{path}: tensor {name} has type {entry['dtype']}; known: {', '.join(TYPES)}")
+        raise CheckpointError(f"{path}: tensor {name} has type {brief(entry['dtype'])}; known: {', '.join(TYPES)}")
+    if not isinstance(entry["shape"], list):
+        raise ValueError(f"tensor {name} has sizes that are no list")
     dtype, shape = TYPES[entry["dtype"]], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     check_shape(shape)

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, brief
 from gpt_neo.storage import tensorflow as files
 
 BFLOAT16: np.dtype = np.dtype(ml_dtypes.bfloat16)
 FLOATS: tuple[np.dtype, ...] = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
 DIMENSIONS = 32  # of an array at most, in NumPy 1
+LONGEST_NAME = 1 << 10  # characters
 LARGEST = 1 << 48  # numbers in a tensor, bytes in a file: more than anyone has
 BLOCK = 1 << 24  # bytes; what a conversion holds besides the pages of the tensor it reads
 
@@ -64,6 +65,16 @@ def check_numbers(*numbers: Any) -> None:
     """
     if not all(type(number) is int and 0 <= number < LARGEST for number in numbers):
         raise ValueError("impossible sizes: expected whole numbers from 0 to 2^48")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no tensor has, before a message or a file is made of it.
+
+    Raises:
+      ValueError: it is very long, or holds line ends or other commands of a terminal.
+    """
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"impossible name of a tensor: {brief(name)}")
 
 
 def is_float(dtype: np.dtype) -> bool:

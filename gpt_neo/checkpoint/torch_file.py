@@ -7,6 +7,9 @@ which nothing can change after their check, and plain dictionaries and lists.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import gc
 import io
 import math
 import os
@@ -14,12 +17,13 @@ import pickle
 import pickletools
 import struct
 import zipfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
-from gpt_neo.checkpoint.tensors import BFLOAT16, check_numbers, check_shape, map_array
-from gpt_neo.errors import CheckpointError, reason_of
+from gpt_neo.checkpoint.tensors import BFLOAT16, check_name, check_numbers, check_shape, map_array
+from gpt_neo.errors import CheckpointError, brief, reason_of
 
 STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype(np.float64),
@@ -35,7 +39,8 @@ STORAGES: dict[str, np.dtype] = {
 }
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_PROTOCOL = 1001
-LARGEST_PICKLE = 100_000_000  # bytes; those of released models have less than 1 MB
+LARGEST_PICKLE = 1 << 24  # bytes; those of released models have less than 1 MB
+STEPS = 500_000  # opcodes, and what they are given, of a pickle; a tensor takes about 32
 LONGEST_NAME = 1 << 12  # bytes, of a module or a class
 
 
@@ -69,9 +74,9 @@ def checked(view: View) -> View:
       ValueError: it does not, or its sizes are impossible.
     """
     check_shape(view.shape)
-    check_numbers(view.storage.numbers, view.offset, *view.strides)
     if len(view.strides) != len(view.shape):
         raise ValueError("a tensor with impossible strides")
+    check_numbers(view.storage.numbers, view.offset, *view.strides)
     last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides))
     if 0 not in view.shape and (last >= view.storage.numbers or math.prod(view.shape) > view.storage.numbers):
         raise ValueError("a tensor that reaches past its storage")
@@ -127,12 +132,34 @@ OPCODES = {
 }
 
 
+class Steps(dict):
+    """What each opcode does, handed out so many times: a short pickle can do the same thing without end."""
+
+    def __init__(self, known: dict) -> None:
+        super().__init__(known)
+        self.left = STEPS
+
+    def __getitem__(self, code: int) -> Any:
+        self.take(1)
+        return super().__getitem__(code)
+
+    def take(self, count: int) -> None:
+        """Count steps. Raises: CheckpointError: there were too many."""
+        self.left -= count
+        if self.left < 0:
+            raise CheckpointError("refused: its pickle does more than that of any model")
+
+
 PythonUnpickler: Any = pickle._Unpickler  # the one in C cannot be told what an opcode may do
 
 
 class SafeUnpickler(PythonUnpickler):
     """Runs the opcodes that tensors need, knows the names in ALLOWED, and changes nothing but dictionaries and lists
     that the pickle itself has made."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.dispatch = self.steps = Steps(type(self).dispatch)  # which the unpickler asks at every opcode
 
     def find_class(self, module: str, name: str) -> Any:
         """Look a name up.
@@ -142,8 +169,8 @@ class SafeUnpickler(PythonUnpickler):
         """
         if (module, name) not in ALLOWED:
             raise CheckpointError(
-                f"refused: its pickle asks for {module}.{name}, which no tensor needs; save the weights alone, as "
-                "model.save_pretrained or torch.save(model.state_dict(), ...) do"
+                f"refused: its pickle asks for {brief(f'{module}.{name}')}, which no tensor needs; save the weights "
+                "alone, as model.save_pretrained or torch.save(model.state_dict(), ...) do"
             )
         return ALLOWED[module, name]
 
@@ -166,6 +193,7 @@ class SafeUnpickler(PythonUnpickler):
         function = self.stack[-1]
         if not isinstance(given, tuple) or not any(function is known for known in FUNCTIONS):
             self.refuse()
+        self.steps.take(len(given) + sum(len(part) for part in given if isinstance(part, (list, tuple))))
         self.stack[-1] = function(*given)
 
     def build(self) -> None:
@@ -262,24 +290,31 @@ class TorchFile:
                 size = os.fstat(handle.fileno()).st_size
                 read = read_zip if zipfile.is_zipfile(handle) else read_old
                 handle.seek(0)
-                state, self.places = read(handle, size)
+                with uncollected():
+                    state, self.places = read(handle, size)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {reason_of(error)}") from error
         # Whatever a damaged pickle may do, it does to this reader only.
         except Exception as error:
-            raise CheckpointError(f"{path}: not a file of tensors, or damaged: {reason_of(error)[:200]}") from error
+            raise CheckpointError(
+                f"{path}: not a file of tensors, or damaged: {brief(reason_of(error), 200)}"
+            ) from error
         if type(state) is not dict:
             raise CheckpointError(f"{path}: holds {type(state).__name__}, expected named tensors")
         outer, state = state, unwrapped(state)
         self.wrapped = state is not outer
         if not has_tensors(state):
-            raise CheckpointError(f"{path}: holds no named tensors; its keys: {', '.join(map(str, state))}"[:400])
+            raise CheckpointError(f"{path}: holds no named tensors; its keys: {brief(', '.join(map(str, state)), 300)}")
         if not all(type(name) is str for name in state):
             raise CheckpointError(f"{path}: holds no dictionary of named tensors")
         self.views = {name: view for name, view in state.items() if isinstance(view, View)}
         for name, view in self.views.items():
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise CheckpointError(f"{path}: {error}") from error
             self.place(name, view, size)
 
     def place(self, name: str, view: View, whole: int) -> int:
@@ -290,10 +325,10 @@ class TorchFile:
         """
         storage = view.storage
         if storage.key not in self.places:
-            raise CheckpointError(f"{self.path}: tensor {name}: its storage {storage.key} is missing")
+            raise CheckpointError(f"{self.path}: tensor {name}: its storage {brief(storage.key)} is missing")
         offset, size = self.places[storage.key]
         if size < storage.numbers * storage.dtype.itemsize or offset + size > whole:
-            raise CheckpointError(f"{self.path}: storage {storage.key} of tensor {name} is cut off")
+            raise CheckpointError(f"{self.path}: storage {brief(storage.key)} of tensor {name} is cut off")
         return offset
 
     def names(self) -> list[str]:
@@ -324,6 +359,18 @@ class TorchFile:
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the collector of garbage, which would look again and again at every object there is, TensorFlow's too."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def unwrapped(state: dict) -> dict:
     """The weights of a file that holds more: trainers save {"state_dict": {...}, "optimizer": ...} and the like.
 
@@ -332,7 +379,11 @@ def unwrapped(state: dict) -> dict:
     for _ in range(3):  # a dictionary can hold itself
         inner = [state.get(key) for key in ("state_dict", "model_state_dict", "model", "module")]
         if not has_tensors(state):
-            others = [value for value in state.values() if type(value) is dict and has_tensors(value)]
+            each = {
+                id(value): value for value in state.values() if type(value) is dict
+            }  # one may stand a million times
+            good = {key for key, value in each.items() if has_tensors(value)}
+            others = [value for value in state.values() if id(value) in good]
             inner += others if len(others) == 1 else []
         state = next((found for found in inner if type(found) is dict and found), state)
     return state
@@ -346,27 +397,59 @@ def has_tensors(state: dict) -> bool:
 def read_zip(handle: BinaryIO, size: int) -> tuple[Any, dict]:
     """The object of a zip file, and (offset, bytes) of each storage in it."""
     with zipfile.ZipFile(handle) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        root = next((name[: -len("data.pkl")] for name in members if name.endswith("data.pkl")), None)
-        if root is None:
-            raise CheckpointError("a zip file without data.pkl; PyTorch did not write it")
-        for name, info in members.items():
-            if name.startswith(root) and (info.compress_type != zipfile.ZIP_STORED or info.file_size > size):
-                raise CheckpointError("its storages are compressed, which PyTorch does not do")
-        if root + "byteorder" in members and archive.read(root + "byteorder")[:8].strip() != b"little":
+        root, members = members_of(archive, size)
+        if root + "byteorder" in members and archive.read(root + "byteorder").strip() != b"little":
             raise CheckpointError("written on a big-endian machine, which is not read here")
-        if members[root + "data.pkl"].file_size > LARGEST_PICKLE:
-            raise CheckpointError("refused: its pickle is larger than any of a model")
         text = archive.read(root + "data.pkl")
-        state = SafeUnpickler(Bounded(io.BytesIO(text), len(text))).load()
-        places = {}
-        for name, info in members.items():
-            if name.startswith(root + "data/"):
-                # The local header's name and extra field may be longer than the directory's.
-                handle.seek(info.header_offset)
-                name_size, extra_size = struct.unpack("<HH", handle.read(30)[26:])
-                places[name[len(root) + 5 :]] = (info.header_offset + 30 + name_size + extra_size, info.file_size)
-    return state, places
+        places = {name[len(root) + 5 :]: place for name, place in places_of(archive, handle, root + "data/").items()}
+        return SafeUnpickler(Bounded(io.BytesIO(text), len(text))).load(), places
+
+
+def members_of(archive: zipfile.ZipFile, size: int) -> tuple[str, dict]:
+    """What stands before the names of a file's members, and these by name.
+
+    Raises:
+      CheckpointError: PyTorch writes no such file: two members of one name, compressed ones, ones that lie about sizes.
+    """
+    members = {info.filename: info for info in archive.infolist()}
+    roots = [name[: -len("data.pkl")] for name in members if f"/{name}".endswith("/data.pkl")]
+    if not roots:
+        raise CheckpointError("a zip file without data.pkl; PyTorch did not write it")
+    if len(roots) > 1 or len(members) < len(archive.infolist()):
+        raise CheckpointError("a zip file with two members of one name; PyTorch did not write it")
+    root = roots[0]
+    for name, info in members.items():
+        if name.startswith(root) and (info.compress_type != zipfile.ZIP_STORED or info.file_size > size):
+            raise CheckpointError("its storages are compressed, which PyTorch does not do")
+        if name.startswith(root) and info.file_size != info.compress_size:
+            raise CheckpointError(f"its member {brief(name)} has two sizes; PyTorch did not write it")
+    for name, most in (("data.pkl", LARGEST_PICKLE), ("byteorder", 16)):
+        if root + name in members and members[root + name].file_size > most:
+            raise CheckpointError(f"refused: its {name} is larger than that of any model")
+    return root, members
+
+
+def places_of(archive: zipfile.ZipFile, handle: BinaryIO, start: str) -> dict:
+    """(offset, bytes) of the members whose names begin so.
+
+    Raises:
+      CheckpointError: one reaches into what follows it.
+      zipfile.BadZipFile: what stands before one is not what the directory says.
+    """
+    begins = sorted([*(info.header_offset for info in archive.infolist()), archive.start_dir])
+    places = {}
+    for info in archive.infolist():
+        if not info.filename.startswith(start):
+            continue
+        archive.open(info).close()  # holds its own header against the directory
+        # The local header's name and extra field may be longer than the directory's.
+        handle.seek(info.header_offset)
+        name_size, extra_size = struct.unpack("<HH", handle.read(30)[26:])
+        begin = info.header_offset + 30 + name_size + extra_size
+        if begin + info.file_size > begins[bisect.bisect_right(begins, info.header_offset)]:
+            raise CheckpointError(f"its member {brief(info.filename)} overlaps another; PyTorch did not write it")
+        places[info.filename] = (begin, info.file_size)
+    return places
 
 
 def read_old(handle: BinaryIO, size: int) -> tuple[Any, dict]:
@@ -386,7 +469,7 @@ def read_old(handle: BinaryIO, size: int) -> tuple[Any, dict]:
         def persistent_load(self, pid: Any) -> Storage:
             storage = super().persistent_load(pid)
             if storages.setdefault(storage.key, storage) != storage:
-                raise ValueError(f"storage {storage.key[:40]} is told of in two ways")
+                raise ValueError(f"storage {brief(storage.key)} is told of in two ways")
             return storage
 
     state = Noting(file).load()
@@ -395,10 +478,10 @@ def read_old(handle: BinaryIO, size: int) -> tuple[Any, dict]:
         raise ValueError("expected a list of storages")
     for key in map(str, map(checked_key, keys)):
         count = struct.unpack("<q", handle.read(8))[0]
-        if key not in storages or count != storages[key].numbers:
-            raise CheckpointError(f"storage {key[:40]} has {count} numbers, its tensors tell of another size")
+        if key in places or key not in storages or count != storages[key].numbers:
+            raise CheckpointError(f"storage {brief(key)} has {count} numbers, its tensors tell of another size")
         length = count * storages[key].dtype.itemsize
         places[key] = (handle.tell(), length)
         if handle.seek(length, io.SEEK_CUR) > size:
-            raise CheckpointError(f"storage {key[:40]} is cut off")
+            raise CheckpointError(f"storage {brief(key)} is cut off")
     return state, places

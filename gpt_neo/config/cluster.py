@@ -67,6 +67,8 @@ def cluster_of(environment: Mapping[str, str]) -> Optional[Cluster]:
     try:
         value: Any = json.loads(text)
         jobs, own = value.get("cluster", {}), value.get("task", {})
+        if not isinstance(own, dict) or not all(isinstance(addresses, list) for addresses in jobs.values()):
+            raise TypeError("its task is an object, and each job of its cluster a list")
         tasks = [Task(job, i, str(a)) for job in JOBS for i, a in enumerate(jobs.get(job, []))]
         unknown = sorted(set(jobs) - set(JOBS))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -77,7 +79,7 @@ def cluster_of(environment: Mapping[str, str]) -> Optional[Cluster]:
         raise DeviceError(f"TF_CONFIG has {len(jobs['chief'])} chiefs; expected one, or workers only")
     for task in tasks:
         host, _, port = task.address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdecimal():
             raise DeviceError(f"TF_CONFIG has {task.job} {task.index} at {task.address!r}; expected host:port")
     if len(tasks) < 2:
         return None

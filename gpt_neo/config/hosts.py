@@ -56,14 +56,14 @@ def place_of(
             raise ConfigError(f"{FLAGS} go together; {missing[0]} is missing")
         assert coordinator is not None and hosts is not None and rank is not None
         name, _, port = coordinator.rpartition(":")
-        if not name or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        if not name or not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise ConfigError(f"--coordinator {coordinator!r}: expected HOST:PORT of the host of rank 0")
         if not 0 <= rank < hosts:
             raise ConfigError(f"--rank {rank}: with --hosts {hosts} it is one of 0 to {hosts - 1}")
         return Place(hosts, rank, coordinator) if hosts > 1 else None
     for count, number, local in SCHEDULERS:
         found = [environment.get(name, "") for name in (count, number)]
-        if all(text.isdigit() for text in found) and int(found[0]) > 1:
+        if all(text.isdecimal() for text in found) and int(found[0]) > 1:
             return Place(int(found[0]), int(found[1]), None, alone_on_machine(environment, local))
     return Place() if platform == "tpu" else None
 

@@ -195,6 +195,9 @@ def test_clusters():
     [
         ({"TF_CONFIG": "{"}, "no JSON object"),
         ({"TF_CONFIG": "[1]"}, "no JSON object"),
+        ({"TF_CONFIG": '{"cluster": {"chief": ["a:1"], "worker": ["b:2"]}, "task": ["a:1"]}'}, "its task is an object"),
+        ({"TF_CONFIG": '{"cluster": {"worker": "ab"}, "task": {}}'}, "each job of its cluster a list"),
+        ({"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:²"]}, "task": {}}'}, "expected host:port"),
         (config_of({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, type="worker", index=0), "has the job 'ps'"),
         (config_of({"chief": ["a:1", "b:1"]}, type="chief", index=0), "has 2 chiefs"),
         (config_of({"worker": ["a:1", "b"]}, type="worker", index=0), "worker 1 at 'b'; expected host:port"),
