@@ -73,7 +73,7 @@ def row_of(case: tuple, report: dict) -> str:
         return f"| {config} | {slice_} | {place} | DOES NOT FIT | {used} | | | | |"
     sent = sum(found["bytes"] * (2 if kind == "all_reduce" else 1) for kind, found in report["collectives"].items())
     held = report["weights_bytes"] + report["slots_bytes"]
-    pace, links = "no estimate |", report["link_seconds"]
+    pace, links = f"no estimate; products at least {report['least_seconds']:.2f} s |", report["link_seconds"]
     if report["seconds"]:
         seconds, use = report["seconds"], report["utilisation"]
         pace = f"{seconds:.2f} s | {use:.0%}, {use * seconds / (seconds + links):.0%}"
