@@ -40,6 +40,9 @@ CASES = [
     ("gpt3_125M", "v4-8", ["mesh_shape=x:4"]),
     ("gpt3_125M", "v5e-8", []),
     ("gpt3_125M", "v5p-8", ["mesh_shape=x:4"]),
+    ("gpt3_1-3B", "v4-256", ["mesh_shape=x:64,y:2"]),
+    ("gpt3_1-3B", "v5e-256", []),
+    ("gpt3_1-3B", "v6e-256", []),
 ]
 
 
