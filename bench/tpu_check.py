@@ -40,6 +40,9 @@ CASES = [
     ("gpt3_125M", "v4-8", ["mesh_shape=x:4"]),
     ("gpt3_125M", "v5e-8", []),
     ("gpt3_125M", "v5p-8", ["mesh_shape=x:4"]),
+    ("gpt3_1-3B", "v4-256", ["mesh_shape=x:64,y:2"]),
+    ("gpt3_1-3B", "v5e-256", []),
+    ("gpt3_1-3B", "v6e-256", []),
 ]
 
 
@@ -73,7 +76,7 @@ def row_of(case: tuple, report: dict) -> str:
         return f"| {config} | {slice_} | {place} | DOES NOT FIT | {used} | | | | |"
     sent = sum(found["bytes"] * (2 if kind == "all_reduce" else 1) for kind, found in report["collectives"].items())
     held = report["weights_bytes"] + report["slots_bytes"]
-    pace, links = "no estimate |", report["link_seconds"]
+    pace, links = f"no estimate; products at least {report['least_seconds']:.2f} s |", report["link_seconds"]
     if report["seconds"]:
         seconds, use = report["seconds"], report["utilisation"]
         pace = f"{seconds:.2f} s | {use:.0%}, {use * seconds / (seconds + links):.0%}"

@@ -110,8 +110,9 @@ def splash(shape: tuple, window: int, interpret: bool) -> Both:
 
     def forward(*qkv: Any) -> tuple:
         out, (log_sum,) = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in qkv))
-        # The kernel makes 128 columns of each number: the compiler would keep these and take one of them later.
-        return out.swapaxes(1, 2), jax.lax.optimization_barrier(log_sum)
+        # The kernel makes 128 columns of each sum, and fills up each head's features: without a barrier the compiler
+        # keeps more of that for the gradient.
+        return jax.lax.optimization_barrier((out.swapaxes(1, 2), log_sum))
 
     def gradients(q: Any, k: Any, v: Any, out: Any, log_sum: Any, gradient: Any) -> tuple:
         residuals = (q, k, v, *absent, out, log_sum, kernel.dq_mask_info, kernel.dkv_mask_info)
