@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Optional
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 CLONE = os.path.dirname(PACKAGE)
@@ -51,3 +52,13 @@ def is_running(pid: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
+
+
+def available_memory() -> Optional[int]:
+    """Bytes that programs can still take; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as handle:
+            found = re.search(r"MemAvailable:\s+(\d+) kB", handle.read())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

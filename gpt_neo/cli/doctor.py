@@ -25,7 +25,7 @@ from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import GptNeoError, counted
 from gpt_neo.storage import scheme_of
-from gpt_neo.system import cores, how_to_install, shipped
+from gpt_neo.system import available_memory, cores, how_to_install, shipped
 
 CONSTRAINTS = shipped("constraints.txt")
 LITTLE_DISK = 1 << 30  # bytes; less is called wrong where no config says how much is needed
@@ -166,16 +166,6 @@ def memory_line(run: Optional[RunConfig]) -> Line:
         else ""
     )
     return Line("memory", f"{text}; training {run.name} on one device takes about {size_text(need)}", advice)
-
-
-def available_memory() -> Optional[int]:
-    """Bytes that programs can still take; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as handle:
-            found = re.search(r"MemAvailable:\s+(\d+) kB", handle.read())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 def disk_line(folder: str, run: Optional[RunConfig]) -> Line:

@@ -171,11 +171,17 @@ def add_saver(keep: int) -> Any:
     return saver
 
 
-def saver_hook(setup: TrainingSetup, saver: RunSaver, listeners: list, spikes: Optional[SpikeHook] = None) -> Any:
+def saver_hook(
+    setup: TrainingSetup,
+    saver: RunSaver,
+    listeners: list,
+    spikes: Optional[SpikeHook] = None,
+    kind: type[SaveHook] = SaveHook,
+) -> Any:
     """A hook that writes checkpoints and their records.
 
     Args:
-      listeners: called around a save, before the record is written.
+      listeners: called around a save, before the record is written. kind: of hook.
     """
     run, tokenizer = setup.run, tokenizer_reference(setup.run)
 
@@ -186,7 +192,7 @@ def saver_hook(setup: TrainingSetup, saver: RunSaver, listeners: list, spikes: O
     listeners = [*listeners, RecordListener(setup.folder, record, saver)]
     if setup.at_checkpoint is not None:
         listeners.append(AfterSave(setup.at_checkpoint))
-    return SaveHook(setup.folder, saver, listeners, setup.steps_per_checkpoint, setup.save_minutes, setup.watch.time)
+    return kind(setup.folder, saver, listeners, setup.steps_per_checkpoint, setup.save_minutes, setup.watch.time)
 
 
 def eval_spec(features: dict, placement: Any, setup: TrainingSetup) -> Any:

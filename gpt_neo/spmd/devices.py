@@ -97,6 +97,19 @@ class Devices:
         """Have each host write its part of a checkpoint, to be merged. Returns the paths of the parts."""
         return [part for reply, _ in self.ask("write", path=path, step=step) for part in reply["parts"]]
 
+    def hold(self, path: str, step: int) -> None:
+        """Have each host take what its part of a checkpoint has, and write it while the devices go on."""
+        self.ask("hold", path=path, step=step)
+
+    def written(self) -> Optional[list[str]]:
+        """Paths of the parts that `hold` began; None while one is being written. Any thread may ask.
+
+        Raises:
+          CheckpointError, DeviceError: one cannot be.
+        """
+        answers = [reply["parts"] for reply, _ in self.ask("written")]
+        return None if None in answers else [part for parts in answers for part in parts]
+
     def trace(self, folder: Optional[str]) -> None:
         """Begin a trace of what the devices of all hosts do, or with None end it."""
         self.ask("trace", folder=folder, perfetto=folder is not None and not files.is_remote(folder))

@@ -24,7 +24,7 @@ from gpt_neo.errors import CheckpointError, DeviceError, GptNeoError
 from gpt_neo.runtime.cluster import LOST
 from gpt_neo.runtime.watch import SIGNALS
 from gpt_neo.spmd.messages import receive, send
-from gpt_neo.spmd.parts import restore_parts, write_parts
+from gpt_neo.spmd.parts import Writing, has_room, restore_parts, write_parts
 from gpt_neo.spmd.process import Worker, WorkerLost
 
 IDLE, EVERY, TIMES = 10, 5, 4  # seconds without a word, between questions, and their number, after which a host is gone
@@ -58,6 +58,7 @@ class Host:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.programs: dict[int, tuple[dict, list[int]]] = {}
+        self.written: Callable[[], Optional[list[str]]] = list  # parts that are written, once they are
 
     def ask(self, header: Mapping, arrays: Mapping[str, Any]) -> tuple[dict, dict]:
         """Do what a message asks for.
@@ -68,19 +69,31 @@ class Host:
         """
         if header["do"] == "sees":
             return {"sees": os.path.exists(header["path"])}, {}
-        if header["do"] in ("restore", "write"):
-            description, cores = self.programs[header["program"]]
-
-            def ask(do: str, given: Mapping[str, Any], **more: Any) -> dict:
-                return self.worker.ask({"do": do, "program": header["program"], **more}, given)[1]
-
-            if header["do"] == "restore":
-                return {"notes": restore_parts(ask, description, cores, header["path"])}, {}
-            return {"parts": write_parts(ask, description, cores, header["path"], header["step"])}, {}
+        if header["do"] == "written":
+            return {"parts": self.written()}, {}
+        if header["do"] in ("restore", "write", "hold"):
+            return self.checkpoint(header), {}
         reply, results = self.worker.ask(header, arrays)
         if header["do"] == "load":
             self.programs[header["program"]] = header["description"], reply["cores"]
         return reply, results
+
+    def checkpoint(self, header: Mapping) -> dict:
+        """Restore or write one; `hold` returns once the devices have given their slices, where memory takes them."""
+        description, cores = self.programs[header["program"]]
+
+        def ask(do: str, given: Mapping[str, Any], **more: Any) -> dict:
+            return self.worker.ask({"do": do, "program": header["program"], **more}, given)[1]
+
+        if header["do"] == "restore":
+            return {"notes": restore_parts(ask, description, cores, header["path"])}
+        given = ask, description, cores, header["path"], header["step"]
+        if header["do"] == "hold" and has_room(description, cores):
+            self.written = Writing(*given).parts
+            return {}
+        parts = write_parts(*given)
+        self.written = lambda: parts
+        return {"parts": parts}
 
 
 class Link:
@@ -155,6 +168,7 @@ class Hosts:
         self.missed = threading.Event()  # one is
         self.failure: Optional[DeviceError] = None  # what another host said
         self.over = self.killed = False
+        self.asking = threading.Lock()  # a checkpoint is written by a thread of its own
 
     def ask_each(self, header: Mapping, arrays: Sequence[Mapping[str, Any]]) -> list[tuple[dict, dict]]:
         """Ask all for the same, each with its own arrays. Returns their answers.
@@ -162,6 +176,11 @@ class Hosts:
         Raises:
           DeviceError: some devices refuse. HostLost: one is gone. CheckpointError: this host cannot read or write it.
         """
+        with self.asking:
+            return self.asked(header, arrays)
+
+    def asked(self, header: Mapping, arrays: Sequence[Mapping[str, Any]]) -> list[tuple[dict, dict]]:
+        """As `ask_each`, one at a time."""
         try:
             for link, given in zip(self.links, arrays[1:]):
                 link.send(header, given)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import graph_reason, tf
 from gpt_neo.spmd.messages import np_dtype
 from gpt_neo.spmd.slices import Spans, cut, holders, part_key
+from gpt_neo.system import available_memory
 
 Ask = Callable[..., dict]  # ("put" or "get", arrays, **header) of the worker's program -> arrays
 
@@ -51,8 +54,7 @@ def restore_parts(ask: Ask, description: Mapping, cores: list[int], path: str) -
 
 
 def write_parts(ask: Ask, description: Mapping, cores: list[int], path: str, step: int) -> list[str]:
-    """Write the slices that are a host's own, a gigabyte at a time, beside those of the others. The host of core 0 has
-    the step too.
+    """Write the slices that are a host's own, a gigabyte at a time, beside those of the others.
 
     Returns:
       paths of the parts, which TensorFlow's saver merges.
@@ -60,18 +62,63 @@ def write_parts(ask: Ask, description: Mapping, cores: list[int], path: str, ste
     Raises:
       CheckpointError: they cannot be written.
     """
-    written: list[str] = []
+    written = []
+    for part, tensors in parts_of(ask, description, cores, path, step):
+        save_tensors(part, tensors)
+        written.append(part)
+    return written
+
+
+class Writing:
+    """The slices that are a host's own, taken from its devices at once and written by a thread while these go on.
+
+    Raises:
+      what `ask` raises.
+    """
+
+    def __init__(self, ask: Ask, description: Mapping, cores: list[int], path: str, step: int) -> None:
+        self.held = list(parts_of(ask, description, cores, path, step))
+        self.failure: Optional[CheckpointError] = None
+        self.thread = threading.Thread(target=self.write)
+        self.thread.start()
+
+    def write(self) -> None:
+        """The thread."""
+        try:
+            for part, tensors in self.held:
+                save_tensors(part, tensors)
+        except CheckpointError as error:
+            self.failure = error
+
+    def parts(self) -> Optional[list[str]]:
+        """Paths of the parts; None while they are being written.
+
+        Raises:
+          CheckpointError: they cannot be.
+        """
+        if self.thread.is_alive():
+            return None
+        if self.failure:
+            raise self.failure
+        return [part for part, _ in self.held]
+
+
+def has_room(description: Mapping, cores: list[int]) -> bool:
+    """Whether this machine's memory takes the slices that are a host's own, with a quarter to spare."""
+    size = sum(size_of(description, name, spans) for group in groups(description, cores) for name, spans, _ in group)
+    return 1.25 * size < (available_memory() or 0)
+
+
+def parts_of(ask: Ask, description: Mapping, cores: list[int], path: str, step: int) -> Iterator[tuple[str, list]]:
+    """Path and tensors of every part that a host writes. The host of core 0 has the step too."""
     for number, group in enumerate(groups(description, cores)):
-        part = f"{path}_temp/part-{cores[0]:05d}-{number:05d}"
         values = ask("get", {}, parts=[part_key(core, name) for name, _, core in group])
         tensors = [
             (name, spec_of(description, name, spans), values[part_key(core, name)]) for name, spans, core in group
         ]
-        if not written and cores[0] == 0:
+        if number == 0 and cores[0] == 0:
             tensors.append((STEP, "", np.array(step, np.int64)))
-        save_tensors(part, tensors)
-        written.append(part)
-    return written
+        yield f"{path}_temp/part-{cores[0]:05d}-{number:05d}", tensors
 
 
 def groups(description: Mapping, cores: list[int]) -> Iterator[list]:
@@ -82,12 +129,11 @@ def groups(description: Mapping, cores: list[int]) -> Iterator[list]:
     group: list = []
     held = turn = 0
     for name in sorted(description["variables"]):
-        size = np_dtype(description["variables"][name]["dtype"]).itemsize
         for spans, same in holders(description, name, range(description["cores"])).items():
             core, turn = same[turn % len(same)], turn + 1
             if core not in cores:
                 continue
-            count = int(np.prod([end - first for first, end in spans], dtype=np.int64)) * size
+            count = size_of(description, name, spans)
             if group and held + count > AT_ONCE:
                 yield group
                 group, held = [], 0
@@ -95,6 +141,12 @@ def groups(description: Mapping, cores: list[int]) -> Iterator[list]:
             held += count
     if group or cores[0] == 0:
         yield group
+
+
+def size_of(description: Mapping, name: str, spans: Spans) -> int:
+    """Bytes of a slice."""
+    count = math.prod(end - first for first, end in spans)
+    return count * np_dtype(description["variables"][name]["dtype"]).itemsize
 
 
 def spec_of(description: Mapping, name: str, spans: Spans) -> str:
@@ -113,9 +165,14 @@ def save_tensors(path: str, tensors: list[tuple]) -> None:
     """
     names, slices, arrays = zip(*tensors)
     try:
-        with tf.Graph().as_default(), tf.Session() as session:
+        with tf.Graph().as_default() as graph, own_session(graph) as session:
             fed = [tf.placeholder(array.dtype, array.shape) for array in arrays]
             save = tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=slices, tensors=fed)
             session.run(save, dict(zip(fed, arrays)))
     except tf.errors.OpError as error:
         raise CheckpointError(f"{os.path.dirname(path)}: cannot be written: {graph_reason(error)}") from error
+
+
+def own_session(graph: tf.Graph) -> tf.Session:
+    """A session with threads of its own: those that all share may wait for a step of the devices."""
+    return tf.Session(graph=graph, config=tf.ConfigProto(use_per_session_threads=True, inter_op_parallelism_threads=1))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 
 from gpt_neo.checkpoint.fit import AT_ONCE, STEP
-from gpt_neo.checkpoint.saver import RunSaver, keeping
+from gpt_neo.checkpoint.saver import RunSaver, keeping, unwritten, writing_to
+from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.hooks import SaveHook
 from gpt_neo.spmd.messages import np_dtype
-from gpt_neo.spmd.parts import fit_program
+from gpt_neo.spmd.parts import fit_program, own_session
+
+LOOK = 0.1  # seconds between looks whether all parts are written
 
 
 class DeviceSaver(RunSaver):
@@ -83,10 +89,23 @@ class DeviceSaver(RunSaver):
         def write(path: bytes, step: np.ndarray) -> np.ndarray:
             return np.array(self.noting(lambda: self.devices.write(path.decode(), int(step))), object)
 
-        parts = tf.numpy_function(write, [path, self.counter], tf.string)
-        merge = tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True)
-        with tf.control_dependencies([merge]):
-            return tf.identity(path, "checkpoint_written")
+        return merge(path, tf.numpy_function(write, [path, self.counter], tf.string))
+
+    def held_session(self) -> tf.Session:
+        """A session that `save` takes in the place of the run's, once what is held is written: it merges the parts."""
+        parts = self.finished()
+        with tf.Graph().as_default() as graph:
+            path = tf.placeholder_with_default("model", [], name=self.saver_def.filename_tensor_name.partition(":")[0])
+            merge(path, tf.constant(parts), self.saver_def.save_tensor_name.partition(":")[0])
+        return own_session(graph)
+
+    def finished(self) -> list[str]:
+        """The parts that are being written, once all are."""
+        while True:
+            parts = self.devices.written()
+            if parts is not None:
+                return parts
+            time.sleep(LOOK)
 
     def groups(self) -> Iterator[dict]:
         """Names and types of variables that are written at once."""
@@ -123,3 +142,70 @@ class DeviceSaver(RunSaver):
     def save(self, sess: Any, save_path: str, global_step: Any = None, *args: Any, **options: Any) -> Any:
         """As the runtime's, without the graph beside it: it cannot be loaded without the devices."""
         return super().save(sess, save_path, global_step, *args, **{**options, "write_meta_graph": False})
+
+
+def merge(path: Any, parts: Any, name: str = "checkpoint_written") -> Any:
+    """The path of a checkpoint, a string scalar, once its parts are one."""
+    done = tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True)
+    with tf.control_dependencies([done]):
+        return tf.identity(path, name)
+
+
+class SaveBeside(SaveHook):
+    """Writes checkpoints while training goes on: it waits for the devices to give their slices, and before the next
+    checkpoint, or the end, for the last one to be on the disk."""
+
+    thread: Optional[threading.Thread] = None
+    failure: Optional[BaseException] = None
+
+    def _save(self, session: tf.Session, step: int) -> Optional[bool]:
+        """Begin to save."""
+        self.settle()
+        path, saver = f"{self._save_path}-{step}", self._get_saver()
+        if os.path.basename(path) == saver.restored:
+            return super()._save(session, step)
+        with self.spent.spending("saves"), writing_to(path):
+            saver.devices.hold(path, step)
+        self.thread = threading.Thread(target=self.finish, args=(step,))
+        self.thread.start()
+        return None
+
+    def finish(self, step: int) -> None:
+        """The thread: all of a save but what it needs of the devices."""
+        try:
+            with self.merging(step) as session:
+                tf.train.CheckpointSaverHook._save(self, session, step)
+        except BaseException as error:  # of whatever type: it is raised where the run hears of it
+            self.failure = error
+
+    def merging(self, step: int) -> tf.Session:
+        """See `DeviceSaver.held_session`.
+
+        Raises:
+          CheckpointError: a part cannot be written; nothing is lost.
+        """
+        try:
+            return self._get_saver().held_session()
+        except CheckpointError as error:
+            raise unwritten(f"{self._save_path}-{step}", error.__cause__ or error) from error  # type: ignore[arg-type]
+
+    def settle(self) -> None:
+        """Wait for the last one. Raises: what it failed with."""
+        if self.thread is not None:
+            with self.spent.spending("saves"):
+                self.thread.join()
+            self.thread = None
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+    def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
+        """Tell of a failure as soon as it is known."""
+        if self.thread is not None and not self.thread.is_alive():
+            self.settle()
+        super().after_run(run_context, run_values)
+
+    def end(self, session: tf.Session) -> None:
+        """The last one is waited for."""
+        super().end(session)
+        self.settle()

@@ -6,6 +6,7 @@ and slots are on the devices; they are read when a checkpoint is written.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar
@@ -19,7 +20,7 @@ from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.goodput import Goodput
-from gpt_neo.runtime.hooks import Progress
+from gpt_neo.runtime.hooks import Progress, SaveHook
 from gpt_neo.runtime.mesh import whole_mesh
 from gpt_neo.runtime.model_fn import TrainingSetup, progress_hook, saver_hook, session_spec
 from gpt_neo.runtime.profile import Profile, parse_span
@@ -30,7 +31,7 @@ from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.hosts import check_shared
 from gpt_neo.spmd.parts import fit_program
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
-from gpt_neo.spmd.saver import DeviceSaver
+from gpt_neo.spmd.saver import DeviceSaver, SaveBeside
 from gpt_neo.storage import tensorflow as files
 
 Result = TypeVar("Result")
@@ -56,6 +57,7 @@ class DeviceTraining:
         self.run, self.start, self.tell, self.attention = run, start, tell, attention
         self.plan = whole_mesh(run.mesh)
         self.devices: Any = None
+        self.saves: Optional[SaveHook] = None
         self.failure: Optional[GptNeoError] = None
 
     def train(
@@ -91,7 +93,7 @@ class DeviceTraining:
             function=lambda setup: lambda features, labels, mode, params: self.train_spec(features, setup),
         )
         try:
-            return runtime.train(estimator, self.run, self.plan, folder, self.tell, watch)
+            return runtime.train(Settled(estimator, self), self.run, self.plan, folder, self.tell, watch)
         except (tf.errors.OpError, GptNeoError):
             if self.failure is not None:  # what TensorFlow makes of it names a node of the graph
                 raise self.failure from None
@@ -111,12 +113,14 @@ class DeviceTraining:
         saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell, self.noting)
         tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
         step = self.step(batch, setup.watch.time)
+        # What is done with a checkpoint before the next step waits for it.
+        self.saves = saver_hook(setup, saver, [], kind=SaveHook if setup.at_checkpoint else SaveBeside)
         hooks = [
             StartHook(self.devices, saver, setup.watch.time),
             *setup.profile_hooks(),
             progress_hook(step, setup),
             WatchHook(setup.watch),
-            saver_hook(setup, saver, []),
+            self.saves,
         ]
         return session_spec(step, hooks)
 
@@ -191,6 +195,23 @@ class DeviceTraining:
         """Let go of the devices."""
         if self.devices is not None:
             self.devices.close()
+
+
+class Settled:
+    """An estimator whose training ends once the last checkpoint is written, also where an error ends it."""
+
+    def __init__(self, estimator: Any, training: DeviceTraining) -> None:
+        self.estimator, self.training = estimator, training
+
+    def train(self, *args: Any, **options: Any) -> None:
+        """As the estimator's."""
+        try:
+            self.estimator.train(*args, **options)
+        except BaseException:
+            if isinstance(self.training.saves, SaveBeside):
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    self.training.saves.settle()
+            raise
 
 
 class StartHook(tf.estimator.SessionRunHook):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -173,14 +174,31 @@ hosts.Devices = Slow
     assert status == 130 and "stopped   by SIGINT: before the first step" in text and "Traceback" not in text
 
 
-def test_a_kill_costs_what_came_after_the_last_checkpoint(world, server, whole):
-    path = world.config("spmd_killed", train_steps=8)
-    more = "FakeDevices.act = lambda self, step, fake: step == 7 and os.kill(os.getpid(), 9)"
+KILL = """
+import time
+def kill(step, fake):
+    if step == 7:
+        while {wait} and not os.path.exists(fake.path + ".index"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), 9)
+FakeDevices.act = staticmethod(kill)
+"""
+NEVER_WRITTEN = """
+written = FakeDevices.written
+FakeDevices.written = lambda self: None if self.step_held == 6 else written(self)
+"""
+
+
+@pytest.mark.parametrize("more, left", [(KILL.format(wait=True), 6), (KILL.format(wait=False) + NEVER_WRITTEN, 3)])
+def test_a_kill_costs_what_came_after_the_last_checkpoint(world, server, whole, more, left):
+    """Of one that is being written while the run goes on, the one before it is the last."""
+    path = world.config(f"spmd_killed_{left}", train_steps=8)
     status, text = server.run("--model", path, "--steps_per_checkpoint", 3, before=FAKED.format(more=more))
-    assert status == -signal.SIGKILL and steps_in(folder_of(path)) == [0, 3, 6], text
+    assert status == -signal.SIGKILL and steps_in(folder_of(path)) == list(range(0, left + 1, 3)), text
     status, text = server.run("--model", path, before=FAKED.format(more=""))
-    assert status == 0 and "steps 6 to 8" in text and "that process is gone" in text
+    assert status == 0 and f"steps {left} to 8" in text and "that process is gone" in text
     assert values_of(folder_of(path), 8) == whole
+    assert not [name for name in os.listdir(folder_of(path)) if "temp" in name]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +245,36 @@ def test_devices_that_fail_in_a_save_cost_no_checkpoint(world, spmd, monkeypatch
     status, text = spmd("--model", path, "--steps_per_checkpoint", 2)
     assert status == 2 and text.endswith("error: the JAX process ended: killed\n") and "Traceback" not in text, text
     assert steps_in(folder) == [0, 2] and not [name for name in os.listdir(folder) if "temp" in name]
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(world, spmd, monkeypatch):
+    """The next checkpoint, and the end, wait for it; what an error interrupts is written, too."""
+    path, seen = world.config("spmd_beside", train_steps=8), []
+    written, lasting = FakeDevices.written, []
+
+    def slowly(self):
+        if self.step_held == 3 and len(lasting) < 3:  # until the steps up to the next checkpoint are done
+            lasting.append(len(seen) >= 6)
+            return None if not lasting[-1] else written(self)
+        return written(self)
+
+    monkeypatch.setattr(FakeDevices, "written", slowly)
+    monkeypatch.setattr(
+        FakeDevices, "act", staticmethod(lambda step, fake: seen.append((step, steps_in(folder_of(path)))))
+    )
+    assert spmd("--model", path, "--steps_per_checkpoint", 3)[0] == 0
+    assert (4, [0]) in seen and steps_in(folder_of(path)) == [0, 3, 6, 8]
+
+    failing = world.config("spmd_beside_failing", train_steps=8)
+
+    def fail(step, fake):
+        if step == 3:
+            raise DeviceError("the JAX process ended: killed")
+
+    monkeypatch.setattr(FakeDevices, "written", lambda self: time.sleep(0.3) or written(self))
+    monkeypatch.setattr(FakeDevices, "act", staticmethod(fail))
+    assert spmd("--model", failing, "--steps_per_checkpoint", 3)[0] == 2
+    assert steps_in(folder_of(failing)) == [0, 3]
 
 
 def test_a_full_disk_names_the_path_and_costs_nothing(world, server):
