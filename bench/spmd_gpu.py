@@ -127,10 +127,11 @@ class Recorder:
         self.arrays: dict[str, Any] = {}
         self.steps = 0
 
-    def put(self, name: str, whole: np.ndarray) -> None:
-        """As `Devices.put`."""
-        self.arrays[f"put/{name}"] = whole
-        self.devices.put(name, whole)
+    def restore(self, path: str) -> list:
+        """As `Devices.restore`."""
+        notes = self.devices.restore(path)
+        self.arrays |= {f"put/{name}": self.devices.get(name) for name in self.program.description["variables"]}
+        return notes
 
     def step(self, given: dict) -> dict:
         """As `Devices.step`. What is given may change afterwards."""
@@ -170,7 +171,7 @@ def check(folder: Path) -> int:
     each, and drawn ids are the same."""
     worker = load_worker()
     given = np.load(folder / "oracle.npz")
-    runner = worker.Runner(str(folder / "oracle.mlir"), json.loads((folder / "oracle.json").read_text()))
+    runner = Whole(worker, folder / "oracle", json.loads((folder / "oracle.json").read_text()))
     names = list(runner.description["variables"])
     for name in names:
         runner.put(name, given[f"before/{name}"])
@@ -201,7 +202,7 @@ def check(folder: Path) -> int:
 def check_sampling(folder: Path, worker: Any) -> tuple[int, int]:
     """Ids drawn on the device, and how many of them are others than those recorded."""
     given = np.load(folder / "sampling.npz")
-    runner = worker.Runner(str(folder / "sampling.mlir"), json.loads((folder / "sampling.json").read_text()))
+    runner = Whole(worker, folder / "sampling", json.loads((folder / "sampling.json").read_text()))
     for key in given.files:
         if key.startswith("put/"):
             runner.put(key[len("put/") :], given[key])
@@ -224,6 +225,35 @@ def load_worker() -> Any:
     return worker
 
 
+class Whole:
+    """A program on the devices of this machine, given and giving whole variables."""
+
+    def __init__(self, worker: Any, prefix: Any, description: dict) -> None:
+        import slices  # beside worker.py
+
+        self.worker, self.places, self.description = worker, slices, description
+        self.runner = worker.Runner(Path(f"{prefix}.mlir").read_text(encoding="utf-8"), description)
+        self.step, self.devices = self.runner.step, self.runner.devices
+
+    def keys_of(self, name: str) -> dict:
+        """The different slices of a variable, each with its key."""
+        found = self.places.holders(self.description, name, self.runner.cores).items()
+        return {spans: self.places.part_key(same[0], name) for spans, same in found}
+
+    def put(self, name: str, whole: np.ndarray) -> None:
+        """Give the devices their slices of a variable."""
+        self.runner.put({key: self.places.cut(whole, spans) for spans, key in self.keys_of(name).items()})
+
+    def get(self, name: str) -> np.ndarray:
+        """A whole variable."""
+        about, keys = self.description["variables"][name], self.keys_of(name)
+        whole = np.zeros(about["shape"], self.worker.messages.np_dtype(about["dtype"]))
+        parts = self.runner.get(list(keys.values()))
+        for spans, key in keys.items():
+            self.places.cut(whole, spans)[...] = parts[key]
+        return whole
+
+
 def tokens_of(about: dict) -> np.ndarray:
     """The same random batch for both sides, [batch, n_ctx + 1]."""
     shape = about["batch"], about["n_ctx"] + 1
@@ -233,7 +263,7 @@ def tokens_of(about: dict) -> np.ndarray:
 def ours(prefix: str, description: dict) -> dict:
     """Train with the exported program, from random weights."""
     worker, about = load_worker(), description["bench"]
-    runner = worker.Runner(f"{prefix}.mlir", description)
+    runner = Whole(worker, prefix, description)
     noise = np.random.RandomState(0).randn(1 << 22).astype(np.float32) * 0.02
     for name, variable in description["variables"].items():
         shape, dtype = variable["shape"], worker.messages.np_dtype(variable["dtype"])

@@ -99,7 +99,7 @@ class Devices:
 
     def hold(self, path: str, step: int) -> None:
         """Have each host take what its part of a checkpoint has, and write it while the devices go on."""
-        self.ask("hold", path=path, step=step)
+        self.ask("hold", path=path, step=int(step))
 
     def written(self) -> Optional[list[str]]:
         """Paths of the parts that `hold` began; None while one is being written. Any thread may ask.

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 import types
 
 import numpy as np
@@ -12,6 +13,7 @@ from gpt_neo.config.hosts import Place, place_of
 from gpt_neo.errors import CheckpointError, ConfigError, DeviceError
 from gpt_neo.runtime.cluster import LOST
 from gpt_neo.spmd import hosts as module
+from gpt_neo.spmd import parts as module_of_parts
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.hosts import Host, HostLost, Joined, Lead, accept_all, check_shared, connect, lend
 from gpt_neo.spmd.parts import groups, spec_of
@@ -149,7 +151,13 @@ def test_the_chief_gives_each_host_its_slices_and_gets_them_back(group):
     np.testing.assert_array_equal(devices.step({"x": np.zeros(2)})["loss"], [0, 1])
 
 
-def test_a_checkpoint_is_written_and_read_by_all(group, tmp_path):
+@pytest.mark.parametrize("room", [None, 0, 1 << 40])
+def test_a_checkpoint_is_written_and_read_by_all(group, tmp_path, monkeypatch, room):
+    """At once, or while the devices go on, where memory takes it.
+
+    Args:
+      room: bytes of memory; None writes at once.
+    """
     from gpt_neo.checkpoint.bundle import Bundle
     from gpt_neo.mtf_compat import tf
 
@@ -160,7 +168,15 @@ def test_a_checkpoint_is_written_and_read_by_all(group, tmp_path):
         wholes[name] = np.random.default_rng(1).standard_normal(about["shape"]).astype(np.float32)
         devices.put(name, wholes[name])
     path = str(tmp_path / "model.ckpt-7")
-    parts = devices.write(path, 7)
+    if room is None:
+        parts = devices.write(path, 7)
+    else:
+        monkeypatch.setattr(module_of_parts, "available_memory", lambda: room)
+        devices.hold(path, np.int64(7))  # as a session gives the step
+        for name in wholes:
+            devices.put(name, wholes[name] + 1)  # the next step
+        while (parts := devices.written()) is None:
+            time.sleep(0.01)
     assert len(parts) == 2
     with tf.Graph().as_default(), tf.Session() as session:
         session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path))
