@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -123,19 +124,35 @@ def measure(description: Mapping, hosts: int, folder: str) -> dict:
     }
 
 
+def in_fresh_process(args: argparse.Namespace) -> int:
+    """Export the program, and measure in a process that has none of the memory that this took."""
+    from gpt_neo.config import load_config
+    from gpt_neo.spmd.program import export_train_step
+
+    run = load_config(args.model, [f"{key}={value}" for key, value in MESH.items()])
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(export_train_step(run).description, file)
+        file.flush()
+        words = [*(["--folder", args.folder] if args.folder else []), "--hosts", *map(str, args.hosts)]
+        command = [sys.executable, "-m", "bench.hosts", "--description", file.name, *words]
+        return subprocess.run(command, check=False).returncode
+
+
 def main(argv: Optional[list] = None) -> int:
     """Measure and print."""
     p = argparse.ArgumentParser(prog="python -m bench.hosts", description=__doc__.splitlines()[0])
     p.add_argument("--model", default="configs/gpt3_125M.json")
     p.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4, 8])
     p.add_argument("--folder", help="where checkpoints are written (default: a temporary one)")
+    p.add_argument("--description", help=argparse.SUPPRESS)  # of the program, for a process that has not made it
     args = p.parse_args(argv)
-    from gpt_neo.config import load_config
-    from gpt_neo.spmd.program import export_train_step
-
-    run = load_config(args.model, [f"{key}={value}" for key, value in MESH.items()])
-    description = json.loads(json.dumps(export_train_step(run).description))
-    print(f"{run.name} on 16 devices, mesh {MESH['mesh_shape']}, layout {MESH['layout']}; of a host at most")
+    if not args.description:
+        return in_fresh_process(args)
+    with open(args.description, encoding="utf-8") as handle:
+        description = json.load(handle)
+    print(
+        f"{description['model']} on 16 devices, mesh {MESH['mesh_shape']}, layout {MESH['layout']}; of a host at most"
+    )
     print("hosts   written       in   read from disk       in    memory")
     for hosts in args.hosts:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
