@@ -186,7 +186,7 @@ class ModelConfig:
     recompute_keep: str = key(
         "inputs",
         "What recompute_grad keeps of a block: what goes into it, or the results of its matrix products as well, which "
-        "are then not made again (attention by cuDNN or on TPUs since v4 is). Without recompute_grad all is kept.",
+        "are then not made again. Without recompute_grad all is kept.",
         choices=("inputs", "products"),
     )
     precision: str = key(

@@ -38,7 +38,7 @@ def parse_span(text: str) -> tuple[int, int]:
       ConfigError: it is something else.
     """
     first, _, last = text.partition(":")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise ConfigError(f"--profile {text!r}: expected FROM:TO, two steps, such as 10:12")
     return int(first), int(last)
 
@@ -50,9 +50,10 @@ def session_profile(text: str, folder: str) -> Profile:
     def stop() -> None:
         tf2.profiler.experimental.stop()
         if not files.is_remote(folder):
-            for path in glob.glob(os.path.join(glob.escape(folder), PLACE, "*", "*.xplane.pb")):
-                with gzip.open(path.replace(".xplane.pb", ".trace.json.gz"), "wb") as handle:
-                    handle.write(trace_json(path))
+            # A place is named by its time: the last one is this trace's.
+            path = max(glob.glob(os.path.join(glob.escape(folder), PLACE, "*", "*.xplane.pb")))
+            with gzip.open(path.replace(".xplane.pb", ".trace.json.gz"), "wb") as handle:
+                handle.write(trace_json(path))
 
     return Profile(first, last, folder, tf2.profiler.experimental.start, stop)
 

@@ -108,11 +108,6 @@ class Watch:
         finally:
             self.mark()
 
-    @property
-    def apart_seconds(self) -> float:
-        """So far, spent in `apart`."""
-        return self.time.spent["evaluation"]
-
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask for the end, or end what has not begun. A second SIGTERM changes nothing: the save is under way."""
         if not self.running:

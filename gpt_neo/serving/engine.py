@@ -210,10 +210,10 @@ class Engine:
     def read_one(self) -> None:
         """Read one chunk of a prompt, so that a long one holds up the others only a little: of the one that came first
         among the requests that have the fewest rows past theirs. One of many answers waits for those of one."""
-        past = collections.Counter(row.sequence.request for row in self.rows.values() if not row.reading)
         reading = [row for row in self.rows.values() if row.reading]
         if not reading:
             return
+        past = collections.Counter(row.sequence.request for row in self.rows.values() if not row.reading)
         row = min(reading, key=lambda row: past[row.sequence.request])
         sequence, at = row.sequence, row.position
         chunk = row.tokens[at : at + self.decoder.chunk]

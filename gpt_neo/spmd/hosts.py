@@ -43,7 +43,7 @@ class HostLost(DeviceError):
 class Joined:
     """What this process is among others.
 
-    address: of the chief, candidates as HOST:PORT. token: known to the hosts of this run alone.
+    addresses: of the chief, candidates as HOST:PORT. token: known to the hosts of this run alone.
     """
 
     rank: int
@@ -76,6 +76,8 @@ class Host:
         reply, results = self.worker.ask(header, arrays)
         if header["do"] == "load":
             self.programs[header["program"]] = header["description"], reply["cores"]
+        elif header["do"] == "drop":
+            del self.programs[header["program"]]
         return reply, results
 
     def checkpoint(self, header: Mapping) -> dict:
@@ -313,7 +315,7 @@ def accept_all(
             token, _, rank = hello(connection).partition(" ")
         except OSError:  # nobody yet, or somebody who said nothing
             continue
-        if hmac.compare_digest(token.encode(), joined.token.encode()) and rank.isdigit():
+        if hmac.compare_digest(token.encode(), joined.token.encode()) and rank.isdecimal():
             connection.settimeout(None)
             found[int(rank)] = connection
         else:

@@ -78,6 +78,7 @@ class Writing:
 
     def __init__(self, ask: Ask, description: Mapping, cores: list[int], path: str, step: int) -> None:
         self.held = list(parts_of(ask, description, cores, path, step))
+        self.paths: list[str] = []
         self.failure: Optional[CheckpointError] = None
         self.thread = threading.Thread(target=self.write)
         self.thread.start()
@@ -85,8 +86,10 @@ class Writing:
     def write(self) -> None:
         """The thread."""
         try:
-            for part, tensors in self.held:
+            while self.held:  # what is written is not held on to
+                part, tensors = self.held.pop(0)
                 save_tensors(part, tensors)
+                self.paths.append(part)
         except CheckpointError as error:
             self.failure = error
 
@@ -100,7 +103,7 @@ class Writing:
             return None
         if self.failure:
             raise self.failure
-        return [part for part, _ in self.held]
+        return self.paths
 
 
 def has_room(description: Mapping, cores: list[int]) -> bool:

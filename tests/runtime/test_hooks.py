@@ -79,4 +79,4 @@ def test_evaluation_is_no_training_time(tmp_path, clock):
         if step % 2 == 0:
             with run.apart():
                 clock["now"] += 100
-    assert speeds == [None, 4.0, 4.0, 4.0, 4.0, 4.0] and run.apart_seconds == 300
+    assert speeds == [None, 4.0, 4.0, 4.0, 4.0, 4.0] and run.time.spent["evaluation"] == 300

@@ -54,7 +54,7 @@ def test_what_a_session_does_is_in_the_trace(tmp_path):
     assert len([event for event in events if event.get("name", "").startswith("SessionRun")]) == 2
 
 
-@pytest.mark.parametrize("text", ["3", "0:2", "5:4", "a:b", "-1:2", "1:2:3", ":", "1:"])
+@pytest.mark.parametrize("text", ["3", "0:2", "5:4", "a:b", "-1:2", "1:2:3", ":", "1:", "1:²"])
 def test_steps_that_are_none(text):
     with pytest.raises(ConfigError, match="expected FROM:TO, two steps, such as 10:12"):
         parse_span(text)
