@@ -9,11 +9,11 @@ import sys
 import threading
 from typing import Any, Callable
 
+from gpt_neo.cli.common import told_of_end
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
 from gpt_neo.config.cluster import Cluster, cluster_of
 from gpt_neo.config.devices import parse_devices
-from gpt_neo.errors import GptNeoError
 from gpt_neo.runtime.cluster import Lead, plan_cluster, serve, start_server, wait_for
 
 
@@ -46,17 +46,12 @@ def lead(job: Job, cluster: Cluster, command: Callable[[Job], int]) -> int:
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def run() -> int:
+        plan = plan_cluster(job.run.mesh, cluster, server, devices)
+        return command(dataclasses.replace(job, plan=plan))
+
     with Lead(cluster, server, note, leave, interrupt) as context:
-        try:
-            plan = plan_cluster(job.run.mesh, cluster, server, devices)
-            context.status = command(dataclasses.replace(job, plan=plan))
-        except GptNeoError as error:
-            context.status = error.status
-            raise
-        except KeyboardInterrupt:
-            context.status = 128 + signal.SIGINT
-            raise
-        return context.status
+        return told_of_end(run, context.tell_at_end)
 
 
 def lend(job: Job, cluster: Cluster) -> int:

@@ -33,6 +33,22 @@ def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
         return 130
 
 
+def told_of_end(command: Callable[[], int], tell: Callable[[int], Any]) -> int:
+    """Run a command whose exit status others are to hear, however it ends: `tell` is called with it."""
+    status = 1  # an exception's, as long as nobody says otherwise
+    try:
+        status = command()
+        return status
+    except GptNeoError as error:
+        status = error.status
+        raise
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+        raise
+    finally:
+        tell(status)
+
+
 def open_standard_streams() -> None:
     """Lead what was closed to nowhere, before a file of ours gets its number and what others print."""
     number = os.open(os.devnull, os.O_RDWR)

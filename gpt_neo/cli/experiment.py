@@ -18,7 +18,6 @@ from gpt_neo.cli.options import Sample, SamplingOptions, TrackingOptions, Train
 from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.cli.parser import words_of
 from gpt_neo.config.cluster import cluster_of
-from gpt_neo.config.hosts import place_of
 from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError
 from gpt_neo.system import python_path
@@ -52,8 +51,7 @@ def run_experiment(job: Job, options: Train) -> int:
 def records_it(job: Job, options: Train) -> bool:
     """Whether this machine is the one, of those that train together, that knows how far the run has come."""
     if options.backend.backend == "xla":
-        backend = options.backend
-        place = place_of(backend.coordinator, backend.hosts, backend.rank, backend.platform or "cpu", os.environ)
+        place = options.backend.place()
         return place is None or not place.rank
     cluster = None if job.devices.tpu else cluster_of(os.environ)
     return cluster is None or cluster.is_chief

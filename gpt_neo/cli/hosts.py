@@ -7,11 +7,11 @@ import os
 import signal
 from typing import Callable
 
+from gpt_neo.cli.common import told_of_end
 from gpt_neo.cli.console import note, say
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import BackendOptions
-from gpt_neo.config.hosts import place_of
-from gpt_neo.errors import ConfigError, GptNeoError
+from gpt_neo.errors import ConfigError
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.environment import worker_python
 from gpt_neo.spmd.hosts import Host, Lead, connect, join, lend
@@ -27,8 +27,7 @@ def with_hosts(job: Job, backend: BackendOptions, command: Callable[[Put], int])
     Raises:
       DeviceError: the hosts do not come together, or one is lost.
     """
-    platform = backend.platform or "cpu"
-    place = place_of(backend.coordinator, backend.hosts, backend.rank, platform, os.environ)
+    platform, place = backend.platform or "cpu", backend.place()
     if place is None:  # the environment of JAX is made when a program needs it, if it is not there
         return command(lambda program: Devices(program, worker_python(note, platform), platform))
     cores = math.prod(size for _, size in job.run.mesh.mesh_shape)
@@ -47,7 +46,7 @@ def with_hosts(job: Job, backend: BackendOptions, command: Callable[[Put], int])
     with listener:
         if joined.rank == 0:
             lead = Lead(host, joined, listener, seconds, note, lambda: os.kill(os.getpid(), signal.SIGTERM))
-            return led(lead, command)
+            return told_of_end(lambda: command(lambda program: Devices(program, hosts=lead)), lead.close)
     try:
         connection = connect(joined, seconds)
         say(f"lending   the devices of host {joined.rank} of {joined.hosts} to host 0")
@@ -56,19 +55,3 @@ def with_hosts(job: Job, backend: BackendOptions, command: Callable[[Put], int])
         worker.close()
     say(f"ended     the run of host 0, with status {status}")
     return status
-
-
-def led(lead: Lead, command: Callable[[Put], int]) -> int:
-    """Run a command as the chief; the others end with its status."""
-    status = 1  # an exception's, as long as nobody says otherwise
-    try:
-        status = command(lambda program: Devices(program, hosts=lead))
-        return status
-    except GptNeoError as error:
-        status = error.status
-        raise
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
-        raise
-    finally:
-        lead.close(status)

@@ -6,10 +6,12 @@ Those of the other commands are in `tool_options.py`; `parser.flag` says what a 
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Optional
 
 from gpt_neo.cli.parser import REQUIRED, Options, flag, group
 from gpt_neo.config.devices import parse_devices
+from gpt_neo.config.hosts import Place, place_of
 from gpt_neo.errors import ConfigError
 
 BACKENDS = ("tensorflow", "xla")
@@ -120,6 +122,10 @@ class XlaOptions(Options):
     )
     hosts: Optional[int] = flag(None, "how many machines run this command", low=1, metavar="N")
     rank: Optional[int] = flag(None, "which of them this one is, from 0 on", low=0, metavar="R")
+
+    def place(self) -> Optional[Place]:
+        """Where this process belongs among several; None where it is alone. Raises: ConfigError: as `place_of`."""
+        return place_of(self.coordinator, self.hosts, self.rank, self.platform or "cpu", os.environ)
 
 
 @dataclasses.dataclass(frozen=True)

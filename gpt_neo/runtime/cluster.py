@@ -186,6 +186,10 @@ class Lead:
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
 
+    def tell_at_end(self, status: int) -> None:
+        """What the workers are to end with."""
+        self.status = status
+
     def __enter__(self) -> Lead:
         self.thread.start()
         return self
