@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import os
 import time
 from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import graph_reason, tf
 from gpt_neo.storage import tensorflow as files
 
+Result = TypeVar("Result")
 KEEP_HOURS = 2  # besides the newest ones, one checkpoint per so many hours is kept for ever, as in the legacy program
 ATTEMPTS = 4  # of a save to remote storage, whose own client has tried each request several times
 PAUSE = 10.0  # seconds before the second attempt; doubles
@@ -72,19 +74,12 @@ class RunSaver(tf.train.Saver):
         prefix = f"{save_path}-{int(global_step)}"
         if os.path.basename(prefix) == self.restored:
             return prefix
-        failure: Exception
-        for attempt in range(ATTEMPTS if files.is_remote(save_path) else 1):
-            if attempt:
-                time.sleep(PAUSE * 2 ** (attempt - 1))
-            try:
-                return super().save(sess, save_path, global_step, *args, **options)
-            except (OSError, tf.errors.OpError, ValueError) as error:
-                if not files.is_remote(save_path) and isinstance(error, WORKER_LOST):
-                    raise  # the session is made anew
-                failure = error
-                if not isinstance(error, PASSING):
-                    break
-        raise unwritten(prefix, failure) from failure
+        try:
+            return tried(save_path, functools.partial(super().save, sess, save_path, global_step, *args, **options))
+        except (OSError, tf.errors.OpError, ValueError) as error:
+            if not files.is_remote(save_path) and isinstance(error, WORKER_LOST):
+                raise  # the session is made anew
+            raise unwritten(prefix, error) from error
 
     def _RecordLastCheckpoint(self, latest_save_path: str) -> None:  # noqa: N802  (TensorFlow's name)
         """Called between the write and the state file: what that names is on the disk by then, in the order that a
@@ -100,6 +95,20 @@ class RunSaver(tf.train.Saver):
         if folder and not files.is_remote(folder):
             storage.sync(os.path.join(folder, STATE))
         super()._MaybeDeleteOldCheckpoints(meta_graph_suffix)
+
+
+def tried(path: str, write: Callable[[], Result]) -> Result:
+    """What `write` returns. Remote storage that refuses it for a while is asked again.
+
+    Raises:
+      what the last attempt failed with.
+    """
+    for attempt in range(ATTEMPTS - 1 if files.is_remote(path) else 0):
+        try:
+            return write()
+        except PASSING:
+            time.sleep(PAUSE * 2**attempt)
+    return write()
 
 
 def unwritten(prefix: str, failure: Exception) -> CheckpointError:

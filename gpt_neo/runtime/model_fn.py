@@ -176,12 +176,12 @@ def saver_hook(
     saver: RunSaver,
     listeners: list,
     spikes: Optional[SpikeHook] = None,
-    kind: type[SaveHook] = SaveHook,
+    kind: Callable[..., SaveHook] = SaveHook,
 ) -> Any:
     """A hook that writes checkpoints and their records.
 
     Args:
-      listeners: called around a save, before the record is written. kind: of hook.
+      listeners: called around a save, before the record is written. kind: makes the hook.
     """
     run, tokenizer = setup.run, tokenizer_reference(setup.run)
 

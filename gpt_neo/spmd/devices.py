@@ -93,16 +93,16 @@ class Devices:
         """
         return self.ask("restore", path=path)[0][0]["notes"]
 
-    def write(self, path: str, step: int) -> list[str]:
-        """Have each host write its part of a checkpoint, to be merged. Returns the paths of the parts."""
-        return [part for reply, _ in self.ask("write", path=path, step=step) for part in reply["parts"]]
+    def write(self, path: str, step: int, beside: bool) -> None:
+        """Have each host write its part of a checkpoint.
 
-    def hold(self, path: str, step: int) -> None:
-        """Have each host take what its part of a checkpoint has, and write it while the devices go on."""
-        self.ask("hold", path=path, step=int(step))
+        Args:
+          beside: only take the slices from the devices, and write while these go on.
+        """
+        self.ask("write", path=path, step=step, beside=beside)
 
     def written(self) -> Optional[list[str]]:
-        """Paths of the parts that `hold` began; None while one is being written. Any thread may ask.
+        """Paths of the parts, to be merged; None while one is being written. Any thread may ask.
 
         Raises:
           CheckpointError, DeviceError: one cannot be.

@@ -71,7 +71,7 @@ class Host:
             return {"sees": os.path.exists(header["path"])}, {}
         if header["do"] == "written":
             return {"parts": self.written()}, {}
-        if header["do"] in ("restore", "write", "hold"):
+        if header["do"] in ("restore", "write"):
             return self.checkpoint(header), {}
         reply, results = self.worker.ask(header, arrays)
         if header["do"] == "load":
@@ -81,7 +81,7 @@ class Host:
         return reply, results
 
     def checkpoint(self, header: Mapping) -> dict:
-        """Restore or write one; `hold` returns once the devices have given their slices, where memory takes them."""
+        """Restore or write one; `beside` the devices' work where memory takes their slices."""
         description, cores = self.programs[header["program"]]
 
         def ask(do: str, given: Mapping[str, Any], **more: Any) -> dict:
@@ -90,12 +90,12 @@ class Host:
         if header["do"] == "restore":
             return {"notes": restore_parts(ask, description, cores, header["path"])}
         given = ask, description, cores, header["path"], header["step"]
-        if header["do"] == "hold" and has_room(description, cores):
+        if header["beside"] and has_room(description, cores):
             self.written = Writing(*given).parts
-            return {}
-        parts = write_parts(*given)
-        self.written = lambda: parts
-        return {"parts": parts}
+        else:
+            parts = write_parts(*given)
+            self.written = lambda: parts
+        return {}
 
 
 class Link:

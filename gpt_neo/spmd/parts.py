@@ -11,6 +11,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from gpt_neo.checkpoint.fit import AT_ONCE, STEP, Fit, fit_checkpoint
+from gpt_neo.checkpoint.saver import tried
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import graph_reason, tf
 from gpt_neo.spmd.messages import np_dtype
@@ -167,11 +168,15 @@ def save_tensors(path: str, tensors: list[tuple]) -> None:
       CheckpointError: they cannot be written.
     """
     names, slices, arrays = zip(*tensors)
-    try:
+
+    def write() -> None:
         with tf.Graph().as_default() as graph, own_session(graph) as session:
             fed = [tf.placeholder(array.dtype, array.shape) for array in arrays]
             save = tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=slices, tensors=fed)
             session.run(save, dict(zip(fed, arrays)))
+
+    try:
+        tried(path, write)
     except tf.errors.OpError as error:
         raise CheckpointError(f"{os.path.dirname(path)}: cannot be written: {graph_reason(error)}") from error
 

@@ -1,131 +1,67 @@
-"""Checkpoints of what devices of another process hold: the runtime's saver, with these for its variables."""
+"""Checkpoints of what devices of another process hold: the runtime's saver and hook, with these for its variables."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
 import numpy as np
 
-from gpt_neo.checkpoint.fit import AT_ONCE, STEP
-from gpt_neo.checkpoint.saver import RunSaver, keeping, unwritten, writing_to
+from gpt_neo.checkpoint.fit import STEP
+from gpt_neo.checkpoint.saver import RunSaver, keeping, unwritten
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.hooks import SaveHook
-from gpt_neo.spmd.messages import np_dtype
 from gpt_neo.spmd.parts import fit_program, own_session
 
 LOOK = 0.1  # seconds between looks whether all parts are written
+PATH, WRITTEN = "checkpoint_path", "checkpoint_written"  # of operations, by which TensorFlow's saver saves
 
 
 class DeviceSaver(RunSaver):
-    """Writes and restores the variables of a program's devices, and the session's step.
-
-    A checkpoint is written a gigabyte at a time, as host memory need not hold what all devices hold together.
+    """Restores the variables of a program's devices and the session's step, and makes one checkpoint of what the hosts
+    have written.
 
     Args:
       devices: as `Devices`.
       count: checkpoints that are kept.
       tell: called with lines for the person.
-      noting: calls a function, and takes note of its error.
     """
 
-    def __init__(
-        self, devices: Any, count: int, tell: Callable[[str], None], noting: Callable[[Callable[[], Any]], Any]
-    ) -> None:
-        self.devices, self.tell, self.noting = devices, tell, noting
-        self.variables: Mapping[str, dict] = devices.program.description["variables"]
+    def __init__(self, devices: Any, count: int, tell: Callable[[str], None]) -> None:
+        self.devices, self.tell = devices, tell
         self.counter = tf.train.get_or_create_global_step()
         options = keeping(count)
         relative = options.pop("save_relative_paths")
-        name, written = self.save_operations()
         saver_def = tf.train.SaverDef(
-            filename_tensor_name=name.name,
-            save_tensor_name=written.name,
-            restore_op_name=tf.no_op("restored").name,
+            filename_tensor_name=f"{PATH}:0",
+            save_tensor_name=f"{WRITTEN}:0",
+            restore_op_name="restored",  # not used: see `restore`
             version=tf.train.SaverDef.V2,
             **options,
         )
         super().__init__(saver_def=saver_def, save_relative_paths=relative)
 
-    def save_operations(self) -> tuple[Any, Any]:
-        """String scalars: the checkpoint's path, to be fed, and the same once it is written."""
-        path = tf.placeholder_with_default("model", [], name="checkpoint_path")
-        if self.devices.hosts.count > 1:
-            return path, self.merged(path)
-        groups, parts, done = list(self.groups()), [], [path]
-        for number, group in enumerate(groups):
-            # several are put together as TensorFlow's own saver does it: in a folder that it would use
-            part = path if len(groups) == 1 else path + f"_temp/part-{number:05d}-of-{len(groups):05d}"
-            with tf.control_dependencies(done):
-                tensors = dict(zip(group, self.fetched(group)))
-                if number == 0:
-                    tensors[STEP] = tf.cast(self.counter, tf.int64)
-                done = [
-                    tf.raw_ops.SaveV2(
-                        prefix=part,
-                        tensor_names=list(tensors),
-                        tensors=list(tensors.values()),
-                        shape_and_slices=[""] * len(tensors),
-                    )
-                ]
-            parts.append(part)
-        if len(parts) > 1:
-            with tf.control_dependencies(done):
-                done = [
-                    tf.raw_ops.MergeV2Checkpoints(
-                        checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True
-                    )
-                ]
-        with tf.control_dependencies(done):
-            return path, tf.identity(path, "checkpoint_written")
+    def merging(self) -> tf.Session:
+        """A session that `save` takes in the place of the run's, once all parts are written: it makes one of them.
 
-    def merged(self, path: Any) -> Any:
-        """The path once each host has written its part, and all are one checkpoint."""
-
-        def write(path: bytes, step: np.ndarray) -> np.ndarray:
-            return np.array(self.noting(lambda: self.devices.write(path.decode(), int(step))), object)
-
-        return merge(path, tf.numpy_function(write, [path, self.counter], tf.string))
-
-    def held_session(self) -> tf.Session:
-        """A session that `save` takes in the place of the run's, once what is held is written: it merges the parts."""
-        parts = self.finished()
-        with tf.Graph().as_default() as graph:
-            path = tf.placeholder_with_default("model", [], name=self.saver_def.filename_tensor_name.partition(":")[0])
-            merge(path, tf.constant(parts), self.saver_def.save_tensor_name.partition(":")[0])
-        return own_session(graph)
-
-    def finished(self) -> list[str]:
-        """The parts that are being written, once all are."""
-        while True:
-            parts = self.devices.written()
-            if parts is not None:
-                return parts
+        Raises:
+          CheckpointError, DeviceError: one cannot be written.
+        """
+        while (parts := self.devices.written()) is None:
             time.sleep(LOOK)
-
-    def groups(self) -> Iterator[dict]:
-        """Names and types of variables that are written at once."""
-        group: dict = {}
-        held = 0
-        for name in sorted(self.variables):
-            dtype = np_dtype(self.variables[name]["dtype"])
-            size = int(np.prod(self.variables[name]["shape"], dtype=np.int64)) * dtype.itemsize
-            if group and held + size > AT_ONCE:
-                yield group
-                group, held = {}, 0
-            group[name] = dtype
-            held += size
-        if group:
-            yield group
-
-    def fetched(self, group: Mapping[str, np.dtype]) -> list:
-        """Tensors of variables, fetched when they are needed."""
-        types = [tf.as_dtype(dtype) for dtype in group.values()]
-        return tf.numpy_function(lambda: self.noting(lambda: [self.devices.get(name) for name in group]), [], types)
+        with tf.Graph().as_default() as graph:
+            path = tf.placeholder_with_default("model", [], name=PATH)
+            merge = tf.raw_ops.MergeV2Checkpoints(
+                checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True
+            )
+            with tf.control_dependencies([merge]):
+                tf.identity(path, WRITTEN)
+        return own_session(graph)
 
     def restore(self, sess: Any, save_path: str) -> None:
         """Give the devices a checkpoint, and the session its step.
@@ -144,50 +80,52 @@ class DeviceSaver(RunSaver):
         return super().save(sess, save_path, global_step, *args, **{**options, "write_meta_graph": False})
 
 
-def merge(path: Any, parts: Any, name: str = "checkpoint_written") -> Any:
-    """The path of a checkpoint, a string scalar, once its parts are one."""
-    done = tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True)
-    with tf.control_dependencies([done]):
-        return tf.identity(path, name)
+class DeviceSaves(SaveHook):
+    """Writes checkpoints of devices.
 
+    Args:
+      beside: training goes on meanwhile. It waits for the devices to give their slices, and before the next checkpoint,
+        or the end, for the last one to be on the disk.
+    """
 
-class SaveBeside(SaveHook):
-    """Writes checkpoints while training goes on: it waits for the devices to give their slices, and before the next
-    checkpoint, or the end, for the last one to be on the disk."""
-
-    thread: Optional[threading.Thread] = None
-    failure: Optional[BaseException] = None
+    def __init__(self, *given: Any, beside: bool) -> None:
+        super().__init__(*given)
+        self.beside = beside
+        self.thread: Optional[threading.Thread] = None
+        self.failure: Optional[BaseException] = None
 
     def _save(self, session: tf.Session, step: int) -> Optional[bool]:
-        """Begin to save."""
+        """Save, or begin to."""
         self.settle()
-        path, saver = f"{self._save_path}-{step}", self._get_saver()
+        path, saver = self.path(step), self._get_saver()
         if os.path.basename(path) == saver.restored:
             return super()._save(session, step)
-        with self.spent.spending("saves"), writing_to(path):
-            saver.devices.hold(path, step)
-        self.thread = threading.Thread(target=self.finish, args=(step,))
+        with self.spent.spending("saves"):
+            with whole_reason(path):
+                saver.devices.write(path, int(step), self.beside)
+            if not self.beside:
+                return self.finish(step)
+        self.thread = threading.Thread(target=self.finish_beside, args=(step,))
         self.thread.start()
         return None
 
-    def finish(self, step: int) -> None:
-        """The thread: all of a save but what it needs of the devices."""
+    def path(self, step: int) -> str:
+        """Of the checkpoint of a step, without ending."""
+        return f"{self._save_path}-{step}"
+
+    def finish(self, step: int) -> Optional[bool]:
+        """All of a save but what it needs of the devices. Returns whether training is to end."""
+        with whole_reason(self.path(step)):
+            merging = self._get_saver().merging()
+        with contextlib.closing(merging), merging.graph.as_default():
+            return tf.train.CheckpointSaverHook._save(self, merging, step)
+
+    def finish_beside(self, step: int) -> None:
+        """The thread."""
         try:
-            with self.merging(step) as session:
-                tf.train.CheckpointSaverHook._save(self, session, step)
+            self.finish(step)
         except BaseException as error:  # of whatever type: it is raised where the run hears of it
             self.failure = error
-
-    def merging(self, step: int) -> tf.Session:
-        """See `DeviceSaver.held_session`.
-
-        Raises:
-          CheckpointError: a part cannot be written; nothing is lost.
-        """
-        try:
-            return self._get_saver().held_session()
-        except CheckpointError as error:
-            raise unwritten(f"{self._save_path}-{step}", error.__cause__ or error) from error  # type: ignore[arg-type]
 
     def settle(self) -> None:
         """Wait for the last one. Raises: what it failed with."""
@@ -209,3 +147,12 @@ class SaveBeside(SaveHook):
         """The last one is waited for."""
         super().end(session)
         self.settle()
+
+
+@contextlib.contextmanager
+def whole_reason(path: str) -> Iterator[None]:
+    """Context in which a part that cannot be written is told as the checkpoint: nothing is lost."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise unwritten(path, error.__cause__ or error) from error  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ and slots are on the devices; they are read when a checkpoint is written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar
@@ -20,7 +21,7 @@ from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.goodput import Goodput
-from gpt_neo.runtime.hooks import Progress, SaveHook
+from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.mesh import whole_mesh
 from gpt_neo.runtime.model_fn import TrainingSetup, progress_hook, saver_hook, session_spec
 from gpt_neo.runtime.profile import Profile, parse_span
@@ -31,7 +32,7 @@ from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.hosts import check_shared
 from gpt_neo.spmd.parts import fit_program
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
-from gpt_neo.spmd.saver import DeviceSaver, SaveBeside
+from gpt_neo.spmd.saver import DeviceSaver, DeviceSaves
 from gpt_neo.storage import tensorflow as files
 
 Result = TypeVar("Result")
@@ -57,7 +58,7 @@ class DeviceTraining:
         self.run, self.start, self.tell, self.attention = run, start, tell, attention
         self.plan = whole_mesh(run.mesh)
         self.devices: Any = None
-        self.saves: Optional[SaveHook] = None
+        self.saves: Optional[DeviceSaves] = None
         self.failure: Optional[GptNeoError] = None
 
     def train(
@@ -110,11 +111,12 @@ class DeviceTraining:
         compiled = ", with the program as compiled before" if self.devices.cached else ""
         self.tell(f"running on {len(self.devices.kinds)} x {self.devices.kinds[0]}{compiled}")
         setup.watch.mark()  # to export and to compile took its time
-        saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell, self.noting)
+        saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell)
         tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
         step = self.step(batch, setup.watch.time)
         # What is done with a checkpoint before the next step waits for it.
-        self.saves = saver_hook(setup, saver, [], kind=SaveHook if setup.at_checkpoint else SaveBeside)
+        kind = functools.partial(DeviceSaves, beside=setup.at_checkpoint is None)
+        self.saves = saver_hook(setup, saver, [], kind=kind)
         hooks = [
             StartHook(self.devices, saver, setup.watch.time),
             *setup.profile_hooks(),
@@ -208,7 +210,7 @@ class Settled:
         try:
             self.estimator.train(*args, **options)
         except BaseException:
-            if isinstance(self.training.saves, SaveBeside):
+            if self.training.saves is not None:
                 with contextlib.suppress(Exception):  # the first error is the one to tell
                     self.training.saves.settle()
             raise

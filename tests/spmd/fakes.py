@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt_neo.cli import hosts
 from gpt_neo.spmd import training
-from gpt_neo.spmd.parts import fit_program, save_tensors
+from gpt_neo.spmd.parts import fit_program, write_parts
 
 VARIABLES = {
     "gpt2/wte": {"shape": [8, 4], "dtype": "bfloat16", "axes": [None, None]},
@@ -45,14 +45,13 @@ class FakeDevices:
             self.put(name, fit.value(name, np.dtype(TYPES[about["dtype"]])))
         return list(fit.notes)
 
-    def hold(self, path, step):
-        self.step_held, self.path, self.values = step, path, {name: np.array(self.get(name)) for name in VARIABLES}
+    def write(self, path, step, beside):
+        self.path, self.step_held = path, step
+        self.values = {f"0/{name}": np.array(self.get(name)) for name in VARIABLES}
 
     def written(self):
-        part = f"{self.path}_temp/part-00000-00000"
-        step = ("global_step", "", np.array(self.step_held, np.int64))
-        save_tensors(part, [step, *((name, "", self.values[name]) for name in VARIABLES)])
-        return [part]
+        ask = lambda do, given, parts: {key: self.values[key] for key in parts}  # noqa: E731
+        return write_parts(ask, self.program.description, [0], self.path, self.step_held)
 
     def kill(self):
         print("killed", flush=True)
@@ -86,7 +85,9 @@ def initial_values(program):
 
 def install(patch=setattr):
     """Put them in the place of JAX and of the exported program. patch: setattr, or that of a monkeypatch."""
-    program = types.SimpleNamespace(description={"variables": VARIABLES, "kept": [], "kind": "train"}, stablehlo="")
+    program = types.SimpleNamespace(
+        description={"variables": VARIABLES, "kept": [], "kind": "train", "mesh": [], "cores": 1}, stablehlo=""
+    )
     patch(hosts, "Devices", FakeDevices)
     patch(hosts, "worker_python", lambda tell, platform: "python")
     patch(training, "export_train_step", lambda run, weighted=False, attention=None: program)

@@ -9,8 +9,11 @@ import types
 import numpy as np
 import pytest
 
+from gpt_neo.checkpoint import saver
+from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.config.hosts import Place, place_of
 from gpt_neo.errors import CheckpointError, ConfigError, DeviceError
+from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.cluster import LOST
 from gpt_neo.spmd import hosts as module
 from gpt_neo.spmd import parts as module_of_parts
@@ -158,9 +161,6 @@ def test_a_checkpoint_is_written_and_read_by_all(group, tmp_path, monkeypatch, r
     Args:
       room: bytes of memory; None writes at once.
     """
-    from gpt_neo.checkpoint.bundle import Bundle
-    from gpt_neo.mtf_compat import tf
-
     lead, workers, _, _ = group
     devices = Devices(program(), hosts=lead)
     wholes = {}
@@ -168,16 +168,15 @@ def test_a_checkpoint_is_written_and_read_by_all(group, tmp_path, monkeypatch, r
         wholes[name] = np.random.default_rng(1).standard_normal(about["shape"]).astype(np.float32)
         devices.put(name, wholes[name])
     path = str(tmp_path / "model.ckpt-7")
-    if room is None:
-        parts = devices.write(path, 7)
-    else:
-        monkeypatch.setattr(module_of_parts, "available_memory", lambda: room)
-        devices.hold(path, np.int64(7))  # as a session gives the step
-        for name in wholes:
-            devices.put(name, wholes[name] + 1)  # the next step
-        while (parts := devices.written()) is None:
-            time.sleep(0.01)
+    monkeypatch.setattr(module_of_parts, "available_memory", lambda: room)
+    devices.write(path, 7, beside=room is not None)
+    for name in wholes:
+        devices.put(name, wholes[name] + 1)  # the next step
+    while (parts := devices.written()) is None:
+        time.sleep(0.01)
     assert len(parts) == 2
+    if room:
+        assert lead.own.written.__self__.held == []  # what is written is not held on to
     with tf.Graph().as_default(), tf.Session() as session:
         session.run(tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path))
     bundle = Bundle(path)
@@ -284,3 +283,24 @@ def test_joining_passes_on_what_is_known(monkeypatch):
     assert joined.hosts == 2 and joined.addresses[0] == f"chief:{port}" and len(joined.token) == 32
     assert asked[0]["coordinator_address"] == "chief:9" and asked[0]["process_id"] == 0
     assert len(asked[0]["words"]) < 1024 and json.loads(asked[0]["words"])["token"] == joined.token
+
+
+def test_a_part_is_tried_again_where_storage_refuses_for_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(saver, "PAUSE", 0.0)
+    monkeypatch.setattr(saver, "files", types.SimpleNamespace(is_remote=lambda path: True))
+    left, plain = [503, 503], module_of_parts.own_session
+
+    def refusing(graph):
+        if left:
+            left.pop()
+            raise tf.errors.UnavailableError(None, None, "503")
+        return plain(graph)
+
+    monkeypatch.setattr(module_of_parts, "own_session", refusing)
+    path = str(tmp_path / "part")
+    module_of_parts.save_tensors(path, [("a", "", np.ones(3, np.float32))])
+    assert not left and (Bundle(path).read("a") == 1).all()
+    left += [503] * saver.ATTEMPTS
+    with pytest.raises(CheckpointError, match="cannot be written: 503"):
+        module_of_parts.save_tensors(path, [("a", "", np.ones(3, np.float32))])
+    assert not left

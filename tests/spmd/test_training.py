@@ -20,7 +20,7 @@ from gpt_neo.config import load_config
 from gpt_neo.errors import DeviceError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.watch import Watch
-from gpt_neo.spmd import saver
+from gpt_neo.spmd import parts
 from tests.conftest import folder_of
 from tests.fake_gcs import CLIENT, fake_gcs
 from tests.forks import forks
@@ -98,7 +98,7 @@ class HeldOutRecords:
 
 
 def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
-    monkeypatch.setattr(saver, "AT_ONCE", 100)  # bytes: several parts
+    monkeypatch.setattr(parts, "AT_ONCE", 100)  # bytes: several parts
     monkeypatch.setattr(spmd_jobs.ProgramsBeside, "held_out", lambda self, sources, batches: HeldOutRecords(batches))
     path = world.config("spmd_kept", train_steps=10, keep_checkpoints=2, eval_steps=5)
     status, text = spmd("--model", path, "--steps_per_checkpoint", 3, "--steps_per_log", 2)
