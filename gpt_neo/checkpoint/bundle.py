@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Optional
 import numpy as np
 
 from gpt_neo import storage
-from gpt_neo.checkpoint.partitions import KEY, overlapping, parse_slice, slice_key, spans_of_slice
+from gpt_neo.checkpoint.partitions import KEY, cut, inside, overlapping, parse_slice, slice_key, spans_of_slice
 from gpt_neo.checkpoint.tensors import BFLOAT16, BLOCK, check_name, check_numbers, check_shape, forget_pages, map_array
 from gpt_neo.errors import CheckpointError, brief, reason_of
 from gpt_neo.storage import tensorflow as files
@@ -181,16 +181,13 @@ class Bundle:
           CheckpointError: a checksum is wrong.
         """
         entry = self.entries[name]
-        where = tuple(slice(first, end) for first, end in spans)
         if not entry.slices:
-            return map_array(self.shard_path(entry.shard), entry.dtype, entry.shape, entry.offset)[where]
+            return cut(map_array(self.shard_path(entry.shard), entry.dtype, entry.shape, entry.offset), spans)
         found = np.empty([end - first for first, end in spans], entry.dtype)
         for held, part in entry.slices:
             common = [(max(a, first), min(b, end)) for (a, b), (first, end) in zip(held, spans)]
             if all(first < end for first, end in common):
-                here = tuple(slice(first - a, end - a) for (first, end), (a, _) in zip(common, held))
-                there = tuple(slice(first - a, end - a) for (first, end), (a, _) in zip(common, spans))
-                found[there] = self.read_entry(name, part)[here]
+                cut(found, inside(common, spans))[...] = cut(self.read_entry(name, part), inside(common, held))
         return found
 
     def read_entry(self, name: str, entry: Entry) -> np.ndarray:

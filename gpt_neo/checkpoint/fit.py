@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt_neo.checkpoint.bundle import ALIGNMENT, Bundle
 from gpt_neo.checkpoint.names import is_slot, step_of
+from gpt_neo.checkpoint.partitions import cut
 from gpt_neo.checkpoint.tensors import forget_pages, is_float
 from gpt_neo.config.network import DOWN, SCALE, UP
 from gpt_neo.config.optimizers import owner_of
@@ -61,7 +62,7 @@ class Fit:
         if name in self.zeros:
             return np.zeros([end - first for first, end in spans], dtype)
         if entry is None or (name + DOWN in self.bundle.entries and name + DOWN not in self.shapes):
-            return self.value(name, dtype)[tuple(slice(first, end) for first, end in spans)]
+            return cut(self.value(name, dtype), spans)
         return self.bundle.read_part(name, spans).astype(dtype, copy=False)
 
     def as_stored(self, types: Mapping[str, np.dtype]) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from gpt_neo.wire import fields
 
 WHOLE = -1  # the length of a dimension that is not cut
@@ -68,6 +70,16 @@ def spans_of_slice(extents: Sequence[tuple], shape: Sequence[int]) -> tuple:
     if any(not 0 <= first <= end <= size for (first, end), size in zip(spans, shape)):
         raise ValueError("a slice reaches out of its tensor")
     return spans
+
+
+def cut(array: np.ndarray, spans: Sequence[tuple]) -> np.ndarray:
+    """A slice of a whole array; `spmd.slices`, which has no package to ask, has it too."""
+    return array[tuple(slice(first, end) for first, end in spans)]
+
+
+def inside(spans: Sequence[tuple], outer: Sequence[tuple]) -> list[tuple]:
+    """Where a slice lies in a larger one that has it."""
+    return [(first - begin, end - begin) for (first, end), (begin, _) in zip(spans, outer)]
 
 
 def in_grid(spans: Sequence[tuple]) -> bool:

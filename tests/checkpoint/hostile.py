@@ -17,6 +17,12 @@ def read_all(kind, path):
         source.read(name)
 
 
+def check_data_refused(kind, path, data, match=""):
+    """See `check_refused`, of a file with these bytes."""
+    path.write_bytes(data)
+    check_refused(kind, str(path), match)
+
+
 def check_refused(kind, path, match=""):
     """Reading ends in one line of our own that names the file, within limits of the processor's time and of memory."""
     with pytest.raises(CheckpointError, match=match) as caught:

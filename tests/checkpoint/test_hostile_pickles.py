@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.checkpoint.torch_file import TorchFile
-from tests.checkpoint.hostile import check_refused
+from tests.checkpoint.hostile import check_data_refused, check_refused
 from tests.checkpoint.test_torch_file import STORAGE, TENSOR, state, text
 
 NUMBERS = struct.pack("<4f", 1, 2, 3, 4)
@@ -239,9 +239,7 @@ ZIPS = {  # what they are: (the file, what is said)
 @pytest.mark.parametrize("name", ZIPS)
 def test_a_zip_file_ends_in_one_line(tmp_path, name):
     data, match = ZIPS[name]
-    path = tmp_path / "pytorch_model.bin"
-    path.write_bytes(data)
-    check_refused(TorchFile, str(path), match)
+    check_data_refused(TorchFile, tmp_path / "pytorch_model.bin", data, match)
 
 
 def old(pickled=None, keys=("0",), counts=(4,), system=None):
@@ -276,9 +274,7 @@ OLD = {  # what they are: (the file, what is said)
 @pytest.mark.parametrize("name", OLD)
 def test_an_old_file_ends_in_one_line(tmp_path, name):
     data, match = OLD[name]
-    path = tmp_path / "pytorch_model.bin"
-    path.write_bytes(data)
-    check_refused(TorchFile, str(path), match)
+    check_data_refused(TorchFile, tmp_path / "pytorch_model.bin", data, match)
 
 
 @pytest.mark.parametrize("name", ["archive/data.pkl", "archive/byteorder"])

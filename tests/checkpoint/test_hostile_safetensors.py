@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.checkpoint.safetensors import SafetensorsFile
-from tests.checkpoint.hostile import check_refused
+from tests.checkpoint.hostile import check_data_refused, check_refused
 
 A = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 B = {**A, "data_offsets": [24, 48]}
@@ -86,9 +86,7 @@ FILES = {  # what they are: (their bytes, what is said)
 @pytest.mark.parametrize("name", FILES)
 def test_ends_in_one_line(tmp_path, name):
     data, match = FILES[name]
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(data)
-    check_refused(SafetensorsFile, str(path), match)
+    check_data_refused(SafetensorsFile, tmp_path / "model.safetensors", data, match)
 
 
 @pytest.mark.parametrize("length", [(1 << 24) + 1, 1 << 24, 1 << 32])
