@@ -50,6 +50,10 @@ class FastRows:
         rows = np.where(idle, -1, np.arange(self.rows)).tolist()
         return self.network.read(rows, list(tokens[:, np.newaxis]), np.where(idle, 0, position - start))
 
+    def copy(self, source: int, target: int, position: int, start: int) -> None:
+        """See `RowDecoder`."""
+        self.network.copy(source, target, position - start)
+
     def attention_inputs(self, tokens: list, layer: int) -> list:
         """See `RowDecoder`."""
         parts = []

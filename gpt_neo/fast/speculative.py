@@ -17,7 +17,7 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.fast.network import Network
 from gpt_neo.fast.sampler import FastSampler
 from gpt_neo.sampling.batches import Row, Token
-from gpt_neo.sampling.filters import SampleOptions, draw, probabilities
+from gpt_neo.sampling.filters import SampleOptions, draw, place_of, probabilities
 
 AHEAD = 4  # tokens that are proposed at a time
 
@@ -119,8 +119,7 @@ def chances_of(logits: np.ndarray, options: SampleOptions) -> np.ndarray:
 
 def drawn(chances: np.ndarray, generator: np.random.Generator) -> int:
     """A token of a distribution."""
-    mass = np.cumsum(chances)
-    return int(min(np.searchsorted(mass, generator.random() * mass[-1], side="right"), len(mass) - 1))
+    return place_of(chances, generator.random())
 
 
 def accepted(wanted: list, tokens: list, chances: list, generator: np.random.Generator) -> list:

@@ -14,7 +14,7 @@ from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.ops.caches import VariableStore
+from gpt_neo.ops.caches import CACHES, VariableStore, copy_row
 from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.network import Pass, forward
@@ -58,6 +58,7 @@ class RowDecoder:
             with uncompiled():
                 self.build_step()
                 self.build_read()
+                self.build_copy()
                 self.build_picture()
             self.session, self.notes = open_session(self.placement.plan, checkpoint, self.copies)
 
@@ -78,6 +79,13 @@ class RowDecoder:
         for every in (False, True):
             (logits,) = self.forward(self.fed[tf.newaxis], Context(last_only=not every), at)
             self.read_logits[every] = logits[0] if every else logits[0, 0]
+
+    def build_copy(self) -> None:
+        """The first entries of every cache, from one row to another."""
+        self.source, self.target, self.count = (tf.placeholder(tf.int32, []) for _ in range(3))
+        self.copied = tf.group(
+            *(copy_row(variable, self.source, self.target, self.count) for variable in tf.get_collection(CACHES))
+        )
 
     def build_picture(self) -> None:
         """A whole text without caches, of which only what the layers attend with is asked for."""
@@ -117,6 +125,11 @@ class RowDecoder:
           tokens, position, start: int32 [rows].
         """
         return self.session.run(self.logits, {self.tokens: tokens, self.position: position, self.start: start})
+
+    def copy(self, source: int, target: int, position: int, start: int) -> None:
+        """Give a row what another, which has just read positions start .. position - 1, has of them: it may go on from
+        there as if it had read them itself."""
+        self.session.run(self.copied, {self.source: source, self.target: target, self.count: position})
 
     def attention_inputs(self, tokens: list, layer: int) -> list:
         """What a layer attends with when it reads a text of at most `picture` tokens.

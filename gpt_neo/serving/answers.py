@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -22,6 +23,7 @@ def token_name(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def safe_name(tokenizer: Tokenizer, token: int) -> str:
     """The same; ids that the model has and the tokenizer lacks by their number."""
     return token_name(tokenizer, token) if token < tokenizer.n_vocab else f"id:{token}"

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gpt_neo.serving.answers import ChatChoice, Choice, answer_json, error_json, usage_json
+from gpt_neo.serving.detokenizer import Piece
 from gpt_neo.serving.engine import Engine, Sequence
 from gpt_neo.serving.metrics import Metrics
 from gpt_neo.serving.requests import Completion, RequestError, Served, decode
@@ -78,6 +79,7 @@ class Exchange:
         self.pieces: asyncio.Queue = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
         self.began: Optional[float] = None
+        self.heard = False  # whether the engine has told anything
         self.choices: list[Choice] = []
         self.sequences: list[Sequence] = []
         c, kind = completion, ChatChoice if completion.chat else Choice
@@ -106,11 +108,19 @@ class Exchange:
                     )
                 )
 
-    def teller(self, number: int) -> Any:
-        """The way of one sequence's pieces from the engine's thread to the event loop."""
+    def teller(self, number: int) -> Callable[[Any], None]:
+        """The way of one sequence's pieces from the engine's thread to the event loop: of a stream at once, of a whole
+        answer the first, by which its time is measured, and the others with the last."""
+        held: list = []
+        mail, whole = self.owner.engine.mail, not self.completion.stream
 
         def tell(piece: Any) -> None:
-            self.loop.call_soon_threadsafe(self.pieces.put_nowait, (number, piece))
+            held.append(piece)
+            going = isinstance(piece, Piece) and piece.finish is None
+            if not (whole and going and self.heard):
+                self.heard = True
+                mail.put(self.loop, self.pieces, (number, held.copy()))
+                held.clear()
 
         return tell
 
@@ -143,15 +153,19 @@ class Exchange:
         left, first, began = len(self.choices), True, self.began
         assert began is not None  # it may be ended while this waits, by a client that leaves
         while left:
-            spent = time.monotonic() - began
-            number, piece = await asyncio.wait_for(self.pieces.get(), max(0.0, self.owner.seconds - spent))
-            if isinstance(piece, BaseException):
-                raise EngineError(str(piece)) from piece
+            if self.pieces.empty():
+                spent = time.monotonic() - began
+                number, pieces = await asyncio.wait_for(self.pieces.get(), max(0.0, self.owner.seconds - spent))
+            else:
+                number, pieces = self.pieces.get_nowait()
             if first:
                 self.owner.metrics.first.observe(time.monotonic() - began)
                 first = False
             choice = self.choices[number]
-            yield (choice, *choice.add(piece, self.served))
+            for piece in pieces:
+                if isinstance(piece, BaseException):
+                    raise EngineError(str(piece)) from piece
+                yield (choice, *choice.add(piece, self.served))
             left -= choice.finish is not None
 
     def json(self) -> dict:
@@ -176,16 +190,20 @@ class Exchange:
         return usage_json(self.completion, sum(choice.made for choice in self.choices))
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer as server-sent events."""
+        """The answer as server-sent events; those that are there together are sent together."""
+        ready: list[bytes] = []
         try:
             async for choice, text, tokens, offsets in self.take():
                 part = choice.part(text, tokens, offsets, self.served)
-                yield event(self.body([part], None, streamed=True))
+                ready.append(event(self.body([part], None, streamed=True)))
+                if self.pieces.empty():
+                    yield b"".join(ready)
+                    ready.clear()
             if self.completion.include_usage:
                 yield event(self.body([], self.usage(), streamed=True))
             yield b"data: [DONE]\n\n"
         except (asyncio.TimeoutError, EngineError) as error:
-            yield event(error_json(failure_text(error, self.owner.seconds), 500))
+            yield b"".join(ready) + event(error_json(failure_text(error, self.owner.seconds), 500))
 
 
 class EventStream(StreamingResponse):

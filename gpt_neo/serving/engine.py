@@ -6,17 +6,21 @@ What a sequence gives depends on its own prompt, options and seed alone (see `Ro
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import logging
 import threading
+from collections.abc import Iterator
 from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
 
 from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import GptNeoError
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 from gpt_neo.serving.detokenizer import Detokenizer, Piece, Scored
+from gpt_neo.serving.mailbox import Mailbox
 from gpt_neo.serving.token_choice import PLAIN, Adjustments, score
 from gpt_neo.tokenizer import Tokenizer
 
@@ -32,7 +36,8 @@ class Sequence:
     number: which choice of its request. sample: which draw for its prompt, part of the seed. logprobs: alternatives to
     report per token; None for no log-probabilities. score_prompt: report those of the prompt's tokens too. ends: ids
     that end it beside the end of text. request: the name of what it is a part of.
-    tell: called in the engine's thread with each Piece, or with an exception as the last.
+    tell: called in the engine's thread with each Piece, or with an exception as the last; what it puts into the
+    engine's mailbox is sent after the step.
     """
 
     number: int
@@ -94,6 +99,9 @@ class Rows(Protocol):
     def step(self, tokens: np.ndarray, position: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Feed one token of every row."""
 
+    def copy(self, source: int, target: int, position: int, start: int) -> None:
+        """Give a row what another has read so far."""
+
     def attention_inputs(self, tokens: list, layer: int) -> list:
         """What a layer attends with."""
 
@@ -112,6 +120,7 @@ class Engine:
         observe: Callable[[str, float], None] = lambda name, amount: None,
     ) -> None:
         self.decoder, self.tokenizer, self.eos_id, self.observe = decoder, tokenizer, eos_id, observe
+        self.mail = Mailbox()
         self.waiting: collections.deque = collections.deque()
         self.errands: collections.deque = collections.deque()
         self.rows: dict[int, Running] = {}
@@ -133,6 +142,7 @@ class Engine:
                 return
         for sequence in sequences:
             sequence.tell(self.failure or RuntimeError(STOPPED))
+        self.mail.send()
 
     def call(self, errand: Callable[[], None]) -> None:
         """Run something that needs the model between two steps; at once when no step will follow."""
@@ -161,7 +171,9 @@ class Engine:
                 if self.errands and (not self.rows or turn % ERRAND_STEPS == 0):
                     self.errands.popleft()()
                 self.read_one()
+                self.mail.send()
                 self.step()
+                self.mail.send()
         except Exception as error:  # whatever it is, those who wait have to hear of it
             LOG.exception("the engine stopped")
             self.failure = error
@@ -176,6 +188,7 @@ class Engine:
             self.errands.popleft()()
         for sequence in [row.sequence for row in self.rows.values()] + list(self.waiting):
             sequence.tell(error)
+        self.mail.send()
         self.rows.clear()
         self.waiting.clear()
 
@@ -220,13 +233,39 @@ class Engine:
         logits = self.decoder.read(row.index, chunk, at, row.start, every=sequence.score_prompt)
         self.observe("prompt_tokens", at + len(chunk) - max(at, row.start))
         row.position += len(chunk)
-        if sequence.score_prompt:
-            self.score_chunk(row, logits, at)
-            logits = logits[-1]
-        if not row.reading:
+        with self.apart(row):
             if sequence.score_prompt:
-                sequence.tell(Piece("", tuple(row.scores)))
-            self.take(row, logits)
+                self.score_chunk(row, logits, at)
+                logits = logits[-1]
+        if row.reading or row.index not in self.rows:
+            return
+        for each in [row, *self.twins(row)]:
+            with self.apart(each):
+                if sequence.score_prompt:
+                    each.sequence.tell(Piece("", tuple(row.scores)))
+                self.take(each, logits)
+
+    def twins(self, row: Running) -> list[Running]:
+        """Rows of the same request that still have to read the very prompt that this one has just read: they get it."""
+        sequence = row.sequence
+        found = [
+            other
+            for other in self.rows.values()
+            if other.reading and other.sequence.request == sequence.request and other.sequence.prompt == sequence.prompt
+        ]
+        for other in found:
+            self.decoder.copy(row.index, other.index, row.position, row.start)
+            other.position = row.position
+        return found
+
+    @contextlib.contextmanager
+    def apart(self, row: Running) -> Iterator[None]:
+        """What is wrong with one row's numbers ends that row, and no other."""
+        try:
+            yield
+        except GptNeoError as error:
+            self.rows.pop(row.index, None)
+            row.sequence.tell(error)
 
     def score_chunk(self, row: Running, logits: np.ndarray, at: int) -> None:
         """Scores of the prompt's tokens that follow those of a chunk; the first token has none."""
@@ -255,7 +294,8 @@ class Engine:
         self.observe("steps", 1)
         for row in going:
             if not row.sequence.cancelled:
-                self.take(row, logits[row.index])
+                with self.apart(row):
+                    self.take(row, logits[row.index])
 
     def take(self, row: Running, logits: np.ndarray) -> None:
         """Choose a row's next token and tell of it; the row is free after the last."""

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -15,6 +16,9 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.serving.connections import Connection, Patience, Sparing
 
 SEND_BUFFER = 1 << 18  # bytes of the system per connection: what a client that does not read may hold
+SWITCH = (
+    0.0001  # seconds that the engine waits for the interpreter where the event loop has work: 5 ms are a whole step
+)
 SPARING = Sparing()
 
 
@@ -70,4 +74,5 @@ def run_server(app: Any, listener: socket.socket, drain: float) -> None:
     # The server takes these signals while it runs, and raises them again at its end: that end is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    sys.setswitchinterval(SWITCH)
     make_server(app, drain, Patience()).run(sockets=[listener])

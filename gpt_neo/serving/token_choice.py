@@ -7,26 +7,30 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from gpt_neo.sampling.filters import likeliest, top
 from gpt_neo.serving.detokenizer import Scored
-
-
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """float64 [..., vocab]: log softmax of float32 logits of that shape."""
-    wide = np.asarray(logits, np.float64)
-    wide = wide - wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
 
 
 def score(logits: np.ndarray, token: int, count: int) -> Scored:
     """A token beside the `count` likeliest, by the model's own probabilities: before temperature, penalties and cuts.
 
-    The chosen token has the very number that it has among the likeliest, so that a reader may compare for equality.
+    The chosen token has the very number that it has among the likeliest, so that a reader may compare for equality. Of
+    equally likely tokens the first come first.
+
+    Raises:
+      CheckpointError: the logits are no numbers.
     """
-    found = log_probabilities(logits)
-    count = min(count, len(found))
-    likeliest = np.argpartition(-found, count - 1)[:count] if count else np.zeros(0, int)
-    order = likeliest[np.lexsort((likeliest, -found[likeliest]))]
-    return Scored(token, float(found[token]), tuple((int(i), float(found[i])) for i in order))
+    most = logits[likeliest(logits)]
+    wide = np.subtract(logits, most, dtype=np.float64)
+    total = np.log(np.exp(wide, out=wide).sum())
+
+    def logarithm(i: int) -> float:
+        return float(np.float64(logits[i]) - np.float64(most) - total)
+
+    count = min(count, len(logits))
+    found = top(logits, count) if count else np.zeros(0, int)
+    order = found[np.argsort(-logits[found], kind="stable")][:count]
+    return Scored(token, logarithm(token), tuple((int(i), logarithm(i)) for i in order))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,3 +171,25 @@ def test_a_layout_that_splits_the_batch_is_refused(model):
     config, checkpoint, _ = model
     with pytest.raises(ConfigError, match="splits batch"):
         RowDecoder(config, checkpoint, 2, MeshPlan(("/device:CPU:0",) * 2, (("x", 2),), (("batch", "x"),)))
+
+
+def test_a_row_that_gets_what_another_read_goes_on_as_if_it_had_read_it(model):
+    """Also where the window's ring is full, where the text is shorter than it, and beside a row that goes on."""
+    _, _, decoder = model
+    rng = np.random.RandomState(11)
+    for count in (1, 39, 64, 100, 200):
+        prompt = rng.randint(0, VOCAB, count).astype(np.int32)
+        play = Play(decoder)
+        play.read(5, prompt)
+        for row in (2, 9):
+            decoder.copy(5, row, play.slot[5], play.start[5])
+            play.slot[row], play.start[row] = play.slot[5], play.start[5]
+        play.read(4, prompt)
+        for _ in range(3):
+            token = int(rng.randint(VOCAB))
+            logits = play.step({5: token, 4: token, 9: token})
+            assert (logits[4] == logits[5]).all() and (logits[4] == logits[9]).all()
+        late = [play.step({2: token})[2] for token in (1, 2)]  # which has waited meanwhile
+        alone = Play(decoder)
+        alone.read(2, prompt)
+        assert all((x == alone.step({2: token})[2]).all() for x, token in zip(late, (1, 2)))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gpt_neo.errors import ConfigError
-from gpt_neo.sampling.filters import SampleOptions, draw, probabilities, row_generator
+from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.sampling.filters import SampleOptions, draw, place_of, probabilities, row_generator
 
 LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05]))
 
@@ -47,6 +47,64 @@ def test_draws_follow_the_distribution_and_the_seed():
     assert drawn[:50] == [draw(LOGITS, options, again) for _ in range(50)]
     other = row_generator(1, 0, 1)
     assert drawn[:50] != [draw(LOGITS, options, other) for _ in range(50)]
+
+
+def by_definition(logits, options):
+    """Every token is put in order, nothing is left out beforehand."""
+    chances = np.exp((logits.astype(np.float64) - logits.max()) / options.temperature)
+    order = np.argsort(-logits, kind="stable")
+    if options.top_k:
+        chances[logits < logits[order[options.top_k - 1]]] = 0
+    chances /= chances.sum()
+    reached = np.cumsum(chances[order]) >= options.top_p
+    if options.top_p < 1:
+        chances[order[1:][reached[:-1]]] = 0
+    chances /= chances.sum()
+    chances[chances < options.min_p * chances.max()] = 0
+    return chances / chances.sum()
+
+
+@pytest.mark.parametrize("heat, noise", [(1.0, 3.0), (0.2, 0.01), (5.0, 1.0), (0.7, 30.0)])
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        {},
+        {"top_k": 40},
+        {"top_p": 0.9},
+        {"top_p": 0.999},
+        {"top_k": 3000, "top_p": 0.5},
+        {"top_p": 0.95, "min_p": 0.02},
+    ],
+    ids=str,
+)
+def test_many_tokens_equal_the_definition(cuts, heat, noise):
+    rng = np.random.default_rng(7)
+    logits = np.round(rng.normal(size=5003) * noise, 2).astype(np.float32)  # rounded: many are equal
+    options = SampleOptions(temperature=heat, **cuts)
+    expected = by_definition(logits, options)
+    found = probabilities(logits, options)
+    assert ((found > 0) == (expected > 0)).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
+    mass, generator, twin = np.cumsum(expected), row_generator(3, 0, 0), row_generator(3, 0, 0)
+    for _ in range(200):
+        wanted = twin.random() * mass[-1]
+        token = draw(logits, options, generator)
+        assert mass[token] - expected[token] - 1e-12 <= wanted <= mass[token] + 1e-12 and expected[token] > 0
+
+
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 1000])
+def test_a_draw_at_the_end_has_a_chance(length):
+    """What rounding makes of a share of almost 1 never leads to a token without weight."""
+    weights = np.zeros(length)
+    weights[length // 2] = 1e-300
+    assert {place_of(weights, share) for share in (0.0, 0.5, np.nextafter(1, 0))} == {length // 2}
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
+def test_a_model_without_numbers_is_no_sample(options):
+    for bad in ([0.0, np.nan, 1.0], [np.nan] * 3, [-np.inf] * 3, [0.0, np.inf, 1.0]):
+        with pytest.raises(CheckpointError, match="in place of numbers"):
+            draw(np.array(bad, np.float32), SampleOptions(**options), row_generator(0, 0, 0))
 
 
 @pytest.mark.parametrize(
