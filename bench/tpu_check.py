@@ -14,6 +14,9 @@ import subprocess
 import sys
 import time
 
+from gpt_neo.errors import counted
+from gpt_neo.spmd.topologies import find_slice
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "bench", "tpu_check.json")
 PAGE = os.path.join(ROOT, "docs", "tpu.md")
@@ -43,6 +46,18 @@ CASES = [
     ("gpt3_1-3B", "v4-256", ["mesh_shape=x:64,y:2"]),
     ("gpt3_1-3B", "v5e-256", []),
     ("gpt3_1-3B", "v6e-256", []),
+    ("gpt3_2-7B", "v4-256", ["mesh_shape=x:32,y:4"]),
+    ("gpt3_2-7B", "v5e-256", []),
+    ("gpt3_2-7B", "v6e-256", []),
+    ("gpt3_6-7B", "v4-256", ["mesh_shape=x:32,y:4"]),
+    ("gpt3_6-7B", "v5e-256", []),
+    ("gpt3_6-7B", "v6e-256", []),
+    ("gptj_6B", "v4-256", ["mesh_shape=x:16,y:8"]),
+    ("gptj_6B", "v5e-256", []),
+    ("gptj_6B", "v6e-256", []),
+    ("gptneox_20B", "v4-256", ["mesh_shape=x:16,y:8"]),
+    ("gptneox_20B", "v5e-256", []),
+    ("gptneox_20B", "v6e-256", []),
 ]
 
 
@@ -67,6 +82,7 @@ def compile_case(case: tuple) -> dict:
 def row_of(case: tuple, report: dict) -> str:
     """A line of the table."""
     config, slice_, _ = case
+    slice_ += f" ({counted(find_slice(slice_).hosts, 'host')})"
     if "error" in report:
         return f"| {config} | {slice_} | {' '.join(case[2])} | error: {report['error']} | | | | | |"
     mesh, layout = (",".join(f"{a}:{b}" for a, b in report[name]) for name in ("mesh_shape", "layout"))

@@ -54,19 +54,14 @@ def propose_for(job: Job, options: FindLayout) -> int:
 
 
 def run_line(job: Job, name: str, settings: list[str]) -> str:
-    """The command that trains with a choice, and with what was overridden when it was looked for; or why there is
-    none."""
+    """The command that trains with a choice, and with what was overridden when it was looked for."""
     slice_ = find_slice(name)
-    if not slice_.estimator and slice_.hosts > 1:
-        return (
-            f"no command here drives {slice_.name}: TPUEstimator's driver knows TPUs up to v4, and --backend xla "
-            f"drives one host ({slice_.largest} at most), where {slice_.name} has {slice_.hosts}"
-        )
     way = "--tpu NAME" if slice_.estimator else f"--backend xla --platform {slice_.platform}"
     decided = {text.split("=")[0] for text in settings}
     kept = [text for text in job.model.overrides if text.split("=")[0] not in decided]
     words = [word for text in [*kept, *settings] for word in ("--set", text)]
-    return shlex.join(["gpt-neo", "train", *way.split(), "--model", job.model.model, *words])
+    line = shlex.join(["gpt-neo", "train", *way.split(), "--model", job.model.model, *words])
+    return line if slice_.estimator or slice_.hosts == 1 else f"{line}  # on each of its {slice_.hosts} hosts"
 
 
 def report_lines(report: dict) -> list[str]:
@@ -81,7 +76,7 @@ def report_lines(report: dict) -> list[str]:
         f"{verdict}{amount}",
         f"model     {report['model']}: {report['parameters']:,} parameters, {report['train_batch_size']} sequences per "
         f"step in {counted(report['microbatches'], 'microbatch')} per replica",
-        f"slice     {report['slice']} ({report['kind']}, {counted(report['devices'], 'device')}), mesh {mesh}, "
+        f"slice     {report['slice']} ({report['kind']}, {counted(report['devices'], 'device')} on {counted(report['hosts'], 'host')}), mesh {mesh}, "
         f"layout {layout}",
     ]
     if not report["fits"]:

@@ -76,6 +76,7 @@ def about(run: RunConfig, slice_: Slice) -> dict:
     return {
         "model": run.name,
         "slice": slice_.name,
+        "hosts": slice_.hosts,
         "platform": slice_.platform,
         "parameters": count_parameters(run.model),
         "mesh_shape": [list(pair) for pair in run.mesh.mesh_shape],

@@ -16,7 +16,7 @@ class Generation:
 
     devices: per chip, as XLA sees them: its cores up to v3, since v4 both are one. peak: bfloat16 FLOP/s of a chip.
     counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips since. chips: sizes of
-    slices. host: chips of a host. estimator: whether TPUEstimator's driver, that of TensorFlow 2.15, knows it.
+    slices. alone: most chips of one host; several have 4 each. estimator: whether TPUEstimator's driver, that of TensorFlow 2.15, knows it.
     dimensions: of the arrangement of chips. link: bytes/s of a link between chips, one way.
     """
 
@@ -24,12 +24,13 @@ class Generation:
     peak: float
     counted: int
     chips: tuple
-    host: int
+    alone: int
     estimator: bool
     link: float
     dimensions: int = 2
 
 
+HOST = 4  # chips of each host of several
 # Google's published figures.
 GENERATIONS = {
     "v2": Generation(2, 45e12, 2, (4, 16, 64, 128, 256), 4, True, 62e9),
@@ -47,7 +48,7 @@ class Slice:
     FLOP/s of one of them.
 
     topology: how they lie, for their compiler. hosts: machines that it hangs on. estimator: as in `Generation`.
-    largest: the largest slice of one host. card: of GPUs. generation: of TPUs.
+    card: of GPUs. generation: of TPUs.
     """
 
     name: str
@@ -56,7 +57,6 @@ class Slice:
     peak: float
     hosts: int
     estimator: bool
-    largest: str
     card: Optional[Card] = None
     generation: Optional[Generation] = None
 
@@ -111,9 +111,8 @@ def find_slice(name: str) -> Slice:
         f"{match[1]}:{shape}",
         chips * known.devices,
         known.peak / known.devices,
-        -(-chips // known.host),
+        1 if chips <= known.alone else chips // HOST,
         known.estimator,
-        f"{match[1]}-{known.host * known.counted}",
         generation=known,
     )
 
@@ -128,7 +127,7 @@ def find_gpus(word: str, size: str, name: str) -> Slice:
     if (size or "1") not in names:
         raise ConfigError(f"--compile_for {name}: there are {', '.join(names.values())}, the GPUs of one machine")
     count, card = int(size or 1), CARDS[word]
-    return Slice(names[str(count)], f"1x1x{count}", count, card.peak, 1, False, names[str(SIZES[-1])], card)
+    return Slice(names[str(count)], f"1x1x{count}", count, card.peak, 1, False, card)
 
 
 def arrangement(chips: int, dimensions: int) -> tuple:

@@ -29,7 +29,7 @@ def test_gpus_have_links_and_kernels():
     row = {"name": "dot", "makes": "f32[4]", "times": 12, "flops": 3e12, "bytes": 2e9, "seconds": 0.0035}
     report = {
         **{"model": "m", "parameters": 5, "train_batch_size": 8, "microbatches": 1, "slice": "h100-8", "kind": "H100"},
-        **{"fits": True, "platform": "gpu", "used_bytes": 2**31, "usable_bytes": 2**36, "devices": 8},
+        **{"fits": True, "platform": "gpu", "used_bytes": 2**31, "usable_bytes": 2**36, "devices": 8, "hosts": 1},
         **{"mesh_shape": [["x", 8]], "layout": [], "weights_bytes": 1, "slots_bytes": 1, "batch_bytes": 1},
         **{"temporary_bytes": 1, "peak_flops": 989e12, "flops": 3e12, "bytes": 2e9, "collectives": {}},
         **{"seconds": 0.25, "tokens_per_second": 1e6, "utilisation": 0.25, "model_flops": 1e15},
@@ -37,7 +37,7 @@ def test_gpus_have_links_and_kernels():
     }
     lines = report_lines(report)
     assert lines[0] == "FITS: 2.00 GiB of 64.00 GiB per GPU"
-    assert lines[2] == "slice     h100-8 (H100, 8 devices), mesh x:8, layout none"
+    assert lines[2] == "slice     h100-8 (H100, 8 devices on 1 host), mesh x:8, layout none"
     assert lines[4:] == [
         "step      0.250 s at best, by the roofline of its kernels, 1,000,000 tokens/s on the slice",
         "use       25.0% of the peak of 989.0 TFLOP/s per GPU by the model's own 1.000 PFLOP per step",

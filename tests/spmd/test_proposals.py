@@ -169,6 +169,7 @@ REPORT = {
     "platform": "tpu",
     "kind": "k",
     "devices": 8,
+    "hosts": 1,
     "mesh_shape": [],
     "layout": [],
     "weights_bytes": 1,
@@ -194,14 +195,9 @@ REPORT = {
         ("v3-8", [], 0, ["run it    gpt-neo train --tpu NAME --model "]),
         ("v3-32", [], 0, ["run it    gpt-neo train --tpu NAME --model "]),
         ("v5e-8", [], 0, ["run it    gpt-neo train --backend xla --platform tpu --model "]),
-        (
-            "v5e-16",
-            [],
-            0,
-            ["run it    no command here drives v5e-16: ", "one host (v5e-8 at most), where v5e-16 has 2"],
-        ),
+        ("v5e-16", [], 0, ["run it    gpt-neo train --backend xla --platform tpu --model ", "on each of its 4 hosts"]),
         ("v5p-8", [], 0, ["run it    gpt-neo train --backend xla --platform tpu --model "]),
-        ("v5p-16", [], 0, ["no command here drives v5p-16: ", "one host (v5p-8 at most), where v5p-16 has 2"]),
+        ("v5p-16", [], 0, ["gpt-neo train --backend xla --platform tpu --model ", "on each of its 2 hosts"]),
         (
             "v3-8",
             ["--compile_candidates", "1"],
@@ -243,8 +239,8 @@ def test_hosts_of_slices():
         "v2-32": 4,
         "v5e-1": 1,
         "v5e-8": 1,
-        "v5e-16": 2,
-        "v6e-256": 32,
+        "v5e-16": 4,
+        "v6e-256": 64,
     }
     assert {name: find_slice(name).hosts for name in hosts} == hosts
     assert [name for name, known in GENERATIONS.items() if known.estimator] == ["v2", "v3", "v4"]
