@@ -76,8 +76,8 @@ def report_lines(report: dict) -> list[str]:
         f"{verdict}{amount}",
         f"model     {report['model']}: {report['parameters']:,} parameters, {report['train_batch_size']} sequences per "
         f"step in {counted(report['microbatches'], 'microbatch')} per replica",
-        f"slice     {report['slice']} ({report['kind']}, {counted(report['devices'], 'device')} on {counted(report['hosts'], 'host')}), mesh {mesh}, "
-        f"layout {layout}",
+        f"slice     {report['slice']} ({report['kind']}, {counted(report['devices'], 'device')} on "
+        f"{counted(report['hosts'], 'host')}), mesh {mesh}, layout {layout}",
     ]
     if not report["fits"]:
         return [*lines, f"compiler  {report['reason']}"]

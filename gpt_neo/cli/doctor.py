@@ -20,7 +20,7 @@ from gpt_neo.cli.console import size_text
 from gpt_neo.cli.job import load_run
 from gpt_neo.cli.options import CloudOptions
 from gpt_neo.cli.tool_options import Doctor
-from gpt_neo.config.estimate import count_parameters, slot_bytes, training_memory
+from gpt_neo.config.estimate import count_parameters, less_memory, slot_bytes, training_memory
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import GptNeoError, counted
@@ -159,12 +159,7 @@ def memory_line(run: Optional[RunConfig]) -> Line:
     if run is None:
         return Line("memory", text)
     need = training_memory(run, 1).total
-    advice = (
-        "fine for a GPU or TPU of that size; else lower train_batch_size or tokens_per_mb_per_replica, or set "
-        "recompute_grad"
-        if need > available
-        else ""
-    )
+    advice = f"fine for a GPU or TPU of that size; else {less_memory(run.model)}" if need > available else ""
     return Line("memory", f"{text}; training {run.name} on one device takes about {size_text(need)}", advice)
 
 

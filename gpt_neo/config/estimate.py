@@ -115,6 +115,12 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     )
 
 
+def less_memory(model: ModelConfig) -> str:
+    """What takes less memory in training, for a message."""
+    more = {"all": ", or set recompute_grad", "products": ", or set recompute_keep to inputs"}
+    return "lower train_batch_size or tokens_per_mb_per_replica" + more.get(model.kept_of_blocks, "")
+
+
 def block_bytes(model: ModelConfig, kept: str) -> float:
     """Bytes per token of what is kept of the blocks, and of what one that is run again makes anew.
 

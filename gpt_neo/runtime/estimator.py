@@ -12,6 +12,7 @@ from gpt_neo.checkpoint.best import keep_best
 from gpt_neo.checkpoint.folder import Found, find_checkpoint, latest_checkpoint, no_checkpoint, settle_state
 from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.config.estimate import less_memory
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError
 from gpt_neo.inputs import preflight
@@ -292,7 +293,4 @@ class reading:  # noqa: N801  (used as a statement)
         if isinstance(error, tf.errors.ResourceExhaustedError):
             if "No space left" in error.message or "quota" in error.message:
                 raise CheckpointError(f"the disk is full: {graph_reason(error)}") from error
-            raise ConfigError(
-                "out of memory: lower train_batch_size, or tokens_per_mb_per_replica, or set recompute_grad "
-                f"({graph_reason(error)})"
-            ) from error
+            raise ConfigError(f"out of memory: {less_memory(self.run.model)} ({graph_reason(error)})") from error

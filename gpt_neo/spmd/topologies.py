@@ -16,7 +16,8 @@ class Generation:
 
     devices: per chip, as XLA sees them: its cores up to v3, since v4 both are one. peak: bfloat16 FLOP/s of a chip.
     counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips since. chips: sizes of
-    slices. alone: most chips of one host; several have 4 each. estimator: whether TPUEstimator's driver, that of TensorFlow 2.15, knows it.
+    slices. alone: most chips of one host; several have HOST each. estimator: whether TPUEstimator's driver, that of
+    TensorFlow 2.15, knows it.
     dimensions: of the arrangement of chips. link: bytes/s of a link between chips, one way.
     """
 

@@ -4,10 +4,12 @@ import math
 
 import pytest
 
-from gpt_neo.config.estimate import HEAD_BYTES, head_chunks, slot_bytes, training_memory
+from gpt_neo.config.estimate import HEAD_BYTES, head_chunks, less_memory, slot_bytes, training_memory
 from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import OptimizerConfig
+from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime.estimator import reading
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.train_step import build_train_step
 from tests.model.options import make_run
@@ -79,3 +81,20 @@ def test_logits_in_memory_are_those_of_a_chunk():
     )
     assert small == 2 * 2048 * 50257 * 4
     assert large == larger == small + 50257 * 64 * 4
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({}, "or set recompute_grad"),
+        ({"recompute_grad": True, "recompute_keep": "products"}, "or set recompute_keep to inputs"),
+        ({"recompute_grad": True, "recompute_keep": "inputs"}, "lower train_batch_size or tokens_per_mb_per_replica"),
+    ],
+)
+def test_what_takes_less_memory_is_not_there_already(options, told):
+    run = make_run(options)
+    assert less_memory(run.model).endswith(told)
+    with pytest.raises(ConfigError, match=f"out of memory: .*{told} \\("), reading(run, [], 0, 1):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    with pytest.raises(CheckpointError, match="the disk is full"), reading(run, [], 0, 1):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
