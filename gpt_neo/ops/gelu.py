@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gpt_neo.mtf_compat import Tensor, mtf, tf
-from gpt_neo.ops.kernels import compiled
+from gpt_neo.ops.kernels import afresh, compiled
 
 SCALE, CUBE = math.sqrt(2 / math.pi), 0.044715
 
@@ -31,7 +31,7 @@ def gelu_kernel(x: tf.Tensor) -> tf.Tensor:
 @compiled
 def gelu_grad_kernel(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
     """dy times the derivative of gelu at x, rounded once."""
-    wide = tf.cast(x, tf.float32)
+    wide = tf.cast(afresh(x, dy), tf.float32)
     t = tf.tanh(SCALE * (wide + CUBE * wide * wide * wide))
     slope = 0.5 * wide * (1 - t * t) * SCALE * (1 + 3 * CUBE * wide * wide)
     return tf.cast(tf.cast(dy, tf.float32) * (0.5 * (1 + t) + slope), dy.dtype)

@@ -11,10 +11,11 @@ from typing import Callable
 from gpt_neo.mtf_compat import gen_xla_ops, summed_wide, tf, xla_data_pb2
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
-
+SMALL = 1e-30  # times a number: added to one that is not next to 0, it changes no digit
 
 COMPILES: contextvars.ContextVar = contextvars.ContextVar("COMPILES", default=True)
 INLINES: contextvars.ContextVar = contextvars.ContextVar("INLINES", default=False)
+AFRESH: contextvars.ContextVar = contextvars.ContextVar("AFRESH", default=False)
 # What plain operations of a `compiled` kernel made, in `uncompiled`: reference of a tensor -> (kernel, arguments).
 RECIPES: contextvars.ContextVar = contextvars.ContextVar("RECIPES")
 
@@ -70,6 +71,18 @@ def compiled(kernel: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         return kernel(*args) if small else fused(*args)
 
     return call
+
+
+def afresh(x: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+    """x for the backward pass of an operation, where it computes again what the forward pass has computed of it.
+
+    A compiler of the whole program would find that, and keep the result in memory from one to the other, often wider
+    than x. So, where `AFRESH` says that it pays, next to nothing is added, of what the backward pass alone has.
+    """
+    if not AFRESH.get():
+        return x
+    first = tf.reshape(tf.slice(later, [0] * len(later.shape), [1] * len(later.shape)), [])
+    return x + tf.cast(tf.cast(first, tf.float32) * SMALL, x.dtype)
 
 
 def put_slice(x: tf.Tensor, part: tf.Tensor, begin: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Callable
 
 from gpt_neo.mtf_compat import Tensor, mtf, tf
-
-SMALL = 1e-30  # times the sum of a gradient: added to a number that is not next to 0, it changes no digit
+from gpt_neo.ops.kernels import SMALL
 
 
 def recomputed(run: Callable[[Tensor], tuple], x: Tensor, keep_products: bool = False) -> tuple:

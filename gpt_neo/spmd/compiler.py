@@ -13,7 +13,7 @@ import sys
 import time
 
 import jax
-import numpy as np
+from compile_options import compile_options  # beside this script
 from jax._src.interpreters import mlir as jax_mlir
 from jax._src.lib import xla_client
 from jax.experimental import topologies
@@ -25,10 +25,7 @@ def compile_for(path: str, target: dict, count: int, output: str) -> dict:
     devices = topologies.get_topology_desc(**target).devices
     if len(devices) != count:
         return {"error": f"it knows {len(devices)} devices, expected {count}"}
-    options = xla_client.CompileOptions()
-    options.num_replicas, options.num_partitions = count, 1
-    ids = np.array([device.id for device in devices]).reshape(count, 1)
-    options.device_assignment = xla_client.DeviceAssignment.create(ids)
+    options = compile_options(devices, "tpu" if target["platform"] == "tpu" else "gpu")
     report: dict = {"kind": devices[0].device_kind, "devices": count}
     started = time.monotonic()
     with open(path, encoding="utf-8") as handle, jax_mlir.make_ir_context():

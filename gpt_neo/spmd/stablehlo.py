@@ -108,11 +108,6 @@ def collective_permute(out: str, x: str, given: str, made: str, options: dict) -
     )
 
 
-def barrier(out: str, x: str, given: str, made: str, options: dict) -> str:
-    """x, in a place that no optimization moves anything across."""
-    return f"{out} = stablehlo.optimization_barrier {x} : {given}"
-
-
 def iota(out: str, x: str, given: str, made: str, options: dict) -> str:
     """0, 1, 2, ..."""
     return f"{out} = stablehlo.iota dim = 0 : {made}"
@@ -124,6 +119,5 @@ COLLECTIVES: dict[str, Callable[..., str]] = {
     "reduce_scatter": reduce_scatter,
     "all_to_all": all_to_all,
     "collective_permute": collective_permute,
-    "barrier": barrier,
     "iota": iota,
 }

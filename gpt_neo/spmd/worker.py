@@ -17,6 +17,7 @@ import jax
 import jaxlib
 import messages  # beside this script
 import numpy as np
+from compile_options import compile_options  # beside this script
 from jax._src.lib import xla_client
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -43,10 +44,7 @@ class Runner:
         self.kinds = [device.device_kind for device in every]
         self.cores = [core for core, device in enumerate(every) if device.process_index == jax.process_index()]
         self.devices = [every[core] for core in self.cores]
-        options = xla_client.CompileOptions()
-        options.num_replicas, options.num_partitions = count, 1
-        ids = np.array([device.id for device in every]).reshape(count, 1)
-        options.device_assignment = xla_client.DeviceAssignment.create(ids)
+        options = compile_options(every, every[0].platform)
         self.cached, self.executable = self.built(text, options)
         # Replicated as far as JAX knows: it takes the shards as they are, and they may differ.
         self.sharding = NamedSharding(Mesh(np.array(every), ("core",)), PartitionSpec())
@@ -57,7 +55,7 @@ class Runner:
         """The program, and whether it was there already: on all hosts or on none, as compilers may work together."""
         client, kept = self.devices[0].client, KeptPrograms()
         versions = jax.__version__, jaxlib.__version__, client.platform_version
-        path = kept.path(text, *versions, *self.kinds, str(self.cores))
+        path = kept.path(text, *versions, *self.kinds, str(self.cores), str(options.env_option_overrides))
         found = kept.load(path, lambda data: restored(data, self.devices, options))
         if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array([found is not None])).all():
             found = None

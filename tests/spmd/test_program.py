@@ -7,7 +7,7 @@ import pytest
 
 from gpt_neo.errors import ConfigError
 from gpt_neo.spmd.decoding import export_predict_step
-from gpt_neo.spmd.program import export_eval_step, export_train_step, initial_values
+from gpt_neo.spmd.program import built_for, export_eval_step, export_train_step, initial_values
 from gpt_neo.spmd.stablehlo import finished
 from tests.spmd.tools import MOE, make_run
 
@@ -160,3 +160,13 @@ def test_wrong_layout_is_refused_with_the_dimension(tmp_path, layout, named):
 def test_leftovers_are_an_error():
     with pytest.raises(ConfigError, match=r"XLA has nothing for tf\.Unique"):
         finished('module {\n  %0 = "tf.Unique"(%arg0) : (tensor<4xi32>) -> tensor<4xi32>\n}')
+
+
+def test_a_program_for_gpus_computes_an_activation_twice(tmp_path):
+    """In the backward pass too, where what it is computed of is kept alone."""
+    run = make_run(tmp_path, mesh_shape="x:1", layout="batch:x", precision="bfloat16", n_layer=2)
+    counts = {}
+    for platform in ("gpu", "tpu"):
+        with built_for(platform):
+            counts[platform] = export_train_step(run).stablehlo.count("stablehlo.tanh")
+    assert counts == {"gpu": 4, "tpu": 2}

@@ -1,6 +1,7 @@
 """The time of kernels against numbers by hand, and the compiler's own count of what it compiled."""
 
 import json
+import math
 import subprocess
 
 import pytest
@@ -9,7 +10,7 @@ from gpt_neo.spmd.compile_check import check, compile_program, compiler_environm
 from gpt_neo.spmd.environment import CONSTRAINTS, CUDA, environment_folder, worker_python
 from gpt_neo.spmd.gpus import CARDS, H100
 from gpt_neo.spmd.hlo import Module
-from gpt_neo.spmd.program import export_train_step
+from gpt_neo.spmd.program import built_for, export_train_step
 from gpt_neo.spmd.roofline import roofline
 from gpt_neo.spmd.topologies import find_slice
 from tests.spmd.tools import make_run
@@ -78,3 +79,23 @@ def test_a_small_model_compiled_for_a_gpu_that_is_not_there(tmp_path):
     assert sum(kernel.bytes for kernel in ours) == pytest.approx(theirs["bytes accessed"], rel=0.01)
     # Theirs has what is added, divided and so on beside the products.
     assert 0.8 * theirs["flops"] < sum(sum(kernel.flops.values()) for kernel in ours) < theirs["flops"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [{}, {"recompute_grad": True, "recompute_keep": "products"}])
+def test_on_an_h100_activations_are_in_memory_in_bfloat16(tmp_path, again):
+    """Of [rows, sequence, intermediate]; in float32 their gradients, or what the activation computed, would be twice as
+    much."""
+    if not (environment_folder((CONSTRAINTS, CUDA)) / ".complete").exists():
+        pytest.skip("the environment with CUDA, 6 GB, is not there: the first --compile_for h100 makes it")
+    sizes = {"n_ctx": 512, "n_embd": 192, "n_head": 3, "train_batch_size": 2}
+    run = make_run(tmp_path, mesh_shape="x:1", layout="batch:x", precision="bfloat16", **sizes, **again)
+    python, output, types = worker_python(platform="gpu", present=False), tmp_path / "out.hlo", {}
+    for platform in ("gpu", None):
+        with built_for(platform):
+            program = export_train_step(run)
+        compile_program(program, find_slice("h100"), python, str(tmp_path), str(output))
+        made = [array for kernel in Module(output.read_text(), 1).kernels() for array in kernel.instruction.arrays]
+        types[platform] = {kind for kind, dims in made if dims[-1:] == (768,) and math.prod(dims[:-1]) == 1024}
+    assert types["gpu"] == {"bf16"}
+    assert again or "f32" in types[None]  # a block that is run again has both sides of it at once
