@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt_neo.config.network import AttentionKind, kinds_of
 from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import ConfigError
 from gpt_neo.fast.layers import build, cache_name
 from gpt_neo.fast.paged import BLOCK
 from gpt_neo.fast.silent import Shape, Tensor, core
@@ -39,6 +40,7 @@ class Network:
 
     Raises:
       CheckpointError: the checkpoint is missing, damaged, or does not fit the config.
+      ConfigError: the model has learned keys, which caches in integers cannot begin with.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Network:
         shows: bool = False,
         chunk: int = PREFILL,
     ) -> None:
+        if cache == "u8" and config.num_mem_kv:
+            raise ConfigError(f"--cache {cache}: a model of num_mem_kv {config.num_mem_kv} needs f32")
         self.config, self.rows = config, rows
         self.length = min(length or config.n_ctx, config.n_ctx)
         self.states = [c for kind in kinds_of(config) for c in kind.caches(config) if c.rows is not None]

@@ -54,6 +54,9 @@ class FastRows:
         """See `RowDecoder`."""
         self.network.copy(source, target, position - start)
 
+    def clear(self, row: int) -> None:
+        """See `RowDecoder`: attention does not touch what it does not see, and states begin at 0."""
+
     def attention_inputs(self, tokens: list, layer: int) -> list:
         """See `RowDecoder`."""
         parts = []

@@ -131,5 +131,6 @@ def accepted(wanted: list, tokens: list, chances: list, generator: np.random.Gen
     """
     for place, (token, own) in enumerate(zip(tokens, chances)):
         if generator.random() * own[token] >= wanted[place][token]:
-            return [*tokens[:place], drawn(np.maximum(wanted[place] - own, 0.0), generator)]
+            rest = np.maximum(wanted[place] - own, 0.0)
+            return [*tokens[:place], drawn(rest if rest.any() else wanted[place], generator)]
     return [*tokens, drawn(wanted[len(tokens)], generator)]

@@ -169,15 +169,6 @@ def assign_entries(variable: tf.Variable, values: tf.Tensor, at: tf.Tensor, row:
     )
 
 
-def copy_row(variable: tf.Variable, source: tf.Tensor, target: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Give a row the first `count` positions of another's cache, or its whole state."""
-    if variable.op.type == "VarHandleOp":  # a state, see `VariableStore.variable`
-        return variable.scatter_update(tf.IndexedSlices(tf.gather(variable, [source]), [target]))
-    held = tf.minimum(count, variable.shape[2])
-    values = tf.slice(variable, tf.stack([source, 0, 0, 0]), tf.stack([1, -1, held, -1]))
-    return assign_entries(variable, values, tf.constant(0), target)
-
-
 class LoopStore(Store):
     """Tensors that a loop carries from step to step, so that a graph with the loop inside holds no state of its own.
 

@@ -14,7 +14,7 @@ from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.ops.caches import CACHES, VariableStore, copy_row
+from gpt_neo.ops.caches import CACHES, VariableStore, assign_entries
 from gpt_neo.ops.kernels import uncompiled
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.network import Pass, forward
@@ -81,11 +81,13 @@ class RowDecoder:
             self.read_logits[every] = logits[0] if every else logits[0, 0]
 
     def build_copy(self) -> None:
-        """The first entries of every cache, from one row to another."""
+        """The first entries of every cache, from one row to another; and a row of zeros."""
         self.source, self.target, self.count = (tf.placeholder(tf.int32, []) for _ in range(3))
         self.copied = tf.group(
             *(copy_row(variable, self.source, self.target, self.count) for variable in tf.get_collection(CACHES))
         )
+
+        self.cleared = tf.group(*(clear_row(variable, self.target) for variable in tf.get_collection(CACHES)))
 
     def build_picture(self) -> None:
         """A whole text without caches, of which only what the layers attend with is asked for."""
@@ -131,6 +133,10 @@ class RowDecoder:
         there as if it had read them itself."""
         self.session.run(self.copied, {self.source: source, self.target: target, self.count: position})
 
+    def clear(self, row: int) -> None:
+        """Forget what a row has computed, where it is no numbers: 0 times what a later text does not see is 0 then."""
+        self.session.run(self.cleared, {self.target: row})
+
     def attention_inputs(self, tokens: list, layer: int) -> list:
         """What a layer attends with when it reads a text of at most `picture` tokens.
 
@@ -145,3 +151,28 @@ class RowDecoder:
     def close(self) -> None:
         """Free the memory."""
         self.session.close()
+
+
+def copy_row(variable: tf.Variable, source: tf.Tensor, target: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Give a row the first `count` positions of another's cache, or its whole state."""
+    if is_state(variable):
+        return put_row(variable, tf.gather(variable, [source]), target)
+    held = tf.minimum(count, variable.shape[2])
+    return put_row(variable, tf.slice(variable, tf.stack([source, 0, 0, 0]), tf.stack([1, -1, held, -1])), target)
+
+
+def clear_row(variable: tf.Variable, row: tf.Tensor) -> tf.Tensor:
+    """Set a row of a cache to 0."""
+    return put_row(variable, tf.zeros([1, *variable.shape[1:]], variable.dtype.base_dtype), row)
+
+
+def put_row(variable: tf.Variable, values: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+    """Put values [1, heads, n, columns] at the beginning of a row."""
+    if is_state(variable):
+        return variable.scatter_update(tf.IndexedSlices(values, [row]))
+    return assign_entries(variable, values, tf.constant(0), row)
+
+
+def is_state(variable: tf.Variable) -> bool:
+    """Of those that `VariableStore.variable` makes."""
+    return variable.op.type == "VarHandleOp"

@@ -153,12 +153,15 @@ class Exchange:
         left, first, began = len(self.choices), True, self.began
         assert began is not None  # it may be ended while this waits, by a client that leaves
         while left:
+            remaining = self.owner.seconds - (time.monotonic() - began)
             if self.pieces.empty():
-                spent = time.monotonic() - began
-                number, pieces = await asyncio.wait_for(self.pieces.get(), max(0.0, self.owner.seconds - spent))
+                number, pieces = await asyncio.wait_for(self.pieces.get(), max(0.0, remaining))
+            elif remaining <= 0:
+                raise asyncio.TimeoutError  # also of a client that takes what comes too slowly
             else:
+                await asyncio.sleep(0)  # many long answers may be there at once: others have their turn
                 number, pieces = self.pieces.get_nowait()
-            if first:
+            if first and not isinstance(pieces[0], BaseException):
                 self.owner.metrics.first.observe(time.monotonic() - began)
                 first = False
             choice = self.choices[number]

@@ -17,8 +17,8 @@ from typing import Any, Callable, Optional, Protocol
 import numpy as np
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import GptNeoError
-from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
+from gpt_neo.errors import CheckpointError, DataError, GptNeoError
+from gpt_neo.sampling.filters import SampleOptions, draw, likeliest, row_generator
 from gpt_neo.serving.detokenizer import Detokenizer, Piece, Scored
 from gpt_neo.serving.mailbox import Mailbox
 from gpt_neo.serving.token_choice import PLAIN, Adjustments, score
@@ -101,6 +101,9 @@ class Rows(Protocol):
 
     def copy(self, source: int, target: int, position: int, start: int) -> None:
         """Give a row what another has read so far."""
+
+    def clear(self, row: int) -> None:
+        """Forget a row whose numbers are none."""
 
     def attention_inputs(self, tokens: list, layer: int) -> list:
         """What a layer attends with."""
@@ -251,7 +254,10 @@ class Engine:
         found = [
             other
             for other in self.rows.values()
-            if other.reading and other.sequence.request == sequence.request and other.sequence.prompt == sequence.prompt
+            if other.reading
+            and not other.sequence.cancelled
+            and other.sequence.request == sequence.request
+            and other.sequence.prompt == sequence.prompt
         ]
         for other in found:
             self.decoder.copy(row.index, other.index, row.position, row.start)
@@ -264,7 +270,9 @@ class Engine:
         try:
             yield
         except GptNeoError as error:
+            LOG.warning("an answer ended: %s", error)
             self.rows.pop(row.index, None)
+            self.decoder.clear(row.index)
             row.sequence.tell(error)
 
     def score_chunk(self, row: Running, logits: np.ndarray, at: int) -> None:
@@ -303,8 +311,7 @@ class Engine:
         if sequence.max_tokens == 0:
             self.leave(row, row.detokenizer.finish("length"))
             return
-        adjusted = sequence.adjustments.apply(logits, sequence.prompt, row.counts, row.ends)
-        token = draw(adjusted, sequence.options, row.generator)
+        token = self.drawn(row, logits)
         row.counts[token] += 1
         row.next, row.made = token, row.made + 1
         self.observe("new_tokens", 1)
@@ -318,6 +325,23 @@ class Engine:
             self.leave(row, piece)
         elif piece is not None:
             sequence.tell(piece)
+
+    def drawn(self, row: Running, logits: np.ndarray) -> int:
+        """A row's next token.
+
+        Raises:
+          CheckpointError: the model computes no numbers.
+          DataError: what the request does to them leaves none.
+        """
+        sequence = row.sequence
+        likeliest(logits)
+        adjusted = sequence.adjustments.apply(logits, sequence.prompt, row.counts, row.ends)
+        try:
+            return draw(adjusted, sequence.options, row.generator)
+        except CheckpointError as error:
+            raise DataError(
+                "repetition_penalty, logit_bias, min_tokens and stop_token_ids of the request leave no token to draw"
+            ) from error
 
     def leave(self, row: Running, piece: Piece) -> None:
         """The row's last piece."""

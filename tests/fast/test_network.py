@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("gpt_neo.fast.silent")
 
 from gpt_neo.config.schema import GlaParams, ModelConfig
+from gpt_neo.errors import ConfigError
 from gpt_neo.fast.network import Network
 from tests.model.tools import save_random, uncached
 
@@ -118,3 +119,12 @@ def test_signals_are_heard_after_networks_have_gone(tmp_path):
     child.start()
     child.join(60)
     assert child.exitcode == 0
+
+
+def test_learned_keys_do_not_go_into_caches_of_integers():
+    with pytest.raises(ConfigError, match="--cache u8: a model of num_mem_kv 5 needs f32"):
+        Network(
+            ModelConfig(n_head=2, n_embd=16, n_layer=1, n_vocab=8, n_ctx=16, attention_types=("global",), num_mem_kv=5),
+            "none",
+            cache="u8",
+        )

@@ -5,6 +5,7 @@ import pytest
 
 from gpt_neo.config.schema import GlaParams, ModelConfig
 from gpt_neo.errors import ConfigError
+from gpt_neo.ops.caches import CACHES
 from gpt_neo.runtime.mesh import MeshPlan
 from gpt_neo.runtime.rows import RowDecoder
 from tests.model.tools import save_random, uncached
@@ -193,3 +194,20 @@ def test_a_row_that_gets_what_another_read_goes_on_as_if_it_had_read_it(model):
         alone = Play(decoder)
         alone.read(2, prompt)
         assert all((x == alone.step({2: token})[2]).all() for x, token in zip(late, (1, 2)))
+
+
+def test_a_row_that_was_cleared_forgets_what_is_no_number(model):
+    _, _, decoder = model
+    prompt = np.arange(1, 11, dtype=np.int32)
+    fresh = Play(decoder)
+    wanted = [fresh.read(6, prompt), fresh.step({6: 3})[6]]
+    if isinstance(decoder, RowDecoder):
+        for variable in decoder.graph.get_collection(CACHES):
+            bad = decoder.session.run(variable)
+            bad[6] = np.nan
+            decoder.session.run(variable.initializer, {variable.initializer.inputs[1]: bad})
+        bad = Play(decoder)
+        assert np.isnan(bad.read(6, prompt)).any() or np.isnan(bad.step({6: 3})[6]).any()
+    decoder.clear(6)
+    again = Play(decoder)
+    assert (again.read(6, prompt) == wanted[0]).all() and (again.step({6: 3})[6] == wanted[1]).all()

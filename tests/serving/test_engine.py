@@ -1,13 +1,17 @@
 """Who comes next."""
 
+import asyncio
+import threading
 import types
 from unittest import mock
 
 import numpy as np
 
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, DataError
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.engine import Engine, Sequence
+from gpt_neo.serving.mailbox import Mailbox
+from gpt_neo.serving.token_choice import Adjustments
 
 
 def test_requests_of_few_rows_go_first_and_else_who_came_first():
@@ -50,6 +54,7 @@ def engine_of(read, rows=8, vocab=4, step=None):
         chunk=2,
         read=lambda row, chunk, at, start, every: read.append((row, list(chunk))) or np.zeros([vocab]),
         copy=lambda source, target, position, start: read.append((source, target)),
+        clear=lambda row: read.append(("cleared", [row])),
         step=step,
     )
     tokenizer = mock.Mock(n_vocab=vocab, byte_level=True, bytes_of=lambda i: b"x", decode_bytes=lambda ids: b"x")
@@ -76,12 +81,12 @@ def test_a_prompt_of_several_answers_is_read_once():
 
 
 def test_a_row_without_numbers_ends_alone():
-    told = []
+    told, read = [], []
 
     def step(tokens, positions, start):
         return np.where(np.arange(8)[:, np.newaxis] == 1, np.nan, np.zeros([8, 4]))
 
-    engine = engine_of([], step=step)
+    engine = engine_of(read, step=step)
     greedy = SampleOptions(temperature=0)
     engine.waiting.extend(
         Sequence(i, [i + 1], 0, 3, greedy, (), lambda piece, i=i: told.append((i, piece)), request=str(i))
@@ -93,3 +98,36 @@ def test_a_row_without_numbers_ends_alone():
     engine.step()
     assert [i for i, piece in told if isinstance(piece, CheckpointError)] == [1]
     assert sorted(engine.rows) == [0, 2]
+    assert read[-1] == ("cleared", [1])
+
+
+def test_what_a_request_does_to_the_numbers_is_not_the_model():
+    told = []
+    engine = engine_of([], vocab=4)
+    adjustments = Adjustments(min_tokens=2)
+    engine.waiting.append(
+        Sequence(0, [1], 0, 3, SampleOptions(), (), told.append, adjustments=adjustments, ends=(0, 1, 2, 3))
+    )
+    engine.admit()
+    engine.read_one()
+    assert isinstance(told[0], DataError) and "stop_token_ids of the request" in str(told[0]) and not engine.rows
+
+
+def test_mail_of_two_threads_arrives_and_none_goes_to_a_loop_that_has_ended():
+    mail, items = Mailbox(), []
+    loop = mock.Mock(call_soon_threadsafe=lambda call, found: items.extend(found))
+
+    def send(first):
+        for i in range(2000):
+            mail.put(loop, None, first + i)
+            mail.send()
+
+    threads = [threading.Thread(target=send, args=(first,)) for first in (0, 10_000)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(items) == 4000
+    ended = asyncio.new_event_loop()
+    ended.close()
+    mail.put(ended, None, 1)
+    mail.send()
+    assert not mail.told
