@@ -82,12 +82,10 @@ class RowDecoder:
 
     def build_copy(self) -> None:
         """The first entries of every cache, from one row to another; and a row of zeros."""
+        caches = tf.get_collection(CACHES)
         self.source, self.target, self.count = (tf.placeholder(tf.int32, []) for _ in range(3))
-        self.copied = tf.group(
-            *(copy_row(variable, self.source, self.target, self.count) for variable in tf.get_collection(CACHES))
-        )
-
-        self.cleared = tf.group(*(clear_row(variable, self.target) for variable in tf.get_collection(CACHES)))
+        self.copied = tf.group(*(copy_row(cache, self.source, self.target, self.count) for cache in caches))
+        self.cleared = tf.group(*(clear_row(cache, self.target) for cache in caches))
 
     def build_picture(self) -> None:
         """A whole text without caches, of which only what the layers attend with is asked for."""

@@ -159,7 +159,6 @@ class Exchange:
             elif remaining <= 0:
                 raise asyncio.TimeoutError  # also of a client that takes what comes too slowly
             else:
-                await asyncio.sleep(0)  # many long answers may be there at once: others have their turn
                 number, pieces = self.pieces.get_nowait()
             if first and not isinstance(pieces[0], BaseException):
                 self.owner.metrics.first.observe(time.monotonic() - began)
@@ -170,6 +169,8 @@ class Exchange:
                     raise EngineError(str(piece)) from piece
                 yield (choice, *choice.add(piece, self.served))
             left -= choice.finish is not None
+            if len(pieces) > 1:
+                await asyncio.sleep(0)  # many whole answers may be there at once: others have their turn
 
     def json(self) -> dict:
         """The whole answer: of each prompt's best_of choices the n of the highest mean log-probability."""

@@ -334,8 +334,10 @@ class Engine:
           DataError: what the request does to them leaves none.
         """
         sequence = row.sequence
-        likeliest(logits)
         adjusted = sequence.adjustments.apply(logits, sequence.prompt, row.counts, row.ends)
+        if adjusted is logits:
+            return draw(logits, sequence.options, row.generator)
+        likeliest(logits)
         try:
             return draw(adjusted, sequence.options, row.generator)
         except CheckpointError as error:

@@ -16,9 +16,7 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.serving.connections import Connection, Patience, Sparing
 
 SEND_BUFFER = 1 << 18  # bytes of the system per connection: what a client that does not read may hold
-SWITCH = (
-    0.0001  # seconds that the engine waits for the interpreter where the event loop has work: 5 ms are a whole step
-)
+SWITCH = 1e-4  # seconds that the engine waits for the interpreter while the event loop has it; by default a whole step
 SPARING = Sparing()
 
 
