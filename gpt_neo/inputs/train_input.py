@@ -94,4 +94,8 @@ def evaluation_batches(
     rows = samples.take(count).map(lambda features: {**features, "weight": tf.ones([])})
     blank = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in rows.element_spec.items()}
     rows = rows.concatenate(tf.data.Dataset.from_tensors(blank).repeat(-count % batch_size))
-    return rows.batch(batch_size, drop_remainder=True).prefetch(READY)
+    # Each evaluation of a run takes a new iterator. TensorFlow's tuner of the old one looks every 10 s by then, and is
+    # waited for where it misses that it is to end.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return rows.batch(batch_size, drop_remainder=True).prefetch(READY).with_options(options)

@@ -50,6 +50,7 @@ def test_an_epoch_has_every_label_once(run, request):
     assert labels(batches) == wanted
     assert ("weights" in batches[0]) == ((length - 1) % N_CTX != 0), "where pieces divide, nothing is weighed"
     evaluated = take(lambda: evaluation_batches(run, 4), -(-source.samples // 4))
+    assert evaluation_batches(run, 4).options().autotune.enabled is False  # which would be waited for, now and then
     assert labels(evaluated) == wanted
     (line,) = preflight.account(run, [source])
     assert "tokens read / tokens in the records 1.000" in line
