@@ -47,12 +47,13 @@ def make(name: str, dtype: str, folder: str) -> dict:
     family, _ = family_of(run.model)
     source = os.path.join(folder, "hf")
     os.makedirs(source)
-    noise = (np.random.default_rng(0).standard_normal(LARGEST, np.float32) * 0.02).astype(kind)
+    rng = np.random.default_rng(0)
 
     def pieces(shape):
+        """Other numbers in every weight: an engine may keep equal ones once, and read them faster than memory."""
         left = int(np.prod(shape))
         while left > 0:
-            yield noise[:left]
+            yield (rng.standard_normal(min(left, LARGEST), np.float32) * 0.02).astype(kind)
             left -= LARGEST
 
     groups, held = [[]], 0

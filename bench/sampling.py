@@ -2,8 +2,8 @@
 
 `python -m bench.sampling [--model gpt2_124M] [--ways ours-int8 ...] [--rounds 3] [--peers PYTHON]`. Weights are random;
 the ways alternate, each time in a process of its own, and medians are printed. A step reads every weight once, so its
-speed is held against how fast all cores read memory in the same run. CTranslate2 has GPT-2, GPT-J and GPT-NeoX, not
-GPT-Neo; it and transformers run in the interpreter --peers, as it may not fit beside TensorFlow.
+speed is held against how fast all cores read memory in the same run. CTranslate2 and llama.cpp (`bench/llama.py`) have
+GPT-2, not GPT-Neo; they and transformers run in the interpreter --peers, as they may not fit beside TensorFlow.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ WAYS = {
     "transformers-bfloat16": ("transformers", "bfloat16"),
     "ctranslate2-float32": ("ctranslate2", "float32"),
     "ctranslate2-int8": ("ctranslate2", "int8"),
+    "llama.cpp-float32": ("llama.cpp", "float32"),
+    "llama.cpp-bfloat16": ("llama.cpp", "bfloat16"),
+    "llama.cpp-int8": ("llama.cpp", "int8"),
+    "llama.cpp-int4": ("llama.cpp", "int4"),
 }
+MADE_FIRST = ("ctranslate2", "llama.cpp")  # have files of their own
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 ROOM = 1 << 29  # bytes that are read to measure the memory
 
@@ -131,6 +136,17 @@ def ctranslate2(folder: str, dtype: str, began: float) -> dict:
     return figures(times, began)
 
 
+def llama_cpp(folder: str, dtype: str, began: float) -> dict:
+    """llama.cpp's greedy decoding; int8 is its Q8_0, int4 its Q4_0. A file is made when it is first asked for."""
+    from bench.llama import decode, model_file
+
+    path = os.path.join(folder, f"llama-{dtype}.gguf")
+    if not os.path.exists(path):
+        model_file(folder, dtype)
+        began = time.perf_counter()
+    return figures(decode(path, list(range(100, 100 + PROMPT)), NEW_TOKENS), began)
+
+
 def convert(source: str, target: str, dtype: str) -> None:
     """Hugging Face's folder as one of CTranslate2; tokens are called t0, t1, ..., as there is no tokenizer."""
     from ctranslate2.converters import transformers as theirs
@@ -162,7 +178,9 @@ def measure(folder: str, way: str) -> dict:
     engine, dtype = WAYS[way]
     if engine in ("ours", "tensorflow"):
         return ours(folder, dtype, engine, began)
-    return (transformers if engine == "transformers" else ctranslate2)(folder, dtype, began)
+    return {"transformers": transformers, "ctranslate2": ctranslate2, "llama.cpp": llama_cpp}[engine](
+        folder, dtype, began
+    )
 
 
 def run_apart(args: argparse.Namespace, folder: str, way: str) -> dict:
@@ -193,8 +211,8 @@ def main() -> None:
         if not os.path.isdir(os.path.join(folder, "run")):
             make(args.model, "float32", folder)
             bring_in(args.model, "float32", folder)
-        for way in (way for way in args.ways if WAYS[way][0] == "ctranslate2"):
-            run_apart(args, folder, way)  # converts
+        for way in (way for way in args.ways if WAYS[way][0] in MADE_FIRST):
+            run_apart(args, folder, way)  # makes them
         found: dict = {way: [] for way in args.ways}
         speeds = []
         for _ in range(args.rounds):

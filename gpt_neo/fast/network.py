@@ -19,6 +19,7 @@ from gpt_neo.fast.silent import Shape, Tensor, core
 from gpt_neo.fast.weights import Weights
 
 PREFILL = 512  # tokens of a prompt that are read at once
+ROUNDED = {"int8": 32, "int4": 128}  # features of a token that one scale rounds before such weights, at most
 RELEASE = 0.05  # seconds between times that pages are given back
 RECURRENT = 64  # the same where a recurrence holds all pairs of them
 
@@ -60,13 +61,18 @@ class Network:
         self.length = min(length or config.n_ctx, config.n_ctx)
         self.states = [c for kind in kinds_of(config) for c in kind.caches(config) if c.rows is not None]
         self.chunk = min(RECURRENT if self.states else chunk, config.n_ctx)
-        weights = Weights(config, checkpoint, stored_type(dtype or config.precision))
+        stored = stored_type(dtype or config.precision)
+        weights = Weights(config, checkpoint, stored)
         self.notes = weights.notes
         self.learned = learned_entries(config, weights)
         model = build(config, weights, shows)
-        with released(weights):
-            compiled = core().compile_model(model, "CPU", options(cache))
         self.weights = weights  # constants lie in its arrays
+        with released(weights):
+            self.start(core().compile_model(model, "CPU", options(cache, stored, weights.group)))
+
+    def start(self, compiled: Any) -> None:
+        """Make the caches, and read a token of no row: weights are put into another order at the first pass."""
+        config = self.config
         self.request = compiled.create_infer_request()
         self.inputs = {x.any_name: x for x in compiled.inputs}
         self.held: dict[str, np.ndarray] = {}  # states of all rows, by the name of their input
@@ -76,6 +82,7 @@ class Network:
         self.blocks = (-(-(self.length + config.num_mem_kv) // BLOCK),) * 2
         self.ring = whole, min(whole, -(-(max(windows) + self.chunk) // BLOCK) + 1)
         self.make_caches()
+        self.read([-1] * self.rows, [[0]] * self.rows, [0] * self.rows)
 
     def make_caches(self) -> None:
         """Blocks of every row, and one more that idle rows write to. Memory that is not written to takes none."""
@@ -230,13 +237,17 @@ def learned_entries(config: ModelConfig, weights: Weights) -> dict[str, np.ndarr
     return found
 
 
-def options(cache: str) -> dict[str, Any]:
-    """Of the plugin. Everything is computed in float32 on a processor without units for less; weights that are stored
-    in fewer bits are widened as they are read."""
+def options(cache: str, stored: str, group: int) -> dict[str, Any]:
+    """Of the plugin. cache: type of cached keys and values; stored: of the weights; group: of them that share a scale.
+
+    The graph says which products are made in bfloat16, and `dynamic` holds the plugin to that: everything else is
+    float32. Before a product with whole numbers, a token's features are rounded to int8 in groups of `ROUNDED`, each
+    with a scale of its own, by processors that multiply whole numbers.
+    """
     return {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "dynamic" if stored == "bfloat16" else "f32",
         "KV_CACHE_PRECISION": cache,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": min(group, ROUNDED.get(stored, 0)),
         "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
         "NUM_STREAMS": 1,
     }

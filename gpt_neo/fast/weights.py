@@ -68,6 +68,12 @@ class Weights:
         return made + sum(4 * self.variables[x].size for x in plain) + sum(2 * self.variables[x].size for x in short)
 
     @property
+    def group(self) -> int:
+        """Inputs that share a scale of int4: the fewest, if some matrices have more than others."""
+        found = (group_of(self.variables[name].shape[0]) for name, how in self.stored.items() if how == "int4")
+        return min((group for group in found if group), default=GROUPS[0])
+
+    @property
     def wide(self) -> int:
         """The same in float32."""
         return sum(4 * variable.size for variable in self.variables.values())
@@ -106,7 +112,9 @@ class Weights:
     def head(self, name: str, x: Any) -> Any:
         """x [tokens, embd] times the rows of a table: [tokens, vocab]."""
         table, scale = self.table_rows(name)
-        if table.get_element_type() != Type.f32:
+        if self.stored[name] == "bfloat16":
+            return bfloat16_matmul(x, table, True)
+        if self.stored[name] == "int8":
             table = op.convert(table, Type.f32)
         return op.matmul(x, table if scale is None else table * scale, False, True)
 
@@ -118,6 +126,8 @@ class Weights:
             return op.matmul(x, wide * shared(self.array(f"{name}/scale")), False, True)
         if how == "int4":
             return op.matmul(x, self.grouped(name), False, True)
+        if how == "bfloat16":
+            return bfloat16_matmul(x, shared(self.array(name, BFLOAT16)), False)
         return op.matmul(x, self.value(name), False, False)
 
     def grouped(self, name: str) -> Any:
@@ -137,6 +147,12 @@ class Weights:
         """Give back the memory of what was read from files; whatever is still needed comes from there again."""
         for array in self.mapped:
             forget_pages(array)
+
+
+def bfloat16_matmul(x: Any, weight: Any, transposed: bool) -> Any:
+    """x in float32 times a bfloat16 matrix, [in, out] or transposed: the processor's own products, whose sums are
+    float32. What goes in and what comes out is rounded to bfloat16; all between products is float32."""
+    return op.convert(op.matmul(op.convert(x, Type.bf16), weight, False, transposed), Type.f32)
 
 
 def shared(array: np.ndarray) -> Any:
