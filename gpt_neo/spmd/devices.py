@@ -15,7 +15,7 @@ from gpt_neo.spmd.hosts import Host, Hosts
 from gpt_neo.spmd.messages import np_dtype
 from gpt_neo.spmd.process import Worker
 from gpt_neo.spmd.program import Program
-from gpt_neo.spmd.slices import cut, holders, part_key, part_of, spans_of
+from gpt_neo.spmd.slices import around, cut, holders, part_key, part_of, spans_of
 from gpt_neo.storage import tensorflow as files
 
 
@@ -78,8 +78,20 @@ class Devices:
         return whole
 
     def step(self, given: Mapping[str, Any]) -> dict:
-        """Run the program once. Returns its results as each core of the first host has them, [cores, ...]."""
-        return self.ask("step", given)[0][1]
+        """Run the program once. Of a batch each host is sent what its cores read.
+
+        Returns:
+          its results as each core of the first host has them, [cores, ...].
+        """
+        about = self.program.description
+        each = [
+            {
+                name: cut(value, around(about, name, cores)) if name in about["batch"] else value
+                for name, value in given.items()
+            }
+            for cores in self.cores
+        ]
+        return self.hosts.ask_each({"do": "step", "program": self.number}, each)[0][1]
 
     def restore(self, path: str) -> list[str]:
         """Give the devices their slices of a checkpoint, each host by itself; zeros where it has no optimizer slots,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 import numpy as np
 
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.mtf_compat import products_of, tf
+from gpt_neo.model.dims import make_dims
+from gpt_neo.mtf_compat import mtf, products_of, tf
 from gpt_neo.ops.head import ALIGNED
 from gpt_neo.ops.kernels import AFRESH, inlined
 from gpt_neo.runtime.eval_step import build_eval_step
@@ -71,7 +72,8 @@ def export_train_step(run: RunConfig, weighted: bool = False, attention: Optiona
         batch = batch_inputs(size, n_ctx, weighted)
         train = build_train_step(batch, run, placement)
         results = {"loss": train.loss, "rate": train.rate, **({} if train.norm is None else {"norm": train.norm})}
-        return finish_program("train", graph, run, placement, {"step": step, **batch}, results, attention=attention)
+        given = {"step": step, **batch}
+        return finish_program("train", graph, run, placement, given, results, attention=attention, batch=list(batch))
 
 
 def export_eval_step(run: RunConfig, batch_size: int) -> Program:
@@ -86,7 +88,7 @@ def export_eval_step(run: RunConfig, batch_size: int) -> Program:
     with tf.Graph().as_default() as graph, inlined():
         batch = batch_inputs(batch_size, run.model.n_ctx, weighted=False)
         losses, _ = build_eval_step(batch, run, placement)
-        return finish_program("eval", graph, run, placement, batch, {"losses": losses})
+        return finish_program("eval", graph, run, placement, batch, {"losses": losses}, batch=list(batch))
 
 
 def global_step() -> Any:
@@ -111,10 +113,12 @@ def finish_program(
     results: dict,
     kept: Optional[dict] = None,
     attention: Optional[PlatformAttention] = None,
+    batch: Sequence[str] = (),
 ) -> Program:
     """Export a lowered graph with its variables.
 
     Args:
+      batch: names of features [batch, sequence], of which a core reads its own part alone.
       kept: name -> (mtf.Shape, SliceInput) of what else stays on the cores from one run to the next.
       attention: that the graph was built with.
     """
@@ -122,7 +126,10 @@ def finish_program(
     held = {**{name: (variable.outputs[0].shape, part) for name, (variable, part) in mesh.slices.items()}, **kept}
     inputs = {"core": mesh.core, **features, **{name: part.value for name, (_, part) in held.items()}}
     outputs = {**results, **{n: part.fresh for n, (_, part) in held.items() if part.fresh is not None}}
-    description = {**describe(kind, run, placement, inputs, outputs, held), "kept": list(kept)}
+    tokens = make_dims(run.model, *features[batch[0]].shape.as_list()).tokens if batch else None
+    description = describe(kind, run, placement, inputs, outputs, held)
+    description["kept"] = list(kept)
+    description["batch"] = {name: split_entry(placement, tokens, features[name].dtype) for name in batch}
     with products_of(run.model.precision):
         text = export_mlir(graph, list(inputs.values()), list(outputs.values()))
     text = attention.finished(text) if attention else text
@@ -151,19 +158,12 @@ def describe(kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, 
     Returns:
       kind; model; precision, of the config; mesh and layout as pairs; cores; inputs and outputs in order, each {name,
       dtype, shape} as one core has it; variables: name -> {shape, dtype, axes}, axes naming the mesh dimension that
-      splits each dimension or null; donated: pairs of an output and the input whose memory it takes; kept: names of the
-      variables that are in no checkpoint and start at 0.
+      splits each dimension or null; donated: pairs of an output and the input whose memory it takes. `finish_program`
+      adds kept: names of the variables that are in no checkpoint and start at 0; and batch: inputs that every core
+      takes whole and reads its own part of, as variables are described.
     """
-    mesh = placement.impl
-    names, places = [axis for axis, _ in placement.mesh_shape], list(inputs)
-    variables = {}
-    for name, (shape, part) in held.items():
-        split = mesh.tensor_layout(shape).tensor_axis_to_mesh_axis
-        variables[name] = {
-            "shape": shape.to_integer_list,
-            "dtype": part.dtype.name,
-            "axes": [None if axis is None else names[axis] for axis in split],
-        }
+    places = list(inputs)
+    variables = {name: split_entry(placement, shape, part.dtype) for name, (shape, part) in held.items()}
     return {
         "kind": kind,
         "model": run.name,
@@ -176,6 +176,14 @@ def describe(kind: str, run: RunConfig, placement: CorePlacement, inputs: dict, 
         "variables": variables,
         "donated": [[i, places.index(name)] for i, name in enumerate(outputs) if name in variables],
     }
+
+
+def split_entry(placement: CorePlacement, shape: mtf.Shape, dtype: Any) -> dict:
+    """Shape and type of a tensor, and the mesh dimension that splits each of its dimensions."""
+    names = [axis for axis, _ in placement.mesh_shape]
+    split = placement.core_mesh().tensor_layout(shape).tensor_axis_to_mesh_axis
+    axes = [None if axis is None else names[axis] for axis in split]
+    return {"shape": shape.to_integer_list, "dtype": dtype.name, "axes": axes}
 
 
 def tensor_entry(name: str, tensor: Any) -> dict:

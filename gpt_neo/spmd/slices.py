@@ -9,8 +9,9 @@ Spans = tuple  # of (first, end) for every dimension
 
 
 def spans_of(description: Mapping, name: str, core: int) -> Spans:
-    """What a core has of a variable."""
-    about, place, rest = description["variables"][name], {}, core
+    """What a core has of a variable, or reads of a batch."""
+    about = description["variables"].get(name) or description["batch"][name]
+    place, rest = {}, core
     for axis, size in reversed(description["mesh"]):
         place[axis], rest = rest % size, rest // size
     sizes = dict(description["mesh"])
@@ -28,6 +29,12 @@ def holders(description: Mapping, name: str, cores: Iterable[int]) -> dict[Spans
     for core in cores:
         found.setdefault(spans_of(description, name, core), []).append(core)
     return found
+
+
+def around(description: Mapping, name: str, cores: Iterable[int]) -> Spans:
+    """The smallest part of a batch that has all that some cores read of it."""
+    every = zip(*(spans_of(description, name, core) for core in cores))
+    return tuple((min(first for first, _ in spans), max(end for _, end in spans)) for spans in every)
 
 
 def cut(array: Any, spans: Spans) -> Any:

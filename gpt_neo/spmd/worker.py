@@ -22,7 +22,7 @@ from jax._src.lib import xla_client
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kept_programs import KeptPrograms  # beside this script
-from slices import holders, part_key, part_of  # beside this script
+from slices import around, cut, holders, part_key, part_of  # beside this script
 
 jax.config.update("jax_enable_x64", True)  # or an input of float64 would arrive as float32
 HEARTBEAT = 30  # seconds without a sign of life after which a process is lost
@@ -102,6 +102,14 @@ class Runner:
             (found[key],) = (
                 np.asarray(shard.data) for shard in self.state[name].addressable_shards if shard.device == device
             )
+        return found
+
+    def widened(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Batches of which the part that these cores read has come, with zeros around it: programs take whole ones."""
+        found = dict(given)
+        for name, about in self.description["batch"].items():
+            found[name] = np.zeros(about["shape"], given[name].dtype)
+            cut(found[name], around(self.description, name, self.cores))[...] = given[name]
         return found
 
     def step(self, given: Mapping[str, Any]) -> dict:
@@ -202,7 +210,7 @@ def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict
         return {}, {}
     if header["do"] == "get":
         return {}, runner.get(header["parts"])
-    return {}, runner.step(arrays)
+    return {}, runner.step(runner.widened(arrays))
 
 
 def main() -> None:

@@ -34,7 +34,12 @@ DESCRIPTION = {
         "gpt2/wte/adam_m": {"shape": [4, 6], "dtype": "float32", "axes": [None, "y"]},
         "gpt2/b": {"shape": [3], "dtype": "float32", "axes": [None]},
     },
+    "batch": {
+        "inputs": {"shape": [4, 6], "dtype": "int32", "axes": ["x", None]},
+        "labels": {"shape": [4, 6], "dtype": "int32", "axes": ["y", "x"]},
+    },
 }
+BATCH = {name: np.arange(24, dtype=np.int32).reshape(4, 6) for name in DESCRIPTION["batch"]}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,8 @@ class FakeWorker:
         if header["do"] == "get":
             return {}, {key: self.held[key] for key in header["parts"] if int(key.split("/")[0]) in self.cores}
         if header["do"] == "step":
-            return {}, {"loss": arrays["x"] + np.array(self.cores)}
+            self.given = arrays
+            return {}, {"loss": arrays["step"] + np.array(self.cores)}
         return {}, {}
 
     def close(self):
@@ -151,7 +157,17 @@ def test_the_chief_gives_each_host_its_slices_and_gets_them_back(group):
         devices.put(name, whole)
         np.testing.assert_array_equal(devices.get(name), whole)
     assert workers[0].held["1/gpt2/wte"].shape == workers[1].held["3/gpt2/wte"].shape == (2, 3)
-    np.testing.assert_array_equal(devices.step({"x": np.zeros(2)})["loss"], [0, 1])
+    np.testing.assert_array_equal(devices.step({"step": 0, **BATCH})["loss"], [0, 1])
+
+
+def test_each_host_is_sent_what_its_cores_read_of_a_batch(group):
+    lead, workers, _, _ = group
+    Devices(program(), hosts=lead).step({"step": 7, **BATCH})
+    for host, worker in enumerate(workers):
+        rows, columns = slice(2 * host, 2 * host + 2), slice(3 * host, 3 * host + 3)
+        np.testing.assert_array_equal(worker.given["inputs"], BATCH["inputs"][rows])
+        np.testing.assert_array_equal(worker.given["labels"], BATCH["labels"][:, columns])
+        assert worker.given["step"] == 7
 
 
 @pytest.mark.parametrize("room", [None, 0, 1 << 40])
@@ -206,7 +222,7 @@ def test_what_another_host_refuses_is_told_with_its_number(group):
 
     workers[1].act = refuse
     with pytest.raises(DeviceError, match="host 1: out of memory"):
-        devices.step({"x": np.zeros(2)})
+        devices.step({"step": 0, **BATCH})
     assert workers[0].killed.wait(5)  # it could wait for the other in a collective
 
 
@@ -222,7 +238,7 @@ def test_a_connection_that_ends_ends_the_run(group):
 
     workers[0].act = wait_for_kill
     with pytest.raises(HostLost, match="host 1 is gone: the run ends. The same commands go on"):
-        devices.step({"x": np.zeros(2)})
+        devices.step({"step": 0, **BATCH})
 
 
 def test_a_signal_of_another_host_interrupts_the_chief(group):
