@@ -198,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="gpt2_124M")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--stored", default="float32", choices=("float32", "bfloat16"), help="type of the checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=sys.executable, help="interpreter with torch, transformers, ctranslate2")
     parser.add_argument("--folder", help="where the models are kept (default: a temporary folder)")
@@ -209,8 +210,8 @@ def main() -> None:
     folder = args.folder or tempfile.mkdtemp()
     try:
         if not os.path.isdir(os.path.join(folder, "run")):
-            make(args.model, "float32", folder)
-            bring_in(args.model, "float32", folder)
+            make(args.model, args.stored, folder)
+            bring_in(args.model, args.stored, folder)
         for way in (way for way in args.ways if WAYS[way][0] in MADE_FIRST):
             run_apart(args, folder, way)  # makes them
         found: dict = {way: [] for way in args.ways}
