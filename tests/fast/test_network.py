@@ -22,7 +22,7 @@ KINDS = ("global", "local", "gla", "linear", "none", "global")
 def make(kinds, folder, **more):
     config = ModelConfig(
         n_head=2,
-        n_embd=16,
+        n_embd=more.pop("n_embd", 16),
         n_layer=len(kinds),
         n_vocab=VOCAB,
         n_ctx=LENGTH,
@@ -55,11 +55,13 @@ def test_a_long_text_in_a_ring_equals_uncached(kinds, more, tmp_path):
         np.testing.assert_array_equal(*logits)
 
 
-def test_a_row_does_not_depend_on_its_neighbours(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_a_row_does_not_depend_on_its_neighbours(dtype, tmp_path):
     """To the last bit: alone beside idle rows, and among rows that begin, read and end."""
-    config, checkpoint = make(KINDS, tmp_path)
+    # In fewer bits from 4,096 numbers a matrix, and 32 inputs.
+    config, checkpoint = make(KINDS, tmp_path, **({} if dtype == "float32" else {"n_embd": 128}))
     rng = np.random.RandomState(2)
-    network = Network(config, checkpoint, rows=4)
+    network = Network(config, checkpoint, rows=4, dtype=dtype)
     tokens = rng.randint(0, VOCAB, [4, 200])
     alone = [network.prefill(1, tokens[1, :70])]
     for at in range(70, 130):
