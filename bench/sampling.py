@@ -38,7 +38,7 @@ WAYS = {
     "llama.cpp-int8": ("llama.cpp", "int8"),
     "llama.cpp-int4": ("llama.cpp", "int4"),
 }
-MADE_FIRST = ("ctranslate2", "llama.cpp")  # have files of their own
+MADE_FIRST = ("ctranslate2", "llama.cpp")  # have files of their own: made in a run that does not count
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 ROOM = 1 << 29  # bytes that are read to measure the memory
 
@@ -120,13 +120,12 @@ def transformers(folder: str, dtype: str, began: float) -> dict:
 
 
 def ctranslate2(folder: str, dtype: str, began: float) -> dict:
-    """CTranslate2's generator; a model is converted when it is first asked for, which is not timed."""
+    """CTranslate2's generator. A model is converted when it is first asked for."""
     import ctranslate2 as engine
 
     where = os.path.join(folder, f"ct2-{dtype}")
     if not os.path.isdir(where):
         convert(os.path.join(folder, "hf"), where, dtype)
-        began = time.perf_counter()
     generator = engine.Generator(where, intra_threads=len(os.sched_getaffinity(0)), compute_type=dtype)
     times: list = []
     for _ in range(2):
@@ -140,11 +139,7 @@ def llama_cpp(folder: str, dtype: str, began: float) -> dict:
     """llama.cpp's greedy decoding; int8 is its Q8_0, int4 its Q4_0. A file is made when it is first asked for."""
     from bench.llama import decode, model_file
 
-    path = os.path.join(folder, f"llama-{dtype}.gguf")
-    if not os.path.exists(path):
-        model_file(folder, dtype)
-        began = time.perf_counter()
-    return figures(decode(path, list(range(100, 100 + PROMPT)), NEW_TOKENS), began)
+    return figures(decode(model_file(folder, dtype), list(range(100, 100 + PROMPT)), NEW_TOKENS), began)
 
 
 def convert(source: str, target: str, dtype: str) -> None:
@@ -178,9 +173,8 @@ def measure(folder: str, way: str) -> dict:
     engine, dtype = WAYS[way]
     if engine in ("ours", "tensorflow"):
         return ours(folder, dtype, engine, began)
-    return {"transformers": transformers, "ctranslate2": ctranslate2, "llama.cpp": llama_cpp}[engine](
-        folder, dtype, began
-    )
+    peers = {"transformers": transformers, "ctranslate2": ctranslate2, "llama.cpp": llama_cpp}
+    return peers[engine](folder, dtype, began)
 
 
 def run_apart(args: argparse.Namespace, folder: str, way: str) -> dict:
@@ -200,7 +194,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--stored", default="float32", choices=("float32", "bfloat16"), help="type of the checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", default=sys.executable, help="interpreter with torch, transformers, ctranslate2")
+    parser.add_argument("--peers", default=sys.executable, help="interpreter that has the packages of the other ways")
     parser.add_argument("--folder", help="where the models are kept (default: a temporary folder)")
     parser.add_argument("--worker", choices=list(WAYS), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -213,7 +207,7 @@ def main() -> None:
             make(args.model, args.stored, folder)
             bring_in(args.model, args.stored, folder)
         for way in (way for way in args.ways if WAYS[way][0] in MADE_FIRST):
-            run_apart(args, folder, way)  # makes them
+            run_apart(args, folder, way)
         found: dict = {way: [] for way in args.ways}
         speeds = []
         for _ in range(args.rounds):

@@ -19,9 +19,9 @@ from gpt_neo.fast.silent import Shape, Tensor, core
 from gpt_neo.fast.weights import Weights
 
 PREFILL = 512  # tokens of a prompt that are read at once
+RECURRENT = 64  # the same where a recurrence holds all pairs of them
 ROUNDED = {"int8": 32, "int4": 128}  # features of a token that one scale rounds before such weights, at most
 RELEASE = 0.05  # seconds between times that pages are given back
-RECURRENT = 64  # the same where a recurrence holds all pairs of them
 
 
 class Network:

@@ -46,6 +46,8 @@ class Devices:
         self.kinds: list[str] = replies[0][0]["devices"]
         self.cached: bool = replies[0][0]["cached"]
         self.cores: list[list[int]] = [reply["cores"] for reply, _ in replies]  # of each host
+        about = program.description
+        self.reads = [{name: around(about, name, cores) for name in about["batch"]} for cores in self.cores]
 
     def beside(self, program: Program) -> Devices:
         """Another program for the same devices, in the same processes."""
@@ -83,14 +85,7 @@ class Devices:
         Returns:
           its results as each core of the first host has them, [cores, ...].
         """
-        about = self.program.description
-        each = [
-            {
-                name: cut(value, around(about, name, cores)) if name in about["batch"] else value
-                for name, value in given.items()
-            }
-            for cores in self.cores
-        ]
+        each = [{**given, **{name: cut(given[name], part) for name, part in reads.items()}} for reads in self.reads]
         return self.hosts.ask_each({"do": "step", "program": self.number}, each)[0][1]
 
     def restore(self, path: str) -> list[str]:

@@ -44,6 +44,7 @@ class Runner:
         self.kinds = [device.device_kind for device in every]
         self.cores = [core for core, device in enumerate(every) if device.process_index == jax.process_index()]
         self.devices = [every[core] for core in self.cores]
+        self.reads = {name: around(description, name, self.cores) for name in description["batch"]}
         options = compile_options(every, every[0].platform)
         self.cached, self.executable = self.built(text, options)
         # Replicated as far as JAX knows: it takes the shards as they are, and they may differ.
@@ -107,9 +108,11 @@ class Runner:
     def widened(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Batches of which the part that these cores read has come, with zeros around it: programs take whole ones."""
         found = dict(given)
-        for name, about in self.description["batch"].items():
-            found[name] = np.zeros(about["shape"], given[name].dtype)
-            cut(found[name], around(self.description, name, self.cores))[...] = given[name]
+        for name, part in self.reads.items():
+            shape = self.description["batch"][name]["shape"]
+            if list(given[name].shape) != shape:
+                found[name] = np.zeros(shape, given[name].dtype)
+                cut(found[name], part)[...] = given[name]
         return found
 
     def step(self, given: Mapping[str, Any]) -> dict:
