@@ -54,6 +54,15 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def processor_has(*features: str) -> bool:
+    """Whether the processor has any of those, as Linux names them; False where the system does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as handle:
+            return bool(set(features) & set(handle.read().split()))
+    except OSError:
+        return False
+
+
 def available_memory() -> Optional[int]:
     """Bytes that programs can still take; None where the system does not say."""
     try:

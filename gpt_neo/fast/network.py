@@ -16,7 +16,8 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.fast.layers import build, cache_name
 from gpt_neo.fast.paged import BLOCK
 from gpt_neo.fast.silent import Shape, Tensor, core
-from gpt_neo.fast.weights import Weights
+from gpt_neo.fast.weights import Weights, multiplies_bfloat16
+from gpt_neo.system import processor_has
 
 PREFILL = 512  # tokens of a prompt that are read at once
 RECURRENT = 64  # the same where a recurrence holds all pairs of them
@@ -33,8 +34,8 @@ class Network:
     Args:
       rows: how many there are.
       length: of the longest text, prompt included; n_ctx when absent.
-      dtype: of the weights, see `Weights`; that of the config when absent. bfloat16 is float32 on a processor that does
-        not compute in it.
+      dtype: of the weights, see `Weights`; that of the config when absent. bfloat16 is float32 on a processor that can
+        neither multiply nor widen it in passing.
       cache: type of cached keys and values, as OpenVINO names it: f32, f16, u8.
       shows: keep what layers attend with, for `seen`.
       chunk: most tokens of a row that are read at once.
@@ -194,8 +195,8 @@ class Network:
 
 
 def stored_type(dtype: str) -> str:
-    """Type that the weights are read in: a processor without bfloat16 would only widen copies of them."""
-    short = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Type that the weights are read in: a processor without AVX2 or bfloat16 would only widen copies of them."""
+    short = processor_has("avx2") or multiplies_bfloat16()
     return "float32" if dtype == "bfloat16" and not short else dtype
 
 

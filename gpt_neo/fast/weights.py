@@ -23,7 +23,7 @@ from gpt_neo.checkpoint.tensors import BFLOAT16, blocks, forget_pages
 from gpt_neo.config.network import Variable, variables_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
-from gpt_neo.fast.silent import Tensor, Type, op
+from gpt_neo.fast.silent import Tensor, Type, core, op
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 FOLDER = "compressed"  # beside checkpoints
@@ -90,7 +90,7 @@ class Weights:
     def value(self, name: str) -> Any:
         """The weight as float32, in the shape of the checkpoint."""
         if self.stored[name] == "bfloat16":
-            return op.convert(shared(self.array(name, BFLOAT16)), Type.f32)
+            return widened(shared(self.array(name, BFLOAT16)))
         return shared(self.array(name))
 
     def table_rows(self, name: str) -> tuple:
@@ -104,7 +104,7 @@ class Weights:
         """Rows of a table: int32 [tokens] -> [tokens, width]."""
         zero = op.constant(np.int64(0))
         table, scale = self.table_rows(name)
-        found = op.gather(table, ids, zero)
+        found = op.gather(as_stored(table), ids, zero)
         if table.get_element_type() != Type.f32:
             found = op.convert(found, Type.f32)
         return found if scale is None else found * op.gather(scale, ids, zero)
@@ -150,9 +150,34 @@ class Weights:
 
 
 def bfloat16_matmul(x: Any, weight: Any, transposed: bool) -> Any:
-    """x in float32 times a bfloat16 matrix, [in, out] or transposed: the processor's own products, whose sums are
-    float32. What goes in and what comes out is rounded to bfloat16; all between products is float32."""
-    return op.convert(op.matmul(op.convert(x, Type.bf16), weight, False, transposed), Type.f32)
+    """x in float32 times a bfloat16 matrix, [in, out] or transposed.
+
+    By the processor's own products, if it has them: their sums are float32, what goes in and what comes out is rounded
+    to bfloat16, and all between products is float32. Otherwise only the weights are bfloat16: they are read so, at half
+    of float32's bytes, and widened where they are multiplied.
+    """
+    if multiplies_bfloat16():
+        return op.convert(op.matmul(op.convert(x, Type.bf16), weight, False, transposed), Type.f32)
+    return op.matmul(x, widened(weight), False, transposed)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor does, as the plugin sees it."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def as_stored(constant: Any) -> Any:
+    """The constant, which the plugin is not to keep in another type than its own."""
+    constant.get_rt_info()["keep_const_precision_0"] = ""
+    return constant
+
+
+def widened(constant: Any) -> Any:
+    """A constant as float32, whose bytes stay what they are as far as the plugin's operations can read them so: it
+    takes such a conversion for decompression."""
+    wide = op.convert(constant, Type.f32)
+    wide.get_rt_info()["decompression_0"] = ""
+    return wide
 
 
 def shared(array: np.ndarray) -> Any:

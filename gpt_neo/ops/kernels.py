@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from gpt_neo.mtf_compat import gen_xla_ops, summed_wide, tf, xla_data_pb2
+from gpt_neo.system import processor_has
 
 WORTH_COMPILING = 1 << 16  # elements; below it, calling a compiled kernel costs more than it saves
 SMALL = 1e-30  # times a number: added to one that is not next to 0, it changes no digit
@@ -93,13 +94,7 @@ def put_slice(x: tf.Tensor, part: tf.Tensor, begin: Sequence[tf.Tensor]) -> tf.T
 @functools.cache
 def multiplies_bfloat16() -> bool:
     """Whether a device here has units for products of bfloat16, which TensorFlow's kernels then use."""
-    if tf.config.list_physical_devices("GPU"):
-        return True
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return bool({"amx_bf16", "avx512_bf16"} & set(file.read().split()))
-    except OSError:
-        return False
+    return bool(tf.config.list_physical_devices("GPU")) or processor_has("amx_bf16", "avx512_bf16")
 
 
 def matrix_product(

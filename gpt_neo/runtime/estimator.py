@@ -52,7 +52,8 @@ def make_estimator(
 
     Args:
       save_minutes, at_checkpoint, profile: see `TrainingSetup`.
-      function: makes the model function; another one for steps that run outside of the session.
+      function: makes the model function; another one for steps that run outside of the session, and write what
+        TensorBoard shows themselves.
 
     Raises:
       ConfigError: the watch is to skip spikes, or steps are to be traced, and the device is a TPU.
@@ -84,15 +85,15 @@ def make_estimator(
     return tf.estimator.tpu.TPUEstimator(
         use_tpu=tpu is not None,
         model_fn=function(setup),
-        config=session_settings(run, folder, plan, tpu, steps_per_log),
+        config=session_settings(run, folder, plan, tpu, steps_per_log if function is make_model_fn else 0),
         params={},
         train_batch_size=run.training.train_batch_size,
         eval_batch_size=eval_batch_size(run),
     )
 
 
-def session_settings(run: RunConfig, folder: str, plan: MeshPlan, tpu: Optional[TpuOptions], steps_per_log: int) -> Any:
-    """What the Estimator makes its sessions with."""
+def session_settings(run: RunConfig, folder: str, plan: MeshPlan, tpu: Optional[TpuOptions], summaries: int) -> Any:
+    """What the Estimator makes its sessions with. summaries: every so many steps; 0 writes none."""
     tpu_config = tf.estimator.tpu.TPUConfig(
         iterations_per_loop=run.training.iterations,
         num_cores_per_replica=1,
@@ -107,7 +108,7 @@ def session_settings(run: RunConfig, folder: str, plan: MeshPlan, tpu: Optional[
         session_config=None if tpu else session_config(plan),
         save_checkpoints_steps=None,  # the model function has a saver that knows of slices
         save_checkpoints_secs=None,
-        save_summary_steps=steps_per_log,
+        save_summary_steps=summaries,
         log_step_count_steps=None,
         tpu_config=tpu_config,
     )

@@ -12,7 +12,7 @@ from typing import Callable, Optional
 from gpt_neo.storage import tensorflow as files
 
 # start: until the first step of a process has ended. restarts: from the row of the log that a resumed run goes on from
-# to its start, with the steps that were lost. input: waiting for records, where that can be told from steps.
+# to its start, with the steps that were lost. input: devices waited for records, where that can be told from steps.
 OTHERS = ("start", "input", "saves", "evaluation", "restarts")
 KEY = "time"  # of a row of the log: seconds of each kind, and `at`, the time of the row
 
@@ -45,9 +45,13 @@ class Goodput:
         """Something is waited for from now on, until `waited`."""
         self.waits_since = self.clock()
 
-    def waited(self, kind: str) -> None:
-        """That was of a kind."""
-        self.spent[kind] += self.clock() - self.waits_since
+    def waited(self) -> float:
+        """Seconds since then."""
+        return self.clock() - self.waits_since
+
+    def add(self, kind: str, seconds: float) -> None:
+        """So long something of a kind was done."""
+        self.spent[kind] += seconds
 
     def step_ended(self) -> None:
         """All up to the first one is the start, but for what was told of."""

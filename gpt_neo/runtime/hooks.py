@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.folder import PREFIX
@@ -56,11 +57,19 @@ class ProgressLog:
         self.window: list[tuple[int, float]] = []
         self.losses: list[float] = []
 
-    def add(self, step: int, loss: float, rate: float, spent: Optional[Goodput] = None) -> Progress:
+    def add(
+        self,
+        step: int,
+        loss: float,
+        rate: float,
+        spent: Optional[Goodput] = None,
+        scalars: Optional[Mapping[str, float]] = None,
+    ) -> Progress:
         """The state after a step, by the times of the last ones.
 
         Args:
           spent: what time went into; that of evaluation and samples is in no speed.
+          scalars: of the step, for TensorBoard, where the session does not write them itself.
 
         Raises:
           CheckpointError: the log cannot be written.
@@ -86,11 +95,11 @@ class ProgressLog:
             self.losses = []
             with writing_to(self.path):
                 files.append_text(self.path, json.dumps(row) + "\n")
-            if tokens:
-                speed_value = tf.Summary.Value(tag="tokens_per_second", simple_value=tokens)
-                tf.summary.FileWriterCache.get(os.path.dirname(self.path)).add_summary(
-                    tf.Summary(value=[speed_value]), step
-                )
+            shown = {**(scalars or {}), **({"tokens_per_second": tokens} if tokens else {})}
+            values = [tf.Summary.Value(tag=tag, simple_value=value) for tag, value in shown.items()]
+            if values:
+                writer = tf.summary.FileWriterCache.get(os.path.dirname(self.path))
+                writer.add_summary(tf.Summary(value=values), step)
         return Progress(step, self.train_steps, loss, rate, tokens, left, mean)
 
 
@@ -123,13 +132,15 @@ class ProgressHook(tf.estimator.SessionRunHook):
     def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
         """Report."""
         values = {**run_values.results, **run_context.session.run(self.afterwards)}
-        step = int(values["step"])
-        loss, rate = float(values["loss"]), float(values["rate"])
+        self.tell(int(values["step"]), float(values["loss"]), float(values["rate"]))
+
+    def tell(self, step: int, loss: float, rate: float, scalars: Optional[Mapping[str, float]] = None) -> None:
+        """Report a step. Raises: Diverged."""
         self.watch.step = step
         if not math.isfinite(loss) and not self.watch.skip_spikes:
             raise Diverged(f"step {step:,}: the loss is {loss}", step)
         self.watch.time.step_ended()
-        self.report(self.log.add(step, loss, rate, self.watch.time))
+        self.report(self.log.add(step, loss, rate, self.watch.time, scalars))
 
 
 class LoopHook(ProgressHook):

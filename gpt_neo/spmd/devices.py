@@ -85,8 +85,25 @@ class Devices:
         Returns:
           its results as each core of the first host has them, [cores, ...].
         """
+        return self.ask_step(given, ahead=False)[1]
+
+    def step_ahead(self, given: Mapping[str, Any]) -> tuple[bool, dict]:
+        """Begin a step, which is at work when this returns.
+
+        Returns:
+          whether the devices were waiting for it, and the results of the step before, none of the first.
+        """
+        header, results = self.ask_step(given, ahead=True)
+        return header["waited"], results
+
+    def settle(self) -> dict:
+        """Wait for the step that was begun last: its results, none where there is no such step."""
+        return self.ask("settle")[0][1]
+
+    def ask_step(self, given: Mapping[str, Any], ahead: bool) -> tuple[dict, dict]:
+        """Have all hosts make a step. Of a batch each is sent what its cores read. Returns the first one's answer."""
         each = [{**given, **{name: cut(given[name], part) for name, part in reads.items()}} for reads in self.reads]
-        return self.hosts.ask_each({"do": "step", "program": self.number}, each)[0][1]
+        return self.hosts.ask_each({"do": "step", "program": self.number, "ahead": ahead}, each)[0]
 
     def restore(self, path: str) -> list[str]:
         """Give the devices their slices of a checkpoint, each host by itself; zeros where it has no optimizer slots,

@@ -86,16 +86,18 @@ class DeviceSaves(SaveHook):
     Args:
       beside: training goes on meanwhile. It waits for the devices to give their slices, and before the next checkpoint,
         or the end, for the last one to be on the disk.
+      before: called before the devices are asked for what they hold; raises what is wrong with it.
     """
 
-    def __init__(self, *given: Any, beside: bool) -> None:
+    def __init__(self, *given: Any, beside: bool, before: Callable[[], None]) -> None:
         super().__init__(*given)
-        self.beside = beside
+        self.beside, self.before = beside, before
         self.thread: Optional[threading.Thread] = None
         self.failure: Optional[BaseException] = None
 
     def _save(self, session: tf.Session, step: int) -> Optional[bool]:
         """Save, or begin to."""
+        self.before()
         self.settle()
         path, saver = self.path(step), self._get_saver()
         if os.path.basename(path) == saver.restored:

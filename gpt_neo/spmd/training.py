@@ -12,20 +12,16 @@ import os
 from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar
 
-import numpy as np
-
 from gpt_neo import storage
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import GptNeoError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import estimator as runtime
-from gpt_neo.runtime.goodput import Goodput
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.mesh import whole_mesh
-from gpt_neo.runtime.model_fn import TrainingSetup, progress_hook, saver_hook, session_spec
+from gpt_neo.runtime.model_fn import TrainingSetup, saver_hook
 from gpt_neo.runtime.profile import Profile, parse_span
-from gpt_neo.runtime.train_step import TrainStep
 from gpt_neo.runtime.watch import Watch, WatchHook
 from gpt_neo.spmd.attention import PlatformAttention
 from gpt_neo.spmd.devices import Devices
@@ -33,6 +29,7 @@ from gpt_neo.spmd.hosts import check_shared
 from gpt_neo.spmd.parts import fit_program
 from gpt_neo.spmd.program import Program, export_train_step, initial_values
 from gpt_neo.spmd.saver import DeviceSaver, DeviceSaves
+from gpt_neo.spmd.steps import Steps, StepsHook, counted
 from gpt_neo.storage import tensorflow as files
 
 Result = TypeVar("Result")
@@ -113,18 +110,24 @@ class DeviceTraining:
         setup.watch.mark()  # to export and to compile took its time
         saver = DeviceSaver(self.devices, self.run.training.keep_checkpoints, self.tell)
         tf.add_to_collection(tf.GraphKeys.SAVERS, saver)
-        step = self.step(batch, setup.watch.time)
+        wanted = ["loss", "rate", *(["norm"] if self.run.training.log_grads else [])]
+        steps = Steps(self.devices, wanted, setup.watch.time)
+        progress = StepsHook(steps, setup)
         # What is done with a checkpoint before the next step waits for it.
-        kind = functools.partial(DeviceSaves, beside=setup.at_checkpoint is None)
+        kind = functools.partial(DeviceSaves, beside=setup.at_checkpoint is None, before=progress.settle)
         self.saves = saver_hook(setup, saver, [], kind=kind)
-        hooks = [
-            StartHook(self.devices, saver, setup.watch.time),
-            *setup.profile_hooks(),
-            progress_hook(step, setup),
-            WatchHook(setup.watch),
-            self.saves,
-        ]
-        return session_spec(step, hooks)
+        return tf.estimator.tpu.TPUEstimatorSpec(
+            mode=tf.estimator.ModeKeys.TRAIN,
+            loss=tf.constant(0.0),  # not known yet: see `Steps`
+            train_op=counted(steps, batch, self.noting),
+            training_hooks=[
+                StartHook(self.devices, saver),
+                *setup.profile_hooks(),
+                progress,
+                WatchHook(setup.watch),
+                self.saves,
+            ],
+        )
 
     def profile(self, text: str, folder: str) -> Profile:
         """Traces of the devices' process. Raises: ConfigError: as `parse_span`."""
@@ -144,29 +147,6 @@ class DeviceTraining:
             check_shared(self.devices.hosts, seen)
         finally:
             os.remove(seen)
-
-    def step(self, batch: dict, spent: Goodput) -> TrainStep:
-        """A call of the program: loss and rate before the update, and the count of it.
-
-        Args:
-          spent: told of the time that batches are waited for.
-        """
-        counter, names = tf.train.get_or_create_global_step(), list(batch)
-
-        def call(step: np.ndarray, *arrays: np.ndarray) -> tuple:
-            spent.waited("input")
-            results = self.noting(lambda: self.devices.step({"step": step, **dict(zip(names, arrays))}))
-            return tuple(np.float32(results[name][0]) for name in wanted)  # all cores have the same
-
-        wanted = ["loss", "rate", *(["norm"] if self.run.training.log_grads else [])]
-        given = [tf.cast(counter, tf.int32), *batch.values()]
-        values = tf.numpy_function(call, given, [tf.float32] * len(wanted), name="devices")
-        for value in values:
-            value.set_shape([])
-        with tf.control_dependencies(values):
-            train = tf.assign_add(counter, 1).op
-        loss, rate, *norm = values
-        return TrainStep(loss, rate, train, None, *norm)
 
     def beside(self, program: Program) -> Devices:
         """Another program on the devices of the training."""
@@ -217,14 +197,10 @@ class Settled:
 
 
 class StartHook(tf.estimator.SessionRunHook):
-    """Gives the devices what a new run starts from, where no checkpoint was restored; tells when a step begins."""
+    """Gives the devices what a new run starts from, where no checkpoint was restored."""
 
-    def __init__(self, devices: Devices, saver: DeviceSaver, spent: Goodput) -> None:
-        self.devices, self.saver, self.spent = devices, saver, spent
-
-    def before_run(self, run_context: Any) -> None:
-        """From now on the batch is waited for."""
-        self.spent.wait()
+    def __init__(self, devices: Devices, saver: DeviceSaver) -> None:
+        self.devices, self.saver = devices, saver
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Draw and place the variables, one at a time."""

@@ -1,8 +1,8 @@
 """Runs an exported program on the devices that JAX sees. A script for an environment without TensorFlow.
 
 It reads messages (see `messages.py`) from standard input and answers on standard output: `join` the processes of other
-hosts, `load` a program under a number, `put` slices of variables, `step`, `get` slices, `release` them all, `drop` the
-program. The slices stay on the devices; a step's new ones take the place of its old.
+hosts, `load` a program under a number, `put` slices of variables, `step`, `settle` what is at work, `get` slices,
+`release` them all, `drop` the program. The slices stay on the devices; a step's new ones take the place of its old.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Runner:
         # Replicated as far as JAX knows: it takes the shards as they are, and they may differ.
         self.sharding = NamedSharding(Mesh(np.array(every), ("core",)), PartitionSpec())
         self.state: dict[str, Any] = {}
+        self.pending: dict[str, list] = {}  # results of a step that may be at work still
         self.release()
 
     def built(self, text: str, options: Any) -> tuple[bool, Any]:
@@ -117,6 +118,25 @@ class Runner:
 
     def step(self, given: Mapping[str, Any]) -> dict:
         """Run the program once: its results, each [cores of this process, ...], once the new slices are in place."""
+        return fetched(self.run(given))
+
+    def step_ahead(self, given: Mapping[str, Any]) -> tuple[bool, dict]:
+        """Begin a step; it is at work when this returns, so that the devices need not wait for the next batch.
+
+        Returns:
+          whether they were waiting for this one, and the results of the step before, none of the first.
+        """
+        waited = all(part.is_ready() for parts in self.pending.values() for part in parts)
+        before, self.pending = self.pending, self.run(given)
+        return waited, fetched(before)
+
+    def settle(self) -> dict:
+        """Wait for the last step that was begun: its results, none where they were fetched."""
+        before, self.pending = self.pending, {}
+        return fetched(before)
+
+    def run(self, given: Mapping[str, Any]) -> dict[str, list]:
+        """Begin a run of the program: its results on the devices."""
         fed = {name: self.joined([value] * len(self.devices)) for name, value in given.items()}
         inputs = [
             fed[entry["name"]] if entry["name"] in fed else self.state[entry["name"]]
@@ -128,8 +148,13 @@ class Runner:
             if entry["name"] in self.description["variables"]:
                 self.state[entry["name"]] = self.whole(parts)
             else:
-                results[entry["name"]] = np.stack([np.asarray(part) for part in parts])
+                results[entry["name"]] = parts
         return results
+
+
+def fetched(results: Mapping[str, list]) -> dict[str, np.ndarray]:
+    """Results from the devices, each [cores of this process, ...], once they are there."""
+    return {name: np.stack([np.asarray(part) for part in parts]) for name, parts in results.items()}
 
 
 def compiled(text: str, devices: Sequence[Any], options: Any) -> Any:
@@ -203,6 +228,7 @@ def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict
         return {}, {}
     runner = runners[number]
     if header["do"] == "trace":
+        jax.block_until_ready(list(runner.pending.values()))  # a trace has whole steps
         trace(header["folder"], header["perfetto"])
         return {}, {}
     if header["do"] == "release":
@@ -213,6 +239,11 @@ def answer(runners: dict[int, Runner], header: dict, arrays: dict) -> tuple[dict
         return {}, {}
     if header["do"] == "get":
         return {}, runner.get(header["parts"])
+    if header["do"] == "settle":
+        return {}, runner.settle()
+    if header["ahead"]:
+        waited, results = runner.step_ahead(runner.widened(arrays))
+        return {"waited": waited}, results
     return {}, runner.step(runner.widened(arrays))
 
 

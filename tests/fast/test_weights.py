@@ -100,7 +100,7 @@ def test_bfloat16_is_rounded_to_the_nearest(tmp_path):
             np.testing.assert_array_equal(found, exact.astype(BFLOAT16).astype(np.float32))
 
 
-def test_without_units_for_bfloat16_all_is_float32(tmp_path, monkeypatch):
+def test_where_bfloat16_cannot_be_read_all_is_float32(tmp_path, monkeypatch):
     checkpoint = save_random(CONFIG, str(tmp_path), scale=0.1)
     tokens = np.random.RandomState(0).randint(0, CONFIG.n_vocab, [1, 40]).astype(np.int32)
     exact = uncached(CONFIG, checkpoint, tokens)[0]
@@ -109,16 +109,17 @@ def test_without_units_for_bfloat16_all_is_float32(tmp_path, monkeypatch):
     np.testing.assert_allclose(found, exact, atol=1e-4 * exact.std(), rtol=0)
 
 
-def test_products_are_made_in_bfloat16_and_nothing_else(tmp_path):
+def test_weights_are_read_in_bfloat16_and_nothing_else_is(tmp_path):
     """The plugin may widen weights to float32, at twice the bytes, without a word."""
     if network.stored_type("bfloat16") == "float32":
-        pytest.skip("a processor without bfloat16")
+        pytest.skip("a processor that can neither multiply nor widen bfloat16")
     checkpoint = save_random(CONFIG, str(tmp_path), scale=0.1)
     compiled = Network(CONFIG, checkpoint, dtype="bfloat16").request.get_compiled_model()
     about = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     made = [(node["layerType"].value, node["runtimePrecision"].value) for node in about]
     assert [dtype for kind, dtype in made if kind == "FullyConnected"] == ["bf16"] * (6 * CONFIG.n_layer + 1)
     assert {dtype for kind, dtype in made if kind in ("MVN", "Eltwise", "PagedAttention")} == {"f32"}
+    assert ("Gather", "bf16") in made  # rows of the table
 
 
 @pytest.mark.parametrize("family", ["gpt_neo", "gptj", "gpt_neox"])

@@ -20,16 +20,16 @@ folder = {folder!r}
 os.makedirs(folder)
 mount("tmpfs", folder, "size=60m")
 drop_capabilities()
-after_run = ProgressHook.after_run
-def acting(self, context, values):
-    after_run(self, context, values)
-    if self.watch.step == 5:
+tell = ProgressHook.tell
+def acting(self, step, *more):
+    tell(self, step, *more)
+    if step == 5:
         {act}
-ProgressHook.after_run = acting
+ProgressHook.tell = acting
 print("status", run_command(main, argv), flush=True)
 print("left", sorted(os.listdir(folder)))
 {mend}
-ProgressHook.after_run = after_run
+ProgressHook.tell = tell
 """
 FILL = """
         with open(os.path.join(folder, "filler"), "wb", 0) as filler:

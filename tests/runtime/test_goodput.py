@@ -37,7 +37,7 @@ def test_all_time_is_in_one_kind(clock):
     time.step_ended()
     time.wait()
     clock.now = 16
-    time.waited("input")
+    time.add("input", time.waited())
     clock.now = 34
     time.step_ended()
     assert time.seconds() == {"steps": 18, "start": 7, "input": 2, "saves": 3, "evaluation": 4, "restarts": 0}

@@ -32,7 +32,7 @@ class FakeDevices:
         self.program, self.kinds, self.held = program, ["fake"] * 2, {}
         self.cached = False
         self.hosts = types.SimpleNamespace(count=1)
-        self.closed = False
+        self.closed, self.pending = False, {}
         FakeDevices.made.append(self)
 
     def put(self, name, whole):
@@ -72,6 +72,14 @@ class FakeDevices:
         self.held["gpt2/h0/b"] = self.held["gpt2/h0/b"] + np.float32(mean)
         loss = math.nan if np.isnan(slot).any() else mean / 100
         return {"loss": np.full([2], loss, np.float32), "rate": np.full([2], 0.5 / (step + 1), np.float32)}
+
+    def step_ahead(self, given):
+        before, self.pending = self.pending, self.step(given)
+        return True, before
+
+    def settle(self):
+        before, self.pending = self.pending, {}
+        return before
 
     def close(self):
         self.closed = True
