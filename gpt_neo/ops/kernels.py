@@ -78,12 +78,20 @@ def afresh(x: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
     """x for the backward pass of an operation, where it computes again what the forward pass has computed of it.
 
     A compiler of the whole program would find that, and keep the result in memory from one to the other, often wider
-    than x. So, where `AFRESH` says that it pays, next to nothing is added, of what the backward pass alone has.
+    than x. So, where `AFRESH` says that it pays, x is only there once something is that the backward pass alone has.
     """
-    if not AFRESH.get():
-        return x
-    first = tf.reshape(tf.slice(later, [0] * len(later.shape), [1] * len(later.shape)), [])
-    return x + tf.cast(tf.cast(first, tf.float32) * SMALL, x.dtype)
+    return late(x, later) if AFRESH.get() else x
+
+
+def late(x: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+    """x, which for a compiler is not there before `later` is, and is another tensor: what is computed of it is not what
+    was computed of x before.
+
+    Programs that are compiled as a whole have an operation for that. Elsewhere next to nothing is added, of `later`.
+    """
+    if INLINES.get():
+        return gen_xla_ops.xla_optimization_barrier([x, later])[0]
+    return x + tf.cast(tf.reduce_sum(later * tf.cast(SMALL, later.dtype)), x.dtype)
 
 
 def put_slice(x: tf.Tensor, part: tf.Tensor, begin: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -10,8 +10,9 @@ import functools
 from collections.abc import Sequence
 from typing import Callable
 
-from gpt_neo.mtf_compat import Tensor, mtf, tf
-from gpt_neo.ops.kernels import SMALL
+from gpt_neo.mtf_compat import Tensor, mtf
+from gpt_neo.ops.fused import FusedOp
+from gpt_neo.ops.kernels import late
 
 
 def recomputed(run: Callable[[Tensor], tuple], x: Tensor, keep_products: bool = False) -> tuple:
@@ -35,17 +36,16 @@ def gradient(
     """Gradients of all_inputs. Arguments as `mtf.custom_gradient` gives them.
 
     A compiler that finds the same computation twice does it once and keeps the result, which would undo all this. So
-    what the second run reads has next to nothing added. It comes from the gradient: the second run begins once that is
-    there.
+    what the second run reads is `late`: the second run begins once the gradient is there.
     """
-    nothing = mtf.reduce_sum(output_grads[0] * SMALL)
+    later = output_grads[0]
     again = {x: x for x in all_inputs}
-    again.update({x: x + mtf.cast(nothing, x.dtype) for x in explicit_inputs})
+    again.update({x: Late(x, later).outputs[0] for x in explicit_inputs})
     inputs = [again[x] for x in all_inputs]
     operations, again = explicit_inputs[0].graph.clone_operations(forward_operations, again)
     for operation in forward_operations if keep_products else ():
         if is_product(operation):
-            keep(operation, again[operation.outputs[0]].operation, nothing)
+            keep(operation, again[operation.outputs[0]].operation, later)
     return mtf.gradients([again[y] for y in outputs], inputs, output_grads, operations)
 
 
@@ -57,17 +57,29 @@ def is_product(operation: mtf.Operation) -> bool:
     return getattr(operation, "is_product", False)
 
 
-def keep(first: mtf.Operation, again: mtf.Operation, nothing: Tensor) -> None:
+class Late(FusedOp):
+    """x, once another tensor is there, see `kernels.late`: on each core by what it has of that one."""
+
+    def __init__(self, x: Tensor, later: Tensor) -> None:
+        super().__init__("late", [x, later], [(x.shape, x.dtype)])
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        """On every core by itself."""
+        x, later = self.inputs
+        lower_late(lowering, self, x, later, self.outputs[0])
+
+
+def lower_late(lowering: mtf.Lowering, operation: mtf.Operation, x: Tensor, later: Tensor, output: Tensor) -> None:
+    """Have an output of an operation be x, once `later` is there."""
+    given = [lowering.tensors[tensor].to_laid_out_tensor() for tensor in (x, later)]
+    lowering.set_tensor_lowering(output, lowering.mesh_impl(operation).slicewise(late, *given))
+
+
+def keep(first: mtf.Operation, again: mtf.Operation, later: Tensor) -> None:
     """Have the second of two equal operations give what the first has made; its gradient stays its own."""
 
     def lower(lowering: mtf.Lowering) -> None:
-        mesh_impl = lowering.mesh_impl(again)
         for made, output in zip(first.outputs, again.outputs):
-            kept = mesh_impl.slicewise(
-                lambda x, none: x + tf.cast(none, x.dtype),
-                lowering.tensors[made].to_laid_out_tensor(),
-                lowering.tensors[nothing].to_laid_out_tensor(),
-            )
-            lowering.set_tensor_lowering(output, kept)
+            lower_late(lowering, again, made, later, output)
 
     again.lower = lower

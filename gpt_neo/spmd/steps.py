@@ -97,7 +97,7 @@ def counted(steps: Steps, batch: dict, noting: Callable[[Callable[[], None]], No
     """The operation of a session that begins a step with its batch, and counts it."""
     counter, names = tf.train.get_or_create_global_step(), list(batch)
 
-    def call(step: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
+    def call(step: np.ndarray, *arrays: np.ndarray) -> np.int64:
         noting(lambda: steps.begin(int(step), dict(zip(names, arrays))))
         return np.int64(step + 1)
 
