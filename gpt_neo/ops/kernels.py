@@ -91,7 +91,8 @@ def late(x: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
     """
     if INLINES.get():
         return gen_xla_ops.xla_optimization_barrier([x, later])[0]
-    return x + tf.cast(tf.reduce_sum(later * tf.cast(SMALL, later.dtype)), x.dtype)
+    nothing = summed_wide(tf.reduce_sum, later * tf.cast(SMALL, later.dtype))
+    return x + tf.cast(nothing, x.dtype)
 
 
 def put_slice(x: tf.Tensor, part: tf.Tensor, begin: Sequence[tf.Tensor]) -> tf.Tensor:

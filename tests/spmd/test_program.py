@@ -170,3 +170,17 @@ def test_a_program_for_gpus_computes_an_activation_twice(tmp_path):
         with built_for(platform):
             counts[platform] = export_train_step(run).stablehlo.count("stablehlo.tanh")
     assert counts == {"gpu": 4, "tpu": 2}
+
+
+@pytest.mark.parametrize("kept, barriers", [("inputs", 2), ("products", 2 * 8)])
+def test_to_run_blocks_again_sends_nothing_more(tmp_path, kept, barriers):
+    """Each begins once its gradient is there, of whose value nothing is computed: that would be a sum over all cores."""
+    texts = [
+        export_train_step(
+            make_run(tmp_path, mesh_shape="x:2", layout="batch:x", n_layer=2, recompute_grad=again, recompute_keep=kept)
+        ).stablehlo
+        for again in (False, True)
+    ]
+    plain, again = ({name: count(text, name) for name in ("all_reduce", "optimization_barrier")} for text in texts)
+    assert plain["optimization_barrier"] == 0 and again["optimization_barrier"] == barriers
+    assert plain["all_reduce"] == again["all_reduce"] > 0
