@@ -174,7 +174,7 @@ def test_a_program_for_gpus_computes_an_activation_twice(tmp_path):
 
 @pytest.mark.parametrize("kept, barriers", [("inputs", 2), ("products", 2 * 8)])
 def test_to_run_blocks_again_sends_nothing_more(tmp_path, kept, barriers):
-    """Each begins once its gradient is there, of whose value nothing is computed: that would be a sum over all cores."""
+    """Each begins once its gradient is there, and computes nothing of its value: that would be a sum over all cores."""
     texts = [
         export_train_step(
             make_run(tmp_path, mesh_shape="x:2", layout="batch:x", n_layer=2, recompute_grad=again, recompute_keep=kept)
