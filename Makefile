@@ -47,7 +47,8 @@ HEAD = \# What make setup installs, with the hashes of its files, for Python 3.9
 lock:
 	uv pip compile --quiet --universal --python-version 3.9 --generate-hashes --no-annotate --no-header \
 	    --extra plot --extra fast --constraint constraints.txt setup.py --output-file requirements.txt
-	sed -i '1i $(HEAD)' requirements.txt
+	printf '%s\n' '$(HEAD)' | cat - requirements.txt > requirements.new
+	mv requirements.new requirements.txt
 
 setup-test: $(VENV)/.installed-test
 

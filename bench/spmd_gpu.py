@@ -234,6 +234,7 @@ class Whole:
         self.worker, self.places, self.description = worker, slices, description
         self.runner = worker.Runner(Path(f"{prefix}.mlir").read_text(encoding="utf-8"), description)
         self.step, self.devices = self.runner.step, self.runner.devices
+        self.step_ahead, self.settle = self.runner.step_ahead, self.runner.settle
 
     def keys_of(self, name: str) -> dict:
         """The different slices of a variable, each with its key."""

@@ -40,7 +40,7 @@ STORAGES: dict[str, np.dtype] = {
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_PROTOCOL = 1001
 LARGEST_PICKLE = 1 << 24  # bytes; those of released models have less than 1 MB
-STEPS = 500_000  # opcodes, and what they are given, of a pickle; a tensor takes about 32
+STEPS = 250_000  # opcodes, and what they are given, of a pickle; a tensor takes about 32, 20B have 700 tensors
 LONGEST_NAME = 1 << 12  # bytes, of a module or a class
 
 

@@ -162,6 +162,8 @@ def test_a_step_on_every_jax(step, python, version):
     with Devices(program, jax_python) as devices:
         for name, value in values.items():
             devices.put(name, value)
-        np.testing.assert_allclose(devices.step({"step": np.int32(0), **batch})["loss"], [loss] * 2, atol=1e-5)
+        assert devices.step_ahead({"step": np.int32(0), **batch}) == (True, {})
+        np.testing.assert_allclose(devices.settle()["loss"], [loss] * 2, atol=1e-5)
+        assert devices.settle() == {}
         for name, value in weights.items():
             np.testing.assert_allclose(devices.get(name), value, atol=1e-5, err_msg=name)
