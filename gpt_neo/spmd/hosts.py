@@ -138,7 +138,10 @@ class Link:
 
     def following(self) -> Optional[tuple[dict, dict]]:
         """The next message; None where no more will come."""
-        return self.messages.get()
+        message = self.messages.get()
+        if message is None:
+            self.messages.put(None)  # for whoever asks next: steps and checkpoints are asked for by two threads
+        return message
 
     def close(self) -> None:
         """Close it."""

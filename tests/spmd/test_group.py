@@ -241,6 +241,23 @@ def test_a_connection_that_ends_ends_the_run(group):
         devices.step({"step": 0, **BATCH})
 
 
+def test_all_who_wait_for_a_lost_host_hear_of_it(group):
+    """The run, and the thread that has its last checkpoint written."""
+    lead, _, _, _ = group
+    devices = Devices(program(), hosts=lead)
+    lead.links[0].connection.shutdown(socket.SHUT_RDWR)
+    assert lead.missed.wait(5)
+    heard = []
+    asking = [threading.Thread(target=lambda: heard.append(lead.links[0].following())) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(5)
+    assert heard == [None] * 3
+    with pytest.raises(HostLost, match="host 1 is gone"):
+        devices.settle()
+
+
 def test_a_signal_of_another_host_interrupts_the_chief(group):
     lead, _, told, _ = group
     lead.links[0].heard({"do": "signal", "signal": 15})
