@@ -1,6 +1,7 @@
 """What differs between installations and systems, with what another system lacks taken away."""
 
 import importlib.metadata
+import io
 import os
 import re
 import runpy
@@ -97,3 +98,15 @@ def needs_of(extras, python, monkeypatch):
 
 def environment_of(python):
     return {"python_version": python, "python_full_version": f"{python}.5"}
+
+
+def test_what_the_processor_has(monkeypatch):
+    flags = "processor : 0\nflags\t\t: fpu sse2 avx2 f16c\n"
+    monkeypatch.setattr("builtins.open", lambda *args, **options: io.StringIO(flags))
+    assert system.processor_has("avx512_bf16", "avx2") and not system.processor_has("avx512_bf16", "avx")
+
+    def refused(*args, **options):
+        raise FileNotFoundError("macOS has no such file")
+
+    monkeypatch.setattr("builtins.open", refused)
+    assert not system.processor_has("avx2")
