@@ -63,6 +63,10 @@ class TrainingSetup:
     at_checkpoint: Optional[Callable[[int], bool]] = None
     profile: Optional[Profile] = None
 
+    def progress_log(self, every: int) -> ProgressLog:
+        """The log of the run, with a row every so many steps, or none."""
+        return ProgressLog(self.run.training.train_steps, self.run.tokens_per_step, self.folder, every)
+
     def profile_hooks(self) -> list:
         """What traces."""
         return [ProfileHook(self.profile, self.watch.notice)] if self.profile else []
@@ -125,15 +129,13 @@ def train_spec(batch: Any, placement: Any, setup: TrainingSetup) -> Any:
 
 def progress_hook(step: TrainStep, setup: TrainingSetup) -> ProgressHook:
     """The hook of a session that sees every step: progress, the log, losses that are no numbers."""
-    run = setup.run
-    log = ProgressLog(run.training.train_steps, run.tokens_per_step, setup.folder, setup.steps_per_log)
-    return ProgressHook(step.loss, step.rate, log, setup.report, setup.watch)
+    return ProgressHook(step.loss, step.rate, setup.progress_log(setup.steps_per_log), setup.report, setup.watch)
 
 
 def loop_hooks(setup: TrainingSetup) -> list:
     """Hooks of a session that sees the last of many steps. TensorBoard's files have them all, the log none."""
     run, last = setup.run, setup.run.training.train_steps
-    log = ProgressLog(last, run.tokens_per_step, setup.folder, log_every=0)
+    log = setup.progress_log(0)
     return [
         LoopHook(lambda step: learning_rate_tensor(step, run.optimizer, last), log, setup.report, setup.watch),
         LoopLength(run.training.iterations, setup.steps_per_checkpoint, last),

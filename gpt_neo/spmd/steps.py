@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.goodput import Goodput
-from gpt_neo.runtime.hooks import ProgressHook, ProgressLog
+from gpt_neo.runtime.hooks import ProgressHook
 from gpt_neo.runtime.model_fn import TrainingSetup
 
 TAGS = {"loss": "loss", "rate": "learning_rate", "norm": "gradient_norm"}  # of results in TensorBoard
@@ -69,9 +69,7 @@ class StepsHook(ProgressHook):
     """As ProgressHook, of steps as they end."""
 
     def __init__(self, steps: Steps, setup: TrainingSetup) -> None:
-        run = setup.run
-        log = ProgressLog(run.training.train_steps, run.tokens_per_step, setup.folder, setup.steps_per_log)
-        super().__init__(None, None, log, setup.report, setup.watch)
+        super().__init__(None, None, setup.progress_log(setup.steps_per_log), setup.report, setup.watch)
         self.steps = steps
 
     def before_run(self, run_context: tf.train.SessionRunContext) -> None:
@@ -80,13 +78,17 @@ class StepsHook(ProgressHook):
 
     def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
         """Report."""
+        self.tell_ended()
+
+    def tell_ended(self) -> None:
+        """Report the steps that have ended since. Raises: Diverged."""
         for step, found in self.steps.taken():
             self.tell(step, found["loss"], found["rate"], {TAGS[name]: value for name, value in found.items()})
 
     def settle(self) -> None:
         """Wait for the last step, and report it. Raises: as `Steps.settle`, and Diverged."""
         self.steps.settle()
-        self.after_run(None, None)  # type: ignore[arg-type]
+        self.tell_ended()
 
     def end(self, session: tf.Session) -> None:
         """No step is left unreported."""

@@ -124,7 +124,7 @@ def test_weights_are_read_in_bfloat16_and_nothing_else_is(tmp_path):
 
 @pytest.mark.parametrize("family", ["gpt_neo", "gptj", "gpt_neox"])
 def test_bfloat16_is_nearer_to_float64_than_transformers(family, tmp_path):
-    """Products alone are in bfloat16 here, and all of the network there. Without such units all is float32."""
+    """Products alone are in bfloat16 here, and all of the network there. Without such units weights alone are."""
     import torch
 
     model = make_peer(family)
