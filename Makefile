@@ -35,7 +35,7 @@ $(VENV)/.installed: setup.py constraints.txt requirements.txt
 	    echo "  pip install uv      brings one, then make again"; exit 2; }
 	$(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.11) $(VENV)
 ifneq ($(HASHED),)
-	$(INSTALL) --require-hashes -r requirements.txt
+	$(INSTALL) --require-hashes --only-binary :all: -r requirements.txt
 	$(INSTALL) --no-deps --no-build-isolation -e .
 else
 	$(PIP) $(TPU_WHEEL) -e '.[plot,fast$(if $(TPU_WHEEL),$(comma)tpu)]'

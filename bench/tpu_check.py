@@ -92,10 +92,8 @@ def row_of(case: tuple, report: dict) -> str:
         return f"| {config} | {slice_} | {place} | DOES NOT FIT | {used} | | | | |"
     sent = sum(found["bytes"] * (2 if kind == "all_reduce" else 1) for kind, found in report["collectives"].items())
     held = report["weights_bytes"] + report["slots_bytes"]
-    pace, links = f"no estimate; products at least {report['least_seconds']:.2f} s |", report["link_seconds"]
-    if report["seconds"]:
-        seconds, use = report["seconds"], report["utilisation"]
-        pace = f"{seconds:.2f} s | {use:.0%}, {use * seconds / (seconds + links):.0%}"
+    seconds, use, links = report["seconds"], report["utilisation"], report["link_seconds"]
+    pace = f"{seconds:.2f} s | {use:.0%}, {use * seconds / (seconds + links):.0%}"
     sent = f"{sent / 1e9:.1f} GB, {links:.2f} s"
     return f"| {config} | {slice_} | {place} | FITS | {used} | {held / 1e9:.2f} GB | {pace} | {sent} |"
 

@@ -105,8 +105,6 @@ def report_lines(report: dict) -> list[str]:
 
 def pace_lines(report: dict, unit: str) -> list[str]:
     """Time of a step, and share of the peak."""
-    if report["seconds"] is None:
-        return [f"step      {report['least_seconds']:.3f} s at the chip's peak; the compiler has no estimate"]
     source = "at best, by the roofline of its kernels" if report["platform"] == "gpu" else "by the compiler's estimate"
     return [
         f"step      {report['seconds']:.3f} s {source}, {report['tokens_per_second']:,.0f} tokens/s on the slice",

@@ -388,6 +388,12 @@ class MeshConfig:
     mesh_shape: tuple = key((), "Mesh dimensions: (name, size) pairs.")
     layout: tuple = key((), "(tensor dimension, mesh dimension) pairs.")
     tokens_per_mb_per_replica: Optional[int] = key(None, "Tokens per microbatch and replica.", low=1, unit="tokens")
+    gradient_sums: str = key(
+        "microbatch",
+        "When gradients are added up over the devices that slots splits weights over: after each microbatch, or once a "
+        "step, which sends less and takes 4 bytes per parameter more.",
+        choices=("microbatch", "step"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

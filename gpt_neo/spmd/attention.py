@@ -66,8 +66,14 @@ class PlatformAttention:
         """The place of a shape among those that came up."""
         return list(self.texts).index(key)
 
+    @property
+    def flops(self) -> dict[str, int]:
+        """Of the matrix products of each function, by its name; nothing of those that the compiler counts itself."""
+        known = [(self.number(key), texts["flops"]) for key, texts in self.texts.items() if texts and "flops" in texts]
+        return {f"attention_{part}_{number}": flops for number, parts in known for part, flops in parts.items()}
+
     def lowered(self, shape: list[int], dtype: str, window: int) -> Optional[dict]:
-        """Both functions as modules of StableHLO.
+        """Both functions as modules of StableHLO, and perhaps their FLOPs; None where there is nothing.
 
         Raises:
           DeviceError: JAX cannot be run.

@@ -6,7 +6,8 @@ SHAPE: batch,sequence,heads,features. WINDOW: keys that a query sees, or 0 for a
 JAX's attention for TPUs; `xla`, JAX's plain attention, which stands in for cuDNN in tests. PLATFORM: cuda, tpu or cpu,
 where splash is interpreted. Prints one JSON object: two modules of StableHLO, `forward` of q, k, v, which makes the
 output and the log of the sum of weights, float32 [batch, heads, sequence], and `backward` of q, k, v, these two and the
-gradient of the output; or `error`, why there is nothing for this shape.
+gradient of the output; or `error`, why there is nothing for this shape. For splash also `flops`, of the matrix products
+that the kernels of each part make.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BLOCK = 512  # queries and keys that a splash kernel has at once; of 125M to 2.7B the scores of a head take 1 MB
 Both = tuple[Callable[..., Any], Callable[..., Any]]  # attention, and its gradient
+# The kernels of each part, by their masks, and how many products each makes of a block: scores and output; scores,
+# their gradient, and those of k and v; scores, their gradient, and that of q.
+KERNELS = {"forward": {"fwd_mask_info": 2}, "backward": {"dkv_mask_info": 4, "dq_mask_info": 3}}
 
 
 def functions_of(implementation: str, platform: str, x: Any, window: int) -> Both:
@@ -90,21 +95,8 @@ def cudnn(x: Any, window: int) -> Both:
 def splash(shape: tuple, window: int, interpret: bool) -> Both:
     """The kernels that visit the blocks of keys that some query sees, and no other."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    _, length, heads, _ = shape
-    square = (length, length)
-    mask = masks.LocalMask(square, (window - 1, 0), 0) if window else masks.CausalMask(square)
-    block = next((size for size in range(BLOCK, 0, -128) if length % size == 0), length)  # others JAX refuses
-    names = "q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq"
-    kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([mask] * heads),
-        block_sizes=kernels.BlockSizes(**{f"block_{name}": block for name in names}),
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
-        save_residuals=True,
-    )
+    kernel = splash_kernel(shape, window, interpret)
     # Of segments, and of sinks, which JAX 0.6 does not know.
     absent = [None] * (1 + ("sinks" in inspect.signature(kernels._splash_attention_fwd).parameters))
 
@@ -125,6 +117,45 @@ def splash(shape: tuple, window: int, interpret: bool) -> Both:
     return forward, backward
 
 
+def splash_kernel(shape: tuple, window: int, interpret: bool) -> Any:
+    """JAX's own object, with the blocks that a mask leaves."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    _, length, heads, _ = shape
+    square, block = (length, length), block_of(length)
+    mask = masks.LocalMask(square, (window - 1, 0), 0) if window else masks.CausalMask(square)
+    names = "q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq"
+    return kernels.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=kernels.BlockSizes(**{f"block_{name}": block for name in names}),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+        save_residuals=True,
+    )
+
+
+def block_of(length: int) -> int:
+    """Queries and keys of a block."""
+    return next((size for size in range(BLOCK, 0, -128) if length % size == 0), length)  # others JAX refuses
+
+
+def splash_flops(shape: tuple, window: int) -> dict:
+    """FLOPs of the matrix products of each part, a block that is masked in part counted as a whole."""
+    batch, length, heads, features = shape
+    kernel = splash_kernel(shape, window, interpret=False)
+    product = 2 * features * block_of(length) ** 2 * batch * heads
+
+    def visited(mask: str) -> int:
+        return int((np.asarray(getattr(kernel, mask).block_mask)[0] > 0).sum())  # all heads are alike
+
+    return {
+        part: product * sum(products * visited(mask) for mask, products in masks.items())
+        for part, masks in KERNELS.items()
+    }
+
+
 def main() -> None:
     """Lower both."""
     dims, dtype, window, implementation, platform = sys.argv[1:]
@@ -133,11 +164,13 @@ def main() -> None:
     try:
         forward, backward = functions_of(implementation, platform, x, int(window))
         wanted = {"forward": (forward, (x, x, x)), "backward": (backward, (x, x, x, x, log_sum, x))}
-        texts = {}
+        texts: dict = {}
         for name, (function, given) in wanted.items():
             # Unused ones, too, have to be among the arguments: the other side gives them all.
             traced = jax.jit(function, keep_unused=True).trace(*given)
             texts[name] = traced.lower(lowering_platforms=(platform,)).as_text()
+        if implementation == "splash":
+            texts["flops"] = splash_flops(shape, int(window))
     except Exception as error:  # of many types: what a platform has nothing for is for the other side to tell
         texts = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(texts))

@@ -16,9 +16,9 @@ from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config.estimate import count_parameters, microbatches, step_flops
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError
-from gpt_neo.spmd.attention import attention_for
+from gpt_neo.spmd.attention import PlatformAttention, attention_for
 from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
-from gpt_neo.spmd.figures import Work, loop_share, work_of
+from gpt_neo.spmd.figures import Work, loop_share, without_cost, work_of
 from gpt_neo.spmd.program import Program, built_for, export_train_step
 from gpt_neo.spmd.roofline import roofline
 from gpt_neo.spmd.topologies import Slice, find_slice
@@ -56,8 +56,9 @@ def check(
             f"mesh_shape multiplies to {cores}, {slice_.name} has {slice_.devices} devices: set --set mesh_shape=..."
         )
     python = worker_python(tell, slice_.platform, present=False)
+    attention = attention_for(slice_.attention, lambda: python, tell)
     with built_for(slice_.platform):
-        program = export_train_step(run, attention=attention_for(slice_.attention, lambda: python, tell))
+        program = export_train_step(run, attention=attention)
     with tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
         output = os.path.join(folder, "optimised.hlo")
         left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
@@ -65,7 +66,7 @@ def check(
         return {
             **about(run, slice_),
             **report,
-            **(figures_of(run, slice_, program, report, output) if report["fits"] else {}),
+            **(figures_of(run, slice_, program, report, output, attention) if report["fits"] else {}),
         }
 
 
@@ -123,22 +124,30 @@ def compile_program(
     return report
 
 
-def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, output: str) -> dict:
+def figures_of(
+    run: RunConfig,
+    slice_: Slice,
+    program: Program,
+    report: dict,
+    output: str,
+    attention: Optional[PlatformAttention] = None,
+) -> dict:
     """Sizes and work of one device and step.
 
     weights, slots, batch, temporary: bytes. flops: of matrix products, recomputation included. bytes and seconds: as
     `tpu_pace` has them, for GPUs `roofline`, and what else it has. model_flops: of the whole step on all devices, 6 per
     parameter and token and 12 n_embd per pair of tokens that attend, recomputation left out. utilisation: model_flops
-    over seconds, devices and peak. least_seconds: flops at the peak. seconds, utilisation and tokens_per_second are
-    None for chips that the compiler has no estimate for, which of TPUs has no time for the links: see `link_pace`.
+    over seconds, devices and peak. least_seconds: flops at the peak. Of TPUs the seconds have no time for the links:
+    see `link_pace`.
     """
-    trips = about(run, slice_)["microbatches"]
-    work = work_of(program.stablehlo, trips, slice_.generation.devices if slice_.generation else 1)
+    trips, kernels = about(run, slice_)["microbatches"], attention.flops if attention else {}
+    work = work_of(program.stablehlo, trips, slice_.generation.devices if slice_.generation else 1, kernels)
     compiled = Path(output).read_text(encoding="utf-8")
     if slice_.card:
         pace = roofline(compiled, trips, slice_.card)
     else:
         pace = {**tpu_pace(program, work, report, compiled, trips), **link_pace(work, slice_)}
+        pace["seconds"] += attention_seconds(work, slice_, run.model.features_per_head)
     flops, seconds = step_flops(run), pace["seconds"]
     variables = program.description["variables"]
     held = {
@@ -154,8 +163,8 @@ def figures_of(run: RunConfig, slice_: Slice, program: Program, report: dict, ou
         "model_flops": flops,
         "peak_flops": slice_.peak,
         "least_seconds": pace["flops"] / slice_.peak,
-        "utilisation": flops / (seconds * slice_.devices * slice_.peak) if seconds else None,
-        "tokens_per_second": run.tokens_per_step / seconds if seconds else None,
+        "utilisation": flops / (seconds * slice_.devices * slice_.peak),
+        "tokens_per_second": run.tokens_per_step / seconds,
         "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in work.collectives.items()},
     }
 
@@ -167,13 +176,20 @@ def link_pace(work: Work, slice_: Slice) -> dict:
     return {"link_bytes": work.crossed, "link_seconds": work.crossed / (2 * slice_.generation.link)}
 
 
+def attention_seconds(work: Work, slice_: Slice, features: int) -> float:
+    """Of kernels of attention, whose heads have so many features: their products, at the peak of what heads fill."""
+    assert slice_.generation is not None  # on GPUs `roofline` counts them
+    return work.attention / (slice_.peak * slice_.generation.filled(features))
+
+
 def tpu_pace(program: Program, work: Work, report: dict, compiled: str, trips: int) -> dict:
     """flops; bytes and seconds by the TPU compiler, which counts a loop once: its share of the cycles is taken for what
-    repeats. seconds: None for chips that it has no estimate for."""
+    repeats. It has no time for kernels of attention."""
+    once = report["seconds_once"]
+    # v5p's compiler gives no text, and its sum has had no calls without cost so far.
+    once += without_cost(compiled) if compiled else max(0, math.ceil(-once))
     if compiled:
         repeated = 1 + (trips - 1) * loop_share(compiled)
     else:  # no text of the compiled program: what the loop adds to the matrix products is taken instead
-        repeated = work.flops / work_of(program.stablehlo, 1).flops
-    # For v4 and v5e this compiler's estimate comes out below 0: then there is none.
-    seconds = report["seconds_once"] * repeated if report["seconds_once"] > 0 else None
-    return {"flops": work.flops, "bytes": report["bytes_once"] * repeated, "seconds": seconds}
+        repeated = (work.flops - work.attention) / work_of(program.stablehlo, 1).flops
+    return {"flops": work.flops, "bytes": report["bytes_once"] * repeated, "seconds": once * repeated}

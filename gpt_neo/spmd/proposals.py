@@ -21,17 +21,22 @@ SPLIT = ("heads", "intermediate_expanded", "vocab")  # two sums per block and di
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A choice, as overrides of a config. kept: as `ModelConfig.kept_of_blocks`."""
+    """A choice, as overrides of a config. kept: as `ModelConfig.kept_of_blocks`. sums: `MeshConfig.gradient_sums`."""
 
     mesh_shape: tuple
     layout: tuple
     tokens: int
     kept: str
+    sums: str = "microbatch"
 
     def applied(self, run: RunConfig) -> RunConfig:
         """The run with this choice."""
         mesh = dataclasses.replace(
-            run.mesh, mesh_shape=self.mesh_shape, layout=self.layout, tokens_per_mb_per_replica=self.tokens
+            run.mesh,
+            mesh_shape=self.mesh_shape,
+            layout=self.layout,
+            tokens_per_mb_per_replica=self.tokens,
+            gradient_sums=self.sums,
         )
         model = dataclasses.replace(run.model, recompute_grad=self.kept != "all")
         if model.recompute_grad:
@@ -45,7 +50,8 @@ class Candidate:
         again = ["recompute_grad=false"]
         if self.kept != "all":
             again = ["recompute_grad=true", f"recompute_keep={self.kept}"]
-        return [f"mesh_shape={shape}", f"layout={layout}", f"tokens_per_mb_per_replica={self.tokens}", *again]
+        sizes = [f"tokens_per_mb_per_replica={self.tokens}", f"gradient_sums={self.sums}"]
+        return [f"mesh_shape={shape}", f"layout={layout}", *sizes, *again]
 
 
 def layouts(run: RunConfig, devices: int) -> Iterator[tuple[tuple, tuple]]:
@@ -92,8 +98,8 @@ class Search:
             Candidate(mesh_shape, layout, run.model.n_ctx, "inputs")
             for mesh_shape, layout in layouts(run, find_slice(name).devices)
         ]
-        # Each base up to the one that fits, that one with less recomputation, then larger microbatches.
-        self.most = max((place + 3 + len(self.larger(base)) for place, base in enumerate(self.bases)), default=0)
+        # Each base up to the one that fits, that one with less recomputation, larger microbatches, one sum a step.
+        self.most = max((place + 4 + len(self.larger(base)) for place, base in enumerate(self.bases)), default=0)
         self.tried = 0
         self.found: list[tuple[Candidate, dict]] = []
         self.ended: Optional[str] = None
@@ -109,6 +115,9 @@ class Search:
             if base is not None:
                 less = (dataclasses.replace(base, kept=kept) for kept in ("all", "products"))
                 self.grow(next((choice for choice in less if self.fits(choice)), base))
+                best, report = min(self.found, key=lambda item: pace(item[1]))
+                if report["microbatches"] > 1:
+                    self.fits(dataclasses.replace(best, sums="step"))
         except Ended as ended:
             self.ended = str(ended)
         return self
@@ -172,7 +181,8 @@ def propose(
     the search ended before its end, or None.
 
     The fewest cores per replica that fit are taken. There, recomputation is left out if that fits, or else that of
-    products, and the microbatch is doubled for as long as it fits and the estimate falls.
+    products, and the microbatch is doubled for as long as it fits and the estimate falls. Then gradients are added up
+    over devices once a step, where microbatches are left.
 
     Args:
       tell: called with a line before a candidate is compiled, which takes minutes, and one after.
@@ -185,5 +195,5 @@ def propose(
 
 
 def pace(report: dict) -> float:
-    """Seconds of a step: estimated, or at the chip's peak where the compiler has no estimate."""
-    return report["seconds"] or report["least_seconds"]
+    """Estimated seconds of a step, those of the links among them."""
+    return report["seconds"] + (report["link_seconds"] if report["platform"] == "tpu" else 0.0)

@@ -18,7 +18,8 @@ class Generation:
     counted: what the number in a slice's name counts per chip: TensorCores up to v5p, chips since. chips: sizes of
     slices. alone: most chips of one host; several have HOST each. estimator: whether TPUEstimator's driver, that of
     TensorFlow 2.15, knows it.
-    dimensions: of the arrangement of chips. link: bytes/s of a link between chips, one way.
+    dimensions: of the arrangement of chips. link: bytes/s of a link between chips, one way. array: rows and columns of
+    the units that multiply matrices.
     """
 
     devices: int
@@ -29,6 +30,11 @@ class Generation:
     estimator: bool
     link: float
     dimensions: int = 2
+    array: int = 128
+
+    def filled(self, features: int) -> float:
+        """Share of such a unit that heads of so many features fill."""
+        return features / (self.array * -(-features // self.array))
 
 
 HOST = 4  # chips of each host of several
@@ -39,7 +45,7 @@ GENERATIONS = {
     "v4": Generation(1, 275e12, 2, tuple(2**n for n in range(2, 12)), 4, True, 50e9, 3),
     "v5p": Generation(1, 459e12, 2, tuple(2**n for n in range(2, 12)), 4, False, 100e9, 3),
     "v5e": Generation(1, 197e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False, 50e9),
-    "v6e": Generation(1, 918e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False, 112e9),
+    "v6e": Generation(1, 918e12, 1, (1, 4, 8, 16, 32, 64, 128, 256), 8, False, 112e9, 2, 256),
 }
 
 

@@ -54,6 +54,11 @@ CASES = {
     ),
     # gradients in bfloat16 depend on the mesh, so these are held against the mesh without split slots
     "bfloat16": ({"precision": "bfloat16"}, "x:2", "batch:x,slots:x"),
+    "summed once a step": (
+        {"tokens_per_mb_per_replica": 8, "gradient_sums": "step"},
+        "x:2,y:2",
+        "batch:x,heads:y,slots:x",
+    ),
     "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
 }
 

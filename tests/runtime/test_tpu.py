@@ -126,7 +126,7 @@ def test_without_googles_client_the_extra_is_named(training, monkeypatch):
 @pytest.mark.parametrize(
     "wheel, more, wanted",
     [
-        ("", ["HASHED=yes"], "--require-hashes -r requirements.txt"),
+        ("", ["HASHED=yes"], "--require-hashes --only-binary :all: -r requirements.txt"),
         ("", ["HASHED="], " -e '.[plot,fast]'"),
         ("/a/tf.whl", [], "/a/tf.whl -e '.[plot,fast,tpu]'"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from gpt_neo.cli import spmd_jobs
 from gpt_neo.cli.options import TrainingBackendOptions
 from gpt_neo.errors import DeviceError
+from gpt_neo.mtf_compat import tf
 from gpt_neo.ops import flash_attention as blockwise
 from gpt_neo.spmd.attention import PlatformAttention, attention_for, attention_here, function_text
 from gpt_neo.spmd.compile_check import compile_program
@@ -179,6 +180,22 @@ def test_numbers_and_gradients_are_those_of_the_blocks(tmp_path, jax_python, mon
         assert relative(slots["called", "float32"][name], exact[name]) < 2e-5, name
         ours, theirs = (relative(slots[way, "bfloat16"][name], exact[name]) for way in ("called", "blocks"))
         assert ours <= 1.25 * theirs, (name, ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 256])
+def test_the_work_of_kernels_is_that_of_the_blocks_they_visit(jax_python, window):
+    """Of blocks of 512 queries and keys, each of which some query of its rows sees."""
+    batch, length, heads, features, block = 3, 2048, 4, 64, 512
+    own = PlatformAttention(lambda: jax_python, pytest.fail, "splash", "tpu")
+    with tf.Graph().as_default():
+        own(window, *(tf.zeros([batch, length, heads, features], tf.bfloat16) for _ in range(3)))
+    query, key = np.indices((length, length))
+    seen = (key <= query) & (key > query - (window or length))
+    parts = length // block
+    blocks = seen.reshape(parts, block, parts, block).any((1, 3)).sum()
+    product = 2 * batch * heads * features * block**2 * blocks
+    assert own.flops == {"attention_forward_0": 2 * product, "attention_backward_0": 7 * product}
 
 
 def relative(found, wanted):

@@ -3,8 +3,9 @@
 import pytest
 
 from gpt_neo.errors import ConfigError
-from gpt_neo.spmd.compile_check import link_pace
+from gpt_neo.spmd.compile_check import link_pace, tpu_pace
 from gpt_neo.spmd.figures import Work, loop_share, work_of
+from gpt_neo.spmd.program import Program
 from gpt_neo.spmd.topologies import find_slice
 
 TEXT = """module {
@@ -44,6 +45,34 @@ def test_what_leaves_a_chip():
 def test_a_ring_takes_a_link_each_way():
     found = link_pace(Work(crossed=82e9), find_slice("v3-8"))
     assert found == {"link_bytes": 82e9, "link_seconds": 0.5}
+
+
+def test_kernels_that_the_compiler_does_not_know_count_by_their_name():
+    call = "      %5 = func.call @attention_forward_0(%1) : (tensor<4xf32>) -> tensor<4xf32>\n      %5 ="
+    text = TEXT.replace("      %5 =", call, 1)
+    work = work_of(text, trips=4, kernels={"attention_forward_0": 1000, "attention_backward_0": 7})
+    assert (work.attention, work.flops) == (4000, work_of(TEXT, trips=4).flops + 4000)
+
+
+def test_calls_without_cost_do_not_count_a_second_less():
+    """As v5e's compiler gave it for 1.3B: 591 calls, and 0.08 s for all that has a cost."""
+    text = (
+        'a = f32[] custom-call(), custom_call_target="ConcatBitcast"\n' * 591 + 'custom_call_target="AllocateBuffer"\n'
+    )
+    body = '%body (a: f32[]) -> f32[] {\n  %f = f32[] fusion(), backend_config={"estimated_cycles":"30"}\n}\n'
+    entry = 'ENTRY %main (a: f32[]) -> f32[] {\n  %g = f32[] fusion(), backend_config={"estimated_cycles":"10"}\n}'
+    report, program = {"seconds_once": -590.9197, "bytes_once": 8.0}, Program(TEXT, {}, {})
+    found = tpu_pace(program, Work(flops=5.0), report, text + body + entry, trips=5)
+    assert found == {"flops": 5.0, "bytes": 32.0, "seconds": pytest.approx(4 * 0.0803)}
+    # Without a text, loops count by their products.
+    found = tpu_pace(program, work_of(TEXT, 4), {"seconds_once": 0.25, "bytes_once": 1.0}, "", trips=4)
+    assert found["seconds"] == 0.25 * work_of(TEXT, 4).flops / work_of(TEXT, 1).flops
+
+
+def test_a_unit_for_products_is_filled_by_heads_of_its_width():
+    filled = {name: find_slice(name).generation.filled for name in ("v5e-8", "v6e-8")}
+    assert [filled["v5e-8"](features) for features in (64, 96, 128, 256)] == [0.5, 0.75, 1.0, 1.0]
+    assert [filled["v6e-8"](features) for features in (64, 128, 256)] == [0.25, 0.5, 1.0]
 
 
 def test_the_share_of_loops_is_that_of_their_cycles():

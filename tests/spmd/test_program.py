@@ -7,6 +7,7 @@ import pytest
 
 from gpt_neo.errors import ConfigError
 from gpt_neo.spmd.decoding import export_predict_step
+from gpt_neo.spmd.figures import work_of
 from gpt_neo.spmd.program import built_for, export_eval_step, export_train_step, initial_values
 from gpt_neo.spmd.stablehlo import finished
 from tests.spmd.tools import MOE, make_run
@@ -93,6 +94,23 @@ def test_gradients_are_added_up_in_parts(tmp_path):
     )
     assert held == slots and held["16x32xf32"] == 1  # a quarter of wte
     assert count(program.stablehlo, "reduce_scatter") == len(list(slots.elements()))
+
+
+def test_gradients_are_added_up_whole_and_scattered_once(tmp_path):
+    """No sum over replicas in the loop, what the loop holds is whole, and a step sends a quarter of the gradients."""
+    changes = {"mesh_shape": "x:4,y:2", "layout": "batch:x,heads:y,slots:x", "precision": "bfloat16"}
+    changes |= {"tokens_per_mb_per_replica": 32, "train_batch_size": 16}  # four microbatches
+    texts = {
+        sums: export_train_step(make_run(tmp_path, **changes, gradient_sums=sums)).stablehlo
+        for sums in ("microbatch", "step")
+    }
+    works = {sums: work_of(text, trips=4).collectives for sums, text in texts.items()}
+    scattered = {sums: found["reduce_scatter"] for sums, found in works.items()}
+    assert scattered["microbatch"] == [4 * size for size in scattered["step"]] and scattered["step"][0] > 20
+    assert works["microbatch"]["all_gather"] == works["step"]["all_gather"]
+    assert works["microbatch"]["all_reduce"] == works["step"]["all_reduce"]  # over y, and of the loss
+    (loop,) = [line for line in texts["step"].splitlines() if "stablehlo.while(" in line]
+    assert loop.count("tensor<64x32xf32>") == 1  # wte
 
 
 def test_initial_values_follow_the_seed(program):

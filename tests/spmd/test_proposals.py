@@ -31,25 +31,31 @@ AGAIN = {"all": 0.0, "products": 1.0, "inputs": 3.0}  # seconds
 
 
 class Compiler:
-    """Stands in for `check`. A candidate fits if `rule` says so; a step takes `seconds(...)`, each compile a minute."""
+    """Stands in for `check`. A candidate fits if `rule` says so; a step takes `seconds(...)`, each compile a minute.
+
+    asked: (cores of a replica, sequences of a microbatch, what is kept of blocks), and "step" where gradients are added
+    up once. links: seconds of the links of a step, by when that is.
+    """
 
     def __init__(self, monkeypatch):
-        self.asked, self.lines, self.now = [], [], 0.0
+        self.asked, self.lines, self.now, self.whole = [], [], 0.0, False
         self.rule = lambda ways, sequences, kept: True
         self.seconds = lambda ways, sequences, kept: 10.0 / sequences + AGAIN[kept]
+        self.links = {"microbatch": 0.0, "step": 0.0}
         monkeypatch.setattr(proposals, "check", self.check)
 
     def check(self, run, name, tell, seconds):
         ways = dict(run.mesh.mesh_shape).get("y", 1)
         batch = run.training.train_batch_size // dict(run.mesh.mesh_shape)["x"]
         sequences = batch // microbatches(run.mesh, run.model.n_ctx, batch)
-        asked = (ways, sequences, run.model.kept_of_blocks)
-        self.asked.append(asked)
+        asked, sums = (ways, sequences, run.model.kept_of_blocks), run.mesh.gradient_sums
+        self.asked.append((*asked, sums) if sums == "step" else asked)
         if seconds < MINUTE:
             raise OutOfTime("it takes longer")
         self.now += MINUTE
-        fits = self.rule(*asked)
-        return {"fits": fits, **({"seconds": self.seconds(*asked)} if fits else {})}
+        fits = self.rule(*asked) and (sums == "microbatch" or self.whole)
+        pace = {"seconds": self.seconds(*asked), "link_seconds": self.links[sums]} if fits else {}
+        return {"fits": fits, "platform": "tpu", "microbatches": batch // sequences, **pace}
 
     def propose(self, run, name="v3-8", **limits):
         found, ended = propose(run, name, self.lines.append, Limits(**limits), lambda: self.now)
@@ -78,14 +84,14 @@ def test_where_recomputation_is_needed_it_stays(compiler, run):
     compiler.rule = lambda ways, sequences, kept: ways == 2 and kept == "inputs" and sequences < 8
     found, _ = compiler.propose(run)
     tried = [(1, 1), (2, 1), (2, 1, "all"), (2, 1, "products"), (2, 2), (2, 4), (2, 8)]
-    assert compiler.asked == [(*one, "inputs")[:3] for one in tried]
+    assert compiler.asked == [*((*one, "inputs")[:3] for one in tried), (2, 4, "inputs", "step")]
     assert found[0].tokens == 4 * 32 and dict(found[0].mesh_shape) == {"x": 4, "y": 2}
 
 
 def test_products_are_kept_where_not_all_can_be(compiler, run):
     compiler.rule = lambda ways, sequences, kept: kept != "all" and sequences < 4
     found, _ = compiler.propose(run)
-    assert compiler.asked == [(1, 1, "inputs"), (1, 1, "all"), *((1, n, "products") for n in (1, 2, 4))]
+    assert compiler.asked[:-1] == [(1, 1, "inputs"), (1, 1, "all"), *((1, n, "products") for n in (1, 2, 4))]
     assert found[0].settings[-2:] == ["recompute_grad=true", "recompute_keep=products"]
     assert found[0].applied(run).model.kept_of_blocks == "products"
 
@@ -93,20 +99,33 @@ def test_products_are_kept_where_not_all_can_be(compiler, run):
 def test_it_ends_where_larger_ones_do_not_help(compiler, run):
     compiler.seconds = lambda ways, sequences, kept: 5.0 if sequences > 1 else 5.0 + (kept == "inputs")
     found, _ = compiler.propose(run)
-    assert compiler.asked[-1] == (1, 2, "all") and found[0].tokens == 32
+    assert compiler.asked[-2:] == [(1, 2, "all"), (1, 1, "all", "step")] and found[0].tokens == 32
+
+
+def test_gradients_are_added_up_once_where_that_is_less_on_the_links(compiler, run):
+    compiler.rule = lambda ways, sequences, kept: sequences < 4
+    compiler.whole, compiler.links = True, {"microbatch": 2.0, "step": 0.5}
+    found, _ = compiler.propose(run)
+    assert compiler.asked[-2:] == [(1, 4, "all"), (1, 2, "all", "step")]
+    assert found[0].sums == "step" and "gradient_sums=step" in found[0].settings
+    assert found[0].applied(run).mesh.gradient_sums == "step"
+    assert compiler.lines[-1] == "it fits: 5.500 s a step"
+    compiler.links = {"microbatch": 0.5, "step": 0.6}
+    assert compiler.propose(run)[0][0].sums == "microbatch"
 
 
 def test_a_line_comes_before_each_compile(compiler, run):
     compiler.rule = lambda ways, sequences, kept: ways == 1 and sequences == 1
     compiler.propose(run)
     # at most: layouts of 1, 2 and 4 cores, the last with less recomputation (2), and 2, 4, 8, 16, 32 sequences
+    # and one sum a step
     assert compiler.lines[0] == (
-        "compiling candidate 1 of at most 10: mesh_shape=x:8 layout=batch:x,slots:x "
-        "tokens_per_mb_per_replica=32 recompute_grad=true recompute_keep=inputs"
+        "compiling candidate 1 of at most 11: mesh_shape=x:8 layout=batch:x,slots:x "
+        "tokens_per_mb_per_replica=32 gradient_sums=microbatch recompute_grad=true recompute_keep=inputs"
     )
     assert compiler.lines[1] == "it fits: 13.000 s a step"
-    assert compiler.lines[2].startswith("compiling candidate 2 of at most 10: ")
-    assert compiler.lines[-1] == "it does not fit" and len(compiler.lines) == 6
+    assert compiler.lines[2].startswith("compiling candidate 2 of at most 11: ")
+    assert compiler.lines[-1] == "it does not fit" and len(compiler.lines) == 8
 
 
 @pytest.mark.parametrize("batch", [8, 24, 40, 64])
@@ -143,7 +162,7 @@ def test_a_compiler_that_fails_later_costs_nothing_that_was_found(compiler, run)
     compiler.rule = rule
     found, ended = compiler.propose(run)
     assert found[0].tokens == 2 * 32 and ended is None
-    assert compiler.lines[-1] == "it cannot be compiled: the TPU compiler was killed"
+    assert compiler.lines[-3] == "it cannot be compiled: the TPU compiler was killed"
     compiler.rule = lambda *choice: rule(1, 4, "inputs")
     with pytest.raises(DeviceError, match="was killed"):
         compiler.propose(run)
