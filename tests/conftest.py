@@ -1,5 +1,6 @@
 """A small prepared world that many tests share: texts, tokenizer, records, configs, a trained run."""
 
+import gc
 import glob
 import json
 import os
@@ -68,6 +69,11 @@ class World:
         with open(os.path.join(self.folder, "dataset_configs", f"{name}.json"), "w", encoding="utf-8") as handle:
             json.dump(value, handle)
         return name
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays: whoever looks for garbage need not look through it."""
+    gc.freeze()
 
 
 def set_clock(monkeypatch, module, clock):

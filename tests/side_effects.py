@@ -1,5 +1,6 @@
 """Run as a process of its own: what importing (`ours`: every module, `theirs`: TensorFlow) leaves behind, as JSON."""
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -26,6 +27,7 @@ def state():
         "hooks": [str(sys.excepthook), str(sys.unraisablehook), sys.stdout.name, sys.stderr.name],
         "threads": sorted(thread.name for thread in threading.enumerate()),
         "folder": os.getcwd(),
+        "garbage": [gc.isenabled(), gc.get_threshold()],
         "blank": sorted(name for name, module in sys.modules.items() if module is None),
     }
 

@@ -62,7 +62,7 @@ CASES = {
     "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
 }
 
-SLOW = ("experts beside the batch", "recomputed in microbatches", "bfloat16")
+SLOW = ("experts beside the batch", "recomputed in microbatches", "adamw", "bfloat16")
 QUICK = [case for case in CASES if case not in SLOW]
 EVERY = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
 

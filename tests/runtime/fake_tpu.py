@@ -56,15 +56,13 @@ def not_compiled(ops):
     CPUs, as this TensorFlow has none for TPUs. Float64 counts too: a TPU has none."""
     with tf.Graph().as_default(), tf.Session() as session:  # the first compilation registers the kernels
         session.run(tf2.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0)))
-    missing = []
+    missing, known = [], {}
     for op in ops:
-        known = [
-            kernel
-            for kernel in kernels.get_registered_kernels_for_op(op.type).kernel
-            if kernel.device_type == "XLA_CPU_JIT"
-        ]
+        if op.type not in known:
+            registered = kernels.get_registered_kernels_for_op(op.type).kernel
+            known[op.type] = [kernel for kernel in registered if kernel.device_type == "XLA_CPU_JIT"]
         double = tf.float64 in [tensor.dtype for tensor in [*op.inputs, *op.outputs]]
-        if op.type not in OF_TPUS | OF_LOOPS and not any(allows(kernel, op) for kernel in known) or double:
+        if op.type not in OF_TPUS | OF_LOOPS and not any(allows(kernel, op) for kernel in known[op.type]) or double:
             missing.append((op.type, op.name))
     return missing
 
