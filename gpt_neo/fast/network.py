@@ -16,7 +16,7 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.fast.layers import build, cache_name
 from gpt_neo.fast.paged import BLOCK
 from gpt_neo.fast.silent import Shape, Tensor, core
-from gpt_neo.fast.weights import Weights, multiplies_bfloat16
+from gpt_neo.fast.weights import Weights, plugin_multiplies_bfloat16
 from gpt_neo.system import processor_has
 
 PREFILL = 512  # tokens of a prompt that are read at once
@@ -196,7 +196,7 @@ class Network:
 
 def stored_type(dtype: str) -> str:
     """Type that the weights are read in: a processor without AVX2 or bfloat16 would only widen copies of them."""
-    short = processor_has("avx2") or multiplies_bfloat16()
+    short = processor_has("avx2") or plugin_multiplies_bfloat16()
     return "float32" if dtype == "bfloat16" and not short else dtype
 
 

@@ -156,12 +156,12 @@ def bfloat16_matmul(x: Any, weight: Any, transposed: bool) -> Any:
     to bfloat16, and all between products is float32. Otherwise only the weights are bfloat16: they are read so, at half
     of float32's bytes, and widened where they are multiplied.
     """
-    if multiplies_bfloat16():
+    if plugin_multiplies_bfloat16():
         return op.convert(op.matmul(op.convert(x, Type.bf16), weight, False, transposed), Type.f32)
     return op.matmul(x, widened(weight), False, transposed)
 
 
-def multiplies_bfloat16() -> bool:
+def plugin_multiplies_bfloat16() -> bool:
     """Whether the processor does, as the plugin sees it."""
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 

@@ -74,7 +74,8 @@ def test_without_a_rule_slots_are_whole(tmp_path):
     assert "AssignVariableOp" in kinds and "AllToAll" not in kinds
 
 
-def test_parts_of_gradients_in_the_loop_over_microbatches(tmp_path):
+@pytest.mark.parametrize("sums", ["microbatch", "step"])
+def test_parts_of_gradients_in_the_loop_over_microbatches_or_after_it(tmp_path, sums):
     shapes, kinds = slice_shapes(
         tmp_path,
         mesh_shape="x:2,y:2",
@@ -82,6 +83,7 @@ def test_parts_of_gradients_in_the_loop_over_microbatches(tmp_path):
         tokens_per_mb_per_replica=8,
         layout="batch:x,heads:y,loss_sequence:y,slots:x",
         precision="bfloat16",
+        gradient_sums=sums,
     )
     assert shapes["gpt2/wte"] == shapes["gpt2/wte/adam_m"] == [16, 8]
     assert shapes["gpt2/h0/attn/q"] == shapes["gpt2/h0/attn/q/adam_v"] == [4, 4]
