@@ -23,7 +23,7 @@ PAGE = os.path.join(ROOT, "docs", "tpu.md")
 TOP, BOTTOM = "<!-- tpu-check -->", "<!-- /tpu-check -->"
 # For chips with more memory than a v3 core: fewer cores per replica, larger microbatches, one sum of gradients a step.
 WHOLE, SHARED = "layout=batch:x,slots:x", "layout=batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x"
-ONCE, KEPT = "gradient_sums=step", "recompute_grad=false"
+ONCE, EACH, KEPT = "gradient_sums=step", "gradient_sums=microbatch", "recompute_grad=false"
 
 
 def tokens(number: int) -> str:
@@ -38,10 +38,10 @@ CASES = [
     ("gpt3_350M", "v3-32", ["mesh_shape=x:32"]),
     ("gpt3_1-3B", "v3-256", []),
     ("gpt3_1-3B", "v3-256", ["layout=batch:x,memory_length:y,embd:y"]),
-    ("gpt3_1-3B", "v3-8", ["mesh_shape=x:4,y:2"]),
+    ("gpt3_1-3B", "v3-8", ["mesh_shape=x:4,y:2", EACH]),
     ("gpt3_2-7B", "v3-256", []),
     ("gpt3_2-7B", "v3-256", ["layout=batch:x,embd:y", "recompute_keep=inputs"]),
-    ("gpt3_2-7B", "v3-8", ["mesh_shape=x:2,y:4"]),
+    ("gpt3_2-7B", "v3-8", ["mesh_shape=x:2,y:4", EACH]),
     ("gpt3_6-7B", "v3-256", []),
     ("gpt3_6-7B", "v3-256", [ONCE]),
     ("gpt3_13B", "v3-256", []),
@@ -58,14 +58,14 @@ CASES = [
     ("gpt3_1-3B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(2048), ONCE]),
     ("gpt3_1-3B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT]),
     ("gpt3_2-7B", "v4-256", ["mesh_shape=x:64,y:2", SHARED, tokens(8192), ONCE]),
-    ("gpt3_2-7B", "v5e-256", ["mesh_shape=x:128,y:2", SHARED, tokens(4096), ONCE]),
+    ("gpt3_2-7B", "v5e-256", [EACH]),
     ("gpt3_2-7B", "v6e-256", ["mesh_shape=x:128,y:2", SHARED, tokens(8192), KEPT]),
-    ("gpt3_6-7B", "v4-256", ["mesh_shape=x:32,y:4", SHARED, tokens(8192), KEPT, ONCE]),
-    ("gpt3_6-7B", "v5e-256", ["mesh_shape=x:64,y:4", SHARED, tokens(4096)]),
-    ("gpt3_6-7B", "v6e-256", ["mesh_shape=x:64,y:4", SHARED, tokens(8192), KEPT, ONCE]),
-    ("gptj_6B", "v4-256", ["mesh_shape=x:16,y:8"]),
-    ("gptj_6B", "v5e-256", []),
-    ("gptj_6B", "v6e-256", []),
+    ("gpt3_6-7B", "v4-256", ["mesh_shape=x:32,y:4"]),
+    ("gpt3_6-7B", "v5e-256", []),
+    ("gpt3_6-7B", "v6e-256", []),
+    ("gptj_6B", "v4-256", ["mesh_shape=x:16,y:8", EACH]),
+    ("gptj_6B", "v5e-256", [EACH]),
+    ("gptj_6B", "v6e-256", [EACH]),
     ("gptneox_20B", "v4-256", ["mesh_shape=x:16,y:8"]),
     ("gptneox_20B", "v5e-256", []),
     ("gptneox_20B", "v6e-256", []),

@@ -41,7 +41,7 @@ def imported_later(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Nothing inside is looked through for garbage: half a million objects are made that all stay, in half a second
+    """Nothing inside is looked through for garbage: half a million objects are made that all stay, in 0.4 seconds
     less."""
     collects = gc.isenabled()
     gc.disable()
