@@ -7,7 +7,6 @@ TensorFlow 2.15 without the repair below.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import importlib.util
 import shutil
@@ -16,6 +15,8 @@ import tempfile
 import types
 from collections.abc import Iterator
 from typing import Any, Callable
+
+from gpt_neo.system import uncollected
 
 
 class Later(types.ModuleType):
@@ -39,20 +40,8 @@ def imported_later(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Nothing inside is looked through for garbage: half a million objects are made that all stay, in 0.4 seconds
-    less."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
-# Keras comes with TensorFlow whether or not it is used, and takes these along: 76 MB.
+# Keras comes with TensorFlow whether or not it is used, and takes these along: 76 MB. Half a million objects are made
+# that all stay: to look for garbage among them takes 0.4 s.
 with imported_later("pandas", "h5py"), uncollected():
     import tensorflow.compat.v1 as tf
     from tensorflow.compiler.tf2xla.ops import gen_xla_ops

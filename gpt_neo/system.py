@@ -1,9 +1,12 @@
-"""What differs between ways of installing the package, and between operating systems."""
+"""What differs between ways of installing the package, and between operating systems; what a whole process shares."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import re
+from collections.abc import Iterator
 from typing import Optional
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
@@ -71,3 +74,15 @@ def available_memory() -> Optional[int]:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the collector of garbage, which would look again and again at every object there is, TensorFlow's too."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

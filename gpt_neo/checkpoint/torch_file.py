@@ -8,8 +8,6 @@ which nothing can change after their check, and plain dictionaries and lists.
 from __future__ import annotations
 
 import bisect
-import contextlib
-import gc
 import io
 import math
 import os
@@ -17,13 +15,13 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
 from gpt_neo.checkpoint.tensors import BFLOAT16, check_name, check_numbers, check_shape, map_array
 from gpt_neo.errors import CheckpointError, brief, reason_of
+from gpt_neo.system import uncollected
 
 STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype(np.float64),
@@ -357,18 +355,6 @@ class TorchFile:
         numbers = map_array(self.path, storage.dtype, (storage.numbers,), offset)[view.offset :]
         strides = tuple(s * storage.dtype.itemsize for s in view.strides)
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the collector of garbage, which would look again and again at every object there is, TensorFlow's too."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def unwrapped(state: dict) -> dict:

@@ -9,18 +9,14 @@ from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.trained import Partition
 
 
-def widened(grad: Tensor) -> Tensor:
-    """A gradient in float32, so that whatever adds up adds up in it; the sum over devices is left for later."""
-    return grad if grad.dtype == tf.float32 else WidenOperation(grad).outputs[0]
-
-
 def stored_part(grad: Tensor, partition: Partition) -> Tensor:
-    """A device's part of the sum of a gradient over devices, where its weight is stored in parts.
+    """A gradient in float32; a device's part of the sum over devices, where its weight is stored in parts.
 
-    Taken from every microbatch (ZeRO stage 2), no device holds a whole gradient between them. Of other gradients the
-    sum is left for later.
+    Taken from every microbatch (ZeRO stage 2), so that between them no device holds a whole gradient, and whatever adds
+    up adds up in float32. Of other gradients the sum over devices is left for later. A part is left as it is.
     """
-    return mtf.reshape(grad, partition.shape(grad.shape)) if partition.dimension(grad.shape) else grad
+    wide = grad if grad.dtype == tf.float32 else WidenOperation(grad).outputs[0]
+    return mtf.reshape(wide, partition.shape(grad.shape)) if partition.dimension(grad.shape) else wide
 
 
 def slot(variable: mtf.Variable, suffix: str, shape: mtf.Shape) -> mtf.Variable:

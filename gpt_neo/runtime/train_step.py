@@ -21,7 +21,7 @@ from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.build import global_norm, optimizer_updates
 from gpt_neo.optim.guard import guard_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
-from gpt_neo.optim.slots import stored_part, widened
+from gpt_neo.optim.slots import stored_part
 from gpt_neo.runtime.network import Placement
 
 
@@ -96,10 +96,7 @@ def loss_and_gradients(
       or after all of them (`gradient_sums`).
     """
     count = count_of(features)
-    at_once = splits > 1 and run.mesh.gradient_sums == "step"
-
-    def parts_of(grads: list) -> list:
-        return [stored_part(grad, partition) for grad in grads]
+    summed = WHOLE if run.mesh.gradient_sums == "step" else partition  # after a microbatch; the rest after all
 
     def differentiated(parts: dict) -> list:
         dims = make_dims(run.model, parts["inputs"].shape.dims[0].size)
@@ -116,13 +113,10 @@ def loss_and_gradients(
         if not graph.trainable_variables:
             raise ConfigError(f"{run.source}: freeze matches every variable: nothing is left to train")
         grads = mtf.gradients([loss], [v.whole for v in graph.trainable_variables])
-        wide = [widened(grad) for grad in grads]
-        return [loss, *(wide if at_once else parts_of(wide))]
+        return [loss, *(stored_part(grad, summed) for grad in grads)]
 
-    if splits == 1:
-        return differentiated(features)
-    loss, *grads = summed_over_microbatches(differentiated, features, splits)
-    return [loss, *(parts_of(grads) if at_once else grads)]
+    found = summed_over_microbatches(differentiated, features, splits) if splits > 1 else differentiated(features)
+    return [found[0], *(stored_part(grad, partition) for grad in found[1:])]
 
 
 def summed_over_microbatches(function: Callable[[dict], list], features: dict, splits: int) -> list:

@@ -117,6 +117,7 @@ def splash(shape: tuple, window: int, interpret: bool) -> Both:
     return forward, backward
 
 
+@functools.cache
 def splash_kernel(shape: tuple, window: int, interpret: bool) -> Any:
     """JAX's own object, with the blocks that a mask leaves."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -141,10 +142,10 @@ def block_of(length: int) -> int:
     return next((size for size in range(BLOCK, 0, -128) if length % size == 0), length)  # others JAX refuses
 
 
-def splash_flops(shape: tuple, window: int) -> dict:
+def splash_flops(shape: tuple, window: int, interpret: bool) -> dict:
     """FLOPs of the matrix products of each part, a block that is masked in part counted as a whole."""
     batch, length, heads, features = shape
-    kernel = splash_kernel(shape, window, interpret=False)
+    kernel = splash_kernel(shape, window, interpret)
     product = 2 * features * block_of(length) ** 2 * batch * heads
 
     def visited(mask: str) -> int:
@@ -170,7 +171,7 @@ def main() -> None:
             traced = jax.jit(function, keep_unused=True).trace(*given)
             texts[name] = traced.lower(lowering_platforms=(platform,)).as_text()
         if implementation == "splash":
-            texts["flops"] = splash_flops(shape, int(window))
+            texts["flops"] = splash_flops(shape, int(window), platform == "cpu")
     except Exception as error:  # of many types: what a platform has nothing for is for the other side to tell
         texts = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(texts))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -16,7 +17,7 @@ from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config.estimate import count_parameters, microbatches, step_flops
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError
-from gpt_neo.spmd.attention import PlatformAttention, attention_for
+from gpt_neo.spmd.attention import attention_for
 from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
 from gpt_neo.spmd.figures import Work, loop_share, without_cost, work_of
 from gpt_neo.spmd.program import Program, built_for, export_train_step
@@ -59,6 +60,7 @@ def check(
     attention = attention_for(slice_.attention, lambda: python, tell)
     with built_for(slice_.platform):
         program = export_train_step(run, attention=attention)
+    kernels = attention.flops if attention else {}
     with tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
         output = os.path.join(folder, "optimised.hlo")
         left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
@@ -66,7 +68,7 @@ def check(
         return {
             **about(run, slice_),
             **report,
-            **(figures_of(run, slice_, program, report, output, attention) if report["fits"] else {}),
+            **(figures_of(run, slice_, program, report, output, kernels) if report["fits"] else {}),
         }
 
 
@@ -125,14 +127,9 @@ def compile_program(
 
 
 def figures_of(
-    run: RunConfig,
-    slice_: Slice,
-    program: Program,
-    report: dict,
-    output: str,
-    attention: Optional[PlatformAttention] = None,
+    run: RunConfig, slice_: Slice, program: Program, report: dict, output: str, kernels: Mapping[str, int]
 ) -> dict:
-    """Sizes and work of one device and step.
+    """Sizes and work of one device and step. kernels: as `work_of` takes them.
 
     weights, slots, batch, temporary: bytes. flops: of matrix products, recomputation included. bytes and seconds: as
     `tpu_pace` has them, for GPUs `roofline`, and what else it has. model_flops: of the whole step on all devices, 6 per
@@ -140,7 +137,7 @@ def figures_of(
     over seconds, devices and peak. least_seconds: flops at the peak. Of TPUs the seconds have no time for the links:
     see `link_pace`.
     """
-    trips, kernels = about(run, slice_)["microbatches"], attention.flops if attention else {}
+    trips = about(run, slice_)["microbatches"]
     work = work_of(program.stablehlo, trips, slice_.generation.devices if slice_.generation else 1, kernels)
     compiled = Path(output).read_text(encoding="utf-8")
     if slice_.card:
