@@ -31,6 +31,7 @@ def draw(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
 
 def build(kind: str, width: int, fed: tuple) -> tuple:
     """A training step on fed tokens, labels and rate: (loss, share of right answers, operation)."""
+    from gpt_neo.config.network import roles_of
     from gpt_neo.config.schema import GlaParams, ModelConfig, OptimizerConfig
     from gpt_neo.model.context import Context
     from gpt_neo.model.dims import make_dims
@@ -62,7 +63,8 @@ def build(kind: str, width: int, fed: tuple) -> tuple:
     right = mtf.cast(mtf.equal(mtf.argmax(logits, dims.vocab), labels), tf.float32)
     grads = mtf.gradients([loss], [v.outputs[0] for v in graph.trainable_variables])
     optimizer = OptimizerConfig(lr=1.0, beta2=0.98, gradient_clipping=1.0)
-    updates = optimizer_updates(graph.trainable_variables, grads, rate, tf.constant(0), optimizer, Partition())
+    variables, roles = graph.trainable_variables, roles_of(config)
+    updates = optimizer_updates(variables, roles, grads, rate, tf.constant(0), optimizer, Partition())
     share = mtf.reduce_sum(right * counts) / answers
     lowering = lower_locally(graph, mesh)
     fetches = [lowering.export_to_tf_tensor(x) for x in (loss, share)]

@@ -47,7 +47,7 @@ TOKENS = np.random.RandomState(0).randint(0, BASE["n_vocab"], [2, 10]).astype(np
 
 def mean_variables(model):
     embd, width = ("embd", model.n_embd), ("heads", model.n_embd)
-    return {"v": Variable((embd, width), "matrix", 0.1), "o": Variable((width, embd), "matrix", 0.1)}
+    return {"mixed": Variable((embd, width), "matrix", 0.1), "o": Variable((width, embd), "matrix", 0.1)}
 
 
 def mean_kernel(v, real, state):
@@ -61,7 +61,7 @@ def mean_kernel(v, real, state):
 
 def mean_attention(x, p, layer, dims, config, context):
     apart = [dims.heads, dims.features]
-    (v,) = project(x, p, "v", apart)
+    (v,) = project(x, p, "mixed", apart)
     context.show(layer, v)
     out = recurrence(mean_kernel, [v], v, (1, dims.features.size + 1), layer, context.decoding)
     return project_output(out, p, apart)
@@ -101,7 +101,7 @@ def test_attention(mean_kind, tmp_path):
     run = make_run({"attention_types": ["mean", "local"], "lr": 0.01})
     model, d = run.model, run.model.n_embd
     # plan, memory, layouts, words for the docs and for checkpoints that do not fit
-    assert {n for n in variables_of(model) if "h0/attn" in n} == {"gpt2/h0/attn/v", "gpt2/h0/attn/o"}
+    assert {n for n in variables_of(model) if "h0/attn" in n} == {"gpt2/h0/attn/mixed", "gpt2/h0/attn/o"}
     plain = make_run({"attention_types": ["local", "local"]}).model
     assert count_parameters(plain) - count_parameters(model) == 2 * d * d + d
     ring = 2 * 4 * d * 4
@@ -113,6 +113,11 @@ def test_attention(mean_kind, tmp_path):
     losses, built = losses_of(run)
     assert losses[2] < losses[1] < losses[0]
     assert {n: v.shape for n, v in variables_of(model).items()} == {n: tuple(built[n]) for n in variables_of(model)}
+    # its matrices are Muon's, and have adapters
+    _, built = losses_of(make_run({"attention_types": ["mean", "local"], "opt_name": "muon"}), 1)
+    assert "gpt2/h0/attn/mixed/muon_m" in built and "gpt2/h0/attn/mixed/adam_m" not in built
+    losses, built = losses_of(make_run({"attention_types": ["mean", "local"], "lora_rank": 2, "lr": 0.01}))
+    assert losses[2] < losses[0] and built["gpt2/h0/attn/mixed/lora_b"] == [2, d]
     check_decoding(model, str(tmp_path))
     # plots
     v = np.random.RandomState(0).normal(size=[7, model.n_head, 3])
@@ -188,7 +193,7 @@ class Momentum:
     def __init__(self, mesh, rate, step, config):
         self.rate, self.config = scalar(mesh, rate), config
 
-    def update(self, variable, grad, decay, partition, after):
+    def update(self, variable, role, grad, decay, partition, after):
         m, grad = slot(variable, "/momentum_m", variable.shape), wait(grad, after)
         new = self.config.beta1 * m + grad
         return [mtf.assign(variable, variable.value - self.rate * new), mtf.assign(m, new)]

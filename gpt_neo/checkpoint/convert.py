@@ -116,8 +116,7 @@ def import_hf(
             parts = pair.arrangement.split(folder.read(names[pair.theirs]), run.model.n_head)
             for name, part in zip(pair.ours, parts):
                 writer.add(name, pair.shape, DTYPES[precision], finite_blocks(part, DTYPES[precision], name, source))
-        weights = [(name, pair.shape) for pair in pairs for name in pair.ours] if zero_slots else []
-        for name, shape in slots_of(weights, run.optimizer).items():
+        for name, shape in slots_of(variables_of(run.model) if zero_slots else {}, run.optimizer).items():
             writer.add_zeros(name, shape, np.dtype(np.float32))
         writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()

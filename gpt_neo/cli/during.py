@@ -22,10 +22,10 @@ from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import Source, evaluation_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime import estimator as runtime
-from gpt_neo.runtime.eval_metrics import write_result, write_text
 from gpt_neo.runtime.held_out import Evaluation, HeldOut, held_out_identity
 from gpt_neo.runtime.mesh import MeshPlan
 from gpt_neo.runtime.predict_step import Sampler
+from gpt_neo.runtime.tensorboard import write_result, write_text
 from gpt_neo.runtime.watch import Watch
 from gpt_neo.sampling.batches import BatchSampler, check_prompt, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions

@@ -19,9 +19,9 @@ from gpt_neo.evaluation.tasks import EvalTask, load_tasks
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime import estimator as runtime
-from gpt_neo.runtime.eval_metrics import write_events
 from gpt_neo.runtime.intervals import Interval
 from gpt_neo.runtime.mesh import check_layout
+from gpt_neo.runtime.tensorboard import write_evaluation
 from gpt_neo.storage import tensorflow as files
 
 
@@ -89,7 +89,7 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
         for task in tasks:
             result = run_task(task, scorer, tokenizer, prefix, task_progress(task.name))
             append_result(job, {"step": step_of(checkpoint), **result.as_json()})
-            write_events(job.folder, step_of(checkpoint), scalars(result))
+            write_evaluation(job.folder, step_of(checkpoint), scalars(result))
             rows += part_rows(task.name, result.overall)
             for name, part in result.sets.items():
                 rows += part_rows(f"{task.name}, {name}", part)

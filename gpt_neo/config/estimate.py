@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Optional
 
-from gpt_neo.config.network import is_trained, kinds_of, number_bytes, variables_of
+from gpt_neo.config.network import SCALED, Variables, is_trained, kinds_of, number_bytes, variables_of
 from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 
@@ -29,16 +29,16 @@ def step_flops(run: RunConfig) -> float:
     return tokens * (6.0 * count_parameters(model) + 12.0 * model.n_embd * seen)
 
 
-def trained_variables(model: ModelConfig, optimizer: OptimizerConfig) -> list[tuple[str, tuple]]:
-    """(name, shape) of what training changes."""
+def trained_variables(model: ModelConfig, optimizer: OptimizerConfig) -> Variables:
+    """What training changes."""
     found = variables_of(model).items()
-    return [(name, variable.shape) for name, variable in found if is_trained(name, model, optimizer.freeze)]
+    return {name: variable for name, variable in found if is_trained(name, model, optimizer.freeze)}
 
 
 def slot_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
     """Bytes of the optimizer's float32 slots, exact."""
-    shapes = trained_variables(model, optimizer)
-    return sum(math.prod(shape) * 4 for shape in slots_of(shapes, optimizer).values())
+    trained = trained_variables(model, optimizer)
+    return sum(math.prod(shape) * 4 for shape in slots_of(trained, optimizer).values())
 
 
 def weight_bytes(model: ModelConfig) -> int:
@@ -108,7 +108,7 @@ def training_memory(run: RunConfig, replicas: int = 1) -> Memory:
     return Memory(
         weights=parameters * weight_bytes(model),
         slots=slot_bytes(model, run.optimizer),
-        gradients=sum(math.prod(shape) for _, shape in trained_variables(model, run.optimizer)) * 4,
+        gradients=sum(variable.size for variable in trained_variables(model, run.optimizer).values()) * 4,
         activations=int(tokens * kept),
         # Logits and their gradient; where there are several chunks, what one adds to the gradient of the table.
         logits=4 * (2 * of_chunk + (model.n_vocab * model.n_embd if chunks > 1 else 0)),
@@ -147,6 +147,6 @@ def sampling_memory(model: ModelConfig, batch_size: int, bits: Optional[int] = N
     caches = sum(kind.cache_bytes(model, model.n_ctx) for kind in kinds_of(model)) * batch_size
     weights = count_parameters(model) * number_bytes(model)
     if bits:
-        width = {"table": 8, "matrix": bits}
+        width = {**dict.fromkeys(SCALED, bits), "table": 8}
         weights = sum(v.size * width.get(v.role, 32) // 8 for v in variables_of(model).values())
     return Memory(weights, 0, 0, caches, batch_size * model.n_vocab * 4)

@@ -64,7 +64,7 @@ def multiplied(model: ModelConfig, variable: Variable) -> float:
         return 0.0 if model.own_head else 1.0
     if variable.role == "expert":
         return min(1.0, 2 * model.moe_params.moe_capacity_factor_train / model.moe_params.moe_num_experts)
-    return float(variable.role in ("matrix", "gate", "router"))
+    return float(variable.role in ("head", "matrix", "gate", "router"))
 
 
 def variable_sizes(model: ModelConfig) -> dict[tuple, tuple[int, float]]:

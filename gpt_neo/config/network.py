@@ -14,13 +14,13 @@ from typing import Callable, Optional
 
 import regex
 
-from gpt_neo.config.optimizers import is_hidden_matrix
 from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
 from gpt_neo.errors import ConfigError
 
 PATIENCE = 1.0  # seconds for a pattern of a config on one name
 QUERIES = 256  # queries that softmax attention holds against all keys at once
 DOWN, UP, SCALE, RANK = "/lora_a", "/lora_b", "gpt2/lora_scale", "lora_rank"  # adapters, and their common dimension
+SCALED = ("table", "head", "matrix")  # roles of the weights that int8 and int4 store with scales
 CHUNK = 64  # tokens of a recurrence that attend to each other directly
 
 
@@ -29,9 +29,11 @@ class Variable:
     """A weight.
 
     dims: (name, size) of each dimension; layouts split by these names.
-    role: table (rows by token, and the head where tied), matrix (a product [in, out]), bias, gain (of a norm), number
-      (a learned scalar), positions (rows by place), memory (keys and values), router and expert (of a mixture), gate
-      (of a decay), adapter (of low rank, beside a matrix). Tables and matrices are what int8 stores.
+    role: table (rows by token, and the head where tied), head (a product [embd, vocab] of its own), matrix (a product
+      [in, out] of a block), bias, gain (of a norm), number (a learned scalar), positions (rows by place), memory (keys
+      and values), router and expert (of a mixture), gate (of a decay), adapter (of low rank, beside a matrix). Tables,
+      heads and matrices are what int8 stores, matrices what adapters stand beside, matrices and experts what Muon
+      makes orthogonal.
     std: standard deviation of the normal distribution that it starts from; None: it starts at `value` everywhere.
     """
 
@@ -165,9 +167,14 @@ def variables_of(model: ModelConfig) -> Variables:
     if model.own_head:
         bias = model.no_weight_tie or model.head_bias
         sizes = (("embd", model.n_embd), ("vocab", model.n_vocab))
-        found.update(under("wte_final_linear", map_variables(model, "linear_out", *sizes, 0.02, bias)))
+        found.update(under("wte_final_linear", map_variables(model, "linear_out", *sizes, 0.02, bias, "head")))
     found = under("gpt2", found)
     return {**found, **adapter_variables(found, model)} if model.lora_rank else found
+
+
+def roles_of(model: ModelConfig) -> dict[str, str]:
+    """Role of every weight by name."""
+    return {name: variable.role for name, variable in variables_of(model).items()}
 
 
 def adapter_variables(found: Mapping[str, Variable], model: ModelConfig) -> Variables:
@@ -176,7 +183,7 @@ def adapter_variables(found: Mapping[str, Variable], model: ModelConfig) -> Vari
     rank = (RANK, model.lora_rank)
     made = {SCALE: Variable((), "number", value=model.lora_scale)}  # so that a checkpoint can be merged by itself
     for name, variable in found.items():
-        if variable.role == "matrix" and is_hidden_matrix(name):
+        if variable.role == "matrix":
             source, target = variable.dims
             made[name + DOWN] = Variable((source, rank), "adapter", (3 * source[1]) ** -0.5)
             made[name + UP] = Variable((rank, target), "adapter")
@@ -240,12 +247,12 @@ def norm_variables(model: ModelConfig, norm: str) -> Variables:
 
 
 def map_variables(
-    model: ModelConfig, name: str, source: tuple, target: tuple, std: float, bias: bool = True
+    model: ModelConfig, name: str, source: tuple, target: tuple, std: float, bias: bool = True, role: str = "matrix"
 ) -> Variables:
     """A map from one dimension to another, with the option that its start depends on its inputs."""
     if model.scale_by_in:
         std /= source[1] ** 0.5
-    found = {"kernel": Variable((source, target), "matrix", std)}
+    found = {"kernel": Variable((source, target), role, std)}
     return under(f"conv1d_main/{name}", {**found, "bias": Variable((target,), "bias")} if bias else found)
 
 

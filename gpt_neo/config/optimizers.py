@@ -5,8 +5,7 @@ What an optimizer computes stands in optim/, by the same name; checkpoints, memo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Callable, Optional, Protocol
 
 
@@ -22,12 +21,24 @@ class Settings(Protocol):
         """Of the first moment."""
 
 
+class Weight(Protocol):
+    """What of `network.Variable` decides on slots; the network's table imports the schema, which imports this."""
+
+    @property
+    def shape(self) -> tuple:
+        """Sizes, as in a checkpoint."""
+
+    @property
+    def role(self) -> Optional[str]:
+        """What it is in the network."""
+
+
 FACTORED_FROM = 128  # Adafactor: smaller matrices keep whole second moments, as Mesh-TF has it
 
 
-def whole(name: str, shape: Sequence[int], config: Settings) -> tuple:
+def whole(weight: Weight, config: Settings) -> tuple:
     """A number for each of the variable's."""
-    return tuple(shape)
+    return weight.shape
 
 
 def largest_axes(shape: Sequence[int]) -> Optional[tuple[int, int]]:
@@ -39,59 +50,54 @@ def largest_axes(shape: Sequence[int]) -> Optional[tuple[int, int]]:
 def without_axis(number: int) -> Callable:
     """Adafactor: means over the largest (0) or second largest (1) dimension, where the moment is factored."""
 
-    def reduced(name: str, shape: Sequence[int], config: Settings) -> Optional[tuple]:
-        axes = largest_axes(shape)
-        return None if axes is None else tuple(size for axis, size in enumerate(shape) if axis != axes[number])
+    def reduced(weight: Weight, config: Settings) -> Optional[tuple]:
+        axes = largest_axes(weight.shape)
+        return None if axes is None else tuple(size for axis, size in enumerate(weight.shape) if axis != axes[number])
 
     return reduced
 
 
-def unfactored(name: str, shape: Sequence[int], config: Settings) -> Optional[tuple]:
+def unfactored(weight: Weight, config: Settings) -> Optional[tuple]:
     """Adafactor: the second moment of a variable that is not factored."""
-    return tuple(shape) if largest_axes(shape) is None else None
+    return weight.shape if largest_axes(weight.shape) is None else None
 
 
-# Matrices of the blocks: those of attention and of the MLP, and each expert's two. Not the table, nor the head.
-HIDDEN_MATRIX = re.compile(r"(/attn/(q|k|v|o|output_gate)|/mlp(_macaron)?/conv1d_main/\w+/kernel|/w[io]/kernel)$")
+def momentum(weight: Weight, config: Settings) -> Optional[tuple]:
+    """Adafactor: the first moment, where the config has one."""
+    return weight.shape if config.beta1 else None
 
 
-def is_hidden_matrix(name: str) -> bool:
-    """Muon: whether a variable is a matrix [..., in, out] of a block, whose momentum is orthogonalised."""
-    return HIDDEN_MATRIX.search(name) is not None
+# Muon: roles of the matrices [..., in, out] of blocks, whose momentum is orthogonalised. Not the table, nor the head.
+ORTHOGONAL = ("matrix", "expert")
 
 
-def of_matrices(name: str, shape: Sequence[int], config: Settings) -> Optional[tuple]:
-    """Muon: the momentum of a matrix."""
-    return tuple(shape) if is_hidden_matrix(name) else None
+def of_matrices(weight: Weight, config: Settings) -> Optional[tuple]:
+    """Muon: the momentum of a matrix of a block."""
+    return weight.shape if weight.role in ORTHOGONAL else None
 
 
-def of_others(name: str, shape: Sequence[int], config: Settings) -> Optional[tuple]:
+def of_others(weight: Weight, config: Settings) -> Optional[tuple]:
     """Muon: a moment of Adam for all that is no matrix of a block."""
-    return None if is_hidden_matrix(name) else tuple(shape)
+    return None if weight.role in ORTHOGONAL else weight.shape
 
 
-# Optimizer -> slots: what is put after a variable's name -> their shape, from the variable's name and shape and the
-# config, or None where a variable has none. They are float32 and start at 0.
-OPTIMIZERS: dict[str, Mapping[str, Callable[[str, Sequence[int], Settings], Optional[tuple]]]] = {
+# Optimizer -> slots: what is put after a variable's name -> their shape, from the variable and the config, or None
+# where a variable has none. They are float32 and start at 0.
+OPTIMIZERS: dict[str, Mapping[str, Callable[[Weight, Settings], Optional[tuple]]]] = {
     "adam": {"/adam_m": whole, "/adam_v": whole},
     "adamw": {"/adam_m": whole, "/adam_v": whole},
-    "adafactor": {
-        "_slot_v": unfactored,
-        "_slot_vr": without_axis(0),
-        "_slot_vc": without_axis(1),
-        "_slot_m": lambda name, shape, config: tuple(shape) if config.beta1 else None,
-    },
+    "adafactor": {"_slot_v": unfactored, "_slot_vr": without_axis(0), "_slot_vc": without_axis(1), "_slot_m": momentum},
     "lion": {"/lion_m": whole},
     "muon": {"/muon_m": of_matrices, "/adam_m": of_others, "/adam_v": of_others},
 }
 
 
-def slots_of(variables: Iterable[tuple[str, Sequence[int]]], config: Settings) -> dict[str, tuple]:
-    """Name and shape of every slot of variables, which are given as (name, shape)."""
+def slots_of(variables: Mapping[str, Weight], config: Settings) -> dict[str, tuple]:
+    """Name and shape of every slot of variables, given by name."""
     found = {}
-    for name, shape in variables:
+    for name, weight in variables.items():
         for suffix, shape_of in OPTIMIZERS[config.opt_name].items():
-            sizes = shape_of(name, shape, config)
+            sizes = shape_of(weight, config)
             if sizes is not None:
                 found[name + suffix] = sizes
     return found

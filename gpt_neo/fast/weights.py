@@ -20,7 +20,7 @@ from gpt_neo.checkpoint.bundle import Bundle, BundleWriter, read_bytes
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import BFLOAT16, blocks, forget_pages
-from gpt_neo.config.network import Variable, variables_of
+from gpt_neo.config.network import SCALED, Variable, variables_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
 from gpt_neo.fast.silent import Tensor, Type, core, op
@@ -201,7 +201,7 @@ def group_of(inputs: int) -> Optional[int]:
 
 def storage_of(variable: Variable, dtype: str) -> str:
     """How a weight is stored where the model's are to be of that type."""
-    if dtype == "float32" or variable.role not in ("table", "matrix") or variable.size < SMALLEST:
+    if dtype == "float32" or variable.role not in SCALED or variable.size < SMALLEST:
         return "float32"
     if dtype == "int4" and (variable.role == "table" or not group_of(variable.shape[0])):
         return "int8"

@@ -29,7 +29,9 @@ class Adafactor:
             decay = 1.0 - tf.pow(tf.cast(step, tf.float32) + 1.0, -MEMORY_EXPONENT)
         self.rate, self.memory, self.config = scalar(mesh, rate), scalar(mesh, decay), config
 
-    def update(self, variable: mtf.Variable, grad: Tensor, decay: float, partition: Partition, after: list) -> list:
+    def update(
+        self, variable: mtf.Variable, role: str, grad: Tensor, decay: float, partition: Partition, after: list
+    ) -> list:
         """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
         config, grad = self.config, wait(grad, after)
         step, updates = self.normalized(variable, grad)

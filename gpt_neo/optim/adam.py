@@ -25,7 +25,9 @@ class Adam:
         """Rate and epsilon of the quotient m / (sqrt(v) + epsilon)."""
         return rate, self.config.epsilon
 
-    def update(self, variable: mtf.Variable, grad: Tensor, decay: float, partition: Partition, after: list) -> list:
+    def update(
+        self, variable: mtf.Variable, role: str, grad: Tensor, decay: float, partition: Partition, after: list
+    ) -> list:
         """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
         m, v = (slot(variable, suffix, variable.shape) for suffix in SLOTS["adam"])
         if partition.in_place:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from gpt_neo.config.network import matches
@@ -21,6 +21,7 @@ OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "adafactor": Adafact
 
 def optimizer_updates(
     variables: Sequence[mtf.Variable],
+    roles: Mapping[str, str],
     grads: Sequence[Tensor],
     rate: Tensor,
     step: Tensor,
@@ -35,6 +36,7 @@ def optimizer_updates(
 
     Args:
       variables: mtf.Variable operations (graph.trainable_variables).
+      roles: by name, as in `network.Variable`.
       grads: one tensor per variable, as `stored_part` makes them.
       rate: float32 TensorFlow scalar.
       step: integer TensorFlow scalar, from 0.
@@ -46,7 +48,8 @@ def optimizer_updates(
     if config.gradient_clipping:
         grads = clipped(grads, norm or global_norm(grads), config.gradient_clipping)
     for variable, grad in zip(variables, grads):
-        after = optimizer.update(variable, grad, weight_decay(variable.name, config), partition, after)
+        name = variable.name
+        after = optimizer.update(variable, roles[name], grad, weight_decay(name, config), partition, after)
         updates += after
     return updates
 

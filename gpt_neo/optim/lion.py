@@ -17,7 +17,9 @@ class Lion:
     def __init__(self, mesh: mtf.Mesh, rate: Tensor, step: Tensor, config: OptimizerConfig) -> None:
         self.rate, self.config = scalar(mesh, rate), config
 
-    def update(self, variable: mtf.Variable, grad: Tensor, decay: float, partition: Partition, after: list) -> list:
+    def update(
+        self, variable: mtf.Variable, role: str, grad: Tensor, decay: float, partition: Partition, after: list
+    ) -> list:
         """Operations that update a variable and its slot once `after` is done. grad: float32, as stored."""
         m, grad = slot(variable, "/lion_m", variable.shape), wait(grad, after)
         direction = mtf.sign(self.config.beta1 * m + (1 - self.config.beta1) * grad)

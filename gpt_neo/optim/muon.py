@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gpt_neo.config.optimizers import is_hidden_matrix
+from gpt_neo.config.optimizers import ORTHOGONAL
 from gpt_neo.mtf_compat import Tensor, mtf
 from gpt_neo.ops.trained import Partition
 from gpt_neo.optim.adam import AdamW
@@ -26,10 +26,13 @@ class Muon(AdamW):
     layout splits, or `slots` does, stays split, and what it contributes to a product is added over the devices.
     """
 
-    def update(self, variable: mtf.Variable, grad: Tensor, decay: float, partition: Partition, after: list) -> list:
-        """Operations that update a variable and its slots once `after` is done. grad: float32, as stored."""
-        if not is_hidden_matrix(variable.name):
-            return super().update(variable, grad, decay, partition, after)
+    def update(
+        self, variable: mtf.Variable, role: str, grad: Tensor, decay: float, partition: Partition, after: list
+    ) -> list:
+        """Operations that update a variable and its slots once `after` is done. grad: float32, as stored. role: as in
+        `network.Variable`."""
+        if role not in ORTHOGONAL:
+            return super().update(variable, role, grad, decay, partition, after)
         m, grad = slot(variable, "/muon_m", variable.shape), wait(grad, after)
         new_m = self.config.muon_momentum * m + grad
         direction = orthogonal(grad + self.config.muon_momentum * new_m)

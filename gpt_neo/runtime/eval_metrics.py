@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Optional
+from collections.abc import Mapping, Sequence
+from typing import Optional
 
 import numpy as np
 
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.intervals import Interval, Moments, exp, ratio
 
-EVENTS = "eval"  # folder in that of the run, where the Estimator writes those of held-out records
 # What is known of each record; products of any two of them are summed over the records.
 ONE, NATS, TOKENS, BYTES, CHARACTERS = range(5)
 
@@ -120,45 +116,3 @@ def nats_per(sums: np.ndarray, unit: int) -> Interval:
     return ratio(
         Moments(sums[ONE, ONE], sums[ONE, NATS], sums[ONE, unit], sums[NATS, NATS], sums[NATS, unit], sums[unit, unit])
     )
-
-
-@contextlib.contextmanager
-def event_writer(folder: str) -> Iterator[tf.summary.FileWriter]:
-    """A file of events of its own: TensorFlow names them by the second, and one empties another of its name."""
-    suffix = f".{time.time_ns()}"
-    with tf.Graph().as_default(), tf.summary.FileWriter(os.path.join(folder, EVENTS), filename_suffix=suffix) as writer:
-        yield writer
-
-
-def write_events(folder: str, step: int, scalars: Mapping[str, float]) -> None:
-    """Add scalars by tag to what TensorBoard shows of a run's evaluations.
-
-    Args:
-      folder: of the run.
-    """
-    values = [tf.Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
-    with event_writer(folder) as writer:
-        writer.add_summary(tf.Summary(value=values), step)
-
-
-def write_result(folder: str, result: Mapping[str, Any]) -> None:
-    """Add what `summarize` says to what TensorBoard shows of a run's evaluations.
-
-    Args:
-      folder: of the run.
-    """
-    shown = ("loss", "perplexity", "bits_per_byte", "bits_per_character")
-    write_events(folder, result["step"], {name: result[name] for name in shown if result[name] is not None})
-
-
-def write_text(folder: str, step: int, tag: str, text: str) -> None:
-    """Add a text to what TensorBoard shows of a run, in the form of its text plugin.
-
-    Args:
-      folder: of the run.
-    """
-    about = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name="text"))
-    tensor = tf.make_tensor_proto([text.encode("utf-8")], tf.string)
-    value = tf.Summary.Value(tag=tag, metadata=about, tensor=tensor)
-    with event_writer(folder) as writer:
-        writer.add_summary(tf.Summary(value=[value]), step)

@@ -18,6 +18,7 @@ from gpt_neo.mtf_compat import loop_length, tf
 from gpt_neo.runtime.goodput import KEY as TIME
 from gpt_neo.runtime.goodput import Goodput
 from gpt_neo.runtime.spikes import IN_A_ROW, SpikeRule
+from gpt_neo.runtime.tensorboard import write_progress
 from gpt_neo.runtime.watch import Watch
 from gpt_neo.storage import tensorflow as files
 
@@ -96,10 +97,7 @@ class ProgressLog:
             with writing_to(self.path):
                 files.append_text(self.path, json.dumps(row) + "\n")
             shown = {**(scalars or {}), **({"tokens_per_second": tokens} if tokens else {})}
-            values = [tf.Summary.Value(tag=tag, simple_value=value) for tag, value in shown.items()]
-            if values:
-                writer = tf.summary.FileWriterCache.get(os.path.dirname(self.path))
-                writer.add_summary(tf.Summary(value=values), step)
+            write_progress(os.path.dirname(self.path), step, shown)
         return Progress(step, self.train_steps, loss, rate, tokens, left, mean)
 
 

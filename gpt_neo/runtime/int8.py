@@ -5,21 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from gpt_neo.checkpoint.fit import fit_checkpoint
-from gpt_neo.config.network import variables_of
+from gpt_neo.config.network import SCALED, variables_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.parameters import Storage, int8
 
 SMALLEST = 1 << 12  # numbers; a smaller matrix stays as it is
-# Roles of the weights that are stored so -> the axis that shares a scale: the embedding width of the table, the inputs
-# of maps.
-SCALED = {"table": 1, "matrix": 0}
 
 
 def scaled_axes(model: ModelConfig) -> dict[str, int]:
-    """Name of every weight that is stored as int8 -> the axis that shares a scale."""
+    """Name of every weight that is stored as int8 -> the axis that shares a scale: the embedding width of a table, the
+    inputs of a map."""
     return {
-        name: SCALED[variable.role]
+        name: int(variable.role == "table")
         for name, variable in variables_of(model).items()
         if variable.role in SCALED and variable.size >= SMALLEST
     }

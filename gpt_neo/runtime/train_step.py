@@ -7,7 +7,7 @@ import random
 from typing import Callable, Optional, Union
 
 from gpt_neo.config.estimate import microbatches
-from gpt_neo.config.network import is_trained
+from gpt_neo.config.network import is_trained, roles_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.model.context import Context
@@ -68,7 +68,8 @@ def build_train_step(
     loss, *grads = loss_and_gradients(graph, features, mtf_step, run, splits, partition)
     norm = global_norm(grads) if run.training.log_grads else None
     rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
-    updates = optimizer_updates(graph.trainable_variables, grads, rate, step, run.optimizer, partition, norm)
+    variables, roles = graph.trainable_variables, roles_of(run.model)
+    updates = optimizer_updates(variables, roles, grads, rate, step, run.optimizer, partition, norm)
     if loss_limit is not None:
         updates = guard_updates(updates, loss, loss_limit)
     lowering = placement.lower(graph, mesh)

@@ -13,8 +13,9 @@ from gpt_neo.inputs.sources import Source
 from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.estimator import eval_batch_size, reading, text_lengths, what_to_evaluate
-from gpt_neo.runtime.eval_metrics import batch_sums, write_result
+from gpt_neo.runtime.eval_metrics import batch_sums
 from gpt_neo.runtime.held_out import Evaluation, held_out_identity
+from gpt_neo.runtime.tensorboard import write_result
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_eval_step
 from gpt_neo.spmd.sampling import whole_parts

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from gpt_neo.config.estimate import HEAD_BYTES, head_chunks, less_memory, slot_bytes, training_memory
+from gpt_neo.config.network import Variable
 from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.errors import CheckpointError, ConfigError
@@ -51,7 +52,8 @@ def test_slots_are_those_of_the_optimizer(optimizer, beta1, options):
 )
 def test_adafactor_keeps_a_row_and_a_column_of_large_matrices(shape, momentum, numbers):
     config = OptimizerConfig(lr=1.0, opt_name="adafactor", beta1=momentum)
-    assert sum(math.prod(sizes) for sizes in slots_of([("w", shape)], config).values()) == numbers
+    weight = Variable(tuple((f"d{axis}", size) for axis, size in enumerate(shape)), "matrix")
+    assert sum(math.prod(sizes) for sizes in slots_of({"w": weight}, config).values()) == numbers
 
 
 def test_weights_in_training_are_float32_beside_what_layers_read():

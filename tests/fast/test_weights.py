@@ -48,7 +48,7 @@ def test_logits_are_those_of_the_rounded_weights(dtype, tmp_path, monkeypatch):
         weight = np.array(bundle.read(name))
         if variables[name].role == "table":
             return widened(quantize_int8(weight))
-        if variables[name].role == "matrix":
+        if variables[name].role in ("head", "matrix"):
             return widened((quantize_int8 if dtype == "int8" else quantize_int4)(np.ascontiguousarray(weight.T))).T
         return weight
 
@@ -95,7 +95,7 @@ def test_bfloat16_is_rounded_to_the_nearest(tmp_path):
     checkpoint = save_random(CONFIG, str(tmp_path), scale=0.1)
     weights, bundle = Weights(CONFIG, checkpoint, "bfloat16"), Bundle(checkpoint)
     for name, variable in variables_of(CONFIG).items():
-        if variable.role in ("table", "matrix"):
+        if variable.role in ("table", "head", "matrix"):
             found, exact = weights.array(name, BFLOAT16), np.array(bundle.read(name))
             np.testing.assert_array_equal(found, exact.astype(BFLOAT16).astype(np.float32))
 

@@ -10,11 +10,11 @@ START = np.linspace(-1, 1, 6).astype(np.float32)
 GRADS = np.random.RandomState(0).normal(size=(5, 6)).astype(np.float32)
 
 
-def train(name, config, start=START, grads=GRADS, partition=Partition()):  # noqa: B008  (frozen)
+def train(name, config, start=START, grads=GRADS, partition=Partition(), role="bias"):  # noqa: B008  (frozen)
     """The variables after a step of the configured optimizer for each of `grads`."""
 
     def updates(variable, grad, step):
-        return optimizer_updates([variable], [grad], tf.constant(config.lr), step, config, partition)
+        return optimizer_updates([variable], {name: role}, [grad], tf.constant(config.lr), step, config, partition)
 
     return train_with(updates, name, start, grads)
 

@@ -21,7 +21,7 @@ def test_only_accepted_steps_count(name, clip):
     config = OptimizerConfig(lr=0.1, opt_name=name, weight_decay=0.1, gradient_clipping=clip)
 
     def updates(variable, grad, step):
-        return optimizer_updates([variable], [grad], tf.constant(0.1), step, config, Partition())
+        return optimizer_updates([variable], {"w": "bias"}, [grad], tf.constant(0.1), step, config, Partition())
 
     def guarded(variable, grad, step):
         loss = mtf.import_tf_tensor(grad.mesh, tf.gather(tf.constant(LOSSES), step), mtf.Shape([]))
