@@ -24,6 +24,7 @@ TOP, BOTTOM = "<!-- tpu-check -->", "<!-- /tpu-check -->"
 # For chips with more memory than a v3 core: fewer cores per replica, larger microbatches, one sum of gradients a step.
 WHOLE, SHARED = "layout=batch:x,slots:x", "layout=batch:x,heads:y,intermediate_expanded:y,loss_sequence:y,slots:x"
 ONCE, EACH, KEPT = "gradient_sums=step", "gradient_sums=microbatch", "recompute_grad=false"
+USE = "weight_gathers=use"  # with EACH
 
 
 def tokens(number: int) -> str:
@@ -58,17 +59,17 @@ CASES = [
     ("gpt3_1-3B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(2048), ONCE]),
     ("gpt3_1-3B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT]),
     ("gpt3_2-7B", "v4-256", ["mesh_shape=x:64,y:2", SHARED, tokens(8192), ONCE]),
-    ("gpt3_2-7B", "v5e-256", [EACH]),
+    ("gpt3_2-7B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), EACH, USE]),
     ("gpt3_2-7B", "v6e-256", ["mesh_shape=x:128,y:2", SHARED, tokens(8192), KEPT]),
-    ("gpt3_6-7B", "v4-256", ["mesh_shape=x:32,y:4"]),
-    ("gpt3_6-7B", "v5e-256", []),
-    ("gpt3_6-7B", "v6e-256", []),
-    ("gptj_6B", "v4-256", ["mesh_shape=x:16,y:8", EACH]),
-    ("gptj_6B", "v5e-256", [EACH]),
-    ("gptj_6B", "v6e-256", [EACH]),
-    ("gptneox_20B", "v4-256", ["mesh_shape=x:16,y:8"]),
-    ("gptneox_20B", "v5e-256", []),
-    ("gptneox_20B", "v6e-256", []),
+    ("gpt3_6-7B", "v4-256", ["mesh_shape=x:128", WHOLE, tokens(8192), USE]),
+    ("gpt3_6-7B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), USE]),
+    ("gpt3_6-7B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(8192), USE]),
+    ("gptj_6B", "v4-256", ["mesh_shape=x:32,y:4", tokens(8192)]),
+    ("gptj_6B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), EACH, USE]),
+    ("gptj_6B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(8192), EACH, USE]),
+    ("gptneox_20B", "v4-256", ["mesh_shape=x:128", WHOLE, tokens(4096), USE]),
+    ("gptneox_20B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(2048), USE]),
+    ("gptneox_20B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), USE]),
 ]
 
 

@@ -170,6 +170,12 @@ RULES: tuple = (
         "mlm_cls_token_id is set and n_ctx is {n_ctx}",
         "it takes one of the n_ctx tokens",
     ),
+    Rule(
+        "weight_gathers use with gradient_sums step",
+        lambda c: c.weight_gathers == "use" and c.gradient_sums == "step",
+        "weight_gathers is 'use' and gradient_sums is 'step'; set weight_gathers step or gradient_sums microbatch",
+        "whole gradients take twice the memory of the whole weights that are not to be held",
+    ),
 )
 
 

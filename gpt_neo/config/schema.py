@@ -394,6 +394,12 @@ class MeshConfig:
         "step, which sends less and takes 4 bytes per parameter more.",
         choices=("microbatch", "step"),
     )
+    weight_gathers: str = key(
+        "step",
+        "When weights that slots splits are gathered: once a step, or at each use, by every block in its forward pass "
+        "and again in its backward pass: no device holds a whole model, and every microbatch sends it.",
+        choices=("step", "use"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ class Context:
     last_only: give the logits of the last token alone.
     spread_loss: logits are [batch, loss_sequence, vocab], see `transformer.spread`.
     storage: how weights are stored, see `ops/parameters.py`.
+    gathers: it gathers a weight where it is read: blocks do so again in the backward pass.
     randomness: where dropout takes its masks from; needed where a pass in training draws any.
     auxiliary_losses: float32 scalars that layers add to the loss, filled by the pass.
     in_places: experts have the places of `moe_capacity_factor_eval`, if that is set; what a token gives then depends on
@@ -32,6 +33,7 @@ class Context:
     last_only: bool = False
     spread_loss: bool = False
     storage: Storage = plain
+    gathers: bool = False
     randomness: Optional[RandomSource] = None
     in_places: bool = False
     auxiliary_losses: list = dataclasses.field(default_factory=list)

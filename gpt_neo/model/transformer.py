@@ -137,7 +137,7 @@ def block(x: Tensor, p: Parameters, layer: int, dims: Dims, config: ModelConfig,
 
     # What leaves a recomputed function has to be among its outputs.
     kept = config.kept_of_blocks if context.is_training else "all"
-    out, *auxiliary = run(x) if kept == "all" else recomputed(run, x, keep_products=kept == "products")
+    out, *auxiliary = recomputed(run, x, kept) if kept != "all" or context.gathers else run(x)
     context.auxiliary_losses.extend(auxiliary)
     return out
 

@@ -80,12 +80,17 @@ def plain(mesh: mtf.Mesh, name: str, variable: Variable, dtype: tf.DType) -> Ten
     return mtf.get_variable(mesh, name, shape_of(variable), dtype=dtype, initializer=initializer_of(variable))
 
 
-def trained(partition: Partition, changes: Callable[[str], bool] = lambda name: True) -> Storage:
-    """Float32, perhaps in parts over replicas: see `trained.py`. changes: whether training does that to a variable."""
+def trained(partition: Partition, changes: Callable[[str], bool] = lambda name: True, at_use: bool = False) -> Storage:
+    """Float32, perhaps in parts over replicas: see `trained.py`.
+
+    Args:
+      changes: whether training does that to a variable.
+      at_use: parts are gathered each time that the weight is asked for, in place of once a step.
+    """
 
     def make(mesh: Any, name: str, variable: Variable, dtype: Any) -> Any:
         start, frozen = initializer_of(variable), not changes(name)
-        return trained_variable(mesh, name, shape_of(variable), dtype, start, partition, frozen)
+        return trained_variable(mesh, name, shape_of(variable), dtype, start, partition, frozen, at_use)
 
     return make
 

@@ -1,7 +1,8 @@
 """Part of a network that is run again in the backward pass, so that what lies inside of it need not be kept.
 
 From its inputs alone it costs a second forward pass (Chen et al. 2016). Where the results of its products are kept too,
-the second run is left with what lies between them: norms, activations, dropout, sums.
+the second run is left with what lies between them: norms, activations, dropout, sums. Weights that are gathered where
+they are read are gathered again in any case.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import Callable
 from gpt_neo.mtf_compat import Tensor, mtf
 from gpt_neo.ops.fused import FusedOp
 from gpt_neo.ops.kernels import late
+from gpt_neo.ops.trained import GatherOperation
 
 
-def recomputed(run: Callable[[Tensor], tuple], x: Tensor, keep_products: bool = False) -> tuple:
+def recomputed(run: Callable[[Tensor], tuple], x: Tensor, kept: str) -> tuple:
     """run(x), whose backward pass runs it again.
 
     Args:
       run: gives tensors, and may read others beside x: weights.
-      keep_products: keep the results of products (`is_product`) beside x, and do not make them again.
+      kept: what is not made again: a key of KEPT.
     """
-    return mtf.ops.custom_gradient(run, functools.partial(gradient, keep_products=keep_products), [x])
+    return mtf.ops.custom_gradient(run, functools.partial(gradient, is_kept=KEPT[kept]), [x])
 
 
 def gradient(
@@ -31,7 +33,7 @@ def gradient(
     forward_operations: Sequence[mtf.Operation],
     outputs: Sequence[Tensor],
     output_grads: Sequence[Tensor],
-    keep_products: bool,
+    is_kept: Callable[[mtf.Operation], bool],
 ) -> list:
     """Gradients of all_inputs. Arguments as `mtf.custom_gradient` gives them.
 
@@ -39,14 +41,26 @@ def gradient(
     what the second run reads is `late`: the second run begins once the gradient is there.
     """
     later = output_grads[0]
+    parts = [op.inputs[0] for op in forward_operations if isinstance(op, GatherOperation)]
     again = {x: x for x in all_inputs}
-    again.update({x: Late(x, later).outputs[0] for x in explicit_inputs})
+    again.update({x: Late(x, later).outputs[0] for x in dict.fromkeys([*explicit_inputs, *parts])})
     inputs = [again[x] for x in all_inputs]
     operations, again = explicit_inputs[0].graph.clone_operations(forward_operations, again)
-    for operation in forward_operations if keep_products else ():
-        if is_product(operation):
+    weights = made_of_weights(forward_operations)
+    for operation in forward_operations:
+        if operation not in weights and is_kept(operation):
             keep(operation, again[operation.outputs[0]].operation, later)
     return mtf.gradients([again[y] for y in outputs], inputs, output_grads, operations)
+
+
+def made_of_weights(operations: Sequence[mtf.Operation]) -> set:
+    """Operations that gather a weight, and those that turn nothing but such weights into another form."""
+    found: set = set()
+    for operation in operations:  # each stands behind what it reads
+        sources = [x.operation for x in operation.inputs]
+        if isinstance(operation, GatherOperation) or (sources and found.issuperset(sources)):
+            found.add(operation)
+    return found
 
 
 def is_product(operation: mtf.Operation) -> bool:
@@ -55,6 +69,15 @@ def is_product(operation: mtf.Operation) -> bool:
         dims = {d for x in operation.inputs for d in x.shape.dims}
         return len(dims) > len(operation.outputs[0].shape.dims)
     return getattr(operation, "is_product", False)
+
+
+# What of a block is kept for its backward pass, beside its inputs -> whether that is what an operation gives that does
+# not depend on weights alone.
+KEPT: dict[str, Callable[[mtf.Operation], bool]] = {
+    "inputs": lambda operation: False,
+    "products": is_product,
+    "all": lambda operation: True,
+}
 
 
 class Late(FusedOp):

@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Callable, Optional
 
-from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
+from gpt_neo.mtf_compat import Dimension, LaidOut, Tensor, mtf, tf
+from gpt_neo.ops.fused import FusedOp
 
 SLOTS = "slots"
 
@@ -77,14 +78,40 @@ class TrainedVariable(mtf.Variable):
         return self.outputs[1]
 
     def lower(self, lowering: mtf.Lowering) -> None:
-        """Each device casts its part, then gathers the others': bfloat16 costs half of the traffic."""
+        """The whole is gathered as the variable is there: once a step."""
         super().lower(lowering)
-        mesh_impl, dtype = lowering.mesh_impl(self), self.whole.dtype
-        out = mesh_impl.slicewise(lambda part: tf.cast(part, dtype), lowering.variables[self].laid_out_tensor)
-        if self.shape != self.whole.shape:
-            place = self.shape.dims.index(self.shape.get_dim_by_name(SLOTS))
-            out = mesh_impl.allconcat(out, mesh_impl.tensor_dimension_to_mesh_axis(self.shape.dims[place]), place)
-        lowering.set_tensor_lowering(self.whole, out)
+        part = lowering.variables[self].laid_out_tensor
+        lowering.set_tensor_lowering(self.whole, gathered(lowering.mesh_impl(self), part, self.shape, self.whole))
+
+
+class GatherOperation(FusedOp):
+    """The whole of a weight, gathered where it stands: each time that a block reads it, in place of once a step.
+
+    Its gradient is a device's part of the sum over devices, as the weight is stored.
+    """
+
+    def __init__(self, variable: TrainedVariable) -> None:
+        super().__init__("gather_weight", [variable.value], [(variable.whole.shape, variable.whole.dtype)])
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        """On all devices at once."""
+        (part,), (whole,) = self.inputs, self.outputs
+        laid_out = lowering.tensors[part].to_laid_out_tensor()
+        lowering.set_tensor_lowering(whole, gathered(lowering.mesh_impl(self), laid_out, part.shape, whole))
+
+    def gradient(self, grad_ys: list) -> list:
+        """As for a weight that is gathered once, but here and now."""
+        wide = widened(grad_ys[0])
+        return [wide if wide.shape == self.inputs[0].shape else mtf.reshape(wide, self.inputs[0].shape)]
+
+
+def gathered(mesh_impl: mtf.MeshImpl, part: LaidOut, stored: mtf.Shape, whole: Tensor) -> LaidOut:
+    """Each device casts its part, then gathers the others': bfloat16 costs half of the traffic."""
+    out = mesh_impl.slicewise(lambda x: tf.cast(x, whole.dtype), part)
+    if stored != whole.shape:
+        place = stored.dims.index(stored.get_dim_by_name(SLOTS))
+        out = mesh_impl.allconcat(out, mesh_impl.tensor_dimension_to_mesh_axis(stored.dims[place]), place)
+    return out
 
 
 def trained_variable(
@@ -95,9 +122,44 @@ def trained_variable(
     initializer: Callable[..., tf.Tensor],
     partition: Partition,
     frozen: bool = False,
-) -> mtf.Variable:
-    """What layers read of a weight, in `dtype`; of the one of that name if the graph has it already."""
+    at_use: bool = False,
+) -> Tensor:
+    """What layers read of a weight, in `dtype`; of the one of that name if the graph has it already.
+
+    Args:
+      at_use: gather it anew, in place of once a step.
+    """
     names = mesh.graph.name_to_variable
     if name not in names:
         names[name] = TrainedVariable(mesh, name, shape, dtype, initializer, partition, frozen)
-    return names[name].whole
+    return GatherOperation(names[name]).outputs[0] if at_use else names[name].whole
+
+
+def stored_part(grad: Tensor, partition: Partition) -> Tensor:
+    """A gradient in float32; a device's part of the sum over devices, where its weight is stored in parts.
+
+    Taken from every microbatch (ZeRO stage 2), so that between them no device holds a whole gradient, and whatever adds
+    up adds up in float32. Of other gradients the sum over devices is left for later. A part is left as it is.
+    """
+    wide = widened(grad)
+    return mtf.reshape(wide, partition.shape(grad.shape)) if partition.dimension(grad.shape) else wide
+
+
+def widened(grad: Tensor) -> Tensor:
+    """A gradient in float32."""
+    return grad if grad.dtype == tf.float32 else WidenOperation(grad).outputs[0]
+
+
+class WidenOperation(FusedOp):
+    """x in float32; of a sum over devices that is still to be made, its terms."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__("widen", [x], [(x.shape, tf.float32)])
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        """Slices are independent of one another."""
+        (x,) = self.inputs
+        wide = lowering.mesh_impl(self).slicewise_delay_allreduce(
+            lambda part: tf.cast(part, tf.float32), lowering.tensors[x]
+        )
+        lowering.set_tensor_lowering(self.outputs[0], wide)

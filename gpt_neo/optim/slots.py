@@ -1,4 +1,4 @@
-"""What optimizers are made of: gradients in float32, slots beside their weights, scalars; order."""
+"""What optimizers are made of: slots beside their weights, scalars; order."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from typing import Union
 
 from gpt_neo.mtf_compat import Tensor, mtf, tf, zeros_initializer
 from gpt_neo.ops.fused import FusedOp
-from gpt_neo.ops.trained import Partition
-
-
-def stored_part(grad: Tensor, partition: Partition) -> Tensor:
-    """A gradient in float32; a device's part of the sum over devices, where its weight is stored in parts.
-
-    Taken from every microbatch (ZeRO stage 2), so that between them no device holds a whole gradient, and whatever adds
-    up adds up in float32. Of other gradients the sum over devices is left for later. A part is left as it is.
-    """
-    wide = grad if grad.dtype == tf.float32 else WidenOperation(grad).outputs[0]
-    return mtf.reshape(wide, partition.shape(grad.shape)) if partition.dimension(grad.shape) else wide
 
 
 def slot(variable: mtf.Variable, suffix: str, shape: mtf.Shape) -> mtf.Variable:
@@ -39,21 +28,6 @@ def scalar(mesh: mtf.Mesh, value: Union[float, tf.Tensor]) -> Tensor:
 def wait(x: Tensor, waits: list) -> Tensor:
     """x, once all of `waits` (mtf tensors or operations) are there."""
     return WaitOperation(x, waits).outputs[0]
-
-
-class WidenOperation(FusedOp):
-    """x in float32; of a sum over devices that is still to be made, its terms."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__("widen", [x], [(x.shape, tf.float32)])
-
-    def lower(self, lowering: mtf.Lowering) -> None:
-        """Slices are independent of one another."""
-        (x,) = self.inputs
-        wide = lowering.mesh_impl(self).slicewise_delay_allreduce(
-            lambda part: tf.cast(part, tf.float32), lowering.tensors[x]
-        )
-        lowering.set_tensor_lowering(self.outputs[0], wide)
 
 
 class WaitOperation(FusedOp):

@@ -17,11 +17,10 @@ from gpt_neo.model.transformer import spread, up_to_head
 from gpt_neo.mtf_compat import Tensor, mtf, tf
 from gpt_neo.ops.dropout import RandomSource
 from gpt_neo.ops.parameters import trained
-from gpt_neo.ops.trained import Partition
+from gpt_neo.ops.trained import Partition, stored_part
 from gpt_neo.optim.build import global_norm, optimizer_updates
 from gpt_neo.optim.guard import guard_updates
 from gpt_neo.optim.schedules import learning_rate_tensor
-from gpt_neo.optim.slots import stored_part
 from gpt_neo.runtime.network import Placement
 
 
@@ -98,13 +97,15 @@ def loss_and_gradients(
     """
     count = count_of(features)
     summed = WHOLE if run.mesh.gradient_sums == "step" else partition  # after a microbatch; the rest after all
+    at_use = run.mesh.weight_gathers == "use"
 
     def differentiated(parts: dict) -> list:
         dims = make_dims(run.model, parts["inputs"].shape.dims[0].size)
         context = Context(
             is_training=True,
             spread_loss=True,
-            storage=trained(partition, lambda name: is_trained(name, run.model, run.optimizer.freeze)),
+            storage=trained(partition, lambda name: is_trained(name, run.model, run.optimizer.freeze), at_use),
+            gathers=at_use,
             randomness=RandomSource(run.training.seed or 1, step, parts["rows"]),
         )
         head = up_to_head(parts["inputs"], dims, run.model, context)
@@ -113,7 +114,7 @@ def loss_and_gradients(
         loss = mtf.add_n([mean_loss(head, named, count, splits, run.model), *auxiliary])
         if not graph.trainable_variables:
             raise ConfigError(f"{run.source}: freeze matches every variable: nothing is left to train")
-        grads = mtf.gradients([loss], [v.whole for v in graph.trainable_variables])
+        grads = mtf.gradients([loss], [v.value if at_use else v.whole for v in graph.trainable_variables])
         return [loss, *(stored_part(grad, summed) for grad in grads)]
 
     found = summed_over_microbatches(differentiated, features, splits) if splits > 1 else differentiated(features)

@@ -21,13 +21,17 @@ SPLIT = ("heads", "intermediate_expanded", "vocab")  # two sums per block and di
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A choice, as overrides of a config. kept: as `ModelConfig.kept_of_blocks`. sums: `MeshConfig.gradient_sums`."""
+    """A choice, as overrides of a config.
+
+    kept: as `ModelConfig.kept_of_blocks`. sums, gathers: as `gradient_sums` and `weight_gathers` of `MeshConfig`.
+    """
 
     mesh_shape: tuple
     layout: tuple
     tokens: int
     kept: str
     sums: str = "microbatch"
+    gathers: str = "step"
 
     def applied(self, run: RunConfig) -> RunConfig:
         """The run with this choice."""
@@ -37,6 +41,7 @@ class Candidate:
             layout=self.layout,
             tokens_per_mb_per_replica=self.tokens,
             gradient_sums=self.sums,
+            weight_gathers=self.gathers,
         )
         model = dataclasses.replace(run.model, recompute_grad=self.kept != "all")
         if model.recompute_grad:
@@ -51,7 +56,7 @@ class Candidate:
         if self.kept != "all":
             again = ["recompute_grad=true", f"recompute_keep={self.kept}"]
         sizes = [f"tokens_per_mb_per_replica={self.tokens}", f"gradient_sums={self.sums}"]
-        return [f"mesh_shape={shape}", f"layout={layout}", *sizes, *again]
+        return [f"mesh_shape={shape}", f"layout={layout}", *sizes, f"weight_gathers={self.gathers}", *again]
 
 
 def layouts(run: RunConfig, devices: int) -> Iterator[tuple[tuple, tuple]]:
@@ -98,8 +103,10 @@ class Search:
             Candidate(mesh_shape, layout, run.model.n_ctx, "inputs")
             for mesh_shape, layout in layouts(run, find_slice(name).devices)
         ]
-        # Each base up to the one that fits, that one with less recomputation, larger microbatches, one sum a step.
-        self.most = max((place + 4 + len(self.larger(base)) for place, base in enumerate(self.bases)), default=0)
+        # Each base up to the one that fits, that one with less recomputation, larger microbatches, one sum a step; and
+        # where that is not the first of them, as much of the first with weights gathered at each use.
+        mores = [3 + len(self.larger(base)) for base in self.bases]
+        self.most = max((place + more + 1 + (mores[0] if place else 0) for place, more in enumerate(mores)), default=0)
         self.tried = 0
         self.found: list[tuple[Candidate, dict]] = []
         self.ended: Optional[str] = None
@@ -113,14 +120,21 @@ class Search:
         try:
             base = next((base for base in self.bases if self.fits(base)), None)
             if base is not None:
-                less = (dataclasses.replace(base, kept=kept) for kept in ("all", "products"))
-                self.grow(next((choice for choice in less if self.fits(choice)), base))
+                self.improve(base)
                 best, report = min(self.found, key=lambda item: pace(item[1]))
                 if report["microbatches"] > 1:
                     self.fits(dataclasses.replace(best, sums="step"))
+            lean = dataclasses.replace(self.bases[0], gathers="use") if self.bases else None
+            if lean is not None and base is not self.bases[0] and self.fits(lean):
+                self.improve(lean)
         except Ended as ended:
             self.ended = str(ended)
         return self
+
+    def improve(self, base: Candidate) -> None:
+        """Of one that fits: as little recomputation as fits, then larger microbatches."""
+        less = (dataclasses.replace(base, kept=kept) for kept in ("all", "products"))
+        self.grow(next((choice for choice in less if self.fits(choice)), base))
 
     def grow(self, base: Candidate) -> None:
         """Larger microbatches, while they fit and the estimate falls; the base is what fitted last."""
@@ -182,7 +196,8 @@ def propose(
 
     The fewest cores per replica that fit are taken. There, recomputation is left out if that fits, or else that of
     products, and the microbatch is doubled for as long as it fits and the estimate falls. Then gradients are added up
-    over devices once a step, where microbatches are left.
+    over devices once a step, where microbatches are left. Where the fewest cores per replica did not fit, these are
+    tried with weights that are gathered at each use.
 
     Args:
       tell: called with a line before a candidate is compiled, which takes minutes, and one after.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.mtf_compat import tf
-from gpt_neo.optim import slots
+from gpt_neo.ops import trained
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.train_step import build_train_step
 from gpt_neo.spmd.program import export_train_step
@@ -129,7 +129,7 @@ def parameters_float32(monkeypatch):
     def refuse(grad):
         raise AssertionError(f"{grad} is rounded")
 
-    monkeypatch.setattr(slots, "WidenOperation", refuse)
+    monkeypatch.setattr(trained, "WidenOperation", refuse)
 
 
 @pytest.mark.parametrize("row", FEW[1:3], ids=label)

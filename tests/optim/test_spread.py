@@ -59,6 +59,12 @@ CASES = {
         "x:2,y:2",
         "batch:x,heads:y,slots:x",
     ),
+    "gathered at each use": (
+        {"weight_gathers": "use", "recompute_grad": True, "recompute_keep": "products", "tokens_per_mb_per_replica": 8},
+        "x:2,y:2",
+        "batch:x,heads:y,slots:x",
+    ),
+    "gathered at each use, all else kept": ({"weight_gathers": "use", "n_layer": 2}, "x:2", "batch:x,slots:x"),
     "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
 }
 

@@ -74,8 +74,8 @@ def test_without_a_rule_slots_are_whole(tmp_path):
     assert "AssignVariableOp" in kinds and "AllToAll" not in kinds
 
 
-@pytest.mark.parametrize("sums", ["microbatch", "step"])
-def test_parts_of_gradients_in_the_loop_over_microbatches_or_after_it(tmp_path, sums):
+@pytest.mark.parametrize("sums, gathers", [("microbatch", "step"), ("step", "step"), ("microbatch", "use")])
+def test_parts_of_gradients_in_the_loop_over_microbatches_or_after_it(tmp_path, sums, gathers):
     shapes, kinds = slice_shapes(
         tmp_path,
         mesh_shape="x:2,y:2",
@@ -84,6 +84,7 @@ def test_parts_of_gradients_in_the_loop_over_microbatches_or_after_it(tmp_path, 
         layout="batch:x,heads:y,loss_sequence:y,slots:x",
         precision="bfloat16",
         gradient_sums=sums,
+        weight_gathers=gathers,
     )
     assert shapes["gpt2/wte"] == shapes["gpt2/wte/adam_m"] == [16, 8]
     assert shapes["gpt2/h0/attn/q"] == shapes["gpt2/h0/attn/q/adam_v"] == [4, 4]

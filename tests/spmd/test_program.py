@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.errors import ConfigError
 from gpt_neo.spmd.decoding import export_predict_step
 from gpt_neo.spmd.figures import work_of
@@ -111,6 +112,21 @@ def test_gradients_are_added_up_whole_and_scattered_once(tmp_path):
     assert works["microbatch"]["all_reduce"] == works["step"]["all_reduce"]  # over y, and of the loss
     (loop,) = [line for line in texts["step"].splitlines() if "stablehlo.while(" in line]
     assert loop.count("tensor<64x32xf32>") == 1  # wte
+
+
+@pytest.mark.parametrize("kept, more", [("all", 0), ("products", 2), ("inputs", 4)])
+def test_weights_are_gathered_twice_where_blocks_read_them(tmp_path, kept, more):
+    """In the forward pass of each microbatch, and in its backward pass: there what is multiplied with gradients, and
+    what a second run needs, the shifts of norms, and if products are made again the biases of two of them."""
+    changes = {"mesh_shape": "x:8", "layout": "batch:x,slots:x", "precision": "bfloat16", "weight_gathers": "use"}
+    changes |= {"tokens_per_mb_per_replica": 32, "train_batch_size": 16, "recompute_grad": kept != "all"}
+    run = make_run(tmp_path, **changes, **({} if kept == "all" else {"recompute_keep": kept}))
+    program = export_train_step(run)
+    split = [n for n, entry in program.description["variables"].items() if "x" in entry["axes"] and not is_slot(n)]
+    again = {name for name in split if "/h" in name and not name.endswith(("/b", "bias", "_b"))}
+    assert len(again) == 2 * (2 + 4 + 2)  # gains, attention, MLP
+    times, _ = work_of(program.stablehlo, trips=2).collectives["all_gather"]
+    assert times == 2 * (len(split) + len(again) + 2 * more)
 
 
 def test_initial_values_follow_the_seed(program):

@@ -34,12 +34,14 @@ class Compiler:
     """Stands in for `check`. A candidate fits if `rule` says so; a step takes `seconds(...)`, each compile a minute.
 
     asked: (cores of a replica, sequences of a microbatch, what is kept of blocks), and "step" where gradients are added
-    up once. links: seconds of the links of a step, by when that is.
+    up once, "use" where weights are gathered at each use; of these `lean` says what fits. links: seconds of the links
+    of a step, by when gradients are added up.
     """
 
     def __init__(self, monkeypatch):
         self.asked, self.lines, self.now, self.whole = [], [], 0.0, False
         self.rule = lambda ways, sequences, kept: True
+        self.lean = lambda ways, sequences, kept: False
         self.seconds = lambda ways, sequences, kept: 10.0 / sequences + AGAIN[kept]
         self.links = {"microbatch": 0.0, "step": 0.0}
         monkeypatch.setattr(proposals, "check", self.check)
@@ -49,11 +51,13 @@ class Compiler:
         batch = run.training.train_batch_size // dict(run.mesh.mesh_shape)["x"]
         sequences = batch // microbatches(run.mesh, run.model.n_ctx, batch)
         asked, sums = (ways, sequences, run.model.kept_of_blocks), run.mesh.gradient_sums
-        self.asked.append((*asked, sums) if sums == "step" else asked)
+        gathers = run.mesh.weight_gathers
+        self.asked.append((*asked, sums) if sums == "step" else (*asked, gathers) if gathers == "use" else asked)
         if seconds < MINUTE:
             raise OutOfTime("it takes longer")
         self.now += MINUTE
-        fits = self.rule(*asked) and (sums == "microbatch" or self.whole)
+        rule = self.lean if gathers == "use" else self.rule
+        fits = rule(*asked) and (sums == "microbatch" or self.whole)
         pace = {"seconds": self.seconds(*asked), "link_seconds": self.links[sums]} if fits else {}
         return {"fits": fits, "platform": "tpu", "microbatches": batch // sequences, **pace}
 
@@ -84,7 +88,8 @@ def test_where_recomputation_is_needed_it_stays(compiler, run):
     compiler.rule = lambda ways, sequences, kept: ways == 2 and kept == "inputs" and sequences < 8
     found, _ = compiler.propose(run)
     tried = [(1, 1), (2, 1), (2, 1, "all"), (2, 1, "products"), (2, 2), (2, 4), (2, 8)]
-    assert compiler.asked == [*((*one, "inputs")[:3] for one in tried), (2, 4, "inputs", "step")]
+    last = [(2, 4, "inputs", "step"), (1, 1, "inputs", "use")]
+    assert compiler.asked == [*((*one, "inputs")[:3] for one in tried), *last]
     assert found[0].tokens == 4 * 32 and dict(found[0].mesh_shape) == {"x": 4, "y": 2}
 
 
@@ -114,17 +119,28 @@ def test_gradients_are_added_up_once_where_that_is_less_on_the_links(compiler, r
     assert compiler.propose(run)[0][0].sums == "microbatch"
 
 
+def test_fewer_cores_hold_weights_that_are_gathered_at_each_use(compiler, run):
+    """They are tried where they did not fit, with less recomputation and larger microbatches, and win by their pace."""
+    compiler.rule = lambda ways, sequences, kept: ways == 4 and sequences == 1 and kept == "inputs"
+    compiler.lean = lambda ways, sequences, kept: sequences < 4
+    found, _ = compiler.propose(run, candidates=20)
+    used = [(1, 1, "inputs"), (1, 1, "all"), (1, 2, "all"), (1, 4, "all")]
+    assert compiler.asked[-4:] == [(*one, "use") for one in used]
+    assert found[0].gathers == "use" and found[0].tokens == 64 and "weight_gathers=use" in found[0].settings
+    assert found[0].applied(run).mesh.weight_gathers == "use"
+
+
 def test_a_line_comes_before_each_compile(compiler, run):
     compiler.rule = lambda ways, sequences, kept: ways == 1 and sequences == 1
     compiler.propose(run)
     # at most: layouts of 1, 2 and 4 cores, the last with less recomputation (2), and 2, 4, 8, 16, 32 sequences
-    # and one sum a step
+    # and one sum a step; then that of one core with weights gathered at each use, 2, 4 and 8 sequences of it
     assert compiler.lines[0] == (
-        "compiling candidate 1 of at most 11: mesh_shape=x:8 layout=batch:x,slots:x "
-        "tokens_per_mb_per_replica=32 gradient_sums=microbatch recompute_grad=true recompute_keep=inputs"
+        "compiling candidate 1 of at most 12: mesh_shape=x:8 layout=batch:x,slots:x tokens_per_mb_per_replica=32 "
+        "gradient_sums=microbatch weight_gathers=step recompute_grad=true recompute_keep=inputs"
     )
     assert compiler.lines[1] == "it fits: 13.000 s a step"
-    assert compiler.lines[2].startswith("compiling candidate 2 of at most 11: ")
+    assert compiler.lines[2].startswith("compiling candidate 2 of at most 12: ")
     assert compiler.lines[-1] == "it does not fit" and len(compiler.lines) == 8
 
 

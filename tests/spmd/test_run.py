@@ -30,6 +30,7 @@ MESHES = [
     ("x:8", "batch:x,slots:x", {"opt_name": "lion"}),
     ("x:8", "batch:x,slots:x", {"tokens_per_mb_per_replica": 32, "train_batch_size": 16}),
     ("x:8", "batch:x,slots:x", {"tokens_per_mb_per_replica": 32, "train_batch_size": 16, "gradient_sums": "step"}),
+    ("x:8", "batch:x,slots:x", {"tokens_per_mb_per_replica": 32, "train_batch_size": 16, "weight_gathers": "use"}),
     ("x:4,y:2", "batch:x,heads:y", {}),
     ("x:4,y:2", "batch:x,embd:y", {"recompute_grad": True, "tokens_per_mb_per_replica": 32, "train_batch_size": 16}),
     (
