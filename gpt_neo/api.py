@@ -31,7 +31,7 @@ from gpt_neo.cli.quiet import native_noise_hidden
 from gpt_neo.cli.tool_options import Finetune
 from gpt_neo.cli.train import train as train_job
 from gpt_neo.config.devices import parse_devices
-from gpt_neo.errors import GptNeoError
+from gpt_neo.errors import ConfigError, GptNeoError
 from gpt_neo.evaluation.encoding import encode_context, encode_pair
 from gpt_neo.evaluation.generation import Prompt, generate
 from gpt_neo.evaluation.model import FoundModel, find_model
@@ -164,7 +164,10 @@ class Model:
             scores = self._scorer.score(requests)
         found = [
             LogProbs(
-                tuple(self.tokenizer.decode([i]) for i in request.tokens[len(request.tokens) - request.count :]),
+                tuple(
+                    self.tokenizer.piece_of(i).decode("utf-8", "replace")
+                    for i in request.tokens[len(request.tokens) - request.count :]
+                ),
                 score.logprobs,
                 score.greedy,
             )
@@ -200,7 +203,10 @@ class Model:
         number = random.SystemRandom().randrange(1 << 31) if seed is None else seed
         n_ids = self.tokenizer.n_vocab
         drawn = SampleOptions(max_tokens, temperature, top_k, top_p, number, self._found.prefix, None, n_ids, min_p)
-        return drawn, (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise ConfigError("stop has an empty string; expected strings that end a text")
+        return drawn, stops
 
 
 def load(model: str, *, checkpoint: Union[str, int, None] = None, gpus: Sequence[str] = (), **overrides: Any) -> Model:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
@@ -15,6 +16,8 @@ from gpt_neo import storage
 from gpt_neo.errors import DataError
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
+# What stands for a byte, and for a space, in tokenizers that are not byte-level.
+BYTE_TOKEN, SPACE = re.compile("<0x([0-9A-F]{2})>"), "\u2581"
 GPT2_MERGES = os.path.join(
     os.path.dirname(os.path.abspath(__file__)), "vocabulary", "gpt2.bpe"
 )  # its licence beside it
@@ -113,7 +116,17 @@ class Tokenizer:
         if token is None or token_id in self.special_ids:
             return b""
         table = byte_table()
-        return b"".join(bytes([table[c]]) if c in table else c.encode("utf-8") for c in token)
+        return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode("utf-8")
+
+    def piece_of(self, token_id: int) -> bytes:
+        """Bytes of one id by itself: what it adds inside of a text, a space before it included."""
+        if self.byte_level:
+            return self.bytes_of(token_id)
+        token = self.backend.id_to_token(token_id)
+        if token is None or token_id in self.special_ids:
+            return b""
+        byte = BYTE_TOKEN.fullmatch(token)
+        return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode("utf-8")
 
     @functools.cached_property
     def fingerprint(self) -> str:

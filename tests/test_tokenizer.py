@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_neo.errors import DataError
-from gpt_neo.tokenizer import TextStream, Tokenizer, load_tokenizer, train_tokenizer
+from gpt_neo.tokenizer import TextStream, Tokenizer, gpt2_backend, load_tokenizer, train_tokenizer
 from tests.made_tokenizers import byte_fallback, metaspace
 
 
@@ -63,6 +63,24 @@ def test_a_vocabulary_that_leaves_ids_out(tmp_path):
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.n_vocab == 271 and tokenizer.decode(tokenizer.encode("the cat sat")) == "the cat sat"
     assert tokenizer.decode([270, 265, 270]) == 2 * backend.decode([261])
+
+
+@pytest.mark.parametrize("backend", [metaspace(), byte_fallback()], ids=["metaspace", "byte fallback"])
+def test_pieces_by_themselves_are_those_of_the_text(backend):
+    """A space before a word and the bytes of a character are told, which a decoder of one id leaves out."""
+    tokenizer = Tokenizer("x", backend)
+    text = " the reindeer" if tokenizer.n_vocab < 100 else " a bé c🎉"
+    ids = tokenizer.encode(text.replace(" ", "▁") if tokenizer.n_vocab > 100 else text.strip())
+    assert b"".join(map(tokenizer.piece_of, ids)) == text.encode()
+
+
+def test_added_tokens_are_plain_text_where_a_character_stands_for_no_byte():
+    backend = gpt2_backend()
+    backend.add_tokens(["café noir", "日本"])
+    tokenizer = Tokenizer("x", backend)
+    for text in ("café noir", "日本", " naïve"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text == backend.decode(tokenizer.encode(text))
+    assert tokenizer.decode([50257]) == "café noir"
 
 
 @pytest.mark.parametrize("backend", [metaspace(), byte_fallback()], ids=["metaspace", "byte fallback"])

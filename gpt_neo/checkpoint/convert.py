@@ -27,7 +27,7 @@ from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import BEST, write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
 from gpt_neo.checkpoint.hf_folder import HfFolder
-from gpt_neo.checkpoint.hf_tokens import copy_tokenizer, special_ids
+from gpt_neo.checkpoint.hf_tokens import begin_id, copy_tokenizer, special_ids
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.provenance import make_provenance
 from gpt_neo.checkpoint.recast import Recast
@@ -120,7 +120,7 @@ def import_hf(
             writer.add_zeros(name, shape, np.dtype(np.float32))
         writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()
-        notes += copy_tokenizer(source, staging, run.model.n_vocab)
+        notes += [*folder.notes, *copy_tokenizer(source, staging, run.model.n_vocab)]
         record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
         storage.write_json(prefix + ".json", record)
         write_state(staging, prefix)
@@ -262,16 +262,18 @@ def export_hf(
     config = describe(stored)
     with staged_folder(destination) as staging:
         write_weights(staging, pairs, fit, DTYPES[stored], shard, recast)
-        storage.write_json(os.path.join(staging, "config.json"), config)
-        storage.write_json(
-            os.path.join(staging, "generation_config.json"),
-            {name: config[name] for name in ("bos_token_id", "eos_token_id", "use_cache")},
-        )
         if custom_code:
             copy_code(staging)
         folder = os.path.dirname(checkpoint)
         with small_files(os.path.dirname(folder) if os.path.basename(folder) == BEST else folder) as beside:
             export_tokenizer(staging, beside, run, tokenizer)
+        begin = begin_id(staging)
+        config = {**config, **({} if begin is None else {"bos_token_id": begin})}
+        storage.write_json(os.path.join(staging, "config.json"), config)
+        storage.write_json(
+            os.path.join(staging, "generation_config.json"),
+            {name: config[name] for name in ("bos_token_id", "eos_token_id", "use_cache")},
+        )
         check(staging)
     return config["architectures"][0]
 

@@ -14,8 +14,8 @@ from gpt_neo.checkpoint.tensors import TensorSource
 from gpt_neo.checkpoint.torch_file import TorchFile
 from gpt_neo.errors import CheckpointError, counted, reason_of
 
-# In the order of preference.
-WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+# In the order of preference, that of transformers, which leaves an index where it saves in one file again.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TORCH = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 FOREIGN = (".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".index")
 POINTER = b"version https://git-lfs"
@@ -48,6 +48,7 @@ class HfFolder:
         found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
         if not found:
             raise CheckpointError(f"{path}: no weights; looked for {', '.join(WEIGHTS)}{other_weights(path)}")
+        self.notes = [f"weights of {found[0]}; {found[1]} is there too, and is not read"] if len(found) > 1 else []
         self.files: dict[str, TensorSource] = {}
         self.places: dict[str, str] = {}  # tensor -> file
         if found[0].endswith(".index.json"):

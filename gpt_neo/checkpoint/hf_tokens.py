@@ -68,6 +68,13 @@ def ends(folder: str, config: dict) -> Iterator[tuple[str, Any]]:
             raise CheckpointError(f"{folder}: the tokenizer's files are damaged: {error!r}") from error
 
 
+def begin_id(folder: str) -> Optional[int]:
+    """Id of the token that begins a text, as the tokenizer's files name it; None where they do not."""
+    tokens = (optional_json(folder, name).get("bos_token") for name in TOKEN_FILES)
+    texts = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    return next((token_id(folder, text) for text in texts if isinstance(text, str)), None)
+
+
 def as_ids(value: Any) -> list:
     """The ids of a value that is one id, or a list of them."""
     return value if isinstance(value, list) else [value]
@@ -191,6 +198,9 @@ def add_tokens(backend: Any, folder: str, n_vocab: int) -> list[str]:
     notes = [f"tokens without a row in the model's table, left out: {', '.join(left)}"] if left else []
     if about.get("add_bos_token") is True:
         notes.append("add_bos_token of tokenizer_config.json is left out: here texts begin as they are")
+    bare, whole = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+    if bare != whole:
+        notes.append("the tokens that tokenizer.json puts around each text are left out: here texts are as they are")
     return notes
 
 

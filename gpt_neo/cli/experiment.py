@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from typing import Optional
+from typing import Callable, Optional
 
 from gpt_neo import storage
 from gpt_neo.cli.console import note
@@ -55,6 +55,21 @@ def records_it(job: Job, options: Train) -> bool:
         return place is None or not place.rank
     cluster = None if job.devices.tpu else cluster_of(os.environ)
     return cluster is None or cluster.is_chief
+
+
+def told_to_trackers(job: Job, options: Train, identity: str, run: Callable[[], int]) -> int:
+    """The exit status of `run`, whose metrics go to --track on the machine that knows them."""
+    if not options.tracking.track or not records_it(job, options):
+        return run()
+    from gpt_neo.checkpoint.provenance import config_keys
+    from gpt_neo.tracking.trackers import tracked
+
+    places, events = options.tracking.track, bool(job.devices.tpu)
+    with tracked(places, job.folder, identity, config_keys(job.run), note, events) as follower:
+        status = run()
+        assert follower is not None
+        follower.failed = status != 0
+        return status
 
 
 def supervise_worker(job: Job, options: Train, policy: Policy) -> int:
@@ -134,7 +149,7 @@ class SupervisedRun:
         )
         tell_of_lost_output(lambda line: supervisor.output.keep(f"note      {line}\n"))
         try:
-            status = self.supervisor.run()
+            status = told_to_trackers(job, options, self.identity, self.supervisor.run)
             if status == 0 and (options.sampling.prompt or job.run.training.predict_steps):
                 status = self.sample()
         finally:

@@ -108,7 +108,8 @@ def import_model(options: Finetune, out: str) -> RunConfig:
         if options.lora:
             rank = (f"lora_rank={options.lora}", f"lora_alpha={options.lora_alpha}", f"seed={options.seed}")
             import_run(base, out, rank, options.source)
-            shutil.rmtree(base)
+    if options.lora:
+        shutil.rmtree(f"{out}.base", ignore_errors=True)
     run = load_config(config)
     if not os.path.isfile(request):
         storage.write_json(request, request_of(options))

@@ -11,11 +11,12 @@ from gpt_neo.cli.prepare import prepare_with_bar
 from gpt_neo.cli.tool_options import Finetune
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs, write_dialogs
-from gpt_neo.dataprep.manifest import dataset_config
+from gpt_neo.dataprep.manifest import dataset_config, manifest_path
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.split import held_out_numbers, split_texts
 from gpt_neo.dataprep.templates import TEMPLATE, template_of
 from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.system import cores
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 FOLDER, MADE = "data", "data.json"
@@ -74,7 +75,7 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     """Records of prompts with completions, or of chats: the loss is of the answers alone."""
     folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
     eos_id, length = end_of_text(tokenizer), run.model.n_ctx + 1
-    template = template_of(out, options.template)
+    template = template_of(out, tokenizer, options.template)
     if template and template.source and options.template:  # the model's from now on, for the server and the export
         storage.write_bytes(os.path.join(out, TEMPLATE), template.source.encode())
     encode = encoder(tokenizer, eos_id, template.render if template else None)
@@ -127,9 +128,11 @@ def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
                 encoder_path=None if tokenizer.name == "gpt2" else tokenizer.name,
                 chunk_size=run.model.n_ctx + 1,
                 separator=(tokenizer.eos_id,),
-                processes=len(os.sched_getaffinity(0)),
+                processes=cores(),
             )
-            manifests[name] = prepare_with_bar(work, restart=False)
+            # A manifest is written last: where there is one, a run that was killed since had come so far.
+            done = manifest_path(work)
+            manifests[name] = storage.read_json(done) if storage.exists(done) else prepare_with_bar(work, restart=False)
     with open(texts["held_out" if counts["held_out"] else "train"], encoding="utf-8") as handle:
         prompt = json.loads(handle.readline())["text"]
     for path in texts.values():

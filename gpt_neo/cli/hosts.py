@@ -15,7 +15,7 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.environment import worker_python
 from gpt_neo.spmd.hosts import Host, Lead, connect, join, lend
-from gpt_neo.spmd.process import Worker
+from gpt_neo.spmd.process import Worker, unwinding
 from gpt_neo.spmd.program import Program
 
 Put = Callable[[Program], Devices]  # puts a program on devices
@@ -27,6 +27,12 @@ def with_hosts(job: Job, backend: BackendOptions, command: Callable[[Put], int])
     Raises:
       DeviceError: the hosts do not come together, or one is lost.
     """
+    with unwinding():
+        return on_hosts(job, backend, command)
+
+
+def on_hosts(job: Job, backend: BackendOptions, command: Callable[[Put], int]) -> int:
+    """As `with_hosts`, for which a signal is an exception."""
     platform, place = backend.platform or "cpu", backend.place()
     if place is None:  # the environment of JAX is made when a program needs it, if it is not there
         return command(lambda program: Devices(program, worker_python(note, platform), platform))
@@ -45,7 +51,11 @@ def with_hosts(job: Job, backend: BackendOptions, command: Callable[[Put], int])
     host = Host(worker)
     with listener:
         if joined.rank == 0:
-            lead = Lead(host, joined, listener, seconds, note, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            try:
+                lead = Lead(host, joined, listener, seconds, note, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            except BaseException:
+                worker.close()
+                raise
             return told_of_end(lambda: command(lambda program: Devices(program, hosts=lead)), lead.close)
     try:
         connection = connect(joined, seconds)

@@ -8,7 +8,6 @@ import os
 from typing import Union
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job, load_job
 from gpt_neo.cli.options import CheckData, DeviceOptions, Evaluate, Export, Sample, Train
 from gpt_neo.cli.output import unhindered
@@ -24,17 +23,6 @@ def train(options: Train) -> int:
     job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
     require_records(job.run)
     end_with_parent()
-    if options.tracking.track:
-        from gpt_neo.checkpoint.provenance import config_keys
-        from gpt_neo.tracking.trackers import tracked
-
-        with tracked(options.tracking.track, job.folder, job.identity, config_keys(job.run), note):
-            return train_job(job, options)
-    return train_job(job, options)
-
-
-def train_job(job: Job, options: Train) -> int:
-    """Train, as `train`."""
     if options.tracking.experiment:
         from gpt_neo.cli.experiment import run_experiment
 
@@ -42,8 +30,13 @@ def train_job(job: Job, options: Train) -> int:
             return run_experiment(job, options)
     quiet.silence(options.model.verbose)
     quiet.spare_tpu(options.devices.tpu)
+    if not options.tracking.track:
+        with unhindered():
+            return train_here(job, options)
+    from gpt_neo.cli.experiment import told_to_trackers
+
     with unhindered():
-        return train_here(job, options)
+        return told_to_trackers(job, options, job.identity, lambda: train_here(job, options))
 
 
 def train_here(job: Job, options: Train) -> int:

@@ -49,7 +49,9 @@ def predict(job: Job, options: Sample) -> int:
             if small is None:
                 made = FastSampler(config, checkpoint, batch, length, dtype, engine.cache)
             else:
-                made = SpeculativeSampler(config, checkpoint, *small, length=length, dtype=dtype, cache=engine.cache)
+                made = SpeculativeSampler(
+                    config, checkpoint, *small, length=length, dtype=dtype, cache=engine.cache, ids=drawn.n_ids
+                )
             return contextlib.nullcontext(made)
 
         return sample(job, options.sampling, OPENVINO, fast, BITS.get(options.model.integers or ""))
@@ -96,6 +98,8 @@ def sample(
       load: (checkpoint, SampleOptions, rows at once, longest text or None) -> a context of a BatchSampler with notes.
     """
     run = job.run
+    if "" in sampling.stop:
+        raise ConfigError("--stop is empty; expected text that ends a sample")
     checkpoint = job_checkpoint(job).path
     tokenizer, eos = run_tokenizer(run, job.folder)
     options = sample_options(job, sampling, eos, tokenizer.n_vocab)
@@ -120,8 +124,13 @@ def sample(
             text = read_interactive() if prompt is None else prompt
             if text is None:
                 return 0
-            ids = prompt_ids(tokenizer, text, sampling.special, eos)
-            answer(sampler, tokenizer, text, ids, options, sampling.num_samples, path, whole, sampling.stop)
+            try:
+                ids = prompt_ids(tokenizer, text, sampling.special, eos)
+                answer(sampler, tokenizer, text, ids, options, sampling.num_samples, path, whole, sampling.stop)
+            except DataError as error:
+                if prompt is not None:
+                    raise
+                note(str(error))  # the next line may be a better one
             if prompt is not None:
                 say(f"written to {path}")
                 return 0

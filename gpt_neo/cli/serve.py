@@ -13,6 +13,7 @@ from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import API_KEY, BITS, DeviceOptions, Serve
 from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.storage.tensorflow import changed
 from gpt_neo.system import how_to_install
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
         Served(run.name, tokenizer, run.model.n_vocab, decoder.length, eos, special=options.special), job, options
     )
     limits = Limits(body=options.max_body, seconds=options.timeout, waiting=options.max_waiting, key=key)
-    server = Server(engine, served, limits, metrics, created=int(os.path.getmtime(checkpoint + ".index")))
+    server = Server(engine, served, limits, metrics, created=changed(checkpoint + ".index") // 10**9)
     engine.begin()
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -96,7 +97,7 @@ def with_chats(served: Served, job: Job, options: Serve) -> Served:
 
     own = os.path.dirname(served.tokenizer.name)  # empty for GPT-2's, which has no file
     try:
-        template = template_of(own or job.folder, options.template)
+        template = template_of(own or job.folder, served.tokenizer, options.template)
     except DataError as error:
         if options.template:
             raise

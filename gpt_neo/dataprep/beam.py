@@ -23,12 +23,15 @@ from gpt_neo.errors import DataError, GptNeoError
 from gpt_neo.system import how_to_install
 from gpt_neo.tokenizer import load_tokenizer
 
+# The DirectRunner would fetch a program from the network and run it.
+IN_PROCESS = "--runner=FnApiRunner"
+
 
 def prepare_on_beam(options: PrepareOptions, arguments: Sequence[str] = ()) -> dict:
     """Write the records and the manifest; return the manifest.
 
     Args:
-      arguments: options of Beam, such as --runner=DataflowRunner; by default its DirectRunner.
+      arguments: options of Beam, such as --runner=DataflowRunner; by default it runs in this process.
 
     Raises:
       DataError: as `prepare`; or Apache Beam is not installed.
@@ -39,6 +42,8 @@ def prepare_on_beam(options: PrepareOptions, arguments: Sequence[str] = ()) -> d
         raise DataError(f"--beam needs the extra beam: {how_to_install('beam')}") from error
     from apache_beam.options.pipeline_options import PipelineOptions
 
+    if not any(text.split("=")[0] == "--runner" for text in arguments):
+        arguments = [IN_PROCESS, *arguments]
     if STDIN in options.inputs:
         raise DataError("--beam reads files and gs:// paths, not standard input")
     place = options.work_dir or options.output_dir

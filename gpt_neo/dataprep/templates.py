@@ -52,17 +52,17 @@ PLAIN_SOURCE = (
 PLAIN = ChatTemplate(plain_text, PLAIN_SOURCE, stop=("\nUser:", "\nSystem:"))
 
 
-def template_of(folder: str, given: Optional[str] = None) -> Optional[ChatTemplate]:
+def template_of(folder: str, tokenizer: Tokenizer, given: Optional[str] = None) -> Optional[ChatTemplate]:
     """The chat template of a model's folder, as transformers has it; None without one.
 
     Args:
+      tokenizer: of the model; its end of text is what no file names.
       given: a file with a template in its place.
 
     Raises:
       DataError: it cannot be read, or the package jinja2 is missing.
     """
-    config = storage.join(folder, "tokenizer_config.json")
-    about = storage.read_json(config) if storage.exists(config) else {}
+    about = {**names_in(folder, "special_tokens_map.json"), **names_in(folder, "tokenizer_config.json")}
     path = given or storage.join(folder, TEMPLATE)
     text = about.get("chat_template")
     if isinstance(text, list):  # several by name
@@ -72,13 +72,24 @@ def template_of(folder: str, given: Optional[str] = None) -> Optional[ChatTempla
             text = storage.read_bytes(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
-    return ChatTemplate(renderer(text, special_tokens(about)), text) if isinstance(text, str) else None
+    return ChatTemplate(renderer(text, special_tokens(about, tokenizer)), text) if isinstance(text, str) else None
 
 
-def special_tokens(about: dict) -> dict:
-    """bos_token, eos_token and others of tokenizer_config.json, as texts."""
+def names_in(folder: str, name: str) -> dict:
+    """What a file of a tokenizer says; nothing where there is none."""
+    path = storage.join(folder, name)
+    return storage.read_json(path) if storage.exists(path) else {}
+
+
+def special_tokens(about: dict, tokenizer: Tokenizer) -> dict:
+    """bos_token, eos_token and others that a tokenizer's files name, as texts; where they name neither of these two,
+    the end of text is both, as it is in the classes of GPT-2 and GPT-NeoX."""
     found = {name: value for name, value in about.items() if name.endswith("_token")}
-    return {name: value["content"] if isinstance(value, dict) else value for name, value in found.items() if value}
+    texts = {name: value["content"] if isinstance(value, dict) else value for name, value in found.items() if value}
+    end = None if tokenizer.eos_id is None else tokenizer.backend.id_to_token(tokenizer.eos_id)
+    if end is None or "eos_token" in texts or "bos_token" in texts:
+        return texts
+    return {"bos_token": end, "eos_token": end, **texts}
 
 
 def renderer(text: str, tokens: dict) -> Render:

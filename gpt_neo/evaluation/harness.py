@@ -179,7 +179,8 @@ class GptNeoLM(LM):
             raise ConfigError(f"generation_kwargs has {unknown[0]!r}; allowed: {', '.join(GENERATION)}")
         stop = options.get("until") or ()
         samples = options.get("do_sample")
-        temperature = float(options.get("temperature") or (1.0 if samples else 0.0))
+        given = options.get("temperature")
+        temperature = float((1.0 if samples else 0.0) if given is None else given)
         most = next((options[name] for name in MOST_TOKENS if options.get(name) is not None), self.max_gen_toks)
         drawn = SampleOptions(
             max_tokens=int(most),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
@@ -17,9 +16,9 @@ from gpt_neo.fast.layers import build, cache_name
 from gpt_neo.fast.paged import BLOCK
 from gpt_neo.fast.silent import Shape, Tensor, core
 from gpt_neo.fast.weights import Weights, plugin_multiplies_bfloat16
-from gpt_neo.system import processor_has
+from gpt_neo.system import cores, processor_has
 
-PREFILL = 512  # tokens of a prompt that are read at once
+CHUNK = 512  # tokens of a text that are read at once
 RECURRENT = 64  # the same where a recurrence holds all pairs of them
 ROUNDED = {"int8": 32, "int4": 128}  # features of a token that one scale rounds before such weights, at most
 RELEASE = 0.05  # seconds between times that pages are given back
@@ -54,7 +53,7 @@ class Network:
         dtype: Optional[str] = None,
         cache: str = "f32",
         shows: bool = False,
-        chunk: int = PREFILL,
+        chunk: int = CHUNK,
     ) -> None:
         if cache == "u8" and config.num_mem_kv:
             raise ConfigError(f"--cache {cache}: a model of num_mem_kv {config.num_mem_kv} needs f32")
@@ -249,6 +248,6 @@ def options(cache: str, stored: str, group: int) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": "dynamic" if stored == "bfloat16" else "f32",
         "KV_CACHE_PRECISION": cache,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": min(group, ROUNDED.get(stored, 0)),
-        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+        "INFERENCE_NUM_THREADS": cores(),
         "NUM_STREAMS": 1,
     }

@@ -29,6 +29,7 @@ class SpeculativeSampler(FastSampler):
 
     Args:
       small, small_checkpoint: the smaller one. The others are those of `Network`, of both.
+      ids: of their tokenizer, where tables have more rows than these; no others may be drawn.
 
     Raises:
       CheckpointError: a checkpoint is missing, damaged, or does not fit its config.
@@ -45,8 +46,9 @@ class SpeculativeSampler(FastSampler):
         dtype: Optional[str] = None,
         cache: str = "f32",
         ahead: int = AHEAD,
+        ids: Optional[int] = None,
     ) -> None:
-        check_pair(config, small)
+        check_pair(config, small, ids)
         super().__init__(config, checkpoint, 1, length, dtype, cache)
         self.small, self.ahead = Network(small, small_checkpoint, 1, self.length, dtype, cache), ahead
         self.notes = [*self.notes, *self.small.notes]
@@ -96,7 +98,7 @@ class SpeculativeSampler(FastSampler):
         return tokens, chances
 
 
-def check_pair(config: ModelConfig, small: ModelConfig) -> None:
+def check_pair(config: ModelConfig, small: ModelConfig, ids: Optional[int]) -> None:
     """Refuse models that cannot go together.
 
     Raises:
@@ -108,7 +110,7 @@ def check_pair(config: ModelConfig, small: ModelConfig) -> None:
             raise ConfigError(
                 f"attention_types has {recurrent[0]!r}: its state cannot take tokens back, as --draft needs"
             )
-    if config.n_vocab != small.n_vocab:
+    if config.n_vocab != small.n_vocab and not (ids and ids <= min(config.n_vocab, small.n_vocab)):
         raise ConfigError(f"n_vocab is {config.n_vocab}, of --draft {small.n_vocab}: they have to be of one vocabulary")
 
 

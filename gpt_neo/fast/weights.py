@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter, read_bytes
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint
 from gpt_neo.checkpoint.staging import staged_folder
@@ -225,19 +226,30 @@ def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> str:
     name = f"{dtype}-{content.hexdigest()[:16]}"
     beside = os.path.join(os.path.dirname(os.path.abspath(fit.bundle.path)), FOLDER)
     own = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt_neo", FOLDER)
-    for folder in (beside, own):
+    places = [own] if storage.is_remote(fit.bundle.path) else [beside, own]
+    for folder in places:
         if os.path.isfile(os.path.join(folder, name, "weights.index")):
             return os.path.join(folder, name, "weights")
-    for folder in (beside, own):
+    for folder in places:
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError:
             continue
         if os.access(folder, os.W_OK):
-            write_compressed(fit, stored, os.path.join(folder, name))
-            notes.append(f"weights as {dtype} were made and are kept in {os.path.join(folder, name)}")
-            return os.path.join(folder, name, "weights")
-    raise CheckpointError(f"no place for weights as {dtype}: neither {beside} nor {own} can be written to")
+            return made(fit, stored, dtype, os.path.join(folder, name), notes)
+    raise CheckpointError(f"no place for weights as {dtype}: {' nor '.join(places)} cannot be written to")
+
+
+def made(fit: Fit, stored: dict, dtype: str, folder: str, notes: list) -> str:
+    """Path of compressed weights in a new folder, whether this process has made them or another one meanwhile."""
+    path = os.path.join(folder, "weights")
+    try:
+        write_compressed(fit, stored, folder)
+    except CheckpointError:
+        if not os.path.isfile(path + ".index"):
+            raise
+    notes.append(f"weights as {dtype} were made and are kept in {folder}")
+    return path
 
 
 def write_compressed(fit: Fit, stored: dict, folder: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import glob
-import os
 from typing import Optional
 
 from gpt_neo import storage
 from gpt_neo.config.schema import DatasetConfig, RunConfig
 from gpt_neo.dataprep.manifest import manifests_of, refuse_several_tokenizers
 from gpt_neo.errors import DataError
+from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -28,21 +28,20 @@ def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]
         ref, dataset = run.datasets[0]
         check_tokenizer(run, dataset, ref.name)
         return dataset_tokenizer(dataset), dataset.eos_id
-    beside = os.path.join(folder, "tokenizer.json")  # an imported model brings its own
-    own = os.path.isfile(beside)
-    if not own and not storage.is_remote(folder) and without_tokenizer(folder):
-        raise DataError(
-            f"{folder}: its model was imported without a tokenizer; put the model's own tokenizer.json there (GPT-2's "
-            "would read and write other ids)"
-        )
-    tokenizer = load_tokenizer(beside if own else None, eos_id=run.model.eos_id if own else None)
+    with files.local_copy(storage.join(folder, "tokenizer.json")) as own:  # an imported model brings its own
+        if not own and without_tokenizer(folder):
+            raise DataError(
+                f"{folder}: its model was imported without a tokenizer; put the model's own tokenizer.json there "
+                "(GPT-2's would read and write other ids)"
+            )
+        tokenizer = load_tokenizer(own, eos_id=run.model.eos_id if own else None)
     return tokenizer, run.model.eos_id if own or run.model.eos_id is None else tokenizer.eos_id
 
 
 def without_tokenizer(folder: str) -> bool:
     """Whether the weights of a folder came from Hugging Face without a tokenizer: GPT-2's would be a guess."""
-    for path in glob.glob(os.path.join(glob.escape(folder), "model.ckpt-*.json")):
-        record = storage.read_json(path)
+    for path in files.glob(storage.join(glob.escape(folder), "model.ckpt-*.json")):
+        record = storage.parse_json(files.read_bytes(path))
         if str(record.get("source", "")).startswith("Hugging Face") and record.get("tokenizer") is None:
             return True
     return False

@@ -17,6 +17,7 @@ from gpt_neo.checkpoint.reference import our_logits, their_logits
 from gpt_neo.config.estimate import count_parameters
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.system import available_memory
 
 LENGTH = 600  # tokens: beyond 512, where a lost local attention shows
 BOUND = 1e-4  # of a float32 forward pass, relative to the largest logit where that is above 1
@@ -100,8 +101,8 @@ def has_torch() -> bool:
 
 def fits(model: ModelConfig) -> bool:
     """Whether the model in float32 takes less than half of the memory that is free."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return count_parameters(model) * 4 < free / 2
+    free = available_memory()
+    return free is None or count_parameters(model) * 4 < free / 2
 
 
 def network_logits(

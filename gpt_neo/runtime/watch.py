@@ -20,6 +20,7 @@ from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.goodput import Goodput
 from gpt_neo.runtime.lock import FolderLock, age_text
 from gpt_neo.storage import tensorflow as files
+from gpt_neo.system import beat, is_supervised
 
 STALLED = 75  # exit status of a stall: EX_TEMPFAIL of sysexits.h, "try again"
 WATCH_LOG = "watch_log.jsonl"  # skipped batches and divergence, one line each
@@ -79,7 +80,7 @@ class Watch:
             heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self.handlers = {number: signal.signal(number, self.on_signal) for number in heard}
         self.ended = threading.Event()
-        if self.stall_seconds:
+        if self.stall_seconds or is_supervised():
             threading.Thread(target=self.wait_for_steps, args=(self.ended,), daemon=True).start()
         return self
 
@@ -126,6 +127,11 @@ class Watch:
         """The run is alive."""
         self.alive = time.monotonic()
 
+    def check_lock(self) -> None:
+        """Raises: CheckpointError: the folder has become another run's."""
+        if self.lock:
+            self.lock.check()
+
     def log(self, event: str, **facts: Any) -> None:
         """Append a line to the watch log."""
         path = os.path.join(self.folder, WATCH_LOG)
@@ -138,9 +144,11 @@ class Watch:
             self.log("note", text=text)
 
     def wait_for_steps(self, ended: threading.Event) -> None:
-        """End the process when no step has come for too long, until the context ends."""
+        """End the process when no step has come for too long, until the context ends. A supervisor hears that this is
+        being looked after."""
         while not ended.wait(POLL):
-            stalled = time.monotonic() - self.alive >= self.stall_seconds
+            beat()
+            stalled = 0 < self.stall_seconds <= time.monotonic() - self.alive
             if stalled and not ended.is_set():  # `waiting` changes the limit after an end
                 self.report_stall()
                 self.leave(STALLED)
@@ -190,8 +198,7 @@ class WatchHook(tf.estimator.SessionRunHook):
           CheckpointError: the folder has become another run's; nothing is saved.
         """
         self.watch.mark()
-        if self.watch.lock:
-            self.watch.lock.check()
+        self.watch.check_lock()
         if self.watch.signal is not None:
             self.watch.notice(f"{signal.Signals(self.watch.signal).name}: saving, then stopping")
             run_context.request_stop()

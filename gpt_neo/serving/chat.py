@@ -45,7 +45,8 @@ UNSUPPORTED_IN_CHATS: dict[str, tuple] = {
 
 def with_chat(served: Served, template: ChatTemplate) -> Served:
     """The same model, with a template for chats."""
-    return dataclasses.replace(served, chat=template, turn_ends=template.ends(served.tokenizer))
+    ends = tuple(token for token in template.ends(served.tokenizer) if token < served.n_vocab)
+    return dataclasses.replace(served, chat=template, turn_ends=ends)
 
 
 def parse_chat(body: dict, served: Served) -> Completion:

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from gpt_neo.errors import DataError
 from gpt_neo.serving.answers import ChatChoice, Choice, answer_json, error_json, usage_json
 from gpt_neo.serving.detokenizer import Piece
 from gpt_neo.serving.engine import Engine, Sequence
@@ -227,7 +228,7 @@ class EventStream(StreamingResponse):
 
 
 class EngineError(Exception):
-    """The engine has stopped."""
+    """An answer was cut off, or the engine ended. Its cause is a DataError where what was asked for cannot be done."""
 
 
 def event(body: dict) -> bytes:
@@ -252,7 +253,8 @@ async def whole(request: Request, exchange: Exchange) -> Response:
         await unless_gone(request, collect())
         return JSONResponse(await run_in_threadpool(exchange.json))
     except (asyncio.TimeoutError, EngineError) as error:
-        status = 504 if isinstance(error, asyncio.TimeoutError) else 503
+        unmet = 400 if isinstance(error.__cause__, DataError) else 503
+        status = 504 if isinstance(error, asyncio.TimeoutError) else unmet
         return JSONResponse(error_json(failure_text(error, exchange.owner.seconds), status), status)
     finally:
         exchange.end()

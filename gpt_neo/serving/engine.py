@@ -266,11 +266,11 @@ class Engine:
 
     @contextlib.contextmanager
     def apart(self, row: Running) -> Iterator[None]:
-        """What is wrong with one row's numbers ends that row, and no other."""
+        """What is wrong with one row's numbers or wishes ends that row, and no other."""
         try:
             yield
-        except GptNeoError as error:
-            LOG.warning("an answer ended: %s", error)
+        except Exception as error:
+            LOG.warning("an answer ended: %s", error, exc_info=not isinstance(error, GptNeoError))
             self.rows.pop(row.index, None)
             self.decoder.clear(row.index)
             row.sequence.tell(error)

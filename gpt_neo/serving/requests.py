@@ -323,7 +323,7 @@ def parse_bias(body: dict, served: Served) -> dict[int, float]:
         raise RequestError(f"logit_bias is {shown(given)}; expected an object from token ids to numbers", "logit_bias")
     found = {}
     for name, value in given.items():
-        if not (name.isascii() and name.isdigit() and int(name[:20]) < served.n_vocab):
+        if not (name.isascii() and name.isdigit() and len(name) <= 20 and int(name) < served.n_vocab):
             allowed = f"expected ids from 0 to {served.n_vocab - 1}"
             raise RequestError(f"logit_bias has the token id {shown(name)}; {allowed}", "logit_bias")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not -100 <= value <= 100:

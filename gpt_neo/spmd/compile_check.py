@@ -20,6 +20,7 @@ from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.attention import attention_for
 from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
 from gpt_neo.spmd.figures import Work, loop_share, without_cost, work_of
+from gpt_neo.spmd.process import unwinding
 from gpt_neo.spmd.program import Program, built_for, export_train_step
 from gpt_neo.spmd.roofline import roofline
 from gpt_neo.spmd.topologies import Slice, find_slice
@@ -61,7 +62,7 @@ def check(
     with built_for(slice_.platform):
         program = export_train_step(run, attention=attention)
     kernels = attention.flops if attention else {}
-    with tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
+    with unwinding(), tempfile.TemporaryDirectory(prefix="gpt_neo_compile_") as folder:
         output = os.path.join(folder, "optimised.hlo")
         left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
         report = compile_program(program, slice_, python, folder, output, left)

@@ -40,7 +40,7 @@ class Devices:
         text = np.frombuffer(program.stablehlo.encode(), np.uint8)
         try:
             replies = self.ask("load", {"text": text}, description=program.description)
-        except DeviceError:
+        except BaseException:  # a signal, too: its process has a session of its own
             self.close()
             raise
         self.kinds: list[str] = replies[0][0]["devices"]
@@ -153,8 +153,9 @@ class Devices:
             pass
 
     def kill(self) -> None:
-        """End the process of the devices: it may be stuck."""
+        """End the process of the devices, which may be stuck, and take away what it leaves."""
         self.hosts.kill()
+        self.hosts.own.worker.folder.cleanup()
 
     def __enter__(self) -> Devices:
         """Nothing more to do."""

@@ -328,9 +328,9 @@ def accept_all(
 
 def hello(connection: socket.socket) -> str:
     """The first line that the other side sends; what follows is left for others to read."""
-    connection.settimeout(HELLO)
-    line = b""
+    end, line = time.monotonic() + HELLO, b""
     while not line.endswith(b"\n") and len(line) < 100:
+        connection.settimeout(max(0.001, end - time.monotonic()))
         byte = connection.recv(1)
         if not byte:
             break

@@ -80,7 +80,7 @@ class Writing:
     def __init__(self, ask: Ask, description: Mapping, cores: list[int], path: str, step: int) -> None:
         self.held = list(parts_of(ask, description, cores, path, step))
         self.paths: list[str] = []
-        self.failure: Optional[CheckpointError] = None
+        self.failure: Optional[BaseException] = None
         self.thread = threading.Thread(target=self.write)
         self.thread.start()
 
@@ -91,14 +91,14 @@ class Writing:
                 part, tensors = self.held.pop(0)
                 save_tensors(part, tensors)
                 self.paths.append(part)
-        except CheckpointError as error:
+        except BaseException as error:  # of whatever type: it is raised where the run hears of it
             self.failure = error
 
     def parts(self) -> Optional[list[str]]:
         """Paths of the parts; None while they are being written.
 
         Raises:
-          CheckpointError: they cannot be.
+          what the thread failed with: a CheckpointError, where they cannot be written.
         """
         if self.thread.is_alive():
             return None

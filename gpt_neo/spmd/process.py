@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,29 @@ from gpt_neo.spmd.environment import worker_environment
 from gpt_neo.spmd.messages import receive, send
 
 WORKER = Path(__file__).with_name("worker.py")
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 CHAT = "[Gloo]"  # with which what no error is begins
+
+
+@contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """Context in which SIGTERM and SIGHUP, where nothing else hears them, end the program as an exception does, so that
+    processes and folders that were made end with it."""
+
+    def end(number: int, frame: Any) -> None:
+        for each in heard:  # the next one ends it at once
+            signal.signal(each, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    heard = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        heard = []
+    before = {number: signal.signal(number, end) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class WorkerLost(DeviceError):
@@ -61,7 +86,11 @@ class Worker:
         """What the process wrote last."""
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors if line.strip() and not line.startswith(CHAT)]
-        return lines[-1] if lines else f"status {self.process.poll()}"
+        if lines:
+            return lines[-1]
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its output ends a moment before it does
+            self.process.wait(timeout=5)
+        return f"status {self.process.returncode}"
 
     def close(self) -> None:
         """End the process."""

@@ -87,11 +87,12 @@ class DeviceSaves(SaveHook):
       beside: training goes on meanwhile. It waits for the devices to give their slices, and before the next checkpoint,
         or the end, for the last one to be on the disk.
       before: called before the devices are asked for what they hold; raises what is wrong with it.
+      owned: called before a checkpoint is named as one; raises where the folder is no longer this run's.
     """
 
-    def __init__(self, *given: Any, beside: bool, before: Callable[[], None]) -> None:
+    def __init__(self, *given: Any, beside: bool, before: Callable[[], None], owned: Callable[[], None]) -> None:
         super().__init__(*given)
-        self.beside, self.before = beside, before
+        self.beside, self.before, self.owned = beside, before, owned
         self.thread: Optional[threading.Thread] = None
         self.failure: Optional[BaseException] = None
 
@@ -117,6 +118,7 @@ class DeviceSaves(SaveHook):
 
     def finish(self, step: int) -> Optional[bool]:
         """All of a save but what it needs of the devices. Returns whether training is to end."""
+        self.owned()
         with whole_reason(self.path(step)):
             merging = self._get_saver().merging()
         with contextlib.closing(merging), merging.graph.as_default():

@@ -114,7 +114,9 @@ class DeviceTraining:
         steps = Steps(self.devices, wanted, setup.watch.time)
         progress = StepsHook(steps, setup)
         # What is done with a checkpoint before the next step waits for it.
-        kind = functools.partial(DeviceSaves, beside=setup.at_checkpoint is None, before=progress.settle)
+        kind = functools.partial(
+            DeviceSaves, beside=setup.at_checkpoint is None, before=progress.settle, owned=setup.watch.check_lock
+        )
         self.saves = saver_hook(setup, saver, [], kind=kind)
         return tf.estimator.tpu.TPUEstimatorSpec(
             mode=tf.estimator.ModeKeys.TRAIN,

@@ -10,8 +10,9 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.errors import ConfigError
@@ -112,6 +113,21 @@ def read_bytes(path: str, offset: int = 0, count: int = -1) -> bytes:
         if offset:
             handle.seek(offset)
         return handle.read(count)
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[Optional[str]]:
+    """A file as a local one: itself, or a copy of one in a bucket, under its name; None where there is no such file."""
+    if not exists(path):
+        yield None
+    elif not is_remote(path):
+        yield local(path)
+    else:
+        with tempfile.TemporaryDirectory(prefix="gpt_neo_copy_") as folder:
+            copy = os.path.join(folder, path.rpartition("/")[2])
+            with open(copy, "wb") as handle:
+                handle.write(read_bytes(path))
+            yield copy
 
 
 def write_text(path: str, text: str) -> None:

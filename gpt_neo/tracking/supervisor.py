@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, Callable, Optional
 
 from gpt_neo.errors import ConfigError, InUseError, reason_of
+from gpt_neo.system import PULSE
 
 MISTAKE = 2  # exit statuses of a training: an error that is the user's to mend
 IN_USE = InUseError.status  # another run is in the folder
@@ -123,6 +125,7 @@ class Supervisor:
         self.command, self.watch, self.policy, self.tell = command, watch, policy, tell
         self.restore, self.environment, self.tick = restore, dict(environment or os.environ), tick
         self.output = Output()
+        self.pulse = tempfile.NamedTemporaryFile(prefix="gpt_neo_pulse_")  # a training touches it, see `beat`
         self.child: Optional[subprocess.Popen] = None
         self.stop = threading.Event()
         self.signals: list[int] = []
@@ -179,7 +182,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**self.environment, PARENT: str(theirs)},
+            env={**self.environment, PARENT: str(theirs), PULSE: self.pulse.name},
             pass_fds=[theirs],
             start_new_session=True,
         )
@@ -208,8 +211,9 @@ class Supervisor:
         while self.wait(self.policy.poll) is None:
             seen = self.look()
             self.tick()
-            # A step is printed as soon as it is made, and logged only now and then.
-            now = (seen.trace, self.output.seen)
+            # A step is printed as soon as it is made, and logged only now and then; a long one, or an evaluation, is
+            # looked after by the training itself.
+            now = (seen.trace, self.output.seen, os.stat(self.pulse.name).st_mtime_ns)
             if now != trace or seen.finished or self.stop.is_set():
                 trace, since = now, time.monotonic()
             elif time.monotonic() - since > self.policy.stall:

@@ -119,10 +119,13 @@ class Follower:
 
     Args:
       tell: called with a line when a tracker fails, which is left alone from then on.
+
+    failed: what trackers are told of the run at the end; an exception is a failure in any case.
     """
 
     def __init__(self, metrics: Metrics, trackers: dict[str, Tracker], tell: Callable[[str], None]) -> None:
         self.metrics, self.trackers, self.tell = metrics, trackers, tell
+        self.failed = False
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.follow, daemon=True)
 
@@ -162,7 +165,7 @@ class Follower:
         self.ended.set()
         self.thread.join()
         self.look()
-        self.each(lambda tracker: tracker.close(failed=error is not None))
+        self.each(lambda tracker: tracker.close(failed=self.failed or error is not None))
 
 
 def log_step(tracker: Tracker, step: int, values: dict[str, float]) -> None:
@@ -172,21 +175,22 @@ def log_step(tracker: Tracker, step: int, values: dict[str, float]) -> None:
 
 @contextlib.contextmanager
 def tracked(
-    wheres: Sequence[str], folder: str, identity: str, config: dict, tell: Callable[[str], None]
-) -> Iterator[None]:
-    """Context in which a run's metrics go to every place of `wheres`.
+    wheres: Sequence[str], folder: str, identity: str, config: dict, tell: Callable[[str], None], events: bool = False
+) -> Iterator[Optional[Follower]]:
+    """Context in which a run's metrics go to every place of `wheres`; None where there is no place.
 
     Args:
       folder: of the run's checkpoints and logs.
       identity: names its evaluation log, and the run.
+      events: as `Metrics` takes them.
 
     Raises:
       ConfigError: a place is wrong; see `open_tracker`.
     """
     if not wheres:
-        yield
+        yield None
         return
-    metrics = Metrics(folder, identity)
+    metrics = Metrics(folder, identity, events)
     trackers = {where: open_tracker(where, identity, config) for where in wheres}
-    with Follower(metrics, trackers, tell):
-        yield
+    with Follower(metrics, trackers, tell) as follower:
+        yield follower

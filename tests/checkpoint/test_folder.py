@@ -18,6 +18,7 @@ from gpt_neo.checkpoint.folder import (
     strangers,
     write_state,
 )
+from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 
@@ -201,6 +202,20 @@ def test_a_checkpoint_by_step(tmp_path):
         find_checkpoint(str(tmp_path), "6")
     with pytest.raises(CheckpointError, match="no best checkpoint"):
         find_checkpoint(str(tmp_path), "best")
+
+
+@pytest.mark.parametrize("shape", [(5_000_000,), (6, 3_000_000)], ids=str)
+def test_averaging_types_that_are_cut_in_blocks_of_other_lengths(tmp_path, shape):
+    """A model imported in bfloat16, and what training in float32 made of it."""
+    paths, values = [], [np.random.RandomState(i).randint(-9, 9, shape).astype(np.float32) for i in range(2)]
+    for step, (value, dtype) in enumerate(zip(values, (BFLOAT16, F32))):
+        paths.append(os.path.join(str(tmp_path), f"model.ckpt-{step}"))
+        writer = BundleWriter(paths[-1])
+        writer.add("gpt2/wte", shape, dtype, [value.astype(dtype)])
+        writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
+        writer.finish()
+    made = Bundle(average_checkpoints(paths, str(tmp_path / "mean")))
+    np.testing.assert_array_equal(made.read("gpt2/wte"), (values[0] + values[1]) / 2)
 
 
 def test_averaging(tmp_path):

@@ -33,6 +33,15 @@ def test_links_out_of_a_folder_are_not_followed(tmp_path):
         os.remove(folder / name)
 
 
+def test_one_file_goes_before_the_index_of_older_ones(tmp_path):
+    """transformers leaves the index, and perhaps shards, where it saves in one file again; and reads that."""
+    folder = make_folder(tmp_path / "model")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": "gone.safetensors"}}))
+    found = HfFolder(str(folder))
+    assert list(found.files) == ["model.safetensors"]
+    assert found.notes == ["weights of model.safetensors; model.safetensors.index.json is there too, and is not read"]
+
+
 def test_snapshots_of_the_hub_are_links_into_the_same_model(tmp_path):
     model = tmp_path / "models--org--name"
     folder = make_folder(model / "snapshots" / "abc")
@@ -78,6 +87,7 @@ def test_pointers_of_a_clone_without_its_large_files(tmp_path, name):
 @pytest.mark.parametrize("value", [["a"], 5, None, {"x": 1}, "../other.safetensors", "/etc/passwd"])
 def test_an_index_names_files_beside_it(tmp_path, value):
     folder = make_folder(tmp_path / "model")
+    os.remove(folder / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": value}}))
     with pytest.raises(CheckpointError, match="which is not beside it"):
         HfFolder(str(folder))

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.hf_tokens import copy_tokenizer, special_ids
@@ -147,6 +148,18 @@ def test_what_of_a_tokenizer_is_left_out_is_said(tmp_path, world):
         "add_bos_token of tokenizer_config.json is left out: here texts begin as they are",
     ]
     assert load_tokenizer(str(tmp_path / "made")).n_vocab == 301
+
+
+def test_tokens_around_each_text_are_left_out_and_said(tmp_path, world):
+    """As Llama's tokenizer.json has them: not in tokenizer_config.json, but in its post-processor."""
+    backend = load_tokenizer(world.tokenizer).backend
+    end = "<|endoftext|>"
+    backend.post_processor = TemplateProcessing(f"{end} $A", None, [(end, backend.token_to_id(end))])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "made").mkdir()
+    assert copy_tokenizer(str(tmp_path), str(tmp_path / "made"), 300) == [
+        "the tokens that tokenizer.json puts around each text are left out: here texts are as they are"
+    ]
 
 
 @pytest.fixture

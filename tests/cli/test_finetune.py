@@ -15,7 +15,9 @@ import pytest
 
 from gpt_neo.__main__ import main
 from gpt_neo.checkpoint.best import read_best
+from gpt_neo.cli import finetune_data
 from gpt_neo.dataprep.records import read_records
+from gpt_neo.tokenizer import load_tokenizer
 from tests.checkpoint.peers import save_tiny
 from tests.conftest import ROOT
 from tests.fake_hub import fake_hub
@@ -151,6 +153,25 @@ def test_a_run_is_tuned_too(trained, texts, tmp_path, capsys):
     assert main(["finetune", str(tmp_path / "nothing"), "--data", texts, "--out", str(tmp_path / "x")]) == 2
 
 
+def test_a_kill_between_records_and_held_out_ones(model, texts, tmp_path, monkeypatch):
+    """The same command goes on from the records that are there."""
+    prepare, made = finetune_data.prepare_with_bar, []
+
+    def killed(options, restart):
+        if made:
+            raise KeyboardInterrupt
+        made.append(options.name)
+        return prepare(options, restart)
+
+    words = ["finetune", model, "--data", texts, "--held_out", "0.1", "--steps", "1", "--batch_size", "2"]
+    words += ["--prompt", "The", "--verify", "none", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(finetune_data, "prepare_with_bar", killed)
+    assert main(words) == 130 and made == ["train"]
+    monkeypatch.setattr(finetune_data, "prepare_with_bar", prepare)
+    assert main(words) == 0
+    assert os.path.isfile(tmp_path / "run" / "hf" / "model.safetensors")
+
+
 def run_process(words, environment, seconds=None):
     """The command in a process of its own, killed after some seconds. Returns (status, output)."""
     command = [sys.executable, "-m", "gpt_neo", *words]
@@ -237,4 +258,7 @@ def test_a_template_that_is_given_becomes_the_models_own(world, tmp_path):
     template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
     run = load_config(world.config("chatty", eos_id=0))
     dialog_records(Finetune("x", (str(chats),), str(out), template=str(template)), run, str(out))
-    assert template_of(str(out)).render(turns, False) == "[user] What is it?\n[assistant] A list.\n"
+    assert (
+        template_of(str(out), load_tokenizer(os.path.join(out, "tokenizer.json"))).render(turns, False)
+        == "[user] What is it?\n[assistant] A list.\n"
+    )

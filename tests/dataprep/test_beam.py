@@ -1,5 +1,8 @@
 """The Apache Beam pipeline writes the bytes that one machine writes."""
 
+import os
+import tempfile
+
 import pytest
 
 from gpt_neo.dataprep import prepare as engine
@@ -27,8 +30,11 @@ def test_same_bytes_as_on_one_machine(beam, corpus, tmp_path, small_tokenizer, m
     values = {"files_per": 999, **changes}
     alone = run(corpus, tmp_path / "alone", small_tokenizer, **values)
     options = PrepareOptions(str(corpus), str(tmp_path / "beam"), encoder_path=small_tokenizer, chunk_size=16, **values)
-    assert prepare_on_beam(options, ["--runner=DirectRunner"]) == alone
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert prepare_on_beam(options) == alone
     assert contents(tmp_path / "beam") == contents(tmp_path / "alone")
+    assert not os.listdir(tmp_path / "temporary"), "nothing is fetched, nothing is left"
 
 
 def test_in_a_bucket(beam, corpus, tmp_path, small_tokenizer, gcs):  # noqa: F811

@@ -53,7 +53,7 @@ def test_a_chat_equals_transformers(folder):
         CHAT, return_dict=True, return_assistant_tokens_mask=True
     )
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
-    ours = encoder(tokenizer, 0, template_of(folder).render)({"messages": CHAT})
+    ours = encoder(tokenizer, 0, template_of(folder, tokenizer).render)({"messages": CHAT})
     assert ours.ids == theirs["input_ids"] and ours.mask == theirs["assistant_masks"]
     assert sum(ours.mask) > 10 and ours.mask[-1] == 0, "the line end after the turn is no answer"
 

@@ -45,13 +45,30 @@ def test_the_text_is_that_of_transformers(tokenizer, tmp_path, end, listed):
         about = json.loads((tmp_path / "tokenizer_config.json").read_text())
         named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATES[end]}]
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({**about, "chat_template": named}))
-    template = template_of(str(tmp_path))
+    ours = load_tokenizer(str(tmp_path / "tokenizer.json"), eos_id=tokenizer.eos_token_id)
+    template = template_of(str(tmp_path), ours)
     for messages, answer in ((CHAT[:4], True), (CHAT, False), (CHAT[1:2], True)):
         theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
         assert template.render(messages, answer) == theirs
-    ours = load_tokenizer(str(tmp_path / "tokenizer.json"), eos_id=tokenizer.eos_token_id)
     assert template.ends(ours) == (() if end is None else (tokenizer.convert_tokens_to_ids(end),))
     assert ours.encode_special(theirs) == tokenizer(theirs, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json", "nowhere"])
+def test_the_names_of_special_tokens(tokenizer, tmp_path, where):
+    """As transformers finds them: in either file, or, as the class of GPT-2 has it, the end of text is both."""
+    source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    backend = tokenizer.backend_tokenizer
+    backend.save(str(tmp_path / "tokenizer.json"))
+    end = "<|endoftext|>"
+    names = {"bos_token": end, "eos_token": {"content": end}} if where == "tokenizer_config.json" else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": source, **names}))
+    if where == "special_tokens_map.json":
+        (tmp_path / where).write_text(json.dumps({"bos_token": end, "eos_token": end}))
+    ours = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    template = template_of(str(tmp_path), ours)
+    assert template.render([{"role": "user", "content": "hi"}], False) == f"{end}hi{end}"
+    assert template.ends(ours) == (ours.eos_id,)
 
 
 def test_the_plain_form_ends_at_no_token(world):

@@ -213,6 +213,21 @@ def test_sampling_is_of_the_seed_and_not_of_the_batch(ours):
 
 
 @pytest.mark.parametrize(
+    "options, temperature",
+    [
+        ({}, 0.0),
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": 0}, 0.0),
+        ({"temperature": 0.5}, 0.5),
+        ({"do_sample": False, "temperature": 0.5}, 0.0),
+    ],
+    ids=str,
+)
+def test_temperature_of_generation(ours, options, temperature):
+    assert ours[0].prompt("The", options).options.temperature == temperature
+
+
+@pytest.mark.parametrize(
     "changes, text",
     [
         ({"device": "cuda"}, "device is 'cuda'"),

@@ -1,6 +1,7 @@
 """A smaller model runs ahead: the text, or its distribution, is that of the large one alone."""
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
@@ -56,6 +57,17 @@ def test_distribution_is_that_of_the_large_model():
     for pair in itertools.product(range(4), repeat=2):
         wanted = first[pair[0]] * second[pair]
         assert abs(found[pair] / count - wanted) <= 4 * np.sqrt(wanted * (1 - wanted) / count)
+
+
+def test_tables_that_are_filled_up_differently(tmp_path):
+    """Models of one tokenizer: rows that it has no text for are drawn from neither."""
+    wider = dataclasses.replace(SMALL, n_vocab=64)
+    (tmp_path / "small").mkdir()
+    large, small = save_random(LARGE, str(tmp_path)), save_random(wider, str(tmp_path / "small"))
+    how = {"temperature": 0.0, "max_tokens": 40, "n_ids": 48}
+    ahead = SpeculativeSampler(LARGE, large, wider, small, ids=48)
+    assert text(ahead, **how) == text(FastSampler(LARGE, large), **how)
+    assert len(text(ahead, seed=3, max_tokens=60, n_ids=48)) == 60
 
 
 def test_pairs_that_cannot_be():

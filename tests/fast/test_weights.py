@@ -14,7 +14,7 @@ from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.config import load_config
 from gpt_neo.config.network import variables_of
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.fast import network
+from gpt_neo.fast import network, weights
 from gpt_neo.fast.network import Network
 from gpt_neo.fast.weights import FOLDER, Weights, group_of, quantize_int4, quantize_int8
 from tests.checkpoint.peers import VOCAB, make_peer, save_peer
@@ -138,6 +138,22 @@ def test_bfloat16_is_nearer_to_float64_than_transformers(family, tmp_path):
     network = Network(run.model, str(tmp_path / "run" / "model.ckpt-0"), dtype="bfloat16")
     ours = network.prefill(0, tokens[0].numpy(), every=True)
     assert 0 < np.std(ours - exact) < np.std(theirs - exact) < 0.1 * np.std(exact)
+
+
+def test_two_processes_make_them_at_once(tmp_path, monkeypatch):
+    """The second one to end finds what the first has made."""
+    checkpoint = save_random(CONFIG, str(tmp_path), scale=0.1)
+    write = weights.write_compressed
+
+    def beaten(fit, stored, folder):
+        write(fit, stored, folder)
+        write(fit, stored, folder)
+
+    monkeypatch.setattr(weights, "write_compressed", beaten)
+    found = Network(CONFIG, checkpoint, dtype="int8")
+    assert "are kept in" in found.notes[-1]
+    text = np.arange(5)
+    np.testing.assert_array_equal(found.prefill(0, text), Network(CONFIG, checkpoint, dtype="int8").prefill(0, text))
 
 
 def test_kept_by_content_and_made_once(tmp_path):

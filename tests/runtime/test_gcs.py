@@ -7,6 +7,8 @@ import re
 import signal
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.mtf_compat import tf
@@ -194,6 +196,29 @@ ProgressHook.after_run = tell
     assert weights_in(gcs_place.store, "tried", STEPS, tmp_path) == whole[STEPS]
     names = names_of(gcs_place.store, "tried")
     assert not [name for name in names if "tempstate" in name or name.endswith((".tmp", ".lock"))]
+
+
+def test_an_imported_model_on_a_bucket_is_read_with_its_own_tokenizer(gcs_place, tmp_path):
+    """Without one GPT-2's would be a guess, there as on a disk."""
+    (tmp_path / "own.json").write_text(json.dumps({**BASE, "datasets": [], "model_path": "gs://bucket/own"}))
+    gcs_place.put(
+        "bucket/own/model.ckpt-0.json", json.dumps({"source": "Hugging Face gpt2", "tokenizer": None}).encode()
+    )
+    script = f"""
+import os, sys
+from gpt_neo.config import load_config
+from gpt_neo.inputs.tokenizers import run_tokenizer
+try:
+    print("ids", run_tokenizer(load_config("{tmp_path}/own.json"), "gs://bucket/own")[0].n_vocab)
+except Exception as error:
+    print(type(error).__name__, error)
+sys.stdout.flush()
+os._exit(0)
+"""
+    assert "DataError gs://bucket/own: its model was imported without a tokenizer" in gcs_place.run(before=script)[1]
+    tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")).to_str()
+    gcs_place.put("bucket/own/tokenizer.json", tokenizer.encode())
+    assert "ids 2" in gcs_place.run(before=script)[1]
 
 
 def test_a_run_folder_on_a_bucket_is_exported(gcs_place, tmp_path):

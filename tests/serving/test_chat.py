@@ -29,7 +29,8 @@ def served_of(tokenizer, template=None, length=400):
 def test_a_prompt_equals_transformers(folder):  # noqa: F811
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    served = served_of(load_tokenizer(os.path.join(folder, "tokenizer.json")), template_of(folder))
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
+    served = served_of(tokenizer, template_of(folder, tokenizer))
     found = parse_chat({"messages": CHAT[:4], "stop": "x"}, served)
     assert found.prompts == [theirs.apply_chat_template(CHAT[:4], add_generation_prompt=True)["input_ids"]]
     assert found.ends == (theirs.convert_tokens_to_ids("<|end|>"),) and found.stop == ("x",)
@@ -131,6 +132,7 @@ def test_what_steers_an_answer(server):
         ({"messages": [{"role": "user", "content": "x" * 400}]}, "the model's length is 160"),
         ({"logit_bias": {"x": 1}}, 'token id "x"'),
         ({"logit_bias": {"300": 1}}, "0 to 299"),
+        ({"logit_bias": {"00000000000000000000999999": 1}}, "0 to 299"),
         ({"logit_bias": {"3": 101}}, "-100 to 100"),
         ({"logit_bias": [1]}, "logit_bias is [1]"),
         ({"min_tokens": 9}, "min_tokens is 9"),
@@ -159,5 +161,5 @@ def test_templates_that_fail(model, tmp_path):
         parse_chat({"messages": ASK}, none)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% for"}))
     with pytest.raises(Exception, match="the chat template is none"):
-        template_of(str(tmp_path))
-    assert template_of(str(tmp_path / "..")) is None and PLAIN.ends(model.tokenizer) == ()
+        template_of(str(tmp_path), model.tokenizer)
+    assert template_of(str(tmp_path / ".."), model.tokenizer) is None and PLAIN.ends(model.tokenizer) == ()

@@ -1,6 +1,7 @@
 """Who comes next."""
 
 import asyncio
+import functools
 import threading
 import types
 from unittest import mock
@@ -99,6 +100,22 @@ def test_a_row_without_numbers_ends_alone():
     assert [i for i, piece in told if isinstance(piece, CheckpointError)] == [1]
     assert sorted(engine.rows) == [0, 2]
     assert read[-1] == ("cleared", [1])
+
+
+def test_a_wish_that_cannot_be_met_ends_its_row_alone():
+    told = []
+    engine = engine_of([], step=lambda tokens, positions, start: np.zeros([8, 4]))
+    engine.waiting.extend(
+        Sequence(i, [i + 1], 0, 3, SampleOptions(temperature=0), (), functools.partial(told.append), request=str(i))
+        for i in range(2)
+    )
+    engine.waiting[0].adjustments = Adjustments({9: 1.0})  # there are four ids
+    engine.admit()
+    for _ in range(2):
+        engine.read_one()
+    engine.step()
+    assert [type(piece) for piece in told if isinstance(piece, Exception)] == [IndexError]
+    assert list(engine.rows) == [1] and engine.failure is None
 
 
 def test_what_a_request_does_to_the_numbers_is_not_the_model():

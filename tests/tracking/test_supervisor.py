@@ -142,6 +142,13 @@ stuck_here()
     assert "stuck_here" in harness.supervisor.output.text()
 
 
+def test_a_training_that_looks_after_itself_is_left_alone(harness):
+    """A step, or an evaluation, that takes longer than the supervisor waits without a sign."""
+    silent = "\nfor _ in range(30):\n    time.sleep(0.05); os.utime(os.environ['GPT_NEO_PULSE'])"
+    assert harness.supervise((1, 2, silent), policy={"stall": 0.5}) == 0
+    assert harness.told == []
+
+
 def test_after_the_last_step_silence_is_no_stall(harness):
     assert harness.supervise((1, 7, "time.sleep(1.5)"), train_steps=7, policy={"stall": 0.3}) == 0
 

@@ -59,6 +59,10 @@ def test_rows_are_handed_on_in_order_and_once(tmp_path, monkeypatch):
     assert dict(kept.rows[:3]) == WANTED and [step for step, _ in kept.rows] == [10, 20, 30, 40]
     assert kept.closed is False and broken.closed is None
     assert told == ["--track broken failed, and gets no more of this run: no way to the server"]
+    ended = Kept()
+    with Follower(Metrics(str(tmp_path), "x"), {"kept": ended}, told.append) as follower:
+        follower.failed = True  # by its exit status
+    assert ended.closed is True
     failed = Kept()
     with pytest.raises(ValueError), Follower(Metrics(str(tmp_path), "x"), {"kept": failed}, told.append):
         raise ValueError

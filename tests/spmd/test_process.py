@@ -1,0 +1,125 @@
+"""The process of the devices: how its end is told, and what is left of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import types
+
+import pytest
+
+from gpt_neo.errors import CheckpointError
+from gpt_neo.spmd import hosts, parts, process
+from gpt_neo.spmd.process import Worker, WorkerLost
+from gpt_neo.spmd.saver import DeviceSaves
+from tests.conftest import ROOT
+
+
+def test_a_process_that_is_killed_is_told_with_its_status(monkeypatch, tmp_path):
+    """As the system's end of one that takes too much memory: nothing is written, there is the status alone."""
+    script = tmp_path / "worker.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(process, "WORKER", script)
+    worker = Worker(sys.executable, "cpu", 1)
+    with pytest.raises(WorkerLost, match="the JAX process ended: status -9"):
+        worker.ask({"do": "load"}, {})
+    worker.close()
+    assert not os.path.exists(worker.folder.name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_takes_processes_and_folders_along(tmp_path, number):
+    """Where nothing else hears it: while a program is compiled, in evaluation and sampling."""
+    (tmp_path / "worker.py").write_text("import time\ntime.sleep(60)\n")
+    script = """
+        import sys, time
+        from pathlib import Path
+        from gpt_neo.spmd import process
+        process.WORKER = Path(sys.argv[1])
+        with process.unwinding():
+            worker = process.Worker(sys.executable, "cpu", 1)
+            try:
+                print(worker.process.pid, worker.folder.name, flush=True)
+                worker.ask({"do": "load"}, {})
+            finally:
+                worker.process.kill()
+                worker.close()
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "worker.py")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT}) as running:
+        pid, folder = running.stdout.readline().split()
+        assert os.path.isdir(folder)
+        running.send_signal(number)
+        assert running.wait(timeout=30) == 128 + number
+    assert not os.path.exists(folder)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
+def test_what_a_writing_thread_fails_with_is_no_checkpoint(monkeypatch):
+    def save(part, tensors):
+        if part == "b":
+            raise MemoryError("no more")
+
+    monkeypatch.setattr(parts, "parts_of", lambda *given: iter([("a", []), ("b", []), ("c", [])]))
+    monkeypatch.setattr(parts, "save_tensors", save)
+    writing = parts.Writing(None, {}, [0], "x", 1)
+    writing.thread.join()
+    with pytest.raises(MemoryError):
+        writing.parts()
+
+
+def test_a_lost_folder_gets_no_checkpoint():
+    """Of one that is being written beside the training, too."""
+    saves = DeviceSaves.__new__(DeviceSaves)
+    saves.failure, saves._save_path = None, "x/model.ckpt"
+
+    def lost():
+        raise CheckpointError("the folder is another run's")
+
+    saves.owned, saves._get_saver = lost, lambda: pytest.fail("it is merged")
+    saves.finish_beside(3)
+    assert isinstance(saves.failure, CheckpointError)
+
+
+def test_a_stranger_who_says_a_byte_now_and_then_is_left_in_time(monkeypatch):
+    monkeypatch.setattr(hosts, "HELLO", 0.5)
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def drip():
+        while not over.wait(0.1):
+            theirs.send(b"x")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(OSError):
+        hosts.hello(ours)
+    assert time.monotonic() - began < 3
+    over.set()
+    thread.join()
+    ours.close()
+    theirs.close()
+
+
+def test_devices_that_are_interrupted_at_the_start_end(monkeypatch):
+    """Ctrl-C and SIGTERM are no errors of devices; their process has a session of its own and would live on."""
+    from gpt_neo.spmd.devices import Devices
+
+    closed = []
+
+    def ask_all(header, arrays):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Devices, "close", lambda self: closed.append(self))
+    worker = types.SimpleNamespace(numbers=iter([1]))
+    program = types.SimpleNamespace(stablehlo="", description={"cores": 1})
+    group = types.SimpleNamespace(own=types.SimpleNamespace(worker=worker), ask_all=ask_all)
+    with pytest.raises(KeyboardInterrupt):
+        Devices(program, hosts=group)
+    assert len(closed) == 1
