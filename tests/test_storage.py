@@ -22,6 +22,19 @@ def folder(request, tmp_path):
     return f"gs://{BUCKET}/folder"
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    """Texts often lie elsewhere, on a larger disk; a link back, or a second one, is no second text."""
+    for place in ("here", "there/deep"):
+        os.makedirs(tmp_path / place)
+    (tmp_path / "here" / "a.txt").write_text("a")
+    (tmp_path / "there" / "deep" / "b.txt").write_text("b")
+    os.symlink(tmp_path / "there", tmp_path / "here" / "link")
+    os.symlink(tmp_path / "there", tmp_path / "here" / "second")
+    os.symlink(tmp_path / "here", tmp_path / "there" / "back")
+    found = storage.list_files(str(tmp_path / "here"))
+    assert [os.path.basename(path) for path in found] == ["a.txt", "b.txt"]
+
+
 def test_write_list_read_delete(folder):
     storage.make_folder(folder)
     assert not storage.exists(storage.join(folder, "a"))

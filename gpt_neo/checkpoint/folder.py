@@ -12,6 +12,7 @@ from typing import Optional
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, file_size, read_bytes
 from gpt_neo.checkpoint.names import PREFIX, step_of
+from gpt_neo.config.folders import BEST
 from gpt_neo.config.loader import has_their_config
 from gpt_neo.dataprep.encodings import mark_of
 from gpt_neo.errors import CheckpointError
@@ -28,7 +29,6 @@ ENTRY = re.compile(
 )
 ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)", re.S)
 FILES = f"{PREFIX}*.index"
-BEST = "best"  # sub-folder of the checkpoint with the least loss on held-out records
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Callable, Optional, Protocol
 
 from gpt_neo.checkpoint.best import Best, keep_best, read_best
 from gpt_neo.checkpoint.names import PREFIX
-from gpt_neo.cli.console import ProgressLine
+from gpt_neo.cli.console import ProgressLine, note
 from gpt_neo.cli.evaluate import append_result, result_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
@@ -104,6 +104,8 @@ class DuringTraining:
         self.line, self.watch, self.first = line, watch, 0 if from_weights else 1
         run = job.run
         self.sources: list[Source] = evaluation_sources(run) if evaluates(run) else []
+        if run.training.eval_steps and not self.sources:
+            note("eval_steps is set, and no dataset has an eval_path: nothing is evaluated while it trains")
         size = beside.batch_size
         samples = sum(source.samples for source in self.sources)
         self.batches = min(run.training.eval_steps, -(-samples // size))

@@ -27,7 +27,7 @@ from gpt_neo.cli.finetune_data import dataset_of, prompt_of
 from gpt_neo.cli.options import RunOptions, SamplingOptions, Train
 from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
 from gpt_neo.config import load_config
-from gpt_neo.config.loader import FOLDER_CONFIG, parse_override
+from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError
 
@@ -50,6 +50,8 @@ def finetune(options: Finetune) -> int:
         raise ConfigError("--new and --init_from are for `gpt-neo train`; a fresh fine-tune has another --out")
     if storage.is_remote(options.out):
         raise ConfigError(f"--out {options.out}: a fine-tune works in a local folder; copy it to a bucket afterwards")
+    for pattern in options.freeze:  # before anything is written
+        check_pattern(pattern, "--freeze", options.source)
     check_request(options, out)
     run = import_model(options, out)
     dataset = dataset_of(options, run, out)

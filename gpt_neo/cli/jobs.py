@@ -19,6 +19,11 @@ from gpt_neo.tracking.supervisor import end_with_parent
 def train(options: Train) -> int:
     """Train, under supervision if a name to record it under is given."""
     check_backend(options, skip_spikes=options.training.skip_spikes)
+    if options.model.checkpoint not in (None, "latest"):
+        raise ConfigError(
+            f"--checkpoint {options.model.checkpoint}: training goes on from the newest checkpoint of its folder; "
+            "--init_from RUN/model.ckpt-STEP begins another run from an older one"
+        )
     # the training itself, a process of its own, tells what was recognised in the config
     job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
     require_records(job.run)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
-import os
 
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import memory_text, model_text, say
@@ -13,8 +13,9 @@ from gpt_neo.config.estimate import microbatches, training_memory
 from gpt_neo.config.layouts import dimension_sizes
 from gpt_neo.config.network import kinds_of
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.records import count_records, counts_from_names, records_only
-from gpt_neo.errors import counted
+from gpt_neo.dataprep.records import records_only
+from gpt_neo.errors import GptNeoError, counted
+from gpt_neo.inputs.sources import training_sources
 
 
 def show_plan(options: Plan) -> int:
@@ -47,21 +48,28 @@ def show_plan(options: Plan) -> int:
 
 def epoch_text(run: RunConfig) -> str:
     """Steps per epoch, where the records can be counted without a download."""
-    parts = []
-    for ref, dataset in run.datasets:
-        paths = records_only(glob.glob(dataset.path))
-        if not paths:
-            parts.append(f"{ref.name}: no local records match {dataset.path}, so the steps per epoch are unknown")
-            continue
-        named = counts_from_names(paths)
-        count = sum(count_records(p) if n is None and os.path.isfile(p) else n or 0 for p, n in zip(paths, named))
-        steps = count / run.training.train_batch_size
+    parts, there = [], tuple(pair for pair in run.datasets if records_only(glob.glob(pair[1].path)))
+    try:
+        sources = training_sources(dataclasses.replace(run, datasets=there)) if there else []
+    except GptNeoError as error:  # a plan is not the place to end for that
+        return f"unknown: {error}"
+    whole = sum(source.weight for source in sources)
+    for source in sources:
+        share = source.weight / whole
+        steps = source.samples / (run.training.train_batch_size * share)
+        cut = "" if source.samples == source.records else f" ({source.samples:,} samples)"
+        mixed = f" at {share:.1%} of the samples" if len(sources) > 1 else ""
         parts.append(
-            f"{ref.name}: {count:,} records, {steps:,.1f} steps per epoch, "
-            f"{run.training.train_steps / steps if steps else 0:.2f} epochs"
+            f"{source.name}: {source.records:,} records{cut}, {steps:,.1f} steps per epoch{mixed}, "
+            f"{run.training.train_steps / steps:.2f} epochs"
         )
-    there = {ref.name for ref, _ in run.datasets}
-    missing = [ref.name for ref in run.training.datasets if ref.name not in there]
+    parts += [
+        f"{ref.name}: no local records match {dataset.path}, so the steps per epoch are unknown"
+        for ref, dataset in run.datasets
+        if (ref, dataset) not in there
+    ]
+    known = {ref.name for ref, _ in run.datasets}
+    missing = [ref.name for ref in run.training.datasets if ref.name not in known]
     parts += [
         f"{name}: there is no dataset config of this name, so the steps per epoch are unknown" for name in missing
     ]

@@ -24,6 +24,7 @@ from gpt_neo.cli.options import SamplingOptions, TrainingOptions
 from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.config import load_config
 from gpt_neo.config.estimate import training_memory
+from gpt_neo.config.network import matches, variables_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, counted
 from gpt_neo.evaluation.documents import files_of
@@ -243,6 +244,9 @@ def show_opening(job: Job, found: Optional[Found], replicas: int, devices: str) 
     say(memory_text(training_memory(run, replicas)))
     say(f"training  {run.tokens_per_step:,} tokens per step, steps {start:,} to {run.training.train_steps:,}")
     say(devices)
+    for pattern in run.optimizer.freeze:
+        if not any(matches(pattern, name) for name in variables_of(run.model)):
+            note(f"freeze: {pattern!r} matches no variable, and freezes none")
     say(weights_text(job, found))
     say(f"folder    {job.folder}")
 
@@ -289,6 +293,8 @@ def next_text(job: Job) -> str:
         if is_sampled_alike(job.run, model.model, rest):
             needed = rest
     words = " ".join(shlex.quote(word) for word in [model.model, *(f"--set={text}" for text in needed)])
+    if not job.run.model.causal:
+        return f"next      gpt-neo eval {words}"
     return f'next      gpt-neo sample {words} "Once upon a time"'
 
 

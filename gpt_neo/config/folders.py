@@ -8,6 +8,8 @@ import os
 from gpt_neo import storage
 from gpt_neo.config.schema import RunConfig
 
+BEST = "best"  # sub-folder of the checkpoint with the least loss on held-out records
+
 
 def model_folder(run: RunConfig, reads_only: bool = False) -> str:
     """`model_path`, else the config's own folder if it holds checkpoints (a release), else runs/<name>.

@@ -16,6 +16,7 @@ import regex
 
 from gpt_neo import storage
 from gpt_neo.config import legacy
+from gpt_neo.config.folders import BEST
 from gpt_neo.config.restore import restore
 from gpt_neo.config.rules import check_rules
 from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, ModelConfig, RunConfig
@@ -24,6 +25,7 @@ from gpt_neo.system import shipped
 
 CONFIG_DIR = shipped("configs")
 FOLDER_CONFIG = "config.json"  # of a folder that import-hf made, or of a release
+CHECKPOINT = re.compile(r"model\.ckpt-(\d+)(\..*)?")
 RECORD = re.compile(r"model\.ckpt-(\d+)\.json")  # gpt_neo/checkpoint/provenance.py
 # Names of configs of the 2021 program, and the one of that size.
 SUCCESSORS = {
@@ -64,9 +66,8 @@ def load_config(
     path = find_config(name_or_path, config_dir)
     written, changes = storage.read_json(path, ConfigError, once=True), dict(parse_override(text) for text in overrides)
     refuse_hugging_face(written, path)
-    notes: tuple[str, ...] = ()
-    if RECORD.fullmatch(os.path.basename(path)):  # in the words of this program
-        raw = {**written["config"], **changes}
+    if RECORD.fullmatch(os.path.basename(path)):  # of a run, wherever its folder has been moved or copied to
+        raw, notes = restore({**written["config"], "model_path": folder_of_record(path), **changes}, path)
     else:
         raw, notes = restore({**written, **changes}, path, written)
     reject_unknown(raw, known_keys() | set(legacy.SPELLINGS), path)
@@ -79,6 +80,12 @@ def load_config(
     idle = (item for item in legacy.IDLE.items() if getattr(sections["training"], item[0]))
     notes += tuple(f"the key {key} does nothing here: {why}" for key, why in idle)
     return RunConfig(source=path, name=run_name(path), datasets=datasets, notes=notes, **sections)
+
+
+def folder_of_record(path: str) -> str:
+    """The folder of the run that a checkpoint's record belongs to."""
+    folder = os.path.dirname(os.path.abspath(path))
+    return os.path.dirname(folder) if os.path.basename(folder) == BEST else folder
 
 
 def run_name(path: str) -> str:
@@ -117,6 +124,8 @@ def config_in(folder: str) -> str:
 
 def find_config(name_or_path: str, config_dir: str) -> str:
     """Return the path of a config given by name, path or folder."""
+    if CHECKPOINT.fullmatch(os.path.basename(name_or_path)) and not RECORD.fullmatch(os.path.basename(name_or_path)):
+        raise ConfigError(f"no config {name_or_path!r}{what_instead(name_or_path, config_dir)}")
     names = [name_or_path, name_or_path + ".json"]
     candidates = names + [os.path.join(config_dir, name) for name in names]
     for candidate in candidates:
@@ -130,7 +139,7 @@ def find_config(name_or_path: str, config_dir: str) -> str:
 def what_instead(name: str, config_dir: str) -> str:
     """What somebody may have meant by a name that is none of a config, and the words that say it."""
     folder, _, file = name.rpartition("/")
-    checkpoint = re.fullmatch(r"model\.ckpt-(\d+)(\..*)?", file)
+    checkpoint = CHECKPOINT.fullmatch(file)
     if checkpoint:
         return f": it is a checkpoint, for which there is --model {folder or '.'} --checkpoint {checkpoint[1]}"
     if may_be_on_hub(name):
@@ -387,12 +396,14 @@ def load_datasets(refs: Sequence[DatasetRef], path: str, config_dir: str, writte
             found.append((ref, load_dataset(ref.name, path, config_dir)))
         except NoDataset as error:
             recorded = RECORD.fullmatch(os.path.basename(path)) is not None
-            paths = written.get("data", {}).get("datasets", {}) if recorded else {}
+            data = written.get("data", {}) if recorded else {}
+            paths, held_out = data.get("datasets", {}), data.get("eval_paths", {})
             if ref.name not in paths:
                 missing.append(error)
                 continue
             tokenizer = written.get("tokenizer") or {}
             facts = {"eos_id": tokenizer.get("eos_id"), "padding_id": tokenizer.get("padding_id", 0)}
+            facts["eval_path"] = held_out.get(ref.name)
             found.append((ref, DatasetConfig(paths[ref.name], tokenizer_path=tokenizer.get("path"), **facts)))
     return tuple(found), missing
 
@@ -401,8 +412,9 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
     """Load one dataset config by id or path."""
     found = find_dataset(name, path, config_dir)
     if not found:
-        folders = ", ".join(dataset_folders(path, config_dir))
-        raise NoDataset(f"{path}: dataset {name!r} has no file; looked for {name}.json in {folders}")
+        names = name if name.endswith(".json") else f"{name}.json"
+        folders = ", ".join([os.getcwd(), *dataset_folders(path, config_dir)])
+        raise NoDataset(f"{path}: dataset {name!r} has no file; looked for {names} in {folders}")
     raw = storage.read_json(found, ConfigError, once=True)
     reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, found)
     return build_dataclass(DatasetConfig, raw, found)
@@ -412,12 +424,13 @@ def find_dataset(name: str, path: str, config_dir: str) -> str:
     """The file of a dataset config; empty if there is none."""
     for folder in ("", *dataset_folders(path, config_dir)):
         for file_name in (name, name + ".json"):
-            if os.path.isfile(os.path.join(folder, file_name)):
-                return os.path.join(folder, file_name)
+            found = os.path.join(folder, file_name)
+            if os.path.isfile(found) and os.path.abspath(found) != os.path.abspath(path):  # the model's own is none
+                return found
     return ""
 
 
 def dataset_folders(path: str, config_dir: str) -> list[str]:
-    """Where dataset configs lie: beside a model config, and beside those that are shipped."""
+    """Where dataset configs lie: in a folder beside a model config, in that of the shipped ones, beside the config."""
     beside = os.path.dirname(os.path.abspath(path))
-    return [os.path.join(beside, "dataset_configs"), os.path.join(config_dir, "dataset_configs")]
+    return [os.path.join(beside, "dataset_configs"), os.path.join(config_dir, "dataset_configs"), beside]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -124,7 +125,7 @@ def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None)
     folder = folder if storage.is_remote(folder) else os.path.abspath(folder)
     return {
         "n_vocab": tokenizer["n_vocab"],
-        "path": storage.join(folder, f"{manifest['name']}_*.tfrecords"),
+        "path": storage.join(glob.escape(folder), f"{glob.escape(manifest['name'])}_*.tfrecords"),
         "eval_path": eval_path if not eval_path or storage.is_remote(eval_path) else os.path.abspath(eval_path),
         "tokenizer_path": "gpt2" if pretrained else os.path.abspath(tokenizer["path"]),
         "tokenizer_is_pretrained": pretrained,

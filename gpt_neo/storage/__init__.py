@@ -126,11 +126,16 @@ def is_folder(path: str) -> bool:
 
 
 def list_files(folder: str) -> list[str]:
-    """Every file below a folder, sorted; hidden files and folders are left out."""
+    """Every file below a folder, sorted; links are followed, hidden files and folders left out."""
     if is_remote(folder):
         return buckets.list_files(folder)
-    found = []
-    for top, folders, names in os.walk(local(folder), onerror=raise_error):
+    found, seen = [], set()
+    for top, folders, names in os.walk(local(folder), onerror=raise_error, followlinks=True):
+        about = os.stat(top)
+        if (about.st_dev, about.st_ino) in seen:  # a link back, or a second one to the same folder
+            folders[:] = []
+            continue
+        seen.add((about.st_dev, about.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(top, name) for name in names if not name.startswith(".")]
     return sorted(found)

@@ -1,10 +1,12 @@
 """Nothing is lost on the way from documents to records, whatever the number of workers, and the account says so."""
 
+import glob
 import gzip
 import hashlib
 import json
 import os
 import re
+import shutil
 import time
 
 import numpy as np
@@ -419,3 +421,6 @@ def test_dataset_config_for_training(corpus, tmp_path, small_tokenizer):
         "padding_id": 1,
     }
     assert dataset_config(manifest, "gs://b/p")["path"] == "gs://b/p/data_*.tfrecords"
+    os.makedirs(tmp_path / "x[1]")
+    made = [shutil.copy(path, tmp_path / "x[1]") for path in glob.glob(str(tmp_path / "out" / "data_*.tfrecords"))]
+    assert sorted(glob.glob(dataset_config(manifest, str(tmp_path / "x[1]"))["path"])) == sorted(made) and made
