@@ -53,7 +53,11 @@ def logprobs_object(tokenizer: Tokenizer, tokens: Sequence[Scored], offsets: Seq
 
 @dataclasses.dataclass
 class Choice:
-    """One answer as it grows. index: its place among those of the request."""
+    """One answer as it grows.
+
+    index: its place among those of the request. made: tokens that it reports, those of the prompt left out; drawn: that
+    were drawn, known at its end.
+    """
 
     index: int
     prompt: list
@@ -64,6 +68,7 @@ class Choice:
     offsets: list = dataclasses.field(default_factory=list)
     finish: Optional[str] = None
     made: int = 0
+    drawn: int = 0
     begun: bool = False
 
     def add(self, piece: Piece, served: Served) -> tuple[str, list, list]:
@@ -81,7 +86,7 @@ class Choice:
         self.text += text
         self.tokens += tokens
         self.offsets += offsets
-        self.finish = piece.finish
+        self.finish, self.drawn = piece.finish, piece.drawn
         return text, tokens, offsets
 
     def mean_logprob(self) -> float:

@@ -192,7 +192,7 @@ class Exchange:
 
     def usage(self) -> dict:
         """Tokens that it took."""
-        return usage_json(self.completion, sum(choice.made for choice in self.choices))
+        return usage_json(self.completion, sum(choice.drawn for choice in self.choices))
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events; those that are there together are sent together."""

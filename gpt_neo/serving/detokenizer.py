@@ -23,12 +23,14 @@ class Piece:
     """What is added to an answer: text, tokens with the place in the answer's text where each begins, and the end.
 
     finish: None while it goes on, `stop` after the end-of-text token or a stop string, `length` at max_tokens.
+    drawn: with the last piece, tokens that were drawn for the answer, those of a stop string among them.
     """
 
     text: str
     tokens: tuple[Scored, ...] = ()
     offsets: tuple[int, ...] = ()
     finish: Optional[str] = None
+    drawn: int = 0
 
 
 class Detokenizer:

@@ -348,7 +348,7 @@ class Engine:
     def leave(self, row: Running, piece: Piece) -> None:
         """The row's last piece."""
         self.rows.pop(row.index, None)
-        row.sequence.tell(piece)
+        row.sequence.tell(dataclasses.replace(piece, drawn=row.made))
 
     def picture(self, tokens: list, layer: int, tell: Callable[[Any], None], wanted: Callable[[], bool]) -> None:
         """What a layer attends with (see `RowDecoder.attention_inputs`), told between two steps if still wanted."""

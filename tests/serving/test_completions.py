@@ -39,6 +39,15 @@ def test_the_official_client_completes_streams_and_gets_log_probabilities(client
         client.completions.create(**{**asked, "model": "large"})
 
 
+def test_tokens_of_a_stop_string_are_drawn_too(server):
+    asked = {"prompt": PROMPT, "max_tokens": 20, "temperature": 0, "return_token_ids": True}
+    (whole,) = complete(server, **asked)["choices"]
+    tokens = [server.engine.tokenizer.decode([i]) for i in whole["token_ids"]]
+    place = next(i for i in range(2, 20) if tokens[i] and tokens[i] not in "".join(tokens[:i]))
+    stopped = complete(server, **asked, stop=tokens[place])
+    assert stopped["usage"]["completion_tokens"] == place + 1 == len(stopped["choices"][0]["token_ids"]) + 1
+
+
 def test_a_client_that_leaves_frees_its_row(server, client):
     asked = {"model": "small", "prompt": PROMPT, "max_tokens": 140, "temperature": 1.5, "seed": 3, "n": 10}
     stream = client.completions.create(**asked, stream=True)
