@@ -31,8 +31,11 @@ def test_links_to_folders_are_followed_once(tmp_path):
     os.symlink(tmp_path / "there", tmp_path / "here" / "link")
     os.symlink(tmp_path / "there", tmp_path / "here" / "second")
     os.symlink(tmp_path / "here", tmp_path / "there" / "back")
+    os.makedirs(tmp_path / "here" / "own")
+    (tmp_path / "here" / "own" / "c.txt").write_text("c")
+    os.symlink(tmp_path / "here" / "own", tmp_path / "here" / "alias")
     found = storage.list_files(str(tmp_path / "here"))
-    assert [os.path.basename(path) for path in found] == ["a.txt", "b.txt"]
+    assert [os.path.relpath(path, tmp_path / "here") for path in found] == ["a.txt", "link/deep/b.txt", "own/c.txt"]
 
 
 def test_write_list_read_delete(folder):

@@ -27,7 +27,7 @@ from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import BEST, write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
 from gpt_neo.checkpoint.hf_folder import HfFolder
-from gpt_neo.checkpoint.hf_tokens import begin_id, copy_tokenizer, special_ids
+from gpt_neo.checkpoint.hf_tokens import begin_id, copy_tokenizer, is_row, special_ids
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.provenance import make_provenance
 from gpt_neo.checkpoint.recast import Recast
@@ -268,7 +268,7 @@ def export_hf(
         with small_files(os.path.dirname(folder) if os.path.basename(folder) == BEST else folder) as beside:
             export_tokenizer(staging, beside, run, tokenizer)
         begin = begin_id(staging)
-        config = {**config, **({} if begin is None else {"bos_token_id": begin})}
+        config = {**config, **({"bos_token_id": begin} if is_row(begin, recast.model.n_vocab) else {})}
         storage.write_json(os.path.join(staging, "config.json"), config)
         storage.write_json(
             os.path.join(staging, "generation_config.json"),

@@ -72,7 +72,10 @@ def begin_id(folder: str) -> Optional[int]:
     """Id of the token that begins a text, as the tokenizer's files name it; None where they do not."""
     tokens = (optional_json(folder, name).get("bos_token") for name in TOKEN_FILES)
     texts = (token.get("content") if isinstance(token, dict) else token for token in tokens)
-    return next((token_id(folder, text) for text in texts if isinstance(text, str)), None)
+    try:
+        return next((token_id(folder, text) for text in texts if isinstance(text, str)), None)
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer's files are damaged: {error!r}") from error
 
 
 def as_ids(value: Any) -> list:

@@ -45,6 +45,9 @@ def told_of_end(command: Callable[[], int], tell: Callable[[int], Any]) -> int:
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
         raise
+    except SystemExit as error:  # of a signal
+        status = error.code if isinstance(error.code, int) else status
+        raise
     finally:
         tell(status)
 

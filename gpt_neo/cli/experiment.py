@@ -65,7 +65,7 @@ def told_to_trackers(job: Job, options: Train, identity: str, run: Callable[[], 
     from gpt_neo.tracking.trackers import tracked
 
     places, events = options.tracking.track, bool(job.devices.tpu)
-    with tracked(places, job.folder, identity, config_keys(job.run), note, events) as follower:
+    with tracked(places, job.folder, identity, config_keys(job.run), note, events, job.identity) as follower:
         status = run()
         assert follower is not None
         follower.failed = status != 0

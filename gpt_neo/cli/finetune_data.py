@@ -133,6 +133,8 @@ def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
             # A manifest is written last: where there is one, a run that was killed since had come so far.
             done = manifest_path(work)
             manifests[name] = storage.read_json(done) if storage.exists(done) else prepare_with_bar(work, restart=False)
+            if manifests[name]["account"]["documents_in"] != counts[name]:
+                raise DataError(f"{done}: is of other texts than --data has now; give another --out")
     with open(texts["held_out" if counts["held_out"] else "train"], encoding="utf-8") as handle:
         prompt = json.loads(handle.readline())["text"]
     for path in texts.values():

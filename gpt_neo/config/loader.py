@@ -16,8 +16,8 @@ import regex
 
 from gpt_neo import storage
 from gpt_neo.config import legacy
-from gpt_neo.config.folders import BEST
-from gpt_neo.config.restore import restore
+from gpt_neo.config.folders import has_checkpoints
+from gpt_neo.config.restore import restore, restore_overrides
 from gpt_neo.config.rules import check_rules
 from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, DatasetRef, ModelConfig, RunConfig
 from gpt_neo.errors import ConfigError, GptNeoError
@@ -66,8 +66,9 @@ def load_config(
     path = find_config(name_or_path, config_dir)
     written, changes = storage.read_json(path, ConfigError, once=True), dict(parse_override(text) for text in overrides)
     refuse_hugging_face(written, path)
-    if RECORD.fullmatch(os.path.basename(path)):  # of a run, wherever its folder has been moved or copied to
-        raw, notes = restore({**written["config"], "model_path": folder_of_record(path), **changes}, path)
+    if RECORD.fullmatch(os.path.basename(path)):  # in the words of this program, but for what is set now
+        raw = {**written["config"], **place_of_record(path), **changes}
+        notes = restore_overrides(raw, path)
     else:
         raw, notes = restore({**written, **changes}, path, written)
     reject_unknown(raw, known_keys() | set(legacy.SPELLINGS), path)
@@ -82,10 +83,10 @@ def load_config(
     return RunConfig(source=path, name=run_name(path), datasets=datasets, notes=notes, **sections)
 
 
-def folder_of_record(path: str) -> str:
-    """The folder of the run that a checkpoint's record belongs to."""
+def place_of_record(path: str) -> dict:
+    """The model_path of a run whose folder a checkpoint's record lies in, wherever it has been moved or copied to."""
     folder = os.path.dirname(os.path.abspath(path))
-    return os.path.dirname(folder) if os.path.basename(folder) == BEST else folder
+    return {"model_path": folder} if has_checkpoints(folder) else {}
 
 
 def run_name(path: str) -> str:
@@ -124,7 +125,8 @@ def config_in(folder: str) -> str:
 
 def find_config(name_or_path: str, config_dir: str) -> str:
     """Return the path of a config given by name, path or folder."""
-    if CHECKPOINT.fullmatch(os.path.basename(name_or_path)) and not RECORD.fullmatch(os.path.basename(name_or_path)):
+    name = os.path.basename(name_or_path)
+    if CHECKPOINT.fullmatch(name) and not RECORD.fullmatch(name) and not os.path.isdir(name_or_path):
         raise ConfigError(f"no config {name_or_path!r}{what_instead(name_or_path, config_dir)}")
     names = [name_or_path, name_or_path + ".json"]
     candidates = names + [os.path.join(config_dir, name) for name in names]

@@ -39,6 +39,11 @@ def restore(raw: Mapping[str, Any], where: str, written: Optional[Collection[str
     return keys, tuple(notes)
 
 
+def restore_overrides(keys: dict, where: str) -> tuple:
+    """The same of what the command line sets for a run of this program. keys is changed; lines for the person."""
+    return tuple(note for step in (restore_datasets, restore_layout) for note in step(keys, False, where))
+
+
 def is_legacy(names: Collection[str]) -> bool:
     """Whether every key is one that a config of the 2021 program, or of one before it, may have."""
     return all(name in legacy.KEYS or name in FORMER for name in names)

@@ -21,7 +21,6 @@ from gpt_neo.dataprep.records import (
 )
 from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.inputs.seeds import salt
-from gpt_neo.mtf_compat import tf
 from gpt_neo.storage import tensorflow as files
 
 RECORD = 16  # bytes that a record takes at least
@@ -246,6 +245,8 @@ def first_record(paths: Sequence[str], counts: Sequence[int]) -> bytes:
     if os.path.exists(path):
         found = next((data for _, data in read_frames(path)), b"")
     else:
+        from gpt_neo.mtf_compat import tf  # which files on this machine do without
+
         with tf.Graph().as_default(), tf.Session() as session:
             following = tf.data.make_one_shot_iterator(tf.data.TFRecordDataset(path)).get_next()
             try:
@@ -267,6 +268,8 @@ def count_remote(paths: Sequence[str]) -> Iterator[int]:
     """
     if not paths:
         return
+    from gpt_neo.mtf_compat import tf
+
     with tf.Graph().as_default(), tf.Session() as session:
         path = tf.placeholder(tf.string, [])
         count = tf.data.TFRecordDataset(path).reduce(tf.constant(0, tf.int64), lambda total, _: total + 1)

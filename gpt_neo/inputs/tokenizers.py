@@ -35,13 +35,18 @@ def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]
                 "(GPT-2's would read and write other ids)"
             )
         tokenizer = load_tokenizer(own, eos_id=run.model.eos_id if own else None)
+    if own:
+        tokenizer.name = storage.join(storage.local(folder), "tokenizer.json")
     return tokenizer, run.model.eos_id if own or run.model.eos_id is None else tokenizer.eos_id
 
 
 def without_tokenizer(folder: str) -> bool:
     """Whether the weights of a folder came from Hugging Face without a tokenizer: GPT-2's would be a guess."""
     for path in files.glob(storage.join(glob.escape(folder), "model.ckpt-*.json")):
-        record = storage.parse_json(files.read_bytes(path))
+        try:
+            record = storage.parse_json(files.read_bytes(path), once=False)
+        except ValueError as error:
+            raise DataError(f"{path}: is damaged: {error}") from error
         if str(record.get("source", "")).startswith("Hugging Face") and record.get("tokenizer") is None:
             return True
     return False

@@ -76,7 +76,7 @@ def is_product(operation: mtf.Operation) -> bool:
 KEPT: dict[str, Callable[[mtf.Operation], bool]] = {
     "inputs": lambda operation: False,
     "products": is_product,
-    "all": lambda operation: True,
+    "all": lambda operation: operation.outputs[0].dtype.is_floating,  # masks are made again
 }
 
 

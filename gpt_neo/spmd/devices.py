@@ -40,8 +40,11 @@ class Devices:
         text = np.frombuffer(program.stablehlo.encode(), np.uint8)
         try:
             replies = self.ask("load", {"text": text}, description=program.description)
-        except BaseException:  # a signal, too: its process has a session of its own
-            self.close()
+        except BaseException as error:
+            # After a signal too: a process that is this program's own has a session of its own, and would live on. One
+            # that others have programs in is still at work, and does not answer.
+            if self.owns or isinstance(error, DeviceError):
+                self.close()
             raise
         self.kinds: list[str] = replies[0][0]["devices"]
         self.cached: bool = replies[0][0]["cached"]

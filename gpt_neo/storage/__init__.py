@@ -129,15 +129,21 @@ def list_files(folder: str) -> list[str]:
     """Every file below a folder, sorted; links are followed, hidden files and folders left out."""
     if is_remote(folder):
         return buckets.list_files(folder)
-    found, seen = [], set()
-    for top, folders, names in os.walk(local(folder), onerror=raise_error, followlinks=True):
-        about = os.stat(top)
-        if (about.st_dev, about.st_ino) in seen:  # a link back, or a second one to the same folder
-            folders[:] = []
-            continue
-        seen.add((about.st_dev, about.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(top, name) for name in names if not name.startswith(".")]
+    found: list[str] = []
+    seen: set[tuple] = set()
+    tops = [local(folder)]
+    while tops:  # folders first, then what links lead to: a folder has the name that it has without links
+        links = []
+        for top, folders, names in os.walk(tops.pop(0), onerror=raise_error):
+            about = os.stat(top)
+            if (about.st_dev, about.st_ino) in seen:  # a link back, or a second one to the same folder
+                folders[:] = []
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links += [path for path in (os.path.join(top, name) for name in folders) if os.path.islink(path)]
+            found += [os.path.join(top, name) for name in names if not name.startswith(".")]
+        tops += links
     return sorted(found)
 
 

@@ -213,7 +213,7 @@ class Supervisor:
             self.tick()
             # A step is printed as soon as it is made, and logged only now and then; a long one, or an evaluation, is
             # looked after by the training itself.
-            now = (seen.trace, self.output.seen, os.stat(self.pulse.name).st_mtime_ns)
+            now = (seen.trace, self.output.seen, os.fstat(self.pulse.fileno()).st_mtime_ns)
             if now != trace or seen.finished or self.stop.is_set():
                 trace, since = now, time.monotonic()
             elif time.monotonic() - since > self.policy.stall:

@@ -175,13 +175,20 @@ def log_step(tracker: Tracker, step: int, values: dict[str, float]) -> None:
 
 @contextlib.contextmanager
 def tracked(
-    wheres: Sequence[str], folder: str, identity: str, config: dict, tell: Callable[[str], None], events: bool = False
+    wheres: Sequence[str],
+    folder: str,
+    identity: str,
+    config: dict,
+    tell: Callable[[str], None],
+    events: bool = False,
+    name: Optional[str] = None,
 ) -> Iterator[Optional[Follower]]:
     """Context in which a run's metrics go to every place of `wheres`; None where there is no place.
 
     Args:
       folder: of the run's checkpoints and logs.
-      identity: names its evaluation log, and the run.
+      identity: names its evaluation log.
+      name: of the run, for the trackers; its identity if absent.
       events: as `Metrics` takes them.
 
     Raises:
@@ -191,6 +198,6 @@ def tracked(
         yield None
         return
     metrics = Metrics(folder, identity, events)
-    trackers = {where: open_tracker(where, identity, config) for where in wheres}
+    trackers = {where: open_tracker(where, name or identity, config) for where in wheres}
     with Follower(metrics, trackers, tell) as follower:
         yield follower

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -10,7 +12,7 @@ from gpt_neo.__main__ import main
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.errors import ConfigError
-from tests.conftest import folder_of
+from tests.conftest import ROOT, folder_of
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +62,36 @@ def test_a_moved_run_goes_on(world, tmp_path, monkeypatch, capsys):
     assert os.path.exists(tmp_path / "there" / "model.ckpt-3.index") and not os.listdir(".")
 
 
-def test_the_folder_of_the_best_checkpoint_is_that_of_its_run(copy):
+def test_the_folder_of_the_best_checkpoint_is_read_and_that_of_its_run_is_trained(copy):
     shutil.copytree(copy, copy / "best")
-    assert model_folder(load_config(str(copy / "best"))) == str(copy)
+    run = load_config(str(copy / "best"))
+    assert model_folder(run) == str(copy) and model_folder(run, reads_only=True) == str(copy / "best")
+
+
+def test_a_record_alone_names_the_place_of_its_run(trained, copy, tmp_path):
+    """As of a run in a bucket, of which somebody has fetched what a checkpoint was trained with."""
+    shutil.copy(copy / "model.ckpt-20.json", tmp_path)
+    assert model_folder(load_config(str(tmp_path / "model.ckpt-20.json"))) == folder_of(trained)
+
+
+def test_what_a_run_was_trained_with_stays(world, capsys):
+    """Keys at their defaults are left out of records; none may be read as what the 2021 program took in their place."""
+    keys = {"ada_epsilon1": 1e-20, "ada_epsilon2": 1e-2, "weight_decay": 0.1, "adafactor_legacy_lr": False}
+    path = world.config("defaults", train_steps=1, opt_name="adafactor", lr_decay="none", **keys)
+    assert main(["train", path]) == 0
+    capsys.readouterr()
+    first, again = load_config(path), load_config(folder_of(path))
+    assert again.optimizer == first.optimizer and again.notes == ()
+
+
+def test_a_plan_is_made_without_tensorflow(world):
+    script = (
+        "import sys; from gpt_neo.__main__ import main; main(['plan', sys.argv[1]]); print('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, world.config("planned")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert "steps per epoch" in done.stdout and done.stdout.endswith("False\n"), done.stderr
 
 
 @pytest.mark.parametrize("ending", ["", ".index", ".data-00000-of-00001"])

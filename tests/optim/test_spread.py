@@ -65,6 +65,18 @@ CASES = {
         "batch:x,heads:y,slots:x",
     ),
     "gathered at each use, all else kept": ({"weight_gathers": "use", "n_layer": 2}, "x:2", "batch:x,slots:x"),
+    "gathered at each use, with masks and experts": (
+        {
+            "weight_gathers": "use",
+            "res_dropout": 0.1,
+            "attn_dropout": 0.1,
+            "num_mem_kv": 2,
+            "moe_layers": [0],
+            "moe_params": {**PARAMS, "moe_second_policy_train": "all"},
+        },
+        "x:2",
+        "batch:x,slots:x",
+    ),
     "bfloat16 in microbatches": ({"precision": "bfloat16", "tokens_per_mb_per_replica": 8}, "x:2", "batch:x,slots:x"),
 }
 

@@ -1,5 +1,6 @@
 """The process of the devices: how its end is told, and what is left of it."""
 
+import itertools
 import os
 import signal
 import socket
@@ -13,7 +14,8 @@ import types
 import pytest
 
 from gpt_neo.errors import CheckpointError
-from gpt_neo.spmd import hosts, parts, process
+from gpt_neo.spmd import devices, hosts, parts, process
+from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.process import Worker, WorkerLost
 from gpt_neo.spmd.saver import DeviceSaves
 from tests.conftest import ROOT
@@ -109,17 +111,21 @@ def test_a_stranger_who_says_a_byte_now_and_then_is_left_in_time(monkeypatch):
 
 def test_devices_that_are_interrupted_at_the_start_end(monkeypatch):
     """Ctrl-C and SIGTERM are no errors of devices; their process has a session of its own and would live on."""
-    from gpt_neo.spmd.devices import Devices
-
     closed = []
 
     def ask_all(header, arrays):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Devices, "close", lambda self: closed.append(self))
-    worker = types.SimpleNamespace(numbers=iter([1]))
+    worker = types.SimpleNamespace(numbers=itertools.count(1))
     program = types.SimpleNamespace(stablehlo="", description={"cores": 1})
     group = types.SimpleNamespace(own=types.SimpleNamespace(worker=worker), ask_all=ask_all)
     with pytest.raises(KeyboardInterrupt):
         Devices(program, hosts=group)
+    assert not closed, "others have programs in it, and it does not answer while it compiles"
+    monkeypatch.setattr(devices, "Hosts", lambda host: group)
+    monkeypatch.setattr(devices, "Host", lambda worker: None)
+    monkeypatch.setattr(devices, "Worker", lambda *given: None)
+    with pytest.raises(KeyboardInterrupt):
+        Devices(program)
     assert len(closed) == 1

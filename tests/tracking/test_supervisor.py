@@ -149,6 +149,11 @@ def test_a_training_that_looks_after_itself_is_left_alone(harness):
     assert harness.told == []
 
 
+def test_a_cleaner_of_temporary_files_ends_nothing(harness):
+    gone = "\nos.remove(os.environ['GPT_NEO_PULSE'])\ntime.sleep(0.3)"
+    assert harness.supervise((1, 2, gone)) == 0 and harness.told == []
+
+
 def test_after_the_last_step_silence_is_no_stall(harness):
     assert harness.supervise((1, 7, "time.sleep(1.5)"), train_steps=7, policy={"stall": 0.3}) == 0
 
