@@ -61,15 +61,15 @@ CASES = [
     ("gpt3_2-7B", "v4-256", ["mesh_shape=x:64,y:2", SHARED, tokens(8192), ONCE]),
     ("gpt3_2-7B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), EACH, USE]),
     ("gpt3_2-7B", "v6e-256", ["mesh_shape=x:128,y:2", SHARED, tokens(8192), KEPT]),
-    ("gpt3_6-7B", "v4-256", ["mesh_shape=x:128", WHOLE, tokens(8192), USE]),
+    ("gpt3_6-7B", "v4-256", ["mesh_shape=x:128", WHOLE, tokens(4096), USE]),
     ("gpt3_6-7B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), USE]),
     ("gpt3_6-7B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(8192), USE]),
     ("gptj_6B", "v4-256", ["mesh_shape=x:32,y:4", tokens(8192)]),
-    ("gptj_6B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), EACH, USE]),
+    ("gptj_6B", "v5e-256", [EACH]),
     ("gptj_6B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(8192), EACH, USE]),
-    ("gptneox_20B", "v4-256", ["mesh_shape=x:128", WHOLE, tokens(4096), USE]),
-    ("gptneox_20B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(2048), USE]),
-    ("gptneox_20B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), USE]),
+    ("gptneox_20B", "v4-256", ["mesh_shape=x:16,y:8"]),
+    ("gptneox_20B", "v5e-256", []),
+    ("gptneox_20B", "v6e-256", []),
 ]
 
 
