@@ -65,7 +65,7 @@ CASES = [
     ("gpt3_6-7B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), USE]),
     ("gpt3_6-7B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(8192), USE]),
     ("gptj_6B", "v4-256", ["mesh_shape=x:32,y:4", tokens(8192)]),
-    ("gptj_6B", "v5e-256", [EACH]),
+    ("gptj_6B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(2048), EACH, USE]),
     ("gptj_6B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(8192), EACH, USE]),
     ("gptneox_20B", "v4-256", ["mesh_shape=x:16,y:8"]),
     ("gptneox_20B", "v5e-256", []),
