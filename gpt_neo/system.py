@@ -6,8 +6,10 @@ import contextlib
 import gc
 import os
 import re
-from collections.abc import Iterator
-from typing import Optional
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable, Optional
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 CLONE = os.path.dirname(PACKAGE)
@@ -57,6 +59,23 @@ def beat() -> None:
     if is_supervised():
         with contextlib.suppress(OSError):
             os.utime(os.environ[PULSE])
+
+
+@contextlib.contextmanager
+def hearing(
+    numbers: Iterable[int], handler: Callable[[int, Any], None], among: Callable[[Any], bool]
+) -> Iterator[None]:
+    """Context in which signals go to a handler, those of `numbers` whose present one is `among` what may be replaced.
+
+    Only the main thread can have it so; in others nothing changes.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if main and among(signal.getsignal(number))}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def is_running(pid: int) -> bool:

@@ -59,8 +59,13 @@ def ends(folder: str, config: dict) -> Iterator[tuple[str, Any]]:
     """(file, what it gives as the end of a text) in the order of preference; None where it gives nothing."""
     yield "config.json", config.get("eos_token_id")
     yield "generation_config.json", optional_json(folder, "generation_config.json").get("eos_token_id")
+    yield from named(folder, "eos_token")
+
+
+def named(folder: str, role: str) -> Iterator[tuple[str, Optional[int]]]:
+    """(file, id of the token that it calls so, None where it does not) of each of the tokenizer's files."""
     for name in TOKEN_FILES:
-        token = optional_json(folder, name).get("eos_token")
+        token = optional_json(folder, name).get(role)
         token = token.get("content") if isinstance(token, dict) else token
         try:
             yield name, token_id(folder, token) if isinstance(token, str) else None
@@ -70,12 +75,7 @@ def ends(folder: str, config: dict) -> Iterator[tuple[str, Any]]:
 
 def begin_id(folder: str) -> Optional[int]:
     """Id of the token that begins a text, as the tokenizer's files name it; None where they do not."""
-    tokens = (optional_json(folder, name).get("bos_token") for name in TOKEN_FILES)
-    texts = (token.get("content") if isinstance(token, dict) else token for token in tokens)
-    try:
-        return next((token_id(folder, text) for text in texts if isinstance(text, str)), None)
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the tokenizer's files are damaged: {error!r}") from error
+    return next((number for _, number in named(folder, "bos_token") if number is not None), None)
 
 
 def as_ids(value: Any) -> list:

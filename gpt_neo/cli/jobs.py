@@ -28,18 +28,13 @@ def train(options: Train) -> int:
     job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
     require_records(job.run)
     end_with_parent()
-    if options.tracking.experiment:
-        from gpt_neo.cli.experiment import run_experiment
+    from gpt_neo.cli.experiment import run_experiment, told_to_trackers  # what samples does without
 
+    if options.tracking.experiment:
         with unhindered():
             return run_experiment(job, options)
     quiet.silence(options.model.verbose)
     quiet.spare_tpu(options.devices.tpu)
-    if not options.tracking.track:
-        with unhindered():
-            return train_here(job, options)
-    from gpt_neo.cli.experiment import told_to_trackers
-
     with unhindered():
         return told_to_trackers(job, options, job.identity, lambda: train_here(job, options))
 

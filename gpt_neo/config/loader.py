@@ -126,9 +126,8 @@ def config_in(folder: str) -> str:
 def find_config(name_or_path: str, config_dir: str) -> str:
     """Return the path of a config given by name, path or folder."""
     name = os.path.basename(name_or_path)
-    if CHECKPOINT.fullmatch(name) and not RECORD.fullmatch(name) and not os.path.isdir(name_or_path):
-        raise ConfigError(f"no config {name_or_path!r}{what_instead(name_or_path, config_dir)}")
-    names = [name_or_path, name_or_path + ".json"]
+    a_checkpoint = CHECKPOINT.fullmatch(name) and not RECORD.fullmatch(name)  # its record is not asked for
+    names = [] if a_checkpoint else [name_or_path, name_or_path + ".json"]
     candidates = names + [os.path.join(config_dir, name) for name in names]
     for candidate in candidates:
         if os.path.isfile(candidate):

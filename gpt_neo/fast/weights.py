@@ -237,7 +237,7 @@ def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> str:
             continue
         if os.access(folder, os.W_OK):
             return made(fit, stored, dtype, os.path.join(folder, name), notes)
-    raise CheckpointError(f"no place for weights as {dtype}: {' nor '.join(places)} cannot be written to")
+    raise CheckpointError(f"no place for weights as {dtype}: none of {', '.join(places)} can be written to")
 
 
 def made(fit: Fit, stored: dict, dtype: str, folder: str, notes: list) -> str:

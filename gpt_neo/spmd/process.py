@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.environment import worker_environment
 from gpt_neo.spmd.messages import receive, send
+from gpt_neo.system import hearing
 
 WORKER = Path(__file__).with_name("worker.py")
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -28,19 +28,13 @@ def unwinding() -> Iterator[None]:
     processes and folders that were made end with it."""
 
     def end(number: int, frame: Any) -> None:
-        for each in heard:  # the next one ends it at once
-            signal.signal(each, signal.SIG_DFL)
+        for each in SIGNALS:  # the next one ends it at once
+            if signal.getsignal(each) == end:
+                signal.signal(each, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        heard = []
-    before = {number: signal.signal(number, end) for number in heard}
-    try:
+    with hearing(SIGNALS, end, lambda now: now == signal.SIG_DFL):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class WorkerLost(DeviceError):

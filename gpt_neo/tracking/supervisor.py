@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, Callable, Optional
 
 from gpt_neo.errors import ConfigError, InUseError, reason_of
-from gpt_neo.system import PULSE
+from gpt_neo.system import PULSE, hearing
 
 MISTAKE = 2  # exit statuses of a training: an error that is the user's to mend
 IN_USE = InUseError.status  # another run is in the folder
@@ -248,9 +248,6 @@ class Supervisor:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """SIGTERM, SIGHUP and Ctrl-C go to the child, which saves and ends; the second Ctrl-C ends it by force."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def hear(number: int, frame: Any) -> None:
             self.signals.append(number)
@@ -258,13 +255,8 @@ class Supervisor:
             self.pass_on(signal.SIGKILL if self.signals.count(signal.SIGINT) > 1 else number)
 
         wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        heard = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, hear) for number in heard}
-        try:
+        with hearing(wanted, hear, lambda now: now != signal.SIG_IGN):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def restored(self, status: int, step: int) -> bool:
         """Run `restore` until it succeeds, with growing pauses: there may be no TPU to be had for hours.
