@@ -95,8 +95,8 @@ def report_lines(report: dict) -> list[str]:
     )
     if report["platform"] == "tpu" and report["link_bytes"]:
         lines.append(
-            f"links     {size_text(report['link_bytes'])} from chip to chip, {report['link_seconds']:.3f} s more where "
-            "none of it is hidden"
+            f"links     {size_text(report['link_bytes'])} from chip to chip in {report['link_seconds']:.3f} s, "
+            f"{report['exposed_seconds']:.3f} s of it not beside work"
         )
     for kind, found in report["collectives"].items():
         lines.append(f"sends     {kind}: {found['count']:,} times, {size_text(found['bytes'])} per {unit} and step")

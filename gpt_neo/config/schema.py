@@ -394,6 +394,12 @@ class MeshConfig:
         "step, which sends less and takes 4 bytes per parameter more.",
         choices=("microbatch", "step"),
     )
+    gradient_sums_dtype: str = key(
+        "float32",
+        "What gradients are sent in when they are added up over the devices that slots splits weights over: bfloat16 "
+        "is half of the bytes, and each sum is rounded on its way. Only --backend xla sends less.",
+        choices=("float32", "bfloat16"),
+    )
     weight_gathers: str = key(
         "step",
         "When weights that slots splits are gathered: once a step, or at each use, by every block in its forward pass "

@@ -25,12 +25,14 @@ class Partition:
     """Which dimension of a weight and its slots is split over replicas.
 
     mesh_shape, layout: pairs as in the config; empty on one device. in_place: whether there are variables that
-    TensorFlow's kernels can update, or else inputs and outputs of a pure function.
+    TensorFlow's kernels can update, or else inputs and outputs of a pure function. sums: type that gradients are sent
+    in when the replicas' are added up.
     """
 
     mesh_shape: tuple = ()
     layout: tuple = ()
     in_place: bool = True
+    sums: tf.DType = tf.float32
 
     def dimension(self, shape: mtf.Shape) -> Optional[Dimension]:
         """The first dimension that divides and is not split yet; None without one, or without a rule for `slots`.
@@ -69,6 +71,7 @@ class TrainedVariable(mtf.Variable):
     ) -> None:
         stored = mtf.VariableDType(tf.float32, tf.float32, tf.float32)
         super().__init__(mesh, name, partition.shape(shape), stored, initializer, trainable=not frozen)
+        self.partition = partition
         self._outputs.append(mtf.Tensor(self, shape, dtype, index=1))
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
@@ -92,6 +95,7 @@ class GatherOperation(FusedOp):
 
     def __init__(self, variable: TrainedVariable) -> None:
         super().__init__("gather_weight", [variable.value], [(variable.whole.shape, variable.whole.dtype)])
+        self.partition = variable.partition
 
     def lower(self, lowering: mtf.Lowering) -> None:
         """On all devices at once."""
@@ -101,8 +105,7 @@ class GatherOperation(FusedOp):
 
     def gradient(self, grad_ys: list) -> list:
         """As for a weight that is gathered once, but here and now."""
-        wide = widened(grad_ys[0])
-        return [wide if wide.shape == self.inputs[0].shape else mtf.reshape(wide, self.inputs[0].shape)]
+        return [stored_part(grad_ys[0], self.partition)]
 
 
 def gathered(mesh_impl: mtf.MeshImpl, part: LaidOut, stored: mtf.Shape, whole: Tensor) -> LaidOut:
@@ -141,25 +144,31 @@ def stored_part(grad: Tensor, partition: Partition) -> Tensor:
     Taken from every microbatch (ZeRO stage 2), so that between them no device holds a whole gradient, and whatever adds
     up adds up in float32. Of other gradients the sum over devices is left for later. A part is left as it is.
     """
-    wide = widened(grad)
-    return mtf.reshape(wide, partition.shape(grad.shape)) if partition.dimension(grad.shape) else wide
+    if not partition.dimension(grad.shape):
+        return widened(grad)
+    return widened(mtf.reshape(terms_in(grad, partition.sums), partition.shape(grad.shape)))
 
 
 def widened(grad: Tensor) -> Tensor:
     """A gradient in float32."""
-    return grad if grad.dtype == tf.float32 else WidenOperation(grad).outputs[0]
+    return terms_in(grad, tf.float32)
 
 
-class WidenOperation(FusedOp):
-    """x in float32; of a sum over devices that is still to be made, its terms."""
+def terms_in(x: Tensor, dtype: tf.DType) -> Tensor:
+    """x in another type, or as it is."""
+    return x if x.dtype == dtype else TermsOperation(x, dtype).outputs[0]
 
-    def __init__(self, x: Tensor) -> None:
-        super().__init__("widen", [x], [(x.shape, tf.float32)])
+
+class TermsOperation(FusedOp):
+    """x in another type; of a sum over devices that is still to be made, its terms."""
+
+    def __init__(self, x: Tensor, dtype: tf.DType) -> None:
+        super().__init__("terms", [x], [(x.shape, dtype)])
 
     def lower(self, lowering: mtf.Lowering) -> None:
         """Slices are independent of one another."""
-        (x,) = self.inputs
-        wide = lowering.mesh_impl(self).slicewise_delay_allreduce(
-            lambda part: tf.cast(part, tf.float32), lowering.tensors[x]
+        (x,), (out,) = self.inputs, self.outputs
+        cast = lowering.mesh_impl(self).slicewise_delay_allreduce(
+            lambda part: tf.cast(part, out.dtype), lowering.tensors[x]
         )
-        lowering.set_tensor_lowering(self.outputs[0], wide)
+        lowering.set_tensor_lowering(out, cast)

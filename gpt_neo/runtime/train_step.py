@@ -56,7 +56,8 @@ def build_train_step(
     # Mesh-TF draws the seeds of its random operations from Python's generator while it lowers.
     random.seed(run.training.seed or 1)
     step = tf.train.get_or_create_global_step()
-    partition = Partition(placement.mesh_shape, placement.layout, placement.in_place)
+    sums = tf.as_dtype(run.mesh.gradient_sums_dtype)
+    partition = Partition(placement.mesh_shape, placement.layout, placement.in_place, sums)
     graph = mtf.Graph()
     mesh = placement.make_mesh(graph)
     dims = make_dims(run.model, run.training.train_batch_size)

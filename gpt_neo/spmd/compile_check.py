@@ -19,7 +19,9 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.attention import attention_for
 from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
-from gpt_neo.spmd.figures import Work, loop_share, without_cost, work_of
+from gpt_neo.spmd.figures import Work, cycles, repeats, without_cost, work_of
+from gpt_neo.spmd.hlo import Module
+from gpt_neo.spmd.links import Links
 from gpt_neo.spmd.process import unwinding
 from gpt_neo.spmd.program import Program, built_for, export_train_step
 from gpt_neo.spmd.roofline import roofline
@@ -135,8 +137,7 @@ def figures_of(
     weights, slots, batch, temporary: bytes. flops: of matrix products, recomputation included. bytes and seconds: as
     `tpu_pace` has them, for GPUs `roofline`, and what else it has. model_flops: of the whole step on all devices, 6 per
     parameter and token and 12 n_embd per pair of tokens that attend, recomputation left out. utilisation: model_flops
-    over seconds, devices and peak. least_seconds: flops at the peak. Of TPUs the seconds have no time for the links:
-    see `link_pace`.
+    over seconds, devices and peak. least_seconds: flops at the peak. Of TPUs the seconds have no time for the links.
     """
     trips = about(run, slice_)["microbatches"]
     work = work_of(program.stablehlo, trips, slice_.generation.devices if slice_.generation else 1, kernels)
@@ -144,7 +145,7 @@ def figures_of(
     if slice_.card:
         pace = roofline(compiled, trips, slice_.card)
     else:
-        pace = {**tpu_pace(program, work, report, compiled, trips), **link_pace(work, slice_)}
+        pace = tpu_pace(program, work, report, compiled, trips, slice_)
         pace["seconds"] += attention_seconds(work, slice_, run.model.features_per_head)
     flops, seconds = step_flops(run), pace["seconds"]
     variables = program.description["variables"]
@@ -167,27 +168,29 @@ def figures_of(
     }
 
 
-def link_pace(work: Work, slice_: Slice) -> dict:
-    """link_bytes: that a chip gives to its neighbours in a step; link_seconds: the time of that over two links, one for
-    each way around a ring."""
-    assert slice_.generation is not None  # GPUs have `roofline`
-    return {"link_bytes": work.crossed, "link_seconds": work.crossed / (2 * slice_.generation.link)}
-
-
 def attention_seconds(work: Work, slice_: Slice, features: int) -> float:
     """Of kernels of attention, whose heads have so many features: their products, at the peak of what heads fill."""
     assert slice_.generation is not None  # on GPUs `roofline` counts them
     return work.attention / (slice_.peak * slice_.generation.filled(features))
 
 
-def tpu_pace(program: Program, work: Work, report: dict, compiled: str, trips: int) -> dict:
+def tpu_pace(program: Program, work: Work, report: dict, compiled: str, trips: int, slice_: Slice) -> dict:
     """flops; bytes and seconds by the TPU compiler, which counts a loop once: its share of the cycles is taken for what
-    repeats. It has no time for kernels of attention."""
-    once = report["seconds_once"]
-    # v5p's compiler gives no text, and its sum has had no calls without cost so far.
-    once += without_cost(compiled) if compiled else max(0, math.ceil(-once))
+    repeats. It has no time for kernels of attention, nor for the links.
+
+    link_bytes: that a chip gives to its neighbours in a step. link_seconds, exposed_seconds: as `Links.times` has them;
+    without a text of the compiled program, over two links, one for each way around a ring, all of it exposed.
+    """
+    assert slice_.generation is not None  # GPUs have `roofline`
+    cores, link = slice_.generation.devices, slice_.generation.link
+    once = report["seconds_once"] + (without_cost(compiled) if compiled else max(0, math.ceil(-report["seconds_once"])))
     if compiled:
-        repeated = 1 + (trips - 1) * loop_share(compiled)
-    else:  # no text of the compiled program: what the loop adds to the matrix products is taken instead
+        module = Module(compiled, trips)
+        total = sum(cycles(found) for within, _ in module.parts() for found in within.values())
+        repeated = repeats(module)
+        taken, waited = Links(cores, link, once / total if total else 0.0).times(module)
+    else:  # what the loop adds to the matrix products is taken instead
         repeated = (work.flops - work.attention) / work_of(program.stablehlo, 1).flops
-    return {"flops": work.flops, "bytes": report["bytes_once"] * repeated, "seconds": once * repeated}
+        taken = waited = work.crossed / (2 * link)
+    pace = {"flops": work.flops, "bytes": report["bytes_once"] * repeated, "seconds": once * repeated}
+    return {**pace, "link_bytes": work.crossed, "link_seconds": taken, "exposed_seconds": waited}

@@ -7,10 +7,13 @@ TARGET.json: keywords of `jax.experimental.topologies.get_topology_desc`.
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import re
 import sys
 import time
+from typing import Any
 
 import jax
 from compile_options import compile_options  # beside this script
@@ -18,6 +21,8 @@ from jax._src.interpreters import mlir as jax_mlir
 from jax._src.lib import xla_client
 from jax.experimental import topologies
 from jaxlib.mlir import ir
+
+UNPRINTED = ("v5p", "v6e")  # the text of their asynchronous operations is refused; they dump it
 
 
 def compile_for(path: str, target: dict, count: int, output: str) -> dict:
@@ -38,10 +43,7 @@ def compile_for(path: str, target: dict, count: int, output: str) -> dict:
     memory = executable.get_compiled_memory_stats()
     cost = executable.cost_analysis() if target["platform"] == "tpu" else {}  # "not supported" without a GPU
     with open(output, "w", encoding="utf-8") as handle:
-        try:
-            handle.write(executable.hlo_modules()[0].to_string())
-        except RuntimeError:  # v5p: its own text of asynchronous operations is refused; the caller does without
-            pass
+        handle.write(text_of(executable, os.path.dirname(output)))
     return {
         **report,
         "fits": True,
@@ -55,6 +57,17 @@ def compile_for(path: str, target: dict, count: int, output: str) -> dict:
         "bytes_once": cost.get("bytes accessed"),
         "seconds_once": cost.get("optimal_seconds"),
     }
+
+
+def text_of(executable: Any, folder: str) -> str:
+    """The optimised program; from what the compiler dumped into a folder, if it did. Empty if there is neither."""
+    for path in glob.glob(os.path.join(folder, "*.after_codegen.txt")):
+        with open(path, encoding="utf-8") as handle:
+            return handle.read()
+    try:
+        return executable.hlo_modules()[0].to_string()
+    except RuntimeError:
+        return ""
 
 
 def refusal(text: str) -> dict:
@@ -74,4 +87,7 @@ def refusal(text: str) -> dict:
 if __name__ == "__main__":
     with open(sys.argv[2], encoding="utf-8") as given:
         wanted = json.load(given)
+    if wanted.get("topology_name", "").startswith(UNPRINTED):  # read when the compiler is loaded
+        dumped = f"--xla_dump_to={os.path.dirname(sys.argv[4])} --xla_dump_hlo_as_text"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dumped}"
     print(json.dumps(compile_for(sys.argv[1], wanted, int(sys.argv[3]), sys.argv[4])))

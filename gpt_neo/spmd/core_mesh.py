@@ -16,15 +16,19 @@ from gpt_neo.runtime.mesh import GatheringMesh, MeshPlan, mesh_strings
 from gpt_neo.runtime.stacks import SliceInput
 from gpt_neo.spmd.mlir import named_call
 
+SMALL = 8  # cores whose sums of bfloat16 terms are made in bfloat16, as in Mesh-TF
+
 
 class CoreMesh(GatheringMesh):
     """A mesh of cores that all run this one graph, for any number of lowerings over the same variables.
 
     core: int32 scalar input, the number of the core. slices: variable name -> (mtf.Variable, SliceInput).
+    scattered: largest group of cores whose sum of bfloat16 terms is made in bfloat16 where each keeps a part of it.
     """
 
-    def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules) -> None:
+    def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, scattered: int = SMALL) -> None:
         super().__init__(shape, layout)
+        self.scattered = scattered
         self.core = tf.placeholder(tf.int32, [], "core")
         self._pnum_tensor = self.core
         self.slices: dict[str, tuple] = {}
@@ -62,7 +66,7 @@ class CoreMesh(GatheringMesh):
         if not mesh_axes:
             return x
         groups, given = self.groups(mesh_axes), x.one_slice
-        wide = self.wide_enough(given, groups)
+        wide = wide_enough(given, groups, SMALL)
         kind = {"SUM": "add", "MAX": "maximum", "MIN": "minimum"}[reduction_fn_string]
         out = self.call("all_reduce", wide, wide.shape.as_list(), groups=groups, kind=kind)
         return self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
@@ -87,16 +91,11 @@ class CoreMesh(GatheringMesh):
             return x.to_laid_out_tensor()
         shape = given.shape.as_list()
         shape[split_axis] //= len(groups[0])
-        wide = self.wide_enough(given, groups)
+        wide = wide_enough(given, groups, self.scattered)
         out = self.call("reduce_scatter", wide, shape, groups=groups, axis=split_axis)
         part = self.LaidOutTensor([tf.cast(out.one_slice, given.dtype)])
         others = [axis for axis in x.mesh_axes if axis != mesh_axis]
         return mtf.ops.LazyAllreduceSum(self, part, others) if others else part
-
-    def wide_enough(self, x: LaidOut, groups: list) -> LaidOut:
-        """x in the type that it is added up in: float32, or bfloat16 in small groups."""
-        exact = x.dtype == tf.bfloat16 and len(groups[0]) <= self._allreduce_in_bfloat16_max_group_size
-        return x if exact or x.dtype == tf.float32 else tf.cast(x, tf.float32)
 
     def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
         """Split along one dimension, send the parts around, join along another; in the type that is given."""
@@ -144,6 +143,7 @@ class CorePlacement:
         self.mesh_shape, self.layout = plan.mesh_shape, plan.layout
         self.replicas = plan.replicas()
         self.cores = math.prod(size for _, size in plan.mesh_shape)
+        self.scattered = self.cores if config.gradient_sums_dtype == "bfloat16" else SMALL
         self.impl: Any = None
 
     def make_mesh(self, graph: mtf.Graph) -> mtf.Mesh:
@@ -153,9 +153,16 @@ class CorePlacement:
     def core_mesh(self) -> CoreMesh:
         """The mesh of this core, made at the first call."""
         if self.impl is None:
-            self.impl = CoreMesh(*mesh_strings(self.mesh_shape, self.layout))
+            shape, rules = mesh_strings(self.mesh_shape, self.layout)
+            self.impl = CoreMesh(shape, rules, self.scattered)
         return self.impl
 
     def lower(self, graph: mtf.Graph, mesh: mtf.Mesh) -> mtf.Lowering:
         """mtf.Lowering of a finished graph."""
         return mtf.Lowering(graph, {mesh: self.core_mesh()}, autostack=False)
+
+
+def wide_enough(x: tf.Tensor, groups: list, largest: int) -> tf.Tensor:
+    """x in the type that it is added up in: float32, or bfloat16 in groups of so many cores at most."""
+    small = x.dtype == tf.bfloat16 and len(groups[0]) <= largest
+    return x if small or x.dtype == tf.float32 else tf.cast(x, tf.float32)

@@ -7,8 +7,10 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+
+from gpt_neo.spmd.hlo import Instruction, Module
 
 TENSOR = re.compile(r"tensor<((?:\d+x)*)(\w+)>")
 WIDTHS = {"f32": 4, "bf16": 2, "i32": 4, "ui32": 4, "f64": 8, "i64": 8, "i1": 1, "f16": 2}
@@ -52,23 +54,32 @@ def work_of(text: str, trips: int, cores: int = 1, kernels: Mapping[str, int] = 
             size = max(size_of(found) for found in TENSOR.findall(line.rsplit(" : (", 1)[1]))
             entry[0] += times
             entry[1] += times * size
-            work.crossed += times * size * crossings(match[1], line, cores)
+            work.crossed += times * size * crossings_of(match[1], line, cores)
     work.flops += work.attention
     return work
 
 
-def crossings(kind: str, line: str, cores: int) -> float:
+def crossings_of(kind: str, line: str, cores: int) -> float:
+    """`crossings` of a line of StableHLO."""
+    if kind == "collective_permute":
+        (text,) = re.findall(r"source_target_pairs = dense<(\[\[.*?\]\])>", line)
+        return crossings(kind, json.loads(text), cores)
+    (text,) = re.findall(r"replica_groups = dense<\[(\[[\d, ]+\])", line)
+    return crossings(kind, json.loads(text), cores)
+
+
+def crossings(kind: str, group: Sequence, cores: int) -> float:
     """How often the bytes of a collective leave a chip, over all that its cores take part in.
 
     Around a ring of n chips 1/n stays where it is, and an all-reduce goes around twice. Cores of one chip that are in
     the same group share the way.
+
+    Args:
+      group: cores; of a permutation pairs of source and target.
+      cores: of a chip.
     """
     if kind == "collective_permute":
-        (text,) = re.findall(r"source_target_pairs = dense<(\[\[.*?\]\])>", line)
-        pairs = json.loads(text)
-        return cores * sum(source // cores != target // cores for source, target in pairs) / len(pairs)
-    (text,) = re.findall(r"replica_groups = dense<\[(\[[\d, ]+\])", line)
-    group = json.loads(text)
+        return cores * sum(source // cores != target // cores for source, target in group) / len(group)
     chips = {core // cores for core in group}
     shared = 1 if kind == "all_to_all" else len(group) / len(chips)
     return (2 if kind == "all_reduce" else 1) * (1 - 1 / len(chips)) * cores / shared
@@ -111,20 +122,15 @@ def without_cost(compiled: str) -> int:
     return compiled.count('custom_call_target="ConcatBitcast"')
 
 
-def loop_share(compiled: str) -> float:
-    """Share of the cycles of an optimised program, each part counted once, that lies in its loops.
+def repeats(module: Module) -> float:
+    """How much longer an optimised program takes than with each loop run once, by the cycles that the compiler's
+    estimate has beside every fused operation. 1 where there are none."""
+    parts = [(sum(map(cycles, within.values())), times) for within, times in module.parts()]
+    once = sum(count for count, _ in parts)
+    return sum(count * times for count, times in parts) / once if once else 1.0
 
-    The compiler writes its estimate of cycles beside every fused operation; computations other than the entry are the
-    bodies of loops.
-    """
-    entry = inside = 0
-    at_entry = False
-    for line in compiled.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            at_entry = line.startswith("ENTRY")
-        match = re.search(r'"estimated_cycles":"(\d+)"', line)
-        if match and at_entry:
-            entry += int(match[1])
-        elif match:
-            inside += int(match[1])
-    return inside / (entry + inside) if entry + inside else 0.0
+
+def cycles(found: Instruction) -> int:
+    """The compiler's estimate for an instruction; 0 where it has none."""
+    match = re.search(r'"estimated_cycles":"(\d+)"', found.attributes)
+    return int(match[1]) if match else 0

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
+import numpy as np
+
 from gpt_neo.errors import DeviceError
 
 ARRAY = re.compile(r"\b(pred|bf16|[fscu]\d+\w*)\[([\d,]*)\]")
@@ -26,6 +28,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 # Names for what is in memory already, and ends of what was counted at its beginning.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id"}
 FREE |= {"replica-id", "async-update", "async-done", "copy-done", *(f"{name}-done" for name in COLLECTIVES)}
+CALLING = {"while", "conditional", "call", "async-start"}  # what they call runs
 ATTENTION = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}  # calls of cuDNN, and products in each
 TAKING = ("slice", "dynamic-slice", "gather")  # read of their first operand only what they return
 WRITING = ("dynamic-update-slice", "scatter")  # change a part of their first operand in its place
@@ -123,24 +126,31 @@ class Module:
         if not self.entry:
             raise DeviceError("the compiled program has no entry")
 
-    def kernels(self, name: str = "", times: int = 1) -> Iterator[Kernel]:
-        """What runs, in the order in which it is written; the bodies of loops as often as they run, all branches."""
+    def parts(self, name: str = "", times: int = 1) -> Iterator[tuple[dict[str, Instruction], int]]:
+        """The computations whose instructions run by themselves, and how often: the entry, the bodies of loops, all
+        branches, what is called. Those of fusions are not among them."""
         within = self.computations[name or self.entry]
+        yield within, times
         for found in within.values():
             if found.opcode == "while":
                 trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', found.attributes)
-                yield from self.kernels(str(found.called("body")), times * int(trips[1] if trips else self.trips))
+                yield from self.parts(str(found.called("body")), times * int(trips[1] if trips else self.trips))
             elif found.opcode == "conditional":
                 branches = re.search(r"branch_computations=\{(.*?)\}", found.attributes)
                 named = branches[1] if branches else " ".join(re.findall(r"\w+_computation=(%\S+)", found.attributes))
                 for branch in NAMES.findall(named):
-                    yield from self.kernels(branch, times)
+                    yield from self.parts(branch, times)
             elif found.opcode in ("call", "async-start"):
-                yield from self.kernels(str(found.called("to_apply") or found.called("calls")), times)
-            elif found.opcode.removesuffix("-start") in COLLECTIVES:
-                yield Kernel(found, times, {}, 0, self.sent(found, within))
-            elif found.opcode not in FREE:
-                yield Kernel(found, times, self.flops(found, within), self.bytes(found, within), 0.0)
+                yield from self.parts(str(found.called("to_apply") or found.called("calls")), times)
+
+    def kernels(self) -> Iterator[Kernel]:
+        """What runs, as often as it does; all branches."""
+        for within, times in self.parts():
+            for found in within.values():
+                if found.opcode.removesuffix("-start") in COLLECTIVES:
+                    yield Kernel(found, times, {}, 0, self.sent(found, within))
+                elif found.opcode not in FREE and found.opcode not in CALLING:
+                    yield Kernel(found, times, self.flops(found, within), self.bytes(found, within), 0.0)
 
     def flops(self, found: Instruction, within: dict[str, Instruction]) -> dict:
         """FLOPs of the products in an instruction, by the type that they are made in."""
@@ -227,12 +237,22 @@ def attention_flops(attributes: str, dims: tuple) -> int:
 
 
 def group_size(attributes: str) -> int:
-    """Cores of a group: {{0,1},{2,3}} lists them, [2,2]<=[4] gives the numbers of groups and of cores in each.
+    """Cores of a group."""
+    return len(group_of(attributes))
+
+
+def group_of(attributes: str) -> list[int]:
+    """The first group of cores of a collective: {{0,1},{2,3}} lists them; [2,2]<=[4] are so many groups of so many,
+    counted in their order, [2,2]<=[2,2]T(1,0) in that of the transposed numbers.
 
     Raises:
       DeviceError: there are none.
     """
-    match = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", attributes)
+    match = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?)", attributes)
     if not match:
         raise DeviceError(f"a collective of the compiled program names no groups: {attributes[:200]}")
-    return int(match[2]) if match[2] else match[1].count(",") + 1
+    if match[1]:
+        return [int(core) for core in match[1].split(",")]
+    dims = [int(size) for size in match[4].split(",")]
+    order = [int(axis) for axis in match[5].split(",")] if match[5] else range(len(dims))
+    return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(-1, int(match[3]))[0].tolist()

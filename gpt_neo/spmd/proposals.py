@@ -210,5 +210,5 @@ def propose(
 
 
 def pace(report: dict) -> float:
-    """Estimated seconds of a step, those of the links among them."""
-    return report["seconds"] + (report["link_seconds"] if report["platform"] == "tpu" else 0.0)
+    """Estimated seconds of a step, those among them that work waits for the links."""
+    return report["seconds"] + (report["exposed_seconds"] if report["platform"] == "tpu" else 0.0)

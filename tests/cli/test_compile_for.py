@@ -33,7 +33,7 @@ def test_gpus_have_links_and_kernels():
         **{"mesh_shape": [["x", 8]], "layout": [], "weights_bytes": 1, "slots_bytes": 1, "batch_bytes": 1},
         **{"temporary_bytes": 1, "peak_flops": 989e12, "flops": 3e12, "bytes": 2e9, "collectives": {}},
         **{"seconds": 0.25, "tokens_per_second": 1e6, "utilisation": 0.25, "model_flops": 1e15},
-        **{"link_bytes": 9e9, "link_seconds": 0.02, "longest": [row]},
+        **{"link_bytes": 9e9, "link_seconds": 0.02, "exposed_seconds": 0.01, "longest": [row]},
     }
     lines = report_lines(report)
     assert lines[0] == "FITS: 2.00 GiB of 64.00 GiB per GPU"

@@ -3,8 +3,9 @@
 import pytest
 
 from gpt_neo.errors import ConfigError
-from gpt_neo.spmd.compile_check import link_pace, tpu_pace
-from gpt_neo.spmd.figures import Work, loop_share, work_of
+from gpt_neo.spmd.compile_check import tpu_pace
+from gpt_neo.spmd.figures import Work, repeats, work_of
+from gpt_neo.spmd.hlo import Module
 from gpt_neo.spmd.program import Program
 from gpt_neo.spmd.topologies import find_slice
 
@@ -42,11 +43,6 @@ def test_what_leaves_a_chip():
     assert work_of(f"{exchanged} : (tensor<4xf32>) -> tensor<4xf32>", 1, cores=2).crossed == 2 * 16 / 2
 
 
-def test_a_ring_takes_a_link_each_way():
-    found = link_pace(Work(crossed=82e9), find_slice("v3-8"))
-    assert found == {"link_bytes": 82e9, "link_seconds": 0.5}
-
-
 def test_kernels_that_the_compiler_does_not_know_count_by_their_name():
     call = "      %5 = func.call @attention_forward_0(%1) : (tensor<4xf32>) -> tensor<4xf32>\n      %5 ="
     text = TEXT.replace("      %5 =", call, 1)
@@ -54,19 +50,32 @@ def test_kernels_that_the_compiler_does_not_know_count_by_their_name():
     assert (work.attention, work.flops) == (4000, work_of(TEXT, trips=4).flops + 4000)
 
 
+LOOP = """%body (a: f32[]) -> f32[] {
+  %f = f32[] fusion(), calls=%fused, backend_config={"estimated_cycles":"30"}
+}
+%fused (a: f32[]) -> f32[] {
+  %n = f32[] add(), backend_config={"estimated_cycles":"1000"}
+}
+ENTRY %main (a: f32[]) -> f32[] {
+  %g = f32[] fusion(), calls=%fused, backend_config={"estimated_cycles":"10"}
+  %w = f32[] while(%g), condition=%c, body=%body
+}
+"""
+
+
 def test_calls_without_cost_do_not_count_a_second_less():
     """As v5e's compiler gave it for 1.3B: 591 calls, and 0.08 s for all that has a cost."""
-    text = (
-        'a = f32[] custom-call(), custom_call_target="ConcatBitcast"\n' * 591 + 'custom_call_target="AllocateBuffer"\n'
-    )
-    body = '%body (a: f32[]) -> f32[] {\n  %f = f32[] fusion(), backend_config={"estimated_cycles":"30"}\n}\n'
-    entry = 'ENTRY %main (a: f32[]) -> f32[] {\n  %g = f32[] fusion(), backend_config={"estimated_cycles":"10"}\n}'
+    text = "".join(f'  %a{i} = f32[] custom-call(), custom_call_target="ConcatBitcast"\n' for i in range(591))
+    text = LOOP.replace("  %g =", text + '  %b = f32[] custom-call(), custom_call_target="AllocateBuffer"\n  %g =')
+    slice_, sent = find_slice("v3-8"), {"link_bytes": 0.0, "link_seconds": 0.0, "exposed_seconds": 0.0}
     report, program = {"seconds_once": -590.9197, "bytes_once": 8.0}, Program(TEXT, {}, {})
-    found = tpu_pace(program, Work(flops=5.0), report, text + body + entry, trips=5)
-    assert found == {"flops": 5.0, "bytes": 32.0, "seconds": pytest.approx(4 * 0.0803)}
-    # Without a text, loops count by their products.
-    found = tpu_pace(program, work_of(TEXT, 4), {"seconds_once": 0.25, "bytes_once": 1.0}, "", trips=4)
+    found = tpu_pace(program, Work(flops=5.0), report, text, 5, slice_)
+    assert found == {"flops": 5.0, "bytes": 32.0, "seconds": pytest.approx(4 * 0.0803), **sent}
+    # Without a text, loops count by their products, and all that is sent takes its time: a link each way.
+    report = {"seconds_once": -0.75, "bytes_once": 1.0}
+    found = tpu_pace(program, Work(flops=work_of(TEXT, 4).flops, crossed=82e9), report, "", 4, slice_)
     assert found["seconds"] == 0.25 * work_of(TEXT, 4).flops / work_of(TEXT, 1).flops
+    assert found["link_seconds"] == found["exposed_seconds"] == 0.5
 
 
 def test_a_unit_for_products_is_filled_by_heads_of_its_width():
@@ -75,10 +84,13 @@ def test_a_unit_for_products_is_filled_by_heads_of_its_width():
     assert [filled["v6e-8"](features) for features in (64, 128, 256)] == [0.25, 0.5, 1.0]
 
 
-def test_the_share_of_loops_is_that_of_their_cycles():
-    body = '%body (a: f32[]) -> f32[] {\n  %f = f32[] fusion(), backend_config={"estimated_cycles":"30"}\n}\n'
-    entry = 'ENTRY %main (a: f32[]) -> f32[] {\n  %g = f32[] fusion(), backend_config={"estimated_cycles":"10"}\n}'
-    assert loop_share(body + entry) == 0.75
+def test_loops_repeat_their_share_of_the_cycles():
+    """Of what runs by itself; what is within a fusion runs with it."""
+    assert repeats(Module(LOOP, 1)) == 1.0
+    assert repeats(Module(LOOP, 9)) == (10 + 9 * 30) / 40
+    known = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
+    assert repeats(Module(known, 9)) == 100 / 40
+    assert repeats(Module("ENTRY %main (a: f32[]) -> f32[] {\n}\n", 9)) == 1.0
 
 
 @pytest.mark.parametrize(

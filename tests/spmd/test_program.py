@@ -114,6 +114,21 @@ def test_gradients_are_added_up_whole_and_scattered_once(tmp_path):
     assert loop.count("tensor<64x32xf32>") == 1  # wte
 
 
+@pytest.mark.parametrize("more", [{}, {"weight_gathers": "use"}, {"gradient_sums": "step"}])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_are_sent_as_asked(tmp_path, precision, more):
+    """In bfloat16 each sum over replicas is half of the bytes, of more cores than add up bfloat16 unasked."""
+    changes = {"mesh_shape": "x:16", "layout": "batch:x,slots:x", "precision": precision, "train_batch_size": 16}
+    texts = [
+        export_train_step(make_run(tmp_path, **changes, **more, gradient_sums_dtype=dtype)).stablehlo
+        for dtype in ("float32", "bfloat16")
+    ]
+    wide, narrow = (work_of(text, trips=1).collectives for text in texts)
+    count, size = wide.pop("reduce_scatter")
+    assert count > 15 and narrow.pop("reduce_scatter") == [count, size / 2]
+    assert wide == narrow  # gathers of weights, sums of what is not split
+
+
 @pytest.mark.parametrize("kept, more", [("all", 0), ("products", 2), ("inputs", 4)])
 def test_weights_are_gathered_twice_where_blocks_read_them(tmp_path, kept, more):
     """In the forward pass of each microbatch, and in its backward pass: there what is multiplied with gradients, and

@@ -58,7 +58,7 @@ class Compiler:
         self.now += MINUTE
         rule = self.lean if gathers == "use" else self.rule
         fits = rule(*asked) and (sums == "microbatch" or self.whole)
-        pace = {"seconds": self.seconds(*asked), "link_seconds": self.links[sums]} if fits else {}
+        pace = {"seconds": self.seconds(*asked), "exposed_seconds": self.links[sums]} if fits else {}
         return {"fits": fits, "platform": "tpu", "microbatches": batch // sequences, **pace}
 
     def propose(self, run, name="v3-8", **limits):
@@ -215,6 +215,7 @@ REPORT = {
     "least_seconds": 1.0,
     "link_bytes": 1.0,
     "link_seconds": 1.0,
+    "exposed_seconds": 1.0,
     "flops": 1.0,
     "bytes": 1.0,
     "collectives": {},

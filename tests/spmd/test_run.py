@@ -94,6 +94,27 @@ def test_eight_devices_equal_one(tmp_path, jax_python, monkeypatch, mesh, layout
         np.testing.assert_allclose(got[name], value, atol=1e-5, rtol=0, err_msg=name)
 
 
+def test_sums_of_gradients_in_bfloat16(tmp_path, jax_python):
+    """Rounded to 8 bits, each of them; as much is learned."""
+    changes = {"mesh_shape": "x:8", "layout": "batch:x,slots:x", "lr": 3e-3}
+    run = make_run(tmp_path, **changes, gradient_sums_dtype="bfloat16")
+    program, batches = export_train_step(run), make_batches(run, 1) * 12
+    values = dict(initial_values(program))
+    alone = make_run(tmp_path, **{**changes, **PLAIN})
+    _, first = steps_on_one_device(alone, values, batches[:1])
+    wanted, _ = steps_on_one_device(alone, values, batches)
+    with Devices(program, jax_python) as devices:
+        for name, value in values.items():
+            devices.put(name, value)
+        losses = [devices.step({"step": np.int32(0), **batches[0]})["loss"][0]]
+        moments = [name for name in values if name.endswith("_m") and program.description["variables"][name]["axes"]]
+        errors = [np.abs(devices.get(name) - first[name]).max() / np.abs(first[name]).max() for name in moments]
+        losses += [devices.step({"step": np.int32(i), **batches[i]})["loss"][0] for i in range(1, len(batches))]
+    assert 1e-4 < max(errors) < 2**-6, errors
+    assert wanted[0] - wanted[-1] > 0.5
+    np.testing.assert_allclose(losses, wanted, atol=0.01, rtol=0)
+
+
 def test_evaluation_on_a_mesh(tmp_path, jax_python, monkeypatch):
     monkeypatch.setattr(estimate, "HEAD_BYTES", 10 * 64 * 4)
     run = make_run(tmp_path, mesh_shape="x:4,y:2", layout="batch:x,heads:y,vocab:y")
