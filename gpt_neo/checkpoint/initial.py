@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from typing import Any, Optional
 
@@ -143,9 +144,9 @@ def refuse_other(keys: dict, model: ModelConfig, where: str) -> None:
     Raises:
       CheckpointError: names the keys, with both values.
     """
-    kinds = keys.get("attention_types")
+    kinds, n_layer = keys.get("attention_types"), keys["n_layer"]
     if kinds is not None:
-        kinds = expand_attention_types(kinds, model.n_layer, where) if len(kinds) != model.n_layer else tuple(kinds)
+        kinds = expand_attention_types(kinds, n_layer, where) if len(kinds) != n_layer else tuple(kinds)
     differing = [("attention_types", kinds)] if kinds not in (None, model.attention_types) else []
     for field in dataclasses.fields(ModelConfig):
         if field.name in FREE:
@@ -154,7 +155,7 @@ def refuse_other(keys: dict, model: ModelConfig, where: str) -> None:
         if theirs != plain(getattr(model, field.name)):
             differing.append((field.name, theirs))
     if differing:
-        wanted = " ".join(f"--set {name}={json.dumps(value)}" for name, value in differing)
+        wanted = " ".join("--set " + shlex.quote(f"{name}={json.dumps(value)}") for name, value in differing)
         raise CheckpointError(f"--init_from: {where} is of a model with other keys; its own are {wanted}")
 
 

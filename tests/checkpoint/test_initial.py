@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -66,6 +67,13 @@ def test_from_hugging_face(tmp_path):
     with pytest.raises(CheckpointError, match=wanted):
         write_initial(str(tmp_path / "hf"), str(tmp_path / "bad"), load_config(str(path)))
     assert not [name for name in os.listdir(tmp_path / "bad") if name.startswith("model.ckpt")]
+
+
+def test_from_a_model_of_fewer_layers(trained, world, tmp_path):
+    run = load_config(world.config("deeper", n_layer=4, attention_types=[[["global", "local"], 2]]))
+    wanted = """its own are --set 'attention_types=["global", "local"]' --set n_layer=2"""
+    with pytest.raises(CheckpointError, match=re.escape(wanted)):
+        write_initial(folder_of(trained), str(tmp_path), run)
 
 
 def test_what_is_no_model(trained, tmp_path):
