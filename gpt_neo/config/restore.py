@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from gpt_neo.config import legacy
 from gpt_neo.config.former import ANY, FORMER, FORMER_MOE, Former
+from gpt_neo.config.schema import LARGEST_DECAY
 from gpt_neo.errors import ConfigError, counted
 
 Notes = list[str]
@@ -116,10 +117,11 @@ def restore_adafactor(keys: dict, legacy_config: bool, where: str) -> Notes:
     given, memory = keys.pop("weight_decay", None), "1 - (step + 1)^-0.8, as weight_decay is not given"
     if given is not None:
         rate = as_number(given)
-        if rate is None or not 0 <= rate <= 1:
+        if rate is None or not 0 <= rate <= LARGEST_DECAY:
             raise ConfigError(
                 f"{where}: key 'weight_decay' is {given!r}; in a config of the 2021 program with opt_name adafactor it "
-                "is the decay rate of second moments, between 0 and 1 (adafactor_legacy_lr false reads it as decay)"
+                f"is the decay rate of second moments, between 0 and {LARGEST_DECAY} (adafactor_legacy_lr false reads "
+                "it as decay)"
             )
         keys["ada_decay_rate"], memory = rate, f"weight_decay, {rate:g}"
     keys["adafactor_legacy_lr"] = True

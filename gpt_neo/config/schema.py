@@ -38,6 +38,9 @@ def key(
 
 REQUIRED = dataclasses.MISSING
 LARGEST = 2**31 - 1  # size of a dimension in TensorFlow and Mesh-TensorFlow
+# What float32 computes with: 1 - decay of a larger one is 0 or has no digit right, and what is smaller added to a root
+# or a square is lost where these are 0, so that 0 / 0 follows.
+LARGEST_DECAY, SMALLEST_ROOT, SMALLEST_SQUARE = 0.999999, 1e-20, 1e-30
 # Activations, and the numbers that some learn per layer, with their initial values. What they compute stands in
 # model/activations.py, by the same names; a test holds both lists against each other.
 ACTIVATIONS: dict[str, dict[str, float]] = {
@@ -156,7 +159,7 @@ class GlaParams:
     gate_logit_normalizer: float = key(16.0, "Divides the logarithm of the decay; more of it forgets less.", low=1.0)
     clamp_min: Optional[float] = key(None, "Least logarithm of the decay per token.", high=0.0)
     use_output_gate: bool = key(True, "Multiply the normed output by swish of a map of the token.")
-    norm_eps: float = key(1e-5, "Added to the mean square inside the norm of a head.", low=0.0)
+    norm_eps: float = key(1e-5, "Added to the mean square inside the norm of a head.", low=SMALLEST_SQUARE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +235,7 @@ class ModelConfig:
         choices=("layernorm", "rmsnorm", "scalenorm"),
         source="arXiv 1910.07467 (RMS)",
     )
-    norm_epsilon: float = key(1e-5, "Added to the variance under the root of a norm.", low=0.0)
+    norm_epsilon: float = key(1e-5, "Added to the variance under the root of a norm.", low=SMALLEST_SQUARE)
     rezero: bool = key(
         False,
         "Residual branches scaled by a learned number that starts at 0, in place of norms in blocks.",
@@ -363,22 +366,22 @@ class OptimizerConfig:
         None, "Step at which the decay ends; train_steps when absent.", low=1, unit="steps"
     )
     warmup_steps: int = key(0, "Steps over which the rate grows from 0.", low=0, unit="steps")
-    beta1: float = key(0.9, "Decay of the first moment.", low=0.0, high=1.0)
-    muon_momentum: float = key(0.95, "Muon: decay of the momentum of matrices.", low=0.0, high=1.0)
-    beta2: float = key(0.999, "Decay of the second moment.", low=0.0, high=1.0)
-    epsilon: float = key(1e-8, "Added to the root of the second moment.", low=0.0)
+    beta1: float = key(0.9, "Decay of the first moment.", low=0.0, high=LARGEST_DECAY)
+    muon_momentum: float = key(0.95, "Muon: decay of the momentum of matrices.", low=0.0, high=LARGEST_DECAY)
+    beta2: float = key(0.999, "Decay of the second moment.", low=0.0, high=LARGEST_DECAY)
+    epsilon: float = key(1e-8, "Added to the root of the second moment.", low=SMALLEST_ROOT)
     weight_decay: float = key(0.0, "Decoupled weight decay of the variables that no rule names.", low=0.0)
     weight_decay_rules: tuple = key(
         (("norm|bias", 0.0),), "[regular expression, decay] pairs; the first that matches a variable's name counts."
     )
-    ada_epsilon1: float = key(1e-30, "Adafactor: added to squared gradients.", low=0.0)
+    ada_epsilon1: float = key(1e-30, "Adafactor: added to squared gradients.", low=SMALLEST_SQUARE)
     ada_epsilon2: float = key(1e-3, "Adafactor: floor of the parameter scale.", low=0.0)
     ada_decay_rate: Optional[float] = key(
-        None, "Adafactor: decay of the second moment; 1 - (step + 1)^-0.8 if absent.", low=0.0, high=1.0
+        None, "Adafactor: decay of the second moment; 1 - (step + 1)^-0.8 if absent.", low=0.0, high=LARGEST_DECAY
     )
     adafactor_legacy_lr: bool = key(False, "Adafactor takes the raw lr, as the legacy program did.")
     freeze: tuple = key((), "Regular expressions; a variable whose full name one of them matches is not trained.")
-    gradient_clipping: Optional[float] = key(None, "Largest global norm of the gradients.", low=0.0)
+    gradient_clipping: Optional[float] = key(None, "Largest global norm of the gradients; 0 or absent: any.", low=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

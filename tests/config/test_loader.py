@@ -136,6 +136,15 @@ MISTAKES = [
     ({"n_ctx": 0}, "key 'n_ctx' is 0; expected between 1 and 2147483647"),
     ({"lr": "NaN"}, "key 'lr' is 'NaN'; expected a finite number"),
     ({"attn_dropout": 1.5}, "between 0.0 and 1.0"),
+    ({"beta1": 1}, "key 'beta1' is 1.0; expected between 0.0 and 0.999999"),
+    ({"beta2": 0.99999999}, "key 'beta2' is 0.99999999; expected between 0.0 and 0.999999"),  # 1 in float32
+    ({"muon_momentum": 1.0}, "key 'muon_momentum' is 1.0; expected between 0.0 and 0.999999"),
+    ({"ada_decay_rate": 1.0}, "key 'ada_decay_rate' is 1.0; expected between 0.0 and 0.999999"),
+    ({"epsilon": 0}, "key 'epsilon' is 0.0; expected at least 1e-20"),
+    ({"epsilon": 1e-50}, "key 'epsilon' is 1e-50; expected at least 1e-20"),  # 0 in float32
+    ({"ada_epsilon1": 1e-46}, "key 'ada_epsilon1' is 1e-46; expected at least 1e-30"),
+    ({"norm_epsilon": 0}, "key 'norm_epsilon' is 0.0; expected at least 1e-30"),
+    ({"gla_params": {"norm_eps": 0}}, "gla_params: key 'norm_eps' is 0.0; expected at least 1e-30"),
     ({"rezero": 2}, "key 'rezero' is 2; expected true or false"),
     ({"opt_name": "sgd"}, "allowed: adam, adamw, adafactor, lion"),
     ({"n_head": 3}, "n_embd (8) is not divisible by n_head (3)"),
