@@ -23,11 +23,6 @@ def leaky(slope: float) -> Callable[[Any], Any]:
     return lambda x: op.prelu(x, op.constant(np.array([slope], np.float32)))
 
 
-def arcsinh(x: Any) -> Any:
-    """log(x + sqrt(1 + x^2)), rounded as `model.activations` rounds it."""
-    return op.log(x + op.sqrt(x * x + number(1.0)))
-
-
 def elish(x: Any) -> Any:
     """x sigmoid(x) above 0, (exp(x) - 1) sigmoid(x) below."""
     below = op.exp(op.minimum(x, number(0.0))) - number(1.0)
@@ -87,7 +82,7 @@ PLAIN: dict[str, Callable[[Any], Any]] = {
     "softsign": lambda x: x / (op.abs(x) + number(1.0)),
     "bipolarsigmoid": lambda x: op.sigmoid(x) * number(2.0) - number(1.0),
     "elish": elish,
-    "arcsinh": arcsinh,
+    "arcsinh": op.asinh,
     "maxsig": lambda x: op.maximum(x, op.sigmoid(x)),
     "cosid": lambda x: op.cos(x) - x,
     "minsin": lambda x: op.minimum(x, op.sin(x)),
@@ -105,7 +100,7 @@ PLAIN: dict[str, Callable[[Any], Any]] = {
 LEARNED: dict[str, Callable[[Any, dict], Any]] = {
     "aria": aria,
     "prelu": lambda x, v: op.relu(x) - v["slope"] * op.relu(op.negative(x)),
-    "parcsinh": lambda x, v: v["scale"] * arcsinh(x * (op.softplus(v["stretch"]) + number(1.0))),
+    "parcsinh": lambda x, v: v["scale"] * op.asinh(x * (op.softplus(v["stretch"]) + number(1.0))),
     "psoftplus": lambda x, v: v["scale"] * op.softplus(x * v["stretch"]) + v["shift"],
     "proottanh": proottanh,
 }

@@ -58,11 +58,8 @@ softplus = elementwise(tf.math.softplus, tf.sigmoid)
 absolute = elementwise(tf.abs, tf.sign)
 sine = elementwise(tf.sin, tf.cos)
 cosine = elementwise(tf.cos, lambda x: -tf.sin(x))
-
-
-def arcsinh(x: Tensor) -> Tensor:
-    """log(x + sqrt(1 + x^2))."""
-    return mtf.log(x + mtf.sqrt(1.0 + mtf.square(x)))
+# log(x + sqrt(1 + x^2)) as it is written would take two numbers from one another far below 0, and the logarithm of 0
+arcsinh = elementwise(tf.asinh, lambda x: tf.math.rsqrt(1.0 + tf.square(x)))
 
 
 def elish(x: Tensor) -> Tensor:
@@ -145,7 +142,8 @@ PLAIN: dict[str, Callable[[Any], Any]] = {
     "minsin": lambda x: mtf.minimum(x, sine(x)),
     "maxtanh": lambda x: mtf.maximum(x, mtf.tanh(x)),
     "mish": lambda x: x * mtf.tanh(softplus(x)),
-    "tanhexp": lambda x: x * mtf.tanh(mtf.exp(x)),
+    # tanh is 1 there already, and the gradient of exp stays a number
+    "tanhexp": lambda x: x * mtf.tanh(mtf.exp(mtf.minimum(x, 20.0))),
     "lisht": lambda x: x * mtf.tanh(x),
     "seagull": lambda x: mtf.log(1.0 + mtf.square(x)),
     "snake": lambda x: x + mtf.square(sine(x)),

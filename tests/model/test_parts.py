@@ -218,11 +218,8 @@ BY_HAND = {
 }
 
 
-def test_every_activation_and_its_gradient():
-    """All in one graph, each on a slice of its own of the input."""
-    assert set(BY_HAND) == set(ACTIVATIONS) == {*PLAIN, *OVER_WIDTH, *LEARNED}
-    names = sorted(ACTIVATIONS)
-    x = np.random.RandomState(3).normal(0, 1.5, size=(len(names), 7)).astype(np.float32)
+def each(names):
+    """All in one graph, each on a slice of its own of the input [which, width]."""
 
     def build(tensor):
         rows = mtf.unstack(tensor, tensor.shape.dims[0])
@@ -233,7 +230,14 @@ def test_every_activation_and_its_gradient():
             done.append(activate(row, p, row.shape.dims[-1], config))
         return mtf.stack(done, "which")
 
-    out, grad, variables = evaluate(build, x, dims=[[("which", len(names)), ("width", 7)]])
+    return build
+
+
+def test_every_activation_and_its_gradient():
+    assert set(BY_HAND) == set(ACTIVATIONS) == {*PLAIN, *OVER_WIDTH, *LEARNED}
+    names = sorted(ACTIVATIONS)
+    x = np.random.RandomState(3).normal(0, 1.5, size=(len(names), 7)).astype(np.float32)
+    out, grad, variables = evaluate(each(names), x, dims=[[("which", len(names)), ("width", 7)]])
     for row, name in enumerate(names):
         v = {part: variables[f"{name}/activation/{part}"].astype(np.float64) for part in ACTIVATIONS[name]}
         wide = x[row].astype(np.float64)
@@ -245,19 +249,14 @@ def test_every_activation_and_its_gradient():
 
 
 def test_activations_stay_finite_far_out():
-    names = sorted(set(ACTIVATIONS) - {"tanhexp"})
-
-    def build(tensor):
-        done = []
-        for name in names:
-            config = ModelConfig(**SMALL, activation_function=name)
-            p = parameters(tensor.mesh, mlp_variables(config), name)
-            done.append(activate(tensor, p, tensor.shape.dims[-1], config))
-        return mtf.stack(done, "which")
-
-    x = np.array([-60.0, 0.0, 60.0], np.float32)
-    out, grad, _ = evaluate(build, x, dims=[[("width", 3)]])
-    assert np.isfinite(out).all() and np.isfinite(grad).all()
+    names = sorted(ACTIVATIONS)
+    x = np.tile(np.array([-1e4, -1e3, -60.0, 0.0, 60.0, 1e4], np.float32), [len(names), 1])
+    out, grad, _ = evaluate(each(names), x, dims=[[("which", len(names)), ("width", 6)]])
+    for name, values, slopes in zip(names, out, grad):
+        assert np.isfinite(values).all() and np.isfinite(slopes).all(), (name, values, slopes)
+    place, wide = names.index("arcsinh"), x[0].astype(np.float64)
+    np.testing.assert_allclose(out[place], np.arcsinh(wide), rtol=1e-6)
+    np.testing.assert_allclose(grad[place], np.arcsinh(wide) / np.sqrt(1 + wide**2), rtol=1e-6)  # of half its square
 
 
 def test_gated_mlp_splits_in_halves():
