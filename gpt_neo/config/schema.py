@@ -443,7 +443,9 @@ class TrainingConfig:
         choices=("sequential_input", "generic_text", "mlm_sample_text"),
     )
     shuffle_input_filenames: bool = key(True, "Shuffle the list of files once, and documents in reach, by seed.")
-    seed: Optional[int] = key(None, "Seed of every random choice.", low=0)
+    seed: Optional[int] = key(
+        None, "Seed of every random choice; 0 is the same as 1, as in the 2021 program, and so is absent.", low=0
+    )
     no_dataset: bool = key(False, "Legacy key: does nothing; jobs that need no records read none.")
     log_grads: bool = key(False, "TensorBoard shows the norm of the gradients, before they are clipped.")
     eval_tasks: tuple = key((), "Evaluation tasks: names in eval_tasks/, or paths, with =FILE for other documents.")
