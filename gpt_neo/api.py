@@ -165,7 +165,7 @@ class Model:
         found = [
             LogProbs(
                 tuple(
-                    self.tokenizer.piece_of(i).decode("utf-8", "replace")
+                    self.tokenizer.bytes_of(i).decode("utf-8", "replace")
                     for i in request.tokens[len(request.tokens) - request.count :]
                 ),
                 score.logprobs,

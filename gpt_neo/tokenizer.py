@@ -105,26 +105,31 @@ class Tokenizer:
 
     @functools.cached_property
     def special_ids(self) -> set:
-        """Ids that stand for no text."""
-        added = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
-        return added | {i for i in (self.eos_id, self.padding_id) if i is not None}
+        """Ids that stand for no text. A token of texts that ends one, such as a newline, is none of them: it is left
+        out where it ends a text, by whoever ends it there, and is text elsewhere."""
+        found = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        found |= {self.backend.token_to_id(END_OF_TEXT), self.padding_id} - {None}
+        if self.eos_id is not None and self.eos_id not in found and not self.is_text(self.eos_id):
+            found.add(self.eos_id)
+        return found
+
+    def is_text(self, token_id: int) -> bool:
+        """Whether texts are encoded with an id: that of the token is."""
+        return token_id in self.encode(self.spelt(token_id).decode("utf-8", errors="replace"))
 
     @functools.cache  # noqa: B019  (a tokenizer lives as long as the program)
     def bytes_of(self, token_id: int) -> bytes:
-        """Bytes of one id of a byte-level tokenizer."""
-        token = self.backend.id_to_token(token_id)
-        if token is None or token_id in self.special_ids:
-            return b""
-        table = byte_table()
-        return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode("utf-8")
-
-    def piece_of(self, token_id: int) -> bytes:
         """Bytes of one id by itself: what it adds inside of a text, a space before it included."""
-        if self.byte_level:
-            return self.bytes_of(token_id)
+        return b"" if token_id in self.special_ids else self.spelt(token_id)
+
+    def spelt(self, token_id: int) -> bytes:
+        """The bytes that a token is written for; none of an id that the vocabulary leaves out."""
         token = self.backend.id_to_token(token_id)
-        if token is None or token_id in self.special_ids:
+        if token is None:
             return b""
+        if self.byte_level:
+            table = byte_table()
+            return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode("utf-8")
         byte = BYTE_TOKEN.fullmatch(token)
         return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode("utf-8")
 

@@ -34,6 +34,19 @@ def test_special_strings_in_text_are_text(gpt2):
     assert gpt2.eos_id not in ids and gpt2.decode(ids) == "a<|endoftext|>b"
 
 
+def test_a_token_of_texts_that_ends_one_is_text():
+    newline = load_tokenizer("gpt2", eos_id=198)
+    assert newline.decode([64, 198, 65, 50256]) == "a\nb"
+    assert newline.bytes_of(198) == b"\n" and newline.special_ids == {50256}
+    stream = TextStream(newline, [64])
+    assert "".join(map(stream.add, [198, 65])) == "\nb"
+    # Of a tokenizer of words and bytes, too; of one that texts are not encoded with, and of an id that it lacks, not.
+    fallback = Tokenizer("words", byte_fallback(), 4 + ord("\n"))
+    assert fallback.bytes_of(4 + ord("\n")) == b"\n" and fallback.special_ids == set()
+    assert Tokenizer("words", metaspace(), 0).special_ids == {0}
+    assert load_tokenizer("gpt2", eos_id=50300).special_ids == {50256, 50300}
+
+
 def test_ids_outside_the_vocabulary(gpt2):
     with pytest.raises(DataError, match="id 50257 is outside its 50257 ids"):
         gpt2.decode([50257])
@@ -71,7 +84,7 @@ def test_pieces_by_themselves_are_those_of_the_text(backend):
     tokenizer = Tokenizer("x", backend)
     text = " the reindeer" if tokenizer.n_vocab < 100 else " a bé c🎉"
     ids = tokenizer.encode(text.replace(" ", "▁") if tokenizer.n_vocab > 100 else text.strip())
-    assert b"".join(map(tokenizer.piece_of, ids)) == text.encode()
+    assert b"".join(map(tokenizer.bytes_of, ids)) == text.encode()
 
 
 def test_added_tokens_are_plain_text_where_a_character_stands_for_no_byte():

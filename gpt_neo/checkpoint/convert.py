@@ -344,7 +344,9 @@ def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[
             "--tokenizer names the tokenizer.json that belongs to it"
         )
     backend = tokenizer.backend
-    end = None if run.model.eos_id is None else backend.id_to_token(run.model.eos_id)
+    # A token of texts that ends one (a newline) is named by config.json alone: as a special one it would be no text.
+    special = run.model.eos_id in tokenizer.special_ids
+    end = backend.id_to_token(run.model.eos_id) if special else None
     if end is not None:
         backend.add_special_tokens([end])
     backend.save(os.path.join(staging, "tokenizer.json"))

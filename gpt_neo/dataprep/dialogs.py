@@ -107,7 +107,7 @@ def of_messages(messages: list, tokenizer: Tokenizer, eos_id: int, render: Rende
         ids = tokenizer.encode_special(text)
         counted = last_special(ids, tokenizer) if answer else 0
         if answer and counted == 0:  # the template marks no end of a turn
-            ids = [*ids, eos_id] if ends else ids
+            ids = [*ids, eos_id] if ends and ids[-1:] != [eos_id] else ids
             counted = len(ids)
         dialog.ids.extend(ids)
         dialog.mask.extend([1] * counted + [0] * (len(ids) - counted))

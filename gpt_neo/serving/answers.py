@@ -16,7 +16,7 @@ def token_name(tokenizer: Tokenizer, token: int) -> str:
     """A token as text, half a character as `bytes:\\xe2\\x82`, a token without text by its name."""
     if token in tokenizer.special_ids:
         return tokenizer.backend.id_to_token(token) or END_OF_TEXT
-    raw = tokenizer.piece_of(token)
+    raw = tokenizer.bytes_of(token)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -133,7 +133,7 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Scored], count: int) ->
     """`logprobs` of a choice of a chat: one entry per token, each with the `count` likeliest."""
 
     def entry(token: int, logprob: Optional[float]) -> dict:
-        raw = tokenizer.piece_of(token) if token < tokenizer.n_vocab else b""
+        raw = tokenizer.bytes_of(token) if token < tokenizer.n_vocab else b""
         return {"token": safe_name(tokenizer, token), "logprob": logprob, "bytes": list(raw) or None}
 
     return {

@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from gpt_neo.checkpoint.convert import export_hf, import_hf
+from gpt_neo.checkpoint.convert import export_hf, export_tokenizer, import_hf
 from gpt_neo.checkpoint.hf_tokens import copy_tokenizer, special_ids
 from gpt_neo.config import load_config
 from gpt_neo.errors import CheckpointError
@@ -160,6 +161,20 @@ def test_tokens_around_each_text_are_left_out_and_said(tmp_path, world):
     assert copy_tokenizer(str(tmp_path), str(tmp_path / "made"), 300) == [
         "the tokens that tokenizer.json puts around each text are left out: here texts are as they are"
     ]
+
+
+@pytest.mark.parametrize("end", ["\n", "<|endoftext|>"])
+def test_a_newline_that_ends_texts_stays_text_in_transformers(tmp_path, world, end):
+    transformers = pytest.importorskip("transformers")
+    ours = load_tokenizer(world.tokenizer)
+    eos = ours.backend.token_to_id("Ċ" if end == "\n" else end)
+    run = SimpleNamespace(model=SimpleNamespace(n_vocab=300, n_ctx=32, eos_id=eos), datasets=[])
+    export_tokenizer(str(tmp_path), "", run, world.tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    text = "a\n\n  b\n"
+    assert theirs(text)["input_ids"] == ours.encode(text)
+    assert theirs.decode(ours.encode(text), skip_special_tokens=True) == text
+    assert theirs.eos_token == (None if end == "\n" else end)
 
 
 @pytest.fixture

@@ -77,6 +77,9 @@ def test_templates_without_marks(world):
     assert text.endswith("A row of values.\n") and made.ids[-1] == 0 and made.mask[-1] == 1, (
         "an end of text is put there"
     )
+    newline = tokenizer.encode("\n")[0]  # which ends both the turn and the text
+    lines = encoder(load_tokenizer(world.tokenizer, eos_id=newline), newline, render)({"messages": CHAT[1:3]})
+    assert (lines.ids, lines.mask) == (made.ids[:-1], made.mask[:-1])
     with pytest.raises(DataError, match="no message has the role 'assistant'"):
         chat({"messages": CHAT[:2]})
     turning = renderer("{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}", {})

@@ -5,6 +5,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_neo.serving.answers import prompt_offsets
 from gpt_neo.serving.detokenizer import Detokenizer, Scored
 from gpt_neo.tokenizer import Tokenizer, train_tokenizer
 
@@ -66,3 +67,12 @@ def test_a_tokenizer_that_joins_words_by_itself(text):
     ids = words.encode(text)
     assert write(words, ids)[1] == words.decode(ids)
     assert write(words, ids[1:], prompt=ids[:1])[1] == words.decode(ids)[1:]
+
+
+def test_a_newline_that_ends_answers_is_text_before_them():
+    lines = Tokenizer("lines", train_tokenizer(["a"], 258), BYTES.encode("\n")[0])
+    ids = lines.encode("a\nb")
+    assert prompt_offsets(ids, lines) == [0, 1, 2] and lines.decode(ids) == "a\nb"
+    answer = Detokenizer(lines, (), ids)
+    pieces = [answer.add(Scored(token), is_end=token == lines.eos_id) for token in lines.encode("c\n")]
+    assert "".join(p.text for p in pieces) == "c" and pieces[-1].finish == "stop"
