@@ -12,13 +12,14 @@ from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.fit import STEP, mismatch_table
 from gpt_neo.checkpoint.folder import write_state
+from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES
 from gpt_neo.checkpoint.names import PREFIX, is_slot, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import blocks, check_finite, is_float
 from gpt_neo.errors import CheckpointError
 
-BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+DATASETS = "dataset_configs"  # of a run that finetune made, beside its config
 
 
 def average_checkpoints(sources: Sequence[str], destination: str) -> str:
@@ -53,12 +54,29 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
         if record:
             record["source"] = "mean of steps " + ", ".join(str(step_of(bundle.path)) for bundle in bundles)
             storage.write_json(prefix + ".json", record)
-        for file in BESIDE:
-            beside = os.path.join(os.path.dirname(newest.path), file)
-            if os.path.isfile(beside):
-                shutil.copyfile(beside, os.path.join(staging, file))
+        copy_beside(os.path.dirname(newest.path), staging)
         write_state(staging, prefix)
     return os.path.join(destination, os.path.basename(prefix))
+
+
+def copy_beside(source: str, destination: str) -> None:
+    """Copy what makes a run of a folder: its config, that of its datasets, its tokenizer and chat template.
+
+    The config's model_path is left out: it would lead back to the checkpoints that were averaged.
+
+    Raises:
+      CheckpointError: the config is no JSON.
+    """
+    for file in TOKENIZER_FILES:
+        if os.path.isfile(os.path.join(source, file)):
+            shutil.copyfile(os.path.join(source, file), os.path.join(destination, file))
+    if os.path.isdir(os.path.join(source, DATASETS)):
+        shutil.copytree(os.path.join(source, DATASETS), os.path.join(destination, DATASETS))
+    config = os.path.join(source, "config.json")
+    if os.path.isfile(config):
+        kept = storage.read_json(config, CheckpointError)
+        kept.pop("model_path", None)
+        storage.write_json(os.path.join(destination, "config.json"), kept)
 
 
 def check_alike(one: Bundle, other: Bundle, names: Sequence[str]) -> None:

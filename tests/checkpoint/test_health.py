@@ -9,6 +9,7 @@ import pytest
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.cli.commands import COMMANDS, main
 from gpt_neo.config import load_config
+from gpt_neo.config.folders import model_folder
 from tests.checkpoint.test_folder import save
 
 
@@ -46,6 +47,26 @@ def test_average_of_a_folder(tmp_path, capsys):
     assert main(["average", str(tmp_path / "run"), "--last", "2", "--to", str(tmp_path / "mean")]) == 0
     assert "averaged  2 checkpoints (model.ckpt-10, model.ckpt-20)" in capsys.readouterr().out
     assert Bundle(str(tmp_path / "mean" / "model.ckpt-20")).read("gpt2/wte")[0, 0] == 4.0
+
+
+def test_an_average_is_a_run_of_its_own(tmp_path):
+    run, mean = tmp_path / "run", tmp_path / "mean"
+    (run / "dataset_configs").mkdir(parents=True)
+    for step in (5, 10):
+        save(run, step, 1.0)
+    sizes = {"n_vocab": 64, "n_ctx": 8, "n_embd": 8, "n_layer": 1, "n_head": 1, "attention_types": [[["global"], 1]]}
+    config = {**sizes, "datasets": ["data"], "train_batch_size": 8, "lr": 1e-4, "train_steps": 10}
+    (run / "config.json").write_text(json.dumps({**config, "model_path": str(run)}))
+    records = {"path": "none_*.tfrecords", "n_vocab": 64, "eos_id": 0, "padding_id": 0}
+    (run / "dataset_configs" / "data.json").write_text(json.dumps(records))
+    for name in ("tokenizer.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json"):
+        (run / name).write_text(name)
+    assert main(["average", str(run), "--to", str(mean)]) == 0
+    made = load_config(str(mean / "config.json"))
+    assert made.datasets[0][1].path == "none_*.tfrecords" and made.datasets[0][0].name == "data"
+    assert model_folder(made) == str(mean), "not the folder of what was averaged"
+    assert (mean / "chat_template.jinja").read_text() == "chat_template.jinja"
+    assert (mean / "added_tokens.json").is_file() and (mean / "special_tokens_map.json").is_file()
 
 
 def test_every_command_has_help_without_tensorflow(capsys):
