@@ -27,7 +27,9 @@ NAME = "gpt_neo"
 SAMPLED_AT_ONCE = 8
 # Spellings of the most new tokens; the first that a task gives counts, as in the harness.
 MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-GENERATION = ("until", "do_sample", "temperature", "top_k", "top_p", "seed", *MOST_TOKENS)
+GENERATION = ("until", "do_sample", "temperature", "top_k", "top_p", "min_p", "seed", *MOST_TOKENS)
+# Options of transformers' generate that tasks of the harness give, and the value that changes nothing.
+IDLE = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "length_penalty": 1, "use_cache": True}
 
 
 class GptNeoLM(LM):
@@ -174,9 +176,11 @@ class GptNeoLM(LM):
         Raises:
           ConfigError: an option that this model does not have, or a value that means nothing.
         """
-        unknown = [name for name in options if name not in GENERATION]
-        if unknown:
-            raise ConfigError(f"generation_kwargs has {unknown[0]!r}; allowed: {', '.join(GENERATION)}")
+        for name, value in options.items():
+            if name in IDLE and value not in (None, IDLE[name]):
+                raise ConfigError(f"generation_kwargs has {name!r}: {value!r}; this model has {IDLE[name]!r} alone")
+            if name not in (*GENERATION, *IDLE):
+                raise ConfigError(f"generation_kwargs has {name!r}; allowed: {', '.join(GENERATION)}")
         stop = options.get("until") or ()
         samples = options.get("do_sample")
         given = options.get("temperature")
@@ -189,6 +193,7 @@ class GptNeoLM(LM):
             top_p=float(options.get("top_p") or 1.0),
             seed=int(options.get("seed") or self.seed),
             eos_id=self.prefix,
+            min_p=float(options.get("min_p") or 0.0),
         )
         words = (stop,) if isinstance(stop, str) else tuple(stop)
         return Prompt(encode_context(self.tokens, context, self.prefix), words, drawn)

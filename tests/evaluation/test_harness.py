@@ -243,8 +243,15 @@ def test_arguments_that_mean_nothing(trained, changes, text):
 
 
 def test_unknown_generation_options_are_refused(ours):
-    with pytest.raises(ConfigError, match="generation_kwargs has 'num_beams'"):
+    with pytest.raises(ConfigError, match="generation_kwargs has 'num_beams': 2; this model has 1 alone"):
         ours[0].prompt("a", {"until": [], "num_beams": 2})
+    with pytest.raises(ConfigError, match="generation_kwargs has 'typical_p'; allowed: until"):
+        ours[0].prompt("a", {"typical_p": 0.9})
+    # as nine groups of the harness's own tasks have it
+    given = {"until": ["\n"], "do_sample": False, "num_beams": 1, "max_new_tokens": 7}
+    asked = ours[0].prompt("a", given)
+    assert (asked.options.max_tokens, asked.options.temperature, asked.stop) == (7, 0.0, ("\n",))
+    assert ours[0].prompt("a", {"do_sample": True, "min_p": 0.1}).options.min_p == 0.1
 
 
 def test_the_entry_point_names_the_adapter(tmp_path):
