@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Optional
 
 from gpt_neo.checkpoint.families import ACTIVATIONS, FAMILIES, GPT2, GPT_NEO, GPT_NEOX, GPTJ, THEIR_ACTIVATIONS, Family
@@ -134,6 +135,12 @@ def check_rotary(where: str, name: str, features: int, keys: dict) -> None:
         )
 
 
+def rotary_share(features: int, size: int) -> float:
+    """The share of a head's features that rotate, of which transformers takes int(size * share) to be their number."""
+    share = features / size
+    return share if int(size * share) == features else math.nextafter(share, 1.0)
+
+
 def their_config(family: Family, model: ModelConfig, bos_id: Optional[int], dtype: str) -> dict:
     """config.json of a model of a family."""
     theirs: dict = {"model_type": family.name, "architectures": [family.architecture]}
@@ -154,7 +161,7 @@ def their_config(family: Family, model: ModelConfig, bos_id: Optional[int], dtyp
         theirs["attention_types"] = [[[kind], 1] for kind in model.attention_types]
         theirs["attention_layers"] = list(model.attention_types)
     if family is GPT_NEOX:
-        share = model.rotary_features / model.features_per_head
+        share = rotary_share(model.rotary_features, model.features_per_head)
         theirs["use_parallel_residual"] = model.parallel_residual
         theirs["rotary_pct"], theirs["rotary_emb_base"] = share, model.rotary_base  # transformers 4
         theirs["rope_parameters"] = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.hf_classes import ALIASES, DEFAULTS
-from gpt_neo.checkpoint.hf_config import model_keys
+from gpt_neo.checkpoint.hf_config import model_keys, rotary_share
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.reference import our_logits, their_logits
@@ -88,6 +88,16 @@ def test_what_a_config_leaves_out_is_what_their_classes_take():
         assert {name: getattr(theirs, name) for name in config} == config
         assert ALIASES[family].items() <= theirs.attribute_map.items()
         assert len(ALIASES[family]) == len(theirs.attribute_map)
+
+
+def test_transformers_rotates_as_many_features_as_we_do():
+    from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
+
+    for size, features in ((44, 30), (49, 2), (88, 30), (176, 98), (80, 20)):  # 88 * (30 / 88) is less than 30
+        rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": rotary_share(features, size)}
+        config = transformers.GPTNeoXConfig(hidden_size=2 * size, num_attention_heads=2, rope_parameters=rope)
+        assert len(GPTNeoXRotaryEmbedding(config).inv_freq) == features // 2
+    assert rotary_share(16, 64) == 0.25
 
 
 @pytest.mark.parametrize(
