@@ -12,6 +12,7 @@ from gpt_neo import storage
 from gpt_neo.checkpoint.safetensors import SafetensorsFile
 from gpt_neo.checkpoint.tensors import TensorSource
 from gpt_neo.checkpoint.torch_file import TorchFile
+from gpt_neo.config.loader import adapters_in
 from gpt_neo.errors import CheckpointError, counted, reason_of
 
 # In the order of preference, that of transformers, which leaves an index where it saves in one file again.
@@ -43,7 +44,7 @@ class HfFolder:
             raise CheckpointError(f"{path!r}: no such folder; expected config.json and weights as transformers saves")
         refuse_links_out(path)
         if not os.path.isfile(os.path.join(path, "config.json")):
-            raise CheckpointError(f"{path}: has no config.json{folders_with_one(path)}")
+            raise CheckpointError(adapters_in(path) or f"{path}: has no config.json{folders_with_one(path)}")
         self.config = storage.read_json(os.path.join(path, "config.json"), CheckpointError)
         found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
         if not found:

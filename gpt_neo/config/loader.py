@@ -120,7 +120,20 @@ def config_in(folder: str) -> str:
             f"no config in folder {folder!r}, whose checkpoints have no record: give their config, and the folder with "
             f"--set model_path={folder}"
         )
-    raise ConfigError(f"no config in folder {folder!r}: expected {FOLDER_CONFIG}, or a checkpoint with its record")
+    raise ConfigError(
+        adapters_in(folder)
+        or f"no config in folder {folder!r}: expected {FOLDER_CONFIG}, or a checkpoint with its record"
+    )
+
+
+def adapters_in(folder: str) -> str:
+    """What to do with a folder of PEFT's adapters, which are no model by themselves; empty for other folders."""
+    if not os.path.isfile(os.path.join(folder, "adapter_config.json")):
+        return ""
+    return (
+        f"{folder!r} holds adapters of PEFT, not a model. Merge them into theirs, and add its tokenizer:\n"
+        f"  peft.AutoPeftModelForCausalLM.from_pretrained({folder!r}).merge_and_unload().save_pretrained(DST)"
+    )
 
 
 def find_config(name_or_path: str, config_dir: str) -> str:

@@ -9,7 +9,8 @@ import pytest
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.hf_tokens import special_ids
 from gpt_neo.checkpoint.safetensors import write_safetensors
-from gpt_neo.errors import CheckpointError
+from gpt_neo.config import load_config
+from gpt_neo.errors import CheckpointError, ConfigError
 
 
 def make_folder(path):
@@ -73,6 +74,25 @@ def test_weights_under_other_names(tmp_path, name, said):
         os.rename(folder / "config.json", folder / "checkpoint-500" / "config.json")
     with pytest.raises(CheckpointError, match=said):
         HfFolder(str(folder))
+
+
+def test_adapters_of_peft_are_no_model(tmp_path):
+    torch = pytest.importorskip("torch")
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1, "eos_token_id": 0}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "base")
+    base = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    adapters, folder = peft.get_peft_model(base, peft.LoraConfig(r=2, fan_in_fan_out=True)), str(tmp_path / "adapters")
+    torch.nn.init.ones_(next(value for name, value in adapters.named_parameters() if "lora_B" in name))
+    adapters.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="holds adapters of PEFT, not a model") as refused:
+        HfFolder(folder)
+    with pytest.raises(ConfigError, match="holds adapters of PEFT, not a model"):
+        load_config(folder)
+    exec(str(refused.value).splitlines()[1].strip(), {"peft": peft, "DST": str(tmp_path / "made")})
+    made = HfFolder(str(tmp_path / "made"))
+    wanted = adapters.merge_and_unload().state_dict()["transformer.h.0.attn.c_attn.weight"].numpy()
+    np.testing.assert_allclose(made.read("transformer.h.0.attn.c_attn.weight"), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
