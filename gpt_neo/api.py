@@ -196,14 +196,14 @@ class Model:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: Optional[int] = None,
-        stop: Union[str, Sequence[str]] = (),
+        stop: Union[str, Sequence[str], None] = (),
         min_p: float = 0.0,
     ) -> tuple[SampleOptions, tuple[str, ...]]:
         """How tokens are drawn, and the strings that end a text."""
         number = random.SystemRandom().randrange(1 << 31) if seed is None else seed
         n_ids = self.tokenizer.n_vocab
         drawn = SampleOptions(max_tokens, temperature, top_k, top_p, number, self._found.prefix, None, n_ids, min_p)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         if "" in stops:
             raise ConfigError("stop has an empty string; expected strings that end a text")
         return drawn, stops

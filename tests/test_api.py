@@ -53,7 +53,7 @@ def test_streams_seeds_and_stops(model):
     pieces = list(model.stream("The class", **options))
     assert "".join(pieces) == whole and len(pieces) > 5
     assert model.generate("The class", **{**options, "seed": 6}) != whole
-    assert model.generate(["The class"], **options) == [whole]
+    assert model.generate(["The class"], **options) == [whole] == [model.generate("The class", stop=None, **options)]
     stop = whole[7:9]
     assert model.generate("The class", stop=stop, **options) == whole[: whole.index(stop)]
     assert "".join(model.stream("The class", stop=["nowhere in it", stop], **options)) == whole[: whole.index(stop)]
