@@ -113,6 +113,10 @@ class Tokenizer:
             found.add(self.eos_id)
         return found
 
+    def specials_named(self, texts: Iterable[str]) -> set[int]:
+        """Ids of the special tokens that are called like one of the texts."""
+        return {self.backend.token_to_id(text) for text in texts} & self.special_ids
+
     def is_text(self, token_id: int) -> bool:
         """Whether texts are encoded with an id: that of the token is."""
         return token_id in self.encode(self.spelt(token_id).decode("utf-8", errors="replace"))

@@ -21,7 +21,8 @@ class Prompt:
 
 
 def generate(sampler: BatchSampler, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
-    """(number of a prompt, what follows it, cut before the first stop string), as batches are done.
+    """(number of a prompt, what follows it, cut before the first stop string), as batches are done. A stop string that
+    is the name of a special token stands for this, which has no text.
 
     A batch has prompts of about one length and of equal options; a row's draws depend on the seed and on its number
     alone. A prompt that leaves no room for new tokens loses its beginning (`fit_prompt`).
@@ -51,18 +52,20 @@ def generate_batch(
         kept, _, room = fit_prompt(prompts[i].tokens, sampler.length, options.max_tokens)
         rows.append(Row(i, 0, kept, room, row_generator(options.seed, i, 0)))
     streams = {i: TextStream(tokenizer, prompts[i].tokens) for i in batch}
+    ends = {i: tokenizer.specials_named(prompts[i].stop) for i in batch}
     grown = dict.fromkeys(batch, "")
     texts: dict[int, str] = {}
     for event in sampler.generate_batch(rows, options):
         if event.prompt in texts:
             continue
         stream = streams[event.prompt]
+        last = event.last or event.token in ends[event.prompt]
         if event.token != options.eos_id:
             grown[event.prompt] += stream.add(event.token)
-        if event.last:
+        if last:
             grown[event.prompt] += stream.end()
         cut = first_stop(grown[event.prompt], prompts[event.prompt].stop)
-        if cut is not None or event.last:
+        if cut is not None or last:
             texts[event.prompt] = grown[event.prompt][:cut]
         if len(texts) == len(batch):
             break

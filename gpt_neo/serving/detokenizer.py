@@ -37,7 +37,7 @@ class Detokenizer:
     """The answer to one prompt.
 
     Args:
-      stop: strings that end it, of which nothing is shown.
+      stop: strings that end it, of which nothing is shown; of a special token, which has no text, the name.
       prompt: what the answer follows on.
       least: tokens after which the stop strings begin to count.
     """
@@ -45,6 +45,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int], least: int = 0) -> None:
         self.stream = TextStream(tokenizer, prompt)
         self.later, self.least = tuple(stop), least
+        self.ends = tokenizer.specials_named(stop) if stop else set()
         self.text, self.sent = "", 0
         self.waiting: list[tuple[Scored, int]] = []
 
@@ -60,7 +61,7 @@ class Detokenizer:
           is_end: the end-of-text token, which has no text.
         """
         self.waiting.append((scored, len(self.text)))
-        if is_end:
+        if is_end or (self.least <= 0 and scored.token in self.ends):
             return self.finish("stop")
         searched = max(self.sent, len(self.text) - max(map(len, self.stop), default=0))
         self.text += self.stream.add(scored.token)

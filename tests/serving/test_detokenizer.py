@@ -1,10 +1,16 @@
 """From tokens to text: half characters, stop strings over several tokens, tokenizers that are not of bytes."""
 
+import types
+
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_neo.evaluation.generation import Prompt, generate
+from gpt_neo.sampling.batches import BatchSampler
+from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.answers import prompt_offsets
 from gpt_neo.serving.detokenizer import Detokenizer, Scored
 from gpt_neo.tokenizer import Tokenizer, train_tokenizer
@@ -76,3 +82,33 @@ def test_a_newline_that_ends_answers_is_text_before_them():
     answer = Detokenizer(lines, (), ids)
     pieces = [answer.add(Scored(token), is_end=token == lines.eos_id) for token in lines.encode("c\n")]
     assert "".join(p.text for p in pieces) == "c" and pieces[-1].finish == "stop"
+
+
+def test_the_name_of_a_special_token_stops_at_the_token():
+    ids = [*BYTES.encode("ab"), BYTES.padding_id, *BYTES.encode("c")]
+    pieces, shown, tokens = write(BYTES, ids, ["never", "<|padding|>"])
+    assert (shown, tokens, pieces[-1].finish) == ("ab", ids[:3], "stop")
+    assert write(BYTES, ids, ["never"])[1] == "abc"
+    answer = Detokenizer(BYTES, ["<|padding|>"], (), least=3)  # min_tokens
+    assert [piece.finish for piece in map(answer.add, map(Scored, ids)) if piece] == [None] * 4
+
+
+class Scripted(BatchSampler):
+    """Draws the ids of a script, whatever the prompt."""
+
+    def __init__(self, script):
+        super().__init__(types.SimpleNamespace(n_ctx=64, n_vocab=258), 1)
+        self.script = iter(script)
+
+    def begin(self, prompts):
+        return self.advance(None, ())
+
+    def advance(self, tokens, alive):
+        return np.eye(258)[[next(self.script)]]
+
+
+@pytest.mark.parametrize("stop, text", [(("<|padding|>",), "ab"), (("x", "c"), "ab"), ((), "abc")])
+def test_evaluations_stop_at_special_tokens_too(stop, text):
+    script = [*BYTES.encode("ab"), BYTES.padding_id, *BYTES.encode("c"), 0]
+    asked = Prompt([5], stop, SampleOptions(temperature=0, eos_id=0))
+    assert list(generate(Scripted(script), BYTES, [asked])) == [(0, text)]
