@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Optional
 
 from gpt_neo import storage
@@ -17,10 +18,12 @@ from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.errors import DataError, counted
 from gpt_neo.tokenizer import Tokenizer
 
+MANIFEST = "_manifest.json"  # what follows the name of a set
+
 
 def manifest_path(options: PrepareOptions) -> str:
     """Where the manifest of a run goes."""
-    return storage.join(options.output_dir, f"{options.name}_manifest.json")
+    return storage.join(options.output_dir, options.name + MANIFEST)
 
 
 def build_manifest(
@@ -87,9 +90,18 @@ def write_manifest(options: PrepareOptions, manifest: dict) -> None:
     storage.write_json(manifest_path(options), manifest)
 
 
-def manifest_beside(path: str) -> str:
-    """Where the manifest of a file of records is, if it has one."""
-    return re.sub(r"(_\d+)+\.tfrecords?$", "", path) + "_manifest.json"
+def manifests_beside(path: str) -> list[str]:
+    """Where the manifest of a file of records may be, the likeliest first: two numbers follow the name of a set, of
+    `--legacy` up to three, and the name may itself end in one."""
+    found = re.fullmatch(r"(.*?)((?:_\d+)*)\.tfrecords?", path, re.DOTALL)
+    name, numbers = (found[1], re.findall(r"_\d+", found[2])) if found else (path, [])
+    kept = range(max(0, len(numbers) - 2), -1, -1)
+    return [name + "".join(numbers[:count]) + MANIFEST for count in kept]
+
+
+def manifest_beside(path: str, manifests: Container[str]) -> str:
+    """The manifest of a file of records among those that `manifests_of` found; empty if it has none."""
+    return next((place for place in manifests_beside(path) if place in manifests), "")
 
 
 def refuse_several_tokenizers(manifests: dict[str, dict], where: str) -> None:
@@ -109,13 +121,24 @@ def refuse_several_tokenizers(manifests: dict[str, dict], where: str) -> None:
 
 def manifests_of(paths: Iterable[str]) -> dict[str, dict]:
     """Path to manifest of `<name>_manifest.json` beside files `<name>_<shard>_<records>.tfrecords`, where it is one."""
-    found = {}
-    for path in dict.fromkeys(map(manifest_beside, paths)):
-        with contextlib.suppress(DataError):  # none, or something else of that name: the records speak for themselves
-            manifest = storage.read_json(path)
-            if isinstance(manifest.get("tokenizer"), dict) and isinstance(manifest.get("files"), list):
-                found[path] = manifest
+    read = functools.lru_cache(maxsize=None)(read_manifest)
+    found: dict[str, dict] = {}
+    for path in paths:
+        for place in manifests_beside(path):
+            manifest = read(place)
+            if manifest is not None:
+                found[place] = manifest
+                break
     return found
+
+
+def read_manifest(path: str) -> Optional[dict]:
+    """A manifest; None where there is none, or something else of that name: the records speak for themselves."""
+    with contextlib.suppress(DataError):
+        manifest = storage.read_json(path)
+        if isinstance(manifest.get("tokenizer"), dict) and isinstance(manifest.get("files"), list):
+            return manifest
+    return None
 
 
 def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None) -> dict:

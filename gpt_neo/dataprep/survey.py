@@ -129,7 +129,7 @@ def survey(
     sets: dict[str, Lengths] = {}  # by manifest; "" of records that have none
     for path, promised in zip(paths, counts_from_names(paths)):
         before = found.records
-        beside = manifest_beside(path) if manifest_beside(path) in manifests else ""
+        beside = manifest_beside(path, manifests)
         if beside not in sets:
             sets[beside] = Lengths(separator_of(manifests.get(beside, {}), separator, tokenizer.eos_id))
         for ids in read_records(path):

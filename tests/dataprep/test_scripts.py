@@ -4,6 +4,7 @@ import glob
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -150,6 +151,23 @@ def test_inspect_of_several_sets_in_a_folder(tmp_path, small_tokenizer, capsys, 
     told = capsys.readouterr().err
     assert "these records were made with several tokenizers, as " in told and "c_manifest.json say: ids would" in told
     assert load("inspect")(tmp_path / "out" / "c_*") == 0
+
+
+def test_a_name_that_ends_in_a_number_keeps_its_manifest(prepared, tmp_path, small_tokenizer, capsys):
+    for name in ("wiki_2020", "wiki"):
+        arguments = ["--input_dir", prepared / "in.jsonl", "--output_dir", tmp_path / name, "--name", name]
+        arguments += ["--encoder_path", small_tokenizer, "--chunk_size", 16, "--processes", 1]
+        assert load("create_tfrecords")(*arguments) == 0
+    (plain,) = (tmp_path / "wiki").glob("wiki_0_*.tfrecords")
+    shutil.copy(plain, tmp_path / "wiki_2020")
+    shutil.copy(tmp_path / "wiki" / "wiki_manifest.json", tmp_path / "wiki_2020")
+    (numbered,) = (tmp_path / "wiki_2020").glob("wiki_2020_0_*.tfrecords")
+    found = survey([str(tmp_path / "wiki_2020" / "*.tfrecords")])
+    alone = survey([str(numbered)])
+    assert found.tokenizer == alone.tokenizer == small_tokenizer
+    assert found.documents.tolist() == 2 * alone.documents.tolist() and len(alone.documents) > 1
+    for path, name in ((numbered, "wiki_2020"), (plain, "wiki"), (tmp_path / "wiki" / "wiki_7_0_9.tfrecords", "wiki")):
+        assert [os.path.basename(place) for place in manifests_of([str(path)])] == [f"{name}_manifest.json"]
 
 
 def test_lengths_of_documents_across_records():
