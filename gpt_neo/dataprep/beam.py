@@ -11,10 +11,10 @@ from typing import Any
 
 from gpt_neo import storage
 from gpt_neo.dataprep.account import Totals
-from gpt_neo.dataprep.manifest import build_manifest, manifest_path, write_manifest
+from gpt_neo.dataprep.manifest import build_manifest, manifest_path, refuse_mixing, write_manifest
 from gpt_neo.dataprep.options import Job, PrepareOptions
 from gpt_neo.dataprep.packing import Shard
-from gpt_neo.dataprep.prepare import check_output, inputs_of, job_of, stop_at_bad
+from gpt_neo.dataprep.prepare import inputs_of, job_of, stop_at_bad
 from gpt_neo.dataprep.readers import STDIN, Bad, InputFile
 from gpt_neo.dataprep.shards import Plan, document_lengths, lay_out, write_shard
 from gpt_neo.dataprep.tokenizing import tokenize_unit
@@ -50,7 +50,7 @@ def prepare_on_beam(options: PrepareOptions, arguments: Sequence[str] = ()) -> d
     work = storage.join(place, f".{options.name}_work")
     job = job_of(options, load_tokenizer(options.encoder_path), work)
     sources, bad = inputs_of(options)
-    check_output(job)
+    refuse_mixing(options)
     storage.delete_folder(work, within=place)
     storage.make_folder(work)
     try:

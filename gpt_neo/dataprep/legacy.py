@@ -22,7 +22,7 @@ from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.cleaning import detokenize_wikitext, repair
 from gpt_neo.dataprep.documents import BYTE_ORDER_MARK, documents_of_item
 from gpt_neo.dataprep.encoder import Encoder
-from gpt_neo.dataprep.manifest import build_manifest, write_manifest
+from gpt_neo.dataprep.manifest import build_manifest, refuse_mixing, write_manifest
 from gpt_neo.dataprep.options import PrepareOptions, separator_of
 from gpt_neo.dataprep.readers import Bad, InputFile, kind_of, open_source
 from gpt_neo.dataprep.records import encode_rows
@@ -74,15 +74,7 @@ def check(options: PrepareOptions) -> None:
         raise DataError("--legacy: the old program crashed with --encoder_path; it worked with GPT-2's tokenizer only")
     if len(options.inputs) != 1 or not os.path.isdir(options.inputs[0]):
         raise DataError(f"--legacy reads one local folder, not {', '.join(options.inputs)}")
-    try:
-        storage.make_folder(options.output_dir)
-        stale = storage.glob(storage.join(options.output_dir, f"{options.name}_*.tfrecords"))
-    except OSError as error:
-        raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
-    if stale:
-        raise DataError(
-            f"--output_dir {options.output_dir!r} already holds {os.path.basename(stale[0])}; remove it first"
-        )
+    refuse_mixing(options)
 
 
 def legacy_files(options: PrepareOptions) -> list[str]:

@@ -26,6 +26,39 @@ def manifest_path(options: PrepareOptions) -> str:
     return storage.join(options.output_dir, options.name + MANIFEST)
 
 
+def refuse_mixing(options: PrepareOptions, ledger: str = "") -> None:
+    """Make the output folder; refuse one where the usual pattern `<name>_*.tfrecords` would match records of two sets.
+
+    Args:
+      ledger: its path; where there is one, this run goes on with records of its own.
+
+    Raises:
+      DataError: there are such records, or the folder cannot be read or made.
+    """
+    folder, name = glob.escape(options.output_dir), options.name
+    try:
+        storage.make_folder(options.output_dir)
+        if ledger and storage.exists(ledger):
+            return
+        there = storage.glob(storage.join(folder, f"{glob.escape(name)}_*.tfrecords"))
+        manifests = storage.glob(storage.join(folder, f"*{MANIFEST}"))
+    except OSError as error:
+        raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise DataError(
+            f"--output_dir {options.output_dir!r} already holds {os.path.basename(there[0])}{more}, which the pattern "
+            f"{name}_*.tfrecords of --name {name} matches: choose another name or folder, or remove what is there"
+        )
+    sets = (os.path.basename(path).removesuffix(MANIFEST) for path in manifests)
+    shorter = next((one for one in sets if name.startswith(f"{one}_")), None)
+    if shorter is not None:
+        raise DataError(
+            f"--output_dir {options.output_dir!r} holds the set {shorter!r}, whose pattern {shorter}_*.tfrecords would "
+            f"match the records of --name {name}, too: choose another name or folder"
+        )
+
+
 def build_manifest(
     options: PrepareOptions, tokenizer: Tokenizer, separator: Sequence[int], files: Sequence[dict], totals: Totals
 ) -> dict:

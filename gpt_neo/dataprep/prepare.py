@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.documents import with_lines
 from gpt_neo.dataprep.encoder import Encoder
 from gpt_neo.dataprep.ledger import FILE, Ledger, listed_files
-from gpt_neo.dataprep.manifest import build_manifest, write_manifest
+from gpt_neo.dataprep.manifest import build_manifest, refuse_mixing, write_manifest
 from gpt_neo.dataprep.options import Job, PrepareOptions, separator_of
 from gpt_neo.dataprep.packing import Packing, Shard
 from gpt_neo.dataprep.pool import AHEAD, workers
@@ -73,7 +74,7 @@ def prepared(options: PrepareOptions, work: str, progress: Progress, restart: bo
     sources, bad = inputs_of(options)
     if restart:
         discard(job)
-    check_output(job)
+    refuse_mixing(options, os.path.join(work, FILE))
     ledger = Ledger(job.work, header_of(job, tokenizer, sources, bad))
     try:
         check_left_out(options, ledger)
@@ -217,27 +218,6 @@ def header_of(job: Job, tokenizer: Tokenizer, sources: list[InputFile], bad: lis
     }
 
 
-def check_output(job: Job) -> None:
-    """Refuse to mix the output with that of another run.
-
-    Raises:
-      DataError: there are files of this name already, or the folder cannot be read or made.
-    """
-    options = job.options
-    try:
-        storage.make_folder(options.output_dir)
-        stale = storage.glob(storage.join(options.output_dir, f"{options.name}_*.tfrecords"))
-        unfinished = storage.exists(os.path.join(job.work, FILE))
-    except OSError as error:
-        raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
-    if stale and not unfinished:
-        more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
-        raise DataError(
-            f"--output_dir {options.output_dir!r} already holds {os.path.basename(stale[0])}{more} of --name "
-            f"{options.name}: choose another name or folder, or remove what is there"
-        )
-
-
 def discard(job: Job) -> None:
     """Delete the unfinished work of an earlier run, and the output files that its ledger names."""
     for name in listed_files(job.work):
@@ -251,11 +231,12 @@ def clear(job: Job) -> None:
     Until that is gone the same command tidies up again; from then on nothing may fail any more.
     """
     if not storage.is_remote(job.options.output_dir):
-        for left in storage.glob(os.path.join(job.options.output_dir, f".{job.options.name}_*.writing")):
+        folder, name = glob.escape(job.options.output_dir), glob.escape(job.options.name)
+        for left in storage.glob(os.path.join(folder, f".{name}_*.writing")):
             storage.delete(left, within=job.options.output_dir)
-    for name in os.listdir(job.work) if os.path.isdir(job.work) else ():
-        if name != FILE:
-            storage.delete(os.path.join(job.work, name), within=job.work)
+    for file in os.listdir(job.work) if os.path.isdir(job.work) else ():
+        if file != FILE:
+            storage.delete(os.path.join(job.work, file), within=job.work)
     storage.delete(os.path.join(job.work, FILE), within=job.work)
     with contextlib.suppress(OSError):
         os.rmdir(job.work)

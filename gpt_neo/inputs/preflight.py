@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from gpt_neo import storage
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.records import count_from_name, count_records, read_records
-from gpt_neo.errors import DataError
+from gpt_neo.dataprep.records import count_from_name, count_records, read_records, records_only
+from gpt_neo.errors import DataError, counted
 from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.position import locate
 from gpt_neo.inputs.samples import other_length
@@ -65,7 +67,21 @@ def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
                 f"the records of {source.name!r} look like chunks of n_ctx + 1 tokens and are read as {source.kind}; "
                 "the 2021 program read them in turn: --set input_fn=sequential_input does (generic_text ends this note)"
             )
+    held_out = {path for _, dataset in run.datasets for path in local_files(dataset.eval_path)}
+    both = sorted(held_out & {path for source in sources for path in source.paths})
+    if both:
+        found.append(
+            f"{counted(len(both), 'file')} of held-out records are among those trained on, the first of them "
+            f"{both[0]}: held-out losses will look better than they are"
+        )
     return found
+
+
+def local_files(pattern: Optional[str]) -> list[str]:
+    """Files of this machine that a pattern of records matches; none where that cannot be told."""
+    with contextlib.suppress(OSError):
+        return records_only(storage.glob(pattern)) if pattern and not storage.scheme_of(pattern) else []
+    return []
 
 
 def account(run: RunConfig, sources: Sequence[Source]) -> list[str]:

@@ -375,6 +375,19 @@ def test_mistakes(corpus, tmp_path, small_tokenizer):
     fails("already holds data_0_")
 
 
+@pytest.mark.parametrize("first, second", [("data", "data_held"), ("data_held", "data"), ("data", "data_2")])
+def test_no_set_is_in_the_pattern_of_another(corpus, tmp_path, small_tokenizer, first, second):
+    """What is held out under such a name would be trained on."""
+    out = tmp_path / "out[1]"
+    manifest = run(corpus, out, small_tokenizer, name=first)
+    with pytest.raises(DataError, match=r"out\[1\]' .* pattern data_\*\.tfrecords .*: choose another name or folder"):
+        run(corpus, out, small_tokenizer, name=second)
+    with pytest.raises(DataError, match=f"already holds {first}_0_"):
+        run(corpus, out, small_tokenizer, name=first)
+    assert {*manifest["files"], f"{first}_manifest.json"} == set(contents(out))
+    run(corpus, out, small_tokenizer, name="database")
+
+
 def test_cleaning_is_off_unless_asked_for(tmp_path, small_tokenizer):
     write_lines(tmp_path / "in.jsonl", ["a @-@ b , c", "sch\u00c3\u00b6n"])
     for changes, texts in (

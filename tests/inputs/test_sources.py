@@ -94,6 +94,16 @@ def test_notes_tell_of_legacy_readings(two):
     assert line == "stitch 25 of 'a' does nothing: its records are read in chunks"
 
 
+def test_held_out_records_that_are_trained_on_are_told(two):
+    held = os.path.join(os.path.dirname(two[0].path), "two_a_1_*.tfrecords")
+    run = make_run([("a", two[0]), ("b", dataclasses.replace(two[1], eval_path=held))])
+    (line,) = preflight.notes(run, training_sources(run))
+    assert line.startswith("1 file of held-out records are among those trained on, the first of them ")
+    assert "two_a_1_2.tfrecords: held-out losses will look better than they are" in line
+    run = make_run([("a", dataclasses.replace(two[0], eval_path=two[1].path))])
+    assert preflight.notes(run, training_sources(run)) == []
+
+
 def test_counts_without_names_are_counted(shelf, tmp_path):
     source = shelf.write("count", [[CHUNK] * 4, [CHUNK] * 7]).path
     paths = [
