@@ -19,7 +19,7 @@ from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.documents import with_lines
 from gpt_neo.dataprep.encoder import Encoder
 from gpt_neo.dataprep.ledger import FILE, Ledger, listed_files
-from gpt_neo.dataprep.manifest import build_manifest, refuse_mixing, write_manifest
+from gpt_neo.dataprep.manifest import MANIFEST, build_manifest, refuse_mixing, write_manifest
 from gpt_neo.dataprep.options import Job, PrepareOptions, separator_of
 from gpt_neo.dataprep.packing import Packing, Shard
 from gpt_neo.dataprep.pool import AHEAD, workers
@@ -105,10 +105,21 @@ def job_of(options: PrepareOptions, tokenizer: Tokenizer, work: str) -> Job:
 def inputs_of(options: PrepareOptions) -> tuple[list[InputFile], list[Bad]]:
     """Input files, and those that are skipped because of their extension.
 
+    Records and manifests in the output folder are no inputs: it may be that of the texts, and a run that goes on has
+    the inputs that it began with.
+
     Raises:
       DataError: there are none, or there is one to skip and nothing is to be skipped.
     """
-    sources, bad = find_sources(options.inputs, options.stdin_format)
+    found, bad = find_sources(options.inputs, options.stdin_format)
+    output = storage.absolute(options.output_dir).rstrip("/")
+
+    def written(path: str) -> bool:
+        folder, _, name = storage.absolute(path).rpartition("/")
+        return folder == output and name.endswith((".tfrecords", MANIFEST))
+
+    sources = [source for source in found if not written(source.path)]
+    bad = [one for one in bad if not written(one.path)]
     if bad and not options.skip_bad:
         raise DataError(refusal(bad))
     return sources, bad

@@ -226,6 +226,20 @@ def test_unfinished_work_of_another_run(corpus, tmp_path, small_tokenizer, monke
     assert {*changed["files"], "data_manifest.json"} == set(contents(tmp_path / "out"))
 
 
+def test_records_beside_the_texts_are_no_inputs(corpus, tmp_path, small_tokenizer, monkeypatch):
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
+    apart = prepare.prepare(options_of(corpus, tmp_path, small_tokenizer), silent)
+    records = {name: data for name, data in contents(tmp_path / "out").items() if name in apart["files"]}
+    beside = options_of(corpus, tmp_path, small_tokenizer, output_dir=str(corpus))
+    interrupt(beside, monkeypatch, 7)
+    there = {path.name for path in corpus.glob("*.tfrecords")}
+    assert there and there < set(records)
+    for name in ("data", "more"):
+        manifest = prepare.prepare(dataclasses.replace(beside, name=name), silent)
+        assert manifest["account"] == apart["account"]
+    assert {name: data for name, data in contents(corpus).items() if name in records} == records
+
+
 def test_after_a_stop_at_what_cannot_be_read(corpus, tmp_path, small_tokenizer, monkeypatch):
     """The command with the flag that the error names goes on; so does the same one where nothing was finished."""
     monkeypatch.setattr(units, "UNIT_BYTES", 2000)
