@@ -23,13 +23,13 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
-from gpt_neo.cli.finetune_data import dataset_of, prompt_of
+from gpt_neo.cli.finetune_data import FOLDER, contents_of, dataset_of, made_path, prompt_of
 from gpt_neo.cli.options import RunOptions, SamplingOptions, Train
 from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, DataError
 
 REQUEST = "finetune.json"  # what was asked for: a second command has to ask for the same
 EXPORTED = "hf"  # sub-folder with the Hugging Face model
@@ -52,8 +52,8 @@ def finetune(options: Finetune) -> int:
         raise ConfigError(f"--out {options.out}: a fine-tune works in a local folder; copy it to a bucket afterwards")
     for pattern in options.freeze:  # before anything is written
         check_pattern(pattern, "--freeze", options.source)
-    check_request(options, out)
-    run = import_model(options, out)
+    request = check_request(options, out)
+    run = import_model(options, out, request)
     dataset = dataset_of(options, run, out)
     run = write_settings(options, out, dataset)
     status = train(options, run, out)
@@ -70,38 +70,51 @@ def request_of(options: Finetune) -> dict:
     """What a fine-tune is asked for that its stages depend on."""
     return {
         "source": options.source,
+        "lora": [options.lora, options.lora_alpha],
+        "seed": options.seed,
         "data": [os.path.abspath(path) if os.path.exists(path) else path for path in options.data],
         "held_out": options.held_out,
-        "seed": options.seed,
         "text_key": options.text_key,
-        "lora": [options.lora, options.lora_alpha],
     }
 
 
-def check_request(options: Finetune, out: str) -> None:
-    """Refuse to go on with another fine-tune than the folder is of.
+def check_request(options: Finetune, out: str) -> dict:
+    """Refuse to go on with another fine-tune than the folder is of; until its records are made, texts may be others.
+
+    Returns:
+      what is asked for, with `contents`, a hash of the texts
 
     Raises:
       ConfigError: names what differs.
+      DataError: there are no texts.
     """
-    path = os.path.join(out, REQUEST)
-    if not os.path.isfile(path):
-        return
-    before, now = storage.read_json(path, ConfigError), request_of(options)
-    differing = [name for name in now if before.get(name) != now[name]]
-    if differing:
-        name = differing[0]
-        raise ConfigError(
-            f"--out {options.out}: holds a fine-tune with {name} {before.get(name)!r}, not {now[name]!r}; give another "
-            "folder"
-        )
+    path, made, now = os.path.join(out, REQUEST), os.path.isfile(made_path(out)), request_of(options)
+    before = storage.read_json(path, ConfigError) if os.path.isfile(path) else {}
+    model = ("source", "lora", *(("seed",) if options.lora else ()))  # what the folder's weights were made by
+    for name in now if made else model:
+        if before and before.get(name) != now[name]:
+            raise ConfigError(
+                f"--out {options.out}: holds a fine-tune with {name} {before.get(name)!r}, not {now[name]!r}; give "
+                "another folder"
+            )
+    try:
+        now["contents"] = contents_of(options, out)
+    except DataError:
+        if not made:
+            raise
+        now["contents"] = before.get("contents")  # they are needed no more
+    if made and before.get("contents") not in (None, now["contents"]):
+        raise ConfigError(f"--out {options.out}: its records are of other texts than --data has now; give another one")
+    if before and before != now and not made:
+        shutil.rmtree(os.path.join(out, FOLDER), ignore_errors=True)  # begun with other texts
+    return now
 
 
-def import_model(options: Finetune, out: str) -> RunConfig:
+def import_model(options: Finetune, out: str, request: dict) -> RunConfig:
     """The run's folder with config, tokenizer and the checkpoint of step 0, made of whatever SRC is. New adapters are
     drawn there, beside the weights."""
-    config, request = os.path.join(out, FOLDER_CONFIG), os.path.join(out, REQUEST)
-    if os.path.isfile(config) and not os.path.isfile(request) and current_steps(out) != [0]:
+    config, asked = os.path.join(out, FOLDER_CONFIG), os.path.join(out, REQUEST)
+    if os.path.isfile(config) and not os.path.isfile(asked) and current_steps(out) != [0]:
         raise ConfigError(f"--out {options.out}: holds another run; give another folder")
     if not os.path.isfile(config):
         base = f"{out}.base" if options.lora else out  # without adapters yet
@@ -113,8 +126,7 @@ def import_model(options: Finetune, out: str) -> RunConfig:
     if options.lora:
         shutil.rmtree(f"{out}.base", ignore_errors=True)
     run = load_config(config)
-    if not os.path.isfile(request):
-        storage.write_json(request, request_of(options))
+    storage.write_json(asked, request)
     return run
 
 

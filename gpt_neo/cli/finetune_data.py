@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -13,14 +14,20 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs, write_dialogs
 from gpt_neo.dataprep.manifest import dataset_config, manifest_path
 from gpt_neo.dataprep.options import PrepareOptions
+from gpt_neo.dataprep.readers import STDIN, find_sources
 from gpt_neo.dataprep.split import held_out_numbers, split_texts
 from gpt_neo.dataprep.templates import TEMPLATE, template_of
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import ConfigError, DataError, reason_of
 from gpt_neo.system import cores
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 FOLDER, MADE = "data", "data.json"
 PROMPT = 80  # characters of held-out text that samples go on from
+
+
+def made_path(out: str) -> str:
+    """What is written once the records of a fine-tune are made."""
+    return os.path.join(out, FOLDER, MADE)
 
 
 def dataset_of(options: Finetune, run: RunConfig, out: str) -> dict:
@@ -29,7 +36,7 @@ def dataset_of(options: Finetune, run: RunConfig, out: str) -> dict:
     Returns:
       {"samples": of an epoch, "held_out": samples held out, "config": the dataset config, "prompt": some held-out text}
     """
-    path = os.path.join(out, FOLDER, MADE)
+    path = made_path(out)
     if os.path.isfile(path):
         return storage.read_json(path, DataError)
     os.makedirs(os.path.join(out, FOLDER), exist_ok=True)
@@ -39,9 +46,36 @@ def dataset_of(options: Finetune, run: RunConfig, out: str) -> dict:
     return found
 
 
+def contents_of(options: Finetune, out: str) -> str:
+    """A hash of the texts of a fine-tune: of the files' names, and what is in them.
+
+    Raises:
+      DataError: one of them is not there, none that is read, or lies where the fine-tune writes.
+    """
+    sources, bad = find_sources(options.data, where="--data")
+    if bad or any(source.path == STDIN for source in sources):
+        raise DataError(str(bad[0]) if bad else "--data -: texts are read twice; give them as a file")
+    inside = next((one.path for one in sources if storage.absolute(one.path).startswith(os.path.join(out, ""))), None)
+    if inside is not None:
+        raise DataError(f"--data {inside}: lies in --out {options.out}, where the fine-tune writes; give another one")
+    digest = hashlib.blake2b(digest_size=16)
+    for source in sources:
+        digest.update(os.path.basename(source.path).encode("utf-8", "surrogateescape") + b"\0")
+        if storage.is_remote(source.path):
+            digest.update(source.version.encode())
+            continue
+        try:
+            with storage.open_read(source.path) as handle:
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(f"{source.path}: cannot be read: {reason_of(error)}") from error
+    return digest.hexdigest()
+
+
 def prompt_of(out: str) -> str:
     """What samples of a fine-tune go on from."""
-    return str(storage.read_json(os.path.join(out, FOLDER, MADE), DataError)["prompt"])
+    return str(storage.read_json(made_path(out), DataError)["prompt"])
 
 
 def own_tokenizer(run: RunConfig, out: str) -> Tokenizer:
@@ -110,14 +144,20 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     }
 
 
+def lines_of(path: str) -> int:
+    """Lines of a file."""
+    with open(path, "rb") as handle:
+        return sum(1 for _ in handle)
+
+
 def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
     """Records of plain texts; every token of them is in one."""
     folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
     end_of_text(tokenizer)
     texts = {name: os.path.join(folder, f"{name}.jsonl") for name in ("train", "held_out")}
-    counts = dict(
-        zip(texts, split_texts(options.data, options.held_out, options.seed, options.text_key, *texts.values()))
-    )
+    if not os.path.isfile(texts["held_out"]):  # or a run that was killed has left both, and may have begun with them
+        split_texts(options.data, options.held_out, options.seed, options.text_key, *texts.values())
+    counts = {name: lines_of(path) for name, path in texts.items()}
     manifests = {}
     for name, path in texts.items():
         if counts[name]:

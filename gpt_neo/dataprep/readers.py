@@ -188,14 +188,19 @@ def files_in(folder: str) -> list[str]:
     return [path for path in storage.list_files(folder) if not is_marker(path[before:])]
 
 
-def find_sources(inputs: Sequence[str], stdin_format: str = "jsonl") -> tuple[list[InputFile], list[Bad]]:
+def find_sources(
+    inputs: Sequence[str], stdin_format: str = "jsonl", where: str = "--input_dir"
+) -> tuple[list[InputFile], list[Bad]]:
     """Input files in the order they are read, and those whose extension is unknown.
+
+    Args:
+      where: what the inputs were given by, for errors.
 
     Raises:
       DataError: there are none.
     """
     sources, bad = [], []
-    for path in find_inputs(*inputs):
+    for path in find_inputs(*inputs, where=where):
         if path == STDIN:
             # Nothing can tell whether a later run is given the same again: it is not resumed.
             sources.append(InputFile(path, stdin_format, "", 0, os.urandom(8).hex()))

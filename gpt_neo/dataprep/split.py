@@ -39,6 +39,8 @@ def split_texts(
 ) -> tuple[int, int]:
     """Write the documents of the inputs as JSON lines to two files, each in the order of the inputs.
 
+    `held_out` appears last: where it is there, both are there as a whole.
+
     Args:
       share: of the documents, 0 to 1, that go to `held_out`.
       text_key: key of the text in JSON.
@@ -54,13 +56,12 @@ def split_texts(
     if not count:
         raise DataError(f"{', '.join(inputs)}: no text")
     numbers, written = held_out_numbers(count, share, seed), [0, 0]
-    with open(train, "w", encoding="utf-8") as kept, open(held_out, "w", encoding="utf-8") as held:
+    with storage.writing(held_out) as held, storage.writing(train) as kept:
         texts = (text for text in read_documents(inputs, text_key, split=False) if text.strip())
         for number, text in enumerate(texts):
             parts = cut(text, share) if count == 1 and share > 0 else (text,)
             for place, part in enumerate(parts):
                 place = int(number in numbers) if len(parts) == 1 else place
-                (kept, held)[place].write(json.dumps({"text": part}, ensure_ascii=False) + "\n")
+                (kept, held)[place].write(json.dumps({"text": part}, ensure_ascii=False).encode() + b"\n")
                 written[place] += 1
-    storage.sync(train, held_out)
     return written[0], written[1]

@@ -1,5 +1,6 @@
 """From a model of Hugging Face's and texts to a fine-tuned, exported one, in one command."""
 
+import contextlib
 import json
 import os
 import pydoc_data
@@ -16,6 +17,8 @@ import pytest
 from gpt_neo.__main__ import main
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.cli import finetune_data
+from gpt_neo.dataprep import units
+from gpt_neo.dataprep.ledger import Ledger
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.tokenizer import load_tokenizer
 from tests.checkpoint.peers import save_tiny
@@ -170,6 +173,58 @@ def test_a_kill_between_records_and_held_out_ones(model, texts, tmp_path, monkey
     monkeypatch.setattr(finetune_data, "prepare_with_bar", prepare)
     assert main(words) == 0
     assert os.path.isfile(tmp_path / "run" / "hf" / "model.safetensors")
+
+
+class Killed(BaseException):
+    """Ends a run where a signal would."""
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """A fine-tune ends, with status 3, where training would begin."""
+    monkeypatch.setattr("gpt_neo.cli.finetune.train", lambda *words: 3)
+
+
+def test_a_kill_while_texts_are_tokenized(model, texts, tmp_path, monkeypatch, untrained):
+    """The same command goes on from the units that are done."""
+    words = ["finetune", model, "--data", texts, "--held_out", "0.1", "--verify", "none"]
+    words += ["--out", str(tmp_path / "run")]
+    monkeypatch.setattr(finetune_data, "cores", lambda: 1)
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
+    append, done = Ledger.add_unit, []
+
+    def killed(self, line):
+        if len(done) == 3:
+            raise Killed
+        done.append(line["unit"])
+        append(self, line)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Ledger, "add_unit", killed)
+        main(words)
+    assert done == [0, 1, 2]
+    monkeypatch.setattr(Ledger, "add_unit", lambda self, line: (done.append(line["unit"]), append(self, line)))
+    assert main(words) == 3 and done[3] == 3 and done.count(0) == 2  # of the held-out texts, too
+
+
+def test_texts_that_are_not_there_or_change(model, tmp_path, capsys, untrained):
+    data, out = tmp_path / "data.jsonl", tmp_path / "run"
+    words = ["finetune", model, "--verify", "none", "--held_out", "0", "--out", str(out)]
+    for wrong, told in (("nope.jsonl", "--data 'nope.jsonl': no files there"), ("-", "--data -: texts are read twice")):
+        assert main([*words, "--data", wrong]) == 2 and told in capsys.readouterr().err
+        assert not out.exists()  # nothing was downloaded or converted for it
+    data.write_text('{"body": "no text"}\n')
+    assert main([*words, "--data", str(data)]) == 2 and "data.jsonl:1: expected an object" in capsys.readouterr().err
+    data.write_text('{"text": "the first"}\n{"text": "the second"}\n')
+    assert main([*words, "--data", str(data)]) == 3
+    record = (out / "data" / "train_0_1.tfrecords").read_bytes()
+    data.write_text('{"text": "the third"}\n{"text": "the fourth"}\n')
+    assert main([*words, "--data", str(data)]) == 2
+    assert "its records are of other texts than --data has now" in capsys.readouterr().err
+    data.unlink()
+    assert main([*words, "--data", str(data)]) == 3 and (out / "data" / "train_0_1.tfrecords").read_bytes() == record
+    assert main([*words[:-1], str(tmp_path), "--data", str(out / "config.json")]) == 2
+    assert "lies in --out" in capsys.readouterr().err
 
 
 def run_process(words, environment, seconds=None):
