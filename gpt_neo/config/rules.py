@@ -152,6 +152,12 @@ RULES: tuple = (
         "a token has to stand for the masked ones",
     ),
     Rule(
+        "mlm_mask_prob 0 with mlm_training",
+        lambda c: c.mlm_training and not c.mlm_mask_prob,
+        "mlm_mask_prob is 0 with mlm_training; expected more than 0, to 1",
+        "no label would count, so the loss would be 0 and nothing be learned",
+    ),
+    Rule(
         "mlm_same_token_prob + mlm_random_token_prob above 1",
         lambda c: c.mlm_training and c.mlm_same_token_prob + c.mlm_random_token_prob > 1 + 1e-9,
         "mlm_same_token_prob ({mlm_same_token_prob}) + mlm_random_token_prob ({mlm_random_token_prob}) is above 1",

@@ -188,6 +188,7 @@ MISTAKES = [
     ({"input_fn": "mlm_sample_text", "mlm_training": False}, "input_fn is 'mlm_sample_text' and mlm_training is false"),
     ({"causal": False}, "causal is false without mlm_training"),
     ({**MASKED, "mlm_random_token_prob": 0.95}, "mlm_random_token_prob (0.95) is above 1"),
+    ({**MASKED, "mlm_mask_prob": 0}, "mlm_mask_prob is 0 with mlm_training; expected more than 0"),
     ({**MASKED, "mlm_mask_id": 16}, "mlm_mask_id is 16"),
     ({**MASKED, "mlm_mask_ignore_ids": [3, "x"]}, "mlm_mask_ignore_ids (3, 'x'); expected ids from 0"),
 ]
