@@ -74,7 +74,7 @@ def build_manifest(
     account.records_written = sum(entry["records"] for entry in files)
     account.tokens_written = sum(entry["tokens"] for entry in files)
     if not account.records_written:
-        raise DataError(f"{', '.join(options.inputs)}: {counted(account.documents_in, 'document')} gave no record")
+        raise DataError(nothing_written(options, totals))
     if account.imbalance():
         raise AssertionError(account.imbalance())
     chosen = (
@@ -116,6 +116,21 @@ def build_manifest(
             else {}
         ),
     }
+
+
+def nothing_written(options: PrepareOptions, totals: Totals) -> str:
+    """One message about documents none of which was written: what became of them, and of what is wrong the first."""
+    account = totals.account
+    fates = {
+        "empty": account.documents_dropped_empty,
+        f"of fewer than --minimum_size {options.minimum_size} tokens": account.documents_dropped_short,
+        "shorter than a record": account.documents_dropped_tail,  # of --legacy
+        "not readable": account.documents_dropped_bad,
+    }
+    told = ", ".join(f"{count:,} {what}" for what, count in fates.items() if count)
+    first = f", the first of them {with_lines(totals.bad[:1])[0]}" if totals.bad else ""
+    documents = counted(account.documents_in, "document")
+    return f"{', '.join(options.inputs)}: {documents} gave no record{': ' * bool(told)}{told}{first}"
 
 
 def write_manifest(options: PrepareOptions, manifest: dict) -> None:

@@ -174,6 +174,8 @@ def advice_on(record: Any, key: str) -> str:
     """What stands in a value in the place of a text, and the key that may be meant."""
     if not isinstance(record, dict):
         return ""
+    if key in record:
+        return f"it is {json.dumps(record[key], default=str, ensure_ascii=False)[:40]}" + suggestion(record, key)
     keys = ", ".join(repr(name[:40]) for name in list(record)[:SHOWN]) + (", ..." if len(record) > SHOWN else "")
     there = f"its keys are {keys}" if keys else "it is empty"
     return there + suggestion(record, key)

@@ -282,6 +282,20 @@ def test_bad_documents_stop_or_are_counted(tmp_path, small_tokenizer, monkeypatc
     assert [place.split(": ")[0] for place in places] == ["c.docx", "a.jsonl:2", "a.jsonl:3", "a.jsonl:5", "b.txt"]
 
 
+@pytest.mark.parametrize(
+    "name, data, changes, told",
+    [
+        ("a.txt", b"abc \xff", {"bad": "skip"}, r"1 not readable, the first of them \S+a\.txt: not UTF-8: inv"),
+        ("a.jsonl", b'{"text": 5}', {"bad": "skip"}, r"1 not readable, .* \S+:1: expected an .*'text': it is 5"),
+        ("a.jsonl", b'""\n"x"', {"minimum_size": 9}, "1 empty, 1 of fewer than --minimum_size 9 tok"),
+    ],
+)
+def test_nothing_written_is_told_with_the_reasons(tmp_path, small_tokenizer, name, data, changes, told):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=f"gave no record: {told}"):
+        run(tmp_path / name, tmp_path / "out", small_tokenizer, **changes)
+
+
 BAD_LINES = [b"{oops", b'"\xff"', b'{"x": "text"}', b'"\\ud800"', b"9" * 4400, b"[" * 9999, b'{"text": 1}', b"null"]
 PIECE = st.one_of(st.sampled_from(BAD_LINES), st.sampled_from([b"", b" "]), TEXT.map(lambda t: json.dumps(t).encode()))
 
