@@ -19,6 +19,7 @@ from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.sources import CHUNKS, Source, needed_text, tokens_needed, training_sources
 from gpt_neo.inputs.tokenizers import dataset_tokenizer
 from gpt_neo.inputs.train_input import first_samples
+from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import Tokenizer
 
 SHOWN, CHARACTERS, LISTED = 3, 400, 20
@@ -45,14 +46,12 @@ def scan(source: Source) -> Figures:
     """Read every record.
 
     Raises:
-      DataError: a file is remote, damaged, or holds another number of records than it should.
+      DataError: a file is damaged, or holds another number of records than it should.
     """
     seen = Figures()
     for path, promised in zip(source.paths, source.counts):
-        if not os.path.exists(path):
-            raise DataError(f"{path}: the check reads local files; copy it here first")
         before = seen.records
-        for ids in read_records(path):
+        for ids in read_records(path, files):
             seen.add(ids)
         if seen.records - before != promised:
             raise DataError(f"{path}: its name promises {promised} records, it holds {seen.records - before}")

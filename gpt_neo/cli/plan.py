@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 
+from gpt_neo import storage
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import memory_text, model_text, say
 from gpt_neo.cli.job import load_job
@@ -12,9 +12,10 @@ from gpt_neo.cli.options import Plan
 from gpt_neo.config.estimate import microbatches, training_memory
 from gpt_neo.config.layouts import dimension_sizes
 from gpt_neo.config.network import kinds_of
+from gpt_neo.config.records import PLACEHOLDER
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.records import records_only
-from gpt_neo.errors import GptNeoError, counted
+from gpt_neo.dataprep.records import counts_from_names, records_only
+from gpt_neo.errors import GptNeoError, counted, reason_of
 from gpt_neo.inputs.sources import training_sources
 
 
@@ -48,11 +49,12 @@ def show_plan(options: Plan) -> int:
 
 def epoch_text(run: RunConfig) -> str:
     """Steps per epoch, where the records can be counted without a download."""
-    parts, there = [], tuple(pair for pair in run.datasets if records_only(glob.glob(pair[1].path)))
+    parts: list[str] = []
     try:
-        sources = training_sources(dataclasses.replace(run, datasets=there)) if there else []
-    except GptNeoError as error:  # a plan is not the place to end for that
-        return f"unknown: {error}"
+        there = tuple(pair for pair in run.datasets if can_be_counted(pair[1].path))
+        sources = training_sources(dataclasses.replace(run, datasets=there), storage) if there else []
+    except (GptNeoError, OSError) as error:  # a plan is not the place to end for that
+        return f"unknown: {error if isinstance(error, GptNeoError) else reason_of(error)}"
     whole = sum(source.weight for source in sources)
     for source in sources:
         share = source.weight / whole
@@ -64,7 +66,7 @@ def epoch_text(run: RunConfig) -> str:
             f"{run.training.train_steps / steps:.2f} epochs"
         )
     parts += [
-        f"{ref.name}: no local records match {dataset.path}, so the steps per epoch are unknown"
+        f"{ref.name}: no records that tell their number match {dataset.path}, so the steps per epoch are unknown"
         for ref, dataset in run.datasets
         if (ref, dataset) not in there
     ]
@@ -74,6 +76,14 @@ def epoch_text(run: RunConfig) -> str:
         f"{name}: there is no dataset config of this name, so the steps per epoch are unknown" for name in missing
     ]
     return "; ".join(parts) or "no dataset"
+
+
+def can_be_counted(pattern: str) -> bool:
+    """Whether there are records, whose names say how many they are where they would have to be downloaded."""
+    if PLACEHOLDER in pattern:
+        return False
+    paths = records_only(storage.glob(pattern))
+    return bool(paths) and not (storage.is_remote(pattern) and None in counts_from_names(paths))
 
 
 def layout_lines(run: RunConfig) -> list[str]:

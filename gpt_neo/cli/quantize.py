@@ -8,13 +8,15 @@ from typing import Optional
 
 import numpy as np
 
+from gpt_neo import storage
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text, note, size_text
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import INTEGERS
 from gpt_neo.cli.tool_options import Quantize
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import ConfigError, DataError, counted
+from gpt_neo.dataprep.readers import find_inputs
+from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.evaluation.batches import check_scorable
 from gpt_neo.evaluation.windows import Request
 from gpt_neo.fast.choice import lacking
@@ -60,7 +62,7 @@ def held_out(job: Job, text: Optional[str], most: int) -> list[Request]:
     """Texts of n_ctx + 1 tokens whose tokens are predicted, all but the first.
 
     Args:
-      text: a file of them; else they are records of the config.
+      text: a file or a pattern of files, each a text; else they are records of the config.
       most: tokens altogether.
     """
     run, length = job.run, job.run.model.n_ctx
@@ -69,20 +71,23 @@ def held_out(job: Job, text: Optional[str], most: int) -> list[Request]:
     if text is not None:
         from gpt_neo.inputs.tokenizers import run_tokenizer
 
-        try:
-            with open(text, encoding="utf-8") as handle:
-                ids = run_tokenizer(run, job.folder)[0].encode(handle.read())
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"--text {text!r}: cannot be read as UTF-8 text: {error}") from error
-        if len(ids) < 2:
-            raise DataError(f"--text {text!r}: holds {counted(len(ids), 'token')}; at least 2 are needed")
-        rows = [ids[at : at + length + 1] for at in range(0, min(len(ids) - 1, most), length)]
+        tokenizer = run_tokenizer(run, job.folder)[0]
+        for path in find_inputs(text, where="--text"):
+            try:
+                ids = tokenizer.encode(storage.read_bytes(path).decode("utf-8-sig"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"--text {path!r}: cannot be read as UTF-8 text: {reason_of(error)}") from error
+            if len(ids) < 2:
+                raise DataError(f"--text {path!r}: holds {counted(len(ids), 'token')}; at least 2 are needed")
+            room = most - sum(len(row) - 1 for row in rows)
+            rows += [ids[at : at + length + 1] for at in range(0, min(len(ids) - 1, room), length)]
     elif run.datasets and run.datasets[0][1].eval_path:
         from gpt_neo.dataprep.records import read_records
         from gpt_neo.inputs.sources import evaluation_sources
+        from gpt_neo.storage import tensorflow as files
 
         paths = [path for source in evaluation_sources(run) for path in source.paths]
-        records = itertools.chain.from_iterable(map(read_records, paths))
+        records = itertools.chain.from_iterable(read_records(path, files) for path in paths)
         rows = [row[: length + 1].tolist() for row in itertools.islice(records, max(1, most // length)) if len(row) > 1]
     return [Request(row, len(row) - 1) for row in rows]
 

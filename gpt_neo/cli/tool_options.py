@@ -284,7 +284,11 @@ class Quantize(Options):
     `serve` with the same --dtype take them, and make them where nobody has."""
 
     model: ServedOptions
-    text: Optional[str] = flag(None, "held-out text to compare on (default: records of eval_path)", metavar="FILE")
+    text: Optional[str] = flag(
+        None,
+        "held-out text to compare on, or a folder or pattern of several (default: records of eval_path)",
+        metavar="FILE",
+    )
     most: int = flag(65_536, "tokens that are compared, at most", low=1, metavar="N")
 
 

@@ -9,7 +9,7 @@ import glob
 import os
 import re
 from collections.abc import Container, Iterable, Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.dataprep.account import Totals
@@ -167,9 +167,13 @@ def refuse_several_tokenizers(manifests: dict[str, dict], where: str) -> None:
         )
 
 
-def manifests_of(paths: Iterable[str]) -> dict[str, dict]:
-    """Path to manifest of `<name>_manifest.json` beside files `<name>_<shard>_<records>.tfrecords`, where it is one."""
-    read = functools.lru_cache(maxsize=None)(read_manifest)
+def manifests_of(paths: Iterable[str], files: Any = storage) -> dict[str, dict]:
+    """Path to manifest of `<name>_manifest.json` beside files `<name>_<shard>_<records>.tfrecords`, where it is one.
+
+    Args:
+      files: what reads them: `storage`, or `storage.tensorflow` where a job reads its own.
+    """
+    read = functools.lru_cache(maxsize=None)(functools.partial(read_manifest, files=files))
     found: dict[str, dict] = {}
     for path in paths:
         for place in manifests_beside(path):
@@ -180,12 +184,13 @@ def manifests_of(paths: Iterable[str]) -> dict[str, dict]:
     return found
 
 
-def read_manifest(path: str) -> Optional[dict]:
+def read_manifest(path: str, files: Any) -> Optional[dict]:
     """A manifest; None where there is none, or something else of that name: the records speak for themselves."""
-    with contextlib.suppress(DataError):
-        manifest = storage.read_json(path)
-        if isinstance(manifest.get("tokenizer"), dict) and isinstance(manifest.get("files"), list):
-            return manifest
+    with contextlib.suppress(OSError, ValueError):
+        found = storage.parse_json(files.read_bytes(path), once=False)
+        if isinstance(found, dict):
+            whole = isinstance(found.get("tokenizer"), dict) and isinstance(found.get("files"), list)
+            return found if whole else None
     return None
 
 

@@ -155,13 +155,16 @@ def unreadable(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
-def read_records(path: str) -> Iterator[np.ndarray]:
+def read_records(path: str, files: Any = storage) -> Iterator[np.ndarray]:
     """Yield the records of a file, int64 [tokens] each.
+
+    Args:
+      files: what reads it: `storage`, or `storage.tensorflow` where a job reads its own.
 
     Raises:
       DataError: a record is cut off, damaged or of another schema; names file and byte offset.
     """
-    for offset, data in read_frames(path):
+    for offset, data in read_frames(path, files):
         try:
             yield parse_example(data)
         except ValueError as error:
@@ -188,10 +191,10 @@ def check_head(path: str, offset: int, head: bytes) -> None:
     raise DataError(f"{path}: record at byte {offset} is damaged: the checksum of its length is wrong{other}")
 
 
-def read_frames(path: str) -> Iterator[tuple[int, bytes]]:
-    """Yield (byte offset, serialised record), both checksums verified."""
-    with unreadable(path), storage.open_read(path) as handle:
-        whole = storage.size(path)
+def read_frames(path: str, files: Any = storage) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, serialised record), both checksums verified. files: as `read_records` has it."""
+    with unreadable(path), files.open_read(path) as handle:
+        whole = files.size(path)
         offset = 0
         while True:
             head = handle.read(12)

@@ -31,7 +31,7 @@ def check_datasets(run: RunConfig) -> None:
     """
     seen: dict = {}
     for ref, dataset in run.datasets:
-        check_tokenizer(run, dataset, ref.name)
+        check_tokenizer(run, dataset, ref.name, remote=True)
         if dataset.tokenizer_path:
             seen.setdefault(dataset_tokenizer(dataset).fingerprint, ref.name)
     if len(seen) > 1:

@@ -6,8 +6,9 @@ import dataclasses
 import os
 import random
 from collections.abc import Iterator, Sequence
-from typing import Optional
+from typing import Any, Optional
 
+from gpt_neo import storage
 from gpt_neo.config.records import require_records
 from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.dataprep.readers import natural_key
@@ -21,7 +22,7 @@ from gpt_neo.dataprep.records import (
 )
 from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.inputs.seeds import salt
-from gpt_neo.storage import tensorflow as files
+from gpt_neo.storage import tensorflow
 
 RECORD = 16  # bytes that a record takes at least
 CHUNKS, FIXED, RANDOM = "chunks", "documents_fixed", "documents_random"
@@ -124,14 +125,17 @@ def reads_in_turn(run: RunConfig) -> bool:
     return True
 
 
-def training_sources(run: RunConfig) -> list[Source]:
+def training_sources(run: RunConfig, files: Any = tensorflow) -> list[Source]:
     """The sources of a run's training samples.
+
+    Args:
+      files: what lists and reads them; `storage` where TensorFlow is not to be imported.
 
     Raises:
       ConfigError: `datasets` names none.
       DataError: files are missing or hold no record.
     """
-    return make_sources(run, "path", run.datasets)
+    return make_sources(run, "path", run.datasets, files)
 
 
 def evaluation_sources(run: RunConfig) -> list[Source]:
@@ -147,18 +151,24 @@ def evaluation_sources(run: RunConfig) -> list[Source]:
     return make_sources(run, "eval_path", held_out)
 
 
-def make_sources(run: RunConfig, key: str, datasets: Sequence[tuple[DatasetRef, DatasetConfig]]) -> list[Source]:
+def make_sources(
+    run: RunConfig, key: str, datasets: Sequence[tuple[DatasetRef, DatasetConfig]], files: Any = tensorflow
+) -> list[Source]:
     """One source per dataset, or one for all of them where they are read in turn."""
     require_records(run, key)
-    found = [find_records(getattr(config, key), f"dataset {ref.name!r}, key {key!r}") for ref, config in datasets]
+    found = [
+        find_records(getattr(config, key), f"dataset {ref.name!r}, key {key!r}", files) for ref, config in datasets
+    ]
     if reads_in_turn(run):
         name = " + ".join(ref.name for ref, _ in datasets)
         every = sorted((path for paths in found for path in paths), key=natural_key)
-        return [make_source(run, key, DatasetRef(name), datasets[0][1], every)]
-    return [make_source(run, key, ref, config, paths) for (ref, config), paths in zip(datasets, found)]
+        return [make_source(run, key, DatasetRef(name), datasets[0][1], every, files)]
+    return [make_source(run, key, ref, config, paths, files) for (ref, config), paths in zip(datasets, found)]
 
 
-def make_source(run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig, paths: Sequence[str]) -> Source:
+def make_source(
+    run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig, paths: Sequence[str], files: Any = tensorflow
+) -> Source:
     """A source of files in natural order; those for training are shuffled unless the run says otherwise."""
     seed, shuffled = run.training.seed or 1, key == "path" and run.training.shuffle_input_filenames
     kind = ref.datatype or CHUNKS
@@ -173,7 +183,7 @@ def make_source(run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig
             f"dataset {ref.name!r}: stitch is {ref.stitch} and key 'eos_id' is null; expected an id to join by"
         )
     counts = record_counts(ordered)
-    first = first_record(ordered, counts)
+    first = first_record(ordered, counts, files)
     length = len(parse_example(first)) if kind == CHUNKS else 0
     masked = has_mask(first)
     if masked and (kind != CHUNKS or run.training.mlm_training):
@@ -199,7 +209,7 @@ def make_source(run: RunConfig, key: str, ref: DatasetRef, config: DatasetConfig
     )
 
 
-def find_records(pattern: str, where: str) -> list[str]:
+def find_records(pattern: str, where: str, files: Any = tensorflow) -> list[str]:
     """Files of a glob, local or gs://, in natural order.
 
     Raises:
@@ -209,6 +219,10 @@ def find_records(pattern: str, where: str) -> list[str]:
         paths = records_only(files.glob(pattern))
     except OSError as error:
         raise DataError(f"{where}: {pattern!r} cannot be listed: {reason_of(error)}") from error
+    if not paths and files.is_folder(pattern):
+        raise DataError(
+            f"{where}: {pattern!r} is a folder; expected a pattern, such as {storage.join(pattern, '*.tfrecords')!r}"
+        )
     if not paths:
         raise DataError(f"{where}: no records match {pattern!r}; make some with data/create_tfrecords.py")
     return sorted(paths, key=natural_key)
@@ -235,24 +249,14 @@ def record_counts(paths: Sequence[str]) -> list[int]:
     return counts
 
 
-def first_record(paths: Sequence[str], counts: Sequence[int]) -> bytes:
+def first_record(paths: Sequence[str], counts: Sequence[int], files: Any = tensorflow) -> bytes:
     """The first record, serialised; those of a dataset read in chunks are all as long.
 
     Raises:
       DataError: it cannot be read.
     """
     path = next(path for path, count in zip(paths, counts) if count)
-    if os.path.exists(path):
-        found = next((data for _, data in read_frames(path)), b"")
-    else:
-        from gpt_neo.mtf_compat import tf  # which files on this machine do without
-
-        with tf.Graph().as_default(), tf.Session() as session:
-            following = tf.data.make_one_shot_iterator(tf.data.TFRecordDataset(path)).get_next()
-            try:
-                found = session.run(following)
-            except tf.errors.OpError as error:
-                raise DataError(f"{path}: its first record cannot be read: {reason_of(error)}") from error
+    found = next((data for _, data in read_frames(path, files)), b"")
     try:
         parse_example(found)
     except ValueError as error:

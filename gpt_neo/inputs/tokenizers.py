@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from typing import Optional
 
@@ -52,13 +53,20 @@ def without_tokenizer(folder: str) -> bool:
     return False
 
 
-def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str) -> None:
+def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str, remote: bool = False) -> None:
     """Hold model, tokenizer and manifest of the records against one another.
+
+    Args:
+      remote: also where the records are in a bucket; sampling needs none of it.
 
     Raises:
       DataError: the tokenizer has more ids than the model, or is another than the records were made with.
     """
-    manifests = manifests_of(sorted(glob.glob(dataset.path)))  # not those of other sets in the same folder
+    paths: list[str] = []
+    if remote or not storage.scheme_of(dataset.path):
+        with contextlib.suppress(OSError):  # whoever reads them says so
+            paths = files.glob(dataset.path)
+    manifests = manifests_of(paths, files)  # not those of other sets in the same folder
     refuse_several_tokenizers(manifests, f"dataset {name!r}, key 'path': its records")
     if not dataset.tokenizer_path:
         return

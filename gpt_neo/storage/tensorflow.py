@@ -116,6 +116,17 @@ def read_bytes(path: str, offset: int = 0, count: int = -1) -> bytes:
 
 
 @contextlib.contextmanager
+def open_read(path: str) -> Iterator[Any]:
+    """A handle to read a file with."""
+    if not is_remote(path):
+        with storage.open_read(path) as handle:
+            yield handle
+        return
+    with remote_errors(path), gfile().GFile(path, "rb") as handle:
+        yield handle
+
+
+@contextlib.contextmanager
 def local_copy(path: str) -> Iterator[Optional[str]]:
     """A file as a local one: itself, or a copy of one in a bucket, under its name; None where there is no such file."""
     if not exists(path):

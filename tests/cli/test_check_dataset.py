@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from gpt_neo.dataprep.records import RecordWriter, read_records
+from gpt_neo.mtf_compat import tf
 from tests.conftest import N_CTX
 
 
@@ -40,6 +41,24 @@ def test_masked_documents(world, documents, command, capsys):
     assert command("--model", path, "--check_dataset") == 0
     out = capsys.readouterr().out
     assert "[MASK]" in out and out.count("to predict: ") == 3 and "and 20 more, 32 tokens" in out
+
+
+def test_records_of_another_file_system(world, command, capsys):
+    """As those of a bucket: through TensorFlow, the manifest beside them, too."""
+    printed = []
+    tf.io.gfile.makedirs("ram://checked")
+    for path in glob.glob(os.path.join(world.records, "train_*")):
+        tf.io.gfile.copy(path, f"ram://checked/{os.path.basename(path)}", overwrite=True)
+    for folder in (world.records, "ram://checked"):
+        dataset = world.dataset_config("anywhere", path=f"{folder}/train_*.tfrecords")
+        assert command("--model", world.config("anywhere", datasets=[dataset]), "--check_dataset") == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "dataset   anywhere: " in printed[0]
+    dataset = world.dataset_config("other", path="ram://checked/train_*.tfrecords", tokenizer_path="gpt2")
+    path = world.config("other", datasets=[dataset], n_vocab=50257)
+    for flags in (["--check_dataset"], []):
+        assert command("--model", path, *flags) == 2
+        assert "train_manifest.json says its records were made with" in capsys.readouterr().err
 
 
 def test_what_training_would_stop_at(world, documents, command, capsys):

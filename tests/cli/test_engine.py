@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("gpt_neo.fast.silent")
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.cli.commands import main
 from gpt_neo.config import load_config
@@ -20,6 +21,7 @@ from gpt_neo.evaluation.scorer import Scorer
 from gpt_neo.evaluation.windows import Request
 from gpt_neo.fast import choice
 from gpt_neo.system import how_to_install
+from gpt_neo.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 
 WITHOUT = """
@@ -120,4 +122,20 @@ def test_quantize_tells_the_cost_in_perplexity(trained, capsys, monkeypatch):
     (kept,) = [name for name in os.listdir(os.path.join(folder, "compressed")) if name.startswith("int8")]
     assert Bundle(os.path.join(folder, "compressed", kept, "weights")).names()
     assert main(["quantize", trained, "--text", "nowhere.txt"]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "--text 'nowhere.txt': no files there" in capsys.readouterr().err
+
+
+def test_quantize_compares_on_texts_of_a_pattern(trained, tmp_path, capsys, gcs, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    tokens = []
+    for name, text in (("a", "The first text. " * 9), ("b", "Another one, of more words. " * 9)):
+        tokens.append(len(load_tokenizer(load_config(trained).datasets[0][1].tokenizer_path).encode(text)) - 1)
+        (tmp_path / f"{name}.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        storage.write_bytes(f"gs://bucket/texts/{name}.txt", text.encode())
+    told = []
+    for place in (f"{tmp_path}/*.txt", "gs://bucket/texts/?.txt", f"{tmp_path}/a.txt"):
+        assert main(["quantize", trained, "--dtype", "int8", "--text", place]) == 0
+        told.append(capsys.readouterr().out.splitlines()[-1])
+        count = tokens[0] if place.endswith("a.txt") else sum(tokens)
+        assert told[-1].startswith(f"perplexity of {count:,} held-out tokens: ")
+    assert told[0] == told[1] != told[2]

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from gpt_neo import storage
 from gpt_neo.config import load_config
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.mtf_compat import tf
@@ -139,6 +140,23 @@ def test_plan_of_records_and_layout(trained, world, command, capsys):
     records = sum(len(list(read_records(p))) for p in glob.glob(os.path.join(world.records, "train_*.tfrecords")))
     assert f"{records:,} records, {records / 4:,.1f} steps per epoch" in out
     assert "batch over x: 4 does NOT divide by 3; nearest 3 or 6" in out
+
+
+def test_plan_counts_records_of_a_bucket_by_their_names(trained, world, command, capsys, gcs):
+    assert command("--model", trained, "--plan") == 0
+    (here,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    paths = glob.glob(os.path.join(world.records, "train_*.tfrecords"))
+    for path in paths:
+        storage.write_bytes(f"gs://bucket/there/{os.path.basename(path)}", storage.read_bytes(path))
+    words = ["--model", trained, "--plan", "--set", "datasets=there"]
+    world.dataset_config("there", path="gs://bucket/there/train_*.tfrecords")
+    assert command(*words) == 0 and here.replace("small: ", "there: ") in capsys.readouterr().out.splitlines()
+    storage.write_bytes("gs://bucket/there/train_x.tfrecords", storage.read_bytes(paths[0]))
+    assert command(*words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no records that tell their number match gs://bucket/there/train_*.tfrecords, so the steps" in said
+    gcs.fail("503", every=1)
+    assert command(*words) == 0 and "epoch     unknown: " in capsys.readouterr().out
 
 
 def test_layout_search(command, capsys):
