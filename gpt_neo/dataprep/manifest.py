@@ -198,6 +198,7 @@ def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None)
     """The dataset config (`configs/dataset_configs/*.json`) of prepared records."""
     tokenizer = manifest["tokenizer"]
     pretrained = tokenizer["path"] == "gpt2"
+    end = manifest["separator"][-1] if manifest["separator"] else tokenizer["eos_id"]
     folder = folder if storage.is_remote(folder) else os.path.abspath(folder)
     return {
         "n_vocab": tokenizer["n_vocab"],
@@ -205,6 +206,6 @@ def dataset_config(manifest: dict, folder: str, eval_path: Optional[str] = None)
         "eval_path": eval_path if not eval_path or storage.is_remote(eval_path) else os.path.abspath(eval_path),
         "tokenizer_path": "gpt2" if pretrained else os.path.abspath(tokenizer["path"]),
         "tokenizer_is_pretrained": pretrained,
-        "eos_id": manifest["separator"][-1] if manifest["separator"] else tokenizer["eos_id"],
-        "padding_id": tokenizer["padding_id"] if tokenizer["padding_id"] is not None else tokenizer["eos_id"],
+        "eos_id": end,
+        "padding_id": tokenizer["padding_id"] if tokenizer["padding_id"] is not None else end,
     }

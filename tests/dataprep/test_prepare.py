@@ -447,6 +447,9 @@ def test_dataset_config_for_training(corpus, tmp_path, small_tokenizer):
         "eos_id": 0,
         "padding_id": 1,
     }
+    nameless = {**manifest["tokenizer"], "eos_id": None, "padding_id": None}
+    config = dataset_config({**manifest, "separator": [7], "tokenizer": nameless}, "gs://b/p")
+    assert (config["eos_id"], config["padding_id"]) == (7, 7)
     assert dataset_config(manifest, "gs://b/p")["path"] == "gs://b/p/data_*.tfrecords"
     os.makedirs(tmp_path / "x[1]")
     made = [shutil.copy(path, tmp_path / "x[1]") for path in glob.glob(str(tmp_path / "out" / "data_*.tfrecords"))]
