@@ -436,7 +436,11 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
 
 def find_dataset(name: str, path: str, config_dir: str) -> str:
     """The file of a dataset config; empty if there is none."""
-    for folder in ("", *dataset_folders(path, config_dir)):
+    own, shipped, beside = dataset_folders(path, config_dir)
+    is_file = name.endswith(".json") or "/" in name
+    # Any file may be called as an id of a run is; what the shipped configs name may be put in their place.
+    order = ("", own, shipped, beside) if is_file or own == shipped else (own, "", shipped, beside)
+    for folder in order:
         for file_name in (name, name + ".json"):
             found = os.path.join(folder, file_name)
             if os.path.isfile(found) and os.path.abspath(found) != os.path.abspath(path):  # the model's own is none

@@ -111,6 +111,22 @@ def test_overrides(tmp_path):
     assert run.model.attention_types == ("local", "local")
 
 
+def test_an_id_is_not_any_file_of_that_name(tmp_path, monkeypatch):
+    """A fine-tune's dataset is called data, as many a file of texts is."""
+    (tmp_path / "run" / "dataset_configs").mkdir(parents=True)
+    config = tmp_path / "run" / "config.json"
+    config.write_text(json.dumps({**TINY, "datasets": ["data"]}))
+    (tmp_path / "run" / "dataset_configs" / "data.json").write_text('{"path": "own"}')
+    for name, text in (("data.json", '[{"text": "x"}]'), ("data", "text")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert load_config(str(config)).datasets[0][1].path == "own"
+    (tmp_path / "data.json").write_text('{"path": "here"}')
+    assert load_config(str(config), ["datasets=data.json"]).datasets[0][1].path == "here"
+    (tmp_path / "pile.json").write_text('{"path": "here"}')
+    assert load_config("gpt3_125M", ["datasets=pile"]).datasets[0][1].path == "here"  # in the place of the shipped one
+
+
 MASKED = {"mlm_training": True, "mlm_mask_id": 3}
 
 
