@@ -10,6 +10,7 @@ from gpt_neo import storage
 from gpt_neo.cli.console import note
 from gpt_neo.cli.prepare import prepare_with_bar
 from gpt_neo.cli.tool_options import Finetune
+from gpt_neo.config.loader import RUN
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs, write_dialogs
 from gpt_neo.dataprep.manifest import dataset_config, manifest_path
@@ -133,14 +134,22 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
         "held_out": counts["held_out"],
         "config": {
             "n_vocab": tokenizer.n_vocab,
-            "path": os.path.join(folder, "train_*.tfrecords"),
-            "eval_path": os.path.join(folder, "held_out_*.tfrecords") if counts["held_out"] else None,
-            "tokenizer_path": tokenizer.name if tokenizer.name == "gpt2" else os.path.abspath(tokenizer.name),
-            "tokenizer_is_pretrained": tokenizer.name == "gpt2",
+            **places(tokenizer, bool(counts["held_out"])),
             "eos_id": eos_id,
             "padding_id": run.model.padding_id,
         },
         "prompt": tokenizer.decode(shown.ids[: shown.mask.index(1)])[-PROMPT:] or tokenizer.decode(shown.ids)[:PROMPT],
+    }
+
+
+def places(tokenizer: Tokenizer, held_out: bool) -> dict:
+    """The paths of a fine-tune's dataset config: the run's folder may be moved."""
+    pretrained = tokenizer.name == "gpt2"
+    return {
+        "path": f"{RUN}/{FOLDER}/train_*.tfrecords",
+        "eval_path": f"{RUN}/{FOLDER}/held_out_*.tfrecords" if held_out else None,
+        "tokenizer_path": tokenizer.name if pretrained else f"{RUN}/tokenizer.json",
+        "tokenizer_is_pretrained": pretrained,
     }
 
 
@@ -185,10 +194,11 @@ def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
             f"{name.replace('_', ' ')}: {counts[name]:,} documents, {account['tokens_in']:,} tokens in "
             f"{account['records_written']:,} records of {run.model.n_ctx + 1}"
         )
-    held_out = os.path.join(folder, "held_out_*.tfrecords") if counts["held_out"] else None
+    held_out = bool(counts["held_out"])
+    config = {**dataset_config(manifests["train"], folder), **places(tokenizer, held_out)}
     return {
         "samples": manifests["train"]["account"]["records_written"],
         "held_out": manifests["held_out"]["account"]["records_written"] if held_out else 0,
-        "config": {**dataset_config(manifests["train"], folder, held_out), "padding_id": run.model.padding_id},
+        "config": {**config, "padding_id": run.model.padding_id},
         "prompt": " ".join(prompt.split())[:PROMPT],
     }

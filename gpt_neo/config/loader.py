@@ -10,6 +10,7 @@ import os
 import re
 import typing
 from collections.abc import Sequence
+from glob import escape
 from typing import Any
 
 import regex
@@ -24,6 +25,7 @@ from gpt_neo.errors import ConfigError, GptNeoError
 from gpt_neo.system import shipped
 
 CONFIG_DIR = shipped("configs")
+RUN = "{run}"  # begins a path in a dataset config: of the folder that holds dataset_configs/, wherever that is moved
 FOLDER_CONFIG = "config.json"  # of a folder that import-hf made, or of a release
 CHECKPOINT = re.compile(r"model\.ckpt-(\d+)(\..*)?")
 RECORD = re.compile(r"model\.ckpt-(\d+)\.json")  # gpt_neo/checkpoint/provenance.py
@@ -431,6 +433,10 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
         raise NoDataset(f"{path}: dataset {name!r} has no file; looked for {names} in {folders}")
     raw = storage.read_json(found, ConfigError, once=True)
     reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, found)
+    above = os.path.dirname(os.path.dirname(os.path.abspath(found)))
+    for key, value in raw.items():
+        if isinstance(value, str) and value.startswith(RUN):
+            raw[key] = (above if key == "tokenizer_path" else escape(above)) + value[len(RUN) :]
     return build_dataclass(DatasetConfig, raw, found)
 
 

@@ -111,7 +111,11 @@ class DatasetRef:
 class DatasetConfig:
     """A file of `configs/dataset_configs/`."""
 
-    path: str = key(REQUIRED, "Glob of the training TFRecords, local or gs://.")
+    path: str = key(
+        REQUIRED,
+        "Glob of the training TFRecords, local or gs://. Here and below, {run} at its beginning is the folder "
+        "that holds dataset_configs/.",
+    )
     n_vocab: Optional[int] = key(None, "Number of token ids.", low=1)
     eval_path: Optional[str] = key(None, "Glob of the held-out TFRecords.")
     tokenizer_path: Optional[str] = key(None, "tokenizer.json, or the name of a pretrained tokenizer.")

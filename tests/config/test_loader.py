@@ -127,6 +127,20 @@ def test_an_id_is_not_any_file_of_that_name(tmp_path, monkeypatch):
     assert load_config("gpt3_125M", ["datasets=pile"]).datasets[0][1].path == "here"  # in the place of the shipped one
 
 
+def test_paths_of_a_run_that_is_moved(tmp_path):
+    paths = {"path": "{run}/data/a_*.tfrecords", "eval_path": "{run}/b", "tokenizer_path": "{run}/tokenizer.json"}
+    for name in ("one", "o[2]"):
+        (tmp_path / name / "dataset_configs").mkdir(parents=True)
+        (tmp_path / name / "data").mkdir()
+        (tmp_path / name / "data" / "a_0_1.tfrecords").touch()
+        (tmp_path / name / "dataset_configs" / "data.json").write_text(json.dumps(paths))
+        (tmp_path / name / "config.json").write_text(json.dumps({**TINY, "datasets": ["data"]}))
+        ((_, found),) = load_config(str(tmp_path / name / "config.json")).datasets
+        assert glob.glob(found.path) == [str(tmp_path / name / "data" / "a_0_1.tfrecords")]
+        assert found.tokenizer_path == str(tmp_path / name / "tokenizer.json")
+        assert found.eval_path == glob.escape(str(tmp_path / name)) + "/b"
+
+
 MASKED = {"mlm_training": True, "mlm_mask_id": 3}
 
 
