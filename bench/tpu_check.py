@@ -57,7 +57,7 @@ CASES = [
     ("gpt3_125M", "v5e-8", []),
     ("gpt3_125M", "v5p-8", ["mesh_shape=x:4"]),
     ("gpt3_1-3B", "v4-256", ["mesh_shape=x:128", WHOLE, tokens(8192), KEPT, HALF]),
-    ("gpt3_1-3B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(2048), ONCE, HALF]),
+    ("gpt3_1-3B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT, HALF]),
     ("gpt3_1-3B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT, HALF]),
     ("gpt3_2-7B", "v4-256", ["mesh_shape=x:64,y:2", SHARED, tokens(8192), ONCE, HALF]),
     ("gpt3_2-7B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), EACH, USE, HALF]),
