@@ -426,7 +426,9 @@ class TrainingConfig:
     )
     predict_batch_size: int = key(1, "Prompts sampled at once.", low=1, unit="prompts")
     eval_steps: int = key(0, "Batches per evaluation; 0 leaves evaluation out.", low=0, unit="batches")
-    predict_steps: int = key(0, "Legacy key: training steps between samples.", low=0, unit="steps")
+    predict_steps: int = key(
+        0, "Above 0, whatever the number: training samples at each checkpoint, where eval_steps evaluates.", low=0
+    )
     predict_max_steps: Optional[int] = key(None, "Legacy key: does nothing.", low=0, unit="batches")
     iterations: int = key(
         100,

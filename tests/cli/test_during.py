@@ -30,10 +30,10 @@ def rows_of(path, name):
 
 @pytest.fixture(scope="module")
 def watched(world):
-    """A run with an evaluation and a sample every 4 steps."""
+    """A run with an evaluation and a sample every 4 steps, whatever the number in predict_steps."""
     from gpt_neo.cli.main import main
 
-    path = world.config("during", eval_steps=2, predict_steps=1, train_steps=12)
+    path = world.config("during", eval_steps=2, predict_steps=1000, train_steps=12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
         assert main(["--model", path, "--steps_per_checkpoint", "4", "--steps_per_log", "3"]) == 0
