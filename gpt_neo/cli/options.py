@@ -330,7 +330,7 @@ class FindLayout(Options):
     mesh: bool = flag(False, "look for a mesh shape as well")
     devices: LocalOptions = group(LocalOptions)
     compile: CompileOptions = group(CompileOptions, "compiling")
-    search: SearchOptions = group(SearchOptions, "compiling")
+    search: SearchOptions = group(SearchOptions, "candidates")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +359,7 @@ class Serve(Options):
     cache: str = flag("f32", CACHE, choices=CACHES)
     host: str = flag("127.0.0.1", f"others than loopback need {API_KEY}")
     port: int = flag(8000, "0 takes a free one", low=0, high=65535)
-    rows: int = flag(16, "answers made at once, in sixteens", above=0)
+    rows: int = flag(16, "answers made at once, with TensorFlow in sixteens", above=0)
     length: Optional[int] = flag(None, "most tokens of prompt and answer (default: n_ctx)", above=0)
     special: bool = flag(False, "names of special tokens in prompts stand for these, not for their letters")
     template: Optional[str] = flag(None, "chat template in Jinja (default: the tokenizer's)", metavar="FILE")

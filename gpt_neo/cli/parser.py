@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Optional, TypeVar
 from gpt_neo.errors import ConfigError
 
 REQUIRED = dataclasses.MISSING
+HIDDEN = argparse.SUPPRESS
 T = TypeVar("T", bound="Options")
 FORMER = {  # flags of older programs of this name
     "--use_gpt2_tokenizer": ": GPT-2's tokenizer is what it takes without --encoder_path"
@@ -38,7 +39,7 @@ def flag(
 
     Args:
       default: `REQUIRED` where there is none; then a dataclass has the field before those with a default.
-      doc: help; a default that is a number or text is added.
+      doc: help; a default that is a number or text is added, unless it tells one itself.
       low, high: inclusive bounds of a number; above: a lower one that is not allowed itself.
       short: a second name, such as `-v`.
       word: "also" if the value may be a word without its flag (in the order of the fields), "only" if it has to be.
@@ -48,14 +49,15 @@ def flag(
     return dataclasses.field(default=default, metadata=rules)
 
 
-def group(options: type, title: str = "", words: bool = True) -> Any:
+def group(options: type, title: str = "", words: bool = True, docs: Optional[dict[str, str]] = None) -> Any:
     """Declare a group of flags.
 
     Args:
       title: of its own in the help.
       words: whether its values may be given without their flags, where a field says so.
+      docs: other help for flags of it; `HIDDEN` for one that the command takes only to say why it cannot.
     """
-    return dataclasses.field(default_factory=options, metadata={"title": title, "words": words})
+    return dataclasses.field(default_factory=options, metadata={"title": title, "words": words, "docs": docs or {}})
 
 
 class Options:
@@ -107,24 +109,25 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=options.__doc__, argument_default=argparse.SUPPRESS)
         self.options, self.words = options, words
         self.also: list[str] = []  # flags whose values may be words
-        self.add_flags(self, options, words)
+        self.add_flags(self, options, words, {})
 
-    def add_flags(self, place: Any, options: type, words: bool) -> None:
+    def add_flags(self, place: Any, options: type, words: bool, docs: dict[str, str]) -> None:
         """Declare the flags of a dataclass, those of its groups under their titles."""
         for field in dataclasses.fields(options):
             kind, rules = types_of(options)[field.name], field.metadata
             if dataclasses.is_dataclass(kind):
                 inside = self.add_argument_group(rules["title"]) if rules.get("title") else place
-                self.add_flags(inside, typing.cast(type, kind), words and rules.get("words", True))
+                words_too = words and rules.get("words", True)
+                self.add_flags(inside, typing.cast(type, kind), words_too, rules.get("docs", {}))
             else:
-                self.add_flag(place, field, kind, words)
+                self.add_flag(place, field, kind, words, docs.get(field.name, rules["doc"]))
 
-    def add_flag(self, place: Any, field: dataclasses.Field, kind: Any, words: bool) -> None:
+    def add_flag(self, place: Any, field: dataclasses.Field, kind: Any, words: bool, doc: str) -> None:
         """Declare one flag, or word."""
         rules, default = field.metadata, field.default
         shown = f"{default:g}" if isinstance(default, float) else default
-        told = isinstance(default, (int, float, str)) and kind is not bool
-        given = {"help": rules["doc"] + (f" (default: {shown})" if told else ""), **rules["given"]}
+        told = isinstance(default, (int, float, str)) and kind is not bool and "(default:" not in doc and doc != HIDDEN
+        given = {"help": doc + (f" (default: {shown})" if told else ""), **rules["given"]}
         if kind is bool:
             given.setdefault("action", "store_true")
         elif kind in (int, float):

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Optional
 
 from gpt_neo.cli.options import DTYPES, WHICH, CloudOptions, ServedOptions, TrainingOptions
-from gpt_neo.cli.parser import REQUIRED, Options, flag, group
+from gpt_neo.cli.parser import HIDDEN, REQUIRED, Options, flag, group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +207,14 @@ class Finetune(Options):
     set: tuple = flag((), "key of the config that is written", action="append", metavar="KEY=VALUE")
     push: Optional[str] = flag(None, "upload the exported model to the hub under this name", metavar="ORG/NAME")
     verbose: bool = flag(False, "show what TensorFlow logs", short="-v")
-    training: TrainingOptions = group(TrainingOptions, "training")
+    training: TrainingOptions = group(
+        TrainingOptions,
+        "training",
+        docs={
+            "steps_per_checkpoint": "steps between checkpoints, held-out losses and samples (default: a tenth of all)",
+            **dict.fromkeys(("new", "yes", "init_from"), HIDDEN),
+        },
+    )
     verify: VerifyOptions = group(VerifyOptions, "comparison after import and export")
 
 

@@ -1,6 +1,7 @@
 """The table of commands."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -54,7 +55,8 @@ def test_a_command_is_a_file_and_a_row(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_row_is_whole(name):
     command = COMMANDS[name]
-    Parser(command.options, f"gpt-neo {name}").format_help()
+    told = " ".join(Parser(command.options, f"gpt-neo {name}").format_help().split())
+    assert not re.search(r"\(default: [^()]*\) \(default:", told), "one default a flag"
     module, _, function = command.function.partition(":")
     place = os.path.join(ROOT, *module.split(".")) + ".py"
     assert f"def {function}(options" in open(place, encoding="utf-8").read()

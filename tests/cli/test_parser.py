@@ -7,7 +7,7 @@ from typing import Optional
 import pytest
 
 from gpt_neo.cli.options import Sample, Train
-from gpt_neo.cli.parser import REQUIRED, Options, Parser, flag, group, parse, words_of
+from gpt_neo.cli.parser import HIDDEN, REQUIRED, Options, Parser, flag, group, parse, words_of
 from gpt_neo.errors import ConfigError
 
 
@@ -111,6 +111,18 @@ def test_help_names_flags_groups_and_defaults():
     text = Parser(Outer, "toy").format_help()
     assert "What the toy does." in text and "\ninside:\n" in text and "a rate (default: 0.5)" in text
     assert all(f"--{name}" in text for name in ("model", "loud", "count", "ids", "no-maybe", "rate", "names", "text"))
+
+
+def test_a_group_may_say_other_things_of_its_flags():
+    @dataclasses.dataclass(frozen=True)
+    class Other(Options):
+        """Takes names only to refuse them."""
+
+        inner: Inner = group(Inner, "inside", docs={"rate": "of what is left (default: a tenth)", "names": HIDDEN})
+
+    text = Parser(Other, "toy").format_help()
+    assert "of what is left (default: a tenth)\n" in text and "--names" not in text
+    assert parse(Other, ["--names", "a"], "toy").inner == Inner(names=("a",))
 
 
 def test_words_of_options_say_them_again():
