@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import typing
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ range and a refused combination end with one line that names the file, the key a
 the 2021 program, whose files load as they are and mean what they meant: see "What legacy configs mean".
 """
 TITLES = {"model": "Model", "optimizer": "Optimizer", "mesh": "Mesh", "training": "Training and input"}
+NESTED = {"gla_params": "fla", "moe_params": "Mesh-TensorFlow"}  # whose names the keys of an object are
 WHOLE = GlaParams(expand_k=1.0)
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", tuple: "list", dict: "object"}
 FAMILIES = """
@@ -94,7 +96,8 @@ def reference_page() -> str:
     for name, section in SECTIONS.items():
         parts.append(f"\n## {TITLES[name]}\n\n{(section.__doc__ or '').strip()}\n\n{table(section)}")
         parts += [
-            f"\n### {field.name}\n\n{(type(field.default).__doc__ or '').strip()}\n\n{table(type(field.default))}"
+            f"\n### {field.name}\n\n{(type(field.default).__doc__ or '').strip()}\n\n"
+            f"{table(type(field.default), NESTED[field.name])}"
             for field in dataclasses.fields(section)
             if dataclasses.is_dataclass(field.default)
         ]
@@ -139,8 +142,8 @@ def caches_text(kind: AttentionKind) -> str:
     return "keys and values of its window" if kind.window(model) else "keys and values of every token"
 
 
-def table(section: Any) -> str:
-    """One row per key of a dataclass."""
+def table(section: Any, source: str = "this project") -> str:
+    """One row per key of a dataclass; `source` is that of the keys which tell none."""
     hints = typing.get_type_hints(section)
     rows = ["| key | meaning | unit | type | default | allowed | source |\n|---|---|---|---|---|---|---|\n"]
     for field in dataclasses.fields(section):
@@ -154,9 +157,9 @@ def table(section: Any) -> str:
             type_text(hints[field.name]),
             default_text(field),
             allowed_text(rules),
-            ", ".join(sources) or "this project",
+            ", ".join(sources) or source,
         ]
-        rows.append("| " + " | ".join(cells) + " |\n")
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return "".join(rows)
 
 
@@ -174,22 +177,19 @@ def default_text(field: dataclasses.Field) -> str:
         return "none"
     if dataclasses.is_dataclass(field.default):
         return "its own keys' defaults"
-    return str(field.default).lower() if isinstance(field.default, bool) else str(shown(field.default))
-
-
-def shown(value: Any) -> Any:
-    """A list of one name as the name."""
-    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    named = isinstance(field.default, tuple) and len(field.default) == 1 and isinstance(field.default[0], str)
+    value = field.default[0] if named else field.default  # a list of one name may be the name
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def allowed_text(rules: Any) -> str:
     """Choices or bounds."""
     if rules["choices"]:
         return ", ".join(rules["choices"])
-    low, high = rules["low"], rules["high"]
+    low, high = (f"{bound:g}" if isinstance(bound, float) else bound for bound in (rules["low"], rules["high"]))
     if low is not None and high is not None:
-        return f"{low:g} to {high:g}"
-    return f"at least {low:g}" if low is not None else ""
+        return f"{low} to {high}"
+    return f"at least {low}" if low is not None else ""
 
 
 def main(argv: Optional[list] = None) -> int:

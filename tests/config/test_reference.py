@@ -32,6 +32,15 @@ def test_every_key_and_every_refusal_is_on_it():
         assert name in keys or os.path.exists(os.path.join(CONFIG_DIR, f"{name}.json")), name
 
 
+def test_every_row_has_the_cells_of_its_table():
+    rows = [row for row in reference_page().splitlines() if row.startswith("|")]
+    columns = 0
+    for row, after in zip(rows, [*rows[1:], ""]):
+        columns = row.count("|") if set(after) == set("|-") else columns
+        assert len(re.findall(r"(?<!\\)\|", row)) == columns, row
+    assert r'| [["norm\|bias", 0.0]] |' in reference_page(), "as it would stand in a file"
+
+
 def test_legacy_keys_are_all_known():
     keys = {f.name for section in (*SECTIONS.values(), DatasetConfig) for f in dataclasses.fields(section)}
     assert legacy.KEYS <= keys | set(legacy.SPELLINGS)
