@@ -76,7 +76,7 @@ test-pythons:
 	for version in $(PYTHONS); do \
 	    echo "Python $$version" && rm -rf $(VENV)-$$version && python$$version -m venv $(VENV)-$$version \
 	    && $(VENV)-$$version/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	        -e '.[gcs,text,parquet,track,plot,beam,harness,serve,fast,chat,completion]' \
+	        -e '.[gcs,tpu,text,parquet,track,wandb,mlflow,trackio,plot,beam,harness,serve,fast,chat,completion]' \
 	    && $(VENV)-$$version/bin/python -m pip check && $(VENV)-$$version/bin/python tests/smoke.py || exit 1; \
 	done
 

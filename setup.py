@@ -83,10 +83,10 @@ setup(
         "beam": ["apache-beam>=2.60"],  # dataprep: --beam, preparation on more than one machine
         # tracking: --experiment, to a folder, an SQL database, a MongoDB server
         "track": ["sacred>=0.8.7", "sqlalchemy>=1.4", "pymongo>=4"],
-        # tracking: --track
-        "wandb": ["wandb>=0.19"],
-        "mlflow": ["mlflow-skinny>=2.14"],
-        "trackio": ["trackio>=0.20"],
+        # tracking: --track; beside what constraints.txt has for Python 3.9 none of them can be
+        "wandb": ["wandb>=0.19; python_version >= '3.10'"],
+        "mlflow": ["mlflow-skinny>=2.14; python_version >= '3.10'"],
+        "trackio": ["trackio>=0.20; python_version >= '3.10'"],
         # serving: HTTP, and figures for Prometheus
         "serve": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
         "browser": ["playwright>=1.40"],  # tests: the page in a Chromium, which the system brings

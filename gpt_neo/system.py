@@ -6,7 +6,9 @@ import contextlib
 import gc
 import os
 import re
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Optional
@@ -23,18 +25,28 @@ def shipped(name: str) -> str:
 
 
 def how_to_install(extra: str) -> str:
-    """The command that installs what an extra of setup.py needs.
+    """The command that installs what an extra of setup.py needs; which Python that is for, where this one is older.
 
     It never asks an index for a package of our name: there is none, and anyone could take it.
     """
-    if os.path.isfile(os.path.join(CLONE, "setup.py")):
-        here = os.path.relpath(CLONE) if os.path.realpath(CLONE) == os.path.realpath(os.curdir) else CLONE
-        return f"pip install -c {os.path.normpath(os.path.join(here, 'constraints.txt'))} -e '{here}[{extra}]'"
     import importlib.metadata
 
-    needs = [text.partition(";") for text in importlib.metadata.requires("gpt_neo") or []]
-    named = [need.strip() for need, _, marker in needs if re.search(rf"extra == ['\"]{extra}['\"]", marker)]
-    return f"pip install -c {shipped('constraints.txt')} " + " ".join(f"'{need}'" for need in named)
+    try:
+        requirements = importlib.metadata.requires("gpt_neo") or []
+    except importlib.metadata.PackageNotFoundError:  # a clone that is on the path, and not installed
+        requirements = []
+    split = [text.partition(";") for text in requirements]
+    needs = [(need.strip(), marker) for need, _, marker in split if re.search(rf"extra == ['\"]{extra}['\"]", marker)]
+    versions = re.findall(r"python_version >= ['\"]3\.(\d+)", " ".join(marker for _, marker in needs))
+    least = max(map(int, versions), default=0)
+    later = f" (Python 3.{least} or later; this is 3.{sys.version_info[1]})" if sys.version_info[1] < least else ""
+    here = os.path.relpath(CLONE) if os.path.realpath(CLONE) == os.path.realpath(os.curdir) else CLONE
+    if os.path.isfile(os.path.join(CLONE, "setup.py")):
+        constraints = os.path.normpath(os.path.join(here, "constraints.txt"))
+        words = ["-c", constraints, "-e", f"{here}[{extra}]"]
+    else:
+        words = ["-c", shipped("constraints.txt"), *(need for need, _ in needs)]
+    return f"pip install {shlex.join(words)}{later}"
 
 
 def python_path() -> str:

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 
@@ -16,17 +17,10 @@ from packaging.utils import canonicalize_name
 from gpt_neo import system
 from tests.conftest import ROOT
 
-PRODUCT = (
-    "gcs",
-    "text",
-    "parquet",
-    "beam",
-    "track",
-    "serve",
-    "plot",
-    "harness",
-    "completion",
-)  # make test-pythons installs these
+PRODUCT = (  # make test-pythons installs these
+    *("gcs", "tpu", "text", "parquet", "track", "wandb", "mlflow", "trackio", "plot", "beam", "harness", "serve"),
+    *("fast", "chat", "completion"),
+)
 
 
 def test_cores_without_affinity(monkeypatch):
@@ -52,6 +46,22 @@ def test_an_extra_is_named_as_it_is_installed(monkeypatch):
     monkeypatch.setattr(system, "CLONE", "/nowhere")
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ['a>=1; extra == "serve"', "b", "c; extra == 'x'"])
     assert re.fullmatch(r"pip install -c \S+ 'a>=1'", system.how_to_install("serve"))
+
+
+def test_an_extra_that_needs_a_later_python_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ['a; python_version >= "3.10" and extra == "x"'])
+    assert system.how_to_install("x").endswith("[x]'")
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    assert system.how_to_install("x").endswith("[x]' (Python 3.10 or later; this is 3.9)")
+
+
+def test_a_folder_with_a_space_is_quoted_in_the_command(monkeypatch, tmp_path):
+    clone = tmp_path / "my clone"
+    clone.mkdir()
+    (clone / "setup.py").write_text("")
+    monkeypatch.setattr(system, "CLONE", str(clone))
+    words = shlex.split(system.how_to_install("serve"))
+    assert words == ["pip", "install", "-c", f"{clone}/constraints.txt", "-e", f"{clone}[serve]"]
 
 
 def is_for(line, environment):

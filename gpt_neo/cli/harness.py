@@ -25,7 +25,7 @@ def harness(options: Harness) -> int:
       DataError: --offline, and the data of a task are not here.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(f"harness needs lm_eval: {how_to_install('harness')} (Python 3.10 or later)")
+        raise ConfigError(f"harness needs lm_eval: {how_to_install('harness')}")
     if options.log_samples and not options.output:
         raise ConfigError("--log_samples says what --output holds; give --output FILE too")
     if options.output and not os.path.isdir(os.path.dirname(os.path.abspath(options.output))):

@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from gpt_neo.errors import DeviceError
 from gpt_neo.mtf_compat import has_kernel, tf
+from gpt_neo.system import how_to_install
 
 KERNELS = ("_ConfigureDistributedTPU", "InfeedEnqueueTuple", "TPUExecute")  # what starts a TPU, feeds it, runs a step
 WHEELS = "/usr/share/tpu/tensorflow-2.15*.whl"  # TensorFlow with these kernels, on Google's TPU VMs
@@ -109,7 +110,7 @@ def check_api_client(name: str) -> None:
     missing = [package for package in API_CLIENT if importlib.util.find_spec(package) is None]
     if missing:
         text = f"--tpu {name}: {' and '.join(missing)} not installed, to look the name up with"
-        raise TpuError(text, "pip install -c constraints.txt -e '.[tpu]'")
+        raise TpuError(text, how_to_install("tpu"))
 
 
 @contextlib.contextmanager
