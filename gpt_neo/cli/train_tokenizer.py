@@ -18,7 +18,7 @@ def train_tokenizer(options: TrainTokenizer) -> int:
     Raises:
       DataError: there is nothing to train on, or no place to write to.
     """
-    paths = find_inputs(*options.base_dir)
+    paths = find_inputs(*options.base_dir, where="--base_dir")
     if options.file_type:
         paths = [p for p in paths if p.endswith("." + options.file_type.lstrip("."))]
         if not paths:

@@ -139,11 +139,11 @@ def adapters_in(folder: str) -> str:
 
 
 def find_config(name_or_path: str, config_dir: str) -> str:
-    """Return the path of a config given by name, path or folder."""
+    """Return the path of a config given by name, path or folder; `configs/NAME`, as the docs have it, from anywhere."""
     name = os.path.basename(name_or_path)
     a_checkpoint = CHECKPOINT.fullmatch(name) and not RECORD.fullmatch(name)  # its record is not asked for
     names = [] if a_checkpoint else [name_or_path, name_or_path + ".json"]
-    candidates = names + [os.path.join(config_dir, name) for name in names]
+    candidates = names + [os.path.join(config_dir, name.removeprefix("configs/")) for name in names]
     for candidate in candidates:
         if os.path.isfile(candidate):
             return candidate

@@ -124,7 +124,11 @@ def survey(
     manifests = manifests_of(paths)
     refuse_several_tokenizers({} if encoder_path else manifests, "these records")
     made_with: dict = next((manifest["tokenizer"] for manifest in manifests.values()), {})
-    tokenizer = load_tokenizer(encoder_path or made_with.get("path"))
+    try:
+        tokenizer = load_tokenizer(encoder_path or made_with.get("path"))
+    except DataError as error:
+        here = "" if encoder_path else "; so the records' manifest has it, of where they were made: say --encoder_path"
+        raise DataError(f"{error}{here}") from error
     found = Survey(tokenizer=tokenizer.name, n_vocab=tokenizer.n_vocab)
     sets: dict[str, Lengths] = {}  # by manifest; "" of records that have none
     for path, promised in zip(paths, counts_from_names(paths)):

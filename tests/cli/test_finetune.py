@@ -144,6 +144,11 @@ def test_later_commands_need_no_settings(tuned, capsys):
     assert f"held out  step {read_best(out).step}: loss {read_best(out).loss:.4f}" in capsys.readouterr().out
 
 
+def test_texts_that_are_not_there_are_told_before_a_model_is_made(model, tmp_path, capsys):
+    assert main(["finetune", model, "--data", "nowhere", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: --data 'nowhere': no files there\n" and not os.listdir(tmp_path)
+
+
 def test_a_run_is_tuned_too(trained, texts, tmp_path, capsys):
     from tests.conftest import folder_of
 

@@ -44,7 +44,7 @@ def test_shipped_configs_parse(path):
 
 @pytest.mark.parametrize(
     "name, layers, heads, width",
-    [("gpt3_125M", 12, 12, 768), ("gpt3_1-3B", 24, 16, 2048), ("gpt3_2-7B.json", 32, 20, 2560)],
+    [("gpt3_125M", 12, 12, 768), ("gpt3_1-3B", 24, 16, 2048), ("configs/gpt3_2-7B.json", 32, 20, 2560)],
 )
 def test_released_hyper_parameters_by_name_from_any_folder(name, layers, heads, width, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -134,6 +134,20 @@ def test_inspect_of_a_folder_of_shuffled_records(tmp_path, small_tokenizer, caps
     assert load("inspect")(tmp_path / "none") == 2 and "no .tfrecords in this folder" in capsys.readouterr().err
 
 
+def test_inspect_from_another_folder(tmp_path, small_tokenizer, monkeypatch, capsys):
+    shutil.copy(small_tokenizer, tmp_path / "tokenizer.json")
+    write_lines(tmp_path / "a.jsonl", ["one two three"])
+    monkeypatch.chdir(tmp_path)
+    made = ["--input_dir", "a.jsonl", "--output_dir", "out", "--encoder_path", "tokenizer.json", "--processes", 1]
+    assert load("create_tfrecords")(*made) == 0
+    monkeypatch.chdir("/")
+    capsys.readouterr()
+    assert load("inspect")(tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: no tokenizer 'tokenizer.json'") and told.endswith("made: say --encoder_path\n")
+    assert load("inspect")(tmp_path / "out", "--encoder_path", tmp_path / "tokenizer.json") == 0
+
+
 def test_inspect_of_several_sets_in_a_folder(tmp_path, small_tokenizer, capsys, prose):
     lengths = []
     for name, tokenizer, more in (("b", small_tokenizer, ["--shuffle"]), ("a", small_tokenizer, []), ("c", "gpt2", [])):
@@ -206,6 +220,8 @@ def test_train_tokenizer_from_any_reader(tmp_path, prose, capsys):
     assert train("--base_dir", tmp_path / "in", "--vocab_size", 30, "--output_dir", "x") == 2
     errors = capsys.readouterr().err
     assert "no files of --file_type docx" in errors and "--vocab_size is 30; expected at least 258" in errors
+    assert train("--base_dir", "nowhere", "--vocab_size", 300, "--output_dir", "x") == 2
+    assert capsys.readouterr().err == "error: --base_dir 'nowhere': no files there\n"
 
 
 def test_standard_input(prepared, tmp_path, small_tokenizer):
