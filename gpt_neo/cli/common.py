@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -53,7 +54,10 @@ def told_of_end(command: Callable[[], int], tell: Callable[[int], Any]) -> int:
 
 
 def open_standard_streams() -> None:
-    """Lead what was closed to nowhere, before a file of ours gets its number and what others print."""
+    """Lead what was closed to nowhere, before a file of ours gets its number and what others print.
+
+    What a terminal's encoding lacks (a sample on one of Latin-1) is written as an escape, and ends nothing.
+    """
     number = os.open(os.devnull, os.O_RDWR)
     while number <= 2:
         number = os.open(os.devnull, os.O_RDWR)
@@ -61,6 +65,8 @@ def open_standard_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    if getattr(sys.stdout, "errors", "") == "strict" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def forget_output() -> None:

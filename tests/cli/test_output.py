@@ -98,6 +98,13 @@ def run(command, **streams):
     )
 
 
+def test_what_the_encoding_of_a_terminal_lacks_is_an_escape():
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = run("plan gpt2_124M --set model_path=/tmp/ü日本", env=latin, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith("folder    /tmp/ü\\u65e5\\u672c\n".encode("latin-1"))
+
+
 def test_commands_whose_output_is_refused_end_in_one_line():
     assert run("--version | true").returncode == 0
     full = run("plan gpt2_124M > /dev/full")
