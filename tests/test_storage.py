@@ -276,7 +276,26 @@ def test_json(tmp_path):
     path.write_text('{"a": [1, "½"]}', encoding="utf-8")
     assert storage.read_json(str(path)) == {"a": [1, "½"]}
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="a.json:1: not valid JSON: Expecting"):
+    with pytest.raises(CheckpointError, match="a.json:1: not valid JSON: Expecting[^;]*$"):
         storage.read_json(str(path), CheckpointError)
     with pytest.raises(DataError, match="b.json: cannot be read: No such file"):
         storage.read_json(str(tmp_path / "b.json"))
+
+
+@pytest.mark.parametrize(
+    "text, line, told",
+    [
+        ('{"a": 1, // one\n"b": 2}', 1, "; JSON has no comments"),
+        ('# a\n{"a": 1}', 1, "; JSON has no comments"),
+        ('{"a": 1\n/* two */}', 2, "; JSON has no comments"),
+        ('{"a": [1,\n2,\n]}', 3, "; no comma may stand before ]"),
+        ('{"a": 1,\n}', 2, "; no comma may stand before }"),
+        ("{'a': 1}", 1, "; quotes have to be double"),
+        ('{"a": \n True}', 2, "; it is true, false, null in JSON"),
+    ],
+)
+def test_what_other_languages_have_and_json_has_not(text, line, told, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        storage.read_json(str(tmp_path / "a.json"))
+    assert f"a.json:{line}: not valid JSON" in str(caught.value) and str(caught.value).endswith(told)

@@ -190,7 +190,7 @@ def read_json(path: str, kind: type[GptNeoError] = DataError, once: bool = False
     try:
         value = parse_json(read_bytes(path), once)
     except json.JSONDecodeError as error:
-        raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+        raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}{usual_mistake(error)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise kind(f"{path}: cannot be read: {reason_of(error)}") from error
     except ValueError as error:
@@ -198,6 +198,18 @@ def read_json(path: str, kind: type[GptNeoError] = DataError, once: bool = False
     if not isinstance(value, dict):
         raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def usual_mistake(error: json.JSONDecodeError) -> str:
+    """What other languages have and JSON has not, where it stands at the place of an error; else empty."""
+    before, rest = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
+    if rest.startswith(("//", "/*", "#")):
+        return "; JSON has no comments"
+    if before.endswith(",") and rest.startswith(("}", "]")):
+        return f"; no comma may stand before {rest[0]}"
+    if rest.startswith("'"):
+        return "; quotes have to be double"
+    return "; it is true, false, null in JSON" if rest.startswith(("True", "False", "None")) else ""
 
 
 def parse_json(data: bytes, once: bool = True) -> Any:
