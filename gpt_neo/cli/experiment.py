@@ -14,7 +14,7 @@ from typing import Callable, Optional
 from gpt_neo import storage
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
-from gpt_neo.cli.options import Sample, SamplingOptions, TrackingOptions, Train
+from gpt_neo.cli.options import Sample, TrackingOptions, Train
 from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.cli.parser import words_of
 from gpt_neo.config.cluster import cluster_of
@@ -221,7 +221,7 @@ def training_words(options: Train, first: bool) -> list[str]:
       first: the first attempt, which alone may delete checkpoints.
     """
     training = options.training if first else dataclasses.replace(options.training, new=False, yes=False)
-    alone = dataclasses.replace(options, training=training, tracking=TrackingOptions(), sampling=SamplingOptions())
+    alone = dataclasses.replace(options, training=training, tracking=TrackingOptions())
     return ["train", *words_of(alone)]
 
 

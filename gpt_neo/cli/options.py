@@ -270,7 +270,9 @@ class Train(Options):
     tracking: TrackingOptions = group(TrackingOptions, "supervised and tracked training")
     devices: DeviceOptions = group(DeviceOptions, "devices")
     backend: TrainingBackendOptions = group(TrainingBackendOptions, "backend")
-    sampling: SamplingOptions = group(SamplingOptions, "samples of the finished run, with --experiment", words=False)
+    sampling: SamplingOptions = group(
+        SamplingOptions, "samples, at checkpoints (predict_steps) and of the finished run (--experiment)", words=False
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,7 +131,7 @@ def test_flags_that_cannot_be(trained, command, capsys, more, message):
 
 
 def test_the_words_of_the_child():
-    """What is the supervisor's is left out; only the first attempt may delete checkpoints."""
+    """What is the supervisor's is left out; only the first attempt may delete checkpoints; samples have one prompt."""
     argv = "--model a --exper night --observer=x --set lr=1 --new --observer y -v --yes --pause 3 --prompt once"
     options = parse(Train, [*argv.split(), "--gpu_ids", "0", "1", "--stall_minutes", "2"], "gpt-neo train")
     kept = ["train", "--model=a", "--set=lr=1", "--verbose"]
@@ -143,9 +143,10 @@ def test_the_words_of_the_child():
         "--gpu_ids",
         "0",
         "1",
+        "--prompt=once",
     ]
     again = training_words(options, first=False)
-    assert again == [*kept, "--stall_minutes=2.0", "--gpu_ids", "0", "1"]
+    assert again == [*kept, "--stall_minutes=2.0", "--gpu_ids", "0", "1", "--prompt=once"]
     assert parse(Train, again[1:], "").training.stall_minutes == 2
 
 
