@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import time
 from typing import Any
 
@@ -27,8 +28,8 @@ def import_folder(options: ImportHf) -> int:
     print(model_text(dataclasses.replace(run, name=folder_name(options.destination))))
     for line in lines:
         print(line)
-    place = options.destination
-    if is_remote(place):
+    place = shlex.quote(options.destination)
+    if is_remote(options.destination):
         place = f"a copy of its config.json --set model_path={place}"
     print(f"written   {options.destination}: gpt-neo sample {place}")
     return 0

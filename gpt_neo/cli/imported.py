@@ -10,7 +10,7 @@ from typing import Callable
 
 from gpt_neo.cli.console import note
 from gpt_neo.config.loader import FOLDER_CONFIG, folder_name, is_hugging_face
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, reason_of
 from gpt_neo.system import python_path
 
 FOLDER = "GPT_NEO_IMPORTED"  # where such runs are kept; default ~/.cache/gpt_neo/imported
@@ -36,6 +36,13 @@ def run_of(name: str, tell: Callable[[str], None] = note) -> str:
         stem = folder_name(name.partition("@")[0] if not os.path.isdir(name) else os.path.abspath(name))
         folder = os.path.join(kept_in(), fingerprint(source), stem)
         if not os.path.isfile(os.path.join(folder, FOLDER_CONFIG)):
+            try:
+                os.makedirs(os.path.dirname(folder), exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{name} becomes a run first, in {kept_in()}, which cannot be written: {reason_of(error)}; "
+                    f"{FOLDER} names another folder"
+                ) from error
             tell(f"{name} becomes a run first, once, in {folder}")
             for line in convert(source, folder):
                 tell(line)

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import typing
 from collections.abc import Sequence
 from glob import escape
@@ -206,9 +207,10 @@ def refuse_hugging_face(written: Any, path: str) -> None:
     """
     if is_theirs(written):
         folder = os.path.dirname(path) or "."
+        words = shlex.join([folder, f"runs/{folder_name(os.path.abspath(folder))}"])
         raise ConfigError(
             f"{path} is of a Hugging Face model ({written['model_type']}): make a run of it first:\n"
-            f"  gpt-neo import-hf {folder} runs/{folder_name(os.path.abspath(folder))}"
+            f"  gpt-neo import-hf {words}"
         )
 
 

@@ -81,6 +81,13 @@ def test_a_folder_is_loaded_and_followed(model, continued, tmp_path, monkeypatch
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_home_that_cannot_be_written_names_what_moves_the_folder(model, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(imported.FOLDER, str(tmp_path / "file" / "kept"))
+    with pytest.raises(GptNeoError, match=r"file/kept, which cannot be written: .*; GPT_NEO_IMPORTED names"):
+        imported.run_of(model)
+
+
 def test_what_cannot_be_converted_says_why_and_leaves_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setenv(imported.FOLDER, str(tmp_path / "kept"))
     folder = shutil.copytree(model, tmp_path / "tiny")

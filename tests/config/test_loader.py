@@ -274,14 +274,16 @@ def test_positions_by_name_are_the_keys_of_the_legacy_program(tmp_path):
 
 def test_forms_of_a_model_that_are_no_config_name_the_command_that_takes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("hf", "saved", "bare", "runs"):
+    for folder in ("hf", "h f", "saved", "bare", "runs"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "hf" / "config.json").write_text('{"model_type": "gpt_neo", "num_layers": 2}')
+    for folder in ("hf", "h f"):
+        (tmp_path / folder / "config.json").write_text('{"model_type": "gpt_neo", "num_layers": 2}')
     (tmp_path / "saved" / "saved_model.pb").touch()
     (tmp_path / "bare" / "model.ckpt-7.index").touch()
     for name, says in (
         ("hf", "gpt-neo import-hf hf runs/hf"),
         ("hf/config.json", "gpt-neo import-hf hf runs/hf"),
+        ("h f", "gpt-neo import-hf 'h f' 'runs/h f'"),
         ("EleutherAI/gpt-neo-125m", "gpt-neo import-hf EleutherAI/gpt-neo-125m runs/gpt-neo-125m"),
         ("saved", "is a SavedModel"),
         ("bare", "--set model_path=bare"),
