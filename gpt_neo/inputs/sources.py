@@ -224,7 +224,7 @@ def find_records(pattern: str, where: str, files: Any = tensorflow) -> list[str]
             f"{where}: {pattern!r} is a folder; expected a pattern, such as {storage.join(pattern, '*.tfrecords')!r}"
         )
     if not paths:
-        raise DataError(f"{where}: no records match {pattern!r}; make some with data/create_tfrecords.py")
+        raise DataError(f"{where}: no records match {pattern!r}; make some with gpt-neo prepare")
     return sorted(paths, key=natural_key)
 
 

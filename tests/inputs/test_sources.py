@@ -63,7 +63,7 @@ def test_mistakes_in_entries(two, shelf):
         training_sources(make_run([]))
     with pytest.raises(ConfigError, match="has no 'eval_path'"):
         evaluation_sources(make_run([("a", two[0])]))
-    with pytest.raises(DataError, match="dataset 'a', key 'path': no records match"):
+    with pytest.raises(DataError, match="dataset 'a', key 'path': no records match .*; make some with gpt-neo"):
         training_sources(make_run([("a", type(two[0])(path=shelf.folder + "/none_*"))]))
     with pytest.raises(ConfigError, match="key 'eos_id' is 5000, n_vocab is 1000"):
         training_sources(make_run([(entry("a", 2, "documents_fixed"), type(two[0])(path=two[0].path, eos_id=5000))]))
