@@ -9,9 +9,9 @@ from typing import Optional
 from gpt_neo import storage
 from gpt_neo.cli.console import note, time_text
 from gpt_neo.cli.tool_options import Runs
-from gpt_neo.errors import DataError, printable
+from gpt_neo.errors import DataError, brief
 from gpt_neo.tracking.page import draw_png, page_of
-from gpt_neo.tracking.runs import TrackedRun, load_runs
+from gpt_neo.tracking.runs import LONGEST, TrackedRun, load_runs
 
 HEAD = ("run", "status", "started (UTC)", "time", "step", "loss", "held-out", "host", "folder")
 
@@ -31,7 +31,7 @@ def list_runs(options: Runs) -> int:
         raise DataError(f"no runs of experiment {options.experiment!r}")
     rows = [row_of(run) for run in runs]
     for line in aligned([HEAD, *rows]):
-        print(printable(line))
+        print(line)
     if options.html:
         try:
             storage.write_bytes(options.html, page_of(runs, rows, HEAD).encode())
@@ -45,9 +45,9 @@ def list_runs(options: Runs) -> int:
 
 
 def row_of(run: TrackedRun) -> list[str]:
-    """A run as a line of the table."""
+    """A run as a line of the table, which can be shown anywhere."""
     end = run.ended or datetime.datetime.now(datetime.timezone.utc)
-    return [
+    cells = [
         run.label,
         run.status.lower(),
         f"{run.started:%Y-%m-%d %H:%M}" if run.started else "",
@@ -57,6 +57,7 @@ def row_of(run: TrackedRun) -> list[str]:
         run.host,
         run.folder,
     ]
+    return [brief(cell, LONGEST) for cell in cells]
 
 
 def decimal(value: Optional[float]) -> str:

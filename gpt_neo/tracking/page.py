@@ -126,6 +126,13 @@ def place(value: float, ticks: Sequence[float], start: float, end: float) -> flo
     return round(start + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start), 1)
 
 
+def plain(label: str) -> str:
+    """A label that matplotlib shows as it is: it takes what stands between $ for a formula, and hides what begins with
+    an underscore."""
+    text = label.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def draw_png(runs: Sequence[TrackedRun], path: str, flag: str = "--png") -> None:
     """The plots as a PNG.
 
@@ -146,7 +153,7 @@ def draw_png(runs: Sequence[TrackedRun], path: str, flag: str = "--png") -> None
                 if run.metrics.get(name):
                     steps, values = zip(*run.metrics[name])
                     look = {"marker": "o" if len(steps) <= 20 else "", "color": COLOURS[i % len(COLOURS)]}
-                    axes.plot(steps, values, markersize=4, linewidth=1.2, label=run.label, **look)
+                    axes.plot(steps, values, markersize=4, linewidth=1.2, label=plain(run.label), **look)
             axes.set(xlabel="step", title=PLOTS[name])
             axes.grid(alpha=0.3)
         for axes in grid.flat[len(names) :]:

@@ -9,11 +9,12 @@ import os
 from typing import Any, Callable, Optional
 
 from gpt_neo import storage
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, brief
 from gpt_neo.system import how_to_install
 from gpt_neo.tracking.experiment import database_of, first_line, shown
 from gpt_neo.tracking.metrics import EVAL_NAMES, TRAIN_LOG, TRAIN_NAMES, Metrics, escaped, json_rows, measurements
 
+LONGEST = 1000  # characters of a name that is shown
 DEAD = 120.0  # seconds without a heartbeat after which a run that says it runs does not
 
 
@@ -37,8 +38,8 @@ class TrackedRun:
 
     @property
     def label(self) -> str:
-        """A short name that tells runs apart."""
-        return f"{self.experiment} {self.identity}".strip()
+        """A short name that tells runs apart, in one line that can be shown anywhere."""
+        return brief(f"{self.experiment} {self.identity}".strip(), LONGEST)
 
     @property
     def step(self) -> int:

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import shutil
 import subprocess
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from gpt_neo.__main__ import main as gpt_neo
-from gpt_neo.tracking.page import COLOURS, MOST_POINTS, axis, page_of, thinned
+from gpt_neo.tracking.page import COLOURS, MOST_POINTS, axis, draw_png, page_of, thinned
+from gpt_neo.tracking.runs import TrackedRun
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -61,6 +63,29 @@ def test_the_list(runs, capsys):
         "/m",
     ]
     assert "dead" in lines[1] and "nan" in lines[2]
+
+
+@pytest.mark.parametrize("name", ["_hidden", r"a$\frac$b", "two\nlines", "esc\x1b[31m", os.fsdecode(b"no\xffutf8")])
+def test_any_name_of_a_folder_can_be_shown(tmp_path, capsys, name):
+    place = tmp_path / name
+    place.mkdir()
+    (place / "train_log.jsonl").write_text('{"step": 5, "loss": 2.5}\n')
+    page, png = tmp_path / "page.html", tmp_path / "runs.png"
+    assert gpt_neo(["runs", str(place), "--html", str(page), "--png", str(png)]) == 0
+    shown = ascii(name)[1:-1].replace("\\\\", "\\")
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"{shown}  5")
+    assert shown in page.read_text(encoding="utf-8")
+
+
+def test_every_run_is_in_the_legend(monkeypatch, tmp_path):
+    from matplotlib.axes import Axes
+
+    seen = []
+    monkeypatch.setattr(Axes, "legend", lambda axes: seen.extend(axes.get_legend_handles_labels()[1]))
+    labels = ["_hidden", "$x", "plain"]
+    runs = [TrackedRun(label, "", "", None, None, "", "", {}, {"loss": [(1, 2.0)]}) for label in labels]
+    draw_png(runs, str(tmp_path / "x.png"))
+    assert seen == [" _hidden", r"\$x", "plain"]
 
 
 @pytest.mark.parametrize(
