@@ -87,6 +87,25 @@ def measurements(row: dict, names: dict) -> Iterator[Measurement]:
             yield Measurement(name, row["step"], float(value))
 
 
+def trained(folder: str) -> list[Measurement]:
+    """All that the trainings in a folder have measured, in the order of writing: of train_log.jsonl, or without one, as
+    a TPU's run has none, of TensorBoard's files.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    log = storage.join(folder, TRAIN_LOG)
+    if storage.exists(log):
+        return [m for row in json_rows(storage.read_bytes(log))[0] for m in measurements(row, TRAIN_NAMES)]
+    records = [record for path in event_files(folder) for record in split_records(storage.read_bytes(path))[0]]
+    return [m for record in records for m in event_measurements(record)]
+
+
+def event_files(folder: str) -> list[str]:
+    """TensorBoard's files of a training, the oldest first: their names have the second."""
+    return sorted(storage.glob(storage.join(escaped(folder), EVENTS)))
+
+
 def event_measurements(record: bytes) -> list[Measurement]:
     """The metrics of an Event; none of a damaged one, which is no reason to end what follows them."""
     try:
@@ -125,20 +144,15 @@ class Metrics:
     Args:
       identity: names the evaluation log, as --sacred_id does.
       events: read TensorBoard's files instead of train_log.jsonl, which a TPU's run does not write.
-      from_start: take what is there already.
     """
 
-    def __init__(self, folder: str, identity: str, events: bool = False, from_start: bool = False) -> None:
+    def __init__(self, folder: str, identity: str, events: bool = False) -> None:
         self.folder, self.events = folder, events
         self.reached: dict[str, int] = {}
         self.latest: dict[str, Measurement] = {}
-        self.logs = [(self.tail(TRAIN_LOG, from_start), TRAIN_NAMES), (self.tail(f"eval_{identity}.jsonl"), EVAL_NAMES)]
-        self.event_files = {} if from_start else {path: self.tail_at_end(path) for path in self.event_paths()}
-
-    def tail(self, name: str, from_start: bool = True) -> Tail:
-        """A file of the folder, from its start or from its present end on."""
-        path = storage.join(self.folder, name)
-        return Tail(path) if from_start else self.tail_at_end(path)
+        evaluations = Tail(storage.join(folder, f"eval_{identity}.jsonl"))
+        self.logs = [(self.tail_at_end(storage.join(folder, TRAIN_LOG)), TRAIN_NAMES), (evaluations, EVAL_NAMES)]
+        self.event_files = {path: self.tail_at_end(path) for path in self.event_paths()}
 
     @staticmethod
     def tail_at_end(path: str) -> Tail:
@@ -147,7 +161,7 @@ class Metrics:
 
     def event_paths(self) -> list[str]:
         """The event files."""
-        return storage.glob(storage.join(escaped(self.folder), EVENTS)) if self.events else []
+        return event_files(self.folder) if self.events else []
 
     def poll(self) -> list[Measurement]:
         """What is new. Raises: OSError."""

@@ -12,7 +12,17 @@ from gpt_neo import storage
 from gpt_neo.errors import DataError, brief
 from gpt_neo.system import how_to_install
 from gpt_neo.tracking.experiment import database_of, first_line, shown
-from gpt_neo.tracking.metrics import EVAL_NAMES, TRAIN_LOG, TRAIN_NAMES, Metrics, escaped, json_rows, measurements
+from gpt_neo.tracking.metrics import (
+    EVAL_NAMES,
+    TRAIN_LOG,
+    TRAIN_NAMES,
+    Measurement,
+    escaped,
+    event_files,
+    json_rows,
+    measurements,
+    trained,
+)
 
 LONGEST = 1000  # characters of a name that is shown
 DEAD = 120.0  # seconds without a heartbeat after which a run that says it runs does not
@@ -62,7 +72,7 @@ def load_runs(where: str, tell: Callable[[str], None] = lambda line: None) -> li
       DataError: there are none, or it cannot be read.
     """
     if storage.scheme_of(where) in ("", storage.SCHEME):
-        found = training_folder(where) if storage.exists(storage.join(where, TRAIN_LOG)) else sacred_folder(where, tell)
+        found = training_folder(where) if is_trained(where) else sacred_folder(where, tell)
     elif where.startswith("mongodb"):
         found = mongo_runs(where)
     else:
@@ -70,6 +80,14 @@ def load_runs(where: str, tell: Callable[[str], None] = lambda line: None) -> li
     if not found:
         raise DataError(f"{shown(where)}: no runs; expected what --observer was given, or a model_path")
     return found
+
+
+def is_trained(folder: str) -> bool:
+    """Whether a training has written into a folder. Raises: DataError: it cannot be read."""
+    try:
+        return storage.exists(storage.join(folder, TRAIN_LOG)) or bool(event_files(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error}") from error
 
 
 def training_folder(folder: str) -> list[TrackedRun]:
@@ -81,13 +99,24 @@ def training_folder(folder: str) -> list[TrackedRun]:
 def folder_metrics(folder: str) -> dict:
     """Metrics in the logs of a training's folder."""
     pattern = storage.join(escaped(folder), "eval_*.jsonl")
-    metrics: dict = {}
     try:
-        add_points(metrics, [(m.name, m.step, m.value) for m in Metrics(folder, "", from_start=True).poll()])
+        metrics = curves(trained(folder))
         for path in storage.glob(pattern):
             add_points(metrics, evaluation_points(storage.read_bytes(path)))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error}") from error
+    return metrics
+
+
+def curves(measured: list[Measurement]) -> dict:
+    """Metrics of a log that was written in this order. Where steps come again, a run has gone on from an earlier
+    checkpoint: what was measured from there on is none of its course."""
+    metrics: dict = {}
+    for m in measured:
+        points = metrics.setdefault(m.name, [])
+        while points and points[-1][0] >= m.step:
+            points.pop()
+        points.append((m.step, m.value))
     return metrics
 
 
@@ -193,7 +222,7 @@ def sql_run(sqlalchemy: Any, connection: Any, row: Any) -> TrackedRun:
     for name, content in connection.execute(query, {"run": row["run_id"]}):
         if name == TRAIN_LOG:
             rows = json_rows(content)[0]
-            add_points(metrics, [(m.name, m.step, m.value) for r in rows for m in measurements(r, TRAIN_NAMES)])
+            metrics.update(curves([m for r in rows for m in measurements(r, TRAIN_NAMES)]))
         elif name.startswith("eval_"):
             add_points(metrics, evaluation_points(content))
     started, ended, beat = (parse_time(row[key]) for key in ("start_time", "stop_time", "heartbeat"))

@@ -6,7 +6,7 @@ import pytest
 
 from gpt_neo.tracking import metrics as module
 from gpt_neo.tracking.events import scalars_of
-from gpt_neo.tracking.metrics import Measurement, Metrics, event_measurements, look
+from gpt_neo.tracking.metrics import Measurement, Metrics, event_measurements, look, trained
 
 
 def append(path, *rows):
@@ -32,9 +32,9 @@ def test_new_rows_only_and_each_step_once(tmp_path):
     assert metrics.poll() == [Measurement("loss", 50, 1.0)]
 
 
-def test_from_the_start(tmp_path):
+def test_all_that_a_training_measured(tmp_path):
     append(tmp_path / "train_log.jsonl", {"step": 10, "loss": 9.0}, "no json\n", {"step": 11, "loss": 8.0})
-    assert [m.value for m in Metrics(str(tmp_path), "x", from_start=True).poll()] == [9.0, 8.0]
+    assert [m.value for m in trained(str(tmp_path))] == [9.0, 8.0]
 
 
 def test_event_files_as_tensorflow_writes_them(tmp_path):

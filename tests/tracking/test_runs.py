@@ -11,7 +11,7 @@ import pytest
 
 from gpt_neo.__main__ import main as gpt_neo
 from gpt_neo.tracking.page import COLOURS, MOST_POINTS, axis, draw_png, page_of, thinned
-from gpt_neo.tracking.runs import TrackedRun
+from gpt_neo.tracking.runs import TrackedRun, load_runs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -63,6 +63,37 @@ def test_the_list(runs, capsys):
         "/m",
     ]
     assert "dead" in lines[1] and "nan" in lines[2]
+
+
+def test_a_run_that_went_on_from_an_earlier_checkpoint(tmp_path, capsys):
+    # 30 to 50 diverged; their checkpoints were deleted, and the run goes on from 20 with a lower rate.
+    losses = [(10, 3.0), (20, 2.5), (30, 8.0), (40, 9.0), (50, 9.5), (30, 2.25), (40, 2.0)]
+    rows = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in losses)
+    (tmp_path / "train_log.jsonl").write_text(rows)
+    (run,) = load_runs(str(tmp_path))
+    assert run.metrics == {"loss": [(10, 3.0), (20, 2.5), (30, 2.25), (40, 2.0)]}
+    assert gpt_neo(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1:3] == ["40", "2.0000"]
+
+
+def test_a_run_of_a_tpu_is_read_from_the_files_of_tensorboard(tmp_path, capsys):
+    import tensorflow as tf
+
+    for start, losses in ((100, (3.0, 2.5, 7.0)), (300, (2.0,))):  # begun again from step 200
+        place = str(tmp_path / f"events.out.tfevents.{1000 + start}.host")
+        with tf.io.TFRecordWriter(place) as writer:
+            for step, loss in zip(range(start, 1000, 100), losses):
+                values = [("loss", loss), ("global_step/sec", 9.0), ("learning_rate", 0.5)]
+                scalars = [tf.compat.v1.Summary.Value(tag=tag, simple_value=value) for tag, value in values]
+                event = tf.compat.v1.Event(step=step, summary=tf.compat.v1.Summary(value=scalars))
+                writer.write(event.SerializeToString())
+    assert gpt_neo(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1:3] == ["300", "2.0000"]
+    (run,) = load_runs(str(tmp_path))
+    assert run.metrics == {
+        "loss": [(100, 3.0), (200, 2.5), (300, 2.0)],
+        "learning_rate": [(100, 0.5), (200, 0.5), (300, 0.5)],
+    }
 
 
 @pytest.mark.parametrize("name", ["_hidden", r"a$\frac$b", "two\nlines", "esc\x1b[31m", os.fsdecode(b"no\xffutf8")])
