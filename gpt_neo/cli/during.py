@@ -118,7 +118,9 @@ class DuringTraining:
     def __call__(self, step: int) -> bool:
         """Evaluate and sample the checkpoint of a step, if it is one of those. Returns whether training is to end."""
         every, last = self.training.steps_per_checkpoint, self.job.run.training.train_steps
-        if self.watch.signal is not None or step < self.first or (step % every and step != last):
+        if self.watch.signal is not None:
+            return True  # here: a step more, and the run would go on from a checkpoint behind this one
+        if step < self.first or (step % every and step != last):
             return False
         with self.watch.apart():
             best = self.evaluate(step) if self.sources else None

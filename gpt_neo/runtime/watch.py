@@ -180,7 +180,7 @@ class WatchHook(tf.estimator.SessionRunHook):
     """Tells the watch of every step, and stops the session for it."""
 
     def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+        self.watch, self.stepped = watch, False
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """From now on there is something to save."""
@@ -188,8 +188,15 @@ class WatchHook(tf.estimator.SessionRunHook):
         self.watch.mark()
 
     def before_run(self, run_context: Any) -> None:
-        """Signals are the watch's."""
+        """Signals are the watch's.
+
+        Raises:
+          Stopped: one came while the session began.
+        """
         self.watch.listen()
+        if self.watch.signal is not None and not self.stepped:
+            raise Stopped(self.watch.signal)
+        self.stepped = True
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Ask for the end of the session: what saves does so then.

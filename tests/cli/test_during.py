@@ -12,6 +12,7 @@ from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli import train
+from gpt_neo.cli.during import DuringTraining
 from gpt_neo.config import load_config
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import tf
@@ -80,6 +81,27 @@ def test_on_a_tpu_training_and_evaluation_take_turns(watched, world, command, mo
     for row, other in zip(rows, wanted):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-6)
     assert read_best(folder_of(path)).step == read_best(folder_of(watched)).step
+
+
+def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(world, command, monkeypatch, capsys):
+    """Such a checkpoint is evaluated by the command that goes on, also where it is the one that a session began with."""
+    real = DuringTraining.__call__
+
+    def signalled(self, step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step)
+
+    path = world.config("asked", eval_steps=2, train_steps=8)
+    words = ("--model", path, "--steps_per_checkpoint", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(DuringTraining, "__call__", signalled)
+        assert command(*words) == 130
+        assert "stopped   by SIGINT: step 4 is saved" in capsys.readouterr().out
+        assert command(*words) == 130, "again, before the first step of the session"
+    assert current_step(folder_of(path)) == 4
+    assert command(*words) == 0
+    assert [row["step"] for row in rows_of(path, "eval_asked.jsonl")] == [4, 8]
 
 
 def test_the_log_has_means(watched):
