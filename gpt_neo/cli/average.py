@@ -5,18 +5,39 @@ from __future__ import annotations
 import os
 
 from gpt_neo.checkpoint.average import average_checkpoints
-from gpt_neo.checkpoint.folder import checkpoints_of, prefix_of
+from gpt_neo.checkpoint.folder import checkpoints_of, find_latest, no_checkpoint, prefix_of
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Average
-from gpt_neo.errors import counted
+from gpt_neo.errors import ConfigError, counted
 
 
 def average(options: Average) -> int:
-    """Average and say of what."""
-    sources = [prefix_of(path) for path in options.sources]
-    if len(sources) == 1 and os.path.isdir(sources[0]):
-        sources = sorted(checkpoints_of(sources[0]), key=step_of)[-(options.last or 0) :]
+    """Average and say of what.
+
+    Raises:
+      ConfigError: --last with anything but one folder.
+      CheckpointError: a folder has no checkpoint, or as `average_checkpoints`.
+    """
+    given = options.sources
+    if len(given) == 1 and os.path.isdir(given[0]):
+        sources = sorted(checkpoints_of(given[0]), key=step_of)[-(options.last or 0) :]
+    elif options.last:
+        raise ConfigError(f"--last {options.last}: takes one folder; given: {', '.join(given)}")
+    else:
+        sources = [newest(path) if os.path.isdir(path) else prefix_of(path) for path in given]
     path = average_checkpoints(sources, options.to)
-    names = ", ".join(os.path.basename(source) for source in sources)
+    alike = len({os.path.dirname(source) for source in sources}) == 1
+    names = ", ".join(os.path.basename(source) if alike else source for source in sources)
     print(f"averaged  {counted(len(sources), 'checkpoint')} ({names}) into {path}")
     return 0
+
+
+def newest(folder: str) -> str:
+    """The newest checkpoint of a folder; says which were passed over. Raises: CheckpointError: it has none."""
+    found = find_latest(folder)
+    if found is None:
+        raise no_checkpoint(folder)
+    for line in found.notes:
+        note(line)
+    return found.path

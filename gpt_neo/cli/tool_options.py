@@ -130,9 +130,15 @@ class Inspect(Options):
 class Average(Options):
     """Write the mean of the weights of several checkpoints, without optimizer slots."""
 
-    sources: tuple = flag(REQUIRED, "model.ckpt-<step>, or one folder", word="only", nargs="+", metavar="SRC")
+    sources: tuple = flag(
+        REQUIRED,
+        "model.ckpt-<step>, one folder (all in it), or several (the newest of each)",
+        word="only",
+        nargs="+",
+        metavar="SRC",
+    )
     to: str = flag(REQUIRED, "new folder", metavar="DST")
-    last: Optional[int] = flag(None, "of a folder: its N newest (default: all)", low=2)
+    last: Optional[int] = flag(None, "of one folder: its N newest (default: all)", low=2)
 
 
 @dataclasses.dataclass(frozen=True)

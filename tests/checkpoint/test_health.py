@@ -69,6 +69,25 @@ def test_an_average_is_a_run_of_its_own(tmp_path):
     assert (mean / "added_tokens.json").is_file() and (mean / "special_tokens_map.json").is_file()
 
 
+def test_average_of_the_newest_of_several_folders(tmp_path, capsys):
+    for name, values in (("a", (1.0, 2.0)), ("b", (9.0, 6.0))):
+        (tmp_path / name).mkdir()
+        for step, value in zip((10, 20), values):
+            save(tmp_path / name, step, value)
+    (tmp_path / "none").mkdir()
+    a, b, mean = (str(tmp_path / name) for name in ("a", "b", "mean"))
+    assert main(["average", a, b, "--to", mean]) == 0
+    assert f"averaged  2 checkpoints ({a}/model.ckpt-20, {b}/model.ckpt-20)" in capsys.readouterr().out
+    assert Bundle(f"{mean}/model.ckpt-20").read("gpt2/wte")[0, 0] == 4.0
+    assert main(["average", a, f"{b}/model.ckpt-10.index", "--to", f"{mean}2"]) == 0
+    assert Bundle(f"{mean}2/model.ckpt-20").read("gpt2/wte")[0, 0] == 5.5
+    capsys.readouterr()
+    assert main(["average", a, b, "--last", "2", "--to", f"{mean}3"]) == 2
+    assert f"--last 2: takes one folder; given: {a}, {b}" in capsys.readouterr().err
+    assert main(["average", a, str(tmp_path / "none"), "--to", f"{mean}3"]) == 2
+    assert f"no checkpoint in '{tmp_path}/none'" in capsys.readouterr().err
+
+
 def test_every_command_has_help_without_tensorflow(capsys):
     import subprocess
     import sys
