@@ -156,9 +156,8 @@ class Devices:
             pass
 
     def kill(self) -> None:
-        """End the process of the devices, which may be stuck, and take away what it leaves."""
+        """End the process of the devices, which may be stuck."""
         self.hosts.kill()
-        self.hosts.own.worker.folder.cleanup()
 
     def __enter__(self) -> Devices:
         """Nothing more to do."""

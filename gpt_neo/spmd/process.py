@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import signal
 import subprocess
 import tempfile
@@ -48,9 +47,8 @@ class Worker:
     """
 
     def __init__(self, python: str, platform: str, cores: int) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="gpt_neo_spmd_")
         self.numbers = itertools.count()
-        self.errors = open(os.path.join(self.folder.name, "errors"), "w+", encoding="utf-8")
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # has no name, so that a kill leaves none
         self.process = subprocess.Popen(
             [python, str(WORKER)],
             stdin=subprocess.PIPE,
@@ -100,7 +98,6 @@ class Worker:
             self.process.kill()
             self.process.wait()
         self.errors.close()
-        self.folder.cleanup()
 
 
 def first_line(text: str) -> str:

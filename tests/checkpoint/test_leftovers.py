@@ -14,6 +14,9 @@ GONE = [
     "model.ckpt-6.json.4711.tmp",
     "model.ckpt-6.meta.tmp0a1b",
     "graph.pbtxt.tmp0a1b",
+    ".best.json.24284-6be27687.writing",
+    "model.ckpt-6.index.tmp",
+    "model.ckpt-6.data-00000-of-00001.tmp",
 ]
 KEPT = [
     "model.ckpt-6.data-00000-of-00001",
@@ -33,11 +36,14 @@ KEPT = [
 
 
 def test_only_what_is_unfinished_is_removed(tmp_path):
-    for name in GONE + KEPT:
-        (tmp_path / name).write_text("")
-    for folder in ("model.ckpt-7_temp", "best", "eval"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "model.ckpt-7.json").write_text("")
-    assert sorted(remove_leftovers(str(tmp_path))) == sorted([*GONE, "model.ckpt-7_temp"])
+    for place in (tmp_path, tmp_path / "best", tmp_path / "eval"):
+        place.mkdir(exist_ok=True)
+        for name in GONE + KEPT:
+            (place / name).write_text("")
+    (tmp_path / "model.ckpt-7_temp").mkdir()
+    (tmp_path / "model.ckpt-7_temp" / "part").write_text("")
+    removed = [*GONE, "model.ckpt-7_temp", *(f"best/{name}" for name in GONE)]
+    assert sorted(remove_leftovers(str(tmp_path))) == sorted(removed)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*KEPT, "best", "eval"])
-    assert (tmp_path / "best" / "model.ckpt-7.json").exists()
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted(KEPT)
+    assert len(list((tmp_path / "eval").iterdir())) == len(GONE + KEPT)

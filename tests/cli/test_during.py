@@ -84,7 +84,7 @@ def test_on_a_tpu_training_and_evaluation_take_turns(watched, world, command, mo
 
 
 def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(world, command, monkeypatch, capsys):
-    """Such a checkpoint is evaluated by the command that goes on, also where it is the one that a session began with."""
+    """It is evaluated by the command that goes on, also where it is the one that a session began with."""
     real = DuringTraining.__call__
 
     def signalled(self, step):

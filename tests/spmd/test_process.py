@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -26,15 +27,18 @@ def test_a_process_that_is_killed_is_told_with_its_status(monkeypatch, tmp_path)
     script = tmp_path / "worker.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     monkeypatch.setattr(process, "WORKER", script)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     worker = Worker(sys.executable, "cpu", 1)
+    assert not list(temporary.iterdir()), "a kill of this side would leave it"
     with pytest.raises(WorkerLost, match="the JAX process ended: status -9"):
         worker.ask({"do": "load"}, {})
     worker.close()
-    assert not os.path.exists(worker.folder.name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_takes_processes_and_folders_along(tmp_path, number):
+def test_a_signal_takes_processes_along(tmp_path, number):
     """Where nothing else hears it: while a program is compiled, in evaluation and sampling."""
     (tmp_path / "worker.py").write_text("import time\ntime.sleep(60)\n")
     script = """
@@ -45,7 +49,7 @@ def test_a_signal_takes_processes_and_folders_along(tmp_path, number):
         with process.unwinding():
             worker = process.Worker(sys.executable, "cpu", 1)
             try:
-                print(worker.process.pid, worker.folder.name, flush=True)
+                print(worker.process.pid, flush=True)
                 worker.ask({"do": "load"}, {})
             finally:
                 worker.process.kill()
@@ -53,13 +57,11 @@ def test_a_signal_takes_processes_and_folders_along(tmp_path, number):
     """
     words = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "worker.py")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT}) as running:
-        pid, folder = running.stdout.readline().split()
-        assert os.path.isdir(folder)
+        pid = int(running.stdout.readline())
         running.send_signal(number)
         assert running.wait(timeout=30) == 128 + number
-    assert not os.path.exists(folder)
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
 
 
 def test_what_a_writing_thread_fails_with_is_no_checkpoint(monkeypatch):
