@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import time
@@ -13,7 +14,7 @@ from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
-from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, say, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
@@ -36,20 +37,18 @@ from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import MeshPlan, sees_gpu
 from gpt_neo.runtime.profile import session_profile
 from gpt_neo.runtime.speed import SLOW, SLOWEST, expected_seconds, processor_speed, slow_step_text
+from gpt_neo.runtime.tensorboard import EVENTS
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence
 from gpt_neo.storage import tensorflow as files
+from gpt_neo.tracking.metrics import json_rows
 
-CHECKPOINT_FILES = (
-    "checkpoint",
-    "model.ckpt-",
-    "events.out.tfevents",
-    "graph.pbtxt",
-    "train_log.jsonl",
-    "eval",
-    WATCH_LOG,
-    STALL_FILE,
+# Names of what training writes, in its folder and in those of the best checkpoint and of TensorBoard's evaluations.
+MADE = re.compile(
+    rf"checkpoint|graph\.pbtxt|train_log\.jsonl|best\.json|events\.out\.tfevents\..*|{re.escape(PREFIX)}\d+(?:\..*)?"
+    rf"|{re.escape(WATCH_LOG)}|{re.escape(STALL_FILE)}"
 )
+EVALUATIONS = re.compile(r"eval_.*\.jsonl")  # also what others call theirs
 SHARES_FROM = 60.0  # seconds of a run that is told what they went into
 
 
@@ -342,8 +341,13 @@ def delete_checkpoints(folder: str, agreed: bool) -> None:
 def checkpoint_paths(folder: str) -> list[str]:
     """Files of a run's folder, local or remote, that training made: checkpoints, the best one, and logs."""
     found = []
-    for place, prefixes in ((folder, CHECKPOINT_FILES), (os.path.join(folder, BEST), ("",))):
+    for place in (folder, os.path.join(folder, BEST), os.path.join(folder, EVENTS)):
         names = files.names(place) if files.is_folder(place) else []
-        paths = [os.path.join(place, name) for name in names if name.startswith(prefixes)]
-        found += [path for path in paths if not files.is_folder(path)]
+        paths = [os.path.join(place, name) for name in names if MADE.fullmatch(name) or EVALUATIONS.fullmatch(name)]
+        found += [path for path in paths if not files.is_folder(path) and is_ours(path)]
     return found
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file with a name that training gives has what it writes: a log of evaluations has rows of steps."""
+    return not EVALUATIONS.fullmatch(os.path.basename(path)) or bool(json_rows(files.read_bytes(path))[0])

@@ -1,7 +1,10 @@
 """What a training says at its end."""
 
+import os
+
 import pytest
 
+from gpt_neo.cli import train
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions
 from gpt_neo.cli.train import next_text
@@ -20,3 +23,31 @@ from gpt_neo.cli.train import next_text
 def test_the_next_command_names_what_it_needs(given, needed):
     text = next_text(load_job(ModelOptions(model="configs/demo.json", set=given), reads_only=True))
     assert text == f'next      gpt-neo sample configs/demo.json {needed}"Once upon a time"'
+
+
+def test_new_deletes_what_training_made_and_nothing_else(tmp_path):
+    row = '{"step": 20, "loss": 2.5}\n'
+    made = {
+        "": ["checkpoint", "graph.pbtxt", "train_log.jsonl", "watch_log.jsonl", "stall.txt", "eval_demo.jsonl"]
+        + [
+            "events.out.tfevents.1.host",
+            "model.ckpt-20.index",
+            "model.ckpt-20.data-00000-of-00001",
+            "model.ckpt-20.json",
+        ],
+        "best": ["best.json", "checkpoint", "model.ckpt-10.index", "model.ckpt-10.data-00000-of-00001"],
+        "eval": ["events.out.tfevents.1.host.2"],
+    }
+    kept = {
+        "": ["config.json", "checkpoint_notes.md", "evaluate.py", "eval_prompts.jsonl", "evaluation.tfrecords"]
+        + ["model.ckpt-notes.txt", "predictions_demo_20.txt"],
+        "best": ["why.md"],
+        "eval": ["texts.jsonl"],
+    }
+    for names in (made, kept):
+        for place in names:
+            (tmp_path / place).mkdir(exist_ok=True)
+            for name in names[place]:
+                (tmp_path / place / name).write_text(row if names is made else '{"text": "theirs"}\n')
+    found = {os.path.relpath(path, tmp_path) for path in train.checkpoint_paths(str(tmp_path))}
+    assert found == {os.path.join(place, name) for place in made for name in made[place]}
