@@ -356,6 +356,12 @@ def join(
     header = {"do": "join", "platform": platform, "seconds": int(seconds), "alone": alone, "words": words, **options}
     try:
         reply, _ = worker.ask(header, {})
+    except WorkerLost as error:  # so JAX ends a wait, too
+        listener.close()
+        raise DeviceError(
+            f"the hosts do not come together within {seconds:.0f} s (--cluster_wait): each has to be started with the "
+            f"same command and a --rank of its own, and to reach the port of --coordinator ({error})"
+        ) from error
     except DeviceError as error:
         listener.close()
         raise DeviceError(f"the hosts do not come together: {error}") from error

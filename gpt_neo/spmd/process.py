@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import signal
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ from gpt_neo.system import hearing
 WORKER = Path(__file__).with_name("worker.py")
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 CHAT = "[Gloo]"  # with which what no error is begins
+FATAL = re.compile(r"F\d{4} [^\]]*\] ")  # with which the line begins that says why; a stack follows it
 
 
 @contextlib.contextmanager
@@ -75,9 +77,12 @@ class Worker:
         return reply, results
 
     def last_words(self) -> str:
-        """What the process wrote last."""
+        """What the process wrote last, or what it gave as the reason of its end."""
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors if line.strip() and not line.startswith(CHAT)]
+        fatal = [line[begin.end() :] for line in lines if (begin := FATAL.match(line))]
+        if fatal:
+            return fatal[0]
         if lines:
             return lines[-1]
         with contextlib.suppress(subprocess.TimeoutExpired):  # its output ends a moment before it does

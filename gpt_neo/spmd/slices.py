@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -51,3 +52,16 @@ def part_of(key: str) -> tuple[int, str]:
     """Core and variable of a `part_key`."""
     core, _, name = key.partition("/")
     return int(core), name
+
+
+def uneven(owners: Iterable[int]) -> str:
+    """What is wrong where hosts do not have as many devices each; "" where all is well.
+
+    Args:
+      owners: the host of every device.
+    """
+    counts = sorted(Counter(owners).items())
+    if len({count for _, count in counts}) < 2:
+        return ""
+    told = ", ".join(f"host {host} has {count}" for host, count in counts)
+    return f"hosts need as many devices each, and the same command ({told})"

@@ -22,7 +22,7 @@ from jax._src.lib import xla_client
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kept_programs import KeptPrograms  # beside this script
-from slices import around, cut, holders, part_key, part_of  # beside this script
+from slices import around, cut, holders, part_key, part_of, uneven  # beside this script
 
 jax.config.update("jax_enable_x64", True)  # or an input of float64 would arrive as float32
 HEARTBEAT = 30  # seconds without a sign of life after which a process is lost
@@ -191,6 +191,9 @@ def join(header: dict) -> dict:
         if not header["alone"]:
             raise
         return {"rank": 0, "hosts": 1, "words": header["words"]}
+    problem = uneven([device.process_index for device in jax.devices()])
+    if problem:
+        raise ValueError(problem)
     words = np.frombuffer(header["words"].encode().ljust(WORDS), np.uint8)
     words = multihost_utils.broadcast_one_to_all(words)
     text = np.asarray(words).astype(np.uint8).tobytes().decode().strip()

@@ -20,7 +20,7 @@ from gpt_neo.spmd import parts as module_of_parts
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.hosts import Host, HostLost, Joined, Lead, accept_all, check_shared, connect, lend
 from gpt_neo.spmd.parts import groups, spec_of
-from gpt_neo.spmd.slices import cut, holders, spans_of
+from gpt_neo.spmd.slices import cut, holders, spans_of, uneven
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
 MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
@@ -337,3 +337,10 @@ def test_a_part_is_tried_again_where_storage_refuses_for_a_while(tmp_path, monke
     with pytest.raises(CheckpointError, match="cannot be written: 503"):
         module_of_parts.save_tensors(path, [("a", "", np.ones(3, np.float32))])
     assert not left
+
+
+def test_hosts_of_unequal_size_are_told():
+    """As where --set mesh_shape is forgotten on one of them."""
+    assert uneven([0, 0, 1, 1]) == uneven([0]) == ""
+    wanted = "hosts need as many devices each, and the same command (host 0 has 4, host 1 has 2)"
+    assert uneven([0, 0, 0, 0, 1, 1]) == wanted

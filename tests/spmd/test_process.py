@@ -14,7 +14,7 @@ import types
 
 import pytest
 
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, DeviceError
 from gpt_neo.spmd import devices, hosts, parts, process
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.process import Worker, WorkerLost
@@ -34,6 +34,31 @@ def test_a_process_that_is_killed_is_told_with_its_status(monkeypatch, tmp_path)
     assert not list(temporary.iterdir()), "a kill of this side would leave it"
     with pytest.raises(WorkerLost, match="the JAX process ended: status -9"):
         worker.ask({"do": "load"}, {})
+    worker.close()
+
+
+FATAL = """\
+[Gloo] Rank 0 is connected to 1 peer ranks.
+F1130 07:22:25.810046    2019 client.h:80] Terminating process because the service detected fatal errors.
+
+RPC: /xla.coordination.CoordinationService/RegisterTask
+*** Check failure stack trace: ***
+    @     0x7f9ee1958ba3  PyObject_Vectorcall
+"""
+
+
+def test_hosts_that_do_not_come_are_told_without_a_stack(monkeypatch, tmp_path):
+    """JAX ends the process of a host that has waited for long enough, or two of which have one rank."""
+    script = tmp_path / "worker.py"
+    script.write_text(f"import os, sys\nsys.stderr.write({FATAL!r})\nsys.stderr.flush()\nos.abort()\n")
+    monkeypatch.setattr(process, "WORKER", script)
+    worker = Worker(sys.executable, "cpu", 1)
+    wanted = (
+        r"within 8 s \(--cluster_wait\): each has to .* \(the JAX process ended: Terminating process because the "
+        r"service detected fatal errors.\)$"
+    )
+    with pytest.raises(DeviceError, match=wanted):
+        hosts.join(worker, {}, "cpu", 8.0, alone=False)
     worker.close()
 
 
