@@ -67,6 +67,17 @@ def write_best(folder: str, best: Best) -> None:
     storage.write_bytes(path, (json.dumps(dataclasses.asdict(best)) + "\n").encode())
 
 
+def forget_after(folder: str, step: int) -> None:
+    """Of a run that goes on from a step: evaluations of later ones were of another course, and count as worse no more.
+
+    Raises:
+      CheckpointError: best.json is damaged.
+    """
+    best = read_best(folder)
+    if best and any(later > step for later in best.worse):
+        write_best(folder, dataclasses.replace(best, worse=tuple(known for known in best.worse if known <= step)))
+
+
 def keep_best(folder: str, prefix: str, loss: float, data: str = "") -> Optional[Best]:
     """Keep a checkpoint in `best/` if its loss is the least so far. The rules of the folder do not delete it there.
 

@@ -81,7 +81,8 @@ class SessionsBeside:
 class DuringTraining:
     """Called with each checkpoint that is written; acts at multiples of `steps_per_checkpoint` and at the end.
 
-    A run that is resumed evaluates no step twice: best/best.json knows those of its data.
+    A run that is resumed does not evaluate the step that it starts from again: best/best.json knows that of its data.
+    Later ones it makes itself, whatever an earlier course of it has come to.
 
     Args:
       beside: what evaluates and samples.
@@ -112,6 +113,7 @@ class DuringTraining:
         self.identity = held_out_identity(run, self.sources, self.batches, size)
         self.held_out: Optional[Evaluation] = None
         self.samples = bool(run.training.predict_steps) and self.can_sample()
+        self.start = runtime.current_step(job.folder)
         self.sampled: set[int] = set()
         self.evaluated: set[int] = set()
 
@@ -164,7 +166,8 @@ class DuringTraining:
     def evaluate(self, step: int) -> Optional[Best]:
         """The held-out records: a line, a row of the log, TensorBoard; the best checkpoint."""
         run, best = self.job.run, read_best(self.job.folder)
-        if best and best.knows(step, self.identity):
+        known = best is not None and step <= self.start and best.knows(step, self.identity)
+        if known or step in self.evaluated:
             return best
         if self.held_out is None:
             preflight.check_records(run, self.sources)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
-from gpt_neo.checkpoint.best import read_best
+from gpt_neo.checkpoint.best import forget_after, read_best
 from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
@@ -132,16 +132,22 @@ def in_turn(
       the step reached; the last one, unless a signal came.
     """
     last, every, tell = job.run.training.train_steps, training.steps_per_checkpoint, note
+
+    def evaluate_at(step: int) -> None:
+        line.finish()
+        with watch.waiting():
+            evaluate_records(job, job.run.training.eval_steps, keep=True)
+        seen.add(step)
+
     step = runtime.current_step(job.folder)
+    if 0 < step < last and step % every == 0 and not was_evaluated(job, step):
+        evaluate_at(step)  # a kill came before it
     while step < last and watch.signal is None:
         until = min(last, (step // every + 1) * every)
         step = runtime.train(estimator, job.run, plan, job.folder, tell, watch, until)
         tell = silent  # once is enough
-        if watch.signal is None and not was_evaluated(job, step):
-            line.finish()
-            with watch.waiting():
-                evaluate_records(job, job.run.training.eval_steps, keep=True)
-            seen.add(step)
+        if watch.signal is None:
+            evaluate_at(step)
     return step
 
 
@@ -205,6 +211,8 @@ def train_alone(
             note(text)
         found = settle_state(job.folder)
     start = step_of(found.path) if found else 0
+    if evaluates(job.run):
+        forget_after(job.folder, start)
     show_opening(job, found, replicas, devices)
     if is_complete(job, training, start):
         return 0

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from gpt_neo.checkpoint.best import Best, keep_best, read_best
+from gpt_neo.checkpoint.best import Best, forget_after, keep_best, read_best
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.folder import BEST, find_checkpoint
 from gpt_neo.errors import CheckpointError
@@ -51,3 +51,14 @@ def test_what_earlier_versions_wrote_is_read(tmp_path):
     path.write_text(json.dumps({"checkpoint": "model.ckpt-5"}))
     with pytest.raises(CheckpointError, match=r"best\.json: damaged"):
         read_best(str(tmp_path))
+
+
+def test_what_a_given_up_course_came_to_counts_no_more(tmp_path):
+    for step, loss in ((10, 2.0), (20, 3.0), (30, 4.0)):
+        keep_best(str(tmp_path), save(tmp_path, step), loss, "d")
+    forget_after(str(tmp_path), 30)
+    assert read_best(str(tmp_path)).worse == (20, 30)
+    forget_after(str(tmp_path), 20)
+    assert read_best(str(tmp_path)).worse == (20,)
+    forget_after(str(tmp_path), 5)
+    assert read_best(str(tmp_path)) == Best("model.ckpt-10", 10, 2.0, "d", ())

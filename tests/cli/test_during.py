@@ -160,6 +160,24 @@ def test_patience(world, command, capsys):
     assert "--patience needs eval_steps" in capsys.readouterr().err
 
 
+def test_a_run_that_is_taken_back_evaluates_its_new_course(world, command, capsys):
+    """With the later checkpoints deleted and a lower rate, the same steps come again, of other weights."""
+    path = world.config("back", eval_steps=1, train_steps=8, seed=1, **ROUGH)
+    flags = ("--model", path, "--steps_per_checkpoint", "2", "--patience", "2")
+    assert command(*flags) == 0
+    folder, rows = folder_of(path), rows_of(path, "eval_back.jsonl")
+    best = read_best(folder)
+    assert (best.step, best.worse) == (2, (4, 6)), "it became worse at once"
+    for later in glob.glob(os.path.join(folder, "model.ckpt-[46].*")):
+        os.remove(later)
+    capsys.readouterr()
+    assert command(*flags, "--set", "lr=0.001") == 0
+    assert "nothing to do" not in capsys.readouterr().out
+    again = rows_of(path, "eval_back.jsonl")[len(rows) :]
+    assert [row["step"] for row in again] == [4, 6, 8]
+    assert again[0]["loss"] < rows[1]["loss"] and again[1]["loss"] < rows[2]["loss"]
+
+
 def test_a_run_that_cannot_sample_trains_all_the_same(world, command, capsys):
     other = world.dataset_config("of_gpt2", tokenizer_path=None)
     path = world.config("wordless", predict_steps=1, train_steps=1, datasets=[other])

@@ -1,9 +1,12 @@
 """What a training says at its end."""
 
+import contextlib
 import os
+import types
 
 import pytest
 
+from gpt_neo.checkpoint.best import Best
 from gpt_neo.cli import train
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions
@@ -51,3 +54,26 @@ def test_new_deletes_what_training_made_and_nothing_else(tmp_path):
                 (tmp_path / place / name).write_text(row if names is made else '{"text": "theirs"}\n')
     found = {os.path.relpath(path, tmp_path) for path in train.checkpoint_paths(str(tmp_path))}
     assert found == {os.path.join(place, name) for place in made for name in made[place]}
+
+
+def test_in_turn_evaluates_what_a_kill_left_out(tmp_path, monkeypatch):
+    """A TPU trains and evaluates in turn; the process may end between the two."""
+    done, seen, step = [], set(), [4]
+    monkeypatch.setattr(train.runtime, "current_step", lambda folder: step[0])
+    monkeypatch.setattr(train, "evaluate_records", lambda job, limit, keep: done.append(step[0]))
+
+    def steps(estimator, run, plan, folder, tell, watch, until):
+        step[0] = until
+        return until
+
+    monkeypatch.setattr(train.runtime, "train", steps)
+    settings = types.SimpleNamespace(train_steps=10, eval_steps=1)
+    job = types.SimpleNamespace(folder=str(tmp_path), run=types.SimpleNamespace(training=settings))
+    watch = types.SimpleNamespace(signal=None, waiting=contextlib.nullcontext)
+    line, training = types.SimpleNamespace(finish=lambda: None), types.SimpleNamespace(steps_per_checkpoint=4)
+    assert train.in_turn(job, training, None, None, line, watch, seen) == 10
+    assert done == [4, 8, 10] and seen == {4, 8, 10}
+    step[0], known = 4, Best("model.ckpt-2", 2, 1.0, "d", (4,))
+    monkeypatch.setattr(train, "read_best", lambda folder: known)
+    train.in_turn(job, training, None, None, line, watch, seen)
+    assert done[3:] == [8, 10]
