@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Optional
 
+from gpt_neo import storage
 from gpt_neo.config.estimate import Memory, count_parameters
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import counted, printable
@@ -160,3 +162,12 @@ def task_progress(name: str) -> Callable[[int, int], None]:
             print(f"\r\x1b[K{text if done < total else ''}", end="", flush=True)
 
     return show
+
+
+def keeps_results(folder: str) -> bool:
+    """Whether results can be added to files of a run's folder. A model that others share may lie where nothing can be
+    written: what was asked for is shown all the same, and a note says that it is nowhere else."""
+    if storage.is_remote(folder) or os.access(folder, os.W_OK):
+        return True
+    note(f"{folder} cannot be written: the results are shown here alone")
+    return False

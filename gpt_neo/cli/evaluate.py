@@ -9,7 +9,7 @@ from typing import Optional
 
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.saver import writing_to
-from gpt_neo.cli.console import note, say, task_progress
+from gpt_neo.cli.console import keeps_results, note, say, task_progress
 from gpt_neo.cli.devices import device_plan, tpu_options
 from gpt_neo.cli.job import Job, job_checkpoint
 from gpt_neo.evaluation.batches import check_scorable
@@ -68,11 +68,12 @@ def evaluate_records(job: Job, limit: Optional[int], keep: bool = False) -> None
 
 
 def show_records(job: Job, result: dict) -> None:
-    """Print an evaluation of held-out records and add it to the file."""
+    """Print an evaluation of held-out records, and add it to the file where the folder can be written."""
     say(f"held out  {result_text(result)}")
     for name, part in result.get("by_dataset", {}).items():
         say(f"          {name}: {loss_text(part)}")
-    append_result(job, result)
+    if keeps_results(job.folder):
+        append_result(job, result)
 
 
 def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
@@ -85,11 +86,13 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
         note(line)
     say(f"tasks     {', '.join(task.name for task in tasks)}, checkpoint at step {step_of(checkpoint):,}")
     rows: list[Sequence[str]] = [("task", "metric", "value", "95 % interval", "examples")]
+    kept = keeps_results(job.folder)
     try:
         for task in tasks:
             result = run_task(task, scorer, tokenizer, prefix, task_progress(task.name))
-            append_result(job, {"step": step_of(checkpoint), **result.as_json()})
-            write_evaluation(job.folder, step_of(checkpoint), scalars(result))
+            if kept:
+                append_result(job, {"step": step_of(checkpoint), **result.as_json()})
+                write_evaluation(job.folder, step_of(checkpoint), scalars(result))
             rows += part_rows(task.name, result.overall)
             for name, part in result.sets.items():
                 rows += part_rows(f"{task.name}, {name}", part)

@@ -9,7 +9,7 @@ import re
 from typing import Any, Optional
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import note
+from gpt_neo.cli.console import keeps_results, note
 from gpt_neo.cli.imported import run_of
 from gpt_neo.cli.options import Harness
 from gpt_neo.errors import ConfigError, DataError
@@ -118,7 +118,8 @@ def keep(model: Any, results: Any, output: Optional[str]) -> None:
             "metrics": {name: value for name, value in metrics.items() if name != "alias"},
         }
         lines.append(json.dumps(line, default=handle_non_serializable) + "\n")
-    files.append_text(os.path.join(found.folder, f"eval_{found.run.name}.jsonl"), "".join(lines))
+    if keeps_results(found.folder):
+        files.append_text(os.path.join(found.folder, f"eval_{found.run.name}.jsonl"), "".join(lines))
     if output:
         with open(output, "w", encoding="utf-8") as handle:
             json.dump(results, handle, default=handle_non_serializable, indent=1)

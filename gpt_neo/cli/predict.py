@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.cli.console import memory_text, model_text, note, say
+from gpt_neo.cli.console import keeps_results, memory_text, model_text, note, say
 from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
@@ -115,7 +115,8 @@ def sample(
         kept, _, room = fit_prompt(ids, run.model.n_ctx, sampling.max_tokens)
         length = len(kept) + room
     whole = not run.training.remove_partial_sequences
-    path = os.path.join(job.folder, f"predictions_{job.identity}_{step_of(checkpoint)}.txt")
+    name = f"predictions_{job.identity}_{step_of(checkpoint)}.txt"
+    path = os.path.join(job.folder, name) if keeps_results(job.folder) else None
     with load(checkpoint, options, batch, length) as sampler:
         say(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {options.seed}")
         for line in sampler.notes:
@@ -132,7 +133,8 @@ def sample(
                     raise
                 note(str(error))  # the next line may be a better one
             if prompt is not None:
-                say(f"written to {path}")
+                if path:
+                    say(f"written to {path}")
                 return 0
 
 
@@ -232,11 +234,11 @@ def answer(
     ids: list,
     options: SampleOptions,
     num_samples: int,
-    path: str,
+    path: Optional[str],
     whole: bool = True,
     stop: Sequence[str] = (),
 ) -> None:
-    """Sample, print and append to the predictions file; rows of a batch are printed one after another.
+    """Sample, print and append to the predictions file, if there is one; rows of a batch are printed one by one.
 
     Args:
       ids: of the text.
@@ -271,7 +273,8 @@ def answer(
     seconds = time.monotonic() - began
     print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
     kept = text if whole else ""
-    append_samples(path, [kept + new for new in samples.texts], options.seed)
+    if path:
+        append_samples(path, [kept + new for new in samples.texts], options.seed)
 
 
 def append_samples(path: str, texts: Sequence[str], seed: Optional[int]) -> None:

@@ -224,3 +224,20 @@ assert "tensorflow" not in sys.modules and "numpy" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "--steps_per_checkpoint" in done.stdout
+
+
+def test_a_model_that_others_share_is_read_where_nothing_can_be_written(trained, command, capsys, monkeypatch):
+    folder = load_config(trained).training.model_path
+    before = os.listdir(folder)
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: access(path, mode) and not (path == folder and mode == os.W_OK)
+    )
+    assert command("--model", trained, "--eval", "--sacred_id", "shared", "--set", "eval_steps=1") == 0
+    words = ("--predict", "--prompt", "the reindeer", "--max_tokens", 4, "--sacred_id", "shared")
+    assert command("--model", trained, *words) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"note      {folder} cannot be written: the results are shown here alone\n") == 2
+    assert "held out  step 20: loss" in out and "4 tokens in" in out and "written to" not in out
+    left = set(os.listdir(folder)) - set(before)
+    assert left <= {"eval"}, "of the Estimator, which goes without it where it cannot make it"
