@@ -1,6 +1,7 @@
 """Errors that a user can act on: what was given, what is allowed, where."""
 
 LONGEST = 5000  # characters of a message
+LOST = 69  # exit status of a run that has lost a machine, or a process with its devices: EX_UNAVAILABLE of sysexits.h
 
 
 class GptNeoError(Exception):

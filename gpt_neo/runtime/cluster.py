@@ -16,11 +16,10 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.config.cluster import Cluster, Task
 from gpt_neo.config.schema import MeshConfig
-from gpt_neo.errors import DeviceError
+from gpt_neo.errors import LOST, DeviceError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.mesh import MeshPlan, plan_mesh, session_config
 
-LOST = 69  # exit status of a run that has lost a machine: EX_UNAVAILABLE of sysexits.h
 REFUSED = 3.0  # seconds after which a task whose port is closed is gone
 SILENT = 30.0  # seconds after which one is that does not answer at all
 LOOK = 1.0  # seconds between looks

@@ -20,8 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from gpt_neo.errors import CheckpointError, DeviceError, GptNeoError
-from gpt_neo.runtime.cluster import LOST
+from gpt_neo.errors import LOST, CheckpointError, DeviceError, GptNeoError
 from gpt_neo.runtime.watch import SIGNALS
 from gpt_neo.spmd.messages import receive, send
 from gpt_neo.spmd.parts import Writing, has_room, restore_parts, write_parts

@@ -10,9 +10,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from gpt_neo.errors import DeviceError
+from gpt_neo.errors import LOST, DeviceError
 from gpt_neo.spmd.environment import worker_environment
 from gpt_neo.spmd.messages import receive, send
 from gpt_neo.system import hearing
@@ -39,7 +39,15 @@ def unwinding() -> Iterator[None]:
 
 
 class WorkerLost(DeviceError):
-    """The process of the devices is gone."""
+    """The process of the devices is gone.
+
+    Args:
+      code: what it ended with. A signal's, as where memory was short, is nobody's mistake: LOST, to be started again.
+    """
+
+    def __init__(self, words: str, code: Optional[int]) -> None:
+        super().__init__(f"the JAX process ended: {words}")
+        self.status = LOST if code is not None and code < 0 else DeviceError.status
 
 
 class Worker:
@@ -71,7 +79,9 @@ class Worker:
             send(self.process.stdin, header, arrays)  # type: ignore[arg-type]
             reply, results = receive(self.process.stdout)  # type: ignore[arg-type]
         except (EOFError, OSError) as error:
-            raise WorkerLost(f"the JAX process ended: {self.last_words()}") from error
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its output ends a moment before it does
+                self.process.wait(timeout=5)
+            raise WorkerLost(self.last_words(), self.process.returncode) from error
         if "error" in reply:
             raise DeviceError(f"the devices refuse: {first_line(reply['error'])}")
         return reply, results
@@ -83,11 +93,7 @@ class Worker:
         fatal = [line[begin.end() :] for line in lines if (begin := FATAL.match(line))]
         if fatal:
             return fatal[0]
-        if lines:
-            return lines[-1]
-        with contextlib.suppress(subprocess.TimeoutExpired):  # its output ends a moment before it does
-            self.process.wait(timeout=5)
-        return f"status {self.process.returncode}"
+        return lines[-1] if lines else f"status {self.process.returncode}"
 
     def close(self) -> None:
         """End the process."""

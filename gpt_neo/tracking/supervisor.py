@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Callable, Optional
 
-from gpt_neo.errors import ConfigError, InUseError, reason_of
+from gpt_neo.errors import LOST, ConfigError, InUseError, reason_of
 from gpt_neo.system import PULSE, hearing
 
 MISTAKE = 2  # exit statuses of a training: an error that is the user's to mend
 IN_USE = InUseError.status  # another run is in the folder
 PREEMPTED = 143  # saved after SIGTERM
 STALLED = 75  # found by the training itself
-LOST = 69  # a machine of a cluster is gone
 PARENT = "GPT_NEO_PARENT"  # the file descriptor of a pipe whose other end the supervisor holds
 CAPTURED = 32 << 20  # characters of output that are kept for the record
 
@@ -289,7 +288,7 @@ def ending(status: int, stalled: bool) -> str:
     if status == IN_USE:
         return "another run is in the folder"
     if status == LOST:
-        return "the training has lost a machine"
+        return "the training has lost a machine or its devices"
     if status > 128:
         try:
             return f"the training was ended by {signal.Signals(status - 128).name}"

@@ -199,4 +199,4 @@ def test_a_task_that_lends_its_devices_is_restarted_and_not_recorded(trained, co
     place = tmp_path / "experiments"
     assert command("--model", trained, "--experiment", "night", "--observer", place, "--pause", 0.1) == 0
     out = capsys.readouterr().out
-    assert out == "note      the training has lost a machine; attempt 2 in 0 s\n" and not place.exists()
+    assert out == "note      the training has lost a machine or its devices; attempt 2 in 0 s\n" and not place.exists()

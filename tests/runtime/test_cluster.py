@@ -12,9 +12,9 @@ import pytest
 
 from gpt_neo.config.cluster import Cluster, Task, cluster_of
 from gpt_neo.config.schema import MeshConfig
-from gpt_neo.errors import DeviceError
+from gpt_neo.errors import LOST, DeviceError
 from gpt_neo.runtime import cluster as module
-from gpt_neo.runtime.cluster import LOST, Lead, Pulse, answers, plan_cluster, serve, wait_for
+from gpt_neo.runtime.cluster import Lead, Pulse, answers, plan_cluster, serve, wait_for
 from tests.conftest import ROOT
 
 STEPS, KILLED_AT = 8, 4

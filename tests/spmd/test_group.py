@@ -12,9 +12,8 @@ import pytest
 from gpt_neo.checkpoint import saver
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.config.hosts import Place, place_of
-from gpt_neo.errors import CheckpointError, ConfigError, DeviceError
+from gpt_neo.errors import LOST, CheckpointError, ConfigError, DeviceError
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.cluster import LOST
 from gpt_neo.spmd import hosts as module
 from gpt_neo.spmd import parts as module_of_parts
 from gpt_neo.spmd.devices import Devices

@@ -17,8 +17,8 @@ from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.folder import find_latest
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config import load_config
+from gpt_neo.errors import LOST
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.cluster import LOST
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

@@ -32,8 +32,21 @@ def test_a_process_that_is_killed_is_told_with_its_status(monkeypatch, tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     worker = Worker(sys.executable, "cpu", 1)
     assert not list(temporary.iterdir()), "a kill of this side would leave it"
-    with pytest.raises(WorkerLost, match="the JAX process ended: status -9"):
+    with pytest.raises(WorkerLost, match="the JAX process ended: status -9") as lost:
         worker.ask({"do": "load"}, {})
+    assert lost.value.status == 69, "whoever restarts runs may start this one again"
+    worker.close()
+
+
+def test_a_process_that_cannot_begin_is_a_mistake(monkeypatch, tmp_path):
+    """As with a Python that has no JAX."""
+    script = tmp_path / "worker.py"
+    script.write_text("import nothing_of_this_name\n")
+    monkeypatch.setattr(process, "WORKER", script)
+    worker = Worker(sys.executable, "cpu", 1)
+    with pytest.raises(WorkerLost, match="No module named 'nothing_of_this_name'") as lost:
+        worker.ask({"do": "load"}, {})
+    assert lost.value.status == 2
     worker.close()
 
 

@@ -68,7 +68,7 @@ def test_dead_runs_start_again_with_growing_pauses(harness):
         "the training was ended by SIGKILL at step 3",
         "the training ended with status 1 at step 3",
         "the training stood still at step 3",
-        "the training has lost a machine at step 3",
+        "the training has lost a machine or its devices at step 3",
         "the training was preempted at step 9",
     ]
     assert harness.metrics.step == 20 and harness.supervisor.output.text().count("attempt") == 6
