@@ -25,7 +25,8 @@ def train(options: Train) -> int:
             "--init_from RUN/model.ckpt-STEP begins another run from an older one"
         )
     # the training itself, a process of its own, tells what was recognised in the config
-    job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
+    with unhindered():  # a full disk behind standard output takes no notes, and ends no training
+        job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
     require_records(job.run)
     end_with_parent()
     from gpt_neo.cli.experiment import run_experiment, told_to_trackers  # what samples does without

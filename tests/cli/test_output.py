@@ -1,6 +1,7 @@
 """Standard output that is full, closed or never read."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -111,3 +112,15 @@ def test_commands_whose_output_is_refused_end_in_one_line():
     assert full.returncode == 2 and full.stderr == b"error: No space left on device\n"
     closed = run("plan gpt2_124M >&-")
     assert closed.returncode == 0 and closed.stderr == b""
+
+
+@pytest.mark.skipif(not os.path.exists(FULL), reason="no /dev/full")
+def test_a_training_begins_although_its_notes_cannot_be_told(tmp_path):
+    """They come before the run's folder is known, which later holds what was lost."""
+    config = {"n_head": 2, "n_embd": 8, "n_layer": 1, "n_vocab": 64, "n_ctx": 8, "lr": 0.1, "attention_types": "global"}
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps({**config, "train_batch_size": 1, "train_steps": 1}))
+    told = run(f"train {path}", stdout=subprocess.PIPE)
+    full = run(f"train {path} > /dev/full")
+    assert told.stdout.startswith(b"note ") and told.returncode == 2 and b"datasets" in told.stderr
+    assert (full.returncode, full.stderr) == (told.returncode, told.stderr)
