@@ -56,7 +56,7 @@ class RunSaver(tf.train.Saver):
         variables = self._var_list
         types = {v.op.name: np.dtype(v.dtype.base_dtype.as_numpy_dtype) for v in variables}
         fit = fit_checkpoint(save_path, {v.op.name: v.shape.as_list() for v in variables})
-        if fit.as_stored(types):
+        if fit.as_stored(types) and not storage.is_pattern(save_path):
             try:
                 super().restore(sess, save_path)
             except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:

@@ -39,7 +39,7 @@ from gpt_neo.runtime.profile import session_profile
 from gpt_neo.runtime.speed import SLOW, SLOWEST, expected_seconds, processor_speed, slow_step_text
 from gpt_neo.runtime.tensorboard import EVENTS
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
-from gpt_neo.storage import check_fence
+from gpt_neo.storage import check_fence, is_pattern
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.tracking.metrics import json_rows
 
@@ -186,7 +186,15 @@ def train_in_folder(
       devices: one line on them.
       steps: trains to train_steps, or to a signal; returns the step reached, and may raise `Stopped`.
       here: this machine's processor computes, unless it has an accelerator.
+
+    Raises:
+      CheckpointError: the folder cannot be written, or has a name that TensorFlow takes for a pattern.
     """
+    if is_pattern(job.folder):
+        raise CheckpointError(
+            f"model_path {job.folder!r}: TensorFlow takes *, ?, [ and \\ in a path for a pattern, and would find no "
+            "checkpoint to go on from or to delete; give the folder another name"
+        )
     check_writable(job.folder)
     with FolderLock(job.folder, tell=note) as lock:
         return train_alone(job, training, lock, replicas, devices, steps, here)

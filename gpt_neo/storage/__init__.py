@@ -62,6 +62,11 @@ def scheme_of(path: str) -> str:
     return scheme if found and re.fullmatch(r"[A-Za-z][\w.+-]*", scheme) else ""
 
 
+def is_pattern(path: str) -> bool:
+    """Whether TensorFlow takes a path for a pattern where it looks for checkpoints and deletes them."""
+    return any(c in path for c in "*?[\\")
+
+
 def is_remote(path: str) -> bool:
     """Whether a path names a Google Cloud Storage object.
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -241,3 +242,14 @@ def test_a_model_that_others_share_is_read_where_nothing_can_be_written(trained,
     assert "held out  step 20: loss" in out and "4 tokens in" in out and "written to" not in out
     left = set(os.listdir(folder)) - set(before)
     assert left <= {"eval"}, "of the Estimator, which goes without it where it cannot make it"
+
+
+def test_a_folder_whose_name_is_a_pattern(trained, command, capsys, tmp_path):
+    """TensorFlow finds no checkpoints in it, neither to read nor to delete: such a run is read, and not trained."""
+    folder = str(tmp_path / "runs[1]")
+    shutil.copytree(load_config(trained).training.model_path, folder)
+    given = ("--model", trained, "--set", f"model_path={folder}")
+    assert command(*given, "--set", "train_steps=30") == 2
+    assert f"model_path {folder!r}: TensorFlow takes *, ?, [ and " in capsys.readouterr().err
+    assert command(*given, "--eval") == 0
+    assert "held out  step 20: loss" in capsys.readouterr().out
