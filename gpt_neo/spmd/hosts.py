@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from gpt_neo.errors import LOST, CheckpointError, DeviceError, GptNeoError
+from gpt_neo.errors import LOST, CheckpointError, DeviceError, GptNeoError, reason_of
 from gpt_neo.runtime.watch import SIGNALS
 from gpt_neo.spmd.messages import receive, send
 from gpt_neo.spmd.parts import Writing, has_room, restore_parts, write_parts
@@ -349,6 +349,8 @@ def join(
     Raises:
       DeviceError: they do not come together.
     """
+    if options.get("process_id") == 0 and "coordinator_address" in options:
+        check_free(options["coordinator_address"])
     listener = socket.create_server(("", 0), family=socket.AF_INET, backlog=1024)
     port, token = listener.getsockname()[1], secrets.token_hex(16)
     words = json.dumps({"addresses": [f"{host}:{port}" for host in own_names(options)], "token": token})
@@ -366,6 +368,18 @@ def join(
         raise DeviceError(f"the hosts do not come together: {error}") from error
     told = json.loads(reply["words"])
     return Joined(reply["rank"], reply["hosts"], tuple(told["addresses"]), told["token"]), listener
+
+
+def check_free(address: str) -> None:
+    """See that this machine can listen on the port of HOST:PORT: JAX's own process dies where it cannot.
+
+    Raises:
+      DeviceError: another program does already, or the system refuses it.
+    """
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2])), family=socket.AF_INET).close()
+    except OSError as error:
+        raise DeviceError(f"--coordinator {address}: this machine cannot listen there: {reason_of(error)}") from error
 
 
 def own_names(options: Mapping[str, Any]) -> list[str]:

@@ -75,6 +75,15 @@ def test_hosts_that_do_not_come_are_told_without_a_stack(monkeypatch, tmp_path):
     worker.close()
 
 
+def test_a_port_that_another_program_has_is_told():
+    with socket.create_server(("", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        wanted = f"--coordinator {address}: this machine cannot listen there: Address already in use"
+        with pytest.raises(DeviceError, match=wanted):
+            hosts.join(None, {"process_id": 0, "coordinator_address": address}, "cpu", 8.0, alone=False)
+    hosts.check_free(address)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_takes_processes_along(tmp_path, number):
     """Where nothing else hears it: while a program is compiled, in evaluation and sampling."""
