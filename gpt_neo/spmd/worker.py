@@ -179,7 +179,8 @@ def join(header: dict) -> dict:
     Returns:
       rank and hosts of this process; words, those of process 0.
     """
-    options = {name: header[name] for name in ("coordinator_address", "num_processes", "process_id") if name in header}
+    known = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
+    options = {name: header[name] for name in known if name in header}
     options["initialization_timeout"] = header["seconds"]
     if "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:
         options["heartbeat_timeout_seconds"] = HEARTBEAT

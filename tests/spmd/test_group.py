@@ -1,10 +1,13 @@
 """The hosts of a run without JAX: who belongs together, what each is asked for, what the loss of one ends."""
 
+import importlib.util
 import json
 import socket
+import sys
 import threading
 import time
 import types
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from gpt_neo.errors import LOST, CheckpointError, ConfigError, DeviceError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.spmd import hosts as module
 from gpt_neo.spmd import parts as module_of_parts
+from gpt_neo.spmd import process
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.hosts import Host, HostLost, Joined, Lead, accept_all, check_shared, connect, lend
 from gpt_neo.spmd.parts import groups, spec_of
@@ -343,3 +347,29 @@ def test_hosts_of_unequal_size_are_told():
     assert uneven([0, 0, 1, 1]) == uneven([0]) == ""
     wanted = "hosts need as many devices each, and the same command (host 0 has 4, host 1 has 2)"
     assert uneven([0, 0, 0, 0, 1, 1]) == wanted
+
+
+def test_what_is_known_of_the_group_reaches_jax(monkeypatch):
+    """Under a scheduler JAX would take one GPU of a machine otherwise, of those that the only process there has."""
+    jax, seen = MagicMock(), {}
+
+    def initialize(
+        coordinator_address=None, num_processes=None, process_id=None, local_device_ids=None, initialization_timeout=300
+    ):
+        seen.update(locals())
+        raise RuntimeError("no other host")
+
+    jax.distributed.initialize = initialize
+    for name in ("jax", "jaxlib", "jax._src", "jax._src.lib", "jax.experimental", "jax.sharding"):
+        monkeypatch.setitem(sys.modules, name, jax)
+    monkeypatch.syspath_prepend(str(process.WORKER.parent))
+    spec = importlib.util.spec_from_file_location("worker_under_test", process.WORKER)
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    place = place_of(None, None, None, "gpu", {**SLURM, "SLURM_PROCID": "0", "SLURM_STEP_NUM_NODES": "4"})
+    fake = types.SimpleNamespace(ask=lambda header, arrays: (worker.join(header), {}))
+    joined, listener = module.join(fake, place.options, "gpu", 9.0, alone=True)
+    listener.close()
+    assert (joined.rank, joined.hosts) == (0, 1)
+    wanted = {"num_processes": 4, "process_id": 0, "local_device_ids": [], "initialization_timeout": 9}
+    assert {name: seen[name] for name in wanted} == wanted and seen["coordinator_address"] is None
