@@ -102,7 +102,8 @@ def train_spec(batch: Any, placement: Any, setup: TrainingSetup) -> Any:
         hooks = [mtf.MtfRestoreHook(step.lowering), *setup.profile_hooks()]
         existing = latest_checkpoint(folder)
         if existing:
-            fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()})
+            for note in fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()}).notes:
+                watch.notice(note)
         hooks += loop_hooks(setup) if use_tpu else [progress_hook(step, setup)]
         saver = add_saver(run.training.keep_checkpoints)
         listeners = [mtf.MtfCheckpointSaverListener(step.lowering)]

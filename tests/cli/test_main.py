@@ -253,3 +253,12 @@ def test_a_folder_whose_name_is_a_pattern(trained, command, capsys, tmp_path):
     assert f"model_path {folder!r}: TensorFlow takes *, ?, [ and " in capsys.readouterr().err
     assert command(*given, "--eval") == 0
     assert "held out  step 20: loss" in capsys.readouterr().out
+
+
+def test_slots_that_start_anew_are_told(world, command, capsys):
+    """As --backend xla does, where a run goes on with another optimizer."""
+    path = world.config("another", train_steps=1, opt_name="adam")
+    assert command("--model", path) == 0
+    assert "slots" not in capsys.readouterr().out.split("weights   random")[1]
+    assert command("--model", path, "--set", "opt_name=lion", "--set", "train_steps=2") == 0
+    assert re.search(r"note      \d+ optimizer slots are missing: they start at 0\n", capsys.readouterr().out)
