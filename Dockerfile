@@ -1,8 +1,7 @@
-# The package and its commands. CPU:  docker build -t gpt-neo .        docker run -it -v $PWD:/work gpt-neo sample ...
-# GPU:  docker build -t gpt-neo --build-arg EXTRAS=serve,gcs,gpu .     docker run --gpus all ...
+# The package and its commands: docs/install.md, "In a container".
 FROM python:3.11-slim
 
-ARG EXTRAS=serve,gcs
+ARG EXTRAS=fast,serve,chat,gcs,plot
 COPY . /gpt_neo
 RUN pip install --no-cache-dir -c /gpt_neo/constraints.txt "/gpt_neo[$EXTRAS]" && rm -r /gpt_neo
 WORKDIR /work

@@ -71,3 +71,24 @@ def test_it_works_in_an_empty_environment(wheel, tmp_path):
     smoke = os.path.join(ROOT, "tests", "smoke.py")
     done = subprocess.run([python, smoke], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "all is well" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_dockerfile(tmp_path):
+    """What .dockerignore leaves is copied, RUN is run with the pip of an empty environment; no Docker is needed."""
+    with open(os.path.join(ROOT, "Dockerfile"), encoding="utf-8") as handle:
+        steps = dict(line.split(maxsplit=1) for line in handle.read().splitlines() if line and not line.startswith("#"))
+    with open(os.path.join(ROOT, ".dockerignore"), encoding="utf-8") as handle:
+        ignored = shutil.ignore_patterns(*handle.read().split())
+    assert steps["COPY"] == ". /gpt_neo" and steps["ENTRYPOINT"] == '["gpt-neo"]'
+    shutil.copytree(ROOT, tmp_path / "gpt_neo", ignore=ignored)
+    venv.create(tmp_path / "empty", with_pip=True)
+    command = steps["RUN"].replace("/gpt_neo", str(tmp_path / "gpt_neo"))
+    extras, path = steps["ARG"].partition("=")[2], f"{tmp_path / 'empty' / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "EXTRAS": extras, "PATH": path}
+    environment.pop("PYTHONPATH", None)
+    subprocess.run(["sh", "-c", command], check=True, env=environment)
+    assert not os.path.exists(tmp_path / "gpt_neo")
+    smoke = [str(tmp_path / "empty" / "bin" / "python"), os.path.join(ROOT, "tests", "smoke.py")]
+    done = subprocess.run(smoke, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "all is well" in done.stdout, done.stdout + done.stderr
