@@ -76,6 +76,7 @@ def test_generate_hover_and_switch_layers(browser, server):
     token.hover()
     assert "probability" in page.inner_text("#detail") and page.locator("#detail tr").count() >= 8
     assert page.locator("#detail tr.taken").count() == 1
+    assert not re.search(r"e-\d %", page.inner_text("#detail").replace("e-7 %", "").replace("e-8 %", "")), "0.02 %"
     colours = page.eval_on_selector_all("#text .token", "found => found.map(x => getComputedStyle(x).backgroundColor)")
     assert len(set(colours)) > 5
     page.focus("#text")

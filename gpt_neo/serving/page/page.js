@@ -123,7 +123,7 @@ function paint(token) {
 
 function percent(logprob) {
   const share = 100 * Math.exp(logprob);
-  return (share >= 0.1 ? share.toFixed(1) : share.toExponential(0)) + " %";
+  return (share >= 0.1 ? share.toFixed(1) : share.toPrecision(1)) + " %"; // 0.02 %, not 2e-2 %
 }
 
 function visible(name) {
