@@ -1,23 +1,26 @@
 """Prompts with completions, and chats, as records whose mask says which tokens are answers: the loss is of these alone.
 
-A JSON line is {"prompt": text, "completion": text}, or {"messages": [{"role": ..., "content": ...}, ...]}, which the
-template of the tokenizer turns into text. What stands before an answer is tokenized apart from it, as it is when the
-model answers.
+A line or an element of JSON is {"prompt": text, "completion": text}, or {"messages": [{"role": ..., "content": ...}]},
+which the template of the tokenizer turns into text. What stands before an answer is tokenized apart from it, as it is
+when the model answers.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from gpt_neo.dataprep.readers import decompressed, find_sources, open_source
+from gpt_neo.dataprep.documents import BYTE_ORDER_MARK
+from gpt_neo.dataprep.readers import Bad, find_sources, open_source
 from gpt_neo.dataprep.records import RecordWriter
+from gpt_neo.dataprep.streams import Rules, stream_items
 from gpt_neo.dataprep.templates import Render
+from gpt_neo.dataprep.values import parsed
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import Tokenizer
 
 KEYS = ("prompt", "completion"), ("messages",)
+JSON = ("jsonl", "json")  # kinds of files that hold them
 
 
 class Dialog(NamedTuple):
@@ -28,50 +31,63 @@ class Dialog(NamedTuple):
 
 
 def are_dialogs(inputs: Sequence[str], text_key: str) -> bool:
-    """Whether the first JSON line of the inputs is one of these, and no plain text.
+    """Whether the first JSON value of the inputs is one of these, and no plain text.
 
     Raises:
       DataError: an input cannot be read.
     """
-    for _, _, line in json_lines(inputs):
-        value = line if isinstance(line, dict) else {}
-        return text_key not in value and any(all(key in value for key in keys) for keys in KEYS)
+    for _, value in json_values(inputs):
+        found = value if isinstance(value, dict) else {}
+        return text_key not in found and any(all(key in found for key in keys) for keys in KEYS)
     return False
 
 
-def json_lines(inputs: Sequence[str]) -> Iterator[tuple[str, int, Any]]:
-    """(path, number of the line from 1, value) of every line of the JSON-lines files among the inputs.
+def json_values(inputs: Sequence[str]) -> Iterator[tuple[tuple[str, str, int], Any]]:
+    """((path, noun, number from 1), value) of every line or element of the JSON files among the inputs.
 
     Raises:
-      DataError: a file cannot be read, or a line is no JSON.
+      DataError: a file cannot be read, or has what is no JSON.
     """
     for source in find_sources(inputs)[0]:
-        if source.kind != "jsonl":
+        if source.kind not in JSON:
             continue
         try:
             with open_source(source.path) as handle:
-                for number, line in enumerate(decompressed(handle, source.compression), 1):
-                    if line.strip():
-                        yield source.path, number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, OSError, EOFError, RecursionError) as error:
-            raise DataError(f"{source.path}: is no JSON lines in UTF-8: {reason_of(error)}") from error
+                for item in stream_items(source, handle, Rules()):
+                    yield from values_of(item)
+        except OSError as error:
+            raise DataError(f"{source.path}: cannot be read: {reason_of(error)}") from error
+
+
+def values_of(item: Any) -> Iterator[tuple[tuple[str, str, int], Any]]:
+    """The same of an item of a JSON file. Raises: DataError: one of them is no JSON."""
+    if isinstance(item, Bad):
+        raise DataError(str(item))
+    for number, line in enumerate(item.data.split(b"\n"), item.number):
+        if line and not line.isspace():
+            value, reason, detail = parsed(line.removeprefix(BYTE_ORDER_MARK))
+            if reason:
+                raise DataError(str(Bad(item.path, item.noun, number, reason, detail)))
+            yield (item.path, item.noun, number), value
 
 
 def read_dialogs(inputs: Sequence[str], encode: Callable[[dict], Dialog]) -> Iterator[Dialog]:
     """Every dialog of the inputs, in order.
 
     Raises:
-      DataError: names the file and line of what is none, and files that are not JSON lines.
+      DataError: names the file and line or element of what is none, and files that are not JSON.
     """
     sources, bad = find_sources(inputs)
-    for path in [source.path for source in sources if source.kind != "jsonl"] + [str(found) for found in bad]:
-        raise DataError(f"{path}: prompts and chats are read from .jsonl files; give other texts to a run of their own")
-    for path, number, value in json_lines(inputs):
+    for path in [source.path for source in sources if source.kind not in JSON] + [str(found) for found in bad]:
+        raise DataError(
+            f"{path}: prompts and chats are read from .jsonl and .json files; give other texts to a run of their own"
+        )
+    for (path, noun, number), value in json_values(inputs):
         try:
             yield encode(value)
         except (DataError, TypeError, KeyError, AttributeError) as error:
             what = str(error) if isinstance(error, DataError) else "is no prompt and completion, and no messages"
-            raise DataError(f"{path}:{number}: {what}") from error
+            raise DataError(str(Bad(path, noun, number, what))) from error
 
 
 def encoder(tokenizer: Tokenizer, eos_id: int, render: Optional[Render] = None) -> Callable[[dict], Dialog]:

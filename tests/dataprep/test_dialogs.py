@@ -98,13 +98,25 @@ def test_what_files_hold(world, tmp_path):
     packed_file = tmp_path / "b.jsonl.gz"
     packed_file.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     assert len(list(read_dialogs([str(packed_file)], encoder(tokenizer, 0)))) == 9
+    alike = list(read_dialogs(inputs, encoder(tokenizer, 0)))
+    values = [json.loads(line) for line in (tmp_path / "a.jsonl").read_bytes().splitlines()]
+    for name, text, encoding in (
+        ("array.json", json.dumps(values, indent=1), "utf-8"),
+        ("wide.jsonl", "\n".join(map(json.dumps, values)), "utf-16"),
+    ):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        assert are_dialogs([str(tmp_path / name)], "text")
+        assert list(read_dialogs([str(tmp_path / name)], encoder(tokenizer, 0))) == alike
+    (tmp_path / "e.json").write_text(json.dumps([values[0], {"prompt": "alone"}]))
+    with pytest.raises(DataError, match=r"e\.json, element 2: is no prompt and completion"):
+        list(read_dialogs([str(tmp_path / "e.json")], encoder(tokenizer, 0)))
     assert not are_dialogs(write_lines(tmp_path / "c.jsonl", [{"text": "plain", "messages": []}]), "text")
     assert not are_dialogs([os.path.dirname(world.records) + "/texts"], "text")
     broken = write_lines(tmp_path / "d.jsonl", [LINES[0], {"prompt": "alone"}])
     with pytest.raises(DataError, match=r"d\.jsonl:2: is no prompt and completion"):
         list(read_dialogs(broken, encoder(tokenizer, 0)))
     (tmp_path / "note.txt").write_text("text")
-    with pytest.raises(DataError, match=r"note\.txt: prompts and chats are read from \.jsonl files"):
+    with pytest.raises(DataError, match=r"note\.txt: prompts and chats are read from \.jsonl and \.json files"):
         list(read_dialogs([*inputs, str(tmp_path / "note.txt")], encoder(tokenizer, 0)))
 
 
