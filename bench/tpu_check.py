@@ -26,13 +26,24 @@ WHOLE, SHARED = "layout=batch:x,slots:x", "layout=batch:x,heads:y,intermediate_e
 ONCE, EACH, KEPT = "gradient_sums=step", "gradient_sums=microbatch", "recompute_grad=false"
 USE = "weight_gathers=use"  # with EACH
 HALF = "gradient_sums_dtype=bfloat16"
-# Options of XLA with which a SparseCore adds up and gathers, beside the work of the others.
-SPARSE = "GPT_NEO_XLA_OPTIONS=" + ",".join(
-    f"xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
-    for kind in ("reduce_scatter", "nd_reduce_scatter", "all_gather", "2d_all_gather")
+VARIABLE = "GPT_NEO_XLA_OPTIONS="
+# A SparseCore adds up and gathers, beside the work of the others.
+SPARSE = VARIABLE + ",".join(
+    [
+        *(
+            f"xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
+            for kind in ("reduce_scatter", "nd_reduce_scatter", "all_gather", "2d_all_gather")
+        ),
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather=false",
+        "xla_tpu_prefer_async_allgather_to_allreduce=true",
+    ]
 )
-SPARSE += ",xla_tpu_enable_async_collective_fusion_fuse_all_gather=false"
-SPARSE += ",xla_tpu_prefer_async_allgather_to_allreduce=true"
+# Sums go on beside products, as gathers do without being told.
+FUSED = (
+    f"{VARIABLE}xla_enable_async_all_reduce=true,xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true,"
+    "xla_tpu_prefer_async_allgather_to_allreduce=true"
+)
+OPTIONS = {SPARSE: "SparseCores", FUSED: "fused sums"}  # as the table has them
 
 
 def tokens(number: int) -> str:
@@ -65,6 +76,7 @@ CASES = [
     ("gpt3_125M", "v5p-8", ["mesh_shape=x:4"]),
     ("gpt3_1-3B", "v4-256", ["mesh_shape=x:128", WHOLE, tokens(8192), KEPT, HALF]),
     ("gpt3_1-3B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT, HALF]),
+    ("gpt3_1-3B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT, HALF, FUSED]),
     ("gpt3_1-3B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT, HALF]),
     ("gpt3_1-3B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT, HALF, SPARSE]),
     ("gpt3_2-7B", "v4-256", ["mesh_shape=x:64,y:2", SHARED, tokens(8192), ONCE, HALF]),
@@ -72,6 +84,7 @@ CASES = [
     ("gpt3_2-7B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), KEPT, HALF, SPARSE]),
     ("gpt3_6-7B", "v4-256", ["mesh_shape=x:128", WHOLE, tokens(4096), USE, HALF]),
     ("gpt3_6-7B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), USE, HALF]),
+    ("gpt3_6-7B", "v5e-256", ["mesh_shape=x:256", WHOLE, tokens(4096), USE, HALF, FUSED]),
     ("gpt3_6-7B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(8192), USE, HALF]),
     ("gpt3_6-7B", "v6e-256", ["mesh_shape=x:256", WHOLE, tokens(8192), USE, HALF, SPARSE]),
     ("gptj_6B", "v4-256", ["mesh_shape=x:32,y:4", tokens(8192), HALF]),
@@ -93,8 +106,8 @@ def compile_case(case: tuple) -> dict:
     config, slice_, overrides = case
     words = [sys.executable, "main.py", "--model", f"configs/{config}.json", "--compile_for", slice_, "--json"]
     for text in overrides:
-        words += ["--set", text] if text != SPARSE else []
-    environment = {**os.environ, **(dict([SPARSE.split("=", 1)]) if SPARSE in overrides else {})}
+        words += ["--set", text] if text not in OPTIONS else []
+    environment = {**os.environ, **dict(text.split("=", 1) for text in overrides if text in OPTIONS)}
     began = time.monotonic()
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     if done.returncode > 1:
@@ -109,8 +122,7 @@ def row_of(case: tuple, report: dict) -> str:
     if "error" in report:
         return f"| {config} | {slice_} | {' '.join(case[2])} | error: {report['error']} | | | | | |"
     mesh, layout = (",".join(f"{a}:{b}" for a, b in report[name]) for name in ("mesh_shape", "layout"))
-    more = [text for text in case[2] if text.split("=")[0] not in ("mesh_shape", "layout") and text != SPARSE]
-    more += ["SparseCores"] if SPARSE in case[2] else []
+    more = [OPTIONS.get(text, text) for text in case[2] if text.split("=")[0] not in ("mesh_shape", "layout")]
     place = "; ".join([mesh, layout, *more])
     used = f"{report['used_bytes'] / 1e9:.2f} GB" if "used_bytes" in report else ""
     if not report["fits"]:
