@@ -106,7 +106,7 @@ def test_help_and_mistakes_need_no_tensorflow():
 INSTANT = ("--help", "train --help", "sample demo --temprature 1", "sample demo --temperature -1")
 
 
-@pytest.mark.parametrize("words", map(str.split, INSTANT))
+@pytest.mark.parametrize("words", [line.split() for line in INSTANT])
 def test_answers_are_instant(words):
     """Half a second of processor time, the interpreter's start included."""
     code = (
