@@ -12,7 +12,7 @@ from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.fit import STEP, mismatch_table
 from gpt_neo.checkpoint.folder import write_state
-from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES
+from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.checkpoint.names import PREFIX, is_slot, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.staging import staged_folder
@@ -67,9 +67,7 @@ def copy_beside(source: str, destination: str) -> None:
     Raises:
       CheckpointError: the config is no JSON.
     """
-    for file in TOKENIZER_FILES:
-        if os.path.isfile(os.path.join(source, file)):
-            shutil.copyfile(os.path.join(source, file), os.path.join(destination, file))
+    copy_tokenizer_files(source, destination)
     if os.path.isdir(os.path.join(source, DATASETS)):
         shutil.copytree(os.path.join(source, DATASETS), os.path.join(destination, DATASETS))
     config = os.path.join(source, "config.json")

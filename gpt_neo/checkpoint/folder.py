@@ -139,6 +139,14 @@ def strangers(folder: str) -> list[str]:
     return lines + [f"passed over {name}: TensorFlow wrote such a checkpoint before version 0.12" for name in old]
 
 
+def newest_checkpoint(folder: str) -> Found:
+    """As `find_latest`. Raises: CheckpointError: there is none, or every one is damaged."""
+    found = find_latest(folder)
+    if found is None:
+        raise no_checkpoint(folder)
+    return found
+
+
 def no_checkpoint(folder: str) -> CheckpointError:
     """That a folder has none, and what it has that looks like one."""
     deeper = sorted({path.rsplit("/", 2)[-2] for path in files.glob(storage.join(glob.escape(folder), "*", FILES))})

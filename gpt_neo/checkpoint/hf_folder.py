@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,6 +30,13 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+
+
+def copy_tokenizer_files(source: str, destination: str) -> None:
+    """Copy the files of a folder's tokenizer that are there, its chat template among them."""
+    for name in TOKENIZER_FILES:
+        if os.path.isfile(os.path.join(source, name)):
+            shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
 
 
 class HfFolder:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from typing import Any, Optional
 
 from gpt_neo import storage
-from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES
+from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.errors import CheckpointError, DataError
 from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
 
@@ -125,9 +124,7 @@ def copy_tokenizer(source: str, destination: str, n_vocab: int) -> list[str]:
     Raises:
       CheckpointError: a file is damaged, or an id is not the next one, so that the tokenizer would give it another.
     """
-    for name in TOKENIZER_FILES:
-        if os.path.isfile(os.path.join(source, name)):
-            shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
+    copy_tokenizer_files(source, destination)
     made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     whole = os.path.isfile(made)
     if not whole and not all(map(os.path.isfile, parts)):

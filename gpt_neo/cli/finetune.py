@@ -16,7 +16,7 @@ from typing import Any, Optional
 from gpt_neo import storage
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_checkpoint
-from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES
+from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.checkpoint.hub import is_hub_name, push_folder
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.names import step_of
@@ -171,9 +171,8 @@ def import_run(source: str, out: str, words: tuple, about: str) -> None:
         storage.write_json(os.path.join(staging, FOLDER_CONFIG), raw)
         if own and os.path.isfile(own):
             shutil.copyfile(own, os.path.join(staging, "tokenizer.json"))
-        for name in () if own else TOKENIZER_FILES:
-            if os.path.isfile(os.path.join(folder, name)):
-                shutil.copyfile(os.path.join(folder, name), os.path.join(staging, name))
+        if not own:
+            copy_tokenizer_files(folder, staging)
         for line in write_initial(folder, staging, load_config(os.path.join(staging, FOLDER_CONFIG)), about):
             note(line)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
-from gpt_neo.checkpoint.best import forget_after, read_best
+from gpt_neo.checkpoint.best import BEST_FILE, forget_after, read_best
 from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
@@ -41,13 +41,11 @@ from gpt_neo.runtime.tensorboard import EVENTS
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
 from gpt_neo.storage import check_fence, is_pattern
 from gpt_neo.storage import tensorflow as files
-from gpt_neo.tracking.metrics import json_rows
+from gpt_neo.tracking.metrics import TRAIN_LOG, json_rows
 
 # Names of what training writes, in its folder and in those of the best checkpoint and of TensorBoard's evaluations.
-MADE = re.compile(
-    rf"checkpoint|graph\.pbtxt|train_log\.jsonl|best\.json|events\.out\.tfevents\..*|{re.escape(PREFIX)}\d+(?:\..*)?"
-    rf"|{re.escape(WATCH_LOG)}|{re.escape(STALL_FILE)}"
-)
+WHOLE = "|".join(map(re.escape, ("checkpoint", "graph.pbtxt", TRAIN_LOG, BEST_FILE, WATCH_LOG, STALL_FILE)))
+MADE = re.compile(rf"{WHOLE}|events\.out\.tfevents\..*|{re.escape(PREFIX)}\d+(?:\..*)?")
 EVALUATIONS = re.compile(r"eval_.*\.jsonl")  # also what others call theirs
 SHARES_FROM = 60.0  # seconds of a run that is told what they went into
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from gpt_neo.dataprep.documents import BYTE_ORDER_MARK
+from gpt_neo.dataprep.documents import lines_of
 from gpt_neo.dataprep.readers import Bad, find_sources, open_source
 from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.dataprep.streams import Rules, stream_items
@@ -63,12 +63,11 @@ def values_of(item: Any) -> Iterator[tuple[tuple[str, str, int], Any]]:
     """The same of an item of a JSON file. Raises: DataError: one of them is no JSON."""
     if isinstance(item, Bad):
         raise DataError(str(item))
-    for number, line in enumerate(item.data.split(b"\n"), item.number):
-        if line and not line.isspace():
-            value, reason, detail = parsed(line.removeprefix(BYTE_ORDER_MARK))
-            if reason:
-                raise DataError(str(Bad(item.path, item.noun, number, reason, detail)))
-            yield (item.path, item.noun, number), value
+    for place, line in lines_of(item):
+        value, reason, detail = parsed(line)
+        if reason:
+            raise DataError(str(Bad(*place, reason, detail)))
+        yield place, value
 
 
 def read_dialogs(inputs: Sequence[str], encode: Callable[[dict], Dialog]) -> Iterator[Dialog]:

@@ -77,15 +77,21 @@ def documents_of_item(item: Union[Item, Bad], rules: Rules) -> Found:
     elif isinstance(item.data, str):
         yield Document(item.data, item.path, item.noun, item.number, opens=item.opens, closes=item.closes)
     else:
-        for number, line in enumerate(item.data.split(b"\n"), item.number):
-            line = line.removeprefix(BYTE_ORDER_MARK)  # files that were joined have it in the middle
-            if line and not line.isspace():
-                place = (item.path, item.noun, number)
-                found = document_values(line, place, item.counted_from, rules.text_key)
-                if isinstance(found, Bad):
-                    yield found
-                else:
-                    yield from texts_of(found[0], found[1], place, item.counted_from, rules)
+        for place, line in lines_of(item):
+            found = document_values(line, place, item.counted_from, rules.text_key)
+            if isinstance(found, Bad):
+                yield found
+            else:
+                yield from texts_of(found[0], found[1], place, item.counted_from, rules)
+
+
+def lines_of(item: Item) -> Iterator[tuple[tuple[str, str, int], bytes]]:
+    """((path, noun, number), JSON) of the lines or elements of an item of a JSON file, but for blank ones."""
+    assert isinstance(item.data, bytes)
+    for number, line in enumerate(item.data.split(b"\n"), item.number):
+        line = line.removeprefix(BYTE_ORDER_MARK)  # files that were joined have it in the middle
+        if line and not line.isspace():
+            yield (item.path, item.noun, number), line
 
 
 def texts_of(text: str, set_name: Optional[str], place: tuple[str, str, int], start: int, rules: Rules) -> Found:

@@ -19,7 +19,7 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.attention import attention_for
 from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
-from gpt_neo.spmd.figures import Work, cycles, repeats, without_cost, work_of
+from gpt_neo.spmd.figures import Work, all_cycles, without_cost, work_of
 from gpt_neo.spmd.hlo import Module
 from gpt_neo.spmd.links import Links
 from gpt_neo.spmd.process import unwinding
@@ -186,9 +186,9 @@ def tpu_pace(program: Program, work: Work, report: dict, compiled: str, trips: i
     once = report["seconds_once"] + (without_cost(compiled) if compiled else max(0, math.ceil(-report["seconds_once"])))
     if compiled:
         module = Module(compiled, trips)
-        total = sum(cycles(found) for within, _ in module.parts() for found in within.values())
-        repeated = repeats(module)
-        taken, waited = Links(cores, link, once / total if total else 0.0).times(module)
+        short, whole = all_cycles(module)
+        repeated = whole / short if short else 1.0
+        taken, waited = Links(cores, link, once / short if short else 0.0).times(module)
     else:  # what the loop adds to the matrix products is taken instead
         repeated = (work.flops - work.attention) / work_of(program.stablehlo, 1).flops
         taken = waited = work.crossed / (2 * link)

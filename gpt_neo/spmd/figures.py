@@ -122,12 +122,11 @@ def without_cost(compiled: str) -> int:
     return compiled.count('custom_call_target="ConcatBitcast"')
 
 
-def repeats(module: Module) -> float:
-    """How much longer an optimised program takes than with each loop run once, by the cycles that the compiler's
-    estimate has beside every fused operation. 1 where there are none."""
+def all_cycles(module: Module) -> tuple[int, int]:
+    """Cycles of an optimised program with each loop run once, and with loops in full, by the estimate that the compiler
+    has beside every fused operation."""
     parts = [(sum(map(cycles, within.values())), times) for within, times in module.parts()]
-    once = sum(count for count, _ in parts)
-    return sum(count * times for count, times in parts) / once if once else 1.0
+    return sum(count for count, _ in parts), sum(count * times for count, times in parts)
 
 
 def cycles(found: Instruction) -> int:

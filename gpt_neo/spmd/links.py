@@ -30,9 +30,9 @@ class Links:
 
     def times(self, module: Module) -> tuple[float, float]:
         """Seconds of a step that data is on its way between chips, and those that work waits for it."""
-        taken = waited = 0.0
+        taken, waited, elsewhere = 0.0, 0.0, begun(module)
         for within, times in module.parts():
-            if any(within is module.computations[name] for name in begun(module)):
+            if any(within is module.computations[name] for name in elsewhere):
                 continue
             transfers = self.transfers(module, within)
             taken += times * sum(transfer.seconds for transfer in transfers)

@@ -42,7 +42,7 @@ def look(folder: str) -> Life:
     Raises:
       OSError: it cannot be read; a folder that is not there yet is empty.
     """
-    paths = [storage.join(folder, TRAIN_LOG), *storage.glob(storage.join(escaped(folder), EVENTS))]
+    paths = [storage.join(folder, TRAIN_LOG), *event_files(folder)]
     checkpoints = storage.glob(storage.join(escaped(folder), CHECKPOINTS))
     trace = tuple((path, version_of(path)) for path in [*paths, *checkpoints[-1:]])
     steps = [path[: -len(".index")].rpartition("-")[2] for path in checkpoints]

@@ -4,7 +4,7 @@ import pytest
 
 from gpt_neo.errors import ConfigError
 from gpt_neo.spmd.compile_check import tpu_pace
-from gpt_neo.spmd.figures import Work, repeats, work_of
+from gpt_neo.spmd.figures import Work, all_cycles, work_of
 from gpt_neo.spmd.hlo import Module
 from gpt_neo.spmd.program import Program
 from gpt_neo.spmd.topologies import find_slice
@@ -86,11 +86,11 @@ def test_a_unit_for_products_is_filled_by_heads_of_its_width():
 
 def test_loops_repeat_their_share_of_the_cycles():
     """Of what runs by itself; what is within a fusion runs with it."""
-    assert repeats(Module(LOOP, 1)) == 1.0
-    assert repeats(Module(LOOP, 9)) == (10 + 9 * 30) / 40
+    assert all_cycles(Module(LOOP, 1)) == (40, 40)
+    assert all_cycles(Module(LOOP, 9)) == (40, 10 + 9 * 30)
     known = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
-    assert repeats(Module(known, 9)) == 100 / 40
-    assert repeats(Module("ENTRY %main (a: f32[]) -> f32[] {\n}\n", 9)) == 1.0
+    assert all_cycles(Module(known, 9)) == (40, 100)
+    assert all_cycles(Module("ENTRY %main (a: f32[]) -> f32[] {\n}\n", 9)) == (0, 0)
 
 
 @pytest.mark.parametrize(
