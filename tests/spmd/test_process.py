@@ -151,7 +151,7 @@ def test_a_stranger_who_says_a_byte_now_and_then_is_left_in_time(monkeypatch):
     began = time.monotonic()
     with pytest.raises(OSError):
         hosts.hello(ours)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30  # not as long as the stranger goes on
     over.set()
     thread.join()
     ours.close()

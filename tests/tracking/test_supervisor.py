@@ -129,14 +129,14 @@ def test_an_error_in_the_middle_is_tried_again(harness):
 
 def test_a_stalled_run_is_ended_with_its_stacks_and_started_again(harness, capfd):
     stuck = """
-signal.signal(signal.SIGTERM, lambda *_: time.sleep(60))
+signal.signal(signal.SIGTERM, lambda *_: time.sleep(600))
 import faulthandler; faulthandler.enable()
-def stuck_here(): time.sleep(60)
+def stuck_here(): time.sleep(600)
 stuck_here()
 """
     began = time.monotonic()
     assert harness.supervise((1, 2, stuck), (2, 5, ""), policy={"stall": 0.5}) == 0
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 300
     assert harness.told[0].startswith("no sign of life for 0.00833 min")
     assert harness.told[1].startswith("the training stood still at step 2; attempt 2")
     assert "stuck_here" in harness.supervisor.output.text()
