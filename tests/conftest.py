@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import pydoc_data
+import signal
 import sys
 import time
 import types
@@ -71,9 +72,17 @@ class World:
         return name
 
 
+def pytest_configure(config):
+    """Signals mean here what they mean at a terminal, also under nohup and in a shell's background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def pytest_collection_finish(session):
-    """What is imported by now stays: whoever looks for garbage need not look through it."""
+    """What is imported by now stays: whoever looks for garbage need not look through it, nor look often, as graphs are
+    made of a hundred thousand objects that stay."""
     gc.freeze()
+    gc.set_threshold(100_000, 20, 10)
 
 
 def set_clock(monkeypatch, module, clock):
