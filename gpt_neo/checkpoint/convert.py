@@ -116,16 +116,21 @@ def import_hf(
             parts = pair.arrangement.split(folder.read(names[pair.theirs]), run.model.n_head)
             for name, part in zip(pair.ours, parts):
                 writer.add(name, pair.shape, DTYPES[precision], finite_blocks(part, DTYPES[precision], name, source))
-        for name, shape in slots_of(variables_of(run.model) if zero_slots else {}, run.optimizer).items():
-            writer.add_zeros(name, shape, np.dtype(np.float32))
-        writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
-        writer.finish()
+        finish_bundle(writer, run, step, zero_slots)
         notes += [*folder.notes, *copy_tokenizer(source, staging, run.model.n_vocab)]
         record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
         storage.write_json(prefix + ".json", record)
         write_state(staging, prefix)
         check(staging)
     return dataclasses.replace(run, notes=(*notes, *run.notes))
+
+
+def finish_bundle(writer: BundleWriter, run: RunConfig, step: int, zero_slots: bool) -> None:
+    """Write what a checkpoint has beside weights: the optimizer's slots, if asked for, and the step."""
+    for name, shape in slots_of(variables_of(run.model) if zero_slots else {}, run.optimizer).items():
+        writer.add_zeros(name, shape, np.dtype(np.float32))
+    writer.add("global_step", (), np.dtype(np.int64), [np.array(step, np.int64)])
+    writer.finish()
 
 
 def finite_blocks(array: np.ndarray, dtype: np.dtype, name: str, path: str) -> Iterator[np.ndarray]:

@@ -24,12 +24,7 @@ def harness(options: Harness) -> int:
       ConfigError: the package is missing, or a flag or task is wrong.
       DataError: --offline, and the data of a task are not here.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(f"harness needs lm_eval: {how_to_install('harness')}")
-    if options.log_samples and not options.output:
-        raise ConfigError("--log_samples says what --output holds; give --output FILE too")
-    if options.output and not os.path.isdir(os.path.dirname(os.path.abspath(options.output))):
-        raise ConfigError(f"--output {options.output!r}: its folder does not exist")
+    check_flags(options)
     if options.offline:
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
             os.environ[name] = "1"  # read when their packages are imported
@@ -78,6 +73,16 @@ def harness(options: Harness) -> int:
         print(make_table(results, "groups"))
     keep(model, results, options.output)
     return 0
+
+
+def check_flags(options: Harness) -> None:
+    """Raises: ConfigError: the package is missing, or a flag is wrong."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(f"harness needs lm_eval: {how_to_install('harness')}")
+    if options.log_samples and not options.output:
+        raise ConfigError("--log_samples says what --output holds; give --output FILE too")
+    if options.output and not os.path.isdir(os.path.dirname(os.path.abspath(options.output))):
+        raise ConfigError(f"--output {options.output!r}: its folder does not exist")
 
 
 def task_manager(names: list[str], folder: Optional[str]) -> Any:

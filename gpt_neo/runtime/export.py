@@ -138,6 +138,18 @@ def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[floa
     return found[0], found[1]
 
 
+def aligned_prompts(tokens: tf.Tensor, lengths: tf.Tensor, chunk: int) -> tuple:
+    """Prompts that end in the same column, in whole chunks.
+
+    Returns:
+      (int32 [batch, columns], int32 [batch]: the column of each row's first token, the number of columns)
+    """
+    length = -(-tf.reduce_max(lengths) // chunk) * chunk
+    start = length - lengths
+    columns = tf.range(length)[tf.newaxis] - start[:, tf.newaxis]  # place of each aligned column in its row
+    return tf.gather(tokens, tf.maximum(columns, 0), batch_dims=1), start, length
+
+
 def generate(
     tokens: tf.Tensor,
     lengths: tf.Tensor,
@@ -160,10 +172,7 @@ def generate(
     fits = tf.debugging.assert_less(longest, config.n_ctx, message="a prompt leaves no room in n_ctx for a new token")
     with tf.control_dependencies([fits, tf.debugging.assert_positive(lengths, message="a prompt is empty")]):
         room = tf.minimum(max_tokens, config.n_ctx - longest)
-    length = -(-longest // chunk) * chunk
-    start = length - lengths
-    columns = tf.range(length)[tf.newaxis] - start[:, tf.newaxis]  # place of each aligned column in its row
-    aligned = tf.gather(tokens, tf.maximum(columns, 0), batch_dims=1)
+    aligned, start, length = aligned_prompts(tokens, lengths, chunk)
     room_for = config.n_ctx + chunk
     placement = LocalPlacement(MeshPlan())
 

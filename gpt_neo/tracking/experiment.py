@@ -184,8 +184,7 @@ def track(
         if status[0] in (130, 143):
             raise Interrupted
         if status[0]:
-            last = "\n".join(printed().splitlines()[-20:])
-            raise RunEndedError(f"exit status {status[0]}\n{last}")
+            raise RunEndedError("\n".join([f"exit status {status[0]}", *printed().splitlines()[-20:]]))
 
     try:
         with warnings.catch_warnings():
@@ -200,9 +199,14 @@ def track(
     except Exception as error:  # whatever a database's client raises
         if started(experiment):
             raise
-        where = ", ".join(shown(url) for url in observers)
-        raise ConfigError(f"--observer {where}: cannot be used: {shown(first_line(error))}") from error
+        raise unusable(observers, error) from error
     return status[0]
+
+
+def unusable(observers: Sequence[str], error: Exception) -> ConfigError:
+    """What to raise where none of these can be recorded at."""
+    where = ", ".join(shown(url) for url in observers)
+    return ConfigError(f"--observer {where}: cannot be used: {shown(first_line(error))}")
 
 
 def next_identity(observers: Sequence[Any]) -> int:
