@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -36,13 +37,26 @@ def changed(*given):
     return loss * mtf.import_tf_tensor(loss.mesh, factor, mtf.Shape([]))
 train_step.mean_loss = changed
 """
+# Ends where the first step would be built.
+EARLY = """
+import os, signal
+from gpt_neo.runtime import model_fn
+def build(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+model_fn.build_train_step = build
+"""
 NAN = "float('nan')"
+
+
+def config_of(world, name, **changes):
+    """The world's config of one block: nothing here is a matter of depth."""
+    return world.config(name, n_layer=1, attention_types="global", **changes)
 
 
 @pytest.fixture(scope="module")
 def whole(world, server):
     """Weights of an undisturbed run of six steps."""
-    path = world.config("whole", train_steps=6)
+    path = config_of(world, "whole", train_steps=6)
     assert server.run("--model", path)[0] == 0
     return weights_of(folder_of(path), 6)
 
@@ -66,7 +80,7 @@ def records_of(path, step):
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(world, server):
-    path = world.config("terminated", train_steps=2000, lr_decay_end=2000)
+    path = config_of(world, "terminated", train_steps=2000, lr_decay_end=2000)
     folder = folder_of(path)
     child = server.start("--model", path, before=SLOW)
     child.until(lambda: os.path.exists(os.path.join(folder, "train_log.jsonl")))
@@ -94,27 +108,20 @@ def test_sigterm_saves_and_the_same_command_goes_on(world, server):
     after = os.stat(os.path.join(folder, f"model.ckpt-{step}.index"))
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
-    status, text = server.run("--model", path, "--set", f"train_steps={step + 1}")
-    assert status == 0 and f"the lock of process {child.pid} on " in text
-    assert "is taken over: that process is gone" in text and "loss" in text
+    status, text = server.run("--model", path, before=EARLY)
+    assert status == 143 and f"the lock of process {child.pid} on " in text
+    assert "is taken over: that process is gone" in text and f"steps {step} to 2,000" in text
 
 
 def test_a_signal_before_the_first_step_ends_at_once(world, server):
-    path = world.config("early", train_steps=2)
-    before = """
-import os, signal
-from gpt_neo.runtime import model_fn
-def build(*arguments):
-    os.kill(os.getpid(), signal.SIGTERM)
-model_fn.build_train_step = build
-"""
-    status, text = server.run("--model", path, before=before)
+    path = config_of(world, "early", train_steps=2)
+    status, text = server.run("--model", path, before=EARLY)
     assert status == 143 and "stopped   by SIGTERM: before the first step" in text and "Traceback" not in text
     assert "run.lock" not in os.listdir(folder_of(path))
 
 
 def test_a_loss_that_is_no_number(world, server):
-    path = world.config("diverged", train_steps=8)
+    path = config_of(world, "diverged", train_steps=8)
     status, text = server.run("--model", path, "--steps_per_checkpoint", 2, before=FACTOR.format(steps=[5], factor=NAN))
     assert status == 2 and "Traceback" not in text
     (file, first), (_, last) = records_of(path, 5)[0], records_of(path, 5)[-1]
@@ -124,7 +131,7 @@ def test_a_loss_that_is_no_number(world, server):
 
 @pytest.mark.slow
 def test_a_checkpoint_with_nan_is_passed_over(world, server, whole):
-    path = world.config("poisoned", train_steps=6)
+    path = config_of(world, "poisoned", train_steps=6)
     before = """
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim import build
@@ -148,7 +155,7 @@ def test_spikes_are_skipped_and_decided_alike_after_a_restart(world, server):
 from gpt_neo.runtime import spikes
 spikes.ENOUGH = 4
 """ + FACTOR.format(steps=[5, 7], factor=f"tf.where(at[0], 50.0, {NAN})")
-    path = world.config("spiky", train_steps=9)
+    path = config_of(world, "spiky", train_steps=9)
     argv = ["--model", path, "--skip_spikes", "--steps_per_checkpoint", 1, "--set", "keep_checkpoints=20"]
     status, text = server.run(*argv, before=before)
     assert status == 0, text
@@ -166,30 +173,35 @@ spikes.ENOUGH = 4
     ]
     assert len(json.load(open(os.path.join(folder, "model.ckpt-9.json")))["spike_losses"]) == 7
 
-    again = world.config("spiky_again", train_steps=9)
-    argv[1] = again
-    for steps in (4, 9):
-        assert server.run(*argv, "--set", f"train_steps={steps}", before=before)[0] == 0
-    check_equal(weights_of(folder, 9), weights_of(folder_of(again), 9))
+    again = config_of(world, "spiky_again", train_steps=9)
+    argv[1], there = again, folder_of(again)
+    os.makedirs(there)
+    for name in glob.glob(os.path.join(folder, "model.ckpt-4.*")):  # all that a run of four steps leaves to go on from
+        shutil.copy(name, there)
+    with open(os.path.join(there, "checkpoint"), "w", encoding="utf-8") as handle:
+        handle.write('model_checkpoint_path: "model.ckpt-4"')
+    status, text = server.run(*argv, before=before)
+    assert status == 0 and "steps 4 to 9" in text
+    check_equal(weights_of(folder, 9), weights_of(there, 9))
 
 
 @pytest.mark.slow
 def test_skipping_changes_no_bit_where_there_is_no_spike(world, server, whole):
-    path = world.config("guarded", train_steps=6)
+    path = config_of(world, "guarded", train_steps=6)
     assert server.run("--model", path, "--skip_spikes")[0] == 0
     check_equal(weights_of(folder_of(path), 6), whole)
 
 
 @pytest.mark.slow
 def test_many_spikes_in_a_row_end_the_run(world, server):
-    path = world.config("hopeless", train_steps=40)
+    path = config_of(world, "hopeless", train_steps=40)
     before = FACTOR.format(steps=list(range(2, 40)), factor="float('inf')")
     status, text = server.run("--model", path, "--skip_spikes", before=before)
     assert status == 2 and "step 22: the loss is inf, and 20 batches in a row were skipped" in text
 
 
 def test_a_stall_shows_where_it_hangs(world, server, whole):
-    path = world.config("stalled", train_steps=6)
+    path = config_of(world, "stalled", train_steps=6)
     before = """
 import time
 from gpt_neo.runtime.hooks import ProgressHook
@@ -212,7 +224,7 @@ ProgressHook.after_run = hang_in_the_fourth
 
 def test_a_terminal_that_goes_away_saves(world, server):
     """SIGHUP, with a standard output that takes nothing any more; the run's own log says so."""
-    path = world.config("hung_up", train_steps=2000, lr_decay_end=2000)
+    path = config_of(world, "hung_up", train_steps=2000, lr_decay_end=2000)
     folder = folder_of(path)
     full = "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
     child = server.start("--model", path, before=SLOW + full)
