@@ -1,5 +1,6 @@
 """SavedModels: generated text equals the sampler's, and what int8 weights cost."""
 
+import dataclasses
 import os
 import re
 
@@ -74,8 +75,9 @@ def served(request, tmp_path_factory):
     return config, checkpoint, Served(str(folder / "saved"))
 
 
-def compare_greedy_text(config, checkpoint, model):
+def test_generated_text_is_the_samplers(served):
     """Both rows, the longer prompt read in two chunks, are as `--predict` samples them."""
+    config, checkpoint, model = served
     rng = np.random.RandomState(1)
     prompts = [rng.randint(0, VOCAB, n).tolist() for n in (3, 70)]
     expected = {0: [], 1: []}
@@ -84,12 +86,6 @@ def compare_greedy_text(config, checkpoint, model):
     for _ in range(2):  # nothing is left over from one call to the next
         got = model.text(prompts, 40)
         assert got["tokens"].tolist() == [expected[0], expected[1]] and got["lengths"].tolist() == [40, 40]
-    return prompts
-
-
-def test_generated_text_is_the_samplers(served):
-    config, checkpoint, model = served
-    prompts = compare_greedy_text(config, checkpoint, model)
     assert model.text(prompts, 500)["tokens"].shape == (BATCH, LENGTH - 70)
     first, again, other = (model.text(prompts, 20, 1.0, seed)["tokens"].tolist() for seed in (4, 4, 5))
     assert first == again != other
@@ -119,9 +115,10 @@ def test_only_ids_of_the_tokenizer_are_drawn(served, tmp_path):
 
 
 def test_every_type_of_attention_generates(tmp_path):
+    """Without an end of text, which ends nothing; both rows are what the network likes best without its caches."""
     kinds = ("global", "gla", "none", "linear", "local")
     config = ModelConfig(
-        **{**COMMON, "n_embd": 16, "n_layer": 5},
+        **{**COMMON, "n_embd": 16, "n_layer": 5, "eos_id": None},
         attention_types=kinds,
         local_attention_radius=7,
         num_mem_kv=2,
@@ -130,33 +127,30 @@ def test_every_type_of_attention_generates(tmp_path):
     assert {*kinds} == {*KINDS}
     checkpoint = save_random(config, str(tmp_path), scale=0.5)
     assert export_saved_model(config, checkpoint, str(tmp_path / "saved"), BATCH) == []
-    compare_greedy_text(config, checkpoint, Served(str(tmp_path / "saved")))
+    model, rng = Served(str(tmp_path / "saved")), np.random.RandomState(1)
+    prompts = [rng.randint(0, VOCAB, n).tolist() for n in (3, 70)]
+    got = model.text(prompts, 40)
+    assert got["lengths"].tolist() == [40, 40] and model.text(prompts, 40)["tokens"].tolist() == got["tokens"].tolist()
+    any_ids = model.text(prompts, 80, temperature=100.0, seed=1)
+    assert 0 in any_ids["tokens"][:, :-1] and any_ids["lengths"].tolist() == [80, 80]
+    tokens = np.zeros([BATCH, LENGTH], np.int32)
+    for row, prompt, text in zip(tokens, prompts, got["tokens"].tolist()):
+        row[: len(prompt) + 40] = prompt + text
+    best = uncached(config, checkpoint, tokens).argmax(-1)
+    for row, prompt, text in zip(best, prompts, got["tokens"].tolist()):
+        assert row[len(prompt) - 1 : len(prompt) + 39].tolist() == text
 
 
-def test_rows_end_at_the_end_of_text(tmp_path):
-    import dataclasses
-
-    config = MODELS["gpt_neo"]
-    checkpoint = save_random(config, str(tmp_path), scale=0.3)
+def test_rows_end_at_the_end_of_text(served, tmp_path):
+    config, checkpoint, model = served
     prompts = [[5, 6, 7], [9, 3]]
-    tokens = [[], []]
-    for token in Sampler(config, checkpoint, BATCH).generate(prompts, SampleOptions(max_tokens=30, temperature=0.0)):
-        tokens[token.prompt].append(token.token)
+    tokens = model.text(prompts, 30)["tokens"].tolist()  # as the sampler's, and its end of text is no token's id
     end = tokens[0][9]
     export_saved_model(dataclasses.replace(config, eos_id=end), checkpoint, str(tmp_path / "saved"), BATCH)
     got = Served(str(tmp_path / "saved")).text(prompts, 30)
     for row, count, wanted in zip(got["tokens"].tolist(), got["lengths"], tokens):
         size = wanted.index(end) + 1 if end in wanted else 30
         assert count == size and row[:size] == wanted[:size] and set(row[size:]) <= {end}
-
-
-def test_rows_without_an_end_of_text_do_not_end(tmp_path):
-    import dataclasses
-
-    config = dataclasses.replace(MODELS["gpt_neo"], eos_id=None)
-    checkpoint = save_random(config, str(tmp_path), scale=0.3)
-    export_saved_model(config, checkpoint, str(tmp_path / "saved"), BATCH)
-    compare_greedy_text(config, checkpoint, Served(str(tmp_path / "saved")))
 
 
 def test_a_prompt_without_room_is_refused(served):
