@@ -55,7 +55,7 @@ FILL = """
 )
 def test_the_error_names_the_path_and_nothing_is_lost(world, server, name, act, mend, reason):
     need_mounts()
-    path = world.config(name, train_steps=8)
+    path = world.config(name, train_steps=8, n_layer=1, attention_types="global")
     folder = load_config(path).training.model_path
     before = MOUNTED.format(folder=folder, act=act, mend=mend)
     status, text = server.run("--model", path, "--steps_per_checkpoint", 3, before=before)

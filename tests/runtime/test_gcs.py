@@ -19,6 +19,7 @@ from tests.model.tools import save_random
 from tests.namespaces import need_mounts
 
 STEPS = 6
+ONE = {"n_layer": 1, "attention_types": "global"}  # a bucket has no part in a model's depth
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def gcs_place(place):
 @pytest.fixture(scope="module")
 def whole(world, place):
     """Weights of the same run on local files, every two steps."""
-    path = world.config("on_disk", train_steps=STEPS)
+    path = world.config("on_disk", train_steps=STEPS, **ONE)
     assert place.local("--model", path, "--steps_per_checkpoint", 2)[0] == 0
     folder = os.path.join(world.folder, "runs", "on_disk")
     return {step: weights_of(os.path.join(folder, f"model.ckpt-{step}")) for step in (2, STEPS)}
@@ -74,9 +75,7 @@ def names_of(store, run):
 
 
 def test_a_run_on_a_bucket_with_faults_on_the_way(world, gcs_place, whole, tmp_path):
-    path = world.config(
-        "short", train_steps=2, datasets=["bucket"], model_path="gs://bucket/runs/short", lr_decay_end=20
-    )
+    path = world.config("short", train_steps=2, datasets=["bucket"], model_path="gs://bucket/runs/short", **ONE)
     gcs_place.fail("create", None, None, "503", None, "503")
     gcs_place.fail("read", None, "truncate", None, "503")
     gcs_place.fail("list", "503")
@@ -87,7 +86,7 @@ def test_a_run_on_a_bucket_with_faults_on_the_way(world, gcs_place, whole, tmp_p
 
 @pytest.mark.slow
 def test_everything_on_a_bucket(world, gcs_place, whole, tmp_path):
-    path = world.config("remote", train_steps=STEPS, datasets=["bucket"], model_path="gs://bucket/runs/remote")
+    path = world.config("remote", train_steps=STEPS, datasets=["bucket"], model_path="gs://bucket/runs/remote", **ONE)
     gcs_place.fail("create", None, None, "503", "503", None, "timeout", None, "503")
     gcs_place.fail("read", None, "truncate", None, "503", "truncate")
     gcs_place.fail("list", "503")
@@ -109,7 +108,7 @@ def test_everything_on_a_bucket(world, gcs_place, whole, tmp_path):
 
 
 def test_new_stays_below_its_prefix(world, gcs_place):
-    path = world.config("anew_there", train_steps=0, datasets=["bucket"], model_path="gs://bucket/runs/a")
+    path = world.config("anew_there", train_steps=0, datasets=["bucket"], model_path="gs://bucket/runs/a", **ONE)
     made = ["model.ckpt-3.index", "model.ckpt-3.data-00000-of-00001", "checkpoint", "train_log.jsonl", "best/best.json"]
     kept = [
         "bucket/runs/a/notes.txt",
@@ -164,7 +163,7 @@ def test_a_bucket_that_is_not_there(world, gcs_place):
 
 @pytest.mark.slow
 def test_kills_and_lost_permissions_cost_nothing(world, gcs_place, whole, tmp_path):
-    path = world.config("tried", train_steps=STEPS, datasets=["bucket"], model_path="gs://bucket/runs/tried")
+    path = world.config("tried", train_steps=STEPS, datasets=["bucket"], model_path="gs://bucket/runs/tried", **ONE)
     argv = ["--model", path, "--steps_per_checkpoint", 1]
     child = gcs_place.start(*argv)
     child.until(lambda: "bucket/runs/tried/model.ckpt-2.index" in gcs_place.store)

@@ -48,7 +48,7 @@ def test_checkpoints_by_time(clock):
 
 
 def test_a_run_saves_by_time(world, command):
-    path = world.config("by_time", train_steps=4, eval_steps=1)
+    path = world.config("by_time", train_steps=4, eval_steps=1, n_layer=1, attention_types="global")
     assert command("--model", path, "--save_minutes", "0.00001", "--steps_per_checkpoint", "1000") == 0
     folder = folder_of(path)
     assert sorted(map(step_of, checkpoints_of(folder))) == [0, 1, 2, 3, 4]

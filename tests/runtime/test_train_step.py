@@ -26,7 +26,7 @@ def shown(folder, tag):
 def test_scalars_of_every_logged_step(world, command, clipping):
     # with beta1 0 Adam's m is the gradient, clipped to a norm of at most `clipping`
     changes = {"log_grads": True, "beta1": 0.0, "gradient_clipping": clipping, "train_steps": 4, "weight_decay": 0.0}
-    path = world.config(f"norms_{clipping}", **changes)
+    path = world.config(f"norms_{clipping}", n_layer=1, attention_types="global", **changes)
     assert command("--model", path, "--steps_per_log", "2", "--steps_per_checkpoint", "1") == 0
     folder = folder_of(path)
     norms, speeds = shown(folder, "gradient_norm"), shown(folder, "tokens_per_second")
