@@ -7,7 +7,7 @@ import dataclasses
 import glob
 import os
 import re
-from typing import Optional
+from typing import Callable, Optional, TypeVar
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, file_size, read_bytes
@@ -18,6 +18,7 @@ from gpt_neo.dataprep.encodings import mark_of
 from gpt_neo.errors import CheckpointError
 from gpt_neo.storage import tensorflow as files
 
+Read = TypeVar("Read")
 STATE = "checkpoint"
 PART = re.compile(r"\.(?:index|meta|data-\d+-of-\d+)$")
 NAMED = re.compile(re.escape(PREFIX) + r"\d+")
@@ -96,7 +97,36 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
         ]
         return Found(prefix, tuple(problems))
     assert first is not None
+    if sorted(checkpoints_of(folder), key=step_of) != prefixes:  # a training beside has made newer ones since
+        return find_latest(folder, verify)
     raise first
+
+
+def read_checkpoint(
+    folder: str, which: Optional[str], read: Callable[[str], Read], tell: Callable[[str], None] = lambda line: None
+) -> Read:
+    """What `read` makes of a checkpoint, which a training beside may delete before it is read: then of the newest one.
+
+    Args:
+      which: as `find_checkpoint` takes it.
+      read: called with its path, once more after a CheckpointError of one that is no longer there.
+      tell: called with lines for the person.
+
+    Raises:
+      CheckpointError: there is no such one, or it is damaged.
+    """
+    while True:
+        found = find_checkpoint(folder, which)
+        if found is None:
+            raise no_checkpoint(folder)
+        for line in found.notes:
+            tell(line)
+        try:
+            return read(found.path)
+        except CheckpointError:
+            if found.path in checkpoints_of(os.path.dirname(found.path)):
+                raise
+        tell(f"{os.path.basename(found.path)} was deleted before it was read (keep_checkpoints); looking again")
 
 
 def find_checkpoint(folder: str, which: Optional[str] = None) -> Optional[Found]:

@@ -61,6 +61,8 @@ class RunSaver(tf.train.Saver):
                 super().restore(sess, save_path)
             except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
                 raise CheckpointError(f"{save_path}: damaged: {graph_reason(error)}; nothing was loaded") from error
+            except (tf.errors.NotFoundError, ValueError) as error:  # what it says of files that were just deleted
+                raise CheckpointError(f"{save_path}: cannot be read: {graph_reason(error)}") from error
         else:
             load_variables(sess, save_path, variables)
         self.restored = os.path.basename(save_path)

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import Optional
 
+from gpt_neo.checkpoint.folder import read_checkpoint
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.saver import writing_to
 from gpt_neo.cli.console import keeps_results, note, say, task_progress
 from gpt_neo.cli.devices import device_plan, tpu_options
-from gpt_neo.cli.job import Job, job_checkpoint
+from gpt_neo.cli.job import Job
 from gpt_neo.evaluation.batches import check_scorable
 from gpt_neo.evaluation.run import Part, Result, run_task
 from gpt_neo.evaluation.scorer import Scorer
@@ -64,7 +65,7 @@ def evaluate_records(job: Job, limit: Optional[int], keep: bool = False) -> None
     estimator = runtime.make_estimator(
         run, job.folder, plan, tpu=tpu_options(job), text_lengths=runtime.text_lengths(run), eval_sources=len(sources)
     )
-    show_records(job, runtime.evaluate(estimator, run, job.folder, sources, limit, job.model.checkpoint, keep))
+    show_records(job, runtime.evaluate(estimator, run, job.folder, sources, limit, job.model.checkpoint, keep, note))
 
 
 def show_records(job: Job, result: dict) -> None:
@@ -78,10 +79,14 @@ def show_records(job: Job, result: dict) -> None:
 
 def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
     """The tasks, on this machine's devices; each is written as soon as it is done."""
-    checkpoint, plan = job_checkpoint(job).path, device_plan(job)
+    plan = device_plan(job)
     check_layout(job.run, plan, plan.replicas())
     tokenizer, prefix = run_tokenizer(job.run, job.folder)
-    scorer = Scorer(job.run.model, checkpoint, plan)
+
+    def load(checkpoint: str) -> tuple[str, Scorer]:
+        return checkpoint, Scorer(job.run.model, checkpoint, plan)
+
+    checkpoint, scorer = read_checkpoint(job.folder, job.model.checkpoint, load, note)
     for line in scorer.notes:
         note(line)
     say(f"tasks     {', '.join(task.name for task in tasks)}, checkpoint at step {step_of(checkpoint):,}")

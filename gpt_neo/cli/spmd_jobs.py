@@ -14,7 +14,7 @@ from gpt_neo.cli.console import ProgressLine, note, say
 from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.hosts import Put, with_hosts
-from gpt_neo.cli.job import Job, job_checkpoint
+from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train, TrainingBackendOptions
 from gpt_neo.cli.train import lacks_evaluation, train_in_folder
 from gpt_neo.config.schema import RunConfig
@@ -129,7 +129,6 @@ def evaluate_on(job: Job, backend: BackendOptions, limit: Optional[int], keep: b
     """
     run = job.run
     sources = evaluation_sources(run)
-    job_checkpoint(job)  # notes on how it was chosen
     say(device_text(run, backend))
     if run.training.eval_tasks:
         note(f"eval_tasks ({', '.join(run.training.eval_tasks)}) are scored with --backend tensorflow")

@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from gpt_neo.checkpoint.best import keep_best
-from gpt_neo.checkpoint.folder import Found, find_checkpoint, latest_checkpoint, no_checkpoint, settle_state
+from gpt_neo.checkpoint.folder import latest_checkpoint, read_checkpoint, settle_state
 from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.estimate import less_memory
@@ -215,10 +215,12 @@ def evaluate(
     limit: Optional[int] = None,
     which: Optional[str] = None,
     keep: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Token-weighted loss, perplexity and bits per byte of the held-out records.
 
     Args:
+      tell: called with lines on how the checkpoint was chosen.
       keep: the checkpoint in `best/`, if it is the best.
       sources: `evaluation_sources(run)`; the estimator was made for as many.
       limit: batches; all records when None.
@@ -227,38 +229,36 @@ def evaluate(
     Raises:
       CheckpointError: there is nothing to evaluate.
     """
-    found, steps = what_to_evaluate(run, folder, sources, limit, which)
+    steps = batches_to_evaluate(run, sources, limit)
 
     def input_fn(params: dict) -> Any:
         return evaluation_batches(run, params["batch_size"], steps, sources)
 
+    def measure(checkpoint: str) -> tuple[str, Any]:
+        return checkpoint, estimator.evaluate(input_fn, steps=steps, checkpoint_path=checkpoint)
+
     with products_of(run.model.precision), finding_cores(), reading(run, sources, 0, eval_batch_size(run)):
-        metrics = estimator.evaluate(input_fn, steps=steps, checkpoint_path=found.path)
+        checkpoint, metrics = read_checkpoint(folder, which, measure, tell)
     result = summarize(metrics, [source.name for source in sources], in_nats=not run.model.entmax_loss)
     if keep:
-        keep_best(folder, found.path, result["loss"], held_out_identity(run, sources, steps, eval_batch_size(run)))
+        keep_best(folder, checkpoint, result["loss"], held_out_identity(run, sources, steps, eval_batch_size(run)))
     return result
 
 
-def what_to_evaluate(
-    run: RunConfig,
-    folder: str,
-    sources: list[Source],
-    limit: Optional[int],
-    which: Optional[str],
-    batch_size: Optional[int] = None,
-) -> tuple[Found, int]:
-    """The checkpoint, and the number of batches; see `evaluate`.
+def batches_to_evaluate(
+    run: RunConfig, sources: list[Source], limit: Optional[int], batch_size: Optional[int] = None
+) -> int:
+    """The number of batches; see `evaluate`.
 
     Args:
       batch_size: where it is not the config's.
+
+    Raises:
+      DataError: the records are damaged, or not of this model.
     """
-    found = find_checkpoint(folder, which)
-    if found is None:
-        raise no_checkpoint(folder)
     preflight.check_records(run, sources)
     batches = -(-sum(source.samples for source in sources) // (batch_size or eval_batch_size(run)))
-    return found, batches if limit is None else min(batches, limit)
+    return batches if limit is None else min(batches, limit)
 
 
 def text_lengths(run: RunConfig) -> Optional[np.ndarray]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Callable, Optional
 
 import numpy as np
 
 from gpt_neo.checkpoint.best import keep_best
+from gpt_neo.checkpoint.folder import read_checkpoint
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.inputs.sources import Source
 from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.estimator import eval_batch_size, reading, text_lengths, what_to_evaluate
+from gpt_neo.runtime.estimator import batches_to_evaluate, eval_batch_size, reading, text_lengths
 from gpt_neo.runtime.eval_metrics import batch_sums
 from gpt_neo.runtime.held_out import Evaluation, held_out_identity
 from gpt_neo.runtime.tensorboard import write_result
@@ -46,16 +48,17 @@ def evaluate(
       ConfigError: the layout does not divide.
     """
     size = whole_parts(run, eval_batch_size(run))
-    found, steps = what_to_evaluate(run, folder, sources, limit, which, size)
-    held_out = DeviceHeldOut(run, place, sources, steps, size, text_lengths(run), tell)
-    try:
-        with reading(run, sources, 0, size):
-            result = held_out.evaluate(found.path)
-    finally:
-        held_out.close()
+    steps = batches_to_evaluate(run, sources, limit, size)
+
+    def measure(checkpoint: str) -> tuple[str, dict]:
+        held_out = DeviceHeldOut(run, place, sources, steps, size, text_lengths(run), tell)
+        with contextlib.closing(held_out), reading(run, sources, 0, size):
+            return checkpoint, held_out.evaluate(checkpoint)
+
+    checkpoint, result = read_checkpoint(folder, which, measure, tell)
     write_result(folder, result)
     if keep:
-        keep_best(folder, found.path, result["loss"], held_out_identity(run, sources, steps, size))
+        keep_best(folder, checkpoint, result["loss"], held_out_identity(run, sources, steps, size))
     return result
 
 

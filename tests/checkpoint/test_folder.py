@@ -1,5 +1,6 @@
 """Which checkpoint of a folder is taken, after crashes, edits and evaluations."""
 
+import glob
 import os
 
 import numpy as np
@@ -13,6 +14,7 @@ from gpt_neo.checkpoint.folder import (
     latest_checkpoint,
     no_checkpoint,
     prefix_of,
+    read_checkpoint,
     read_state,
     settle_state,
     strangers,
@@ -193,6 +195,50 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
     with pytest.raises(CheckpointError, match="model.ckpt-20"):
         find_latest(str(tmp_path))
     assert find_latest(str(tmp_path / "nowhere")) is None
+
+
+def remove(prefix):
+    for path in glob.glob(prefix + ".*"):
+        os.remove(path)
+
+
+def test_a_training_beside_deletes_what_was_chosen(tmp_path):
+    lines, read = [], []
+
+    def first_gone(path):
+        read.append(os.path.basename(path))
+        if len(read) == 1:  # keep_checkpoints=1
+            save(tmp_path, 10)
+            remove(path)
+        return Bundle(path).read("global_step").item()
+
+    save(tmp_path, 5)
+    assert read_checkpoint(str(tmp_path), None, first_gone, lines.append) == 10
+    assert read == ["model.ckpt-5", "model.ckpt-10"]
+    assert lines == ["model.ckpt-5 was deleted before it was read (keep_checkpoints); looking again"]
+    read.clear()
+    with pytest.raises(CheckpointError, match="no checkpoint of step '10'"):
+        read_checkpoint(str(tmp_path), "10", first_gone)
+    save(tmp_path, 10)
+
+    def damaged(path):
+        raise CheckpointError(f"{path}: does not fit")
+
+    with pytest.raises(CheckpointError, match="does not fit"):
+        read_checkpoint(str(tmp_path), None, damaged)
+
+
+def test_a_training_beside_deletes_while_it_is_chosen(tmp_path, monkeypatch):
+    old = save(tmp_path, 5)
+
+    def gone(prefix):
+        if prefix == old:
+            save(tmp_path, 10)
+            remove(old)
+        return Bundle(prefix)
+
+    monkeypatch.setattr("gpt_neo.checkpoint.folder.Bundle", gone)
+    assert names(find_latest(str(tmp_path))) == ("model.ckpt-10", 0)
 
 
 def test_a_checkpoint_by_step(tmp_path):
