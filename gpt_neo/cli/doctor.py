@@ -24,7 +24,7 @@ from gpt_neo.config.estimate import count_parameters, less_memory, slot_bytes, t
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import GptNeoError, counted
-from gpt_neo.storage import scheme_of
+from gpt_neo.storage import local, scheme_of
 from gpt_neo.system import available_memory, cores, how_to_install, shipped
 
 CONSTRAINTS = shipped("constraints.txt")
@@ -163,12 +163,17 @@ def memory_line(run: Optional[RunConfig]) -> Line:
     return Line("memory", f"{text}; training {run.name} on one device takes about {size_text(need)}", advice)
 
 
-def disk_line(folder: str, run: Optional[RunConfig]) -> Line:
-    """Free space where checkpoints go, against those that will be kept."""
-    place = folder
+def nearest_folder(path: str) -> str:
+    """The deepest folder of a local path that is there."""
+    place = os.path.abspath(local(path))
     while not os.path.isdir(place):
         place = os.path.dirname(place)
-    free = shutil.disk_usage(place).free
+    return place
+
+
+def disk_line(folder: str, run: Optional[RunConfig]) -> Line:
+    """Free space where checkpoints go, against those that will be kept."""
+    free = shutil.disk_usage(nearest_folder(folder)).free
     text = f"{size_text(free)} free for {folder}"
     if run is None:
         return Line("disk", text, "" if free > LITTLE_DISK else "free some, or set model_path to another disk")
@@ -194,13 +199,22 @@ def device_line() -> Line:
 
 
 def path_lines(folders: Sequence[str], run: Optional[RunConfig]) -> Iterator[Line]:
-    """Access to every path of the config, and to those of --path."""
+    """Access to every path of the config, and to those of --path. Nothing is made that is not there."""
     from gpt_neo.runtime.access import check_writable, read_checks
 
     checks: list[Any] = read_checks(run, evaluates=True) if run else []
-    written = [("model_path", model_folder(run))] if run else []
-    for what, folder in [*written, *(("--path", folder) for folder in folders)]:
-        checks.append((what, folder, functools.partial(check_writable, folder, what)))
+    if run:
+        folder = model_folder(run)
+        place = folder if scheme_of(folder) or os.path.exists(folder) else nearest_folder(folder)
+        what, where = "model_path", "model_path"
+        if place != folder:
+            what, where = f"{what} {folder}, which a training makes in", f"{what} {folder!r} cannot be written: folder"
+        checks.append((what, place, functools.partial(check_writable, place, where)))
+    for folder in folders:
+        if scheme_of(folder) or os.path.exists(local(folder)):
+            checks.append(("--path", folder, functools.partial(check_writable, folder, "--path")))
+        else:
+            yield Line("access", f"--path {folder}: no such folder", "correct the path, or make the folder")
     for what, path, check in checks:
         try:
             count = check()

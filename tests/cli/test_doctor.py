@@ -72,6 +72,15 @@ def test_a_config_whose_data_is_not_there_yet(run, world, capsys):
     assert "epoch     not_made: there is no dataset config of this name" in capsys.readouterr().out
 
 
+def test_nothing_is_made_for_a_look(run, world, tmp_path):
+    below = tmp_path / "runs"
+    config = world.config("not_trained_yet", model_path=str(below / "a" / "b"))
+    status, out = run("--model", config, "--path", tmp_path / "typo" / "deeper")
+    assert f"wrong  access     --path {tmp_path}/typo/deeper: no such folder\n" in out
+    assert f"ok     access     model_path {below}/a/b, which a training makes in {tmp_path}: listed, written" in out
+    assert status == 1 and not any(tmp_path.iterdir())
+
+
 def test_a_tpu(run, monkeypatch):
     status, out = run("--tpu", "colab")
     assert status == 1 and "wrong  tpu        --tpu colab: COLAB_TPU_ADDR is not set" in out
