@@ -14,7 +14,7 @@ from typing import Callable, Optional
 from gpt_neo import storage
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
-from gpt_neo.cli.options import Sample, TrackingOptions, Train
+from gpt_neo.cli.options import Sample, SamplingOptions, TrackingOptions, Train
 from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.cli.parser import words_of
 from gpt_neo.config.cluster import cluster_of
@@ -22,7 +22,7 @@ from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError
 from gpt_neo.system import python_path
 from gpt_neo.tracking.experiment import FOLDER, Tracked, shown, track
-from gpt_neo.tracking.metrics import Metrics, escaped, look
+from gpt_neo.tracking.metrics import Metrics, escaped, look, version_of
 from gpt_neo.tracking.supervisor import Policy, Supervisor, Watched
 
 COMMAND = (sys.executable, "-m", "gpt_neo")
@@ -77,7 +77,7 @@ def supervise_worker(job: Job, options: Train, policy: Policy) -> int:
 
     How far the run has come is known there too; here an hour counts as progress.
     """
-    words = training_words(options, first=False)
+    words = training_words(options, job, first=False)
     began = time.monotonic()
     supervisor = Supervisor(
         lambda attempt: [*COMMAND, *words],
@@ -130,13 +130,14 @@ class SupervisedRun:
     def __init__(self, job: Job, options: Train, policy: Policy, restore: Optional[list]) -> None:
         self.job, self.options, self.policy, self.restore = job, options, policy, restore
         self.supervisor: Optional[Supervisor] = None
+        self.identity = job.identity
 
     def printed(self) -> str:
         """What the child has printed."""
         return self.supervisor.output.text() if self.supervisor else ""
 
     def run(self, tracked: Tracked) -> int:
-        """Train, then sample when that is asked for."""
+        """Train, then sample when that is asked for and the training has not sampled its last checkpoint itself."""
         job, options = self.job, self.options
         self.identity = options.model.sacred_id or tracked.identity
         self.options = dataclasses.replace(options, model=dataclasses.replace(options.model, sacred_id=self.identity))
@@ -148,9 +149,13 @@ class SupervisedRun:
             self.command, self.watch, self.policy, self.say, self.restore, child_environment(job), self.tick
         )
         tell_of_lost_output(lambda line: supervisor.output.keep(f"note      {line}\n"))
+        before = self.samples()
         try:
             status = told_to_trackers(job, options, self.identity, self.supervisor.run)
-            if status == 0 and (options.sampling.prompt or job.run.training.predict_steps):
+            wanted = options.sampling.prompt or job.run.training.predict_steps
+            last, now = look(job.folder).checkpoint, self.samples()
+            path = storage.join(job.folder, f"predictions_{self.identity}_{last}.txt")
+            if status == 0 and wanted and now.get(path) == before.get(path):
                 status = self.sample()
         finally:
             self.supervisor.look()
@@ -166,7 +171,16 @@ class SupervisedRun:
     def command(self, attempt: int) -> list:
         """The training's words. --new is for the first attempt: after it there is something to lose."""
         self.tracked.update(attempts=attempt)
-        return [*COMMAND, *training_words(self.options, first=attempt == 1)]
+        return [*COMMAND, *training_words(self.options, self.job, first=attempt == 1)]
+
+    def samples(self) -> dict[str, Optional[str]]:
+        """The files of the run's samples, and their versions; none where the folder cannot be listed."""
+        try:
+            paths = storage.glob(storage.join(escaped(self.job.folder), f"predictions_{self.identity}_*.txt"))
+            return {path: version_of(path) for path in paths}
+        except OSError as error:
+            self.say(f"{self.job.folder}: cannot be listed: {error}")
+            return {}
 
     def sample(self) -> int:
         """Sample from the finished run."""
@@ -190,12 +204,7 @@ class SupervisedRun:
     def tick(self, final: bool = False) -> None:
         """Store what has appeared: samples as they come, at the end the logs too."""
         self.tracked.tick()
-        folder = self.job.folder
-        try:
-            paths = storage.glob(storage.join(escaped(folder), f"predictions_{self.identity}_*.txt"))
-        except OSError as error:
-            self.say(f"{folder}: cannot be listed: {error}")
-            paths = []
+        folder, paths = self.job.folder, list(self.samples())
         if final:
             paths += [storage.join(folder, name) for name in ("train_log.jsonl", f"eval_{self.identity}.jsonl")]
         self.tracked.store(paths, final)
@@ -214,14 +223,15 @@ def restore_words(text: Optional[str]) -> Optional[list]:
     return words
 
 
-def training_words(options: Train, first: bool) -> list[str]:
-    """The command of the training itself, without what is the supervisor's.
+def training_words(options: Train, job: Job, first: bool) -> list[str]:
+    """The command of the training itself, without what is the supervisor's; how to sample only where it samples.
 
     Args:
       first: the first attempt, which alone may delete checkpoints.
     """
     training = options.training if first else dataclasses.replace(options.training, new=False, yes=False)
-    alone = dataclasses.replace(options, training=training, tracking=TrackingOptions())
+    sampling = options.sampling if job.run.training.predict_steps else SamplingOptions()
+    alone = dataclasses.replace(options, training=training, tracking=TrackingOptions(), sampling=sampling)
     return ["train", *words_of(alone)]
 
 

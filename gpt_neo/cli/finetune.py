@@ -231,7 +231,7 @@ def training_of(options: Finetune, run: RunConfig, out: str) -> Train:
     if training.steps_per_checkpoint == dataclasses.fields(training)[0].default:
         every = max(1, run.training.train_steps // EVALUATIONS)
         training = dataclasses.replace(training, steps_per_checkpoint=every)
-    prompt = options.prompt or prompt_of(out)
+    prompt = options.prompt or (prompt_of(out) if run.training.predict_steps else None)
     return Train(RunOptions(out), training, sampling=SamplingOptions(prompt=prompt, temperature=0.8, top_p=0.9))
 
 

@@ -26,4 +26,4 @@ def spmd_run(options: SpmdRun) -> int:
         return jobs.sample(Sample.after(Train(options.model, backend=backend), options.sampling))
     if options.eval:
         return jobs.evaluate(Evaluate(options.model, backend=BackendOptions(**given)))
-    return jobs.train(Train(options.model, options.training, backend=backend))
+    return jobs.train(Train(options.model, options.training, backend=backend, sampling=options.sampling))

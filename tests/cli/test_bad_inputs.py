@@ -71,6 +71,8 @@ BAD = [
     ("export", {"model_path": "{runs}/trained"}, ["--export", "{bad}/full"], "is not an empty folder"),
     ("held out", {"model_path": "{runs}/trained", "datasets": ["no_eval"]}, ["--eval"], "has no 'eval_path'"),
     ("prompt", {"model_path": "{runs}/trained"}, ["--predict", "--prompt", "{bad}/p.txt"], "no such file"),
+    ("prompt unused", {}, ["--prompt", "x"], "--prompt says what a training samples at its checkpoints (predict_steps"),
+    ("prompt eval", {}, ["--eval", "--prompt", "x"], "and --eval samples nothing"),
     ("empty", {"model_path": "{runs}/trained"}, ["--predict", "--prompt", "{bad}/empty.txt"], "holds no text"),
     ("temperature", {"model_path": "{runs}/trained"}, ["--predict", "--temperature", "-1"], "--temperature is -1.0"),
     ("top_p", {"model_path": "{runs}/trained"}, ["--predict", "--top_p", "2"], "--top_p is 2.0"),

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
+from gpt_neo.__main__ import main
 from gpt_neo.cli import experiment
 from gpt_neo.cli.experiment import make_policy, training_words
 from gpt_neo.cli.job import load_job
-from gpt_neo.cli.options import Train
+from gpt_neo.cli.options import RunOptions, Train
 from gpt_neo.cli.parser import parse
 from gpt_neo.tracking.runs import load_runs
 
@@ -130,12 +131,13 @@ def test_flags_that_cannot_be(trained, command, capsys, more, message):
     assert message in capsys.readouterr().err
 
 
-def test_the_words_of_the_child():
+def test_the_words_of_the_child(trained):
     """What is the supervisor's is left out; only the first attempt may delete checkpoints; samples have one prompt."""
     argv = "--model a --exper night --observer=x --set lr=1 --new --observer y -v --yes --pause 3 --prompt once"
     options = parse(Train, [*argv.split(), "--gpu_ids", "0", "1", "--stall_minutes", "2"], "gpt-neo train")
+    job = load_job(RunOptions(trained, set=("predict_steps=1",)))
     kept = ["train", "--model=a", "--set=lr=1", "--verbose"]
-    assert training_words(options, first=True) == [
+    assert training_words(options, job, first=True) == [
         *kept,
         "--new",
         "--yes",
@@ -145,9 +147,38 @@ def test_the_words_of_the_child():
         "1",
         "--prompt=once",
     ]
-    again = training_words(options, first=False)
+    again = training_words(options, job, first=False)
     assert again == [*kept, "--stall_minutes=2.0", "--gpu_ids", "0", "1", "--prompt=once"]
     assert parse(Train, again[1:], "").training.stall_minutes == 2
+    assert "--prompt=once" not in training_words(options, load_job(RunOptions(trained)), first=True)  # nor its samples
+
+
+@pytest.mark.parametrize("by_training", [True, False])
+def test_the_last_checkpoint_is_sampled_once(world, tmp_path, monkeypatch, capsys, by_training):
+    """By the training where that samples its checkpoints, otherwise by the supervisor."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "predictions_night_5.txt").write_text("of an earlier run that ended there")
+    path = world.config("once", predict_steps=int(by_training), model_path=str(model))
+    asked = []
+
+    class Child(experiment.Supervisor):
+        def run(self):
+            for step in (5, 20):
+                (model / f"model.ckpt-{step}.index").write_text("")
+                if by_training:
+                    (model / f"predictions_night_{step}.txt").write_text("new")
+            return 0
+
+        def one_attempt(self):
+            asked.append(self.command(1)[3:])
+            return 0, False
+
+    monkeypatch.setattr(experiment, "Supervisor", Child)
+    words = ["train", path, "--experiment", "x", "--sacred_id", "night", "--observer", str(tmp_path / "records")]
+    assert main([*words, "--prompt", "The if"]) == 0
+    assert len(asked) == (0 if by_training else 1)
+    assert all(words[0] == "sample" and "--prompt=The if" in words for words in asked)
 
 
 def test_limits(trained):
