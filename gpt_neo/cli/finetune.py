@@ -24,7 +24,7 @@ from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.finetune_data import FOLDER, contents_of, dataset_of, made_path, prompt_of
-from gpt_neo.cli.options import RunOptions, SamplingOptions, Train
+from gpt_neo.cli.options import RunOptions, SamplingOptions, Train, TrainingOptions
 from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
@@ -227,10 +227,9 @@ def write_settings(options: Finetune, out: str, dataset: dict) -> RunConfig:
 
 def training_of(options: Finetune, run: RunConfig, out: str) -> Train:
     """The `train` command of a fine-tune."""
-    training = options.training
-    if training.steps_per_checkpoint == dataclasses.fields(training)[0].default:
-        every = max(1, run.training.train_steps // EVALUATIONS)
-        training = dataclasses.replace(training, steps_per_checkpoint=every)
+    given = {field.name: getattr(options.training, field.name) for field in dataclasses.fields(options.training)}
+    every = options.training.steps_per_checkpoint or max(1, run.training.train_steps // EVALUATIONS)
+    training = TrainingOptions(**{**given, "steps_per_checkpoint": every})
     prompt = options.prompt or (prompt_of(out) if run.training.predict_steps else None)
     return Train(RunOptions(out), training, sampling=SamplingOptions(prompt=prompt, temperature=0.8, top_p=0.9))
 

@@ -176,6 +176,15 @@ class ImportHf(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class FinetuneTraining(TrainingOptions):
+    """How a fine-tune is kept alive and logged."""
+
+    steps_per_checkpoint: int = flag(
+        0, "steps between checkpoints, held-out losses and samples; 0: a tenth of all", low=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Finetune(Options):
     """From a model and texts to a fine-tuned model: import, records, training with held-out losses, samples, export to
     Hugging Face. The same command goes on after a kill. See docs/finetune.md."""
@@ -213,13 +222,8 @@ class Finetune(Options):
     set: tuple = flag((), "key of the config that is written", action="append", metavar="KEY=VALUE")
     push: Optional[str] = flag(None, "upload the exported model to the hub under this name", metavar="ORG/NAME")
     verbose: bool = flag(False, "show what TensorFlow logs", short="-v")
-    training: TrainingOptions = group(
-        TrainingOptions,
-        "training",
-        docs={
-            "steps_per_checkpoint": "steps between checkpoints, held-out losses and samples (default: a tenth of all)",
-            **dict.fromkeys(("new", "yes", "init_from"), HIDDEN),
-        },
+    training: FinetuneTraining = group(
+        FinetuneTraining, "training", docs=dict.fromkeys(("new", "yes", "init_from"), HIDDEN)
     )
     verify: VerifyOptions = group(VerifyOptions, "comparison after import and export")
 

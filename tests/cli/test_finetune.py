@@ -17,6 +17,11 @@ import pytest
 from gpt_neo.__main__ import main
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.cli import finetune_data
+from gpt_neo.cli.finetune import training_of
+from gpt_neo.cli.options import Train
+from gpt_neo.cli.parser import parse, words_of
+from gpt_neo.cli.tool_options import Finetune
+from gpt_neo.config import load_config
 from gpt_neo.dataprep import units
 from gpt_neo.dataprep.ledger import Ledger
 from gpt_neo.dataprep.records import read_records
@@ -322,3 +327,13 @@ def test_a_template_that_is_given_becomes_the_models_own(world, tmp_path):
         template_of(str(out), load_tokenizer(os.path.join(out, "tokenizer.json"))).render(turns, False)
         == "[user] What is it?\n[assistant] A list.\n"
     )
+
+
+@pytest.mark.parametrize("given, every", [([], 2000), (["--steps_per_checkpoint", "5000"], 5000)])
+def test_steps_between_checkpoints(trained, given, every):
+    """A tenth of all, unless they are given: also where they are those that `train` takes by itself."""
+    options = parse(Finetune, ["SRC", "--data", "x", "--out", "o", "--prompt", "x", *given], "gpt-neo finetune")
+    run = load_config(trained, ["train_steps=20000", "predict_steps=1"])
+    made = training_of(options, run, "o")
+    assert made.training.steps_per_checkpoint == every and made.training.patience == 0
+    assert parse(Train, words_of(made), "gpt-neo train") == made
