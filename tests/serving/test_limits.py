@@ -2,12 +2,16 @@
 
 import http.client
 import json
+import os
 import random
+import shutil
+import subprocess
 import threading
 import time
 
 import pytest
 
+from gpt_neo import serving
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.engine import Sequence
 from gpt_neo.serving.requests import INSTEAD
@@ -113,6 +117,26 @@ def test_the_small_routes(server, model):
     for name in ("", "page.css", "page.js", "attention.js"):
         status, headers, _ = server.fetch("/" + name)
         assert status == 200 and "default-src 'self'" in headers["content-security-policy"]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node here")
+@pytest.mark.parametrize("length, asked", [(2, 1), (64, 32), (2048, 64)])
+def test_the_page_asks_for_what_fits_the_model(length, asked):
+    """Unless somebody has typed another number: then a field keeps it, whatever its default."""
+    script = os.path.join(os.path.dirname(serving.__file__), "page", "page.js")
+    browser = f"""
+        const found = {{}};
+        const element = () => ({{ addEventListener() {{}}, dispatchEvent() {{}}, style: {{}} }});
+        globalThis.document = {{ ...element(), getElementById: (id) => (found[id] = found[id] || element()) }};
+        globalThis.window = element();
+        globalThis.CustomEvent = class {{}};
+        const model = {{ id: "m", max_model_len: {length}, layers: [] }};
+        globalThis.fetch = async () => ({{ ok: true, json: async () => ({{ data: [model] }}) }});
+    """
+    with open(script, encoding="utf-8") as file:
+        code = f"{browser}\n{file.read()}\nloadModel().then(() => console.log(found.max_tokens.defaultValue));"
+    done = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{asked}\n"
 
 
 def test_the_token_and_other_sites(server, model):

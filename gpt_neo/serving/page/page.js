@@ -31,6 +31,7 @@ function say(text, wrong = false) {
 async function loadModel() {
   page.model = (await (await ask("v1/models")).json()).data[0];
   $("model").textContent = page.model.id;
+  $("max_tokens").defaultValue = Math.min(64, Math.ceil(page.model.max_model_len / 2));  // room for a prompt
   document.dispatchEvent(new CustomEvent("model"));
 }
 
