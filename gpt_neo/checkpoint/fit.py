@@ -17,6 +17,7 @@ from gpt_neo.checkpoint.tensors import forget_pages, is_float
 from gpt_neo.config.network import DOWN, SCALE, UP
 from gpt_neo.config.optimizers import owner_of
 from gpt_neo.config.origins import presence_keys, size_keys
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError, counted
 
 BLOCK = re.compile(r"/h(\d+)/")
@@ -76,8 +77,27 @@ class Fit:
 def merged_weight(bundle: Bundle, name: str, weight: np.ndarray) -> np.ndarray:
     """A matrix with its adapter added, in float32: weight + scale * down up."""
     down, up = (bundle.read(name + part).astype(np.float32) for part in (DOWN, UP))
-    scale = np.float32(bundle.read(SCALE))
+    scale = np.float32(scale_of(bundle))
     return (weight.astype(np.float32) + scale * (down @ up)).astype(weight.dtype)
+
+
+def scale_of(bundle: Bundle) -> float:
+    """What adapters of a checkpoint were trained to be multiplied by; whatever reads them goes by it."""
+    return float(bundle.read(SCALE))
+
+
+def check_scale(checkpoint: str, model: ModelConfig) -> None:
+    """Refuse to go on training adapters as if they were multiplied by another number than they have been.
+
+    Raises:
+      CheckpointError: names lora_alpha, and its value that goes with the checkpoint.
+    """
+    bundle = Bundle(checkpoint)
+    if model.lora_rank and SCALE in bundle.entries and not np.isclose(scale_of(bundle), model.lora_scale, 1e-6, 0):
+        raise CheckpointError(
+            f"{checkpoint}: its adapters were trained with lora_alpha {scale_of(bundle) * model.lora_rank:g}, the "
+            f"config has {model.lora_alpha:g}: set it back, or begin another run from these weights (--init_from)"
+        )
 
 
 def fit_checkpoint(path: str, wanted: Mapping[str, Sequence[int]]) -> Fit:

@@ -11,6 +11,7 @@ from gpt_neo import storage
 from gpt_neo.checkpoint.arrangements import ByHead, Turned
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.families import GPT2, Pair, family_of, pairs_of
+from gpt_neo.checkpoint.fit import scale_of
 from gpt_neo.checkpoint.safetensors import write_safetensors
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import check_finite
@@ -45,6 +46,7 @@ def export_adapters(model: ModelConfig, checkpoint: str, base: str, destination:
     pairs = [pair for pair in pairs_of(family, merged(model)) if pair.ours[0] + DOWN in bundle.entries]
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
+    alpha = float(f"{scale_of(bundle) * model.lora_rank:.7g}")  # as trained, whatever the config says; float32
     for pair in pairs:
         module = pair.theirs.removesuffix(".weight")
         down, up = their_adapter(bundle, pair, model)
@@ -62,15 +64,13 @@ def export_adapters(model: ModelConfig, checkpoint: str, base: str, destination:
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base,
             "r": model.lora_rank,
-            "lora_alpha": plain_number(model.lora_alpha),
+            "lora_alpha": plain_number(alpha),
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": family is GPT2,
             "target_modules": sorted({module.rsplit(".", 1)[1] for module in ranks}),
             "rank_pattern": several,
-            "alpha_pattern": {
-                module: plain_number(model.lora_alpha * rank / model.lora_rank) for module, rank in several.items()
-            },
+            "alpha_pattern": {module: plain_number(alpha * rank / model.lora_rank) for module, rank in several.items()},
             "inference_mode": True,
         }
         storage.write_json(os.path.join(staging, "adapter_config.json"), config)

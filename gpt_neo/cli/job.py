@@ -13,6 +13,7 @@ from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.network import merged
 from gpt_neo.config.schema import RunConfig
+from gpt_neo.errors import ConfigError
 
 if TYPE_CHECKING:  # NumPy: plans and help do without
     from gpt_neo.checkpoint.folder import Found
@@ -65,6 +66,8 @@ def load_job(
         model = dataclasses.replace(model, model=run_of(model.model))
     run = load_run(model.model, [*model.overrides, *overrides], quiet, needs_data)
     if reads_only:
+        if any(text.startswith("lora_alpha=") for text in model.overrides):
+            raise ConfigError("--set lora_alpha: adapters are multiplied by what they were trained with; leave it out")
         run = dataclasses.replace(run, model=merged(run.model))
     return Job(model, run, model_folder(run, reads_only), devices)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.best import BEST_FILE, forget_after, read_best
+from gpt_neo.checkpoint.fit import check_scale
 from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
@@ -216,6 +217,8 @@ def train_alone(
         for text in write_initial(training.init_from, job.folder, job.run):
             note(text)
         found = settle_state(job.folder)
+    if found:
+        check_scale(found.path, job.run.model)
     start = step_of(found.path) if found else 0
     if evaluates(job.run):
         forget_after(job.folder, start)

@@ -285,7 +285,12 @@ class ModelConfig:
         low=0,
         source="arXiv 2106.09685",
     )
-    lora_alpha: float = key(16.0, "What adapters add is multiplied by lora_alpha / lora_rank.", low=0.0, source="PEFT")
+    lora_alpha: float = key(
+        16.0,
+        "What adapters add is multiplied by lora_alpha / lora_rank; that of a checkpoint goes with it, and stays.",
+        low=0.0,
+        source="PEFT",
+    )
     model: str = key("GPT", "Model family of the legacy program.", choices=("GPT", "GPT2"))
 
     @property

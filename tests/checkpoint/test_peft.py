@@ -8,11 +8,15 @@ import pytest
 
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.convert import import_hf
+from gpt_neo.checkpoint.fit import check_scale
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.peft import export_adapters
+from gpt_neo.cli.job import Job, load_job
+from gpt_neo.cli.options import RunOptions, TrainingOptions
+from gpt_neo.cli.train import train_in_folder
 from gpt_neo.config import load_config
 from gpt_neo.config.network import merged, variables_of
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.train_step import build_train_step
@@ -126,6 +130,21 @@ def peft_losses(folder, adapters):
         optimizer.step()
         losses.append(loss.item())
     return losses, model
+
+
+def test_adapters_keep_the_scale_they_were_trained_with(adapted, tmp_path):
+    _, folder, run = adapted
+    first, other = str(folder / "run" / "model.ckpt-0"), load_config(str(folder / "lora.json"), ["lora_alpha=7.5"])
+    export_adapters(other.model, first, "base", str(tmp_path / "adapters"))
+    assert json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())["lora_alpha"] == 5
+    check_scale(first, run.model)
+    with pytest.raises(CheckpointError, match="trained with lora_alpha 5, the config has 7.5: set it back"):
+        check_scale(first, other.model)
+    options = RunOptions(str(folder / "lora.json"), set=("lora_alpha=7.5",))
+    with pytest.raises(CheckpointError, match="lora_alpha 5"):
+        train_in_folder(Job(options, other, str(folder / "run")), TrainingOptions(), 1, "devices", lambda *_: 1)
+    with pytest.raises(ConfigError, match="--set lora_alpha: adapters are multiplied by what they were trained with"):
+        load_job(options, reads_only=True)
 
 
 def test_training_equals_peft_and_merged_logits_are_the_adapters(adapted, tmp_path):
