@@ -48,6 +48,7 @@ DTYPES: dict[str, np.dtype] = {
     "bfloat16": BFLOAT16,
     "float16": np.dtype(np.float16),  # on the way out alone: nothing here computes in it
 }
+GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")  # keys of generation_config.json
 SHARD = 5_000_000_000  # bytes of a weight file at most, unless one tensor is larger
 # What a config needs besides the model; a fine-tuning run of moderate size.
 TRAINING = {
@@ -274,10 +275,12 @@ def export_hf(
             export_tokenizer(staging, beside, run, tokenizer)
         begin = begin_id(staging)
         config = {**config, **({"bos_token_id": begin} if is_row(begin, recast.model.n_vocab) else {})}
+        if recast.model.padding_id:  # 0, the default, may mean that nobody named one
+            config["pad_token_id"] = recast.model.padding_id
         storage.write_json(os.path.join(staging, "config.json"), config)
         storage.write_json(
             os.path.join(staging, "generation_config.json"),
-            {name: config[name] for name in ("bos_token_id", "eos_token_id", "use_cache")},
+            {name: config[name] for name in GENERATION if name in config},
         )
         check(staging)
     return config["architectures"][0]

@@ -15,6 +15,7 @@ from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
 # What may name the end of a text besides config.json, in the order in which they are asked.
 TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MODEL_FILES = ("config.json", "generation_config.json")  # which may name several
 GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")  # they leave tokenizer.json as it is
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 NO_TOKENIZER = (
@@ -37,15 +38,18 @@ def special_ids(folder: str, config: dict, n_vocab: int) -> tuple[dict, list[str
       CheckpointError: a file is damaged.
     """
     keys, notes = {}, []
-    known = ((where, [id_ for id_ in as_ids(value) if is_row(id_, n_vocab)]) for where, value in ends(folder, config))
+    known = [(where, [id_ for id_ in as_ids(value) if is_row(id_, n_vocab)]) for where, value in ends(folder, config)]
     where, ids = next((found for found in known if found[1]), ("", [None]))
     keys["eos_id"] = ids[0]
     if not where:
         notes.append("no file names an id that ends a text: samples end at max_tokens, or at --set eos_id=ID")
     elif where != "config.json":
         notes.append(f"end of text: id {ids[0]}, from {where}, as config.json names none")
-    if ids[1:]:
-        notes.append(f"several ids end a text in {where}: {ids[0]} is taken, {', '.join(map(str, ids[1:]))} left out")
+    for other, more in known:  # what generates in transformers stops at each of these
+        left = [id_ for id_ in more if id_ != ids[0]] if other in MODEL_FILES else []
+        if left:
+            told = f"ids {', '.join(map(str, left))} of {other} end" if left[1:] else f"id {left[0]} of {other} ends"
+            notes.append(f"{told} a text too; {ids[0]} alone is taken (eos_id)")
     padding = config.get("pad_token_id")
     if is_row(padding, n_vocab):
         keys["padding_id"] = padding

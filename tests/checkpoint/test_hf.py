@@ -228,6 +228,20 @@ def test_what_hugging_face_has_no_words_for_is_refused(imported, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("padding", [7, 0])
+def test_the_id_that_pads_goes_along(tmp_path, padding):
+    """But for 0, which ours has where nobody has named one."""
+    transformers = pytest.importorskip("transformers")
+    source = save_peer(make_peer("gpt_neo"), tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": padding}))
+    run = import_hf(source, str(tmp_path / "run"))
+    assert run.model.padding_id == padding
+    export_hf(run, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "out"))
+    for kind in (transformers.AutoConfig, transformers.GenerationConfig):
+        assert kind.from_pretrained(str(tmp_path / "out")).pad_token_id == (padding or None)
+
+
 def test_a_tokenizer_goes_along(tmp_path, world):
     transformers = pytest.importorskip("transformers")
     source = save_peer(make_peer("gpt_neo"), tmp_path / "hf")

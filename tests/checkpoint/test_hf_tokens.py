@@ -21,7 +21,7 @@ from tests.checkpoint.peers import make_peer, save_peer
 
 FAST = {"added_tokens": [{"id": 7, "content": "<end>"}], "model": {"vocab": {"a": 2, "</s>": 3}}}
 CASES = [  # (files, eos_id, file that the note names)
-    ({"config.json": {"eos_token_id": 5}, "generation_config.json": {"eos_token_id": 6}}, 5, None),
+    ({"config.json": {"eos_token_id": 5}, "generation_config.json": {"eos_token_id": 5}}, 5, None),
     ({"config.json": {"eos_token_id": [50256, 4]}}, 4, None),
     ({"generation_config.json": {"eos_token_id": 6}, "tokenizer_config.json": {"eos_token": "<end>"}}, 6, "generation"),
     ({"config.json": {"eos_token_id": 99}, "generation_config.json": {"eos_token_id": [9, 60]}}, 9, "generation"),
@@ -66,7 +66,11 @@ def test_padding_ids_are_ids_of_the_model(padding, kept, tmp_path):
 
 def test_of_several_ends_the_first_is_taken(tmp_path):
     keys, notes = special_ids(str(tmp_path), {"eos_token_id": [3, 50256, 5]}, 10)
-    assert keys == {"eos_id": 3} and notes == ["several ids end a text in config.json: 3 is taken, 5 left out"]
+    assert keys == {"eos_id": 3} and notes == ["id 5 of config.json ends a text too; 3 alone is taken (eos_id)"]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 7, 8]}')
+    keys, notes = special_ids(str(tmp_path), {"eos_token_id": 3}, 10)
+    assert keys == {"eos_id": 3}
+    assert notes == ["ids 7, 8 of generation_config.json end a text too; 3 alone is taken (eos_id)"]
 
 
 GPT2 = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
