@@ -17,7 +17,7 @@ from gpt_neo.errors import DataError, counted
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.sources import CHUNKS, Source, needed_text, tokens_needed, training_sources
-from gpt_neo.inputs.tokenizers import dataset_tokenizer
+from gpt_neo.inputs.tokenizers import check_tokenizer, dataset_tokenizer
 from gpt_neo.inputs.train_input import first_samples
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import Tokenizer
@@ -30,7 +30,9 @@ def check_dataset(job: Job) -> int:
     run = job.run
     sources = training_sources(run)
     preflight.check_datasets(run)
-    tokenizer = dataset_tokenizer(run.datasets[0][1])
+    ref, dataset = run.datasets[0]
+    check_tokenizer(run, dataset, ref.name, remote=True, texts=True)
+    tokenizer = dataset_tokenizer(dataset)
     usable = [report(run, source, scan(source), tokenizer) for source in sources]
     for line in preflight.notes(run, sources):
         note(line)

@@ -118,7 +118,9 @@ class DatasetConfig:
     )
     n_vocab: Optional[int] = key(None, "Number of token ids.", low=1)
     eval_path: Optional[str] = key(None, "Glob of the held-out TFRecords.")
-    tokenizer_path: Optional[str] = key(None, "tokenizer.json, or the name of a pretrained tokenizer.")
+    tokenizer_path: Optional[str] = key(
+        None, "tokenizer.json, or the name of a pretrained tokenizer; texts go by GPT-2's without."
+    )
     tokenizer_is_pretrained: bool = key(False, "tokenizer_path names a pretrained tokenizer (gpt2).")
     eos_id: Optional[int] = key(1, "Token that ends a document; null: none does.", low=0, null=True)
     padding_id: int = key(0, "Token that fills up short records.", low=0)

@@ -27,7 +27,7 @@ def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]
     """
     if run.datasets:
         ref, dataset = run.datasets[0]
-        check_tokenizer(run, dataset, ref.name)
+        check_tokenizer(run, dataset, ref.name, texts=True)
         return dataset_tokenizer(dataset), dataset.eos_id
     with files.local_copy(storage.join(folder, "tokenizer.json")) as own:  # an imported model brings its own
         if not own and without_tokenizer(folder):
@@ -53,11 +53,14 @@ def without_tokenizer(folder: str) -> bool:
     return False
 
 
-def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str, remote: bool = False) -> None:
+def check_tokenizer(
+    run: RunConfig, dataset: DatasetConfig, name: str, remote: bool = False, texts: bool = False
+) -> None:
     """Hold model, tokenizer and manifest of the records against one another.
 
     Args:
       remote: also where the records are in a bucket; sampling needs none of it.
+      texts: texts are read or written; training alone does without a tokenizer_path.
 
     Raises:
       DataError: the tokenizer has more ids than the model, or is another than the records were made with.
@@ -68,10 +71,10 @@ def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str, remote: b
             paths = files.glob(dataset.path)
     manifests = manifests_of(paths, files)  # not those of other sets in the same folder
     refuse_several_tokenizers(manifests, f"dataset {name!r}, key 'path': its records")
-    if not dataset.tokenizer_path:
+    if not dataset.tokenizer_path and not texts:
         return
     tokenizer = dataset_tokenizer(dataset)
-    if tokenizer.n_vocab > run.model.n_vocab:
+    if dataset.tokenizer_path and tokenizer.n_vocab > run.model.n_vocab:
         raise DataError(
             f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model n_vocab {run.model.n_vocab}: "
             "raise n_vocab or take the tokenizer that belongs to the model"
@@ -80,5 +83,6 @@ def check_tokenizer(run: RunConfig, dataset: DatasetConfig, name: str, remote: b
         if found["tokenizer"].get("fingerprint") not in (None, tokenizer.fingerprint):
             raise DataError(
                 f"dataset {name!r}: {path} says its records were made with {found['tokenizer'].get('path')}, "
-                f"which differs from tokenizer_path {tokenizer.name}"
+                "which differs from "
+                + (f"tokenizer_path {tokenizer.name}" if dataset.tokenizer_path else "GPT-2's: set tokenizer_path")
             )

@@ -60,6 +60,13 @@ BAD = [
     ("id", {"datasets": ["untold"], "n_vocab": 90}, [], "n_vocab is 90"),
     ("vocabulary", {"n_vocab": 299}, [], "has 300 ids, the model n_vocab 299"),
     ("tokenizer", {"datasets": ["wrong_tokenizer"], "n_vocab": 50257}, [], "which differs from tokenizer_path gpt2"),
+    (
+        "untold predict",
+        {"datasets": ["untold"], "model_path": "{runs}/trained"},
+        ["--predict"],
+        "which differs from GPT-2's: set tokenizer_path",
+    ),
+    ("untold look", {"datasets": ["untold"]}, ["--check_dataset"], "which differs from GPT-2's: set tokenizer_path"),
     ("no tokenizer", {"datasets": ["no_tokenizer"]}, [], "no tokenizer"),
     ("folder", {"model_path": "{bad}/a_file/run"}, [], "cannot be written"),
     ("shape", {"model_path": "{runs}/trained", "n_embd": 32, "train_steps": 30}, [], "does not fit the config in"),

@@ -182,4 +182,4 @@ def test_a_run_that_cannot_sample_trains_all_the_same(world, command, capsys):
     other = world.dataset_config("of_gpt2", tokenizer_path=None)
     path = world.config("wordless", predict_steps=1, train_steps=1, datasets=[other])
     assert command("--model", path) == 0
-    assert "no samples during training: prompt 0 has token id" in capsys.readouterr().out
+    assert "no samples during training: dataset 'of_gpt2'" in capsys.readouterr().out
