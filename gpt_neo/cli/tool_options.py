@@ -197,8 +197,8 @@ class Finetune(Options):
     )
     data: tuple = flag(
         REQUIRED,
-        "files, folders, globs of all that `gpt-neo prepare` reads; or .jsonl files of prompt and completion, or of "
-        "messages, whose answers alone are trained on",
+        "files, folders, globs of all that `gpt-neo prepare` reads; or .jsonl, .json or .parquet files of prompt and "
+        "completion, or of messages, whose answers alone are trained on",
         nargs="+",
         metavar="PATH",
     )

@@ -1,8 +1,8 @@
 """Prompts with completions, and chats, as records whose mask says which tokens are answers: the loss is of these alone.
 
-A line or an element of JSON is {"prompt": text, "completion": text}, or {"messages": [{"role": ..., "content": ...}]},
-which the template of the tokenizer turns into text. What stands before an answer is tokenized apart from it, as it is
-when the model answers.
+A line or an element of JSON, or a row of parquet, is {"prompt": text, "completion": text}, or {"messages":
+[{"role": ..., "content": ...}]}, which the template of the tokenizer turns into text. What stands before an answer is
+tokenized apart from it, as it is when the model answers.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any, Callable, NamedTuple, Optional
 from gpt_neo.dataprep.documents import lines_of
 from gpt_neo.dataprep.readers import Bad, find_sources, open_source
 from gpt_neo.dataprep.records import RecordWriter
-from gpt_neo.dataprep.streams import Rules, stream_items
+from gpt_neo.dataprep.streams import BROKEN_ARCHIVE, Rules, parquet_file, stream_items
 from gpt_neo.dataprep.templates import Render
 from gpt_neo.dataprep.values import parsed
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import Tokenizer
 
 KEYS = ("prompt", "completion"), ("messages",)
-JSON = ("jsonl", "json")  # kinds of files that hold them
+KINDS = ("jsonl", "json", "parquet")  # of files that hold them
+ROWS = 256  # of a parquet file read at once
 
 
 class Dialog(NamedTuple):
@@ -31,32 +32,51 @@ class Dialog(NamedTuple):
 
 
 def are_dialogs(inputs: Sequence[str], text_key: str) -> bool:
-    """Whether the first JSON value of the inputs is one of these, and no plain text.
+    """Whether the first JSON value or row of the inputs is one of these, and no plain text.
 
     Raises:
       DataError: an input cannot be read.
     """
-    for _, value in json_values(inputs):
+    for _, value in values_in(inputs):
         found = value if isinstance(value, dict) else {}
         return text_key not in found and any(all(key in found for key in keys) for keys in KEYS)
     return False
 
 
-def json_values(inputs: Sequence[str]) -> Iterator[tuple[tuple[str, str, int], Any]]:
-    """((path, noun, number from 1), value) of every line or element of the JSON files among the inputs.
+def values_in(inputs: Sequence[str]) -> Iterator[tuple[tuple[str, str, int], Any]]:
+    """((path, noun, number from 1), value) of every line, element or row of the files among the inputs that have them.
 
     Raises:
       DataError: a file cannot be read, or has what is no JSON.
     """
     for source in find_sources(inputs)[0]:
-        if source.kind not in JSON:
+        if source.kind not in KINDS:
             continue
         try:
             with open_source(source.path) as handle:
+                if source.kind == "parquet":
+                    yield from rows_of(source.path, handle)
+                    continue
                 for item in stream_items(source, handle, Rules()):
                     yield from values_of(item)
-        except OSError as error:
+        except BROKEN_ARCHIVE as error:
             raise DataError(f"{source.path}: cannot be read: {reason_of(error)}") from error
+
+
+def rows_of(path: str, handle: Any) -> Iterator[tuple[tuple[str, str, int], dict]]:
+    """The same of a parquet file."""
+    rows = (row for batch in parquet_file(handle).iter_batches(ROWS) for row in batch.to_pylist())
+    for number, row in enumerate(rows, 1):
+        yield (path, "row", number), without_nulls(row)
+
+
+def without_nulls(value: Any) -> Any:
+    """A value whose objects lack the keys that are null: columns have them in every row, JSON leaves them out."""
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: without_nulls(item) for key, item in value.items() if item is not None}
 
 
 def values_of(item: Any) -> Iterator[tuple[tuple[str, str, int], Any]]:
@@ -74,14 +94,15 @@ def read_dialogs(inputs: Sequence[str], encode: Callable[[dict], Dialog]) -> Ite
     """Every dialog of the inputs, in order.
 
     Raises:
-      DataError: names the file and line or element of what is none, and files that are not JSON.
+      DataError: names the file and line, element or row of what is none, and files of other kinds.
     """
     sources, bad = find_sources(inputs)
-    for path in [source.path for source in sources if source.kind not in JSON] + [str(found) for found in bad]:
+    for path in [source.path for source in sources if source.kind not in KINDS] + [str(found) for found in bad]:
         raise DataError(
-            f"{path}: prompts and chats are read from .jsonl and .json files; give other texts to a run of their own"
+            f"{path}: prompts and chats are read from .jsonl, .json and .parquet files; give other texts to a run of "
+            "their own"
         )
-    for (path, noun, number), value in json_values(inputs):
+    for (path, noun, number), value in values_in(inputs):
         try:
             yield encode(value)
         except (DataError, TypeError, KeyError, AttributeError) as error:

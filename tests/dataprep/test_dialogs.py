@@ -116,8 +116,42 @@ def test_what_files_hold(world, tmp_path):
     with pytest.raises(DataError, match=r"d\.jsonl:2: is no prompt and completion"):
         list(read_dialogs(broken, encoder(tokenizer, 0)))
     (tmp_path / "note.txt").write_text("text")
-    with pytest.raises(DataError, match=r"note\.txt: prompts and chats are read from \.jsonl and \.json files"):
+    with pytest.raises(
+        DataError, match=r"note\.txt: prompts and chats are read from \.jsonl, \.json and \.parquet files"
+    ):
         list(read_dialogs([*inputs, str(tmp_path / "note.txt")], encoder(tokenizer, 0)))
+
+
+def test_rows_of_parquet_are_what_lines_are(folder, tmp_path):
+    """Null where JSON has no key: columns are the same for every row, and keys of messages for each of them."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    lines = [
+        {"messages": CHAT},
+        {"messages": [*CHAT[:2], {"role": "assistant", "content": "x", "name": "bot"}]},
+        LINES[0],
+    ]
+    parquet.write_table(
+        pyarrow.Table.from_pylist([{**lines[0], "prompt": None, "completion": None}, *lines[1:]]),
+        tmp_path / "a.parquet",
+        row_group_size=2,
+    )
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
+    seen, encode = [], encoder(tokenizer, 0, template_of(folder, tokenizer).render)
+    found = list(read_dialogs([str(tmp_path)], lambda value: seen.append(value) or encode(value)))
+    assert seen == lines and are_dialogs([str(tmp_path)], "text")
+    assert found == list(read_dialogs(write_lines(tmp_path.parent / "same.jsonl", lines), encode))
+    parquet.write_table(
+        pyarrow.Table.from_pylist([{"messages": [{"role": "user", "content": "x"}]}]), tmp_path / "b.parquet"
+    )
+    with pytest.raises(DataError, match=r"b\.parquet, row 1: no message has the role 'assistant'"):
+        list(read_dialogs([str(tmp_path)], encode))
+    parquet.write_table(
+        pyarrow.Table.from_pylist([{"text": "x", "prompt": "y", "completion": "z"}]), tmp_path / "0.parquet"
+    )
+    assert not are_dialogs([str(tmp_path)], "text")
+    (tmp_path / "0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"0\.parquet: cannot be read: "):
+        are_dialogs([str(tmp_path)], "text")
 
 
 @pytest.mark.parametrize("length", [4, 7, 30, 100])
