@@ -204,8 +204,8 @@ class Model:
         n_ids = self.tokenizer.n_vocab
         drawn = SampleOptions(max_tokens, temperature, top_k, top_p, number, self._found.prefix, None, n_ids, min_p)
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        if "" in stops:
-            raise ConfigError("stop has an empty string; expected strings that end a text")
+        if "" in stops or not all(isinstance(text, str) for text in stops):
+            raise ConfigError(f"stop is {stop!r}; expected strings that end a text, and none that is empty")
         return drawn, stops
 
 

@@ -67,6 +67,21 @@ def test_mistakes_are_raised_with_the_text_of_the_commands(model, trained):
         model.generate("x", temperature=-1)
     with pytest.raises(GptNeoError, match="unknown key 'train_stepz'; nearest known key: 'train_steps'"):
         gpt_neo.train(trained, train_stepz=3)
+    for name, value, wanted in (
+        ("max_tokens", 2.5, "2.5; expected a whole number"),
+        ("max_tokens", "3", "'3'; expected a whole number"),
+        ("temperature", "hot", "'hot'; expected a number"),
+        ("top_p", None, "None; expected a number"),
+    ):
+        with pytest.raises(GptNeoError, match=f"--{name} is {wanted}"):
+            model.generate("x", **{name: value})
+    with pytest.raises(GptNeoError, match=r"stop is \[3\]; expected strings that end a text"):
+        model.generate("x", stop=[3])
+    with pytest.raises(GptNeoError, match="--steps_per_checkpoint is 2.5; expected a whole number"):
+        gpt_neo.train(trained, steps_per_checkpoint=2.5)
+    assert model.generate("x", max_tokens=np.int64(2), temperature=np.float32(0)) == model.generate(
+        "x", max_tokens=2, temperature=0
+    )
     with pytest.raises(TypeError, match="temprature"):
         model.generate("x", temprature=1)
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):

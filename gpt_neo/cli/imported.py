@@ -56,7 +56,7 @@ def kept_in() -> str:
 
 def fingerprint(source: str) -> str:
     """12 hexadecimal digits: the folder's path and its files' names, sizes and times."""
-    entries = sorted((entry.name, entry.stat()) for entry in os.scandir(source))
+    entries = sorted((entry.name, entry.stat(follow_symlinks=os.path.exists(entry))) for entry in os.scandir(source))
     facts = [os.path.abspath(source), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in entries)]
     return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import numbers
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Optional, TypeVar
@@ -19,6 +20,7 @@ from gpt_neo.errors import ConfigError
 
 REQUIRED = dataclasses.MISSING
 HIDDEN = argparse.SUPPRESS
+NUMBERS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real}  # those of NumPy too
 T = TypeVar("T", bound="Options")
 FORMER = {  # flags of older programs of this name
     "--use_gpt2_tokenizer": ": GPT-2's tokenizer is what it takes without --encoder_path"
@@ -69,8 +71,12 @@ class Options:
         Raises:
           ConfigError: names flag, value and what is allowed.
         """
+        kinds = types_of(type(self))
         for field in dataclasses.fields(typing.cast(Any, self)):
-            value, rules = getattr(self, field.name), field.metadata
+            value, rules, kind = getattr(self, field.name), field.metadata, kinds[field.name]
+            if value is not None and kind in NUMBERS and not isinstance(value, NUMBERS[kind]):  # from Python
+                expected = "a whole number" if kind is int else "a number"
+                raise ConfigError(f"--{field.name} is {value!r}; expected {expected}")
             low, high, above = (rules.get(key) for key in ("low", "high", "above"))
             if value is None or (low, high, above) == (None, None, None):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any, Optional
 
 import numpy as np
@@ -35,6 +36,11 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
+        whole = ("max_tokens", "top_k", "seed")
+        for name in (*whole, "temperature", "top_p", "min_p"):
+            value, kind = getattr(self, name), numbers.Integral if name in whole else numbers.Real
+            if not isinstance(value, kind) and (name, value) != ("max_tokens", None):
+                raise ConfigError(f"--{name} is {value!r}; expected a {'whole ' if name in whole else ''}number")
         rules = (
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),

@@ -88,6 +88,18 @@ def test_a_home_that_cannot_be_written_names_what_moves_the_folder(model, tmp_pa
         imported.run_of(model)
 
 
+def test_a_link_that_leads_nowhere(model, tmp_path, monkeypatch):
+    """As an interrupted download leaves them in a cache: told where the file is needed, passed over elsewhere."""
+    monkeypatch.setenv(imported.FOLDER, str(tmp_path / "kept"))
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "README.md").symlink_to(tmp_path / "nowhere")
+    assert gpt_neo.load(str(tmp_path / "model")).step == 0
+    os.remove(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(GptNeoError, match="model.safetensors"):
+        gpt_neo.load(str(tmp_path / "model"))
+
+
 def test_what_cannot_be_converted_says_why_and_leaves_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setenv(imported.FOLDER, str(tmp_path / "kept"))
     folder = shutil.copytree(model, tmp_path / "tiny")
