@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from gpt_neo.config.network import KINDS, clashing_kinds, kinds_of
+from gpt_neo.config.schema import ACTIVATIONS
 from gpt_neo.errors import ConfigError
 
 
@@ -45,6 +46,12 @@ RULES: tuple = (
         lambda c: c.rotary_emb and c.axial_pos_emb is not None,
         "axial_pos_emb and rotary_emb exclude each other; set one",
         "rotary positions take the place of tables",
+    ),
+    Rule(
+        "moe_layers with a moe_activation that has learned numbers, or is softmax or logsoftmax",
+        lambda c: bool(c.moe_layers) and (bool(ACTIVATIONS[c.moe_activation]) or "softmax" in c.moe_activation),
+        "moe_activation {moe_activation} is none of experts: it learns numbers, or goes over the width",
+        "experts have activations that take each number by itself, such as relu, gelu and silu",
     ),
     Rule(
         "no_pos_emb with axial_pos_emb or rotary_emb",

@@ -280,7 +280,7 @@ class ModelConfig:
     entmax_alpha: float = key(1.3, "Alpha of entmax in loss and sampling; 2 is sparsemax.", low=1.01, high=2.0)
     moe_layers: tuple = key((), "Layers that hold a mixture of experts.")
     moe_params: MoeConfig = key(MoeConfig(), "Options of the mixture of experts.")
-    moe_activation: str = key("relu", "Activation inside experts.")
+    moe_activation: str = key("relu", "Activation inside experts.", choices=ACTIVATIONS)
     lora_rank: int = key(
         0,
         "Rank of adapters on the matrices of blocks; they alone are trained. 0: none.",

@@ -91,7 +91,8 @@ BAD = [
     ("moe layer", {"moe_layers": [-1]}, [], "moe_layers is (-1,); expected whole numbers from 0 to below n_layer (2)"),
     ("moe key", {"moe_params": {"num_experts": 4}}, [], "nearest known key: 'moe_num_experts'"),
     ("moe policy", {"moe_params": {"moe_second_policy_train": "some"}}, [], "allowed: all, none, threshold, random"),
-    ("moe activation", {"moe_layers": [0], "moe_activation": "step"}, [], "moe_activation is 'step'; allowed: "),
+    ("moe activation", {"moe_layers": [0], "moe_activation": "step"}, [], "key 'moe_activation' is 'step'; allowed: "),
+    ("moe learned", {"moe_layers": [0], "moe_activation": "aria"}, [], "moe_activation aria is none of experts"),
     (
         "experts",
         {"moe_layers": [0], "moe_params": {"moe_num_experts": 3}, "mesh_shape": "x:2", "layout": "batch:x,experts:x"},
