@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
@@ -38,8 +39,8 @@ def export_saved_model(
 
     serving_default: tokens int32 [batch, longest] (shorter prompts filled on the right), lengths int32 [batch],
     max_tokens int32, temperature float32 (0 takes the likeliest token), top_k int32 (0: all), top_p float32 (1: all),
-    seed int32, to tokens int32 [batch, new], filled with eos_id after the end, and lengths int32 [batch] of the new
-    tokens.
+    seed int32 (what the command line refuses of the last four is an InvalidArgumentError here), to tokens int32
+    [batch, new], filled with eos_id after the end, and lengths int32 [batch] of the new tokens.
     logits: tokens int32 [batch, n_ctx], shorter texts filled on the right, as no token sees later ones, to logits
     float32 [batch, n_ctx, vocab].
 
@@ -106,7 +107,16 @@ def serving_signature(config: ModelConfig, batch_size: int, n_ids: Optional[int]
         "top_p": tf.placeholder(tf.float32, []),
         "seed": tf.placeholder(tf.int32, []),
     }
-    how = {name: fed[name] for name in ("temperature", "top_k", "top_p", "seed")}
+    rules = [
+        tf.debugging.assert_greater_equal(fed["temperature"], 0.0, message="temperature: expected at least 0"),
+        tf.debugging.assert_less(fed["temperature"], math.inf, message="temperature: expected a finite number"),
+        tf.debugging.assert_greater_equal(fed["top_k"], 0, message="top_k: expected at least 0"),
+        tf.debugging.assert_greater(fed["top_p"], 0.0, message="top_p: expected more than 0"),
+        tf.debugging.assert_less_equal(fed["top_p"], 1.0, message="top_p: expected at most 1"),
+        tf.debugging.assert_greater_equal(fed["seed"], 0, message="seed: expected at least 0"),
+    ]
+    with tf.control_dependencies(rules):
+        how = {name: tf.identity(fed[name]) for name in ("temperature", "top_k", "top_p", "seed")}
 
     def drawn(logits: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         return choose(logits[:, :n_ids], count=count, **how)

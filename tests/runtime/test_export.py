@@ -153,6 +153,23 @@ def test_rows_end_at_the_end_of_text(served, tmp_path):
         assert count == size and row[:size] == wanted[:size] and set(row[size:]) <= {end}
 
 
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"temperature": -1.0}, "temperature: expected at least 0"),
+        ({"temperature": float("nan")}, "temperature: expected at least 0"),
+        ({"temperature": float("inf")}, "temperature: expected a finite number"),
+        ({"temperature": 1.0, "top_k": -1}, "top_k: expected at least 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p: expected more than 0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p: expected at most 1"),
+        ({"temperature": 1.0, "seed": -1}, "seed: expected at least 0"),
+    ],
+)
+def test_what_the_command_line_refuses_is_refused(served, how, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        served[2].text([[1], [2]], 3, **how)
+
+
 def test_a_prompt_without_room_is_refused(served):
     _, _, model = served
     with pytest.raises(tf.errors.InvalidArgumentError, match="leaves no room in n_ctx"):
