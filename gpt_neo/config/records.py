@@ -18,10 +18,14 @@ def require_records(run: RunConfig, key: str = "path") -> None:
       key: `path`, or `eval_path` for held-out ones.
 
     Raises:
-      ConfigError: `datasets` names none, or one whose path is a placeholder; with the command that makes records.
+      ConfigError: `datasets` names none, or one whose path is a placeholder; with the command that makes records. Or
+        none of them has held-out ones.
     """
     if not run.datasets:
         raise ConfigError(f"{run.source}: key 'datasets' names no dataset to read; {how_to_prepare(run)}")
+    if not any(getattr(config, key) for _, config in run.datasets):
+        names = ", ".join(repr(ref.name) for ref, _ in run.datasets)
+        raise ConfigError(f"dataset {names} has no {key!r}: evaluation needs held-out records")
     for ref, config in run.datasets:
         path = getattr(config, key)
         if path and PLACEHOLDER in path:

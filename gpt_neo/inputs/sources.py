@@ -145,9 +145,6 @@ def evaluation_sources(run: RunConfig) -> list[Source]:
       ConfigError: `datasets` names none, or none that has held-out records.
     """
     held_out = [(ref, config) for ref, config in run.datasets if config.eval_path]
-    if run.datasets and not held_out:
-        names = ", ".join(repr(ref.name) for ref, _ in run.datasets)
-        raise ConfigError(f"dataset {names} has no 'eval_path': evaluation needs held-out records")
     return make_sources(run, "eval_path", held_out)
 
 

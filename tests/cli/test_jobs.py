@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +17,7 @@ from gpt_neo.config.folders import model_folder
 from gpt_neo.ops.head import ALIGNED
 from gpt_neo.spmd.environment import worker_environment
 from gpt_neo.spmd.program import ROWS_OF
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,16 @@ def test_programs_are_built_for_the_platform_they_run_on(world, monkeypatch, job
     for platform in ("gpu", "cpu"):
         assert main([job, path, "--backend", "xla", "--platform", platform]) == 0
     assert seen == [ROWS_OF["gpu"], 1] and seen[0] > 1
+
+
+def test_an_evaluation_without_held_out_records_is_refused_at_once(world):
+    """Before TensorFlow is imported, which takes seconds."""
+    path = world.config("nothing_held_out", datasets=[world.dataset_config("none_held_out", eval_path=None)])
+    code = "import sys\nfrom gpt_neo.__main__ import main\n"
+    code += f"print(main(['eval', {path!r}]), 'tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stderr == "error: dataset 'none_held_out' has no 'eval_path': evaluation needs held-out records\n"
+    assert done.stdout == "2 False\n"
 
 
 @pytest.mark.parametrize("job", [["--compile_for", "v3-8"], ["--eval"], ["--export"], ["--auto_layout"]])
