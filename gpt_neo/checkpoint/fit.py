@@ -92,8 +92,10 @@ def check_scale(checkpoint: str, model: ModelConfig) -> None:
     Raises:
       CheckpointError: names lora_alpha, and its value that goes with the checkpoint.
     """
+    if not model.lora_rank:
+        return
     bundle = Bundle(checkpoint)
-    if model.lora_rank and SCALE in bundle.entries and not np.isclose(scale_of(bundle), model.lora_scale, 1e-6, 0):
+    if SCALE in bundle.entries and not np.isclose(scale_of(bundle), model.lora_scale, 1e-6, 0):
         raise CheckpointError(
             f"{checkpoint}: its adapters were trained with lora_alpha {scale_of(bundle) * model.lora_rank:g}, the "
             f"config has {model.lora_alpha:g}: set it back, or begin another run from these weights (--init_from)"
