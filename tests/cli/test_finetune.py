@@ -16,6 +16,7 @@ import pytest
 
 from gpt_neo.__main__ import main
 from gpt_neo.checkpoint.best import read_best
+from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.cli import finetune_data
 from gpt_neo.cli.finetune import training_of
 from gpt_neo.cli.options import Train
@@ -27,7 +28,7 @@ from gpt_neo.dataprep.ledger import Ledger
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.tokenizer import load_tokenizer
 from tests.checkpoint.peers import save_tiny
-from tests.conftest import ROOT
+from tests.conftest import ROOT, folder_of
 from tests.fake_hub import fake_hub
 
 transformers = pytest.importorskip("transformers")
@@ -61,7 +62,7 @@ def tuned(model, texts, tmp_path_factory):
     import io
 
     out, printed = tmp_path_factory.mktemp("tuned") / "run", io.StringIO()
-    flags = ["--held_out", "0.1", "--steps", "20", "--lr", "0.01", "--batch_size", "4", "--prompt", "The"]
+    flags = ["--held_out", "0.1", "--steps", "10", "--lr", "0.02", "--batch_size", "4", "--prompt", "The"]
     flags += ["--steps_per_checkpoint", "5"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
@@ -77,10 +78,10 @@ def rows(out):
 def test_one_command_trains_evaluates_samples_and_exports(tuned):
     out, printed, _ = tuned
     losses = {row["step"]: row["loss"] for row in rows(out)}
-    assert list(losses) == [0, 5, 10, 15, 20], "its own loss, and those of the checkpoints"
-    assert losses[20] < losses[0] - 0.5 and read_best(out).loss == min(losses.values())
+    assert list(losses) == [0, 5, 10], "its own loss, and those of the checkpoints"
+    assert losses[10] < losses[0] - 0.5 and read_best(out).loss == min(losses.values())
     assert printed.count("verified  logits differ by at most") == 2 and "weights   those of step 0" in printed
-    assert "tokens read / tokens in the records 1.000" in printed and "sample    step 20: The" in printed
+    assert "tokens read / tokens in the records 1.000" in printed and "sample    step 10: The" in printed
     best = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(out, "hf"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(os.path.join(out, "hf"))
     ids = tokenizer("The value of the", return_tensors="pt").input_ids
@@ -154,35 +155,15 @@ def test_texts_that_are_not_there_are_told_before_a_model_is_made(model, tmp_pat
     assert capsys.readouterr().err == "error: --data 'nowhere': no files there\n" and not os.listdir(tmp_path)
 
 
-def test_a_run_is_tuned_too(trained, texts, tmp_path, capsys):
-    from tests.conftest import folder_of
-
+@pytest.mark.slow
+def test_a_run_is_tuned_to_the_end(trained, texts, tmp_path, capsys):
     out = str(tmp_path / "more")
-    words = ["finetune", folder_of(trained), "--data", texts, "--out", out, "--steps", "2", "--held_out", "0"]
+    words = ["finetune", folder_of(trained), "--data", texts, "--out", out, "--steps", "1", "--held_out", "0"]
     assert main([*words, "--verify", "none"]) == 0
     printed = capsys.readouterr().out
     assert f"weights of step 20 of {folder_of(trained)}" in printed and "held out" not in printed
     assert os.path.isfile(os.path.join(out, "hf", "model.safetensors"))
     assert main(["finetune", str(tmp_path / "nothing"), "--data", texts, "--out", str(tmp_path / "x")]) == 2
-
-
-def test_a_kill_between_records_and_held_out_ones(model, texts, tmp_path, monkeypatch):
-    """The same command goes on from the records that are there."""
-    prepare, made = finetune_data.prepare_with_bar, []
-
-    def killed(options, restart):
-        if made:
-            raise KeyboardInterrupt
-        made.append(options.name)
-        return prepare(options, restart)
-
-    words = ["finetune", model, "--data", texts, "--held_out", "0.1", "--steps", "1", "--batch_size", "2"]
-    words += ["--prompt", "The", "--verify", "none", "--out", str(tmp_path / "run")]
-    monkeypatch.setattr(finetune_data, "prepare_with_bar", killed)
-    assert main(words) == 130 and made == ["train"]
-    monkeypatch.setattr(finetune_data, "prepare_with_bar", prepare)
-    assert main(words) == 0
-    assert os.path.isfile(tmp_path / "run" / "hf" / "model.safetensors")
 
 
 class Killed(BaseException):
@@ -193,6 +174,46 @@ class Killed(BaseException):
 def untrained(monkeypatch):
     """A fine-tune ends, with status 3, where training would begin."""
     monkeypatch.setattr("gpt_neo.cli.finetune.train", lambda *words: 3)
+
+
+def test_a_run_is_tuned_too(trained, texts, tmp_path, capsys, untrained):
+    """From the weights of its newest checkpoint."""
+    out = str(tmp_path / "more")
+    words = ["finetune", folder_of(trained), "--data", texts, "--out", out, "--steps", "1", "--held_out", "0"]
+    assert main(words) == 3
+    assert f"weights of step 20 of {folder_of(trained)}" in capsys.readouterr().out
+    made, source = (Bundle(os.path.join(*at)) for at in ((out, "model.ckpt-0"), (folder_of(trained), "model.ckpt-20")))
+    names = [name for name in made.names() if name.startswith("gpt2/")]
+    assert len(names) > 20 and all((made.read(name) == source.read(name)).all() for name in names)
+    with open(os.path.join(out, "config.json"), encoding="utf-8") as handle:
+        settings = json.load(handle)
+    assert (settings["eval_steps"], settings["train_steps"], settings["n_embd"]) == (0, 1, 16)
+
+
+def test_a_kill_between_records_and_held_out_ones(model, texts, tmp_path, monkeypatch, untrained):
+    """The same command goes on from the records that are there."""
+    prepare, made = finetune_data.prepare_with_bar, []
+
+    def killed(options, restart):
+        if made == ["train"]:
+            raise KeyboardInterrupt
+        made.append(options.name)
+        return prepare(options, restart)
+
+    out = tmp_path / "run"
+    words = ["finetune", model, "--data", texts, "--held_out", "0.1", "--steps", "1", "--batch_size", "2"]
+    words += ["--prompt", "The", "--verify", "none", "--out", str(out)]
+    monkeypatch.setattr(finetune_data, "prepare_with_bar", killed)
+    assert main(words) == 130 and made == ["train"]
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "data").glob("train_*")}
+    made[:] = ["again"]
+    assert main(words) == 3 and made == ["again", "held_out"]
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "data").glob("train_*")} == before
+    for start, documents in (("train", 18), ("held_out", 2)):
+        account = json.loads((out / "data" / f"{start}_manifest.json").read_text())["account"]
+        rows = [row for path in (out / "data").glob(f"{start}_*.tfrecords") for row in read_records(str(path))]
+        assert (account["documents_in"], account["records_written"]) == (documents, len(rows))
+    assert json.loads((out / "config.json").read_text())["eval_steps"] > 0
 
 
 def test_a_kill_while_texts_are_tokenized(model, texts, tmp_path, monkeypatch, untrained):
@@ -280,7 +301,7 @@ def test_adapters_of_a_chat_set(model, tmp_path, capsys):
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = str(tmp_path / "run")
     words = ["finetune", model, "--data", str(tmp_path / "chats.jsonl"), "--out", out, "--steps", "20", "--lora", "4"]
-    assert main([*words, "--lr", "0.03", "--batch_size", "4", "--steps_per_checkpoint", "10"]) == 0
+    assert main([*words, "--lr", "0.03", "--batch_size", "4", "--steps_per_checkpoint", "20"]) == 0
     losses = {row["step"]: row["loss"] for row in rows(out)}
     assert losses[max(losses)] < losses[0] - 0.1
 

@@ -1,5 +1,7 @@
 """A Hugging Face folder, or a name on its hub, where a run is read: one command, nothing made by hand."""
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import pytest
 
 import gpt_neo
+from gpt_neo.__main__ import main
 from gpt_neo.cli import imported
 from gpt_neo.errors import ConfigError, GptNeoError
 from tests.checkpoint.peers import save_tiny
@@ -61,6 +64,13 @@ def test_a_name_on_the_hub_is_sampled(model, continued, tmp_path):
     assert len(error.strip().splitlines()) == 1
 
 
+def convert_here(source, folder):
+    """As `imported.convert`, whose process has everything to import once more."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["import-hf", source, folder]) == 0
+    return []
+
+
 def test_a_folder_is_loaded_and_followed(model, continued, tmp_path, monkeypatch, capfd):
     """From Python, silently; another model under the same path is another run."""
     monkeypatch.setenv(imported.FOLDER, str(tmp_path / "kept"))
@@ -75,6 +85,7 @@ def test_a_folder_is_loaded_and_followed(model, continued, tmp_path, monkeypatch
         theirs.transformer.wte.weight.add_(torch.randn(theirs.transformer.wte.weight.shape))
     theirs.save_pretrained(folder)
     capfd.readouterr()  # their progress
+    monkeypatch.setattr(imported, "convert", convert_here)
     second = gpt_neo.load(str(folder))
     assert second.folder != first.folder
     assert second.logprobs(PROMPT).total != pytest.approx(first.logprobs(PROMPT).total, rel=1e-3)
