@@ -1,8 +1,11 @@
 """Held-out losses, samples, the best checkpoint and patience while a run trains; what an evaluation leaves alone."""
 
+import contextlib
 import glob
+import io
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -22,6 +25,7 @@ from gpt_neo.runtime.mesh import MeshPlan
 from tests.conftest import folder_of
 
 ROUGH = {"lr": 1.0, "lr_decay": "none", "warmup_steps": 6, "gradient_clipping": None}  # it does not get better for long
+ONE = {"n_layer": 1, "attention_types": "global"}  # what is evaluated is no matter here
 
 
 def rows_of(path, name):
@@ -34,7 +38,7 @@ def watched(world):
     """A run with an evaluation and a sample every 4 steps, whatever the number in predict_steps."""
     from gpt_neo.cli.main import main
 
-    path = world.config("during", eval_steps=2, predict_steps=1000, train_steps=12)
+    path = world.config("during", eval_steps=2, predict_steps=1000, train_steps=12, **ONE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
         assert main(["--model", path, "--steps_per_checkpoint", "4", "--steps_per_log", "3"]) == 0
@@ -70,7 +74,7 @@ def test_on_a_tpu_training_and_evaluation_take_turns(watched, world, command, mo
         real(job, limit, keep)
 
     monkeypatch.setattr(train, "evaluate_records", evaluate)
-    path = world.config("in_turn", eval_steps=2, train_steps=12)
+    path = world.config("in_turn", eval_steps=2, train_steps=12, **ONE)
     words = ("--model", path, "--tpu", "mine", "--steps_per_checkpoint", 4)
     assert command(*words) == 143 and evaluated == [4]
     assert "stopped   by SIGTERM: step 4 is saved" in capsys.readouterr().out
@@ -92,7 +96,7 @@ def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(world, comm
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, step)
 
-    path = world.config("asked", eval_steps=2, train_steps=8)
+    path = world.config("asked", eval_steps=2, train_steps=8, **ONE)
     words = ("--model", path, "--steps_per_checkpoint", 4)
     with monkeypatch.context() as patch:
         patch.setattr(DuringTraining, "__call__", signalled)
@@ -136,50 +140,61 @@ def test_a_read_only_evaluation_leaves_the_best_as_it_was(watched, world, comman
     assert read_best(folder).step == 4 and os.path.isfile(os.path.join(folder, "best-12", "model.ckpt-12.index"))
 
 
-def test_a_finished_run_evaluates_nothing_twice(world, command, capsys):
-    path = world.config("once", eval_steps=1, train_steps=4)
-    assert command("--model", path, "--steps_per_checkpoint", 2) == 0
-    assert command("--model", path, "--steps_per_checkpoint", 2) == 0
-    assert [row["step"] for row in rows_of(path, "eval_once.jsonl")] == [2, 4]
+def test_a_finished_run_evaluates_nothing_twice(watched, command, capsys):
+    assert command("--model", watched, "--steps_per_checkpoint", 4) == 0
+    assert [row["step"] for row in rows_of(watched, "eval_during.jsonl")] == [4, 8, 12]
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_patience(world, command, capsys):
-    path = world.config("rough", eval_steps=1, train_steps=40, seed=1, **ROUGH)
+@pytest.fixture(scope="module")
+def impatient(world):
+    """(config, flags, what was printed) of a run that --patience ended."""
+    from gpt_neo.cli.main import main
+
+    path = world.config("rough", eval_steps=1, train_steps=40, seed=1, **ROUGH, **ONE)
     flags = ["--model", path, "--steps_per_checkpoint", "2", "--patience", "3"]
-    assert command(*flags) == 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+        assert main(flags) == 0
+    return path, flags, printed.getvalue()
+
+
+def test_patience(impatient, command, capsys):
+    path, flags, out = impatient
     best, losses = read_best(folder_of(path)), {row["step"]: row["loss"] for row in rows_of(path, "eval_rough.jsonl")}
     assert best.loss == min(losses.values()) and len(best.worse) == 3 and len(losses) >= 4
     last = max(losses)
     assert best.step == last - 6 < 34, "three evaluations of two steps each after the best"
     assert max(map(step_of, checkpoints_of(folder_of(path)))) == last
-    out = capsys.readouterr().out
     assert f"training ends at step {last}" in out and f"trained   {last} steps" in out
     assert command(*flags) == 0 and "--patience 3 ended the run" in capsys.readouterr().out
     assert command("--model", path, "--patience", "3", "--set", "eval_steps=0") == 2
     assert "--patience needs eval_steps" in capsys.readouterr().err
 
 
-def test_a_run_that_is_taken_back_evaluates_its_new_course(world, command, capsys):
+def test_a_run_that_is_taken_back_evaluates_its_new_course(impatient, command, capsys, tmp_path):
     """With the later checkpoints deleted and a lower rate, the same steps come again, of other weights."""
-    path = world.config("back", eval_steps=1, train_steps=8, seed=1, **ROUGH)
-    flags = ("--model", path, "--steps_per_checkpoint", "2", "--patience", "2")
-    assert command(*flags) == 0
-    folder, rows = folder_of(path), rows_of(path, "eval_back.jsonl")
-    best = read_best(folder)
-    assert (best.step, best.worse) == (2, (4, 6)), "it became worse at once"
-    for later in glob.glob(os.path.join(folder, "model.ckpt-[46].*")):
-        os.remove(later)
-    capsys.readouterr()
-    assert command(*flags, "--set", "lr=0.001") == 0
+    path, flags, _ = impatient
+    rows, folder = rows_of(path, "eval_rough.jsonl"), shutil.copytree(folder_of(path), tmp_path / "back")
+    best = read_best(str(folder))
+    again = [best.step + 2, best.step + 4, best.step + 6]
+    assert list(best.worse) == again, "it became worse at once"
+    for step in again:
+        for later in glob.glob(os.path.join(folder, f"model.ckpt-{step}.*")):
+            os.remove(later)
+    assert max(map(step_of, checkpoints_of(str(folder)))) == best.step
+    assert (
+        command(*flags, "--set", f"model_path={folder}", "--set", "lr=0.001", "--set", f"train_steps={again[2]}") == 0
+    )
     assert "nothing to do" not in capsys.readouterr().out
-    again = rows_of(path, "eval_back.jsonl")[len(rows) :]
-    assert [row["step"] for row in again] == [4, 6, 8]
-    assert again[0]["loss"] < rows[1]["loss"] and again[1]["loss"] < rows[2]["loss"]
+    with open(folder / "eval_rough.jsonl", encoding="utf-8") as handle:
+        new = [json.loads(line) for line in handle][len(rows) :]
+    assert [row["step"] for row in new] == again
+    assert all(row["loss"] < old["loss"] for row, old in zip(new[:2], rows[-3:]))
 
 
 def test_a_run_that_cannot_sample_trains_all_the_same(world, command, capsys):
     other = world.dataset_config("of_gpt2", tokenizer_path=None)
-    path = world.config("wordless", predict_steps=1, train_steps=1, datasets=[other])
+    path = world.config("wordless", predict_steps=1, train_steps=1, datasets=[other], **ONE)
     assert command("--model", path) == 0
     assert "no samples during training: dataset 'of_gpt2'" in capsys.readouterr().out
