@@ -106,7 +106,12 @@ BAD = [
         "layout puts experts and expert_hidden on 'x'",
     ),
     ("layouts", {"mesh_shape": "", "layout": ""}, ["--auto_layout"], "a layout needs several devices"),
-    ("not a number", {"lr": 1e30, "gradient_clipping": None, "lr_decay_end": 5}, [], "the loss is"),
+    (
+        "not a number",
+        {"lr": 1e30, "gradient_clipping": None, "lr_decay_end": 5, "n_layer": 1, "attention_types": "global"},
+        [],
+        "the loss is",
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ from gpt_neo.cli.options import RunOptions, Train
 from gpt_neo.cli.parser import parse
 from gpt_neo.tracking.runs import load_runs
 
-STEPS, KILLED_AT = 300, 30
+STEPS, KILLED_AT = 100, 25
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def hit_once(started, model, number):
 
 def test_a_killed_training_goes_on_and_is_recorded(world, command, started, tmp_path, capsys, monkeypatch):
     model = tmp_path / "model"
-    path = world.config("watched", train_steps=STEPS, eval_steps=1, model_path=str(model))
+    one = {"n_layer": 1, "attention_types": "global"}
+    path = world.config("watched", train_steps=STEPS, eval_steps=1, model_path=str(model), **one)
 
     hit_once(started, model, signal.SIGKILL)
     place, url = str(tmp_path / "experiments"), f"sqlite:///{tmp_path}/runs.db"

@@ -2,12 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from gpt_neo.config import load_config
 from gpt_neo.mtf_compat import tf
-from tests.cli.test_main import log_of, run_main
+from tests.cli.test_main import log_of
+from tests.conftest import ROOT
 
 OPTIONS = {
     "moe_layers": [1],
@@ -25,7 +28,9 @@ OPTIONS = {
 def spread(world):
     """Trained for 10 steps on two devices."""
     path = world.config("experts", **OPTIONS)
-    done = run_main("--model", path, "--gpu_ids", "cpu:0", "cpu:1", "--set", "train_steps=10")
+    words = ["--model", path, "--gpu_ids", "cpu:0", "cpu:1", "--set", "train_steps=10"]
+    main = [sys.executable, os.path.join(ROOT, "main.py")]
+    done = subprocess.run([*main, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return path
 

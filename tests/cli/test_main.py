@@ -21,6 +21,8 @@ from gpt_neo.runtime.predict_step import load_weights
 from gpt_neo.tokenizer import load_tokenizer
 from tests.conftest import N_CTX, N_VOCAB, ROOT
 
+ONE = {"n_layer": 1, "attention_types": "global"}
+
 
 def weights_of(folder, step):
     reader = tf.train.load_checkpoint(os.path.join(folder, f"model.ckpt-{step}"))
@@ -31,19 +33,12 @@ def log_of(folder):
     return [json.loads(line) for line in open(os.path.join(folder, "train_log.jsonl"), encoding="utf-8")]
 
 
-def logits_of(path, tokens):
+def logits_of(path, tokens, step=20):
     run = load_config(path)
     with tf.Graph().as_default(), tf.Session() as session:
         logits = build_logits(tf.constant(tokens, tf.int32), run.model)
-        load_weights(session, os.path.join(run.training.model_path, "model.ckpt-20"))
+        load_weights(session, os.path.join(run.training.model_path, f"model.ckpt-{step}"))
         return session.run(logits)
-
-
-def test_a_run_goes_on_where_it_stopped(world, command, capsys):
-    path = world.config("halves", train_steps=4)  # that it is the same run, tests/runtime/test_resume.py shows
-    assert command("--model", path, "--set", "train_steps=2") == 0
-    assert command("--model", path) == 0
-    assert "steps 2 to 4" in capsys.readouterr().out
 
 
 def test_training_learns_and_ends(trained, command, capsys):
@@ -168,47 +163,63 @@ def test_layout_search(command, capsys):
     assert 'for the config: "mesh_shape":' in out
 
 
-def test_new_deletes_checkpoints_and_nothing_else(world, command, capsys):
-    path = world.config("anew", train_steps=2)
-    folder = load_config(path).training.model_path
-    assert command("--model", path) == 0
+def test_new_deletes_checkpoints_and_nothing_else(trained, world, command, capsys, tmp_path):
+    folder = str(tmp_path / "run")
+    shutil.copytree(load_config(trained).training.model_path, folder)
+    path = world.config("anew", train_steps=2, model_path=folder, **ONE)
     keep = os.path.join(folder, "notes.txt")
     open(keep, "w").write("mine")
     assert command("--model", path, "--new") == 2
-    assert "add --yes" in capsys.readouterr().err and glob.glob(os.path.join(folder, "model.ckpt-2.index"))
+    assert "add --yes" in capsys.readouterr().err and glob.glob(os.path.join(folder, "model.ckpt-20.index"))
     assert command("--model", path, "--new", "--yes") == 0
     assert "steps 0 to 2" in capsys.readouterr().out and os.path.exists(keep)
+    assert not glob.glob(os.path.join(folder, "model.ckpt-20.*"))
 
 
-def run_main(*argv, **options):
-    return subprocess.run(
-        [sys.executable, os.path.join(ROOT, "main.py"), *map(str, argv)],
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
+# main.py twice in one process of two devices: to train, and to sample with the model split over them.
+TWICE = """
+import runpy, sys
+at = sys.argv.index("then")
+for words in (sys.argv[1:at], sys.argv[at + 1 :]):
+    sys.argv = ["main.py", *words]
+    try:
+        runpy.run_path("main.py", run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
 
 
-def test_two_devices_equal_one(world, trained):
-    path = world.config("spread", mesh_shape="x:2")
-    done = run_main("--model", path, "--gpu_ids", "cpu:0", "cpu:1")
+def test_two_devices_equal_one(world, command, capsys):
+    paths = [
+        world.config("spread", mesh_shape="x:2", train_steps=6, **ONE),
+        world.config("alone", train_steps=6, **ONE),
+    ]
+    assert command("--model", paths[1]) == 0
+    devices = ["--gpu_ids", "cpu:0", "cpu:1"]
+    argv = ["--model", paths[1], "--predict", "--temperature", "0", "--max_tokens", "8", "--prompt", "The if"]
+    split = ["--set", "mesh_shape=x:2", "--set", "layout=heads:x"]
+    words = ["--model", paths[0], *devices, "then", *argv, *split, *devices]
+    done = subprocess.run([sys.executable, "-c", TWICE, *words], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and "/device:CPU:0, /device:CPU:1" in done.stdout
-    folders = [load_config(p).training.model_path for p in (path, trained)]
-    spread, alone = (weights_of(folder, 20) for folder in folders)
+    spread, alone = (weights_of(load_config(path).training.model_path, 6) for path in paths)
     assert set(spread) == set(alone)
     for name in alone:
         np.testing.assert_allclose(spread[name], alone[name], atol=1e-4, err_msg=name)
     # saved on two devices and read on one, and the other way round
     tokens = np.random.RandomState(0).randint(0, N_VOCAB, [2, N_CTX]).astype(np.int32)
-    np.testing.assert_allclose(logits_of(path, tokens), logits_of(trained, tokens), atol=1e-3)
-    argv = ["--model", trained, "--predict", "--temperature", 0, "--max_tokens", 8, "--prompt", "The if"]
-    texts = [
-        run_main(*argv, *more).stdout.partition("--- sample")[2].partition("---\n")[0]
-        for more in ([], ["--set", "mesh_shape=x:2", "--set", "layout=heads:x", "--gpu_ids", "cpu:0", "cpu:1"])
-    ]
-    assert texts[0] == texts[1] != ""
+    one, other = (logits_of(path, tokens, 6) for path in paths)
+    np.testing.assert_allclose(one, other, atol=1e-3)
+    capsys.readouterr()
+    assert command(*argv) == 0
+    texts = [text_of(out) for out in (done.stdout, capsys.readouterr().out)]
+    assert texts[0] == texts[1] and texts[0].startswith("The if") and len(texts[0]) > len("The if")
+
+
+def text_of(out):
+    """The only sample that was printed."""
+    return out.partition("--- sample")[2].partition("\n")[2].partition("\n---\n")[0]
 
 
 def test_help_is_instant_and_imports_no_tensorflow():
@@ -257,8 +268,10 @@ def test_a_folder_whose_name_is_a_pattern(trained, command, capsys, tmp_path):
 
 def test_slots_that_start_anew_are_told(world, command, capsys):
     """As --backend xla does, where a run goes on with another optimizer."""
-    path = world.config("another", train_steps=1, opt_name="adam")
+    path = world.config("another", train_steps=1, opt_name="adam", **ONE)
     assert command("--model", path) == 0
     assert "slots" not in capsys.readouterr().out.split("weights   random")[1]
     assert command("--model", path, "--set", "opt_name=lion", "--set", "train_steps=2") == 0
-    assert re.search(r"note      \d+ optimizer slots are missing: they start at 0\n", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert "steps 1 to 2" in out  # that it is the same run, tests/runtime/test_resume.py shows
+    assert re.search(r"note      \d+ optimizer slots are missing: they start at 0\n", out)

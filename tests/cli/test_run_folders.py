@@ -14,6 +14,8 @@ from gpt_neo.config.folders import model_folder
 from gpt_neo.errors import ConfigError
 from tests.conftest import ROOT, folder_of
 
+ONE = {"n_layer": 1, "attention_types": "global"}
+
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
@@ -51,7 +53,7 @@ def test_a_copy_is_read_where_it_lies(trained, copy, capsys):
 def test_a_moved_run_goes_on(world, tmp_path, monkeypatch, capsys):
     """Its model_path may have been relative to another working directory, too."""
     monkeypatch.chdir(tmp_path)
-    path = world.config("moving", model_path="runs/here", train_steps=2)
+    path = world.config("moving", model_path="runs/here", train_steps=2, **ONE)
     assert main(["train", path]) == 0
     shutil.move("runs/here", "there")
     os.makedirs("other")
@@ -77,7 +79,7 @@ def test_a_record_alone_names_the_place_of_its_run(trained, copy, tmp_path):
 def test_what_a_run_was_trained_with_stays(world, capsys):
     """Keys at their defaults are left out of records; none may be read as what the 2021 program took in their place."""
     keys = {"ada_epsilon1": 1e-20, "ada_epsilon2": 1e-2, "weight_decay": 0.1, "adafactor_legacy_lr": False}
-    path = world.config("defaults", train_steps=1, opt_name="adafactor", lr_decay="none", **keys)
+    path = world.config("defaults", train_steps=1, opt_name="adafactor", lr_decay="none", **keys, **ONE)
     assert main(["train", path]) == 0
     capsys.readouterr()
     first, again = load_config(path), load_config(folder_of(path))
@@ -126,7 +128,7 @@ def test_held_out_records_are_remembered(copy, world, monkeypatch, tmp_path, cap
 
 def test_what_does_nothing_is_told(world, capsys):
     world.dataset_config("bare", eval_path=None)
-    path = world.config("idle", train_steps=1, eval_steps=2, datasets=["bare"], freeze=["nomatch", "wpe"])
+    path = world.config("idle", train_steps=1, eval_steps=2, datasets=["bare"], freeze=["nomatch", "wpe"], **ONE)
     assert main(["train", path]) == 0
     printed = capsys.readouterr()
     assert "no dataset has an eval_path: nothing is evaluated" in printed.out + printed.err
