@@ -17,7 +17,7 @@ from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, check_layout
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.runtime.train_step import build_train_step
 from gpt_neo.sampling.filters import SampleOptions
-from tests.model.test_decode import save_random, uncached
+from tests.model.tools import plain_session, save_random, set_values, uncached
 
 KINDS = ("linear", "gla", "none", "global", "local")
 
@@ -36,17 +36,17 @@ def make_config(n_ctx=100, kinds=KINDS, **changes):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def sampled(tmp_path_factory):
+    """A sampler of three rows, tokens [3, 95], and the whole network's logits of them."""
     config = make_config(gla_params=GlaParams(num_heads=4))
-    return config, save_random(config, str(tmp_path_factory.mktemp("stateful")))
+    checkpoint = save_random(config, str(tmp_path_factory.mktemp("stateful")))
+    tokens = np.random.RandomState(1).randint(0, 48, [3, 95]).astype(np.int32)
+    return Sampler(config, checkpoint, batch_size=3), tokens, uncached(config, checkpoint, tokens)
 
 
 @pytest.mark.parametrize("prompt", [64, 70])
-def test_every_step_equals_uncached(saved, prompt):
-    config, checkpoint = saved
-    tokens = np.random.RandomState(1).randint(0, 48, [2, 95]).astype(np.int32)
-    expected = uncached(config, checkpoint, tokens)
-    sampler = Sampler(config, checkpoint, batch_size=2)
+def test_every_step_equals_uncached(sampled, prompt):
+    sampler, tokens, expected = sampled
     logits, slot, start = sampler.prefill([row[:prompt] for row in tokens])
     np.testing.assert_allclose(logits, expected[:, prompt - 1], atol=1e-4, rtol=1e-4)
     for at in range(prompt, 95):
@@ -55,20 +55,17 @@ def test_every_step_equals_uncached(saved, prompt):
         np.testing.assert_allclose(logits, expected[:, at], atol=1e-4, rtol=1e-4)
 
 
-def test_ragged_batches_and_used_samplers_equal_rows_alone(saved):
-    config, checkpoint = saved
-    rng = np.random.RandomState(2)
-    prompts = [rng.randint(0, 48, n).tolist() for n in (1, 80, 13)]
-    together, alone = Sampler(config, checkpoint, batch_size=3), Sampler(config, checkpoint)
+def test_ragged_batches_and_used_samplers_equal_rows_alone(sampled):
+    sampler, tokens, expected = sampled
+    lengths = (1, 80, 13)
     for _ in range(2):  # the second time, the states of the first have to be gone
-        logits, slot, start = together.prefill(prompts)
-        token = np.array([[3], [4], [5]], np.int32)
-        following = together.run(token, slot, start)
-        for row, prompt in enumerate(prompts):
-            np.testing.assert_allclose(logits[row], alone.prefill([prompt])[0][0], atol=1e-4, rtol=1e-4)
-            again, _, _ = alone.prefill([[*prompt, int(token[row, 0])]])
-            np.testing.assert_allclose(following[row], again[0], atol=1e-4, rtol=1e-4)
-        list(together.generate([[1, 2]], SampleOptions(max_tokens=5)))
+        logits, slot, start = sampler.prefill([row[:length] for row, length in zip(tokens, lengths)])
+        token = np.array([[row[length]] for row, length in zip(tokens, lengths)], np.int32)
+        following = sampler.run(token, slot, start)
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(logits[row], expected[row, length - 1], atol=1e-4, rtol=1e-4)
+            np.testing.assert_allclose(following[row], expected[row, length], atol=1e-4, rtol=1e-4)
+        list(sampler.generate([[1, 2]], SampleOptions(max_tokens=5)))
 
 
 def test_a_layer_without_attention_doubles_the_stream():
@@ -104,13 +101,13 @@ def first_step(config, mesh=None, precision="float32"):
         (),
     )
     data = np.random.RandomState(0).randint(0, 48, [4, config.n_ctx + 1])
-    with tf.Graph().as_default(), tf.Session() as session:
+    with tf.Graph().as_default(), plain_session() as session:
         batch = tf.placeholder(tf.int32, data.shape)
         step = build_train_step(batch, run, LocalPlacement(MeshPlan()))
         session.run(tf.global_variables_initializer())
         trainable = [v for v in tf.global_variables() if "adam" not in v.name and v.op.name != "global_step"]
-        for i, v in enumerate(trainable):
-            v.load(np.random.RandomState(i).normal(0, 0.3, v.shape.as_list()), session)
+        random = [np.random.RandomState(i).normal(0, 0.3, v.shape.as_list()) for i, v in enumerate(trainable)]
+        set_values(session, zip(trainable, random))
         session.run(step.lowering.copy_masters_to_slices())
         loss, _ = session.run([step.loss, step.train], {batch: data})
         return [loss, *session.run(trainable)]
@@ -121,9 +118,8 @@ def test_recomputation_microbatches_and_bfloat16():
     again = dataclasses.replace(config, recompute_grad=True)
     plain = first_step(config)
     assert all(np.isfinite(x).all() for x in plain)
-    for other in (first_step(again), first_step(again, MeshConfig(tokens_per_mb_per_replica=70))):
-        for a, b in zip(plain, other):
-            np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    for a, b in zip(plain, first_step(again, MeshConfig(tokens_per_mb_per_replica=70))):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
     narrow = first_step(config, precision="bfloat16")
     assert abs(float(plain[0]) - float(narrow[0])) < 0.02
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in narrow)

@@ -4,7 +4,8 @@ import os
 
 import numpy as np
 
-from gpt_neo.config.network import under
+from gpt_neo.checkpoint.bundle import BundleWriter
+from gpt_neo.config.network import under, variables_of
 from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.parameters import Parameters, plain
 from gpt_neo.runtime import network
@@ -23,15 +24,30 @@ def parameters(mesh, variables, scope):
     return Parameters(mesh, under(scope, variables), tf.float32, plain, scope)
 
 
+def plain_session(devices=1):
+    """A session on so many CPU devices that runs its graph as it is: the optimizer takes longer than a test's steps."""
+    options = tf.ConfigProto(device_count={"CPU": devices})
+    options.graph_options.rewrite_options.disable_meta_optimizer = True
+    return tf.Session(config=options)
+
+
+def set_values(session, pairs):
+    """Give each variable of (variable, value) its value, in one run, as each run of its own takes the graph anew."""
+    pairs = list(pairs)
+    feeds = {variable.initializer.inputs[1]: value for variable, value in pairs}
+    session.run([variable.initializer for variable, _ in pairs], feeds)
+
+
 def save_weights(config, folder, choose):
-    """A checkpoint whose variables are choose(name, shape); returns its path."""
+    """A checkpoint whose variables are choose(name, shape), written without a graph; returns its path."""
+    os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "model.ckpt-0")
-    with tf.Graph().as_default(), tf.Session() as session:
-        forward(tf.zeros([1, config.n_ctx], tf.int32), config)
-        session.run(tf.global_variables_initializer())
-        for v in tf.global_variables():
-            session.run(v.initializer, {v.initializer.inputs[1]: choose(v.op.name, v.shape.as_list())})
-        tf.train.Saver().save(session, path, write_meta_graph=False)
+    writer = BundleWriter(path)
+    for name, variable in variables_of(config).items():
+        value = np.ascontiguousarray(choose(name, list(variable.shape)), np.float32)
+        writer.add(name, variable.shape, value.dtype, [value])
+    writer.finish()
+    tf.train.update_checkpoint_state(folder, path)
     return path
 
 
@@ -43,7 +59,7 @@ def save_random(config, folder, seed=0, scale=0.5):
 
 def uncached(config, checkpoint, tokens):
     """Logits [batch, sequence, vocab] of whole sequences."""
-    with tf.Graph().as_default(), tf.Session() as session:
+    with tf.Graph().as_default(), plain_session() as session:
         logits = forward(tf.constant(tokens), config)
         load_weights(session, checkpoint)
         return session.run(logits)
