@@ -6,6 +6,7 @@ import numpy as np
 
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.kernels import inlined
+from tests.model.tools import plain_session, set_values
 
 
 def evaluate(graph, mesh, tensors, sizes, names, weights):
@@ -21,15 +22,13 @@ def evaluate(graph, mesh, tensors, sizes, names, weights):
     with inlined() if sizes else contextlib.nullcontext():  # each device would compile every kernel again
         lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
         fetches = [lowering.export_to_tf_tensor(tensor) for tensor in tensors]
-    options = tf.ConfigProto(device_count={"CPU": 4})
-    options.graph_options.rewrite_options.disable_meta_optimizer = True  # it takes longer than what it improves
-    with tf.Session(config=options) as session:
+    with plain_session(devices=4) as session:
         session.run(tf.global_variables_initializer())
         for variable in tf.global_variables():
-            name = variable.op.name
-            if name not in weights:
-                weights[name] = np.random.RandomState(len(weights)).normal(0, 0.3, variable.shape.as_list())
-            variable.load(weights[name], session)
+            if variable.op.name not in weights:
+                random = np.random.RandomState(len(weights)).normal(0, 0.3, variable.shape.as_list())
+                weights[variable.op.name] = random
+        set_values(session, [(variable, weights[variable.op.name]) for variable in tf.global_variables()])
         session.run(lowering.copy_masters_to_slices())
         return session.run(fetches)
 

@@ -19,7 +19,7 @@ def initial(changes):
         tf.set_random_seed(1)
         forward(tf.zeros([1, T], tf.int32), config)
         session.run(tf.global_variables_initializer())
-        values = {v.op.name: session.run(v) for v in tf.global_variables()}
+        values = session.run({v.op.name: v for v in tf.global_variables()})
     assert count_parameters(config) == sum(value.size for value in values.values())
     return values
 
