@@ -16,6 +16,7 @@ from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.kernels import inlined
 from gpt_neo.runtime.train_step import loss_and_gradients
 from tests.model.options import make_run
+from tests.model.tools import plain_session, set_values
 
 PLAIN = {"recompute_grad": False, "tokens_per_mb_per_replica": None}
 
@@ -25,9 +26,7 @@ def loss_and_gradients_over(changes, sizes, names, weights):
     run = make_run(changes)
     count = int(np.prod(sizes))
     tokens = np.random.RandomState(0).randint(0, run.model.n_vocab, (4, run.model.n_ctx + 1)).astype(np.int32)
-    options = tf.ConfigProto(device_count={"CPU": max(4, count)})
-    options.graph_options.rewrite_options.disable_meta_optimizer = True  # it takes longer than what it improves
-    with tf.Graph().as_default(), tf.Session(config=options) as session:
+    with tf.Graph().as_default(), plain_session(devices=4) as session:
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
         dims = make_dims(run.model, 4)
@@ -46,11 +45,12 @@ def loss_and_gradients_over(changes, sizes, names, weights):
             lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
             fetches = [lowering.export_to_tf_tensor(t) for t in [loss, *grads]]
         session.run(tf.global_variables_initializer())
-        for variable in [v.get_master() for v in graph.trainable_variables]:
-            shape = variable.shape.as_list()
+        masters = [v.get_master() for v in graph.trainable_variables]
+        for variable in masters:
             if variable.op.name not in weights:
-                weights[variable.op.name] = np.random.RandomState(len(weights)).normal(0, 0.3, shape)
-            session.run(variable.initializer, {variable.initializer.inputs[1]: weights[variable.op.name]})
+                random = np.random.RandomState(len(weights)).normal(0, 0.3, variable.shape.as_list())
+                weights[variable.op.name] = random
+        set_values(session, [(variable, weights[variable.op.name]) for variable in masters])
         session.run(lowering.copy_masters_to_slices())
         return session.run(fetches)
 
