@@ -8,24 +8,26 @@ import sys
 import numpy as np
 import pytest
 
-LAYOUTS = [([2, 2], "batch,heads"), ([2, 2], "embd,vocab"), ([3], "memory_length"), ([2, 2], "sequence,memory_length")]
-# Parts of those above, and other sizes: in the slow tests.
-MORE_LAYOUTS = [
-    ([2], "batch"),
-    ([2], "heads"),
-    ([2], "embd"),
-    ([2], "vocab"),
-    ([4], "batch"),
-    ([4], "heads"),
-    ([4], "embd"),
-    ([2], "memory_length"),
-    ([2, 2], "batch,vocab"),
-    ([2, 2], "heads,memory_length"),
-    ([2, 2], "features_per_head,memory_length"),
+# (kinds of attention, mesh sizes, dimensions split)
+LAYOUTS = [
+    ("local", [2, 2], "batch,heads"),
+    ("global", [2, 2], "embd,vocab"),
+    ("global,local", [2, 2], "sequence,memory_length"),
+    # Whatever is split, linear and gla layers have whole sequences and features, gathered where they must be.
+    ("gla", [2, 2], "batch,heads"),
+    ("linear,gla", [2], "features_per_head"),
 ]
-# Whatever is split, linear and gla layers have whole sequences and features, gathered where they must be.
-STATEFUL_LAYOUTS = [([2, 2], "batch,heads"), ([2, 2], "embd,features_per_head")]
-MORE_STATEFUL_LAYOUTS = [([4], "heads"), ([2], "sequence")]
+# Parts of those above, other sizes, and other layers beside them.
+MORE_LAYOUTS = [
+    *[("global,local", [2], name) for name in ("batch", "heads", "embd", "vocab", "memory_length")],
+    *[("global,local", [4], name) for name in ("batch", "heads", "embd")],
+    ("global,local", [3], "memory_length"),
+    *[("global,local", [2, 2], names) for names in ("batch,heads", "embd,vocab", "batch,vocab")],
+    *[("global,local", [2, 2], f"{name},memory_length") for name in ("heads", "features_per_head")],
+    ("linear,gla,none", [4], "heads"),
+    ("linear,gla,none", [2], "sequence"),
+    *[("linear,gla,none", [2, 2], names) for names in ("batch,heads", "embd,features_per_head")],
+]
 
 # The devices have to be set up before TensorFlow starts, so this part has a process of its own.
 SCRIPT = """
@@ -45,12 +47,12 @@ from tests.model.spread import evaluate
 blockwise.BLOCK = 8  # several blocks
 head.ALIGNED.set(17)  # one or two columns more than there are
 estimate.HEAD_BYTES = 20 * 32 * 4  # several chunks of the 96 tokens, in the head of a mesh alone
-config = ModelConfig(n_head=4, n_embd=16, n_layer=2, n_vocab=32, n_ctx=24,
-                     attention_types=tuple(sys.argv[2].split(",")), local_attention_radius=8)
 tokens = np.random.RandomState(0).randint(0, 32, (4, 25)).astype(np.int32)
-weights = {}
 
-def run(sizes, names):
+def run(kinds, sizes, names, weights):
+    kinds = tuple(kinds.split(","))
+    config = ModelConfig(n_head=4, n_embd=16, n_layer=len(kinds), n_vocab=32, n_ctx=24, attention_types=kinds,
+                         local_attention_radius=8)
     with tf.Graph().as_default():
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
@@ -67,60 +69,45 @@ def run(sizes, names):
         grads = mtf.gradients([loss], [v.outputs[0] for v in variables])
         return evaluate(graph, mesh, [loss, *grads], sizes, names, weights)
 
-alone = run([], [])
-errors = {}
-for sizes, names in json.loads(sys.argv[1]):
-    spread = run(sizes, names.split(","))
-    scale = max(np.abs(g).max() for g in alone[1:])
-    errors["%s over %s" % (names, sizes)] = [float(abs(spread[0] - alone[0]))] + [
-        float(np.abs(a - b).max() / scale) for a, b in zip(alone[1:], spread[1:])]
-print(json.dumps({"loss": float(alone[0]), "scale": float(scale), "errors": errors}))
+alone, reports = {}, []
+for kinds, sizes, names in json.loads(sys.argv[1]):
+    if kinds not in alone:
+        weights = {}
+        alone[kinds] = run(kinds, [], [], weights), weights
+    wanted, weights = alone[kinds]
+    spread = run(kinds, sizes, names.split(","), weights)
+    scale = max(np.abs(g).max() for g in wanted[1:])
+    errors = [float(abs(spread[0] - wanted[0]))]
+    errors += [float(np.abs(a - b).max() / scale) for a, b in zip(wanted[1:], spread[1:])]
+    reports.append({"loss": float(wanted[0]), "scale": float(scale), "errors": errors})
+print(json.dumps(reports))
 """
 
 
-def compare(layouts, kinds):
+def compare(layouts):
     env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
-    argv = [sys.executable, "-c", SCRIPT, json.dumps(layouts), kinds]
+    argv = [sys.executable, "-c", SCRIPT, json.dumps(layouts)]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
-def report():
-    return compare(LAYOUTS, "global,local")
+def reports():
+    return compare(LAYOUTS)
 
 
-@pytest.fixture(scope="module")
-def stateful_report():
-    return compare(STATEFUL_LAYOUTS, "linear,gla,none")
-
-
-def check(report, sizes, names):
+def check(report):
     assert np.isfinite(report["loss"]) and report["scale"] > 1e-3
-    errors = report["errors"][f"{names} over {sizes}"]
-    assert max(errors) < 1e-4, errors
+    assert max(report["errors"]) < 1e-4, report["errors"]
 
 
-@pytest.mark.parametrize("sizes, names", LAYOUTS, ids=[f"{n}-{s}" for s, n in LAYOUTS])
-def test_loss_and_gradients_equal_one_device(report, sizes, names):
-    check(report, sizes, names)
-
-
-@pytest.mark.parametrize("sizes, names", STATEFUL_LAYOUTS, ids=[f"{n}-{s}" for s, n in STATEFUL_LAYOUTS])
-def test_linear_and_gla_equal_one_device(stateful_report, sizes, names):
-    check(stateful_report, sizes, names)
+@pytest.mark.parametrize("number", range(len(LAYOUTS)), ids=[f"{k}-{n}-{s}" for k, s, n in LAYOUTS])
+def test_loss_and_gradients_equal_one_device(reports, number):
+    check(reports[number])
 
 
 @pytest.mark.slow
 def test_more_layouts():
-    report = compare(MORE_LAYOUTS, "global,local")
-    for sizes, names in MORE_LAYOUTS:
-        check(report, sizes, names)
-
-
-@pytest.mark.slow
-def test_more_layouts_of_linear_and_gla():
-    report = compare(MORE_STATEFUL_LAYOUTS, "linear,gla,none")
-    for sizes, names in MORE_STATEFUL_LAYOUTS:
-        check(report, sizes, names)
+    for report in compare(MORE_LAYOUTS):
+        check(report)
