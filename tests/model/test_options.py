@@ -27,7 +27,7 @@ from tests.model.options import (
     merged,
     pairs_of,
 )
-from tests.model.tools import uncached
+from tests.model.tools import plain_session, set_values, uncached
 
 ROWS = covering_rows()
 FEW = covering_values(ROWS)
@@ -58,7 +58,7 @@ def exercise(run, folder):
     checkpoint = os.path.join(folder, "model.ckpt-1")
     rng = np.random.RandomState(0)
     batch = rng.randint(0, run.model.n_vocab, [run.training.train_batch_size, run.model.n_ctx + 1])
-    with tf.Graph().as_default(), tf.Session() as session:
+    with tf.Graph().as_default(), plain_session() as session:
         step = build_train_step(tf.constant(batch, tf.int32), run, LocalPlacement(MeshPlan()))
         variables = tf.trainable_variables()
         table = variables_of(run.model)
@@ -68,8 +68,8 @@ def exercise(run, folder):
         session.run(tf.global_variables_initializer())
         # Large enough that every part matters; rezero would hide the rest at first. What activations learn stays at
         # its start: other values may have poles.
-        for v in [v for v in variables if "/activation/" not in v.op.name]:
-            session.run(v.initializer, {v.initializer.inputs[1]: rng.normal(0, 0.3, v.shape.as_list())})
+        drawn = [v for v in variables if "/activation/" not in v.op.name]
+        set_values(session, [(v, rng.normal(0, 0.3, v.shape.as_list())) for v in drawn])
         first, _ = session.run([step.loss, step.train])
         saver.save(session, checkpoint, write_meta_graph=False)
         second, _ = session.run([step.loss, step.train])
