@@ -231,9 +231,9 @@ def test_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     storage.make_folder("~/runs")
-    storage.write_bytes("~/runs/a", b"x")
+    storage.write_bytes("~/runs/a", b"x\n")
     files.append_text("~/runs/a", "y")
-    assert (tmp_path / "runs" / "a").read_bytes() == b"xy" == storage.read_bytes("~/runs/a")
+    assert (tmp_path / "runs" / "a").read_bytes() == b"x\ny" == storage.read_bytes("~/runs/a")
     assert storage.glob("~/runs/*") == [str(tmp_path / "runs" / "a")] == storage.list_files("~/runs")
     assert storage.absolute("~/runs") == str(tmp_path / "runs") and storage.absolute("gs://b/~") == "gs://b/~"
     storage.delete("~/runs/a", within="~/runs")
@@ -252,11 +252,11 @@ def test_files_of_a_job(tmp_path, kind):
     for act in (files.size, files.read_bytes, files.changed, files.delete):
         with pytest.raises(FileNotFoundError):
             act(path)
-    files.write_text(path, "one")
+    files.write_text(path, "one\n")
     first = files.changed(path)
-    files.append_text(path, " and ½")
+    files.append_text(path, "and ½")
     files.append_text(f"{folder}/b.txt", "new")
-    assert files.read_bytes(path).decode() == "one and ½" and files.size(path) == len("one and ½".encode())
+    assert files.read_bytes(path).decode() == "one\nand ½" and files.size(path) == len("one\nand ½".encode())
     assert files.read_bytes(path, 4, 3) == b"and" and files.read_bytes(path, 8, 100) == "½".encode()
     assert files.changed(path) >= first >= 0  # TensorFlow keeps no times in memory
     assert files.names(folder) == ["a.txt", "b.txt"] and files.glob(f"{folder}/a*") == [path]
@@ -299,3 +299,12 @@ def test_what_other_languages_have_and_json_has_not(text, line, told, tmp_path):
     with pytest.raises(DataError) as caught:
         storage.read_json(str(tmp_path / "a.json"))
     assert f"a.json:{line}: not valid JSON" in str(caught.value) and str(caught.value).endswith(told)
+
+
+def test_a_line_that_was_cut_off_swallows_no_other(tmp_path):
+    path = tmp_path / "train_log.jsonl"
+    for before, after in (("", ""), ('{"step": 1}\n', '{"step": 1}\n'), ('{"step": 1}\n{"st', '{"step": 1}\n{"st\n')):
+        path.write_text(before)
+        files.append_text(str(path), '{"step": 2}\n')
+        files.append_text(str(path), "½\n")
+        assert path.read_text() == after + '{"step": 2}\n½\n'

@@ -151,10 +151,12 @@ def write_text(path: str, text: str) -> None:
 
 
 def append_text(path: str, text: str) -> None:
-    """Add to the end of a file."""
+    """Add lines to the end of a file; a last one that was cut off, as a power loss leaves it, is ended first."""
     if not is_remote(path):
-        with open(local(path), "a", encoding="utf-8") as handle:
-            handle.write(text)
+        with open(local(path), "ab+") as handle:
+            handle.seek(max(0, handle.tell() - 1))
+            cut = handle.read(1) not in (b"", b"\n")
+            handle.write(b"\n" * cut + text.encode("utf-8"))
         return
     with remote_errors(path), gfile().GFile(path, "a") as handle:
         handle.write(text)
