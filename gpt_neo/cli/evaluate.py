@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from gpt_neo.runtime.intervals import Interval
 from gpt_neo.runtime.mesh import check_layout
 from gpt_neo.runtime.tensorboard import write_evaluation
 from gpt_neo.storage import tensorflow as files
+from gpt_neo.tracking.metrics import TAKEN_BACK, evaluation_points
 
 
 def evaluate(
@@ -111,6 +113,15 @@ def append_result(job: Job, result: dict) -> None:
     path = os.path.join(job.folder, f"eval_{job.identity}.jsonl")
     with writing_to(path):
         files.append_text(path, json.dumps(result) + "\n")
+
+
+def give_up_later(folder: str, step: int) -> None:
+    """Of a run that goes on from a step: rows of later ones in its logs of evaluations are of a course that was given
+    up. A row says so to those that read them: nothing is deleted."""
+    for path in files.glob(os.path.join(glob.escape(folder), "eval_*.jsonl")):
+        if any(point[1] > step for point in evaluation_points(files.read_bytes(path))):
+            with writing_to(path):
+                files.append_text(path, json.dumps({"step": step, TAKEN_BACK: True}) + "\n")
 
 
 def scalars(result: Result) -> dict[str, float]:

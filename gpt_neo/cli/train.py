@@ -20,7 +20,7 @@ from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, say, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
 from gpt_neo.cli.during import DuringTraining, SessionsBeside, at_checkpoints, ended_early, evaluates
-from gpt_neo.cli.evaluate import evaluate, evaluate_records, load_job_tasks
+from gpt_neo.cli.evaluate import evaluate, evaluate_records, give_up_later, load_job_tasks
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
 from gpt_neo.cli.output import tell_of_lost_output
@@ -222,6 +222,8 @@ def train_alone(
     start = step_of(found.path) if found else 0
     if evaluates(job.run):
         forget_after(job.folder, start)
+    if found:
+        give_up_later(job.folder, start)
     show_opening(job, found, replicas, devices)
     if is_complete(job, training, start):
         return 0

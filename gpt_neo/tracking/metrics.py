@@ -16,6 +16,7 @@ CHECKPOINTS = "model.ckpt-*.index"
 # Keys of the rows of train_log.jsonl and eval_<id>.jsonl -> names of metrics.
 TRAIN_NAMES = {"loss": "loss", "lr": "learning_rate", "tokens_per_second": "tokens_per_second", "goodput": "goodput"}
 EVAL_NAMES = {"loss": "eval_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
+TAKEN_BACK = "taken_back"  # in a row of an evaluation log: later steps above it are of a course that was given up
 EVENT_NAMES = {"loss": "loss", "learning_rate": "learning_rate"}
 
 
@@ -85,6 +86,16 @@ def measurements(row: dict, names: dict) -> Iterator[Measurement]:
         value = row.get(key)
         if isinstance(value, (int, float)):
             yield Measurement(name, row["step"], float(value))
+
+
+def evaluation_points(data: bytes) -> list[tuple[str, int, float]]:
+    """Metrics of an evaluation log: (name, step, value), but for those of a course that a run was taken back from."""
+    found: list[tuple[str, int, float]] = []
+    for row in json_rows(data)[0]:
+        if row.get(TAKEN_BACK):
+            found = [point for point in found if point[1] <= row["step"]]
+        found += [(m.name, m.step, m.value) for m in measurements(row, EVAL_NAMES)]
+    return found
 
 
 def trained(folder: str) -> list[Measurement]:

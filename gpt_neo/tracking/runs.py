@@ -13,11 +13,11 @@ from gpt_neo.errors import DataError, brief
 from gpt_neo.system import how_to_install
 from gpt_neo.tracking.experiment import database_of, first_line, shown
 from gpt_neo.tracking.metrics import (
-    EVAL_NAMES,
     TRAIN_LOG,
     TRAIN_NAMES,
     Measurement,
     escaped,
+    evaluation_points,
     event_files,
     json_rows,
     measurements,
@@ -118,11 +118,6 @@ def curves(measured: list[Measurement]) -> dict:
             points.pop()
         points.append((m.step, m.value))
     return metrics
-
-
-def evaluation_points(data: bytes) -> list:
-    """Metrics of an evaluation log."""
-    return [(m.name, m.step, m.value) for row in json_rows(data)[0] for m in measurements(row, EVAL_NAMES)]
 
 
 def add_points(metrics: dict, points: list) -> None:

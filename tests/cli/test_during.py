@@ -188,7 +188,8 @@ def test_a_run_that_is_taken_back_evaluates_its_new_course(impatient, command, c
     )
     assert "nothing to do" not in capsys.readouterr().out
     with open(folder / "eval_rough.jsonl", encoding="utf-8") as handle:
-        new = [json.loads(line) for line in handle][len(rows) :]
+        marked, *new = [json.loads(line) for line in handle][len(rows) :]
+    assert marked == {"step": best.step, "taken_back": True}
     assert [row["step"] for row in new] == again
     assert all(row["loss"] < old["loss"] for row, old in zip(new[:2], rows[-3:]))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.__main__ import main as gpt_neo
+from gpt_neo.cli.evaluate import give_up_later
 from gpt_neo.tracking.page import COLOURS, MOST_POINTS, axis, draw_png, page_of, thinned
 from gpt_neo.tracking.runs import TrackedRun, load_runs
 
@@ -74,6 +75,24 @@ def test_a_run_that_went_on_from_an_earlier_checkpoint(tmp_path, capsys):
     assert run.metrics == {"loss": [(10, 3.0), (20, 2.5), (30, 2.25), (40, 2.0)]}
     assert gpt_neo(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1:3] == ["40", "2.0000"]
+
+
+def test_evaluations_of_a_course_that_was_given_up(tmp_path):
+    log = tmp_path / "eval_a.jsonl"
+    log.write_text("".join(json.dumps({"step": step, "loss": 9 - step / 10}) + "\n" for step in (10, 20, 30)))
+    (tmp_path / "eval_b.jsonl").write_text('{"step": 10, "loss": 7}\n')
+    before = log.read_text(), (tmp_path / "eval_b.jsonl").read_text()
+    give_up_later(str(tmp_path), 30)  # goes on from its newest checkpoint
+    assert (log.read_text(), (tmp_path / "eval_b.jsonl").read_text()) == before
+    give_up_later(str(tmp_path), 10)
+    give_up_later(str(tmp_path), 10)  # again, before anything new is known
+    assert log.read_text() == before[0] + '{"step": 10, "taken_back": true}\n'
+    assert (tmp_path / "eval_b.jsonl").read_text() == before[1]
+    (tmp_path / "train_log.jsonl").write_text('{"step": 25, "loss": 1.0}\n')
+    with log.open("a") as file:
+        file.write('{"step": 25, "loss": 2}\n')
+    (run,) = load_runs(str(tmp_path))
+    assert run.metrics["eval_loss"] == [(10, 7.0), (25, 2.0)]
 
 
 def test_a_run_of_a_tpu_is_read_from_the_files_of_tensorboard(tmp_path, capsys):
