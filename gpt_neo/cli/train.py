@@ -266,6 +266,8 @@ def show_opening(job: Job, found: Optional[Found], replicas: int, devices: str) 
         if not any(matches(pattern, name) for name in variables_of(run.model)):
             note(f"freeze: {pattern!r} matches no variable, and freezes none")
     say(weights_text(job, found))
+    for line in position_notes(found, run.training.train_batch_size) if found else ():
+        note(line)
     say(f"folder    {job.folder}")
 
 
@@ -289,6 +291,21 @@ def weights_text(job: Job, found: Optional[Found]) -> str:
     record = read_provenance(found.path) or {}
     source = f" ({record['source']})" if record.get("source") else ""
     return f"weights   those of step {step_of(found.path):,} in the folder{source}"
+
+
+def position_notes(found: Found, batch: int) -> list[str]:
+    """A line on samples that a run misses or reads again, as it goes on with another train_batch_size: where it reads
+    is step * train_batch_size, whatever was read before."""
+    data = (read_provenance(found.path) or {}).get("data") or {}
+    before, step = data.get("train_batch_size", batch), step_of(found.path)
+    if before == batch or not step:
+        return []
+    change = step * (batch - before)
+    what = f"{change:,} samples are passed over" if change > 0 else f"{-change:,} samples are read a second time"
+    return [
+        f"train_batch_size was {before} and is {batch}: reading goes on at sample {step:,} * {batch} = "
+        f"{step * batch:,} in place of {step * before:,}, so that {what}"
+    ]
 
 
 def stall_minutes(job: Job, training: TrainingOptions) -> float:

@@ -1,16 +1,18 @@
 """What a training says at its end."""
 
 import contextlib
+import json
 import os
 import types
 
 import pytest
 
 from gpt_neo.checkpoint.best import Best
+from gpt_neo.checkpoint.folder import Found
 from gpt_neo.cli import train
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions
-from gpt_neo.cli.train import next_text
+from gpt_neo.cli.train import next_text, position_notes
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,21 @@ def test_in_turn_evaluates_what_a_kill_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "read_best", lambda folder: known)
     train.in_turn(job, training, None, None, line, watch, seen)
     assert done[3:] == [8, 10]
+
+
+@pytest.mark.parametrize(
+    "step, before, now, told",
+    [
+        (100, 8, 8, None),
+        (0, 8, 16, None),
+        (100, 8, 12, "at sample 100 * 12 = 1,200 in place of 800, so that 400 samples are passed over"),
+        (100, 8, 2, "at sample 100 * 2 = 200 in place of 800, so that 600 samples are read a second time"),
+    ],
+)
+def test_another_batch_size_moves_the_place_in_the_data(tmp_path, step, before, now, told):
+    prefix = tmp_path / f"model.ckpt-{step}"
+    assert position_notes(Found(str(prefix)), now) == []  # the 2021 program left no record
+    record = {"format": 1, "step": step, "data": {"train_batch_size": before}}
+    (tmp_path / f"model.ckpt-{step}.json").write_text(json.dumps(record))
+    wanted = [f"train_batch_size was {before} and is {now}: reading goes on {told}"] if told else []
+    assert position_notes(Found(str(prefix)), now) == wanted
