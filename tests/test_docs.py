@@ -64,3 +64,18 @@ def test_the_notebook_runs(tmp_path):
 def test_the_notebook_is_stored_without_outputs():
     cells = json.loads(read("notebooks/gpt_neo.ipynb"))["cells"]
     assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+
+
+def test_advisories_are_of_the_pins():
+    """Versions that the section names, but for the trackers, which it says nobody has looked up, are those of pins."""
+    pins = {}
+    for line in read("constraints.txt").splitlines():
+        name, found, rest = line.partition("==")
+        if found and not line.startswith("#"):
+            pins.setdefault(name.lower(), set()).add(rest.split()[0])
+    section = read("docs/reliability.md").split("## Known advisories")[1].split("\n## ")[0]
+    named = re.findall(r"^\| ([\w-]+) (\d[\d., ]*\d) (?:\(3\.9\) )?\|", section, re.M)
+    named += re.findall(r"(wandb|mlflow-skinny|trackio) (\d[\d.]*\d)", section)
+    assert len(named) == section.count("\n| ") - 1 + 3, named
+    for name, versions in named:
+        assert set(versions.split(", ")) <= pins[name], (name, versions, pins[name])
