@@ -28,7 +28,7 @@ from gpt_neo.cli.imported import run_of
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import DeviceOptions, RunOptions, TrainingOptions
 from gpt_neo.cli.quiet import native_noise_hidden
-from gpt_neo.cli.tool_options import Finetune
+from gpt_neo.cli.tool_options import Finetune, FinetuneTraining
 from gpt_neo.cli.train import train as train_job
 from gpt_neo.config.devices import parse_devices
 from gpt_neo.errors import ConfigError, GptNeoError
@@ -282,13 +282,13 @@ def finetune(source: str, data: Union[str, Sequence[str]], out: str, **options: 
       GptNeoError: a part of it is missing or wrong, or a signal ended the run (what it had reached is saved).
     """
     flags = {field.name for field in dataclasses.fields(Finetune)} - {"set", "training", "verify", "verbose"}
-    training = {field.name for field in dataclasses.fields(TrainingOptions)}
+    training = {field.name for field in dataclasses.fields(FinetuneTraining)}
     asked = Finetune(
         source,
         (data,) if isinstance(data, str) else tuple(data),
         out,
         set=tuple(_as_flags({name: value for name, value in options.items() if name not in flags | training})),
-        training=TrainingOptions(**{name: options[name] for name in training & set(options)}),
+        training=FinetuneTraining(**{name: options[name] for name in training & set(options)}),
         **{name: options[name] for name in flags & set(options)},
     )
     _silently(lambda: finetune_command(asked))

@@ -71,7 +71,7 @@ class Options:
         Raises:
           ConfigError: names flag, value and what is allowed.
         """
-        kinds = types_of(type(self))
+        kinds = types_of(typing.cast(Any, type(self)))
         for field in dataclasses.fields(typing.cast(Any, self)):
             value, rules, kind = getattr(self, field.name), field.metadata, kinds[field.name]
             if value is not None and kind in NUMBERS and not isinstance(value, NUMBERS[kind]):  # from Python

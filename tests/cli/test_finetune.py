@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+from gpt_neo import api
 from gpt_neo.__main__ import main
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.bundle import Bundle
@@ -358,3 +359,13 @@ def test_steps_between_checkpoints(trained, given, every):
     made = training_of(options, run, "o")
     assert made.training.steps_per_checkpoint == every and made.training.patience == 0
     assert parse(Train, words_of(made), "gpt-neo train") == made
+
+
+@pytest.mark.parametrize("given", [{}, {"steps_per_checkpoint": 5000, "patience": 3}])
+def test_from_python_the_flags_are_those_of_the_command(monkeypatch, given):
+    asked = []
+    monkeypatch.setattr(api, "finetune_command", lambda options: asked.append(options) or 0)
+    monkeypatch.setattr(api, "load", lambda out, checkpoint: out)
+    assert api.finetune("SRC", data="x", out="o", **given) == "o"
+    words = [f"--{name}={value}" for name, value in given.items()]
+    assert asked == [parse(Finetune, ["SRC", "--data", "x", "--out", "o", *words], "gpt-neo finetune")]
