@@ -250,9 +250,10 @@ def test_a_checkpoint_by_step(tmp_path):
         find_checkpoint(str(tmp_path), "best")
 
 
-@pytest.mark.parametrize("shape", [(5_000_000,), (6, 3_000_000)], ids=str)
-def test_averaging_types_that_are_cut_in_blocks_of_other_lengths(tmp_path, shape):
+@pytest.mark.parametrize("shape", [(5_000,), (6, 3_000)], ids=str)
+def test_averaging_types_that_are_cut_in_blocks_of_other_lengths(tmp_path, shape, monkeypatch):
     """A model imported in bfloat16, and what training in float32 made of it."""
+    monkeypatch.setattr("gpt_neo.checkpoint.tensors.BLOCK", 1 << 14)
     paths, values = [], [np.random.RandomState(i).randint(-9, 9, shape).astype(np.float32) for i in range(2)]
     for step, (value, dtype) in enumerate(zip(values, (BFLOAT16, F32))):
         paths.append(os.path.join(str(tmp_path), f"model.ckpt-{step}"))
