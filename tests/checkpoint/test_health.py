@@ -97,9 +97,12 @@ def test_every_command_has_help_without_tensorflow(capsys):
     assert all(name in out for name in COMMANDS)
     assert main(["nonsense"]) == 2
     code = (
-        "import sys\nfrom gpt_neo.__main__ import main\ntry:\n    main([sys.argv[1], '--help'])\n"
-        "except SystemExit:\n    pass\nassert 'tensorflow' not in sys.modules and 'numpy' not in sys.modules"
+        "import sys\nfrom gpt_neo.__main__ import main\nfor name in sys.argv[1:]:\n    print('<', name, '>')\n"
+        "    try:\n        main([name, '--help'])\n    except SystemExit as end:\n        assert not end.code, name\n"
+        "    assert 'tensorflow' not in sys.modules and 'numpy' not in sys.modules, name"
     )
-    for name in COMMANDS:
-        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and "usage: gpt-neo" in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = done.stdout.split("< ")[1:]
+    assert [page.split(" >")[0] for page in pages] == list(COMMANDS)
+    assert all("usage: gpt-neo" in page for page in pages), pages

@@ -38,7 +38,8 @@ def test_from_a_run_by_folder_and_by_checkpoint(trained, world, command, capsys,
 
 
 def test_random_weights_are_called_so(world, command, capsys, tmp_path):
-    path = world.config("from_nothing", train_steps=1, model_path=str(tmp_path / "new"))
+    one = {"n_layer": 1, "attention_types": [[["global"], 1]]}
+    path = world.config("from_nothing", train_steps=1, model_path=str(tmp_path / "new"), **one)
     assert command("--model", path) == 0 and "weights   random, from seed 3" in capsys.readouterr().out
 
 

@@ -24,8 +24,9 @@ OTHER = {"n_embd": 128, "mlp_glu": True, "untied_head": True, "num_mem_kv": 3, "
     [
         ("adafactor", 0.0, WIDE),
         ("adafactor", 0.9, OTHER),
-        ("lion", 0.9, {"attention_types": ["gla", "global"], "macaron": True}),
-        ("adamw", 0.9, WIDE),
+        # these have slots of their variables' shapes: tests/config/test_network.py builds both
+        pytest.param("lion", 0.9, {"attention_types": ["gla", "global"], "macaron": True}, marks=pytest.mark.slow),
+        pytest.param("adamw", 0.9, WIDE, marks=pytest.mark.slow),
     ],
 )
 def test_slots_are_those_of_the_optimizer(optimizer, beta1, options):

@@ -74,14 +74,17 @@ def test_caches_are_updated_in_place(program):
     [
         (kinds("linear", "gla"), {"gpt2/h0/attn/state": [2, 4, 8, 9], "gpt2/h1/attn/state": [2, 4, 4, 8]}),
         (
-            {**kinds("none", "local"), "precision": "bfloat16", "local_attention_radius": 300},
+            {**kinds("none", "local"), "precision": "bfloat16", "local_attention_radius": 300}
+            | {"mesh_shape": "", "layout": ""},
             {f"gpt2/h1/attn/cache_{part}": [2, 4, SLOTS, 8] for part in "kv"},
         ),
-        ({**kinds("global", "global"), "num_mem_kv": 3, "rotary_emb": True}, None),
-        ({**kinds("global", "local"), "share_parameters": True, "n_vocab": 63, "layout": "batch:x,heads:y"}, None),
+        (
+            {**kinds("global", "local"), "share_parameters": True, "n_vocab": 63, "layout": "batch:x,heads:y"}
+            | {"num_mem_kv": 3, "rotary_emb": True},
+            None,
+        ),
         ({**kinds("global", "linear"), **MOE, "layout": "experts:y"}, None),
         ({**kinds("global", "local"), "mesh_shape": "x:2,y:4", "layout": "batch:x,embd:y,memory_length:y"}, None),
-        ({**kinds("local", "global"), "mesh_shape": "", "layout": ""}, None),
     ],
 )
 def test_every_sort_of_layer_decodes(tmp_path, changes, kept):
