@@ -13,14 +13,15 @@ from gpt_neo.mtf_compat import tf
 from tests.inputs.conftest import N_CTX, in_order, make_run, take
 
 RECORDS = 5
-LENGTHS = {9: 1, 17: 2, 25: 3, 10: 2, 20: 3, 33: 4}  # tokens of a record -> samples of 8 labels
+LENGTHS = {9: 1, 10: 2, 25: 3, 17: 2, 20: 3, 33: 4}  # tokens of a record -> samples of 8 labels
+QUICK = (9, 10, 25)  # one sample, one label too many for one, and samples that are full
 
 
 def records_of(length):
     return [[100 * r + t for t in range(length)] for r in range(RECORDS)]
 
 
-@pytest.fixture(params=LENGTHS)
+@pytest.fixture(params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LENGTHS])
 def run(request, shelf):
     config = shelf.write(f"long{request.param}_", [records_of(request.param)[:3], records_of(request.param)[3:]])
     return in_order(make_run([("long", dataclasses.replace(config, eval_path=config.path))], batch_size=2))
@@ -58,8 +59,8 @@ def test_an_epoch_has_every_label_once(run, request):
 
 def test_a_resumed_run_goes_on_between_pieces(run):
     (source,) = training_sources(run)
-    whole = take(lambda: training_batches(run, 1, 0), 3 * source.samples)
-    for start in (1, source.pieces, source.samples - 1, source.samples + 2):
+    whole = take(lambda: training_batches(run, 1, 0), source.samples + 6)
+    for start in {1, source.pieces, source.samples - 1, source.samples + 2}:
         for got, wanted in zip(take(lambda s=start: training_batches(run, 1, s), 4), whole[start:]):
             for name in wanted:
                 np.testing.assert_array_equal(got[name], wanted[name])
