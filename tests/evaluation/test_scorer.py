@@ -37,17 +37,35 @@ def make_scorer(engine, config, checkpoint, **more):
     return FastScorer(config, checkpoint, **more)
 
 
+@pytest.fixture(scope="module")
+def posed(tmp_path_factory):
+    """name -> checkpoint, requests of many lengths, and log-probabilities of each window computed alone; once."""
+    made = {}
+
+    def ask(name):
+        if name not in made:
+            checkpoint = save_random(MODELS[name], str(tmp_path_factory.mktemp(name)), scale=0.3)
+            rng = np.random.RandomState(0)
+            requests = [Request(rng.randint(0, VOCAB, length).tolist(), count) for length, count in SHAPES]
+            made[name] = checkpoint, requests, computed_alone(MODELS[name], checkpoint, requests)
+        return made[name]
+
+    return ask
+
+
 @pytest.fixture(scope="module", params=itertools.product(ENGINES, MODELS), ids="-".join)
-def scored(request, tmp_path_factory):
-    """Requests of many lengths, what the scorer says of them, and log-probabilities of each window computed alone."""
+def scored(request, posed):
+    """What `posed` has, and what the scorer says of it."""
     engine, name = request.param
-    config = MODELS[name]
-    checkpoint = save_random(config, str(tmp_path_factory.mktemp(name)), scale=0.3)
-    rng = np.random.RandomState(0)
-    requests = [Request(rng.randint(0, VOCAB, length).tolist(), count) for length, count in SHAPES]
-    scorer = make_scorer(engine, config, checkpoint, batch_size=3, top=4)
+    checkpoint, requests, direct = posed(name)
+    scorer = make_scorer(engine, MODELS[name], checkpoint, batch_size=3, top=4)
     told = []
     scores = scorer.score(requests, lambda done, total: told.append((done, total)))
+    return scorer, requests, scores, direct, told
+
+
+def computed_alone(config, checkpoint, requests):
+    """[count, vocab] of each request."""
     direct = []
     for asked in requests:
         rows = [np.zeros([0, VOCAB])]
@@ -60,7 +78,7 @@ def scored(request, tmp_path_factory):
                 - logits.max(-1, keepdims=True)
             )
         direct.append(np.concatenate(rows))
-    return scorer, requests, scores, direct, told
+    return direct
 
 
 def test_equals_each_request_alone(scored):
