@@ -157,7 +157,7 @@ def test_rows_end_at_the_end_of_text(served, tmp_path):
     "how, message",
     [
         ({"temperature": -1.0}, "temperature: expected at least 0"),
-        ({"temperature": float("nan")}, "temperature: expected at least 0"),
+        ({"temperature": float("nan")}, "temperature: expected"),  # both, in any order
         ({"temperature": float("inf")}, "temperature: expected a finite number"),
         ({"temperature": 1.0, "top_k": -1}, "top_k: expected at least 0"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p: expected more than 0"),
