@@ -103,10 +103,10 @@ def test_a_link_that_leads_nowhere(model, tmp_path, monkeypatch):
     """As an interrupted download leaves them in a cache: told where the file is needed, passed over elsewhere."""
     monkeypatch.setenv(imported.FOLDER, str(tmp_path / "kept"))
     shutil.copytree(model, tmp_path / "model")
-    (tmp_path / "model" / "README.md").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "model" / "README.md").symlink_to("nowhere.md")
     assert gpt_neo.load(str(tmp_path / "model")).step == 0
     os.remove(tmp_path / "model" / "model.safetensors")
-    (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "model" / "model.safetensors").symlink_to("nowhere.safetensors")
     with pytest.raises(GptNeoError, match="model.safetensors"):
         gpt_neo.load(str(tmp_path / "model"))
 
