@@ -128,6 +128,12 @@ def test_tensorboard_has_the_curve_and_the_samples(watched):
     assert glob.glob(os.path.join(folder_of(watched), "predictions_during_*.txt")).__len__() == 3
 
 
+def test_a_finished_run_evaluates_nothing_twice(watched, command, capsys):
+    assert command("--model", watched, "--steps_per_checkpoint", 4) == 0
+    assert [row["step"] for row in rows_of(watched, "eval_during.jsonl")] == [4, 8, 12]
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_a_read_only_evaluation_leaves_the_best_as_it_was(watched, world, command):
     folder = folder_of(watched)
     before = {name: os.stat(os.path.join(folder, "best", name)).st_mtime_ns for name in os.listdir(folder + "/best")}
@@ -138,12 +144,6 @@ def test_a_read_only_evaluation_leaves_the_best_as_it_was(watched, world, comman
     assert before == after and "best-12" not in os.listdir(folder)
     assert command(*flags, "--keep_best") == 0
     assert read_best(folder).step == 4 and os.path.isfile(os.path.join(folder, "best-12", "model.ckpt-12.index"))
-
-
-def test_a_finished_run_evaluates_nothing_twice(watched, command, capsys):
-    assert command("--model", watched, "--steps_per_checkpoint", 4) == 0
-    assert [row["step"] for row in rows_of(watched, "eval_during.jsonl")] == [4, 8, 12]
-    assert "nothing to do" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

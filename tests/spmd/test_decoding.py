@@ -146,5 +146,6 @@ def test_programs_as_files(trained, tmp_path, monkeypatch, capsys, flags, kind, 
     shapes = {entry["name"]: entry["shape"] for entry in about["inputs"]}
     assert shapes["tokens" if kind == "predict" else "inputs"] == rows
     assert (tmp_path / f"{kind}.mlir").read_text().startswith("module")
-    assert main([*words, str(tmp_path / "no" / "folder"), *flags]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    if kind == "eval":  # written alike for each
+        assert main([*words, str(tmp_path / "no" / "folder"), *flags]) == 2
+        assert "cannot be written" in capsys.readouterr().err

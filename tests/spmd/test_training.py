@@ -202,8 +202,10 @@ def test_a_kill_costs_what_came_after_the_last_checkpoint(world, server, whole, 
     assert not [name for name in os.listdir(folder_of(path)) if "temp" in name]
 
 
-@pytest.mark.parametrize("last", [5, 6, 8])
-@pytest.mark.parametrize("diverges", [False, True])
+@pytest.mark.parametrize(
+    "diverges, last",
+    [(True, 5), (True, 6), (True, 8), (False, 6), *(pytest.param(False, n, marks=pytest.mark.slow) for n in (5, 8))],
+)
 def test_what_fails_is_one_line(world, spmd, monkeypatch, diverges, last):
     """Nothing of a step that failed is saved: of one between checkpoints, before one, or at the end."""
 
