@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import json
 import os
 import stat
 import statistics
@@ -34,8 +35,6 @@ def pinned(folder: str, python: str) -> str:
 
 def write_model(folder: str, model: str) -> str:
     """A config with random records to train on."""
-    import json
-
     import numpy as np
 
     from gpt_neo.dataprep.records import RecordWriter

@@ -1,5 +1,7 @@
 """Errors that a user can act on: what was given, what is allowed, where."""
 
+import numbers
+
 LONGEST = 5000  # characters of a message
 LOST = 69  # exit status of a run that has lost a machine, or a process with its devices: EX_UNAVAILABLE of sysexits.h
 
@@ -51,6 +53,16 @@ def brief(value: object, most: int = 100) -> str:
     text = str(value)
     whole = text if len(text) <= most else f"{text[:most]}..."
     return printable(whole).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def check_number(flag: str, value: object, kind: type) -> None:
+    """See that what Python was given for a flag is an int or a float, as `kind` says; those of NumPy are too.
+
+    Raises:
+      ConfigError: names flag and value.
+    """
+    if not isinstance(value, numbers.Integral if kind is int else numbers.Real):
+        raise ConfigError(f"--{flag} is {value!r}; expected a {'whole ' if kind is int else ''}number")
 
 
 def counted(count: int, noun: str) -> str:

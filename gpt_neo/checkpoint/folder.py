@@ -117,8 +117,6 @@ def read_checkpoint(
     """
     while True:
         found = find_checkpoint(folder, which)
-        if found is None:
-            raise no_checkpoint(folder)
         for line in found.notes:
             tell(line)
         try:
@@ -129,14 +127,17 @@ def read_checkpoint(
         tell(f"{os.path.basename(found.path)} was deleted before it was read (keep_checkpoints); looking again")
 
 
-def find_checkpoint(folder: str, which: Optional[str] = None) -> Optional[Found]:
+def find_checkpoint(folder: str, which: Optional[str] = None) -> Found:
     """A checkpoint by wish: None for the newest, `best`, or a step.
 
     Raises:
       CheckpointError: there is no such one, or it is damaged.
     """
     if which is None or which == "latest":
-        return find_latest(folder)
+        found = find_latest(folder)
+        if found is None:
+            raise no_checkpoint(folder)
+        return found
     if which == BEST:
         found = find_latest(os.path.join(folder, BEST))
         if found is None:
@@ -167,14 +168,6 @@ def strangers(folder: str) -> list[str]:
             lines.append(f"passed over {prefix}: its file {prefix}.index is missing")
     old = [name for name in names if NAMED.fullmatch(name)]
     return lines + [f"passed over {name}: TensorFlow wrote such a checkpoint before version 0.12" for name in old]
-
-
-def newest_checkpoint(folder: str) -> Found:
-    """As `find_latest`. Raises: CheckpointError: there is none, or every one is damaged."""
-    found = find_latest(folder)
-    if found is None:
-        raise no_checkpoint(folder)
-    return found
 
 
 def no_checkpoint(folder: str) -> CheckpointError:

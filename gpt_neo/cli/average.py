@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from gpt_neo.checkpoint.average import average_checkpoints
-from gpt_neo.checkpoint.folder import checkpoints_of, newest_checkpoint, prefix_of
+from gpt_neo.checkpoint.folder import checkpoints_of, find_checkpoint, prefix_of
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Average
@@ -35,7 +35,7 @@ def average(options: Average) -> int:
 
 def newest(folder: str) -> str:
     """The newest checkpoint of a folder; says which were passed over. Raises: CheckpointError: it has none."""
-    found = newest_checkpoint(folder)
+    found = find_checkpoint(folder)
     for line in found.notes:
         note(line)
     return found.path

@@ -9,7 +9,7 @@ import time
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.card import write_card
 from gpt_neo.checkpoint.convert import DTYPES, export_hf
-from gpt_neo.checkpoint.folder import find_checkpoint, no_checkpoint
+from gpt_neo.checkpoint.folder import find_checkpoint
 from gpt_neo.checkpoint.hub import push_folder
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.peft import export_adapters
@@ -46,8 +46,6 @@ def export_folder(options: ExportHf) -> int:
     if options.push and scheme_of(options.destination):
         raise ConfigError("--push uploads a local folder; copy DST here first")
     found = find_checkpoint(folder, options.checkpoint)
-    if found is None:
-        raise no_checkpoint(folder)
     began = time.monotonic()
     lines: list[str] = []
     dtype = DTYPES[options.dtype] if options.dtype else None

@@ -6,7 +6,6 @@ and is passed over where it is there: after a kill, the same command goes on.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import shlex
@@ -227,9 +226,8 @@ def write_settings(options: Finetune, out: str, dataset: dict) -> RunConfig:
 
 def training_of(options: Finetune, run: RunConfig, out: str) -> Train:
     """The `train` command of a fine-tune."""
-    given = {field.name: getattr(options.training, field.name) for field in dataclasses.fields(options.training)}
     every = options.training.steps_per_checkpoint or max(1, run.training.train_steps // EVALUATIONS)
-    training = TrainingOptions(**{**given, "steps_per_checkpoint": every})
+    training = TrainingOptions(**{**vars(options.training), "steps_per_checkpoint": every})
     prompt = options.prompt or (prompt_of(out) if run.training.predict_steps else None)
     return Train(RunOptions(out), training, sampling=SamplingOptions(prompt=prompt, temperature=0.8, top_p=0.9))
 

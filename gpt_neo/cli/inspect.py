@@ -7,7 +7,7 @@ import os
 from typing import Any, Optional
 
 from gpt_neo.checkpoint.bundle import Bundle
-from gpt_neo.checkpoint.folder import newest_checkpoint, prefix_of
+from gpt_neo.checkpoint.folder import find_checkpoint, prefix_of
 from gpt_neo.checkpoint.health import examine
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.checkpoint.provenance import read_provenance
@@ -20,7 +20,7 @@ def inspect(options: Inspect) -> int:
     path = prefix_of(options.checkpoint)
     notes: tuple = ()
     if os.path.isdir(path):
-        found = newest_checkpoint(path)
+        found = find_checkpoint(path)
         path, notes = found.path, found.notes
     bundle = Bundle(path)
     reports = [examine(bundle, name) for name in bundle.names()]

@@ -96,11 +96,9 @@ def job_checkpoint(job: Job) -> Found:
     Raises:
       CheckpointError: there is none, or it is damaged.
     """
-    from gpt_neo.checkpoint.folder import find_checkpoint, no_checkpoint
+    from gpt_neo.checkpoint.folder import find_checkpoint
 
     found = find_checkpoint(job.folder, job.model.checkpoint)
-    if found is None:
-        raise no_checkpoint(job.folder)
     for line in found.notes:
         note(line)
     return found

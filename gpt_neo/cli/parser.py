@@ -11,16 +11,14 @@ import dataclasses
 import difflib
 import functools
 import math
-import numbers
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Optional, TypeVar
 
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, check_number
 
 REQUIRED = dataclasses.MISSING
 HIDDEN = argparse.SUPPRESS
-NUMBERS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real}  # those of NumPy too
 T = TypeVar("T", bound="Options")
 FORMER = {  # flags of older programs of this name
     "--use_gpt2_tokenizer": ": GPT-2's tokenizer is what it takes without --encoder_path"
@@ -74,9 +72,8 @@ class Options:
         kinds = types_of(typing.cast(Any, type(self)))
         for field in dataclasses.fields(typing.cast(Any, self)):
             value, rules, kind = getattr(self, field.name), field.metadata, kinds[field.name]
-            if value is not None and kind in NUMBERS and not isinstance(value, NUMBERS[kind]):  # from Python
-                expected = "a whole number" if kind is int else "a number"
-                raise ConfigError(f"--{field.name} is {value!r}; expected {expected}")
+            if value is not None and kind in (int, float):
+                check_number(field.name, value, kind)
             low, high, above = (rules.get(key) for key in ("low", "high", "above"))
             if value is None or (low, high, above) == (None, None, None):
                 continue

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Optional
 
-from gpt_neo.checkpoint.folder import find_checkpoint, no_checkpoint
+from gpt_neo.checkpoint.folder import find_checkpoint
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
@@ -47,7 +47,5 @@ def find_model(name: str, which: Optional[str] = None, overrides: Sequence[str] 
     run = dataclasses.replace(run, model=merged(run.model))
     folder = model_folder(run, reads_only=True)
     found = find_checkpoint(folder, which)
-    if found is None:
-        raise no_checkpoint(folder)
     tokenizer, eos = run_tokenizer(run, folder)
     return FoundModel(run, folder, found.path, tokenizer, eos, (*run.notes, *found.notes))

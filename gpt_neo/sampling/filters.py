@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from typing import Any, Optional
 
 import numpy as np
 
-from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.errors import CheckpointError, ConfigError, check_number
 
 BLOCK = 256  # weights that are summed at once
 GROUP = 64  # logits of which one is looked at first
@@ -36,11 +35,11 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        whole = ("max_tokens", "top_k", "seed")
-        for name in (*whole, "temperature", "top_p", "min_p"):
-            value, kind = getattr(self, name), numbers.Integral if name in whole else numbers.Real
-            if not isinstance(value, kind) and (name, value) != ("max_tokens", None):
-                raise ConfigError(f"--{name} is {value!r}; expected a {'whole ' if name in whole else ''}number")
+        if self.max_tokens is not None:
+            check_number("max_tokens", self.max_tokens, int)
+        kinds = {"top_k": int, "seed": int, "temperature": float, "top_p": float, "min_p": float}
+        for name, kind in kinds.items():
+            check_number(name, getattr(self, name), kind)
         rules = (
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
