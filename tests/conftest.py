@@ -200,14 +200,20 @@ def command(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(world):
-    """The config of a run trained to its end at step 20."""
+    """The config of a run trained to its end at step 20. Tests share it: whoever changes the run works on a copy."""
     from gpt_neo.cli.main import main
 
     path = world.config("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
         assert main(["--model", path]) == 0
-    return path
+
+    def kept():
+        return {name for name in os.listdir(folder_of(path)) if name.startswith(("checkpoint", "model.ckpt", "best"))}
+
+    before = kept()
+    yield path
+    assert kept() == before, "a test has changed the checkpoints of the run that all share"
 
 
 @pytest.fixture(scope="module")

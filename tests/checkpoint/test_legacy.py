@@ -202,9 +202,10 @@ def test_training_goes_on_from_a_checkpoint_without_slots(world, trained, comman
     assert tf.train.latest_checkpoint(folder) == os.path.join(folder, "model.ckpt-24")
 
 
-def test_the_best_checkpoint_is_kept_and_read(trained, command, capsys):
-    folder = load_config(trained).training.model_path
-    assert run_command(["eval", trained, "--keep_best"]) == 0
-    assert os.path.isfile(os.path.join(folder, "best", "model.ckpt-20.index"))
-    assert command("--model", trained, "--predict", "--checkpoint", "best", "--max_tokens", 2, "--sacred_id", "b") == 0
+def test_the_best_checkpoint_is_kept_and_read(trained, command, tmp_path, capsys):
+    folder = shutil.copytree(load_config(trained).training.model_path, tmp_path / "copy")
+    assert run_command(["eval", str(folder), "--keep_best"]) == 0
+    assert (folder / "best" / "model.ckpt-20.index").is_file()
+    flags = ("--predict", "--checkpoint", "best", "--max_tokens", 2, "--sacred_id", "b")
+    assert command("--model", folder, *flags) == 0
     assert os.path.join("best", "model.ckpt-20") in capsys.readouterr().out
