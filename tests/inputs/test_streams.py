@@ -64,6 +64,17 @@ def test_records_in_turn_from_any_position(source):
         assert got.tolist() == [(position + i) % source.records for i in range(len(got))]
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_files_before_the_position_are_left_unread(source, shuffled, monkeypatch):
+    """A run that goes on late in a large dataset would wait for them."""
+    monkeypatch.setattr(streams, "SHUFFLED_SAMPLES", 1)
+    for first in range(1, len(source.counts)):
+        paths = ("nowhere",) * first + source.paths[first:]
+        late = dataclasses.replace(source, kind="documents_fixed", shuffled=shuffled, paths=paths)
+        position, count = sum(source.counts[:first]), sum(source.counts[first:])
+        assert read(late, [position], count)[0].tolist() == list(range(position, source.records))
+
+
 @pytest.mark.parametrize("block", [2, 100])
 def test_shuffled_records_come_once_per_epoch_and_the_same_from_any_position(source, block, monkeypatch):
     monkeypatch.setattr(streams, "SHUFFLED_SAMPLES", block)
