@@ -216,7 +216,7 @@ def trained(world):
     assert kept() == before, "a test has changed the checkpoints of the run that all share"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """main.py in processes of its own: tests/forks.py."""
     from tests.forks import forks
