@@ -39,6 +39,7 @@ from gpt_neo.evaluation.scorer import Scorer
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.mesh import plan_mesh
 from gpt_neo.runtime.predict_step import Sampler
+from gpt_neo.sampling.batches import room_notes
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.detokenizer import Detokenizer, Scored
 from gpt_neo.tokenizer import Tokenizer
@@ -109,6 +110,7 @@ class Model:
             return "".join(self.stream(prompt, **options))
         drawn, stop = self._options(**options)
         ids = [encode_context(self.tokenizer, text, self._found.prefix) for text in prompt]
+        self._tell_of_room(ids, drawn)
         sampler = self._sampler(min(self._found.run.training.predict_batch_size, max(1, len(ids))))
         with native_noise_hidden():
             made = dict(generate(sampler, self.tokenizer, [Prompt(each, stop, drawn) for each in ids]))
@@ -118,16 +120,17 @@ class Model:
         """Pieces of what follows on a prompt, as they are made.
 
         Args:
-          prompt: text; a long one loses its beginning, so that new tokens have room.
-          options: max_tokens (None: to n_ctx), temperature (0.9; 0 takes the likeliest token), top_k (0 keeps all),
-            top_p (1.0), min_p (0.0), seed (None: another text each time), stop (strings that end it, of which nothing
-              is shown).
+          prompt: text; a long one loses its beginning, so that new tokens have room (the logger is told).
+          options: max_tokens (None, or n_ctx and more: what the prompt leaves of n_ctx), temperature (0.9; 0 takes the
+            likeliest token), top_k (0 keeps all), top_p (1.0), min_p (0.0), seed (None: another text each time), stop
+            (strings that end it, of which nothing is shown).
 
         Raises:
           GptNeoError: as `generate`.
         """
         drawn, stop = self._options(**options)
         ids = encode_context(self.tokenizer, prompt, self._found.prefix)
+        self._tell_of_room([ids], drawn)
         text = Detokenizer(self.tokenizer, stop, ids)
         events = self._sampler(1).generate([ids], drawn)
         with native_noise_hidden():
@@ -188,6 +191,12 @@ class Model:
                 LOG.info(note)
             fitting = [rows]
         return self._samplers[min(fitting)]
+
+    def _tell_of_room(self, prompts: Sequence[Sequence[int]], drawn: SampleOptions) -> None:
+        """Log which prompts lose their beginnings, and where fewer new tokens fit than were asked for."""
+        for prompt in prompts:
+            for note in room_notes(prompt, self._found.run.model.n_ctx, drawn.max_tokens):
+                LOG.info(note)
 
     def _options(
         self,

@@ -31,6 +31,21 @@ def test_greedy_text_is_that_of_transformers(model, peer):  # noqa: F811
     assert [model.generate(prompt, max_tokens=8, temperature=0) for prompt in prompts] == theirs
 
 
+@pytest.mark.parametrize("most", [None, 1000])
+def test_more_new_tokens_than_fit_leave_the_prompt_whole(model, peer, caplog, most):  # noqa: F811
+    """They fill the context with what transformers goes on with; and who asked for more hears of it."""
+    ids = peer.torch.tensor([peer.encode("The class has a name")])
+    n_ctx = peer.n_ctx
+    made = peer.model.generate(ids, max_length=n_ctx, do_sample=False, pad_token_id=1, eos_token_id=0)
+    wanted = peer.tokenizer.decode(made[0, ids.shape[1] :].tolist(), skip_special_tokens=True)
+    caplog.set_level("INFO", "gpt_neo")
+    assert model.generate("The class has a name", max_tokens=most, temperature=0) == wanted
+    assert model.generate(["The class has a name"], max_tokens=most, temperature=0) == [wanted]
+    told = [text for text in caplog.messages if text.startswith("there is room for ")]
+    room = f"there is room for {n_ctx - ids.shape[1]} new tokens, not for {most}: n_ctx is {n_ctx}"
+    assert told == ([room] * 2 if most else [])
+
+
 def test_logprobs_are_those_of_transformers(model, peer):  # noqa: F811
     texts = ["The class has a name.", "naïve € été"]
     for text, found in zip(texts, model.logprobs(texts)):

@@ -16,9 +16,9 @@ from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import ConfigError, DataError, counted
+from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs.tokenizers import run_tokenizer
-from gpt_neo.sampling.batches import BatchSampler, fit_prompt
+from gpt_neo.sampling.batches import BatchSampler, fit_prompt, room_notes
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.detokenizer import Detokenizer, Scored
 from gpt_neo.storage import tensorflow as files
@@ -245,14 +245,8 @@ def answer(
       whole: the file gets the prompt too.
       stop: strings that end a sample, of which nothing is shown.
     """
-    _, cut, room = fit_prompt(ids, sampler.config.n_ctx, options.max_tokens)
-    if cut:
-        note(
-            f"the prompt has {len(ids):,} tokens: its first {cut:,} are left out, so that {counted(room, 'new token')} "
-            "fit into n_ctx"
-        )
-    if options.max_tokens and room < options.max_tokens:
-        note(f"there is room for {room} new tokens, not for {options.max_tokens}: n_ctx is {sampler.config.n_ctx}")
+    for line in room_notes(ids, sampler.config.n_ctx, options.max_tokens):
+        note(line)
     began, count = time.monotonic(), 0
     first: Optional[float] = None
     streams = [Detokenizer(tokenizer, stop, ids) for _ in range(num_samples)]

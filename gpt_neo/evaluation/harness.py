@@ -6,6 +6,7 @@ point `lm_eval.models`, and any version takes an instance: lm_eval.simple_evalua
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Optional, Union
 
 import lm_eval.models  # noqa: F401  (those of the harness: it looks for them only while no model is registered)
@@ -20,10 +21,11 @@ from gpt_neo.evaluation.generation import Prompt, generate
 from gpt_neo.evaluation.model import find_model
 from gpt_neo.evaluation.windows import Request, rolling
 from gpt_neo.fast.choice import choose
-from gpt_neo.sampling.batches import BatchSampler
+from gpt_neo.sampling.batches import BatchSampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
 
 NAME = "gpt_neo"
+LOG = logging.getLogger("gpt_neo")
 SAMPLED_AT_ONCE = 8
 # Spellings of the most new tokens; the first that a task gives counts, as in the harness.
 MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -162,6 +164,9 @@ class GptNeoLM(LM):
         """What follows each context, up to a stop string, the end of the document or the most new tokens."""
         args = [request.args for request in requests]
         prompts = [self.prompt(context, dict(options)) for context, options in args]
+        cut = sum(fit_prompt(p.tokens, self.max_length, p.options.max_tokens)[1] > 0 for p in prompts)
+        if cut:
+            LOG.warning("%d of %d contexts lose their beginnings: new tokens need the room", cut, len(prompts))
         texts: list = [None] * len(prompts)
         with tqdm(total=len(prompts), desc="Running generate_until requests", disable=disable_tqdm) as bar:
             for number, text in generate(self.sampler, self.tokens, prompts):

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, counted
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 
 PREFILL = 64  # tokens of a prompt read at once
@@ -41,15 +41,32 @@ class Row:
 def fit_prompt(prompt: Sequence[int], n_ctx: int, max_tokens: Optional[int]) -> tuple[list, int, int]:
     """Cut a prompt on the left so that new tokens have room.
 
+    More new tokens than the context could hold beside any prompt are no reason to cut one: they fill what is left of
+    it, as where no number is given.
+
     Returns:
       (the prompt, tokens cut off, new tokens that fit)
     """
-    if max_tokens is None:
+    if max_tokens is None or max_tokens >= n_ctx:
         wanted = max(1, n_ctx // ROOM if len(prompt) >= n_ctx else n_ctx - len(prompt))
     else:
-        wanted = min(max_tokens, n_ctx - 1)
+        wanted = max_tokens
     kept = list(prompt[-(n_ctx - wanted) :])
     return kept, len(prompt) - len(kept), min(wanted, n_ctx - len(kept))
+
+
+def room_notes(prompt: Sequence[int], n_ctx: int, max_tokens: Optional[int]) -> list[str]:
+    """Lines for the person where a prompt does not stay whole, or fewer new tokens fit than were asked for."""
+    _, cut, room = fit_prompt(prompt, n_ctx, max_tokens)
+    notes = []
+    if cut:
+        notes.append(
+            f"the prompt has {len(prompt):,} tokens: its first {cut:,} are left out, so that "
+            f"{counted(room, 'new token')} fit into n_ctx"
+        )
+    if max_tokens and room < max_tokens:
+        notes.append(f"there is room for {counted(room, 'new token')}, not for {max_tokens}: n_ctx is {n_ctx}")
+    return notes
 
 
 class BatchSampler:

@@ -203,6 +203,24 @@ def test_command_with_an_unknown_task(trained, tasks, capsys, monkeypatch):
     assert "--tasks clozes: the harness has no such task" in capsys.readouterr().err
 
 
+def test_the_most_tokens_that_a_task_may_ask_for_leave_the_context_whole(ours, peer, caplog):
+    """256 where a task does not say, which a short context does not have; and contexts that are cut are counted."""
+    from lm_eval.api.instance import Instance
+
+    model, context = ours[0], "assert is a statement"
+    ids = peer.torch.tensor([peer.encode(context)])
+    made = peer.model.generate(ids, max_length=peer.n_ctx, do_sample=False, pad_token_id=1, eos_token_id=0)
+    wanted = peer.tokenizer.decode(made[0, ids.shape[1] :].tolist(), skip_special_tokens=True)
+    assert model.max_gen_toks >= model.max_length == peer.n_ctx
+    caplog.set_level("WARNING", "gpt_neo")
+    assert model.generate_until([Instance("generate_until", {}, (context, {"until": []}), 0)], True) == [wanted]
+    assert not caplog.messages
+    options = {"until": [], "max_gen_toks": peer.n_ctx - ids.shape[1] + 1}
+    requests = [Instance("generate_until", {}, (text, options), i) for i, text in enumerate([context, "a"])]
+    model.generate_until(requests, True)
+    assert caplog.messages == ["1 of 2 contexts lose their beginnings: new tokens need the room"]
+
+
 def test_sampling_is_of_the_seed_and_not_of_the_batch(ours):
     from lm_eval.api.instance import Instance
 
