@@ -136,14 +136,11 @@ class Model:
         with native_noise_hidden():
             first = next(events)
         for event in itertools.chain([first], events):
-            pieces = [text.add(Scored(event.token), event.token == drawn.eos_id)]
-            if event.last and not (pieces[0] and pieces[0].finish):
-                pieces.append(text.finish("length"))
-            for piece in filter(None, pieces):
-                if piece.text:
-                    yield piece.text
-                if piece.finish:
-                    return
+            piece = text.advance(Scored(event.token), event.token == drawn.eos_id, event.last)
+            if piece and piece.text:
+                yield piece.text
+            if piece and piece.finish:
+                return
 
     @overload
     def logprobs(self, text: str, context: str = "") -> LogProbs: ...  # type: ignore[overload-overlap]

@@ -27,9 +27,10 @@ from gpt_neo.runtime.mesh import MeshPlan
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.runtime.tensorboard import write_result, write_text
 from gpt_neo.runtime.watch import Watch
-from gpt_neo.sampling.batches import BatchSampler, check_prompt, fit_prompt
+from gpt_neo.sampling.batches import BatchSampler, check_prompt, fit_prompt, room_notes
 from gpt_neo.sampling.filters import SampleOptions
-from gpt_neo.tokenizer import TextStream
+from gpt_neo.serving.detokenizer import Detokenizer, Scored
+from gpt_neo.tokenizer import Tokenizer
 
 SHORT = 100  # most new tokens of a sample during training, unless --max_tokens says more
 
@@ -112,6 +113,7 @@ class DuringTraining:
         self.batches = min(run.training.eval_steps, -(-samples // size))
         self.identity = held_out_identity(run, self.sources, self.batches, size)
         self.held_out: Optional[Evaluation] = None
+        self.prompt, self.ids = "", [0]
         self.samples = bool(run.training.predict_steps) and self.can_sample()
         self.start = runtime.current_step(job.folder)
         self.sampled: set[int] = set()
@@ -132,21 +134,30 @@ class DuringTraining:
         return self.out_of_patience(best, step)
 
     def can_sample(self) -> bool:
-        """Whether the model can go on from the prompt; a run that cannot is told, and trains all the same."""
+        """Read the prompt, once: standard input has it no second time, and a file may go while the run trains. Whether
+        the model can go on from it; a run that cannot is told, and trains all the same."""
         model = self.job.run.model
         try:
             if not model.causal:
                 raise ConfigError("a model that is not causal cannot be sampled from")
             tokenizer, eos = run_tokenizer(self.job.run, self.job.folder)
-            check_prompt(prompt_ids(tokenizer, self.prompt(), self.sampling.special, eos), 0, model.n_vocab)
+            self.options = self.drawn(tokenizer, eos)
+            self.prompt = read_prompt(self.sampling.prompt)
+            self.ids = prompt_ids(tokenizer, self.prompt, self.sampling.special, eos)
+            check_prompt(self.ids, 0, model.n_vocab)
         except (ConfigError, DataError) as error:
             self.line.note(f"no samples during training: {error}")
             return False
+        for line in room_notes(self.ids, model.n_ctx, self.options.max_tokens):
+            self.line.note(line)
         return True
 
-    def prompt(self) -> str:
-        """What samples go on from."""
-        return read_prompt(self.sampling.prompt)
+    def drawn(self, tokenizer: Tokenizer, eos: Optional[int]) -> SampleOptions:
+        """How samples are drawn: short, and of one seed, so that they show what training changes."""
+        given = self.sampling
+        options = sample_options(self.job, given, eos, tokenizer.n_vocab)
+        most = given.max_tokens or min(SHORT, self.job.run.model.n_ctx // 2)
+        return dataclasses.replace(options, max_tokens=most, seed=1 if given.seed is None else given.seed)
 
     def out_of_patience(self, best: Optional[Best], step: int) -> bool:
         """Whether there was nothing better for too long."""
@@ -184,24 +195,23 @@ class DuringTraining:
 
     def sample(self, step: int) -> None:
         """Texts of the checkpoint: printed, added to the predictions file, shown by TensorBoard."""
-        job, given = self.job, self.sampling
+        job, ids, options, count = self.job, self.ids, self.options, self.sampling.num_samples
         tokenizer, eos = run_tokenizer(job.run, job.folder)
-        prompt = self.prompt()
-        most = given.max_tokens or min(SHORT, job.run.model.n_ctx // 2)
-        drawn = sample_options(job, given, eos, tokenizer.n_vocab)
-        options = dataclasses.replace(drawn, max_tokens=most, seed=given.seed or 1)
-        ids = prompt_ids(tokenizer, prompt, given.special, eos)
-        kept, _, room = fit_prompt(ids, job.run.model.n_ctx, most)
-        rows = min(given.num_samples, max(1, job.run.training.predict_batch_size))
-        streams = [TextStream(tokenizer, ids) for _ in range(given.num_samples)]
-        texts = [""] * given.num_samples
+        kept, _, room = fit_prompt(ids, job.run.model.n_ctx, options.max_tokens)
+        rows = min(count, max(1, job.run.training.predict_batch_size))
+        streams = [Detokenizer(tokenizer, self.sampling.stop, ids) for _ in range(count)]
+        texts, ended = [""] * count, set()
         with self.beside.sampler(self.path(step), options, rows, len(kept) + room) as sampler:
-            for event in sampler.generate([ids], options, given.num_samples):
+            for event in sampler.generate([ids], options, count):
                 self.watch.mark()
-                stream = streams[event.sample]
-                texts[event.sample] += stream.add(event.token) if event.token != eos else ""
-                texts[event.sample] += stream.end() if event.last else ""
-        whole = [prompt + text for text in texts]
+                if event.sample in ended:
+                    continue  # at a stop string, while others of its batch went on
+                piece = streams[event.sample].advance(Scored(event.token), event.token == eos, event.last)
+                texts[event.sample] += piece.text if piece else ""
+                ended |= {event.sample} if piece and piece.finish else set()
+                if len(ended) == count:
+                    break
+        whole = [self.prompt + text for text in texts]
         for text in whole:
             self.line.say(f"sample    step {step:,}: {text}")
         append_samples(os.path.join(job.folder, f"predictions_{job.identity}_{step}.txt"), whole, options.seed)

@@ -98,8 +98,6 @@ def sample(
       load: (checkpoint, SampleOptions, rows at once, longest text or None) -> a context of a BatchSampler with notes.
     """
     run = job.run
-    if "" in sampling.stop:
-        raise ConfigError("--stop is empty; expected text that ends a sample")
     checkpoint = job_checkpoint(job).path
     tokenizer, eos = run_tokenizer(run, job.folder)
     options = sample_options(job, sampling, eos, tokenizer.n_vocab)
@@ -139,7 +137,9 @@ def sample(
 
 
 def sample_options(job: Job, sampling: SamplingOptions, eos_id: Optional[int], n_ids: int) -> SampleOptions:
-    """What the flags say; without --seed a new seed each time."""
+    """What the flags say; without --seed a new seed each time. Raises: ConfigError: a value means nothing."""
+    if "" in sampling.stop:
+        raise ConfigError("--stop is empty; expected text that ends a sample")
     seed = sampling.seed if sampling.seed is not None else int(time.time()) % 100_000
     alpha = job.run.model.entmax_alpha if sampling.entmax_sampling else None
     return SampleOptions(
@@ -256,12 +256,8 @@ def answer(
         if event.sample in samples.ended:
             continue  # at a stop string, while others of its batch went on
         count += 1
-        stream = streams[event.sample]
-        pieces = [stream.add(Scored(event.token), event.token == options.eos_id)]
-        if event.last and not (pieces[0] and pieces[0].finish):
-            pieces.append(stream.finish("length"))
-        told = [piece for piece in pieces if piece]
-        samples.add(event.sample, "".join(p.text for p in told), any(p.finish for p in told))
+        piece = streams[event.sample].advance(Scored(event.token), event.token == options.eos_id, event.last)
+        samples.add(event.sample, piece.text if piece else "", bool(piece and piece.finish))
         if len(samples.ended) == num_samples:
             break
     seconds = time.monotonic() - began

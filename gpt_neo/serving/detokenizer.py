@@ -71,6 +71,14 @@ class Detokenizer:
         self.least -= 1
         return piece if piece.text or piece.tokens else None
 
+    def advance(self, scored: Scored, is_end: bool, last: bool) -> Optional[Piece]:
+        """`add`, and with the last token of all `finish`, where the answer has not ended by itself."""
+        piece = self.add(scored, is_end)
+        if not last or (piece is not None and piece.finish is not None):
+            return piece
+        rest = self.finish("length")
+        return rest if piece is None else joined(piece, rest)
+
     def finish(self, reason: str) -> Piece:
         """The last piece, when no token follows."""
         searched = max(self.sent, len(self.text) - max(map(len, self.stop), default=0))
@@ -105,3 +113,8 @@ class Detokenizer:
         self.waiting = self.waiting[len(ready) :]
         text, self.sent = self.text[self.sent : end], end
         return Piece(text, tuple(s for s, _ in ready), tuple(at for _, at in ready), finish)
+
+
+def joined(first: Piece, second: Piece) -> Piece:
+    """Two pieces as one."""
+    return Piece(first.text + second.text, first.tokens + second.tokens, first.offsets + second.offsets, second.finish)

@@ -317,10 +317,7 @@ class Engine:
         self.observe("new_tokens", 1)
         count = sequence.logprobs
         scored = Scored(token) if count is None else score(logits, token, count)
-        piece = row.detokenizer.add(scored, is_end=token in row.ends)
-        if row.made >= sequence.max_tokens and (piece is None or piece.finish is None):
-            rest = row.detokenizer.finish("length")
-            piece = rest if piece is None else joined(piece, rest)
+        piece = row.detokenizer.advance(scored, token in row.ends, row.made >= sequence.max_tokens)
         if piece is not None and piece.finish is not None:
             self.leave(row, piece)
         elif piece is not None:
@@ -361,8 +358,3 @@ class Engine:
                 tell(error)
 
         self.call(look)
-
-
-def joined(first: Piece, second: Piece) -> Piece:
-    """Two pieces as one."""
-    return Piece(first.text + second.text, first.tokens + second.tokens, first.offsets + second.offsets, second.finish)

@@ -199,3 +199,23 @@ def test_a_run_that_cannot_sample_trains_all_the_same(world, command, capsys):
     path = world.config("wordless", predict_steps=1, train_steps=1, datasets=[other], **ONE)
     assert command("--model", path) == 0
     assert "no samples during training: dataset 'of_gpt2'" in capsys.readouterr().out
+
+
+def test_samples_are_those_of_sample_and_a_prompt_is_read_once(world, command, capsys, monkeypatch):
+    """Standard input has it no second time; the first seed is 0, and stop strings stop."""
+    path = world.config("asked_once", predict_steps=1, train_steps=2, **ONE)
+    how = ("--num_samples", 2, "--max_tokens", 12, "--seed", 0, "--stop", "e", "--stop", "a")
+    monkeypatch.setattr("sys.stdin", io.StringIO("The class\n"))
+    assert command("--model", path, "--prompt", "-", "--steps_per_checkpoint", 1, *how) == 0
+    assert "no samples" not in capsys.readouterr().out
+    for step in ("1", "2"):
+        name = os.path.join(folder_of(path), f"predictions_asked_once_{step}.txt")
+        with open(name, encoding="utf-8") as handle:
+            made = handle.read()
+        os.remove(name)
+        texts = made.split("=== sample ")[1:]
+        assert [text.split("\n", 1)[0] for text in texts] == ["1, seed 0", "2, seed 0"]
+        assert not any(set(text.split("The class", 1)[1]) & {"e", "a"} for text in texts)
+        assert command("--model", path, "--predict", "--prompt", "The class", "--checkpoint", step, *how) == 0
+        with open(name, encoding="utf-8") as handle:
+            assert handle.read() == made
