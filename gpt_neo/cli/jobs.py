@@ -18,7 +18,9 @@ from gpt_neo.tracking.supervisor import end_with_parent
 
 def train(options: Train) -> int:
     """Train, under supervision if a name to record it under is given."""
-    check_backend(options, skip_spikes=options.training.skip_spikes)
+    check_backend(options, skip_spikes=options.training.skip_spikes, min_p=bool(options.sampling.min_p))
+    if options.sampling.interactive:
+        raise ConfigError("--interactive goes with gpt-neo sample, or main.py --predict: a training asks for nothing")
     if options.model.checkpoint not in (None, "latest"):
         raise ConfigError(
             f"--checkpoint {options.model.checkpoint}: training goes on from the newest checkpoint of its folder; "

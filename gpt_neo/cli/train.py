@@ -77,6 +77,8 @@ def train(
 
     def steps(line: ProgressLine, watch: Watch) -> int:
         given = latest_checkpoint(job.folder) is not None
+        if tpu and run.training.predict_steps:
+            note("no samples during training: the TPU runs one program at a time; gpt-neo sample reads the checkpoints")
         beside = SessionsBeside(run, plan)
         during = None if tpu else DuringTraining(job, training, sampling, beside, line, watch, given)
 

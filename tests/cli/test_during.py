@@ -219,3 +219,10 @@ def test_samples_are_those_of_sample_and_a_prompt_is_read_once(world, command, c
         assert command("--model", path, "--predict", "--prompt", "The class", "--checkpoint", step, *how) == 0
         with open(name, encoding="utf-8") as handle:
             assert handle.read() == made
+
+
+def test_on_a_tpu_it_is_told_that_there_are_no_samples(world, command, monkeypatch, capsys):
+    monkeypatch.setattr("gpt_neo.cli.train.tpu_options", lambda job: None)
+    path = world.config("unsampled", predict_steps=1, train_steps=1, **ONE)
+    assert command("--model", path, "--tpu", "mine", "--prompt", "The class") == 0
+    assert "no samples during training: the TPU runs one program at a time" in capsys.readouterr().out

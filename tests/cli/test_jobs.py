@@ -26,6 +26,8 @@ from tests.conftest import ROOT
         (["train", "demo", "--backend", "xla", "--tpu", "x"], "--tpu goes with --backend tensorflow"),
         (["sample", "demo", "--backend", "xla", "--gpu_ids", "0"], "--gpu_ids goes with --backend tensorflow"),
         (["train", "demo", "--backend", "xla", "--skip_spikes"], "--skip_spikes goes with --backend tensorflow"),
+        (["train", "demo", "--backend", "xla", "--min_p", "0.1"], "--min_p goes with --backend tensorflow"),
+        (["train", "demo", "--interactive"], "--interactive goes with gpt-neo sample"),
         (["eval", "demo", "--backend", "xla", "--eval_tasks", "pile"], "--eval_tasks goes with --backend tensorflow"),
         (["train", "demo", "--platform", "gpu"], "--platform goes with --backend xla"),
         (["eval", "demo", "--save_program", "p"], "--save_program goes with --backend xla"),
