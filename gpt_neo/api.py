@@ -17,7 +17,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable, Optional, Union, overload
+from typing import Any, Callable, Optional, TypeVar, Union, overload
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from gpt_neo.config.devices import parse_devices
 from gpt_neo.errors import ConfigError, GptNeoError
 from gpt_neo.evaluation.encoding import encode_context, encode_pair
 from gpt_neo.evaluation.generation import Prompt, generate
-from gpt_neo.evaluation.model import FoundModel, find_model
+from gpt_neo.evaluation.model import FoundModel, find_model, read_model
 from gpt_neo.evaluation.scorer import Scorer
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.mesh import plan_mesh
@@ -45,6 +45,7 @@ from gpt_neo.serving.detokenizer import Detokenizer, Scored
 from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo")
+Read = TypeVar("Read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Model:
     Attributes:
       name: what the run is called.
       folder: where its checkpoints are.
-      step: training step of the checkpoint.
+      step: training step of the checkpoint. Where a training beside deletes it before the first call reads it, the
+        newest one is read, and this is its step.
       tokenizer: `encode` and `decode`.
     """
 
@@ -177,13 +179,22 @@ class Model:
 
     @functools.cached_property
     def _scorer(self) -> Scorer:
-        return Scorer(self._found.run.model, self._found.checkpoint, self._plan)
+        return self._read(lambda found: Scorer(found.run.model, found.checkpoint, self._plan), bool(self._samplers))
+
+    def _read(self, read: Callable[[FoundModel], Read], begun: bool) -> Read:
+        """What `read` makes of the model, see `read_model`."""
+        self._found, made = read_model(self._found, read, LOG.info, begun)
+        self.step = self._found.step
+        return made
 
     def _sampler(self, rows: int) -> Sampler:
         """The sampler of at least so many rows; the smallest that is there."""
         fitting = [size for size in self._samplers if size == rows or size > rows > 1]
         if not fitting:
-            self._samplers[rows] = Sampler(self._found.run.model, self._found.checkpoint, rows, self._plan)
+            begun = bool(self._samplers) or "_scorer" in vars(self)
+            self._samplers[rows] = self._read(
+                lambda found: Sampler(found.run.model, found.checkpoint, rows, self._plan), begun
+            )
             for note in self._samplers[rows].notes:
                 LOG.info(note)
             fitting = [rows]

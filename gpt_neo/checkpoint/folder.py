@@ -103,7 +103,11 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
 
 
 def read_checkpoint(
-    folder: str, which: Optional[str], read: Callable[[str], Read], tell: Callable[[str], None] = lambda line: None
+    folder: str,
+    which: Optional[str],
+    read: Callable[[str], Read],
+    tell: Callable[[str], None] = lambda line: None,
+    first: Optional[str] = None,
 ) -> Read:
     """What `read` makes of a checkpoint, which a training beside may delete before it is read: then of the newest one.
 
@@ -111,12 +115,14 @@ def read_checkpoint(
       which: as `find_checkpoint` takes it.
       read: called with its path, once more after a CheckpointError of one that is no longer there.
       tell: called with lines for the person.
+      first: the path of one that was found before, and is read if it is still there.
 
     Raises:
       CheckpointError: there is no such one, or it is damaged.
     """
     while True:
-        found = find_checkpoint(folder, which)
+        found = find_checkpoint(folder, which) if first is None else Found(first)
+        first = None
         for line in found.notes:
             tell(line)
         try:

@@ -9,10 +9,10 @@ from typing import Optional
 import numpy as np
 
 from gpt_neo.cli.console import model_text, note
-from gpt_neo.cli.job import Job, job_checkpoint
+from gpt_neo.cli.job import Job, job_checkpoint, read_job_checkpoint
 from gpt_neo.cli.options import Export
 from gpt_neo.dataprep.records import read_records
-from gpt_neo.errors import GptNeoError
+from gpt_neo.errors import CheckpointError, GptNeoError
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime.export import export_saved_model, losses
@@ -27,10 +27,13 @@ def export(job: Job, options: Export) -> int:
       CheckpointError: there is no checkpoint, or no place to write to.
     """
     run, folder = job.run, options.destination
-    checkpoint = job_checkpoint(job).path
+    found = job_checkpoint(job)
     print(model_text(run))
-    batch = run.training.predict_batch_size
-    for line in export_saved_model(run.model, checkpoint, folder, batch, options.int8, drawn_ids(job)):
+    batch, ids = run.training.predict_batch_size, drawn_ids(job)
+    checkpoint, notes = read_job_checkpoint(
+        job, found, lambda path: export_saved_model(run.model, path, folder, batch, options.int8, ids)
+    )
+    for line in notes:
         note(line)
     print(f"exported  {checkpoint} to {folder}{' with int8 weights' if options.int8 else ''}")
     shape = f"[{batch}, {run.model.n_ctx}"
@@ -61,7 +64,11 @@ def show_cost(job: Job, checkpoint: str) -> None:
     paths = [path for source in evaluation_sources(run) for path in source.paths]
     rows = list(itertools.islice(itertools.chain.from_iterable(map(read_records, paths)), ROWS))
     rows = [row[: run.model.n_ctx + 1] for row in rows if len(row) > run.model.n_ctx]
-    exact, near = (math.exp(loss) for loss in losses(run.model, checkpoint, np.array(rows, np.int32)))
+    try:
+        exact, near = (math.exp(loss) for loss in losses(run.model, checkpoint, np.array(rows, np.int32)))
+    except CheckpointError as error:  # what was exported is whole: a training beside may have deleted it since
+        print(f"          perplexity not compared: {error}")
+        return
     print(
         f"          perplexity of {len(rows) * run.model.n_ctx:,} held-out tokens: {exact:.4f}, with int8 weights "
         f"{near:.4f} ({100 * (near / exact - 1):+.3f} %)"

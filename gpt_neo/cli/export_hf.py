@@ -9,7 +9,7 @@ import time
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.card import write_card
 from gpt_neo.checkpoint.convert import DTYPES, export_hf
-from gpt_neo.checkpoint.folder import find_checkpoint
+from gpt_neo.checkpoint.folder import read_checkpoint
 from gpt_neo.checkpoint.hub import push_folder
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.peft import export_adapters
@@ -45,29 +45,34 @@ def export_folder(options: ExportHf) -> int:
     folder = model_folder(run, reads_only=True)
     if options.push and scheme_of(options.destination):
         raise ConfigError("--push uploads a local folder; copy DST here first")
-    found = find_checkpoint(folder, options.checkpoint)
     began = time.monotonic()
     lines: list[str] = []
     dtype = DTYPES[options.dtype] if options.dtype else None
 
-    def check(staging: str) -> None:
-        best = read_best(folder)
-        at_best = best if best and os.path.basename(found.path) == best.checkpoint else None
-        write_card(staging, run, found.path, options.base, at_best)
-        lines.append(f"converted in {time.monotonic() - began:.1f} s")
-        how, bound = options.verify.verify, options.verify.bound
-        verdict = verify(found.path, run.model, staging, how, dtype, bound, options.custom_code)
-        lines.append(verdict_text(verdict))
+    def convert(path: str) -> tuple[str, str]:
+        def check(staging: str) -> None:
+            best = read_best(folder)
+            at_best = best if best and os.path.basename(path) == best.checkpoint else None
+            write_card(staging, run, path, options.base, at_best)
+            spent = time.monotonic() - began
+            how, bound = options.verify.verify, options.verify.bound
+            verdict = verify(path, run.model, staging, how, dtype, bound, options.custom_code)
+            lines.extend([f"converted in {spent:.1f} s", verdict_text(verdict)])
 
-    size, code = int(options.shard_gb * 1e9), options.custom_code
-    made = export_hf(run, found.path, options.destination, options.dtype, size, options.tokenizer, check, code, recast)
+        size, code = int(options.shard_gb * 1e9), options.custom_code
+        return path, export_hf(
+            run, path, options.destination, options.dtype, size, options.tokenizer, check, code, recast
+        )
+
+    notes: list[str] = []
+    path, made = read_checkpoint(folder, options.checkpoint, convert, notes.append)
     print(model_text(run))
-    print(f"exported  step {step_of(found.path):,} of {folder}")
-    for line in (*(f"note      {note}" for note in found.notes), *lines):
+    print(f"exported  step {step_of(path):,} of {folder}")
+    for line in (*(f"note      {note}" for note in notes), *lines):
         print(line)
     print(f"written   {options.destination}: {made}")
     if options.adapters:
-        export_adapters(adapted, found.path, options.base or options.destination, options.adapters)
+        export_adapters(adapted, path, options.base or options.destination, options.adapters)
         print(f"written   {options.adapters}: adapters for PEFT")
     if options.push:
         print(f"pushed    {push_folder(options.destination, options.push)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from gpt_neo.cli.console import note
 from gpt_neo.cli.imported import run_of
@@ -17,6 +17,8 @@ from gpt_neo.errors import ConfigError
 
 if TYPE_CHECKING:  # NumPy: plans and help do without
     from gpt_neo.checkpoint.folder import Found
+
+Read = TypeVar("Read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,3 +104,14 @@ def job_checkpoint(job: Job) -> Found:
     for line in found.notes:
         note(line)
     return found
+
+
+def read_job_checkpoint(job: Job, first: Found, read: Callable[[str], Read]) -> tuple[str, Read]:
+    """(path of the checkpoint, what `read` makes of it), see `read_checkpoint`.
+
+    Args:
+      first: what `job_checkpoint` has found.
+    """
+    from gpt_neo.checkpoint.folder import read_checkpoint
+
+    return read_checkpoint(job.folder, job.model.checkpoint, lambda path: (path, read(path)), note, first.path)

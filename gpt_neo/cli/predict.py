@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.console import keeps_results, memory_text, model_text, note, say
 from gpt_neo.cli.engine import OPENVINO, with_openvino
-from gpt_neo.cli.job import Job, job_checkpoint, load_job
+from gpt_neo.cli.job import Job, job_checkpoint, load_job, read_job_checkpoint
 from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.config.schema import ModelConfig
@@ -98,7 +98,7 @@ def sample(
       load: (checkpoint, SampleOptions, rows at once, longest text or None) -> a context of a BatchSampler with notes.
     """
     run = job.run
-    checkpoint = job_checkpoint(job).path
+    found = job_checkpoint(job)
     tokenizer, eos = run_tokenizer(run, job.folder)
     options = sample_options(job, sampling, eos, tokenizer.n_vocab)
     prompt = None if sampling.interactive else read_prompt(sampling.prompt)
@@ -113,9 +113,10 @@ def sample(
         kept, _, room = fit_prompt(ids, run.model.n_ctx, sampling.max_tokens)
         length = len(kept) + room
     whole = not run.training.remove_partial_sequences
+    checkpoint, loaded = read_job_checkpoint(job, found, lambda path: load(path, options, batch, length))
     name = f"predictions_{job.identity}_{step_of(checkpoint)}.txt"
     path = os.path.join(job.folder, name) if keeps_results(job.folder) else None
-    with load(checkpoint, options, batch, length) as sampler:
+    with loaded as sampler:
         say(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; seed {options.seed}")
         for line in sampler.notes:
             note(line)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Optional
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import memory_text, model_text, note
 from gpt_neo.cli.engine import OPENVINO, with_openvino
-from gpt_neo.cli.job import Job, job_checkpoint, load_job
+from gpt_neo.cli.job import Job, job_checkpoint, load_job, read_job_checkpoint
 from gpt_neo.cli.options import API_KEY, BITS, DeviceOptions, Serve
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import CheckpointError, ConfigError, DataError
 from gpt_neo.storage.tensorflow import changed
 from gpt_neo.system import how_to_install
 
 if TYPE_CHECKING:
+    from gpt_neo.checkpoint.folder import Found
     from gpt_neo.serving.requests import Served
 
 
@@ -40,12 +41,12 @@ def serve(options: Serve) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs the package {error.name}: {how_to_install('serve')}") from error
     job = load_job(options.model, DeviceOptions(gpu_ids=options.devices.gpu_ids), reads_only=True)
-    checkpoint = job_checkpoint(job).path
+    found = job_checkpoint(job)
     quiet.silence(options.model.verbose, sampling=job.run.model.precision)
-    return serve_job(job, options, checkpoint, key)
+    return serve_job(job, options, found, key)
 
 
-def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> int:
+def serve_job(job: Job, options: Serve, found: Found, key: Optional[str]) -> int:
     """Everything that needs TensorFlow."""
     from gpt_neo.config.estimate import sampling_memory
     from gpt_neo.inputs.tokenizers import run_tokenizer
@@ -61,7 +62,9 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
     print(model_text(run))
     print(memory_text(sampling_memory(run.model, options.rows, BITS.get(options.model.integers or ""))))
     began = time.monotonic()
-    decoder = load_rows(job, options, checkpoint)
+    checkpoint, (decoder, created) = read_job_checkpoint(
+        job, found, lambda path: (load_rows(job, options, path), created_at(path))
+    )
     for line in decoder.notes:
         note(line)
     print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; {decoder.rows} rows of {decoder.length} tokens")
@@ -71,7 +74,7 @@ def serve_job(job: Job, options: Serve, checkpoint: str, key: Optional[str]) -> 
         Served(run.name, tokenizer, run.model.n_vocab, decoder.length, eos, special=options.special), job, options
     )
     limits = Limits(body=options.max_body, seconds=options.timeout, waiting=options.max_waiting, key=key)
-    server = Server(engine, served, limits, metrics, created=changed(checkpoint + ".index") // 10**9)
+    server = Server(engine, served, limits, metrics, created=created)
     engine.begin()
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -105,6 +108,14 @@ def with_chats(served: Served, job: Job, options: Serve) -> Served:
         return dataclasses.replace(served, chat=None, no_chat=str(error))
     print("chat      " + ("by a template" if template else "in a plain form: the tokenizer has no template"))
     return with_chat(served, template or PLAIN)
+
+
+def created_at(checkpoint: str) -> int:
+    """When a checkpoint was written, in seconds since 1970. Raises: CheckpointError: it is gone."""
+    try:
+        return changed(checkpoint + ".index") // 10**9
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{checkpoint}: was deleted as it was read") from error
 
 
 def load_rows(job: Job, options: Serve, checkpoint: str) -> Any:

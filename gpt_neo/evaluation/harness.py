@@ -18,7 +18,7 @@ from gpt_neo.errors import ConfigError
 from gpt_neo.evaluation.batches import BatchScorer, check_scorable
 from gpt_neo.evaluation.encoding import encode_context, encode_pair, needed
 from gpt_neo.evaluation.generation import Prompt, generate
-from gpt_neo.evaluation.model import find_model
+from gpt_neo.evaluation.model import FoundModel, find_model, read_model
 from gpt_neo.evaluation.windows import Request, rolling
 from gpt_neo.fast.choice import choose
 from gpt_neo.sampling.batches import BatchSampler, fit_prompt
@@ -86,31 +86,41 @@ class GptNeoLM(LM):
     def scorer(self) -> BatchScorer:
         """The model ready to score, loaded when it is first asked for."""
         if self._scorer is None:
-            model, path = self.found.run.model, self.found.checkpoint
-            if self.openvino:
-                from gpt_neo.evaluation.fast_scorer import FastScorer
-
-                self._scorer = FastScorer(model, path, self.dtype, self.rows, self.max_length)
-            else:
-                from gpt_neo.evaluation.scorer import Scorer
-
-                self._scorer = Scorer(model, path, batch_size=self.rows, max_length=self.max_length)
+            begun = self._sampler is not None
+            self.found, made = read_model(self.found, self.make_scorer, LOG.warning, begun)
+            self._scorer = made
         return self._scorer
+
+    def make_scorer(self, found: FoundModel) -> BatchScorer:
+        """Load a model to score with."""
+        model, path = found.run.model, found.checkpoint
+        if self.openvino:
+            from gpt_neo.evaluation.fast_scorer import FastScorer
+
+            return FastScorer(model, path, self.dtype, self.rows, self.max_length)
+        from gpt_neo.evaluation.scorer import Scorer
+
+        return Scorer(model, path, batch_size=self.rows, max_length=self.max_length)
 
     @property
     def sampler(self) -> BatchSampler:
         """The model ready to sample, loaded when it is first asked for."""
         if self._sampler is None:
-            rows, model = self.rows or SAMPLED_AT_ONCE, self.found.run.model
-            if self.openvino:
-                from gpt_neo.fast.sampler import FastSampler
-
-                self._sampler = FastSampler(model, self.found.checkpoint, rows, self.max_length, self.dtype)
-            else:
-                from gpt_neo.runtime.predict_step import Sampler
-
-                self._sampler = Sampler(model, self.found.checkpoint, rows, length=self.max_length)
+            begun = self._scorer is not None
+            self.found, made = read_model(self.found, self.make_sampler, LOG.warning, begun)
+            self._sampler = made
         return self._sampler
+
+    def make_sampler(self, found: FoundModel) -> BatchSampler:
+        """Load a model to sample with."""
+        rows, model, path = self.rows or SAMPLED_AT_ONCE, found.run.model, found.checkpoint
+        if self.openvino:
+            from gpt_neo.fast.sampler import FastSampler
+
+            return FastSampler(model, path, rows, self.max_length, self.dtype)
+        from gpt_neo.runtime.predict_step import Sampler
+
+        return Sampler(model, path, rows, length=self.max_length)
 
     @property
     def eot_token_id(self) -> Optional[int]:
