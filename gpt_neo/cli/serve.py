@@ -27,7 +27,7 @@ def serve(options: Serve) -> int:
     Raises:
       ConfigError: a package is missing, or the address is open to all.
     """
-    key = os.environ.get(API_KEY) or None
+    key = token_of(os.environ.get(API_KEY, ""))
     try:
         from gpt_neo.serving.run import is_loopback
 
@@ -44,6 +44,17 @@ def serve(options: Serve) -> int:
     found = job_checkpoint(job)
     quiet.silence(options.model.verbose, sampling=job.run.model.precision)
     return serve_job(job, options, found, key)
+
+
+def token_of(text: str) -> Optional[str]:
+    """The bearer token in an environment variable; None where that is empty.
+
+    Raises:
+      ConfigError: no client could send it: headers lose spaces around, and what else they carry differs by client.
+    """
+    if text != text.strip() or not all(" " <= letter <= "~" for letter in text):
+        raise ConfigError(f"{API_KEY} has spaces around it, or other characters than those of ASCII that are seen")
+    return text or None
 
 
 def serve_job(job: Job, options: Serve, found: Found, key: Optional[str]) -> int:

@@ -144,8 +144,9 @@ class Server:
         if site != here:
             raise RequestError(f"the page {origin} is not of this server", status=403)
         key = self.limits.key
-        given = request.headers.get("authorization", "")
-        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        sent = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), (key or "").encode())
+        if key is not None and not sent:
             raise RequestError("the header Authorization has to be Bearer and the server's token", status=401)
 
     async def body(self, request: Request) -> dict:

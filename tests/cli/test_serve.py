@@ -87,6 +87,13 @@ def test_flags_that_are_refused(flags, words, monkeypatch, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["schlüssel", "secret\n", " secret", "  ", "a\tb"])
+def test_a_token_that_no_client_could_send(key, monkeypatch, capsys):
+    monkeypatch.setenv("GPT_NEO_API_KEY", key)
+    assert main(["serve", "--model", "configs/demo.json", "--host", "0.0.0.0"]) == 2
+    assert "GPT_NEO_API_KEY has spaces around it, or other characters" in capsys.readouterr().err
+
+
 def test_an_address_that_is_taken():
     with bind("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="cannot listen on --host 127.0.0.1"):
         bind("127.0.0.1", taken.getsockname()[1])

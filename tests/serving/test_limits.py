@@ -150,7 +150,10 @@ def test_the_token_and_other_sites(server, model):
     with running(model, server.decoder, key="secret") as closed:
         for path in ("/v1/models", "/metrics", "/tokenizer_info"):
             assert closed.fetch(path)[0] == closed.fetch(path, headers={"Authorization": "Bearer wröng"})[0] == 401
-            assert closed.fetch(path, headers={"Authorization": "Bearer secret"})[0] == 200
+            for sent in ("Bearer secret", "bearer secret", "Bearer  secret"):
+                assert closed.fetch(path, headers={"Authorization": sent})[0] == 200
+            for sent in ("Basic secret", "secret", "Bearer", "Bearer secret more"):
+                assert closed.fetch(path, headers={"Authorization": sent})[0] == 401
         assert closed.fetch("/healthz")[0] == closed.fetch("/")[0] == 200
 
 
