@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from typing import Any, Optional
 
 import numpy as np
@@ -82,7 +83,11 @@ class Weights:
     def array(self, name: str, dtype: Any = np.float32) -> np.ndarray:
         """A tensor of the checkpoint, or of what was made from it."""
         if self.kept is not None and name in self.kept.entries:
-            found = self.kept.read(name)
+            try:
+                found = self.kept.read(name)
+            except CheckpointError as error:
+                folder = os.path.dirname(self.kept.path)
+                raise CheckpointError(f"{error}; remove {folder}: it is made anew of the checkpoint") from error
         else:
             found = self.fit.value(name, np.dtype(dtype))
         self.mapped.append(found)
@@ -228,7 +233,7 @@ def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> str:
     own = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt_neo", FOLDER)
     places = [own] if storage.is_remote(fit.bundle.path) else [beside, own]
     for folder in places:
-        if os.path.isfile(os.path.join(folder, name, "weights.index")):
+        if is_whole(os.path.join(folder, name), notes):
             return os.path.join(folder, name, "weights")
     for folder in places:
         try:
@@ -238,6 +243,20 @@ def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> str:
         if os.access(folder, os.W_OK):
             return made(fit, stored, dtype, os.path.join(folder, name), notes)
     raise CheckpointError(f"no place for weights as {dtype}: none of {', '.join(places)} can be written to")
+
+
+def is_whole(folder: str, notes: list) -> bool:
+    """Whether compressed weights are in a folder. What is left of some, as of a copy that broke off, is removed: they
+    are made anew."""
+    if not os.path.isdir(folder) or not os.listdir(folder):
+        return False
+    try:
+        Bundle(os.path.join(folder, "weights"))
+    except CheckpointError as error:
+        notes.append(f"{error}; it is removed, and made anew")
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
 
 
 def made(fit: Fit, stored: dict, dtype: str, folder: str, notes: list) -> str:

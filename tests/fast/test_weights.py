@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.config import load_config
 from gpt_neo.config.network import variables_of
 from gpt_neo.config.schema import ModelConfig
+from gpt_neo.errors import CheckpointError
 from gpt_neo.fast import network, weights
 from gpt_neo.fast.network import Network
 from gpt_neo.fast.weights import FOLDER, Weights, group_of, quantize_int4, quantize_int8
@@ -170,3 +172,31 @@ def test_kept_by_content_and_made_once(tmp_path):
     assert len(os.listdir(tmp_path / FOLDER)) == 2
     text = np.arange(5)
     assert np.abs(other.prefill(0, text) - again.prefill(0, text)).max() > 0.1
+
+
+@pytest.mark.parametrize("harm", ["cut off", "without its data", "without its index", "an empty index"])
+def test_what_is_left_of_kept_weights_is_made_anew(harm, tmp_path):
+    """As a copy of a run that broke off has it: the checkpoint itself is whole."""
+    checkpoint = save_random(CONFIG, str(tmp_path), scale=0.1)
+    wanted = Network(CONFIG, checkpoint, dtype="int8").prefill(0, np.arange(5))
+    (kept,) = (tmp_path / FOLDER).iterdir()
+    index, data = kept / "weights.index", kept / "weights.data-00000-of-00001"
+    if harm == "cut off":
+        os.truncate(data, 100)
+    elif harm == "an empty index":
+        index.write_bytes(b"")
+    else:
+        (data if harm == "without its data" else index).unlink()
+    again = Network(CONFIG, checkpoint, dtype="int8")
+    assert "it is removed, and made anew" in again.notes[0] and str(kept) in again.notes[1]
+    np.testing.assert_array_equal(again.prefill(0, np.arange(5)), wanted)
+
+
+def test_kept_weights_with_a_wrong_byte_are_told_from_the_checkpoint(tmp_path):
+    checkpoint = save_random(CONFIG, str(tmp_path), scale=0.1)
+    Weights(CONFIG, checkpoint, "int8")
+    (kept,) = (tmp_path / FOLDER).iterdir()
+    path = kept / "weights.data-00000-of-00001"
+    path.write_bytes(bytes(256) + path.read_bytes()[256:])
+    with pytest.raises(CheckpointError, match=f"checksum is wrong; remove {re.escape(str(kept))}: it is made anew"):
+        Network(CONFIG, checkpoint, dtype="int8")
