@@ -44,6 +44,7 @@ def test_write_list_read_delete(folder):
     for name, data in (("a.txt", b"one"), ("b_2.txt", b""), ("b_10.txt", b"ten")):
         storage.write_bytes(storage.join(folder, name), data)
     assert storage.is_folder(folder) and not storage.is_folder(storage.join(folder, "a.txt"))
+    assert not storage.exists(storage.join(folder, "a.txt", "config.json"))  # below a file
     names = [path.rsplit("/", 1)[1] for path in storage.list_files(folder)]
     assert names == ["a.txt", "b_10.txt", "b_2.txt"]
     assert [path.rsplit("/", 1)[1] for path in storage.glob(storage.join(folder, "b_?.t[xy]t"))] == ["b_2.txt"]

@@ -95,10 +95,10 @@ def join(folder: str, *names: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or object."""
+    """Whether there is such a file or object; there is none below a file."""
     try:
         size(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
