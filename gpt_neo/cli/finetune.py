@@ -6,6 +6,7 @@ and is passed over where it is there: after a kill, the same command goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shlex
@@ -14,6 +15,7 @@ from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.best import read_best
+from gpt_neo.checkpoint.convert import TRAINING
 from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_checkpoint
 from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.checkpoint.hub import is_hub_name, push_folder
@@ -27,7 +29,7 @@ from gpt_neo.cli.options import RunOptions, SamplingOptions, Train, TrainingOpti
 from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
-from gpt_neo.config.schema import RunConfig
+from gpt_neo.config.schema import OptimizerConfig, RunConfig
 from gpt_neo.errors import ConfigError, DataError
 
 REQUEST = "finetune.json"  # what was asked for: a second command has to ask for the same
@@ -35,6 +37,8 @@ EXPORTED = "hf"  # sub-folder with the Hugging Face model
 ADAPTERS = "adapters"  # sub-folder with those of --lora, for PEFT
 EVALUATIONS = 10  # during a run, unless --steps_per_checkpoint says otherwise
 MOST_BATCHES = 50  # of held-out records at once
+# Keys of a run that say how its weights came to be: its optimizer and its adapters, which are merged.
+OF_ITS_TRAINING = {field.name for field in dataclasses.fields(OptimizerConfig)} | {"lora_rank", "lora_alpha"}
 
 
 def finetune(options: Finetune) -> int:
@@ -145,7 +149,8 @@ def current_steps(folder: str) -> list[int]:
 
 
 def import_run(source: str, out: str, words: tuple, about: str) -> None:
-    """The same of a run of this program or a release of the 2021 one: its config, tokenizer and weights.
+    """The same of a run of this program or a release of the 2021 one: its config without what it was trained by, as an
+    import has none; tokenizer and weights.
 
     Args:
       words: KEY=VALUE in the place of the config's.
@@ -161,7 +166,8 @@ def import_run(source: str, out: str, words: tuple, about: str) -> None:
     raw = storage.read_json(given.source, ConfigError, once=True)
     tokenizer = tokenizer_of(source, raw)
     raw = raw.get("config", raw)  # of a checkpoint's record
-    raw.update({**dict(parse_override(word) for word in words), "datasets": []})
+    raw = {name: value for name, value in raw.items() if name not in OF_ITS_TRAINING}
+    raw.update({**TRAINING, **dict(parse_override(word) for word in words), "datasets": []})
     if tokenizer.get("eos_id") is not None:
         raw.setdefault("eos_id", tokenizer["eos_id"])
     raw.pop("model_path", None)

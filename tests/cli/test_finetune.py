@@ -27,6 +27,7 @@ from gpt_neo.config import load_config
 from gpt_neo.dataprep import units
 from gpt_neo.dataprep.ledger import Ledger
 from gpt_neo.dataprep.records import read_records
+from gpt_neo.optim.schedules import learning_rate
 from gpt_neo.tokenizer import load_tokenizer
 from tests.checkpoint.peers import save_tiny
 from tests.conftest import ROOT, folder_of
@@ -189,6 +190,25 @@ def test_a_run_is_tuned_too(trained, texts, tmp_path, capsys, untrained):
     with open(os.path.join(out, "config.json"), encoding="utf-8") as handle:
         settings = json.load(handle)
     assert (settings["eval_steps"], settings["train_steps"], settings["n_embd"]) == (0, 1, 16)
+
+
+def test_how_a_run_was_trained_is_not_how_it_is_tuned(world, trained, texts, tmp_path, capsys, untrained):
+    """The end of its decay, its optimizer and its adapters are left behind; what the command says is not."""
+    legacy = {"opt_name": "adafactor", "weight_decay": 0.99, "beta1": 0.0, "ada_epsilon1": 1e-30, "ada_epsilon2": 1e-3}
+    aged = {"lr_decay_end": 300000, "lora_rank": 2, "lora_alpha": 4}
+    source = world.config("aged", model_path=folder_of(trained), gradient_clipping=0, **legacy, **aged)
+    words = ["finetune", source, "--data", texts, "--held_out", "0", "--steps", "10", "--set", "beta2=0.98"]
+    for flags, rank in (([], 0), (["--lora", "3"], 3)):
+        out = str(tmp_path / str(rank))
+        assert main([*words, "--out", out, *flags]) == 3
+        run = load_config(out)
+        rates = [learning_rate(step, run.optimizer, run.training.train_steps) for step in (1, 10)]
+        assert rates == pytest.approx([run.optimizer.lr * (0.1 + 0.45 * (1 + np.cos(np.pi * at))) for at in (0.1, 1)])
+        found = (run.optimizer.opt_name, run.optimizer.weight_decay, run.optimizer.beta1, run.optimizer.beta2)
+        assert found == ("adamw", 0.1, 0.9, 0.98) and run.optimizer.gradient_clipping == 1
+        assert run.model.lora_rank == rank
+        assert any("/lora_a" in name for name in Bundle(os.path.join(out, "model.ckpt-0")).names()) == bool(rank)
+    capsys.readouterr()
 
 
 def test_a_kill_between_records_and_held_out_ones(model, texts, tmp_path, monkeypatch, untrained):
