@@ -106,10 +106,17 @@ def end_of_text(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_id
 
 
+def filling(run: RunConfig, eos_id: int) -> int:
+    """What records are filled up with: `padding_id`, or the end of text where the model has no such id, as 50257 of
+    50,257 in configs of the 2021 program."""
+    return run.model.padding_id if run.model.padding_id < run.model.n_vocab else eos_id
+
+
 def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     """Records of prompts with completions, or of chats: the loss is of the answers alone."""
     folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
     eos_id, length = end_of_text(tokenizer), run.model.n_ctx + 1
+    padding_id = filling(run, eos_id)
     template = template_of(out, tokenizer, options.template)
     if template and template.source and options.template:  # the model's from now on, for the server and the export
         storage.write_bytes(os.path.join(out, TEMPLATE), template.source.encode())
@@ -122,7 +129,7 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     }
     counts = {}
     for name, part in parts.items():
-        counts[name] = write_dialogs(folder, name, packed(part, length, run.model.padding_id)) if part else 0
+        counts[name] = write_dialogs(folder, name, packed(part, length, padding_id)) if part else 0
         answers, tokens = (sum(map(sum, (d.mask for d in part))), sum(len(d.ids) for d in part))
         note(
             f"{name.replace('_', ' ')}: {len(part):,} dialogs, {tokens:,} tokens of which {answers:,} are answers, in "
@@ -136,7 +143,7 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
             "n_vocab": tokenizer.n_vocab,
             **places(tokenizer, bool(counts["held_out"])),
             "eos_id": eos_id,
-            "padding_id": run.model.padding_id,
+            "padding_id": padding_id,
         },
         "prompt": tokenizer.decode(shown.ids[: shown.mask.index(1)])[-PROMPT:] or tokenizer.decode(shown.ids)[:PROMPT],
     }
@@ -162,7 +169,7 @@ def lines_of(path: str) -> int:
 def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
     """Records of plain texts; every token of them is in one."""
     folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
-    end_of_text(tokenizer)
+    padding_id = filling(run, end_of_text(tokenizer))
     texts = {name: os.path.join(folder, f"{name}.jsonl") for name in ("train", "held_out")}
     if not os.path.isfile(texts["held_out"]):  # or a run that was killed has left both, and may have begun with them
         split_texts(options.data, options.held_out, options.seed, options.text_key, *texts.values())
@@ -199,6 +206,6 @@ def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
     return {
         "samples": manifests["train"]["account"]["records_written"],
         "held_out": manifests["held_out"]["account"]["records_written"] if held_out else 0,
-        "config": {**config, "padding_id": run.model.padding_id},
+        "config": {**config, "padding_id": padding_id},
         "prompt": " ".join(prompt.split())[:PROMPT],
     }

@@ -371,6 +371,20 @@ def test_a_template_that_is_given_becomes_the_models_own(world, tmp_path):
     )
 
 
+@pytest.mark.parametrize("padding, filled", [(1, 1), (300, 0)])
+def test_records_are_filled_up_with_an_id_of_the_model(world, tmp_path, padding, filled):
+    """Configs of the 2021 program name 50257 of 50,257 as padding_id."""
+    out, chats = tmp_path / "out", tmp_path / "chats.jsonl"
+    os.makedirs(out / finetune_data.FOLDER)
+    shutil.copy(world.tokenizer, out / "tokenizer.json")
+    chats.write_text((json.dumps({"prompt": "One? ", "completion": "Two."}) + "\n") * 2)
+    run = load_config(world.config("padded", padding_id=padding))
+    made = finetune_data.dialog_records(Finetune("x", (str(chats),), str(out), held_out=0.0), run, str(out))
+    assert (made["config"]["padding_id"], made["samples"]) == (filled, 1)
+    (ids,) = readable(str(out / finetune_data.FOLDER), "train_0_1.tfrecords")
+    assert len(ids) == 33 and list(ids[-5:]) == [filled] * 5
+
+
 @pytest.mark.parametrize("given, every", [([], 2000), (["--steps_per_checkpoint", "5000"], 5000)])
 def test_steps_between_checkpoints(trained, given, every):
     """A tenth of all, unless they are given: also where they are those that `train` takes by itself."""
