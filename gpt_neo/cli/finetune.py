@@ -16,6 +16,8 @@ from typing import Any, Optional
 from gpt_neo import storage
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.convert import TRAINING
+from gpt_neo.checkpoint.custom import own_pairs
+from gpt_neo.checkpoint.families import family_of
 from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_checkpoint
 from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.checkpoint.hub import is_hub_name, push_folder
@@ -29,8 +31,9 @@ from gpt_neo.cli.options import RunOptions, SamplingOptions, Train, TrainingOpti
 from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
+from gpt_neo.config.network import merged
 from gpt_neo.config.schema import OptimizerConfig, RunConfig
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import CheckpointError, ConfigError, DataError
 
 REQUEST = "finetune.json"  # what was asked for: a second command has to ask for the same
 EXPORTED = "hf"  # sub-folder with the Hugging Face model
@@ -57,15 +60,16 @@ def finetune(options: Finetune) -> int:
         check_pattern(pattern, "--freeze", options.source)
     request = check_request(options, out)
     run = import_model(options, out, request)
+    needs_code(run)  # told before training where nothing can be exported
     dataset = dataset_of(options, run, out)
     run = write_settings(options, out, dataset)
     status = train(options, run, out)
     if status:
         return status
-    export(options, out)
+    export(options, run, out)
     if options.push:
         print(f"pushed    {push_folder(os.path.join(out, EXPORTED), options.push)}")
-    show_commands(options, out)
+    show_commands(options, run, out)
     return 0
 
 
@@ -245,7 +249,26 @@ def train(options: Finetune, run: RunConfig, out: str) -> int:
     return work(training_of(options, run, out))
 
 
-def export(options: Finetune, out: str) -> None:
+def needs_code(run: RunConfig) -> bool:
+    """Whether the export has a model file of ours beside the weights: Hugging Face has no such model.
+
+    Raises:
+      ConfigError: our file has no code for it either.
+    """
+    model = merged(run.model)
+    if family_of(model)[0] is not None:
+        return False
+    try:
+        own_pairs(model)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"a fine-tune ends in an export to Hugging Face, and there is none of this model: {error}. "
+            "`gpt-neo train MODEL --init_from SRC` trains it"
+        ) from error
+    return True
+
+
+def export(options: Finetune, run: RunConfig, out: str) -> None:
     """The best checkpoint, or without held-out records the newest, as a Hugging Face folder; compared with ours."""
     best = read_best(out)
     newest = latest_checkpoint(out)
@@ -258,15 +281,21 @@ def export(options: Finetune, out: str) -> None:
     shutil.rmtree(place, ignore_errors=True)
     from gpt_neo.cli.export_hf import export_folder
 
-    adapters = os.path.join(out, ADAPTERS) if options.lora else None
+    code, adapters = needs_code(run), os.path.join(out, ADAPTERS) if options.lora else None
     if adapters:
         shutil.rmtree(adapters, ignore_errors=True)
+    if code:
+        note(f"Hugging Face has no model of this kind: {place} has a model file of ours (trust_remote_code=True)")
+    if code and adapters:
+        note("adapters for PEFT are left out, which knows no such model either; they are merged in it")
+        adapters = None
     which, base = "best" if best else None, options.source
-    export_folder(ExportHf(out, place, which, adapters=adapters, base=base, verify=options.verify))
+    words = ExportHf(out, place, which, custom_code=code, adapters=adapters, base=base, verify=options.verify)
+    export_folder(words)
     storage.write_json(mark, {"step": step})
 
 
-def show_commands(options: Finetune, out: str) -> None:
+def show_commands(options: Finetune, run: RunConfig, out: str) -> None:
     """The commands that repeat a part."""
     quoted: Any = shlex.quote(os.path.relpath(out) if not os.path.relpath(out).startswith("..") else out)
     best: Optional[str] = " --checkpoint best" if read_best(out) else ""
@@ -274,4 +303,4 @@ def show_commands(options: Finetune, out: str) -> None:
     print(f"serve     gpt-neo serve {quoted}{best}")
     print(f"evaluate  gpt-neo eval {quoted}{best}")
     print(f"train on  gpt-neo train {quoted} --set train_steps=N")
-    print(f"export    gpt-neo export-hf {quoted}{best} DST")
+    print(f"export    gpt-neo export-hf {quoted}{best} DST{' --custom_code' if needs_code(run) else ''}")

@@ -32,6 +32,7 @@ from gpt_neo.tokenizer import load_tokenizer
 from tests.checkpoint.peers import save_tiny
 from tests.conftest import ROOT, folder_of
 from tests.fake_hub import fake_hub
+from tests.model.tools import save_random
 
 transformers = pytest.importorskip("transformers")
 
@@ -369,6 +370,26 @@ def test_a_template_that_is_given_becomes_the_models_own(world, tmp_path):
         template_of(str(out), load_tokenizer(os.path.join(out, "tokenizer.json"))).render(turns, False)
         == "[user] What is it?\n[assistant] A list.\n"
     )
+
+
+def test_a_model_that_hugging_face_has_not_is_exported_with_code(world, tmp_path, capsys, monkeypatch):
+    """Its adapters are in it; one that our file cannot compute either is refused before training."""
+    monkeypatch.setattr("gpt_neo.cli.finetune.train", lambda *words: 0)
+    text, out = tmp_path / "a.txt", tmp_path / "out"
+    text.write_text("It is a list of words, and of what they mean. " * 9)
+    words = ["--data", str(text), "--held_out", "0", "--lora", "2", "--verify", "none"]
+    source = world.config("gated", mlp_glu=True, model_path=str(tmp_path / "gated"))
+    os.makedirs(tmp_path / "gated")
+    save_random(load_config(source).model, str(tmp_path / "gated"))
+    assert main(["finetune", source, "--out", str(out), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "adapters for PEFT are left out" in printed and printed.endswith(" DST --custom_code\n")
+    assert not (out / "adapters").exists() and (out / "hf" / "modeling_gpt_neo_mtf.py").exists()
+    assert json.loads((out / "hf" / "config.json").read_text())["gpt_neo"]["mlp_glu"] is True
+    bidirectional = [*words, "--set", "causal=false", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"]
+    assert main(["finetune", source, "--out", str(tmp_path / "mlm"), *bidirectional]) == 2
+    told = capsys.readouterr().err
+    assert "there is none of this model: causal is False" in told and not (tmp_path / "mlm" / "data").exists()
 
 
 @pytest.mark.parametrize("padding, filled", [(1, 1), (300, 0)])
