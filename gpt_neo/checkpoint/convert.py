@@ -275,8 +275,9 @@ def export_hf(
             export_tokenizer(staging, beside, run, tokenizer)
         begin = begin_id(staging)
         config = {**config, **({"bos_token_id": begin} if is_row(begin, recast.model.n_vocab) else {})}
-        if recast.model.padding_id:  # 0, the default, may mean that nobody named one
-            config["pad_token_id"] = recast.model.padding_id
+        padding = recast.model.padding_id  # 0, the default, may mean that nobody named one
+        if padding and is_row(padding, recast.model.n_vocab):  # 50257 of 50,257 in configs of the 2021 program
+            config["pad_token_id"] = padding
         storage.write_json(os.path.join(staging, "config.json"), config)
         storage.write_json(
             os.path.join(staging, "generation_config.json"),

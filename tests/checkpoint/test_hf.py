@@ -257,6 +257,11 @@ def test_the_id_that_pads_goes_along(tmp_path, padding):
     export_hf(run, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "out"))
     for kind in (transformers.AutoConfig, transformers.GenerationConfig):
         assert kind.from_pretrained(str(tmp_path / "out")).pad_token_id == (padding or None)
+    if not padding:  # configs of the 2021 program name one past the end; padded batches would not generate with it
+        model = dataclasses.replace(run.model, padding_id=run.model.n_vocab)
+        past = dataclasses.replace(run, model=model)
+        export_hf(past, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "past"))
+        assert transformers.GenerationConfig.from_pretrained(str(tmp_path / "past")).pad_token_id is None
 
 
 def test_a_tokenizer_goes_along(tmp_path, world):
