@@ -46,6 +46,7 @@ class RunSaver(tf.train.Saver):
     """Restores what `fit_checkpoint` accepts: without optimizer slots, in another float type, with padded rows."""
 
     restored: Optional[str] = None  # the checkpoint that this session started from
+    _next_checkpoint_time: float  # TensorFlow's: the next checkpoint that is kept for ever is later than this
 
     def restore(self, sess: Any, save_path: str) -> None:
         """Load a checkpoint into the variables.
@@ -92,11 +93,23 @@ class RunSaver(tf.train.Saver):
         super()._RecordLastCheckpoint(latest_save_path)
 
     def _MaybeDeleteOldCheckpoints(self, meta_graph_suffix: str = "meta") -> None:  # noqa: N802
-        """Called after the state file: the older checkpoints are deleted once it is on the disk."""
+        """Called after the state file: the older checkpoints are deleted once it is on the disk.
+
+        One per KEEP_HOURS stays, also where the clock was set or the machine slept: TensorFlow would keep all that come
+        until it has made up for the time that passed, or none until a clock that was set back is there again.
+        """
         folder = os.path.dirname(self.last_checkpoints[-1]) if self.last_checkpoints else ""
         if folder and not files.is_remote(folder):
             storage.sync(os.path.join(folder, STATE))
+        now, period, made = time.time(), 3600.0 * KEEP_HOURS, 0.0
+        self._next_checkpoint_time = min(self._next_checkpoint_time, now + period)
+        if self._checkpoints_to_be_deleted:
+            path, made = self._checkpoints_to_be_deleted[0]
+            made = min(made, now)
+            self._checkpoints_to_be_deleted[0] = path, made
         super()._MaybeDeleteOldCheckpoints(meta_graph_suffix)
+        while self._next_checkpoint_time < made:
+            self._next_checkpoint_time += period
 
 
 def tried(path: str, write: Callable[[], Result]) -> Result:
