@@ -16,7 +16,7 @@ from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_sta
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
-from gpt_neo.checkpoint.provenance import read_provenance
+from gpt_neo.checkpoint.provenance import config_keys, read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, say, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
 from gpt_neo.cli.during import DuringTraining, SessionsBeside, at_checkpoints, ended_early, evaluates
@@ -48,6 +48,7 @@ from gpt_neo.tracking.metrics import TRAIN_LOG, json_rows
 WHOLE = "|".join(map(re.escape, ("checkpoint", "graph.pbtxt", TRAIN_LOG, BEST_FILE, WATCH_LOG, STALL_FILE)))
 MADE = re.compile(rf"{WHOLE}|events\.out\.tfevents\..*|{re.escape(PREFIX)}\d+(?:\..*)?")
 EVALUATIONS = re.compile(r"eval_.*\.jsonl")  # also what others call theirs
+SHUFFLES = "shuffle_input_filenames"
 SHARES_FROM = 60.0  # seconds of a run that is told what they went into
 
 
@@ -268,7 +269,7 @@ def show_opening(job: Job, found: Optional[Found], replicas: int, devices: str) 
         if not any(matches(pattern, name) for name in variables_of(run.model)):
             note(f"freeze: {pattern!r} matches no variable, and freezes none")
     say(weights_text(job, found))
-    for line in position_notes(found, run.training.train_batch_size) if found else ():
+    for line in (*position_notes(found, run.training.train_batch_size), *order_notes(found, run)) if found else ():
         note(line)
     say(f"folder    {job.folder}")
 
@@ -308,6 +309,32 @@ def position_notes(found: Found, batch: int) -> list[str]:
         f"train_batch_size was {before} and is {batch}: reading goes on at sample {step:,} * {batch} = "
         f"{step * batch:,} in place of {step * before:,}, so that {what}"
     ]
+
+
+def order_notes(found: Found, run: RunConfig) -> list[str]:
+    """A line on samples that a run misses or reads again, as it goes on with other datasets, weights or another order:
+    where each dataset is read on is what the config of now gives for the step, whatever was read before."""
+    step = step_of(found.path)
+    known, now = (read_provenance(found.path) or {}).get("config") or {}, config_keys(run)
+    if not step or "datasets" not in known:
+        return []
+    first, second = ([entry_text(entry) for entry in keys["datasets"]] for keys in (known, now))
+    values: list[tuple[str, object, object]] = [
+        ("datasets", ", ".join(first), ", ".join(second)),
+        ("seed", known.get("seed") or 1, run.training.seed or 1),
+        (SHUFFLES, known.get(SHUFFLES, True), run.training.shuffle_input_filenames),
+    ]
+    changed = [f"{key} was {before} and is {after}" for key, before, after in values if before != after]
+    place = step * run.training.train_batch_size
+    where = f"reading goes on at sample {place:,} of the order of now: some samples are read again, others passed over"
+    return [f"{'; '.join(changed)}: {where}"] if changed else []
+
+
+def entry_text(entry: Sequence) -> str:
+    """An entry of `datasets` in a record: the dataset's name, wherever its file lies, and what is said of it."""
+    name, *rest = entry
+    said = [str(part) for part in rest if part is not None]
+    return " ".join([os.path.splitext(os.path.basename(name))[0], *said])
 
 
 def stall_minutes(job: Job, training: TrainingOptions) -> float:

@@ -9,10 +9,12 @@ import pytest
 
 from gpt_neo.checkpoint.best import Best
 from gpt_neo.checkpoint.folder import Found
+from gpt_neo.checkpoint.provenance import config_keys
 from gpt_neo.cli import train
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions
-from gpt_neo.cli.train import next_text, position_notes
+from gpt_neo.cli.train import next_text, order_notes, position_notes
+from gpt_neo.config import load_config
 
 
 @pytest.mark.parametrize(
@@ -97,3 +99,28 @@ def test_another_batch_size_moves_the_place_in_the_data(tmp_path, step, before, 
     (tmp_path / f"model.ckpt-{step}.json").write_text(json.dumps(record))
     wanted = [f"train_batch_size was {before} and is {now}: reading goes on {told}"] if told else []
     assert position_notes(Found(str(prefix)), now) == wanted
+
+
+@pytest.mark.parametrize(
+    "step, before, told",
+    [
+        (100, {}, None),
+        (100, {"datasets": [["elsewhere/small.json", None, None, 0.25], ["other", 2, "documents_fixed", None]]}, None),
+        (0, {"seed": 4}, None),
+        (100, {"seed": 4}, "seed was 4 and is 3"),
+        (100, {"shuffle_input_filenames": True}, "shuffle_input_filenames was True and is False"),
+        (
+            100,
+            {"datasets": [["small", None, None, 0.75]]},
+            "datasets was small 0.75 and is small 0.25, other 2 documents_fixed",
+        ),
+    ],
+)
+def test_another_mixture_or_order_moves_it_too(world, tmp_path, step, before, told):
+    entries = [["small", None, None, 0.25], ["other", 2, "documents_fixed", None]]
+    world.dataset_config("other")
+    run = load_config(world.config("mixed", datasets=entries))
+    record = {"format": 1, "step": step, "config": {**config_keys(run), **before}}
+    (tmp_path / f"model.ckpt-{step}.json").write_text(json.dumps(record))
+    where = "reading goes on at sample 400 of the order of now: some samples are read again, others passed over"
+    assert order_notes(Found(str(tmp_path / f"model.ckpt-{step}")), run) == ([f"{told}: {where}"] if told else [])
