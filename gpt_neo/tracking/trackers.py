@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -19,6 +20,8 @@ from gpt_neo.tracking.metrics import Metrics
 
 POLL = 5.0  # seconds between looks at a run's files
 PROJECT = "gpt-neo"
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+AT_FIRST = "2"  # of them, while a person waits for the run to begin; of 7, the client's own, the last wait minutes
 
 
 class Tracker(Protocol):
@@ -66,7 +69,8 @@ class MlflowTracker:
         from mlflow.tracking import MlflowClient
 
         self.client = MlflowClient(where or None)
-        known = self.client.get_experiment_by_name(PROJECT)
+        with few_retries():
+            known = self.client.get_experiment_by_name(PROJECT)
         experiment = known.experiment_id if known else self.client.create_experiment(PROJECT)
         self.run = self.client.create_run(experiment, run_name=name).info.run_id
         for key, value in config.items():
@@ -80,6 +84,18 @@ class MlflowTracker:
     def close(self, failed: bool) -> None:
         """The run has ended."""
         self.client.set_terminated(self.run, "FAILED" if failed else "FINISHED")
+
+
+@contextlib.contextmanager
+def few_retries() -> Iterator[None]:
+    """Context in which MLflow's client soon gives up a server that is not there, unless the environment says how."""
+    given = os.environ.get(RETRIES)
+    os.environ.setdefault(RETRIES, AT_FIRST)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[RETRIES]
 
 
 # What --track begins with -> (its package, from (the package, what follows the colon, name, config) to a Tracker).
@@ -163,7 +179,10 @@ class Follower:
     ) -> None:
         """Hand on the rest."""
         self.ended.set()
-        self.thread.join()
+        self.thread.join(POLL)
+        if self.thread.is_alive():
+            self.tell(f"the run has ended; --track {', '.join(self.trackers)}: waiting for an answer")
+            self.thread.join()
         self.look()
         self.each(lambda tracker: tracker.close(failed=self.failed or error is not None))
 

@@ -1,9 +1,11 @@
 """Metrics handed on to other trackers: through their own clients, in folders; one that fails stops nothing."""
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -93,6 +95,44 @@ def test_mlflow_in_a_folder(tmp_path, monkeypatch):
     for name in ("loss", "learning_rate", "tokens_per_second", "eval_loss", "perplexity", "bits_per_byte"):
         history = {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)}
         assert history == {step: values[name] for step, values in WANTED.items() if name in values}
+
+
+def test_a_server_that_is_away_is_soon_told(tmp_path, monkeypatch):
+    """MLflow's client asks eight times by itself, over more than four minutes."""
+    pytest.importorskip("mlflow")
+    asked = []
+
+    class Away(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802  (http.server's name)
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *words):
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Away) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ConfigError, match="cannot be used"):
+            open_tracker(f"mlflow:http://127.0.0.1:{server.server_port}", "x", {})
+        server.shutdown()
+    assert len(asked) == 3 and trackers.RETRIES not in os.environ
+
+
+def test_at_the_end_a_tracker_that_does_not_answer_is_waited_for_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "POLL", 0.02)
+    kept, told, inside = Kept(), [], threading.Event()
+
+    def tell(line):
+        told.append(line)
+        inside.set()
+
+    kept.log = lambda step, values: inside.wait(20) and kept.rows.append(step)
+    with Follower(Metrics(str(tmp_path), "x"), {"slow": kept}, tell):
+        write_rows(tmp_path)
+        time.sleep(0.2)
+    assert told == ["the run has ended; --track slow: waiting for an answer"]
+    assert kept.rows == [10, 20, 30] and kept.closed is False
 
 
 SCRIPT = """
