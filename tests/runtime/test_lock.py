@@ -31,7 +31,7 @@ def written(folder, **changes):
 
 def take(folder, now=NOW):
     lines = []
-    with FolderLock(str(folder), tell=lines.append, clock=lambda: now) as held:
+    with FolderLock(str(folder), tell=lines.append, clock=lambda: now, sleep=lambda seconds: None) as held:
         assert held.read()["pid"] == os.getpid()
     assert not os.path.exists(folder / LOCK_FILE)
     return lines
@@ -59,9 +59,28 @@ def test_two_in_one_folder(tmp_path):
 )
 def test_stale_locks_are_explained(tmp_path, changes, reason):
     written(tmp_path, **changes)
-    (line,) = take(tmp_path)
+    *_, line = take(tmp_path)
     assert re.search(r"the lock of process \d+ on \S+, held for \d+ minutes, is taken over: ", line)
     assert reason in line
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_an_owner_whose_clock_is_hours_off_is_not_taken_for_dead(tmp_path, hours):
+    """It renews its lock, by its own clock; one that does not for two beats is gone."""
+    written(tmp_path, host="elsewhere", alive=NOW + 3600 * hours)
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 15:
+            written(tmp_path, host="elsewhere", alive=NOW + 3600 * hours + 15)
+
+    with pytest.raises(InUseError, match="is in use: process"):
+        FolderLock(str(tmp_path), clock=lambda: NOW, sleep=sleep).__enter__()
+    assert sum(slept) == 15
+    slept.clear()
+    with FolderLock(str(tmp_path), clock=lambda: NOW, sleep=slept.append):
+        assert sum(slept) == (45 if hours < 0 else 120)
 
 
 @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"processes": "pid:[1]"}])
