@@ -43,7 +43,8 @@ class HfFolder:
     """A folder; a `TensorSource` over all its weight files.
 
     Raises:
-      CheckpointError: config or weights are missing or damaged, a shard is missing, or the index is wrong.
+      CheckpointError: config or weights are missing or damaged, a shard is missing, the index is wrong, or adapters of
+        PEFT lie there.
     """
 
     def __init__(self, path: str) -> None:
@@ -51,8 +52,10 @@ class HfFolder:
         if not os.path.isdir(path):
             raise CheckpointError(f"{path!r}: no such folder; expected config.json and weights as transformers saves")
         refuse_links_out(path)
+        if adapters := adapters_in(path):  # transformers would give other logits than the weights that lie there
+            raise CheckpointError(adapters)
         if not os.path.isfile(os.path.join(path, "config.json")):
-            raise CheckpointError(adapters_in(path) or f"{path}: has no config.json{folders_with_one(path)}")
+            raise CheckpointError(f"{path}: has no config.json{folders_with_one(path)}")
         self.config = storage.read_json(os.path.join(path, "config.json"), CheckpointError)
         found = [name for name in WEIGHTS if os.path.isfile(os.path.join(path, name))]
         if not found:

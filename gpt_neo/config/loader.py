@@ -130,11 +130,15 @@ def config_in(folder: str) -> str:
 
 
 def adapters_in(folder: str) -> str:
-    """What to do with a folder of PEFT's adapters, which are no model by themselves; empty for other folders."""
+    """What to do with a folder of PEFT's adapters, which are no model by themselves, and which transformers adds to one
+    that lies beside them; empty for other folders."""
     if not os.path.isfile(os.path.join(folder, "adapter_config.json")):
         return ""
+    beside = os.path.isfile(os.path.join(folder, FOLDER_CONFIG))
+    what = "a model and adapters of PEFT, which belong to it" if beside else "adapters of PEFT, not a model"
+    alone = "; for the model without them take adapter_* out" if beside else ""
     return (
-        f"{folder!r} holds adapters of PEFT, not a model. Merge them into theirs, and add its tokenizer:\n"
+        f"{folder!r} holds {what}. Merge them into theirs, and add its tokenizer{alone}:\n"
         f"  peft.AutoPeftModelForCausalLM.from_pretrained({folder!r}).merge_and_unload().save_pretrained(DST)"
     )
 

@@ -34,6 +34,14 @@ def test_links_out_of_a_folder_are_not_followed(tmp_path):
         os.remove(folder / name)
 
 
+def test_adapters_beside_a_model_are_not_left_out(tmp_path):
+    """transformers adds them: the weights that lie there are not those of the model that it loads."""
+    folder = make_folder(tmp_path / "model")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "base"}))
+    with pytest.raises(CheckpointError, match="holds a model and adapters of PEFT.*take adapter_. out:\n  peft.Auto"):
+        HfFolder(str(folder))
+
+
 def test_one_file_goes_before_the_index_of_older_ones(tmp_path):
     """transformers leaves the index, and perhaps shards, where it saves in one file again; and reads that."""
     folder = make_folder(tmp_path / "model")
