@@ -87,14 +87,21 @@ def scale_of(bundle: Bundle) -> float:
 
 
 def check_scale(checkpoint: str, model: ModelConfig) -> None:
-    """Refuse to go on training adapters as if they were multiplied by another number than they have been.
+    """Refuse to go on training adapters of another rank, or as if they were multiplied by another number than they have
+    been.
 
     Raises:
-      CheckpointError: names lora_alpha, and its value that goes with the checkpoint.
+      CheckpointError: names lora_rank or lora_alpha, and its value that goes with the checkpoint.
     """
     if not model.lora_rank:
         return
     bundle = Bundle(checkpoint)
+    rank = next((bundle.shape(name)[-1] for name in bundle.names() if name.endswith(DOWN)), model.lora_rank)
+    if rank != model.lora_rank:
+        raise CheckpointError(
+            f"{checkpoint}: its adapters have lora_rank {rank}, the config has {model.lora_rank}: set it back, or "
+            "begin another run from these weights (--init_from)"
+        )
     if SCALE in bundle.entries and not np.isclose(scale_of(bundle), model.lora_scale, 1e-6, 0):
         raise CheckpointError(
             f"{checkpoint}: its adapters were trained with lora_alpha {scale_of(bundle) * model.lora_rank:g}, the "

@@ -140,6 +140,8 @@ def test_adapters_keep_the_scale_they_were_trained_with(adapted, tmp_path):
     check_scale(first, run.model)
     with pytest.raises(CheckpointError, match="trained with lora_alpha 5, the config has 7.5: set it back"):
         check_scale(first, other.model)
+    with pytest.raises(CheckpointError, match="its adapters have lora_rank 3, the config has 4: set it back"):
+        check_scale(first, load_config(str(folder / "lora.json"), ["lora_rank=4"]).model)
     options = RunOptions(str(folder / "lora.json"), set=("lora_alpha=7.5",))
     with pytest.raises(CheckpointError, match="lora_alpha 5"):
         train_in_folder(Job(options, other, str(folder / "run")), TrainingOptions(), 1, "devices", lambda *_: 1)
