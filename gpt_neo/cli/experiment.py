@@ -176,7 +176,7 @@ class SupervisedRun:
     def samples(self) -> dict[str, Optional[str]]:
         """The files of the run's samples, and their versions; none where the folder cannot be listed."""
         try:
-            paths = storage.glob(storage.join(escaped(self.job.folder), f"predictions_{self.identity}_*.txt"))
+            paths = storage.glob(storage.join(escaped(self.job.folder), f"predictions_{escaped(self.identity)}_*.txt"))
             return {path: version_of(path) for path in paths}
         except OSError as error:
             self.say(f"{self.job.folder}: cannot be listed: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
@@ -13,12 +14,13 @@ from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.network import merged
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, brief
 
 if TYPE_CHECKING:  # NumPy: plans and help do without
     from gpt_neo.checkpoint.folder import Found
 
 Read = TypeVar("Read")
+LONGEST_ID = 200  # bytes of --sacred_id: a file's name has room for 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,7 @@ def load_job(
       ConfigError: the config is wrong.
       CheckpointError: a model of Hugging Face's cannot be had.
     """
+    check_identity(model)
     if reads_only:
         model = dataclasses.replace(model, model=run_of(model.model))
     run = load_run(model.model, [*model.overrides, *overrides], quiet, needs_data)
@@ -72,6 +75,16 @@ def load_job(
             raise ConfigError("--set lora_alpha: adapters are multiplied by what they were trained with; leave it out")
         run = dataclasses.replace(run, model=merged(run.model))
     return Job(model, run, model_folder(run, reads_only), devices)
+
+
+def check_identity(model: ModelOptions) -> None:
+    """Raises: ConfigError: --sacred_id cannot be part of a file's name; found out days later otherwise."""
+    named = (model.sacred_id if isinstance(model, RunOptions) else None) or ""
+    if "/" in named or "\0" in named or len(os.fsencode(named)) > LONGEST_ID:
+        raise ConfigError(
+            f"--sacred_id {brief(named)!r}: files are called after it (eval_<id>.jsonl); expected at most "
+            f"{LONGEST_ID} bytes, without /"
+        )
 
 
 def load_run(

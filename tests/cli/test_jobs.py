@@ -1,5 +1,6 @@
 """What is refused before TensorFlow is imported, and how a model may be named."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions, RunOptions
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
+from gpt_neo.errors import ConfigError
 from gpt_neo.ops.head import ALIGNED
 from gpt_neo.spmd.environment import worker_environment
 from gpt_neo.spmd.program import ROWS_OF
@@ -114,6 +116,9 @@ def test_a_model_is_named_by_config_name_or_folder(trained, tmp_path, monkeypatc
         assert model_folder(run) == str(copy)
     options = RunOptions(str(copy), set=("datasets=[]",), sacred_id="7")
     assert load_job(options).identity == "7"
+    for wrong in ("night/7", "x" * 201):  # found out at the first evaluation, where that was not looked at
+        with pytest.raises(ConfigError, match="files are called after it .*expected at most 200 bytes, without /"):
+            load_job(dataclasses.replace(options, sacred_id=wrong))
     assert load_job(ModelOptions(str(copy), set=("datasets=[]",))).identity == "mine"
 
 
