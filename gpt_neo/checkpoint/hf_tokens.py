@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
-from gpt_neo.errors import CheckpointError, DataError
+from gpt_neo.errors import CheckpointError, DataError, brief
 from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
 
 # What may name the end of a text besides config.json, in the order in which they are asked.
@@ -17,6 +17,13 @@ TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MODEL_FILES = ("config.json", "generation_config.json")  # which may name several
 GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")  # they leave tokenizer.json as it is
+# What transformers' generate goes by, and the value that changes nothing.
+DRAWN: dict[str, Any] = {
+    **{"do_sample": False, "temperature": 1, "top_k": 50, "top_p": 1, "min_p": None, "typical_p": 1, "num_beams": 1},
+    **{"repetition_penalty": 1, "length_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0, "max_length": 20},
+    **dict.fromkeys(("min_new_tokens", "max_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias", "stop_strings")),
+}
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 NO_TOKENIZER = (
     "no tokenizer came along (tokenizer.json, or vocab.json and merges.txt): put the model's own tokenizer.json into "
@@ -55,7 +62,22 @@ def special_ids(folder: str, config: dict, n_vocab: int) -> tuple[dict, list[str
         keys["padding_id"] = padding
     elif padding is not None:
         notes.append(f"pad_token_id {padding!r} is no id of the {n_vocab} that the model has: left out")
-    return keys, notes
+    return keys, [*notes, *ways_to_draw(folder)]
+
+
+def ways_to_draw(folder: str) -> list[str]:
+    """A line on how transformers would draw texts by generation_config.json, if that is not as by default."""
+    given = optional_json(folder, "generation_config.json")
+    left = [
+        f"{key} {brief(json.dumps(given[key]), 40)}"
+        for key, idle in DRAWN.items()
+        if given.get(key, idle) not in (idle, None)
+    ]
+    if not left:
+        return []
+    return [
+        f"generation_config.json has {', '.join(left)}, by which transformers draws: here flags and requests say how"
+    ]
 
 
 def ends(folder: str, config: dict) -> Iterator[tuple[str, Any]]:

@@ -64,6 +64,28 @@ def test_padding_ids_are_ids_of_the_model(padding, kept, tmp_path):
     assert notes == ([f"pad_token_id {padding} is no id of the 10 that the model has: left out"] if left_out else [])
 
 
+def test_how_transformers_would_draw_is_told(tmp_path):
+    """Nothing of it is taken; what is as by default is not worth a line."""
+    path = tmp_path / "generation_config.json"
+    idle = {
+        "temperature": 1.0,
+        "top_k": 50,
+        "do_sample": False,
+        "max_length": 20,
+        "suppress_tokens": None,
+        "use_cache": True,
+    }
+    path.write_text(json.dumps(idle), encoding="utf-8")
+    assert special_ids(str(tmp_path), {"eos_token_id": 3}, 10) == ({"eos_id": 3}, [])
+    path.write_text(
+        json.dumps({**idle, "do_sample": True, "temperature": 0.7, "suppress_tokens": [5, 6]}), encoding="utf-8"
+    )
+    assert special_ids(str(tmp_path), {"eos_token_id": 3}, 10)[1] == [
+        "generation_config.json has do_sample true, temperature 0.7, suppress_tokens [5, 6], by which transformers "
+        "draws: here flags and requests say how"
+    ]
+
+
 def test_of_several_ends_the_first_is_taken(tmp_path):
     keys, notes = special_ids(str(tmp_path), {"eos_token_id": [3, 50256, 5]}, 10)
     assert keys == {"eos_id": 3} and notes == ["id 5 of config.json ends a text too; 3 alone is taken (eos_id)"]
