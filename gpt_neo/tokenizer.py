@@ -114,8 +114,11 @@ class Tokenizer:
         return found
 
     def specials_named(self, texts: Iterable[str]) -> set[int]:
-        """Ids of the special tokens that are called like one of the texts."""
-        return {self.backend.token_to_id(text) for text in texts} & self.special_ids
+        """Ids of the special tokens that are called like one of the texts. Raises: DataError: one is no UTF-8."""
+        try:
+            return {self.backend.token_to_id(text) for text in texts} & self.special_ids
+        except UnicodeEncodeError as error:
+            raise DataError(f"the text {error.object!r} is no UTF-8, from its character {error.start} on") from error
 
     def is_text(self, token_id: int) -> bool:
         """Whether texts are encoded with an id: that of the token is."""

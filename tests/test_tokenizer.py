@@ -108,3 +108,8 @@ def test_streamed_text_is_that_of_the_whole(backend):
             stream = TextStream(tokenizer, ids[:cut])
             text = "".join(map(stream.add, ids[cut:])) + stream.end()
             assert text == backend.decode(ids)[len(backend.decode(ids[:cut]).rstrip("\ufffd")) :]
+
+
+def test_a_text_that_is_no_utf8_names_no_special_token():
+    with pytest.raises(DataError, match=r"the text 'a\\udce9' is no UTF-8, from its character 1 on"):
+        load_tokenizer("gpt2").specials_named(["<|endoftext|>", "a\udce9"])

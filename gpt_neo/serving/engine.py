@@ -206,11 +206,21 @@ class Engine:
                     return False
                 free = [i for i in range(self.decoder.rows) if i not in self.rows]
                 for index in free[: len(self.waiting)]:
-                    sequence = self.next_waiting()
-                    self.rows[index] = Running(sequence, index, self.decoder.chunk, self.tokenizer, self.eos_id)
+                    self.start(self.next_waiting(), index)
+                if self.waiting and len(self.rows) < self.decoder.rows:
+                    continue  # some could not begin: there is room for others
                 if self.rows or self.errands:
                     return True
                 self.changed.wait()
+
+    def start(self, sequence: Sequence, index: int) -> None:
+        """Put a sequence into a free row; one that cannot begin ends alone."""
+        try:
+            self.rows[index] = Running(sequence, index, self.decoder.chunk, self.tokenizer, self.eos_id)
+        except Exception as error:
+            LOG.warning("an answer did not begin: %s", error, exc_info=not isinstance(error, GptNeoError))
+            sequence.tell(error)
+            self.mail.send()
 
     def next_waiting(self) -> Sequence:
         """Take who comes next: first come first served among the requests that have the fewest rows.

@@ -339,7 +339,7 @@ def parse_stop(body: dict) -> tuple:
     if not isinstance(found, list) or not all(isinstance(s, str) and s for s in found) or len(found) > MAX_STOPS:
         allowed = f"a string or a list of at most {MAX_STOPS} strings, none empty"
         raise RequestError(f"stop is {shown(stop)}; expected {allowed}", "stop")
-    return tuple(found)
+    return tuple(checked_text(text, "stop") for text in found)
 
 
 def parse_logprobs(body: dict) -> Optional[int]:

@@ -118,6 +118,22 @@ def test_a_wish_that_cannot_be_met_ends_its_row_alone():
     assert list(engine.rows) == [1] and engine.failure is None
 
 
+def test_what_cannot_begin_ends_alone():
+    """A stop string that the tokenizer cannot look up ended the engine, and with it every answer."""
+    told = []
+    engine = engine_of([])
+    rows = engine.decoder.rows
+    engine.tokenizer.specials_named = mock.Mock(side_effect=DataError("no UTF-8"))
+    stops = [("\ud800",)] * (rows + 1) + [()]
+    engine.waiting.extend(
+        Sequence(i, [i + 1], 0, 3, SampleOptions(), stop, functools.partial(told.append), request=str(i))
+        for i, stop in enumerate(stops)
+    )
+    assert engine.admit()
+    assert [str(piece) for piece in told] == ["no UTF-8"] * (rows + 1)
+    assert [row.sequence.number for row in engine.rows.values()] == [rows + 1] and not engine.waiting
+
+
 def test_what_a_request_does_to_the_numbers_is_not_the_model():
     told = []
     engine = engine_of([], vocab=4)

@@ -47,6 +47,7 @@ FINE = {"prompt": "ice", "max_tokens": 2}
         ({"best_of": 2, "stream": True}, "no stream"),
         ({"stop": ""}, "stop"),
         ({"stop": [1]}, "stop"),
+        ({"stop": ["a", "\ud800"]}, "stop has a surrogate that is no character"),
         ({"stop": ["x"] * 17}, "at most 16"),
         ({"logprobs": 21}, "logprobs"),
         ({"echo": "yes"}, "true or false"),
