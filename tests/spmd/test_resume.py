@@ -14,6 +14,7 @@ from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config import load_config
+from gpt_neo.errors import LOST
 from gpt_neo.mtf_compat import tf
 from tests.conftest import ROOT
 
@@ -85,7 +86,7 @@ def test_devices_that_die_end_the_run_with_a_line(world, jax_python):
         assert process.poll() is None, open(output, encoding="utf-8").read()
     (worker,) = children_of(process.pid)
     os.kill(int(worker), signal.SIGKILL)
-    assert process.wait(120) == 2
+    assert process.wait(120) == LOST
     text = open(output, encoding="utf-8").read()
     assert "error: the JAX process ended: " in text and "Traceback" not in text, text
     step = step_of(latest_checkpoint(load_config(path).training.model_path))

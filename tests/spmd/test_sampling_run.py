@@ -28,7 +28,7 @@ MODELS = [
 OPTIONS = [
     {"temperature": 0.0},
     {"seed": 3, "max_tokens": 40, "eos_id": 5},
-    {"seed": 4, "temperature": 0.7, "top_k": 20, "top_p": 0.9},
+    {"seed": 6, "temperature": 0.7, "top_k": 20, "top_p": 0.9},
 ]
 ENTMAX = [{"seed": 5, "temperature": 1.5, "entmax_alpha": 1.5, "top_p": 0.95, "max_tokens": 33}]
 
