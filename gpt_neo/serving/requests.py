@@ -359,7 +359,7 @@ def parse_prompts(body: dict, served: Served) -> tuple[list, list]:
     given = body.get("prompt")
     if given is None or isinstance(given, str):
         given = [given or ""]
-    if isinstance(given, list) and given and all(isinstance(x, int) for x in given):
+    if isinstance(given, list) and given and all(isinstance(x, (int, float)) for x in given):
         given = [given]
     if not isinstance(given, list) or not given:
         raise RequestError(f"prompt is {shown(given)}; expected a string, token ids, or a list of either", "prompt")

@@ -29,6 +29,7 @@ FINE = {"prompt": "ice", "max_tokens": 2}
         ({"prompt": [1, "x"]}, "prompt has 1"),
         ({"prompt": [10**9]}, "0 to 299"),
         ({"prompt": [True]}, "token id true"),
+        ({"prompt": [1, 2.0]}, "token id 2.0"),
         ({"prompt": "\ud800"}, "surrogate"),
         ({"max_tokens": -1}, "max_tokens is -1"),
         ({"max_tokens": 0}, "echo"),
