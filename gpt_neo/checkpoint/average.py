@@ -10,13 +10,14 @@ import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
-from gpt_neo.checkpoint.fit import STEP, mismatch_table
+from gpt_neo.checkpoint.fit import STEP, mismatch_table, scale_of
 from gpt_neo.checkpoint.folder import write_state
 from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.checkpoint.names import PREFIX, is_slot, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import blocks, check_finite, is_float
+from gpt_neo.config.network import SCALE
 from gpt_neo.errors import CheckpointError
 
 DATASETS = "dataset_configs"  # of a run that finetune made, beside its config
@@ -31,7 +32,7 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
       path of the checkpoint, without suffix.
 
     Raises:
-      CheckpointError: fewer than two, not the same variables, damaged, or the disk is full.
+      CheckpointError: fewer than two, not the same variables, adapters that began apart, damaged, or the disk is full.
     """
     if len(sources) < 2:
         raise CheckpointError(f"averaging takes at least two checkpoints; given: {', '.join(sources) or 'none'}")
@@ -40,6 +41,7 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
     names = [name for name in newest.names() if not is_slot(name) and name != STEP]
     for other in bundles[:-1]:
         check_alike(newest, other, names)
+        check_adapters(newest, other)
     step = step_of(newest.path)
     with staged_folder(destination) as staging:
         prefix = os.path.join(staging, f"{PREFIX}{step}")
@@ -92,6 +94,32 @@ def check_alike(one: Bundle, other: Bundle, names: Sequence[str]) -> None:
     if rows:
         text = mismatch_table(other.path, rows).replace("the config", one.path)
         raise CheckpointError(text.replace("nothing was loaded", "nothing was written"))
+
+
+def check_adapters(one: Bundle, other: Bundle) -> None:
+    """Refuse adapters of runs that began apart: many pairs of factors have one product, so that the mean of factors
+    says something of the mean of products only where the factors have come from the same ones.
+
+    Raises:
+      CheckpointError: names what differs.
+    """
+    if SCALE not in one.entries:
+        return
+    values = {"lora_scale": [scale_of(bundle) for bundle in (one, other)]}
+    if os.path.dirname(one.path) != os.path.dirname(other.path):  # else a run that went on with another seed
+        values["seed"] = [seed_of(bundle) for bundle in (one, other)]
+    different = [f"{key} {b:g} and {a:g}" for key, (a, b) in values.items() if a != b]
+    if different:
+        raise CheckpointError(
+            f"{other.path}, {one.path}: their adapters are of different runs ({', '.join(different)}), and the mean of "
+            "factors is not that of what they add: average checkpoints of one run, or merge the adapters of each first "
+            "(gpt-neo export-hf, then gpt-neo import-hf)"
+        )
+
+
+def seed_of(bundle: Bundle) -> float:
+    """The seed that a checkpoint's record has, 0 for none."""
+    return ((read_provenance(bundle.path) or {}).get("random") or {}).get("seed") or 0
 
 
 def mean_blocks(bundles: Sequence[Bundle], name: str) -> Iterator[np.ndarray]:

@@ -8,6 +8,7 @@ import pytest
 
 from gpt_neo.checkpoint.average import average_checkpoints
 from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
+from gpt_neo.checkpoint.fit import merged_weight
 from gpt_neo.checkpoint.folder import (
     find_checkpoint,
     find_latest,
@@ -23,6 +24,7 @@ from gpt_neo.checkpoint.folder import (
 from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
+from gpt_neo.storage import write_json
 
 F32 = np.dtype(np.float32)
 
@@ -263,6 +265,35 @@ def test_averaging_types_that_are_cut_in_blocks_of_other_lengths(tmp_path, shape
         writer.finish()
     made = Bundle(average_checkpoints(paths, str(tmp_path / "mean")))
     np.testing.assert_array_equal(made.read("gpt2/wte"), (values[0] + values[1]) / 2)
+
+
+@pytest.mark.parametrize(
+    "scale, seed, refusal",
+    [(1.0, 7, None), (1.0, 8, r"different runs \(seed 7 and 8\)"), (4.0, 7, r"different runs \(lora_scale 1 and 4\)")],
+)
+def test_averaging_adapters(tmp_path, scale, seed, refusal):
+    """Of one beginning: the mean of what they add is near. Of others it is far, and they are refused."""
+    random, paths, merged = np.random.RandomState(0), [], []
+    weight = "gpt2/h0/attn/q"
+    first = random.randn(8, 2)
+    for name, factor, number in (("a", 1.0, 7), ("b", scale, seed)):
+        (tmp_path / name).mkdir()
+        paths.append(str(tmp_path / name / "model.ckpt-5"))
+        down = first if number == 7 else random.randn(8, 2)
+        values = {"": np.eye(8), "/lora_a": down + random.randn(8, 2) / 100, "/lora_b": random.randn(2, 8)}
+        writer = BundleWriter(paths[-1])
+        for part, value in {**{weight + k: v for k, v in values.items()}, "gpt2/lora_scale": np.array(factor)}.items():
+            writer.add(part, value.shape, F32, [value.astype(np.float32)])
+        writer.finish()
+        write_json(paths[-1] + ".json", {"format": 1, "random": {"seed": number}})
+        merged.append(merged_weight(Bundle(paths[-1]), weight, np.eye(8, dtype=np.float32)))
+    if refusal:
+        with pytest.raises(CheckpointError, match=refusal):
+            average_checkpoints(paths, str(tmp_path / "mean"))
+        assert not (tmp_path / "mean").exists()
+        return
+    made = Bundle(average_checkpoints(paths, str(tmp_path / "mean")))
+    np.testing.assert_allclose(merged_weight(made, weight, made.read(weight)), np.mean(merged, 0), atol=0.05)
 
 
 def test_averaging(tmp_path):
