@@ -75,7 +75,7 @@ def train_on(job: Job, options: Train, put: Put) -> int:
         here = options.backend.platform in (None, "cpu")
         replicas, text = devices.plan.replicas(), device_text(run, options.backend)
         status = train_in_folder(job, training, replicas, text, steps, here)
-    if status == 0 and lacks_evaluation(job, seen):
+    if status == 0 and lacks_evaluation(job, seen, whole_parts(run, eval_batch_size(run))):
         return evaluate_on(job, options.backend, run.training.eval_steps, True, put)
     return status
 

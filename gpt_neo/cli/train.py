@@ -30,9 +30,11 @@ from gpt_neo.config.network import matches, variables_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, counted
 from gpt_neo.evaluation.documents import files_of
+from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.access import check_writable
 from gpt_neo.runtime.goodput import share_text
+from gpt_neo.runtime.held_out import held_out_identity
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import MeshPlan, sees_gpu
@@ -157,20 +159,24 @@ def silent(line: str) -> None:
     """Nothing."""
 
 
-def lacks_evaluation(job: Job, seen: set[int]) -> bool:
+def lacks_evaluation(job: Job, seen: set[int], batch_size: Optional[int] = None) -> bool:
     """Whether a training evaluates held-out records, and its newest checkpoint is still to come.
 
     Args:
       seen: steps that this command has evaluated.
+      batch_size: of an evaluation, where it is not the config's.
     """
     last = runtime.current_step(job.folder)
-    return evaluates(job.run) and last not in seen and not was_evaluated(job, last)
+    return evaluates(job.run) and last not in seen and not was_evaluated(job, last, batch_size)
 
 
-def was_evaluated(job: Job, step: int) -> bool:
-    """Whether best/ knows of an evaluation of that step."""
-    best = read_best(job.folder)
-    return best is not None and (best.step == step or step in best.worse)
+def was_evaluated(job: Job, step: int, batch_size: Optional[int] = None) -> bool:
+    """Whether best/ knows of an evaluation of that step on the held-out records of now."""
+    run, best = job.run, read_best(job.folder)
+    if best is None:
+        return False
+    size = batch_size or runtime.eval_batch_size(run)
+    return best.knows(step, held_out_identity(run, evaluation_sources(run), run.training.eval_steps, size))
 
 
 def train_in_folder(

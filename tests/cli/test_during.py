@@ -134,6 +134,17 @@ def test_a_finished_run_evaluates_nothing_twice(watched, command, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_a_finished_run_is_evaluated_on_other_records(watched, world, command, tmp_path):
+    folder = shutil.copytree(folder_of(watched), tmp_path / "run")
+    other = world.dataset_config("other_text", eval_path=os.path.join(world.records, "train_0_*.tfrecords"))
+    flags = ["--model", watched, "--set", f"model_path={folder}", "--set", f'datasets=["{other}"]']
+    name = folder / "eval_during.jsonl"
+    for _ in range(2):  # the second time it is known
+        assert command(*flags) == 0
+        assert [json.loads(line)["step"] for line in name.read_text().splitlines()] == [4, 8, 12, 12]
+    assert "other_text" in read_best(str(folder)).data
+
+
 def test_a_read_only_evaluation_leaves_the_best_as_it_was(watched, world, command):
     folder = folder_of(watched)
     before = {name: os.stat(os.path.join(folder, "best", name)).st_mtime_ns for name in os.listdir(folder + "/best")}
