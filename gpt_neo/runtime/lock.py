@@ -165,9 +165,7 @@ class FolderLock:
         here = this_machine()
         silent = max(0.0, self.clock() - known["alive"])
         who = f"process {known['pid']} on {known['host']}"
-        if known["host"] == here["host"] and known.get("boot") != here["boot"]:
-            reason = f"{known['host']} has started anew since"
-        elif here["boot"] and all(known.get(key) == value for key, value in here.items()):
+        if here["boot"] and all(known.get(key) == value for key, value in here.items()):
             alive = start_of(known["pid"]) == known.get("started", "") != ""
             # A process that is there and has a local folder no longer locked has left it.
             if alive and self.remote and known["pid"] != os.getpid():
@@ -181,7 +179,8 @@ class FolderLock:
         self.tell(f"the lock of {who}, held for {age_text(known['alive'] - known['since'])}, is taken over: {reason}")
 
     def wait_for_silence(self, known: dict, seconds: float) -> None:
-        """Wait for a sign of life of an owner that cannot be asked: on another host, or this one by its former name.
+        """Wait for a sign of life of an owner that cannot be asked: on another host (whose name may be this one's, as
+        those of containers often are), or on this one by its former name or before it started anew.
 
         Raises:
           InUseError: there was one.
