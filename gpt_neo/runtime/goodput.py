@@ -14,6 +14,7 @@ from gpt_neo.storage import tensorflow as files
 # start: until the first step of a process has ended. restarts: from the row of the log that a resumed run goes on from
 # to its start, with the steps that were lost. input: devices waited for records, where that can be told from steps.
 OTHERS = ("start", "input", "saves", "evaluation", "restarts")
+SET = 1.6e9  # seconds since 1970, in 2020: a clock that is behind it was not set when the row was written
 KEY = "time"  # of a row of the log: seconds of each kind, and `at`, the time of the row
 
 
@@ -64,11 +65,13 @@ class Goodput:
         return self.clock() - self.began
 
     def resume(self, path: str, step: int) -> None:
-        """Go on with the seconds of a log up to a step; what lies between is lost to the restart."""
+        """Go on with the seconds of a log up to a step; what lies between is lost to the restart. It is not known of a
+        row from before the clock was set: a machine without one of its own starts in 1970."""
         row = last_row(path, step)
         if row is not None:
             self.earlier = {kind: row.get(kind, 0.0) for kind in self.earlier}
-            self.earlier["restarts"] += max(0.0, self.wall() - self.here() - row["at"])
+            if row["at"] > SET:
+                self.earlier["restarts"] += max(0.0, self.wall() - self.here() - row["at"])
 
     def seconds(self) -> dict[str, float]:
         """Of every kind, those of steps first."""

@@ -6,9 +6,11 @@ import pytest
 
 from gpt_neo.runtime.goodput import KEY, Goodput, last_row, share_text
 
+START = 1_700_000_000  # of this process, in the world's time
+
 
 class Clock:
-    """Of this process and of the world; the world's is 1000 ahead."""
+    """Of this process and of the world."""
 
     def __init__(self):
         self.now = 0.0
@@ -17,7 +19,7 @@ class Clock:
         return self.now
 
     def wall(self):
-        return self.now + 1000
+        return self.now + START
 
 
 @pytest.fixture
@@ -47,16 +49,29 @@ def test_all_time_is_in_one_kind(clock):
 
 def test_a_resumed_run_goes_on_with_the_seconds_of_its_log(clock, tmp_path):
     path = tmp_path / "log"
-    rows = [{"step": step, KEY: {"at": 900 + step, "steps": step, "start": 5, "saves": 1}} for step in (10, 20, 30)]
+    seconds = {"start": 5, "saves": 1}
+    rows = [{"step": n, KEY: {"at": START - 100 + n, "steps": n, **seconds}} for n in (10, 20, 30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 12}\nno row\n{"step"')
     time = Goodput(clock, clock.wall)
     clock.now = 4
-    time.resume(str(path), 25)  # the ten steps after that of row 20 are lost, and all time until the start at 1000
+    time.resume(str(path), 25)  # the ten steps after that of row 20 are lost, and all time until the start
     time.step_ended()
     clock.now = 24
     time.step_ended()
     assert time.seconds() == {"steps": 20 + 20, "start": 5 + 4, "input": 0, "saves": 1, "evaluation": 0, "restarts": 80}
-    assert time.row() == {"at": 1024, **time.seconds()}
+    assert time.row() == {"at": START + 24, **time.seconds()}
+
+
+@pytest.mark.parametrize("at", [25.0, START + 9e9])
+def test_a_row_of_a_clock_that_was_not_set(clock, tmp_path, at):
+    """Nobody knows how long the restart took; it was no 53 years."""
+    path = tmp_path / "log"
+    path.write_text(json.dumps({"step": 20, KEY: {"at": at, "steps": 90, "restarts": 2}}) + "\n")
+    time = Goodput(clock, clock.wall)
+    time.resume(str(path), 25)
+    time.step_ended()
+    clock.now = 8
+    assert time.seconds()["restarts"] == 2 and time.share == 0.98
 
 
 def test_a_log_of_an_older_program_or_none(tmp_path):
