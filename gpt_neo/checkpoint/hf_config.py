@@ -22,6 +22,12 @@ def model_keys(theirs: dict, where: str) -> tuple[Family, dict]:
     kind = theirs.get("model_type")
     if kind not in FAMILIES:
         raise CheckpointError(f"{where}: model_type is {kind!r}; allowed: {', '.join(FAMILIES)}")
+    if theirs.get("quantization_config"):
+        raise CheckpointError(
+            f"{where}: has quantization_config: the weights are whole numbers, or are made so as transformers loads "
+            "them; save the model with floats (dequantize, then save_pretrained), or remove the key if they are floats "
+            "that are to be taken as they are"
+        )
     family, theirs = FAMILIES[kind], as_class_reads(theirs)
     keys: dict = dict(family.fixed)
     for ours, name in family.sizes.items():

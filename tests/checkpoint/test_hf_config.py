@@ -111,6 +111,7 @@ def test_transformers_rotates_as_many_features_as_we_do():
         ({**SHORT, "model_type": "gpt2", "n_head": 5}, "'n_head' is 5, which does not divide the width of 32"),
         ({**SHORT, "model_type": "gpt2", "n_layer": "3"}, "'n_layer' is '3'; expected a whole number"),
         ({**SHORT, "model_type": "gpt2", "resid_pdrop": 1.5}, "'resid_pdrop' is 1.5; expected a number"),
+        ({**NEO, "quantization_config": {"load_in_8bit": True}}, "has quantization_config: the weights are whole num"),
         ({**NEO, "attention_layers": ["local", "sparse"]}, "attention_layers has 'sparse'"),
         ({**NEO, "attention_layers": ["local"]}, "attention_layers names 1 layer, num_layers is 2"),
         ({**NEO, "attention_types": [[["global"], 3]]}, "attention_types names 3 layers, num_layers is 2"),
