@@ -158,6 +158,8 @@ def other_weights(path: str) -> str:
     """What a folder has that may be weights in another form, and what to do with it, for a message."""
     names = [name for name in sorted(os.listdir(path)) if name.lower().endswith((*TORCH, *FOREIGN))]
     torch = [name for name in names if name.lower().endswith(TORCH)]
+    if torch and re.fullmatch(r".*-\d+-of-\d+\.\w+", torch[0]):
+        return f"; {torch[0]} is a part of several, and the index that names them all is missing"
     if torch:
         kind = "model.safetensors" if torch[0].endswith(".safetensors") else "pytorch_model.bin"
         return f"; if {torch[0]} has the weights, rename it to {kind}"

@@ -67,6 +67,7 @@ def test_snapshots_of_the_hub_are_links_into_the_same_model(tmp_path):
     "name, said",
     [
         ("pytorch_model-last.bin", "if pytorch_model-last.bin has the weights, rename it to pytorch_model.bin"),
+        ("model-00002-of-00003.safetensors", "-00003.safetensors is a part of several, and the index .* is missing"),
         ("last.ckpt", "if last.ckpt has the weights, rename it to pytorch_model.bin"),
         ("adapter.safetensors", "if adapter.safetensors has the weights, rename it to model.safetensors"),
         ("tf_model.h5", "tf_model.h5 is of another program: save the model with transformers' save_pretrained"),
