@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,17 @@ from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.fit import STEP, mismatch_table, scale_of
 from gpt_neo.checkpoint.folder import write_state
 from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
+from gpt_neo.checkpoint.initial import FREE
 from gpt_neo.checkpoint.names import PREFIX, is_slot, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import blocks, check_finite, is_float
 from gpt_neo.config.network import SCALE
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
 
+# Model keys that say what is computed with the weights. Where n_ctx is one, the shape of the positions tells.
+COMPUTED = {field.name for field in dataclasses.fields(ModelConfig)} - FREE - {"n_ctx"}
 DATASETS = "dataset_configs"  # of a run that finetune made, beside its config
 
 
@@ -32,7 +37,8 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
       path of the checkpoint, without suffix.
 
     Raises:
-      CheckpointError: fewer than two, not the same variables, adapters that began apart, damaged, or the disk is full.
+      CheckpointError: fewer than two, not the same variables, models that compute something else with them, adapters
+        that began apart, damaged, or the disk is full.
     """
     if len(sources) < 2:
         raise CheckpointError(f"averaging takes at least two checkpoints; given: {', '.join(sources) or 'none'}")
@@ -41,6 +47,7 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
     names = [name for name in newest.names() if not is_slot(name) and name != STEP]
     for other in bundles[:-1]:
         check_alike(newest, other, names)
+        check_keys(newest, other)
         check_adapters(newest, other)
     step = step_of(newest.path)
     with staged_folder(destination) as staging:
@@ -94,6 +101,23 @@ def check_alike(one: Bundle, other: Bundle, names: Sequence[str]) -> None:
     if rows:
         text = mismatch_table(other.path, rows).replace("the config", one.path)
         raise CheckpointError(text.replace("nothing was loaded", "nothing was written"))
+
+
+def check_keys(one: Bundle, other: Bundle) -> None:
+    """Refuse models of the same shapes that compute something else with them, as far as both have a record.
+
+    Raises:
+      CheckpointError: names the keys, with both values.
+    """
+    records = [read_provenance(bundle.path) for bundle in (one, other)]
+    ours, theirs = [(record or {}).get("config") or {} for record in records]
+    keys = sorted(key for key in COMPUTED if ours.get(key) != theirs.get(key)) if all(records) else []
+    if keys:
+        told = [", ".join(f"{key} {config.get(key, 'at its default')}" for key in keys) for config in (theirs, ours)]
+        raise CheckpointError(
+            f"{other.path} is of a model with other keys than {one.path}, whose mean with it is no model: {told[0]}, "
+            f"and {told[1]}"
+        )
 
 
 def check_adapters(one: Bundle, other: Bundle) -> None:

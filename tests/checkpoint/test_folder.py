@@ -296,6 +296,25 @@ def test_averaging_adapters(tmp_path, scale, seed, refusal):
     np.testing.assert_allclose(merged_weight(made, weight, made.read(weight)), np.mean(merged, 0), atol=0.05)
 
 
+def test_averaging_models_that_compute_something_else(tmp_path):
+    """Their shapes are the same."""
+    paths = [save(tmp_path, step, float(step)) for step in (4, 6)]
+    ours = {"n_head": 2, "n_embd": 4, "eos_id": 1, "res_dropout": 0.1, "lr": 0.1}
+    for other, refused in (
+        ({**ours, "eos_id": 2, "res_dropout": 0.0, "lr": 1.0}, False),
+        ({**ours, "n_head": 4}, True),
+    ):
+        for path, config in zip(paths, (ours, other)):
+            write_json(path + ".json", {"format": 1, "config": config})
+        if refused:
+            with pytest.raises(CheckpointError, match="no model: n_head 2, and n_head 4"):
+                average_checkpoints(paths, str(tmp_path / "x"))
+        else:
+            made = average_checkpoints(paths, str(tmp_path / "mean"))
+            assert Bundle(made).read("gpt2/wte")[0, 0] == 5.0
+    assert not (tmp_path / "x").exists()
+
+
 def test_averaging(tmp_path):
     paths = [save(tmp_path, step, value) for step, value in ((5, 1.0), (10, 2.0), (20, 6.0))]
     made = average_checkpoints(paths, str(tmp_path / "mean"))
