@@ -16,7 +16,7 @@ from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.reference import our_logits, their_logits
 from gpt_neo.config.estimate import count_parameters
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.errors import CheckpointError, ConfigError, brief
 from gpt_neo.system import available_memory
 
 LENGTH = 600  # tokens: beyond 512, where a lost local attention shows
@@ -124,17 +124,27 @@ def network_logits(
 def torch_logits(
     folder: str, tokens: np.ndarray, rounded: Optional[np.dtype], custom: bool, run_code: bool
 ) -> np.ndarray:
-    """float32 [sequence, vocab] from transformers, in float32; `custom` with our model file, see `verify`."""
+    """float32 [sequence, vocab] from transformers, in float32; `custom` with our model file, see `verify`.
+
+    Raises:
+      CheckpointError: transformers cannot load the folder.
+    """
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    if custom and not run_code:
-        model: Any = own_model_class().from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    else:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=run_code
-        )
+    # eager: a config.json may ask for kernels that are not installed here, as flash_attention_2.
+    options: dict = {"dtype": torch.float32, "local_files_only": True, "attn_implementation": "eager"}
+    try:
+        if custom and not run_code:
+            model: Any = own_model_class().from_pretrained(folder, **options)
+        else:
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=run_code, **options)
+    except Exception as error:  # whatever it meets in a config.json that it does not expect
+        other = "" if custom else "; --verify numpy compares without transformers"
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it: {brief(error, 300)}. Nothing was written{other}"
+        ) from error
     with torch.no_grad():
         for parameter in model.parameters() if rounded is not None and rounded.itemsize == 2 else ():
             parameter.copy_(parameter.to(getattr(torch, str(rounded))).float())

@@ -17,7 +17,7 @@ from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.reference import our_logits, their_logits
 from gpt_neo.errors import CheckpointError, ConfigError
-from gpt_neo.runtime.verify import network_logits
+from gpt_neo.runtime.verify import network_logits, verify
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -121,6 +121,22 @@ def test_what_is_not_computed_is_one_line_that_names_the_field(config, message):
     with pytest.raises(CheckpointError, match=message) as told:
         model_keys(config, "SRC/config.json")
     assert str(told.value).startswith("SRC/config.json: ") and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "text_config"])
+def test_configs_that_transformers_does_not_load_as_they_are(tmp_path, key):
+    """One that asks for kernels is computed without them; of another the reason is told."""
+    source = tmp_path / "hf"
+    theirs = make(source, NEOX)
+    value = {"a": 1} if key == "text_config" else "flash_attention_2"
+    (source / "config.json").write_text(json.dumps({**NEOX, key: value}))
+    run = import_hf(str(source), str(tmp_path / "run"))
+    prefix = str(tmp_path / "run" / f"{PREFIX}0")
+    if key == "text_config":
+        with pytest.raises(CheckpointError, match="hf: transformers cannot load it: 'dict' object has no attribute"):
+            verify(prefix, run.model, str(source), "torch")
+    assert verify(prefix, run.model, str(source), "torch" if key != "text_config" else "numpy").difference < 1e-4
+    np.testing.assert_allclose(network_logits(prefix, run.model, TOKENS), theirs, atol=1e-4, rtol=0)
 
 
 ACTIVATION = st.sampled_from(
