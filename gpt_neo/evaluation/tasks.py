@@ -65,8 +65,7 @@ class EvalTask:
 
 def whole(document: Document) -> Iterator[Example]:
     """The whole text."""
-    if document.text:
-        yield Example("", document.text)
+    yield Example("", document.text)
 
 
 def last_word(document: Document) -> Iterator[Example]:
@@ -77,8 +76,7 @@ def last_word(document: Document) -> Iterator[Example]:
 
 def wikitext(document: Document) -> Iterator[Example]:
     """The text with WikiText's spacing undone; bytes, characters and words are counted before that."""
-    if document.text:
-        yield Example("", detokenize_wikitext(document.text, legacy=True), counted=document.text)
+    yield Example("", detokenize_wikitext(document.text, legacy=True), counted=document.text)
 
 
 def wikitext_pages(document: Document) -> Iterator[Example]:
@@ -130,7 +128,8 @@ def metrics_of(task: EvalTask) -> dict[str, Metric]:
 
 
 def examples_of(task: EvalTask, tokenizer: Tokenizer) -> list[Example]:
-    """Every example of a task, in order.
+    """Every example of a task, in order, but for those with nothing to score, such as an empty document: they would
+    count as predicted without fail.
 
     Raises:
       ConfigError: the form is unknown.
@@ -143,7 +142,9 @@ def examples_of(task: EvalTask, tokenizer: Tokenizer) -> list[Example]:
         if task.limit is not None and number >= task.limit:
             break
         found += [
-            dataclasses.replace(example, set_name=example.set_name or document.set_name) for example in form(document)
+            dataclasses.replace(example, set_name=example.set_name or document.set_name)
+            for example in form(document)
+            if example.continuation
         ]
     if not found:
         raise DataError(f"eval task {task.name!r}: nothing to score in {', '.join(task.documents)}")

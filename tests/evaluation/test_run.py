@@ -200,6 +200,19 @@ def test_the_2021_program_kept_lambada_as_ids(world, trained, texts, tmp_path):
     assert [(e.context, e.continuation) for e in found] == [(e.context, e.continuation) for e in plain]
 
 
+@pytest.mark.parametrize("form", ["lambada", "pile", "wikitext_documents"])
+def test_empty_documents_are_no_examples(world, trained, tmp_path, form):
+    """They would be predicted without fail: accuracy 1, perplexity 1."""
+    key, tokenizer = "page" if form == "wikitext_documents" else "text", load_tokenizer(world.tokenizer)
+    lines = [json.dumps({key: text}) for text in ("the last word", "", "one more")]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    found = examples_of(load_task(f"{form}={tmp_path}/some.jsonl", load_config(trained)), tokenizer)
+    assert [example.context + example.continuation for example in found] == ["the last word", "one more"]
+    (tmp_path / "none.json").write_text("[[], []]")  # ids of the 2021 program
+    with pytest.raises(DataError, match="nothing to score in"):
+        examples_of(load_task(f"lambada={tmp_path}/none.json", load_config(trained)), tokenizer)
+
+
 @pytest.mark.parametrize(
     "entry, error, text",
     [
