@@ -16,6 +16,7 @@ from gpt_neo.dataprep.survey import Figures
 from gpt_neo.errors import DataError, counted
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.mixture import mixture_of
+from gpt_neo.inputs.samples import other_length
 from gpt_neo.inputs.sources import CHUNKS, Source, needed_text, tokens_needed, training_sources
 from gpt_neo.inputs.tokenizers import check_tokenizer, dataset_tokenizer
 from gpt_neo.inputs.train_input import first_samples
@@ -75,6 +76,9 @@ def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer) 
         wrong.append(f"id {bad} is not below n_vocab and at least 0: training would stop at it")
     if source.kind == CHUNKS and lengths.min() < needed:
         wrong.append(f"a record of {lengths.min()} tokens is too short: training would stop at it")
+    elif source.kind == CHUNKS and (lengths != source.length).any():
+        other = lengths[lengths != source.length][0]
+        wrong.append(f"a record has {other}{other_length(source)}: training would stop at it")
     for line in wrong:
         print(f"WARNING   {line}")
     if source.kind != CHUNKS:

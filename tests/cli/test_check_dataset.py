@@ -68,6 +68,21 @@ def test_what_training_would_stop_at(world, documents, command, capsys):
     assert "WARNING   a record of 0 tokens is too short" in out and "--- record" not in out
 
 
+def test_chunks_of_other_lengths(world, command, capsys):
+    """Each is long enough, but all have to be as long as the first."""
+    writer = RecordWriter(world.records, "uneven", 0)
+    for row in read_records(sorted(glob.glob(os.path.join(world.records, "train_*.tfrecords")))[0]):
+        writer.write([*row[: N_CTX + 1], 2, 3][: N_CTX + 3 if writer.count == 5 else N_CTX + 1])
+    writer.close()
+    dataset = world.dataset_config("uneven", path=os.path.join(world.records, "uneven_*.tfrecords"))
+    path = world.config("uneven", datasets=[dataset])
+    said = f"a record has {N_CTX + 3} tokens; the first record has {N_CTX + 1}, and records read in chunks have one"
+    command("--model", path, "--check_dataset")
+    out = capsys.readouterr().out
+    assert f"WARNING   {said}" in out and "--- record" not in out
+    assert command("--model", path) == 2 and f"record 5 has {N_CTX + 3} tokens" in capsys.readouterr().err
+
+
 def test_damage_far_from_the_beginning(world, command, capsys, tmp_path):
     for path in glob.glob(os.path.join(world.records, "train_*.tfrecords")):
         shutil.copy(path, tmp_path)
