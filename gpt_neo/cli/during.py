@@ -105,7 +105,7 @@ class DuringTraining:
         self.job, self.training, self.sampling, self.beside = job, training, sampling, beside
         self.line, self.watch, self.first = line, watch, 0 if from_weights else 1
         run = job.run
-        self.sources: list[Source] = evaluation_sources(run) if evaluates(run) else []
+        self.sources = checked_held_out(run)
         if run.training.eval_steps and not self.sources:
             note("eval_steps is set, and no dataset has an eval_path: nothing is evaluated while it trains")
         size = beside.batch_size
@@ -181,7 +181,6 @@ class DuringTraining:
         if known or step in self.evaluated:
             return best
         if self.held_out is None:
-            preflight.check_records(run, self.sources)
             self.held_out = self.beside.held_out(self.sources, self.batches)
         with runtime.reading(run, self.sources, 0, self.beside.batch_size):
             result = self.held_out.evaluate(self.path(step), self.watch.mark)
@@ -222,6 +221,18 @@ class DuringTraining:
         if self.held_out is not None:
             self.held_out.close()
         self.beside.close()
+
+
+def checked_held_out(run: RunConfig) -> list[Source]:
+    """Where the held-out records of a training run come from, if it evaluates: found sound before the first step, as
+    those that it learns from, not hours later at the first evaluation.
+
+    Raises:
+      DataError: they are not there, damaged, or not of this model.
+    """
+    sources = evaluation_sources(run) if evaluates(run) else []
+    preflight.check_records(run, sources)
+    return sources
 
 
 def evaluates(run: RunConfig) -> bool:

@@ -19,7 +19,7 @@ from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import config_keys, read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, say, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
-from gpt_neo.cli.during import DuringTraining, SessionsBeside, at_checkpoints, ended_early, evaluates
+from gpt_neo.cli.during import DuringTraining, SessionsBeside, at_checkpoints, checked_held_out, ended_early, evaluates
 from gpt_neo.cli.evaluate import evaluate, evaluate_records, give_up_later, load_job_tasks
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
@@ -104,6 +104,7 @@ def train(
         )
         try:
             if tpu and held_out:
+                checked_held_out(run)
                 return in_turn(job, training, estimator, plan, line, watch, seen)
             return runtime.train(estimator, run, plan, job.folder, note, watch)
         finally:

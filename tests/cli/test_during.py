@@ -17,6 +17,7 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli import train
 from gpt_neo.cli.during import DuringTraining
 from gpt_neo.config import load_config
+from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.estimator import current_step, eval_batch_size, text_lengths
@@ -203,6 +204,18 @@ def test_a_run_that_is_taken_back_evaluates_its_new_course(impatient, command, c
     assert marked == {"step": best.step, "taken_back": True}
     assert [row["step"] for row in new] == again
     assert all(row["loss"] < old["loss"] for row, old in zip(new[:2], rows[-3:]))
+
+
+def test_held_out_records_are_looked_at_before_the_first_step(world, command, capsys, tmp_path):
+    writer = RecordWriter(str(tmp_path), "short", 0)
+    writer.write([2, 3])
+    writer.close()
+    other = world.dataset_config("short_eval", eval_path=str(tmp_path / "short_*.tfrecords"))
+    path = world.config("unsound", eval_steps=1, train_steps=1, datasets=[other], **ONE)
+    assert command("--model", path) == 2
+    told = capsys.readouterr()
+    assert "short_0_1.tfrecords: record 0 has 2 tokens; n_ctx + 1 = 33 are needed" in told.err
+    assert "step 1/1" not in told.out and not glob.glob(os.path.join(folder_of(path), "model.ckpt-1.*"))
 
 
 def test_a_run_that_cannot_sample_trains_all_the_same(world, command, capsys):
