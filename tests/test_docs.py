@@ -26,6 +26,12 @@ def test_links_of_pages_lead_somewhere(page):
             assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), target)), target
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_code_that_pages_name_is_there(page):
+    for path in re.findall(r"`((?:gpt_neo|tests|bench)/[\w/]+\.py)`", read(page)):
+        assert os.path.exists(os.path.join(ROOT, path)), path
+
+
 def test_every_page_is_in_the_site():
     listed = re.findall(r"\b([\w-]+\.md)$", read("mkdocs.yml"), re.M)
     assert sorted(listed) == sorted(os.path.basename(page) for page in PAGES[1:])
