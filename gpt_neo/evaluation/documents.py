@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 
 from gpt_neo import storage
 from gpt_neo.dataprep.documents import Document, documents_of, with_lines
+from gpt_neo.dataprep.encoder import LONE_SURROGATE
 from gpt_neo.dataprep.encodings import mark_of
 from gpt_neo.dataprep.readers import Bad, find_inputs, find_sources
 from gpt_neo.dataprep.streams import Rules
 from gpt_neo.dataprep.units import groups_of, units_of
 from gpt_neo.errors import DataError, reason_of
-from gpt_neo.tokenizer import Tokenizer
+from gpt_neo.tokenizer import Tokenizer, surrogate
 
 PLAIN = (".raw", ".tokens")  # how WikiText names its text files
 TOKEN_LISTS = ".json"  # the 2021 program's file of LAMBADA's ids: an array of arrays
@@ -52,6 +53,8 @@ def documents_of_file(path: str, text_key: str) -> Iterator[Document]:
     rules = Rules(text_key)  # which leave every text whole
     units = units_of(groups_of(sources), rules)
     for found in itertools.chain(bad, *(documents_of(unit, rules) for unit in units)):
+        if isinstance(found, Document) and surrogate(found.text) < len(found.text):
+            found = found.bad(LONE_SURROGATE)
         if isinstance(found, Bad):
             raise DataError(str(with_lines([found])[0]))
         yield found

@@ -223,6 +223,7 @@ def test_empty_documents_are_no_examples(world, trained, tmp_path, form):
         ("lambada=nowhere.jsonl", DataError, "eval task 'lambada', documents 'nowhere.jsonl': no files there"),
         ("lambada={empty}", DataError, "nothing to score in"),
         ("lambada={bad}", DataError, "bad.jsonl:2: "),
+        ("pile={half}", DataError, "half.jsonl:2: a lone surrogate"),
     ],
 )
 def test_mistakes(world, trained, tmp_path, entry, error, text):
@@ -233,7 +234,8 @@ def test_mistakes(world, trained, tmp_path, entry, error, text):
             json.dump(value, handle)
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "bad.jsonl").write_text('{"text": "a b"}\n{"text": 3}\n')
-    entry = entry.format(empty=tmp_path / "empty.jsonl", bad=tmp_path / "bad.jsonl")
+    (tmp_path / "half.jsonl").write_text('{"text": "a b"}\n{"text": "a \\ud800 b"}\n')
+    entry = entry.format(**{name: tmp_path / f"{name}.jsonl" for name in ("empty", "bad", "half")})
     with pytest.raises(error, match=re.escape(text)):
         examples_of(load_task(entry, load_config(trained)), load_tokenizer(world.tokenizer))
 
