@@ -8,7 +8,7 @@ from gpt_neo.errors import counted
 
 
 def inspect_data(options: InspectData) -> int:
-    """Read all records and report; 1 if a file holds another number of records than its name says."""
+    """Read all records and report; 1 if something does not fit: a count in a name, ids outside the tokenizer."""
     found = survey(options.files, options.encoder_path, options.separator, options.samples)
     for place, text in found.samples:
         print(f"--- {place}\n{text[: options.characters]}")

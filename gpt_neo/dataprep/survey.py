@@ -150,6 +150,8 @@ def survey(
     if all(manifest.get("document_tokens") for manifest in manifests.values() if is_shuffled(manifest)):
         lengths = [lengths_of(manifests.get(beside, {}), read) for beside, read in sets.items()]
         found.documents = np.concatenate(lengths)
+    if found.smallest < 0:
+        found.warnings.append(f"id {found.smallest} is below 0")
     if found.largest >= tokenizer.n_vocab:
         found.warnings.append(f"id {found.largest} reaches the {tokenizer.n_vocab} ids of tokenizer {tokenizer.name}")
     return found

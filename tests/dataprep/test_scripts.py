@@ -13,7 +13,7 @@ import pytest
 
 from gpt_neo.cli.common import run_command
 from gpt_neo.dataprep.manifest import manifests_of
-from gpt_neo.dataprep.records import RecordWriter
+from gpt_neo.dataprep.records import RecordWriter, example_of, frame
 from gpt_neo.dataprep.survey import Lengths, survey
 from gpt_neo.tokenizer import load_tokenizer
 from tests.conftest import ROOT
@@ -106,6 +106,9 @@ def test_inspect_warns_and_refuses(prepared, tmp_path, capsys):
     assert load("inspect")(tmp_path / "x_0_7.tfrecords", "--samples", 0) == 1
     out = capsys.readouterr().out
     assert "its name promises 7 records, it holds 1" in out and "id 60000 reaches the 50257 ids" in out
+    (tmp_path / "y.tfrecords").write_bytes(frame(example_of(b"\xfd" + b"\xff" * 8 + b"\x01")))  # -3, as protobuf has it
+    assert load("inspect")(tmp_path / "y.tfrecords", "--samples", 0) == 1
+    assert "id -3 is below 0" in capsys.readouterr().out
     assert load("inspect")(tmp_path / "none*") == 2
     assert "no such file, and no file matches it" in capsys.readouterr().err
 
