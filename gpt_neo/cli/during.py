@@ -22,6 +22,7 @@ from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import Source, evaluation_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime import estimator as runtime
+from gpt_neo.runtime.eval_metrics import NothingCountsError
 from gpt_neo.runtime.held_out import Evaluation, HeldOut, held_out_identity
 from gpt_neo.runtime.mesh import MeshPlan
 from gpt_neo.runtime.predict_step import Sampler
@@ -182,9 +183,13 @@ class DuringTraining:
             return best
         if self.held_out is None:
             self.held_out = self.beside.held_out(self.sources, self.batches)
-        with runtime.reading(run, self.sources, 0, self.beside.batch_size):
-            result = self.held_out.evaluate(self.path(step), self.watch.mark)
         self.evaluated.add(step)
+        try:
+            with runtime.reading(run, self.sources, 0, self.beside.batch_size):
+                result = self.held_out.evaluate(self.path(step), self.watch.mark)
+        except NothingCountsError as error:  # no reason to end a run
+            note(f"not evaluated: {error}")
+            return None
         append_result(self.job, result)
         write_result(self.job.folder, result)
         best = keep_best(self.job.folder, self.path(step), result["loss"], self.identity)

@@ -8,11 +8,16 @@ from typing import Optional
 
 import numpy as np
 
+from gpt_neo.errors import DataError, counted
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.intervals import Interval, Moments, exp, ratio
 
 # What is known of each record; products of any two of them are summed over the records.
 ONE, NATS, TOKENS, BYTES, CHARACTERS = range(5)
+
+
+class NothingCountsError(DataError):
+    """No label of the held-out records counts, so that there is no loss."""
 
 
 def record_sums(
@@ -84,12 +89,21 @@ def summarize(metrics: dict, names: Sequence[str], in_nats: bool = True) -> dict
     tokens the probability 0, so they are infinite or undefined.
 
     Args:
-      names: of the datasets; each has an entry of its own in `by_dataset` where there are several.
+      names: of the datasets; of several, each in which labels count has an entry of its own in `by_dataset`.
+
+    Raises:
+      NothingCountsError: in none of them does one.
     """
     sums = np.asarray(metrics["sums"], np.float64)
+    if not sums[:, ONE, TOKENS].sum():
+        samples = counted(int(sums[:, ONE, ONE].sum()), "held-out sample")
+        raise NothingCountsError(
+            f"there is no loss: no label counts in {samples} of dataset {', '.join(names)}; a document needs two "
+            "tokens, a record with a mask a 1 in it"
+        )
     result = {"step": int(metrics["global_step"]), **summary(sums.sum(0), in_nats), "datasets": list(names)}
     if len(names) > 1:
-        result["by_dataset"] = {name: summary(part, in_nats) for name, part in zip(names, sums) if part[ONE, ONE]}
+        result["by_dataset"] = {name: summary(part, in_nats) for name, part in zip(names, sums) if part[ONE, TOKENS]}
     return result
 
 

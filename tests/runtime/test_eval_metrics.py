@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gpt_neo.config import load_config
+from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.mtf_compat import tf
-from gpt_neo.runtime.eval_metrics import record_sums, streaming, summarize
+from gpt_neo.runtime.eval_metrics import NothingCountsError, record_sums, streaming, summarize
 from gpt_neo.runtime.intervals import moments, ratio
 
 BATCHES, ROWS, LENGTH, VOCAB = 3, 4, 5, 11
@@ -56,6 +57,23 @@ def test_an_entmax_loss_has_neither_perplexity_nor_bits():
     sums = np.full([1, 5, 5], 2.0)
     found = summarize({"sums": sums, "global_step": 1}, ["a"], in_nats=False)
     assert found["loss"] == 1.0 and found["perplexity"] is None and found["bits_per_byte"] is None
+
+
+def test_without_a_label_that_counts_there_is_no_loss(world, trained, command, capsys):
+    with pytest.raises(NothingCountsError, match="no label counts in 3 held-out samples of dataset a, b"):
+        summarize({"sums": [np.diag([1.0, 0, 0, 0, 0]), np.diag([2.0, 0, 0, 0, 0])], "global_step": 1}, ["a", "b"])
+    writer = RecordWriter(world.folder, "short", 0)
+    for token in (5, 6, 7):
+        writer.write([token])
+    writer.close()
+    name = world.dataset_config("of_one_token", eval_path=os.path.join(world.folder, "short_*.tfrecords"))
+    folder = load_config(trained).training.model_path
+    for changes, status in (({"model_path": folder}, 2), ({"train_steps": 2, "eval_steps": 1}, 0)):
+        path = world.config("short", datasets=[[name, 1, "documents_random", 1.0]], **changes)
+        assert command("--model", path, *(["--eval"] if status else [])) == status
+        text = " ".join(capsys.readouterr())
+        assert "no label counts in 3 held-out samples of dataset of_one_token" in text and "nan" not in text
+    assert not os.path.exists(os.path.join(load_config(path).training.model_path, "eval_short.jsonl"))
 
 
 def test_each_dataset_by_itself(world, trained, command):
