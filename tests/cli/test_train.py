@@ -71,13 +71,15 @@ def test_in_turn_evaluates_what_a_kill_left_out(tmp_path, monkeypatch):
         return until
 
     monkeypatch.setattr(train.runtime, "train", steps)
-    settings = types.SimpleNamespace(train_steps=10, eval_steps=1)
+    monkeypatch.setattr(train, "evaluation_sources", lambda run: [])
+    monkeypatch.setattr(train, "held_out_identity", lambda run, sources, limit, size: f"{limit} of {size}")
+    settings = types.SimpleNamespace(train_steps=10, eval_steps=1, eval_batch_size=6)
     job = types.SimpleNamespace(folder=str(tmp_path), run=types.SimpleNamespace(training=settings))
     watch = types.SimpleNamespace(signal=None, waiting=contextlib.nullcontext)
     line, training = types.SimpleNamespace(finish=lambda: None), types.SimpleNamespace(steps_per_checkpoint=4)
     assert train.in_turn(job, training, None, None, line, watch, seen) == 10
     assert done == [4, 8, 10] and seen == {4, 8, 10}
-    step[0], known = 4, Best("model.ckpt-2", 2, 1.0, "d", (4,))
+    step[0], known = 4, Best("model.ckpt-2", 2, 1.0, "1 of 6", (4,))
     monkeypatch.setattr(train, "read_best", lambda folder: known)
     train.in_turn(job, training, None, None, line, watch, seen)
     assert done[3:] == [8, 10]
