@@ -179,10 +179,11 @@ class Model:
 
     @functools.cached_property
     def _scorer(self) -> Scorer:
-        return self._read(lambda found: Scorer(found.run.model, found.checkpoint, self._plan), bool(self._samplers))
+        return self._read(lambda found: Scorer(found.run.model, found.checkpoint, self._plan))
 
-    def _read(self, read: Callable[[FoundModel], Read], begun: bool) -> Read:
+    def _read(self, read: Callable[[FoundModel], Read]) -> Read:
         """What `read` makes of the model, see `read_model`."""
+        begun = bool(self._samplers) or "_scorer" in vars(self)
         self._found, made = read_model(self._found, read, LOG.info, begun)
         self.step = self._found.step
         return made
@@ -191,9 +192,8 @@ class Model:
         """The sampler of at least so many rows; the smallest that is there."""
         fitting = [size for size in self._samplers if size == rows or size > rows > 1]
         if not fitting:
-            begun = bool(self._samplers) or "_scorer" in vars(self)
             self._samplers[rows] = self._read(
-                lambda found: Sampler(found.run.model, found.checkpoint, rows, self._plan), begun
+                lambda found: Sampler(found.run.model, found.checkpoint, rows, self._plan)
             )
             for note in self._samplers[rows].notes:
                 LOG.info(note)

@@ -45,10 +45,11 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
     bundles = sorted((Bundle(path) for path in sources), key=lambda bundle: step_of(bundle.path))
     newest = bundles[-1]
     names = [name for name in newest.names() if not is_slot(name) and name != STEP]
-    for other in bundles[:-1]:
+    records = [read_provenance(bundle.path) or {} for bundle in bundles]
+    for other, record in zip(bundles[:-1], records):
         check_alike(newest, other, names)
-        check_keys(newest, other)
-        check_adapters(newest, other)
+        check_keys(newest, other, records[-1], record)
+        check_adapters(newest, other, records[-1], record)
     step = step_of(newest.path)
     with staged_folder(destination) as staging:
         prefix = os.path.join(staging, f"{PREFIX}{step}")
@@ -59,10 +60,9 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
             writer.add(name, newest.shape(name), dtype, pieces)
         writer.add(STEP, (), np.dtype(np.int64), [np.array(step, np.int64)])
         writer.finish()
-        record = read_provenance(newest.path)
-        if record:
-            record["source"] = "mean of steps " + ", ".join(str(step_of(bundle.path)) for bundle in bundles)
-            storage.write_json(prefix + ".json", record)
+        if records[-1]:
+            steps = ", ".join(str(step_of(bundle.path)) for bundle in bundles)
+            storage.write_json(prefix + ".json", {**records[-1], "source": f"mean of steps {steps}"})
         copy_beside(os.path.dirname(newest.path), staging)
         write_state(staging, prefix)
     return os.path.join(destination, os.path.basename(prefix))
@@ -103,14 +103,16 @@ def check_alike(one: Bundle, other: Bundle, names: Sequence[str]) -> None:
         raise CheckpointError(text.replace("nothing was loaded", "nothing was written"))
 
 
-def check_keys(one: Bundle, other: Bundle) -> None:
+def check_keys(one: Bundle, other: Bundle, *records: dict) -> None:
     """Refuse models of the same shapes that compute something else with them, as far as both have a record.
+
+    Args:
+      records: of one and of the other, empty where there is none.
 
     Raises:
       CheckpointError: names the keys, with both values.
     """
-    records = [read_provenance(bundle.path) for bundle in (one, other)]
-    ours, theirs = [(record or {}).get("config") or {} for record in records]
+    ours, theirs = [record.get("config") or {} for record in records]
     keys = sorted(key for key in COMPUTED if ours.get(key) != theirs.get(key)) if all(records) else []
     if keys:
         told = [", ".join(f"{key} {config.get(key, 'at its default')}" for key in keys) for config in (theirs, ours)]
@@ -120,9 +122,10 @@ def check_keys(one: Bundle, other: Bundle) -> None:
         )
 
 
-def check_adapters(one: Bundle, other: Bundle) -> None:
+def check_adapters(one: Bundle, other: Bundle, *records: dict) -> None:
     """Refuse adapters of runs that began apart: many pairs of factors have one product, so that the mean of factors
-    says something of the mean of products only where the factors have come from the same ones.
+    says something of the mean of products only where the factors have come from the same ones. Arguments as
+    `check_keys`.
 
     Raises:
       CheckpointError: names what differs.
@@ -131,7 +134,7 @@ def check_adapters(one: Bundle, other: Bundle) -> None:
         return
     values = {"lora_scale": [scale_of(bundle) for bundle in (one, other)]}
     if os.path.dirname(one.path) != os.path.dirname(other.path):  # else a run that went on with another seed
-        values["seed"] = [seed_of(bundle) for bundle in (one, other)]
+        values["seed"] = [(record.get("random") or {}).get("seed") or 0 for record in records]
     different = [f"{key} {b:g} and {a:g}" for key, (a, b) in values.items() if a != b]
     if different:
         raise CheckpointError(
@@ -139,11 +142,6 @@ def check_adapters(one: Bundle, other: Bundle) -> None:
             "factors is not that of what they add: average checkpoints of one run, or merge the adapters of each first "
             "(gpt-neo export-hf, then gpt-neo import-hf)"
         )
-
-
-def seed_of(bundle: Bundle) -> float:
-    """The seed that a checkpoint's record has, 0 for none."""
-    return ((read_provenance(bundle.path) or {}).get("random") or {}).get("seed") or 0
 
 
 def mean_blocks(bundles: Sequence[Bundle], name: str) -> Iterator[np.ndarray]:

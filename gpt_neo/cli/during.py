@@ -114,7 +114,6 @@ class DuringTraining:
         self.batches = min(run.training.eval_steps, -(-samples // size))
         self.identity = held_out_identity(run, self.sources, self.batches, size)
         self.held_out: Optional[Evaluation] = None
-        self.prompt, self.ids = "", [0]
         self.samples = bool(run.training.predict_steps) and self.can_sample()
         self.start = runtime.current_step(job.folder)
         self.sampled: set[int] = set()

@@ -60,16 +60,16 @@ def finetune(options: Finetune) -> int:
         check_pattern(pattern, "--freeze", options.source)
     request = check_request(options, out)
     run = import_model(options, out, request)
-    needs_code(run)  # told before training where nothing can be exported
+    code = needs_code(run)  # told before training where nothing can be exported
     dataset = dataset_of(options, run, out)
     run = write_settings(options, out, dataset)
     status = train(options, run, out)
     if status:
         return status
-    export(options, run, out)
+    export(options, out, code)
     if options.push:
         print(f"pushed    {push_folder(os.path.join(out, EXPORTED), options.push)}")
-    show_commands(options, run, out)
+    show_commands(options, out, code)
     return 0
 
 
@@ -268,8 +268,12 @@ def needs_code(run: RunConfig) -> bool:
     return True
 
 
-def export(options: Finetune, run: RunConfig, out: str) -> None:
-    """The best checkpoint, or without held-out records the newest, as a Hugging Face folder; compared with ours."""
+def export(options: Finetune, out: str, code: bool) -> None:
+    """The best checkpoint, or without held-out records the newest, as a Hugging Face folder; compared with ours.
+
+    Args:
+      code: see `needs_code`.
+    """
     best = read_best(out)
     newest = latest_checkpoint(out)
     assert newest is not None
@@ -281,7 +285,7 @@ def export(options: Finetune, run: RunConfig, out: str) -> None:
     shutil.rmtree(place, ignore_errors=True)
     from gpt_neo.cli.export_hf import export_folder
 
-    code, adapters = needs_code(run), os.path.join(out, ADAPTERS) if options.lora else None
+    adapters = os.path.join(out, ADAPTERS) if options.lora else None
     if adapters:
         shutil.rmtree(adapters, ignore_errors=True)
     if code:
@@ -295,12 +299,12 @@ def export(options: Finetune, run: RunConfig, out: str) -> None:
     storage.write_json(mark, {"step": step})
 
 
-def show_commands(options: Finetune, run: RunConfig, out: str) -> None:
-    """The commands that repeat a part."""
+def show_commands(options: Finetune, out: str, code: bool) -> None:
+    """The commands that repeat a part. code: see `needs_code`."""
     quoted: Any = shlex.quote(os.path.relpath(out) if not os.path.relpath(out).startswith("..") else out)
     best: Optional[str] = " --checkpoint best" if read_best(out) else ""
     print(f"sample    gpt-neo sample {quoted}{best} --prompt TEXT")
     print(f"serve     gpt-neo serve {quoted}{best}")
     print(f"evaluate  gpt-neo eval {quoted}{best}")
     print(f"train on  gpt-neo train {quoted} --set train_steps=N")
-    print(f"export    gpt-neo export-hf {quoted}{best} DST{' --custom_code' if needs_code(run) else ''}")
+    print(f"export    gpt-neo export-hf {quoted}{best} DST{' --custom_code' if code else ''}")

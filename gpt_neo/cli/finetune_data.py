@@ -7,6 +7,7 @@ import json
 import os
 
 from gpt_neo import storage
+from gpt_neo.checkpoint.hf_tokens import is_row
 from gpt_neo.cli.console import note
 from gpt_neo.cli.prepare import prepare_with_bar
 from gpt_neo.cli.tool_options import Finetune
@@ -109,7 +110,7 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 def filling(run: RunConfig, eos_id: int) -> int:
     """What records are filled up with: `padding_id`, or the end of text where the model has no such id, as 50257 of
     50,257 in configs of the 2021 program."""
-    return run.model.padding_id if run.model.padding_id < run.model.n_vocab else eos_id
+    return run.model.padding_id if is_row(run.model.padding_id, run.model.n_vocab) else eos_id
 
 
 def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:

@@ -276,7 +276,8 @@ def show_opening(job: Job, found: Optional[Found], replicas: int, devices: str) 
         if not any(matches(pattern, name) for name in variables_of(run.model)):
             note(f"freeze: {pattern!r} matches no variable, and freezes none")
     say(weights_text(job, found))
-    for line in (*position_notes(found, run.training.train_batch_size), *order_notes(found, run)) if found else ():
+    record = read_provenance(found.path) or {} if found else {}
+    for line in (*position_notes(start, record, run.training.train_batch_size), *order_notes(start, record, run)):
         note(line)
     say(f"folder    {job.folder}")
 
@@ -303,11 +304,14 @@ def weights_text(job: Job, found: Optional[Found]) -> str:
     return f"weights   those of step {step_of(found.path):,} in the folder{source}"
 
 
-def position_notes(found: Found, batch: int) -> list[str]:
+def position_notes(step: int, record: dict, batch: int) -> list[str]:
     """A line on samples that a run misses or reads again, as it goes on with another train_batch_size: where it reads
-    is step * train_batch_size, whatever was read before."""
-    data = (read_provenance(found.path) or {}).get("data") or {}
-    before, step = data.get("train_batch_size", batch), step_of(found.path)
+    is step * train_batch_size, whatever was read before.
+
+    Args:
+      record: of the checkpoint of that step; empty where it has none.
+    """
+    before = (record.get("data") or {}).get("train_batch_size", batch)
     if before == batch or not step:
         return []
     change = step * (batch - before)
@@ -318,11 +322,11 @@ def position_notes(found: Found, batch: int) -> list[str]:
     ]
 
 
-def order_notes(found: Found, run: RunConfig) -> list[str]:
+def order_notes(step: int, record: dict, run: RunConfig) -> list[str]:
     """A line on samples that a run misses or reads again, as it goes on with other datasets, weights or another order:
-    where each dataset is read on is what the config of now gives for the step, whatever was read before."""
-    step = step_of(found.path)
-    known, now = (read_provenance(found.path) or {}).get("config") or {}, config_keys(run)
+    where each dataset is read on is what the config of now gives for the step, whatever was read before. Arguments as
+    `position_notes`."""
+    known, now = record.get("config") or {}, config_keys(run)
     if not step or "datasets" not in known:
         return []
     first, second = ([entry_text(entry) for entry in keys["datasets"]] for keys in (known, now))

@@ -57,7 +57,7 @@ class Weights:
         stored = {name: storage_of(variable, dtype) for name, variable in self.variables.items()}
         self.kept: Optional[Bundle] = None
         if any(how != "float32" and not as_it_is(fit, name, how) for name, how in stored.items()):
-            self.kept = Bundle(compressed(fit, stored, dtype, self.notes))
+            self.kept = compressed(fit, stored, dtype, self.notes)
         self.fit, self.stored = fit, stored
 
     @property
@@ -220,8 +220,8 @@ def as_it_is(fit: Fit, name: str, how: str) -> bool:
     return how == "bfloat16" and entry.dtype == BFLOAT16 and entry.shape == fit.shapes[name]
 
 
-def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> str:
-    """Path of the compressed weights; they are made if nobody has yet.
+def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> Bundle:
+    """The compressed weights; they are made if nobody has yet.
 
     Raises:
       CheckpointError: there is no place that they can be written to.
@@ -233,30 +233,30 @@ def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> str:
     own = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt_neo", FOLDER)
     places = [own] if storage.is_remote(fit.bundle.path) else [beside, own]
     for folder in places:
-        if is_whole(os.path.join(folder, name), notes):
-            return os.path.join(folder, name, "weights")
+        found = whole(os.path.join(folder, name), notes)
+        if found is not None:
+            return found
     for folder in places:
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError:
             continue
         if os.access(folder, os.W_OK):
-            return made(fit, stored, dtype, os.path.join(folder, name), notes)
+            return Bundle(made(fit, stored, dtype, os.path.join(folder, name), notes))
     raise CheckpointError(f"no place for weights as {dtype}: none of {', '.join(places)} can be written to")
 
 
-def is_whole(folder: str, notes: list) -> bool:
-    """Whether compressed weights are in a folder. What is left of some, as of a copy that broke off, is removed: they
-    are made anew."""
+def whole(folder: str, notes: list) -> Optional[Bundle]:
+    """The compressed weights in a folder. What is left of some, as of a copy that broke off, is removed: they are made
+    anew."""
     if not os.path.isdir(folder) or not os.listdir(folder):
-        return False
+        return None
     try:
-        Bundle(os.path.join(folder, "weights"))
+        return Bundle(os.path.join(folder, "weights"))
     except CheckpointError as error:
         notes.append(f"{error}; it is removed, and made anew")
         shutil.rmtree(folder, ignore_errors=True)
-        return False
-    return True
+        return None
 
 
 def made(fit: Fit, stored: dict, dtype: str, folder: str, notes: list) -> str:

@@ -1,14 +1,12 @@
 """What a training says at its end."""
 
 import contextlib
-import json
 import os
 import types
 
 import pytest
 
 from gpt_neo.checkpoint.best import Best
-from gpt_neo.checkpoint.folder import Found
 from gpt_neo.checkpoint.provenance import config_keys
 from gpt_neo.cli import train
 from gpt_neo.cli.job import load_job
@@ -94,13 +92,11 @@ def test_in_turn_evaluates_what_a_kill_left_out(tmp_path, monkeypatch):
         (100, 8, 2, "at sample 100 * 2 = 200 in place of 800, so that 600 samples are read a second time"),
     ],
 )
-def test_another_batch_size_moves_the_place_in_the_data(tmp_path, step, before, now, told):
-    prefix = tmp_path / f"model.ckpt-{step}"
-    assert position_notes(Found(str(prefix)), now) == []  # the 2021 program left no record
+def test_another_batch_size_moves_the_place_in_the_data(step, before, now, told):
+    assert position_notes(step, {}, now) == []  # the 2021 program left no record
     record = {"format": 1, "step": step, "data": {"train_batch_size": before}}
-    (tmp_path / f"model.ckpt-{step}.json").write_text(json.dumps(record))
     wanted = [f"train_batch_size was {before} and is {now}: reading goes on {told}"] if told else []
-    assert position_notes(Found(str(prefix)), now) == wanted
+    assert position_notes(step, record, now) == wanted
 
 
 @pytest.mark.parametrize(
@@ -118,11 +114,10 @@ def test_another_batch_size_moves_the_place_in_the_data(tmp_path, step, before, 
         ),
     ],
 )
-def test_another_mixture_or_order_moves_it_too(world, tmp_path, step, before, told):
+def test_another_mixture_or_order_moves_it_too(world, step, before, told):
     entries = [["small", None, None, 0.25], ["other", 2, "documents_fixed", None]]
     world.dataset_config("other")
     run = load_config(world.config("mixed", datasets=entries))
     record = {"format": 1, "step": step, "config": {**config_keys(run), **before}}
-    (tmp_path / f"model.ckpt-{step}.json").write_text(json.dumps(record))
     where = "reading goes on at sample 400 of the order of now: some samples are read again, others passed over"
-    assert order_notes(Found(str(tmp_path / f"model.ckpt-{step}")), run) == ([f"{told}: {where}"] if told else [])
+    assert order_notes(step, record, run) == ([f"{told}: {where}"] if told else [])
