@@ -290,7 +290,12 @@ def apart(x: Any, heads: int) -> Any:
 
 def project(x: Any, p: Scope, names: str) -> list:
     """x times each matrix, with its bias if it has one."""
-    return [plus(p.product(x, name), p.get(f"compute_qkv_bias/{name}_b")) for name in names.split()]
+    each, full = names.split(), tuple(p.full(name) for name in names.split())
+    if full in p.weights.joined:
+        found = cut(p.weights.product(x, *full), -1, [p.weights.variables[name].shape[1] for name in full])
+    else:
+        found = [p.product(x, name) for name in each]
+    return [plus(y, p.get(f"compute_qkv_bias/{name}_b")) for y, name in zip(found, each)]
 
 
 def project_output(x: Any, p: Scope) -> Any:

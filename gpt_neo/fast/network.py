@@ -20,7 +20,7 @@ from gpt_neo.system import cores, processor_has
 
 CHUNK = 512  # tokens of a text that are read at once
 RECURRENT = 64  # the same where a recurrence holds all pairs of them
-ROUNDED = {"int8": 32, "int4": 128}  # features of a token that one scale rounds before such weights, at most
+ROUNDED = {"int8": 64, "int4": 128}  # features of a token that one scale rounds before such weights, at most
 RELEASE = 0.05  # seconds between times that pages are given back
 
 

@@ -29,7 +29,8 @@ from gpt_neo.fast.silent import Tensor, Type, core, op
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 FOLDER = "compressed"  # beside checkpoints
-VERSION = 1  # of what is kept there
+VERSION = 2  # of what is kept there
+TOGETHER = ("q", "k", "v")  # maps of one input, kept as one where they are of whole numbers
 GROUPS = (128, 64, 32)  # inputs that share a scale of int4: the first that divides them
 LEVELS = 15  # steps of int4
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # parts of a group's range that are tried
@@ -55,6 +56,7 @@ class Weights:
         self.notes = list(fit.notes)
         self.mapped: list[np.ndarray] = []
         stored = {name: storage_of(variable, dtype) for name, variable in self.variables.items()}
+        self.joined = joined(stored)
         self.kept: Optional[Bundle] = None
         if any(how != "float32" and not as_it_is(fit, name, how) for name, how in stored.items()):
             self.kept = compressed(fit, stored, dtype, self.notes)
@@ -124,21 +126,21 @@ class Weights:
             table = op.convert(table, Type.f32)
         return op.matmul(x, table if scale is None else table * scale, False, True)
 
-    def product(self, x: Any, name: str) -> Any:
-        """x [tokens, in] times a matrix: [tokens, out]."""
-        how = self.stored[name]
+    def product(self, x: Any, *names: str) -> Any:
+        """x [tokens, in] times a matrix, or several that are kept as one, side by side: [tokens, out]."""
+        how, name = self.stored[names[0]], names[0] if len(names) == 1 else self.joined[names]
         if how == "int8":
             wide = op.convert(shared(self.array(f"{name}/int8")), Type.f32)
             return op.matmul(x, wide * shared(self.array(f"{name}/scale")), False, True)
         if how == "int4":
-            return op.matmul(x, self.grouped(name), False, True)
+            shapes = [self.variables[part].shape for part in names]
+            return op.matmul(x, self.grouped(name, shapes[0][0], sum(out for _, out in shapes)), False, True)
         if how == "bfloat16":
             return bfloat16_matmul(x, shared(self.array(name, BFLOAT16)), False)
         return op.matmul(x, self.value(name), False, False)
 
-    def grouped(self, name: str) -> Any:
+    def grouped(self, name: str, into: int, out: int) -> Any:
         """An int4 matrix as float32 [out, in]."""
-        into, out = self.variables[name].shape
         group = group_of(into) or into
         groups = [out, into // group, group]
         zeros = in_pairs(self.array(f"{name}/zero").reshape(1, -1))
@@ -203,6 +205,17 @@ def packed(array: np.ndarray, shape: list) -> Any:
 def group_of(inputs: int) -> Optional[int]:
     """Inputs that share a scale of int4, of so many; None where they cannot be cut evenly."""
     return next((group for group in GROUPS if inputs % group == 0), None)
+
+
+def joined(stored: dict) -> dict[tuple, str]:
+    """What weights are called that are kept as one: those of TOGETHER in a scope, if they are of one type."""
+    found = {}
+    for name in stored:
+        scope, _, last = name.rpartition("/")
+        parts = tuple(f"{scope}/{part}" for part in TOGETHER)
+        if last == TOGETHER[0] and {stored.get(part) for part in parts} in ({"int8"}, {"int4"}):
+            found[parts] = f"{scope}/{''.join(TOGETHER)}"
+    return found
 
 
 def storage_of(variable: Variable, dtype: str) -> str:
@@ -275,27 +288,34 @@ def write_compressed(fit: Fit, stored: dict, folder: str) -> None:
     """Write the weights that the checkpoint does not have so itself."""
     with staged_folder(folder) as staging:
         writer = BundleWriter(os.path.join(staging, "weights"))
-        for name, how in stored.items():
-            if how == "float32" or as_it_is(fit, name, how):
+        together = joined(stored)
+        alone = {(name,): name for name in stored if not any(name in parts for parts in together)}
+        for parts, name in {**alone, **together}.items():
+            how = stored[parts[0]]
+            if how == "float32" or as_it_is(fit, parts[0], how):
                 continue
-            weight = fit.value(name, np.dtype(np.float32))
             if how == "bfloat16":
+                weight = fit.value(name, np.dtype(np.float32))
                 writer.add(name, weight.shape, BFLOAT16, blocks(weight, BFLOAT16))
+                forget_pages(weight)
             else:
-                add_integers(writer, name, weight, how)
-            forget_pages(weight)
+                add_integers(writer, name, fit, parts, how)
         writer.finish()
 
 
-def add_integers(writer: BundleWriter, name: str, weight: np.ndarray, how: str) -> None:
-    """Write a table [rows, width], or a matrix [in, out] with its outputs first, in int8 or int4."""
-    outputs = weight if name.endswith("wte") else weight.T
-    step = max(1, AT_ONCE // outputs.shape[1])
-    function = quantize_int8 if how == "int8" else quantize_int4
-    parts = [function(np.ascontiguousarray(outputs[i : i + step])) for i in range(0, len(outputs), step)]
-    for part in parts[0]:
-        whole = np.concatenate([found[part] for found in parts])
-        writer.add(f"{name}/{part}", whole.shape, whole.dtype, blocks(whole))
+def add_integers(writer: BundleWriter, name: str, fit: Fit, parts: tuple, how: str) -> None:
+    """Write a table [rows, width], or matrices [in, out] with their outputs first, one after another, in int8 or
+    int4."""
+    function, made = quantize_int8 if how == "int8" else quantize_int4, []
+    for part in parts:
+        weight = fit.value(part, np.dtype(np.float32))
+        outputs = weight if part.endswith("wte") else weight.T
+        step = max(1, AT_ONCE // outputs.shape[1])
+        made += [function(np.ascontiguousarray(outputs[i : i + step])) for i in range(0, len(outputs), step)]
+        forget_pages(weight)
+    for kind in made[0]:
+        whole = np.concatenate([found[kind] for found in made])
+        writer.add(f"{name}/{kind}", whole.shape, whole.dtype, blocks(whole))
 
 
 def quantize_int8(rows: np.ndarray) -> dict[str, np.ndarray]:

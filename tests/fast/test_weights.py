@@ -38,13 +38,18 @@ def test_groups_divide_the_inputs():
     assert [group_of(n) for n in (768, 192, 96, 80)] == [128, 64, 32, None]
 
 
+@pytest.mark.parametrize("kinds", [("global", "global"), ("local", "linear"), ("gla", "gla")])
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_logits_are_those_of_the_rounded_weights(dtype, tmp_path, monkeypatch):
+def test_logits_are_those_of_the_rounded_weights(dtype, kinds, tmp_path, monkeypatch):
+    """Queries, keys and values are one product there; those of gla are narrower than its values."""
     monkeypatch.setattr(network, "ROUNDED", {})  # features of tokens are not
-    checkpoint = save_random(CONFIG, str(tmp_path), scale=0.1)
-    tokens = np.random.RandomState(0).randint(0, CONFIG.n_vocab, [1, 40]).astype(np.int32)
-    found = Network(CONFIG, checkpoint, dtype=dtype).prefill(0, tokens[0], every=True)
-    bundle, variables = Bundle(checkpoint), variables_of(CONFIG)
+    config = dataclasses.replace(CONFIG, attention_types=kinds, qkv_bias=True)
+    checkpoint = save_random(config, str(tmp_path), scale=0.1)
+    tokens = np.random.RandomState(0).randint(0, config.n_vocab, [1, 40]).astype(np.int32)
+    fast = Network(config, checkpoint, dtype=dtype)
+    assert len(fast.weights.joined) == config.n_layer
+    found = fast.prefill(0, tokens[0], every=True)
+    bundle, variables = Bundle(checkpoint), variables_of(config)
 
     def rounded(name, shape):
         weight = np.array(bundle.read(name))
@@ -55,9 +60,9 @@ def test_logits_are_those_of_the_rounded_weights(dtype, tmp_path, monkeypatch):
         return weight
 
     os.makedirs(tmp_path / "rounded")
-    expected = uncached(CONFIG, save_weights(CONFIG, str(tmp_path / "rounded"), rounded), tokens)[0]
+    expected = uncached(config, save_weights(config, str(tmp_path / "rounded"), rounded), tokens)[0]
     np.testing.assert_allclose(found, expected, atol=2e-4 * expected.std(), rtol=0)
-    exact = uncached(CONFIG, checkpoint, tokens)[0]
+    exact = uncached(config, checkpoint, tokens)[0]
     error = np.abs(found - exact).max() / exact.std()
     assert 1e-3 < error < (0.1 if dtype == "int8" else 0.6)
 
