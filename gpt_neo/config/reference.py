@@ -13,7 +13,7 @@ from gpt_neo.config import legacy
 from gpt_neo.config.former import ANY, FORMER, FORMER_MOE, Former
 from gpt_neo.config.network import KINDS, POSITIONS, AttentionKind
 from gpt_neo.config.rules import RULES
-from gpt_neo.config.schema import REQUIRED, SECTIONS, DatasetConfig, GlaParams, ModelConfig
+from gpt_neo.config.schema import LARGEST, REQUIRED, SECTIONS, DatasetConfig, GlaParams, ModelConfig
 
 HEAD = """# Configuration keys
 
@@ -145,7 +145,7 @@ def caches_text(kind: AttentionKind) -> str:
 def table(section: Any, source: str = "this project") -> str:
     """One row per key of a dataclass; `source` is that of the keys which tell none."""
     hints = typing.get_type_hints(section)
-    rows = ["| key | meaning | unit | type | default | allowed | source |\n|---|---|---|---|---|---|---|\n"]
+    rows = ["| key | meaning | type | default | allowed | source |\n|---|---|---|---|---|---|\n"]
     for field in dataclasses.fields(section):
         rules = field.metadata
         sources = ["legacy"] if field.name in legacy.KEYS else []
@@ -153,8 +153,7 @@ def table(section: Any, source: str = "this project") -> str:
         cells = [
             f"`{field.name}`",
             rules["doc"],
-            rules["unit"],
-            type_text(hints[field.name]),
+            type_text(hints[field.name]) + (f", {rules['unit']}" if rules["unit"] else ""),
             default_text(field),
             allowed_text(rules),
             ", ".join(sources) or source,
@@ -186,10 +185,17 @@ def allowed_text(rules: Any) -> str:
     """Choices or bounds."""
     if rules["choices"]:
         return ", ".join(rules["choices"])
-    low, high = (f"{bound:g}" if isinstance(bound, float) else bound for bound in (rules["low"], rules["high"]))
+    low, high = (bound_text(rules[end]) for end in ("low", "high"))
     if low is not None and high is not None:
         return f"{low} to {high}"
     return f"at least {low}" if low is not None else ""
+
+
+def bound_text(bound: Any) -> Any:
+    """A bound as a person would write it; None where there is none."""
+    if bound == LARGEST:
+        return "2^31 - 1"
+    return f"{bound:g}" if isinstance(bound, float) else bound
 
 
 def main(argv: Optional[list] = None) -> int:
