@@ -26,16 +26,19 @@ def quantize(options: Quantize) -> int:
     """Make them and compare.
 
     Raises:
-      ConfigError: OpenVINO cannot run the model.
+      ConfigError: --dtype is float32, or OpenVINO cannot run the model.
       CheckpointError: there is no checkpoint, or no place to write to.
       DataError: the text cannot be read, or is too short.
     """
+    dtype = options.model.dtype or INTEGERS[0]
+    if dtype == "float32":
+        raise ConfigError("quantize: --dtype float32 has no fewer bits; expected bfloat16, int8 or int4")
     job = load_job(options.model, reads_only=True)
     quiet.silence(options.model.verbose)
     reason = lacking(job.run.model, devices=False)
     if reason:
         raise ConfigError(f"quantize: {reason}")
-    dtype, checkpoint = options.model.integers or INTEGERS[0], job_checkpoint(job).path
+    checkpoint = job_checkpoint(job).path
     print(model_text(job.run), flush=True)
     from gpt_neo.fast.weights import Weights
 

@@ -104,11 +104,13 @@ def test_a_machine_with_a_gpu_keeps_it(trained, monkeypatch, tmp_path):
     assert choice.choose(model) == (True, None)
 
 
-def test_quantize_tells_the_cost_in_perplexity(trained, capsys, monkeypatch):
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_quantize_tells_the_cost_in_perplexity(trained, dtype, capsys, monkeypatch):
     monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
-    assert main(["quantize", trained, "--dtype", "int8"]) == 0
+    assert main(["quantize", trained, "--dtype", dtype]) == 0
     out = capsys.readouterr().out
-    count, exact, near = re.search(r"perplexity of ([\d,]+) .*: ([\d.]+), with int8 weights ([\d.]+)", out).groups()
+    told = rf"perplexity of ([\d,]+) .*: ([\d.]+), with {dtype} weights ([\d.]+)"
+    count, exact, near = re.search(told, out).groups()
     run = load_config(trained)
     folder = run.training.model_path
     paths = sorted(glob.glob(run.datasets[0][1].eval_path))
@@ -119,10 +121,12 @@ def test_quantize_tells_the_cost_in_perplexity(trained, capsys, monkeypatch):
     assert int(count.replace(",", "")) == sum(request.count for request in requests)
     assert float(exact) == pytest.approx(expected, rel=1e-4)
     assert float(near) == pytest.approx(expected, rel=5e-3) and near != exact
-    (kept,) = [name for name in os.listdir(os.path.join(folder, "compressed")) if name.startswith("int8")]
+    (kept,) = [name for name in os.listdir(os.path.join(folder, "compressed")) if name.startswith(dtype)]
     assert Bundle(os.path.join(folder, "compressed", kept, "weights")).names()
     assert main(["quantize", trained, "--text", "nowhere.txt"]) == 2
     assert "--text 'nowhere.txt': no files there" in capsys.readouterr().err
+    assert main(["quantize", trained, "--dtype", "float32"]) == 2
+    assert "--dtype float32 has no fewer bits; expected bfloat16, int8 or int4" in capsys.readouterr().err
 
 
 def test_quantize_compares_on_texts_of_a_pattern(trained, tmp_path, capsys, gcs, monkeypatch):
