@@ -95,6 +95,15 @@ def test_generate_hover_and_switch_layers(browser, server):
     assert not errors and all(url.startswith((server.url, "data:")) for url in asked)
 
 
+def test_the_server_alone_says_which_numbers_are_right(browser, server):
+    """A browser's own check would refuse 0.75 where arrows go by 0.1."""
+    page, _, _ = open_page(browser, server)
+    generate(page, "The ice", max_tokens=4, temperature=0.75, top_p=0.995, frequency_penalty=0.25, seed=1)
+    assert re.match(r"\d+ tokens in [\d.]+ s", page.inner_text("#status"))
+    generate(page, "The ice", temperature=-1)
+    assert "temperature is -1" in page.inner_text("#status")
+
+
 def stopped(page, seed, halt):
     """Whether an answer was stopped on its way."""
     for name, value in (("prompt", "ice"), ("max_tokens", "150"), ("temperature", "3"), ("seed", str(seed))):
