@@ -25,9 +25,11 @@ def find_layout(options: FindLayout) -> int:
         from gpt_neo.cli.compile_for import propose_for
 
         quiet.silence(options.model.verbose)
-        return propose_for(load_job(options.model, quiet=options.compile.json, needs_data=False), options)
+        return propose_for(
+            load_job(options.model, quiet=options.compile.json, needs_data=False, reads_checkpoint=False), options
+        )
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
-    run = load_job(options.model, overrides=["layout="], needs_data=False).run
+    run = load_job(options.model, overrides=["layout="], needs_data=False, reads_checkpoint=False).run
     devices = len(options.devices.gpu_ids) or math.prod(size for _, size in run.mesh.mesh_shape)
     if devices < 2:
         raise ConfigError("a layout needs several devices: set mesh_shape (--set mesh_shape=x:8), or give --gpu_ids")

@@ -53,6 +53,7 @@ def load_job(
     overrides: Sequence[str] = (),
     quiet: bool = False,
     needs_data: bool = True,
+    reads_checkpoint: bool = True,
 ) -> Job:
     """Load the config and settle where checkpoints live.
 
@@ -61,12 +62,15 @@ def load_job(
         Face's is taken, see `run_of`.
       overrides: `key=value` in place of the config's, besides those of `model`.
       quiet, needs_data: see `load_run`.
+      reads_checkpoint: whether the command reads one, so that --checkpoint means something.
 
     Raises:
-      ConfigError: the config is wrong.
+      ConfigError: the config is wrong, or --checkpoint says nothing.
       CheckpointError: a model of Hugging Face's cannot be had.
     """
     check_identity(model)
+    if model.checkpoint is not None and not reads_checkpoint:
+        raise ConfigError(f"--checkpoint {model.checkpoint}: this command reads no checkpoint; leave it out")
     if reads_only:
         model = dataclasses.replace(model, model=run_of(model.model))
     run = load_run(model.model, [*model.overrides, *overrides], quiet, needs_data)

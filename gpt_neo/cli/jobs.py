@@ -99,9 +99,9 @@ def sample(options: Sample) -> int:
     job = load_job(options.model, options.devices, reads_only=True)
     quiet.silence(options.model.verbose, sampling=job.run.model.precision)
     if options.backend.backend == "xla":
-        if options.model.integers:
-            raise ConfigError(f"--dtype {options.model.integers} goes with --backend openvino, not with --backend xla")
-        from gpt_neo.cli import spmd_jobs
+        from gpt_neo.cli import engine, spmd_jobs
+
+        engine.refuse("xla", options.backend.cache, draft=options.backend.draft, dtype=options.model.integers)
 
         return spmd_jobs.sample(job, options)
     from gpt_neo.cli.predict import predict
@@ -145,7 +145,7 @@ def check_backend(options: Union[Train, Evaluate, Sample], **only_tensorflow: bo
 
 def check_data(options: CheckData) -> int:
     """Look at the records of a run."""
-    job = load_job(options.model)
+    job = load_job(options.model, reads_checkpoint=False)
     require_records(job.run)
     quiet.silence(options.model.verbose)
     from gpt_neo.cli.check_dataset import check_dataset

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from typing import Optional
 
-from gpt_neo.cli.parser import REQUIRED, Options, flag, group
+from gpt_neo.cli.parser import HIDDEN, REQUIRED, Options, flag, group
 from gpt_neo.config.devices import parse_devices
 from gpt_neo.config.hosts import Place, place_of
 from gpt_neo.errors import ConfigError
@@ -27,6 +27,7 @@ WHICH_ENGINE = (
     "auto: openvino (extra fast) on a CPU, where it is installed and has what the model is made of, or tensorflow"
 )
 WHICH = "latest (the default), best, or a step"
+WITHOUT_CHECKPOINT = {"checkpoint": HIDDEN}  # of commands that read none
 API_KEY = "GPT_NEO_API_KEY"  # environment variable with the server's bearer token
 SAVE_PROGRAM = "write the job's program to PREFIX.mlir (StableHLO) and its description to PREFIX.json, and run nothing"
 
@@ -88,6 +89,13 @@ class CloudOptions(Options):
     tpu: Optional[str] = flag(None, "TPU name, colab, or local", metavar="NAME")
     tpu_zone: Optional[str] = flag(None, "zone of the TPU", metavar="ZONE")
     tpu_project: Optional[str] = flag(None, "project of the TPU", metavar="PROJECT")
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: the zone or project of no TPU."""
+        super().__post_init__()
+        for name in ("tpu_zone", "tpu_project"):
+            if getattr(self, name) and not self.tpu:
+                raise ConfigError(f"--{name} {getattr(self, name)} says where a TPU is, and none is named (--tpu NAME)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +328,7 @@ class Plan(Options):
     """Parameters, memory, steps per epoch and layout of a run; with --compile_for what the compiler of a TPU or GPU
     says of it."""
 
-    model: ModelOptions
+    model: ModelOptions = group(ModelOptions, docs=WITHOUT_CHECKPOINT)
     compile: CompileOptions = group(CompileOptions)
 
 
@@ -328,7 +336,7 @@ class Plan(Options):
 class FindLayout(Options):
     """Look for the best layout over the devices of mesh_shape, by estimate, or by compiling for a TPU or GPUs."""
 
-    model: ModelOptions
+    model: ModelOptions = group(ModelOptions, docs=WITHOUT_CHECKPOINT)
     mesh: bool = flag(False, "look for a mesh shape as well")
     devices: LocalOptions = group(LocalOptions)
     compile: CompileOptions = group(CompileOptions, "compiling")
@@ -339,7 +347,7 @@ class FindLayout(Options):
 class CheckData(Options):
     """Decode samples of the dataset as training would read them, and check all its ids."""
 
-    model: ModelOptions
+    model: ModelOptions = group(ModelOptions, docs=WITHOUT_CHECKPOINT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from gpt_neo.inputs.sources import training_sources
 
 def show_plan(options: Plan) -> int:
     """Print parameters, memory, tokens per step, steps per epoch and whether the layout divides."""
-    job = load_job(options.model, quiet=options.compile.json, needs_data=False)
+    job = load_job(options.model, quiet=options.compile.json, needs_data=False, reads_checkpoint=False)
     if options.compile.compile_for:
         from gpt_neo.cli.compile_for import compile_for
 

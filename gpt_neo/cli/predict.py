@@ -37,7 +37,7 @@ def predict(job: Job, options: Sample) -> int:
       ConfigError: OpenVINO is asked for, and is not there or does not have what the model is made of.
     """
     config, engine = job.run.model, options.backend
-    if with_openvino(job, engine.backend, options.model.integers):
+    if with_openvino(job, engine.backend, options.model.integers, cache=engine.cache, draft=engine.draft):
         from gpt_neo.fast.sampler import FastSampler
         from gpt_neo.fast.speculative import SpeculativeSampler
 
@@ -55,8 +55,6 @@ def predict(job: Job, options: Sample) -> int:
             return contextlib.nullcontext(made)
 
         return sample(job, options.sampling, OPENVINO, fast, BITS.get(options.model.integers or ""))
-    if engine.draft:
-        raise ConfigError("--draft goes with OpenVINO (--backend openvino, extra fast), which does not sample here")
     from gpt_neo.cli.devices import device_plan, device_text
     from gpt_neo.runtime.predict_step import Sampler
 

@@ -63,8 +63,6 @@ def test_a_model_may_run_ahead_of_itself(sample, trained):
     _, alone = sample("--temperature", "0")
     status, out = sample("--temperature", "0", "--draft", trained)
     assert status == 0 and texts(out) == texts(alone)
-    status, out = sample("--draft", trained, "--backend", "tensorflow")
-    assert status == 2 and "--draft goes with OpenVINO" in out
 
 
 def test_neither_tensorflow_nor_telemetry_is_imported(trained):
@@ -85,9 +83,27 @@ def test_what_it_cannot_do_is_told_once(sample, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "xla"])
-def test_whole_numbers_are_of_openvino(sample, backend):
-    status, out = sample("--backend", backend, "--dtype", "int8")
-    assert status == 2 and f"goes with --backend openvino, not with --backend {backend}" in out
+@pytest.mark.parametrize("flag, value", [("dtype", "int8"), ("cache", "u8"), ("draft", "configs/demo.json")])
+def test_what_openvino_alone_has_is_refused_elsewhere(sample, backend, flag, value):
+    status, out = sample("--backend", backend, f"--{flag}", value)
+    assert status == 2 and f"--{flag} {value} goes with --backend openvino, not with --backend {backend}" in out
+
+
+def test_a_server_refuses_them_too(trained, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    assert main(["serve", trained, "--backend", "tensorflow", "--cache", "u8", "--port", "0"]) == 2
+    assert "--cache u8 goes with --backend openvino, not with --backend tensorflow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "check-data", "layout"])
+def test_commands_that_read_no_checkpoint_refuse_to_be_told_one(trained, command, capsys):
+    assert main([command, trained, "--checkpoint", "best"]) == 2
+    assert "--checkpoint best: this command reads no checkpoint" in capsys.readouterr().err
+
+
+def test_the_place_of_no_tpu_is_refused(sample):
+    status, out = sample("--tpu_zone", "europe-west4-a")
+    assert status == 2 and "--tpu_zone europe-west4-a says where a TPU is, and none is named" in out
 
 
 def test_whole_numbers_are_of_sampling(trained, command, capsys):
