@@ -29,7 +29,7 @@ def train(options: Train) -> int:
     # the training itself, a process of its own, tells what was recognised in the config
     with unhindered():  # a full disk behind standard output takes no notes, and ends no training
         job = load_job(options.model, options.devices, quiet=bool(options.tracking.experiment))
-    check_prompt(job, options)
+    check_sampling(job, options)
     require_records(job.run)
     end_with_parent()
     from gpt_neo.cli.experiment import run_experiment, told_to_trackers  # what samples does without
@@ -43,13 +43,14 @@ def train(options: Train) -> int:
         return told_to_trackers(job, options, job.identity, lambda: train_here(job, options))
 
 
-def check_prompt(job: Job, options: Train) -> None:
-    """Refuse a prompt that nothing would be sampled from. Raises: ConfigError."""
-    if options.sampling.prompt is None or job.run.training.predict_steps or options.tracking.experiment:
+def check_sampling(job: Job, options: Train) -> None:
+    """Refuse a prompt, or another flag of sampling, where nothing is sampled. Raises: ConfigError."""
+    given = options.sampling.given()
+    if not given or job.run.training.predict_steps or options.tracking.experiment:
         return
     raise ConfigError(
-        "--prompt says what a training samples at its checkpoints (predict_steps above 0: --set predict_steps=1) and "
-        "at the end of a recorded run (--experiment), and neither is asked for; `gpt-neo sample`, or main.py "
+        f"--{given[0]} says what a training samples at its checkpoints (predict_steps above 0: --set predict_steps=1) "
+        "and at the end of a recorded run (--experiment), and neither is asked for; `gpt-neo sample`, or main.py "
         "--predict, samples a trained model"
     )
 

@@ -53,8 +53,10 @@ def command_of(given: new.Main) -> tuple[str, Any]:
         raise ConfigError("--eval_tasks says what --eval scores; give --eval too")
     if given.model.integers and asked != ["predict"]:
         raise ConfigError(f"--dtype {given.model.integers} goes with --predict; other jobs have bfloat16 and float32")
-    if given.sampling.prompt is not None and asked and asked != ["predict"]:
-        raise ConfigError(f"--prompt says what --predict samples, and --{asked[0]} samples nothing; leave it out")
+    if given.sampling.given() and asked and asked != ["predict"]:
+        raise ConfigError(
+            f"--{given.sampling.given()[0]} says what --predict samples, and --{asked[0]} samples nothing; leave it out"
+        )
     if asked:
         name, made = JOBS[asked[0]]
         return name, made(given)

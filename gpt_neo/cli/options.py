@@ -212,6 +212,13 @@ class TrackingOptions(Options):
     max_failures: int = flag(5, "give up after N ends at the same step", low=1)
     pause: float = flag(15.0, "seconds before the first restart; doubles", low=0, metavar="S")
 
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: a flag of recorded runs, and this is none."""
+        super().__post_init__()
+        alone = [name for name in self.given() if name != "track"]
+        if alone and not self.experiment:
+            raise ConfigError(f"--{alone[0]} goes with --experiment NAME, which records a run and restarts it")
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions(Options):
@@ -256,6 +263,12 @@ class CompileOptions(Options):
         metavar="SLICE",
     )
     json: bool = flag(False, "with --compile_for: the figures as JSON")
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: --json without the figures that it is for."""
+        super().__post_init__()
+        if self.json and not self.compile_for:
+            raise ConfigError("--json goes with --compile_for SLICE: the compiler's figures as JSON")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,6 +354,12 @@ class FindLayout(Options):
     devices: LocalOptions = group(LocalOptions)
     compile: CompileOptions = group(CompileOptions, "compiling")
     search: SearchOptions = group(SearchOptions, "candidates")
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: limits of the compiler's search, and it does not search."""
+        super().__post_init__()
+        if self.search.given() and not self.compile.compile_for:
+            raise ConfigError(f"--{self.search.given()[0]} goes with --compile_for SLICE")
 
 
 @dataclasses.dataclass(frozen=True)

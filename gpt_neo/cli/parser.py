@@ -83,6 +83,11 @@ class Options:
                 bounds = least if high is None else f"{least} and at most {high}" if low is None else f"{low} to {high}"
                 raise ConfigError(f"--{field.name} is {value}; expected {bounds}")
 
+    def given(self) -> list[str]:
+        """Names of the flags that are not at their defaults."""
+        fields = dataclasses.fields(typing.cast(Any, self))
+        return [field.name for field in fields if getattr(self, field.name) != field.default]
+
 
 @functools.cache
 def types_of(options: type) -> dict[str, Any]:
