@@ -69,6 +69,25 @@ def test_rate_and_scale():
             assert spread < mask.shape[axis] + 5 * np.sqrt(2 * mask.shape[axis]), axis
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.1])
+def test_the_scale_is_not_rounded_to_bfloat16(rate):
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        shape = mtf.Shape([mtf.Dimension("batch", 8), mtf.Dimension("embd", 4096)])
+        step = mtf.import_tf_tensor(mesh, tf.constant(3), mtf.Shape([]))
+        rows = mtf.import_tf_tensor(mesh, tf.range(8), shape.dims[:1])
+        given = np.random.RandomState(0).uniform(1, 2, [8, 4096])
+        x = mtf.import_tf_tensor(mesh, tf.constant(given, tf.bfloat16), shape)
+        out = dropout(x, rate, RandomSource(1, step, rows))
+        lowering = lower_locally(graph, mesh)
+        fetched = session.run([lowering.export_to_tf_tensor(t) for t in (x, out)])
+        (x, out) = (np.asarray(t).astype(np.float64) for t in fetched)
+    kept = out != 0
+    # each is rounded, by up to 1 / 256 of itself; the mean is not moved
+    assert (out[kept] / x[kept]).mean() == pytest.approx(1 / (1 - rate), rel=2e-4)
+
+
 def test_no_two_masks_are_correlated():
     by_seed, _ = masks(0.5, steps=(0, 1, 2**31 - 1), seeds=(1, 2), count=2)
     flat = np.array([m.ravel() for seed in by_seed for step in seed for m in step]) - 1
