@@ -114,12 +114,19 @@ def loss_and_gradients(
         auxiliary = [loss / splits for loss in context.auxiliary_losses]
         loss = mtf.add_n([mean_loss(head, named, count, splits, run.model), *auxiliary])
         if not graph.trainable_variables:
-            raise ConfigError(f"{run.source}: freeze matches every variable: nothing is left to train")
+            raise ConfigError(f"{run.source}: {why_nothing_is_trained(run)}: nothing is left to train")
         grads = mtf.gradients([loss], [v.value if at_use else v.whole for v in graph.trainable_variables])
         return [loss, *(stored_part(grad, summed) for grad in grads)]
 
     found = summed_over_microbatches(differentiated, features, splits) if splits > 1 else differentiated(features)
     return [found[0], *(stored_part(grad, partition) for grad in found[1:])]
+
+
+def why_nothing_is_trained(run: RunConfig) -> str:
+    """The reason, where no variable is."""
+    if run.model.lora_rank and "adapter" not in roles_of(run.model).values():
+        return "lora_rank trains adapters alone, and no block has a matrix for one (experts have none)"
+    return f"freeze matches every {'adapter' if run.model.lora_rank else 'variable'}"
 
 
 def summed_over_microbatches(function: Callable[[dict], list], features: dict, splits: int) -> list:

@@ -211,3 +211,10 @@ def test_freezing_by_name(adapted, tmp_path):
     everything = dataclasses.replace(plain, optimizer=dataclasses.replace(plain.optimizer, freeze=("",)))
     with pytest.raises(ConfigError, match="freeze matches every variable"):
         train(everything, first, str(tmp_path / "nothing"))
+    no_adapter = dataclasses.replace(run, optimizer=everything.optimizer)
+    with pytest.raises(ConfigError, match="freeze matches every adapter"):
+        train(no_adapter, first, str(tmp_path / "nothing"))
+    layers = run.model.n_layer
+    experts = dataclasses.replace(run.model, attention_types=("none",) * layers, moe_layers=tuple(range(layers)))
+    with pytest.raises(ConfigError, match="no block has a matrix for one"):
+        train(dataclasses.replace(run, model=experts), first, str(tmp_path / "nothing"))
