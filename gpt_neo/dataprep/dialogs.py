@@ -1,12 +1,13 @@
 """Prompts with completions, and chats, as records whose mask says which tokens are answers: the loss is of these alone.
 
 A line or an element of JSON, or a row of parquet, is {"prompt": text, "completion": text}, or {"messages":
-[{"role": ..., "content": ...}]}, which the template of the tokenizer turns into text. What stands before an answer is
-tokenized apart from it, as it is when the model answers.
+[{"role": ..., "content": ...}]}, perhaps with "tools", which the template of the tokenizer turns into text. What stands
+before an answer is tokenized apart from it, as it is when the model answers.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -126,9 +127,42 @@ def encoder(tokenizer: Tokenizer, eos_id: int, render: Optional[Render] = None) 
             return Dialog([*before, *answer], [0] * len(before) + [1] * len(answer))
         if render is None:
             raise DataError("the tokenizer has no chat template: give one with --template FILE")
-        return of_messages(value["messages"], tokenizer, eos_id, render)
+        said = [as_told(message, f"message {place}") for place, message in enumerate(value["messages"])]
+        return of_messages(said, tokenizer, eos_id, functools.partial(render, **tools_of(value)))
 
     return encode
+
+
+def as_told(message: Any, where: str) -> dict:
+    """A message for a template: a text as its content, or none beside calls of tools, and no key that is null.
+
+    Raises:
+      DataError: it is none; templates would write Python's name of a value into the text.
+    """
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise DataError(f"{where} is no object with a role")
+    found = {key: value for key, value in message.items() if value is not None}
+    content = found.get("content")
+    if isinstance(content, list):  # joined as the server joins them
+        parts = [part if isinstance(part, dict) and part.get("type", "text") == "text" else {} for part in content]
+        if not all(isinstance(part.get("text"), str) for part in parts):
+            raise DataError(f"the content of {where} has parts that are no text")
+        found["content"] = "\n".join(part["text"] for part in parts)
+    elif not isinstance(content, str) and (content is not None or not found.get("tool_calls")):
+        raise DataError(f"the content of {where} is no text")
+    return found
+
+
+def tools_of(value: dict) -> dict:
+    """{"tools": those that a chat names}, {} where it names none.
+
+    Raises:
+      DataError: they are no list of objects.
+    """
+    tools = value.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError("'tools' has to be a list of objects")
+    return {"tools": tools} if tools else {}
 
 
 def of_messages(messages: list, tokenizer: Tokenizer, eos_id: int, render: Render) -> Dialog:

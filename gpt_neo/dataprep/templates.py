@@ -13,7 +13,8 @@ from gpt_neo.system import how_to_install
 from gpt_neo.tokenizer import Tokenizer
 
 TEMPLATE = "chat_template.jinja"
-Render = Callable[[list, bool], str]  # (messages, whether an answer is to follow) -> text
+# (messages, whether an answer is to follow), of a template's file also tools= with what the model may call -> text
+Render = Callable[..., str]
 # What a template may run into: it is a program, over messages that anybody may have written.
 FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
@@ -132,10 +133,10 @@ def renderer(text: str, tokens: dict) -> Render:
     except jinja2.TemplateError as error:
         raise DataError(f"the chat template is none: {error}") from error
 
-    def render(messages: list, answer: bool) -> str:
+    def render(messages: list, answer: bool, tools: Optional[list] = None) -> str:
         try:
             return template.render(
-                messages=messages, add_generation_prompt=answer, tools=None, documents=None, **tokens
+                messages=messages, add_generation_prompt=answer, tools=tools, documents=None, **tokens
             )
         except (jinja2.TemplateError, *FAULTS) as error:
             raise DataError(f"the chat template cannot be filled in: {error}") from error

@@ -91,6 +91,48 @@ def test_templates_without_marks(world):
         encoder(tokenizer, 0)({"messages": CHAT})
 
 
+def test_tools_and_contents_equal_transformers(folder):
+    """Null stands for no key, and tools go to the template: it never writes the word None, nor a list in brackets."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.chat_template = "{% if tools %}{{ tools | tojson }}<|end|>{% endif %}" + TEMPLATE.replace(
+        "{{ message['content'] }}",
+        "{{ message['content'] }}{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}",
+    )
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
+    encode = encoder(tokenizer, 0, renderer(theirs.chat_template, {}))
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}]
+    called = {"role": "assistant", "content": None, "tool_calls": calls}
+    chat = [CHAT[1], called, {"role": "tool", "content": "3"}, {"role": "assistant", "content": "It is 3."}]
+    found = theirs.apply_chat_template(chat, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+    ours = encode({"messages": chat, "tools": tools})
+    assert (ours.ids, ours.mask) == (found["input_ids"], found["assistant_masks"])
+    assert "None" not in tokenizer.decode(ours.ids)
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in CHAT]
+    assert encode({"messages": parts}) == encode({"messages": CHAT})
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"content": None}, "the content of message 2 is no text"),
+        ({"content": 5}, "the content of message 2 is no text"),
+        ({"content": [{"type": "image_url"}]}, "message 2 has parts that are no text"),
+        ({"content": ["a"]}, "message 2 has parts that are no text"),
+        ({"role": None}, "message 2 is no object with a role"),
+    ],
+)
+def test_messages_that_are_none(folder, tmp_path, change, word):
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
+    encode = encoder(tokenizer, 0, template_of(folder, tokenizer).render)
+    broken = {"messages": [*CHAT[:2], {**CHAT[2], **change}]}
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{word}"):
+        list(read_dialogs(write_lines(tmp_path / "a.jsonl", [{"messages": CHAT}, broken]), encode))
+    with pytest.raises(DataError, match="'tools' has to be a list of objects"):
+        encode({"messages": CHAT, "tools": "add"})
+
+
 def test_what_files_hold(world, tmp_path):
     tokenizer = load_tokenizer(world.tokenizer)
     inputs = write_lines(tmp_path / "a.jsonl", LINES)
