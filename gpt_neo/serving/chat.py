@@ -96,7 +96,7 @@ def parse_messages(body: dict) -> list:
 
 
 def parse_message(message: Any, place: int) -> dict:
-    """One of them, with its content as one text."""
+    """One of them, with its content as one text; a key that is null is none, as in transformers."""
     where = f"messages[{place}]"
     if not isinstance(message, dict):
         raise RequestError(f"{where} is {shown(message)}; expected an object with role and content", "messages")
@@ -107,7 +107,8 @@ def parse_message(message: Any, place: int) -> dict:
         raise RequestError(f"{where}.role is empty; expected system, user or assistant", "messages")
     if isinstance(content, list):
         content = "\n".join(text_of(part, f"{where}.content[{i}]") for i, part in enumerate(content))
-    return {**message, "role": role, "content": checked_text(content, f"{where}.content")}
+    given = {key: value for key, value in message.items() if value is not None}
+    return {**given, "role": role, "content": checked_text(content, f"{where}.content")}
 
 
 def text_of(part: Any, where: str) -> str:

@@ -38,6 +38,13 @@ def test_a_prompt_equals_transformers(folder):  # noqa: F811
     parts = [{"type": "text", "text": CHAT[0]["content"]}]
     same = [{**CHAT[0], "content": parts}, *CHAT[1:4]]
     assert parse_chat({"messages": same}, served).prompts == found.prompts
+    # keys that are null, as clients send an answer back that they were given
+    asks = "{% if 'tool_calls' in m %}{{ m.tool_calls | length }}{% endif %}"
+    theirs.chat_template = "{% for m in messages %}" + asks + "{{ m.content }}{% endfor %}"
+    served = served_of(tokenizer, ChatTemplate(renderer(theirs.chat_template, {}), ""))
+    back = [*CHAT[:2], {**CHAT[2], "tool_calls": None, "refusal": None, "name": None}, CHAT[3]]
+    found = parse_chat({"messages": back}, served)
+    assert found.prompts == [theirs.apply_chat_template(back, add_generation_prompt=True)["input_ids"]]
 
 
 def test_the_plain_form(model):
