@@ -93,6 +93,13 @@ def special_tokens(about: dict, tokenizer: Tokenizer) -> dict:
     return {"bos_token": end, "eos_token": end, **texts}
 
 
+def as_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """The filter `tojson`, with the arguments that it has in transformers."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
 def renderer(text: str, tokens: dict) -> Render:
     """The function of a template, in a sandbox.
 
@@ -125,9 +132,7 @@ def renderer(text: str, tokens: dict) -> Render:
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    environment.filters["tojson"] = lambda value, **rest: json.dumps(
-        value, ensure_ascii=False, indent=rest.get("indent")
-    )
+    environment.filters["tojson"] = as_json
     try:
         template = environment.from_string(text)
     except jinja2.TemplateError as error:

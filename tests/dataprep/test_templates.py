@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gpt_neo.dataprep.templates import PLAIN, template_of
+from gpt_neo.dataprep.templates import PLAIN, renderer, template_of
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 from tests.dataprep.test_dialogs import CHAT
 
@@ -52,6 +52,15 @@ def test_the_text_is_that_of_transformers(tokenizer, tmp_path, end, listed):
         assert template.render(messages, answer) == theirs
     assert template.ends(ours) == (() if end is None else (tokenizer.convert_tokens_to_ids(end),))
     assert ours.encode_special(theirs) == tokenizer(theirs, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("given", ["", "separators=(',', ':')", "sort_keys=True", "ensure_ascii=True", "True, 2"])
+def test_json_is_that_of_transformers(tokenizer, given):
+    source = "{% for m in messages %}{{ m | tojson(" + given + ") }}{% endfor %}"
+    tokenizer.chat_template = source
+    messages = [{"role": "user", "content": "na\u00efve", "a": [1, {"c": 2, "b": 3}]}]
+    theirs = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert renderer(source, {})(messages, False) == theirs
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json", "nowhere"])
