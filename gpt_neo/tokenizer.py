@@ -263,7 +263,7 @@ def train_tokenizer(texts: Iterable[str], n_vocab: int) -> Any:
     """Train a byte-level BPE of `n_vocab` ids: 0 end of text, 1 padding, then bytes and merges.
 
     Returns:
-      tokenizers.Tokenizer; `.save(path)` writes tokenizer.json.
+      tokenizers.Tokenizer; `save_tokenizer` writes tokenizer.json.
     """
     import tokenizers
 
@@ -281,3 +281,12 @@ def train_tokenizer(texts: Iterable[str], n_vocab: int) -> Any:
     )
     backend.train_from_iterator(texts, trainer)
     return backend
+
+
+def save_tokenizer(backend: Any, path: str) -> None:
+    """Write a tokenizers.Tokenizer, whole or not at all; its own `save` cuts off what was there, and raises no OSError.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    storage.write_bytes(path, backend.to_str(pretty=True).encode())

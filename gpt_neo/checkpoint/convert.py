@@ -41,7 +41,7 @@ from gpt_neo.config.optimizers import slots_of
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.inputs.tokenizers import without_tokenizer
-from gpt_neo.tokenizer import load_tokenizer
+from gpt_neo.tokenizer import load_tokenizer, save_tokenizer
 
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -358,7 +358,7 @@ def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[
     end = backend.id_to_token(run.model.eos_id) if special else None
     if end is not None:
         backend.add_special_tokens([end])
-    backend.save(os.path.join(staging, "tokenizer.json"))
+    save_tokenizer(backend, os.path.join(staging, "tokenizer.json"))
     storage.write_json(
         os.path.join(staging, "tokenizer_config.json"),
         {

@@ -10,7 +10,7 @@ from typing import Any, Optional
 from gpt_neo import storage
 from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.errors import CheckpointError, DataError, brief
-from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer
+from gpt_neo.tokenizer import byte_level_bpe, load_tokenizer, save_tokenizer
 
 # What may name the end of a text besides config.json, in the order in which they are asked.
 TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -172,7 +172,7 @@ def copy_tokenizer(source: str, destination: str, n_vocab: int) -> list[str]:
     except Exception as error:  # of values that are no tokens; the package raises bare ones
         raise CheckpointError(f"{source}: the tokenizer's files are damaged: {error!r}") from error
     if not whole or backend.to_str() != before:
-        backend.save(made)
+        save_tokenizer(backend, made)
     return notes
 
 

@@ -9,6 +9,7 @@ from gpt_neo.dataprep.documents import read_documents
 from gpt_neo.dataprep.encodings import named_encoding
 from gpt_neo.dataprep.readers import find_inputs
 from gpt_neo.errors import DataError, counted
+from gpt_neo.tokenizer import save_tokenizer
 from gpt_neo.tokenizer import train_tokenizer as train
 
 
@@ -28,7 +29,7 @@ def train_tokenizer(options: TrainTokenizer) -> int:
     path = os.path.join(options.output_dir, "tokenizer.json")
     try:
         os.makedirs(options.output_dir, exist_ok=True)
-        backend.save(path)
+        save_tokenizer(backend, path)
     except OSError as error:
         raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
     print(f"wrote {path}: {backend.get_vocab_size():,} ids from {counted(len(paths), 'file')}")

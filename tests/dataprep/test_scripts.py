@@ -4,6 +4,7 @@ import glob
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -225,6 +226,20 @@ def test_train_tokenizer_from_any_reader(tmp_path, prose, capsys):
     assert "no files of --file_type docx" in errors and "--vocab_size is 30; expected at least 258" in errors
     assert train("--base_dir", "nowhere", "--vocab_size", 300, "--output_dir", "x") == 2
     assert capsys.readouterr().err == "error: --base_dir 'nowhere': no files there\n"
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path):
+    (tmp_path / "a.txt").write_text("words and more words, of which some are words")
+    options = ["--base_dir", tmp_path / "a.txt", "--vocab_size", 300, "--output_dir", tmp_path / "made"]
+    assert call("train_tokenizer", *options).returncode == 0
+    before = (tmp_path / "made" / "tokenizer.json").read_bytes()
+
+    def no_room():  # as on a full disk, after so many bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    done = call("train_tokenizer", *options, preexec_fn=no_room)
+    assert done.returncode == 2 and done.stderr.decode().startswith("error: --output_dir"), done.stderr
+    assert (tmp_path / "made" / "tokenizer.json").read_bytes() == before
 
 
 def test_standard_input(prepared, tmp_path, small_tokenizer):
