@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
@@ -19,7 +21,7 @@ from gpt_neo.dataprep.encodings import WIDE
 from gpt_neo.dataprep.manifest import dataset_config
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import Progress, prepare, report
-from gpt_neo.errors import ConfigError, DataError, counted
+from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.system import cores
 from gpt_neo.tokenizer import END_OF_TEXT
 
@@ -59,6 +61,10 @@ def prepare_records(options: Prepare) -> int:
     work = work_of(options if options.model is None else for_model(options))
     if work.bad == "report":
         return show_report(work)
+    path = options.write_dataset_config
+    if path is not None:
+        path = path or os.path.join("configs", "dataset_configs", f"{work.name}.json")
+        check_place(path)
     if options.legacy:
         from gpt_neo.dataprep.legacy import prepare_legacy
 
@@ -70,11 +76,29 @@ def prepare_records(options: Prepare) -> int:
     else:
         manifest = prepare_with_bar(work, options.restart)
     show(manifest, work)
-    if options.write_dataset_config is not None:
-        path = options.write_dataset_config or os.path.join("configs", "dataset_configs", f"{work.name}.json")
+    if path is not None:
         storage.write_json(path, dataset_config(manifest, work.output_dir, options.eval_path))
         print(f"wrote {path}")
     return 0
+
+
+def check_place(path: str) -> None:
+    """See before hours of work that a file can be written after them.
+
+    Raises:
+      DataError: it cannot.
+    """
+    if storage.is_remote(path):
+        return
+    place = storage.absolute(path)
+    try:
+        if os.path.isdir(place):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        storage.make_folder(os.path.dirname(place))
+        with tempfile.TemporaryFile(dir=os.path.dirname(place)):
+            pass
+    except OSError as error:
+        raise DataError(f"--write_dataset_config {path}: cannot be written: {reason_of(error)}") from error
 
 
 def show_report(work: PrepareOptions) -> int:

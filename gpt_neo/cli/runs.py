@@ -9,7 +9,7 @@ from typing import Optional
 from gpt_neo import storage
 from gpt_neo.cli.console import note, time_text
 from gpt_neo.cli.tool_options import Runs
-from gpt_neo.errors import DataError, brief
+from gpt_neo.errors import DataError, brief, reason_of
 from gpt_neo.tracking.page import draw_png, page_of
 from gpt_neo.tracking.runs import LONGEST, TrackedRun, load_runs
 
@@ -36,7 +36,7 @@ def list_runs(options: Runs) -> int:
         try:
             storage.write_bytes(options.html, page_of(runs, rows, HEAD).encode())
         except OSError as error:
-            raise DataError(f"--html {options.html}: cannot be written: {error}") from error
+            raise DataError(f"--html {options.html}: cannot be written: {reason_of(error)}") from error
         print(f"wrote {options.html}")
     if options.png:
         draw_png(runs, options.png)

@@ -290,6 +290,17 @@ def test_separators_dataset_config_and_mistakes(prepared, tmp_path, small_tokeni
         assert message in error and error.count("\n") == 1
 
 
+def test_a_dataset_config_without_a_place_is_told_before_the_work(prepared, tmp_path, small_tokenizer, capsys):
+    create = load("create_tfrecords")
+    common = ["--input_dir", prepared / "in.jsonl", "--encoder_path", small_tokenizer, "--output_dir", tmp_path / "out"]
+    (tmp_path / "file").write_text("")
+    for place, reason in ((tmp_path / "file" / "mine.json", "File exists"), (tmp_path, "Is a directory")):
+        assert create(*common, "--write_dataset_config", place) == 2
+        assert f"--write_dataset_config {place}: cannot be written: {reason}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # so the mended command is not refused as a second one
+    assert create(*common, "--write_dataset_config", tmp_path / "new" / "mine.json") == 0
+
+
 def test_legacy_takes_the_old_defaults(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("it 's a \u00c3\u00a9 , " * 40)
