@@ -77,10 +77,20 @@ def cluster_of(environment: Mapping[str, str]) -> Optional[Cluster]:
         raise DeviceError(f"TF_CONFIG has the job {unknown[0]!r}; one mesh is made of {' and '.join(JOBS)} tasks only")
     if len(jobs.get("chief", [])) > 1:
         raise DeviceError(f"TF_CONFIG has {len(jobs['chief'])} chiefs; expected one, or workers only")
+    at: dict[str, Task] = {}
     for task in tasks:
         host, _, port = task.address.rpartition(":")
-        if not host or not port.isdecimal():
-            raise DeviceError(f"TF_CONFIG has {task.job} {task.index} at {task.address!r}; expected host:port")
+        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
+            raise DeviceError(
+                f"TF_CONFIG has {task.job} {task.index} at {task.address!r}; expected host:port, a port from 1 to 65535"
+            )
+        if task.address in at:
+            twice = at[task.address]
+            raise DeviceError(
+                f"TF_CONFIG has {twice.job} {twice.index} and {task.job} {task.index} at {task.address}; each process "
+                "has an address of its own, and on one machine a port"
+            )
+        at[task.address] = task
     if len(tasks) < 2:
         return None
     mine = [task for task in tasks if (task.job, task.index) == (own.get("type"), own.get("index"))]

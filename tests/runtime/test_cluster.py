@@ -201,6 +201,8 @@ def test_clusters():
         (config_of({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, type="worker", index=0), "has the job 'ps'"),
         (config_of({"chief": ["a:1", "b:1"]}, type="chief", index=0), "has 2 chiefs"),
         (config_of({"worker": ["a:1", "b"]}, type="worker", index=0), "worker 1 at 'b'; expected host:port"),
+        (config_of({"worker": ["a:1", "b:65536"]}, type="worker", index=0), "a port from 1 to 65535"),
+        (config_of({"chief": ["a:1"], "worker": ["b:1", "a:1"]}, type="chief", index=0), "chief 0 and worker 1 at a:1"),
         (config_of({"worker": ["a:1", "b:1"]}, type="worker", index=2), "its cluster has worker 0, worker 1"),
         (config_of({"worker": 3}, type="worker", index=2), "no JSON object"),
     ],
