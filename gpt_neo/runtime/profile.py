@@ -95,6 +95,8 @@ class ProfileHook(tf.estimator.SessionRunHook):
         """The run ends earlier."""
         if self.on:
             self.finish()
+        elif self.step < self.profile.first:
+            self.tell(f"--profile: the run ended before step {self.profile.first:,}; nothing is traced")
 
     def finish(self) -> None:
         """Write the trace."""

@@ -43,6 +43,12 @@ def test_a_run_that_is_past_the_steps_traces_nothing():
     assert not seen and told == ["--profile: the run is past step 4; nothing is traced"]
 
 
+def test_a_run_that_ends_before_the_steps_traces_nothing():
+    seen, told = [], []
+    run(Profile(7, 9, "x", seen.append, lambda: None), told)
+    assert not seen and told == ["--profile: the run ended before step 7; nothing is traced"]
+
+
 def test_what_a_session_does_is_in_the_trace(tmp_path):
     run(session_profile("2:3", str(tmp_path)), [])
     (place,) = glob.glob(str(tmp_path / "plugins" / "profile" / "*"))
