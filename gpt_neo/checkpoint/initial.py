@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Optional
 
 import numpy as np
@@ -54,20 +55,56 @@ def write_initial(source: str, folder: str, run: RunConfig, name: Optional[str] 
     """
     if files.is_remote(folder):
         raise CheckpointError(f"--init_from writes to local folders; {folder} is none: gpt-neo import-hf SRC {folder}")
+    with initial_values(source, run, name or prefix_of(source)) as (values, about, notes):
+        return [*notes, write_checkpoint(folder, run, values, about)]
+
+
+def check_initial(source: str, run: RunConfig, doomed: Collection[str]) -> None:
+    """See that `write_initial` will have a model, before the checkpoints of the run are deleted.
+
+    Args:
+      doomed: the files that will be deleted.
+
+    Raises:
+      CheckpointError: there is no such model, it is not one of this config, or it is among what is deleted.
+    """
+    prefix = initial_checkpoint(source)
+    if prefix is not None and os.path.realpath(prefix + ".index") in map(os.path.realpath, doomed):
+        raise CheckpointError(
+            f"--init_from {source!r} is one of the checkpoints that --new deletes: set another model_path, or copy it "
+            "to another folder first"
+        )
+    with initial_values(source, run, source) as (values, _, _):
+        next(values, None)
+
+
+def initial_checkpoint(source: str) -> Optional[str]:
+    """The checkpoint that a source names, or the newest of its folder; None where it is no checkpoint."""
     source = prefix_of(source)
     if is_checkpoint(source):
-        return [write_checkpoint(folder, run, run_values(source, run.model), f"weights of {name or source}")]
-    if not is_hub_name(source) and not is_hf_folder(source):
+        return source
+    found = None if is_hub_name(source) or is_hf_folder(source) else find_latest(source)
+    return found.path if found else None
+
+
+@contextlib.contextmanager
+def initial_values(source: str, run: RunConfig, name: str) -> Iterator[tuple[Values, str, list[str]]]:
+    """The weights that a source has for a run, one line on them, and lines for the person. Raises: CheckpointError."""
+    source = prefix_of(source)
+    if is_checkpoint(source):
+        yield run_values(source, run.model), f"weights of {name}", []
+    elif is_hub_name(source) or is_hf_folder(source):
+        with model_folder_of(source) as local:
+            yield hf_values(local, run.model), f"weights of {name}", []
+    else:
         found = find_latest(source)
         if found is None:
             raise CheckpointError(
                 f"--init_from {source!r}: no checkpoint and no Hugging Face folder; expected one of them, or ORG/NAME "
                 "on the hub"
             )
-        about = f"weights of step {step_of(found.path)} of {name or source}"
-        return [*found.notes, write_checkpoint(folder, run, run_values(found.path, run.model), about)]
-    with model_folder_of(source) as local:
-        return [write_checkpoint(folder, run, hf_values(local, run.model), f"weights of {name or source}")]
+        values = run_values(found.path, run.model)
+        yield values, f"weights of step {step_of(found.path)} of {name}", list(found.notes)
 
 
 def is_checkpoint(source: str) -> bool:

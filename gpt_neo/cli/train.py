@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 from gpt_neo.checkpoint.best import BEST_FILE, forget_after, read_best
 from gpt_neo.checkpoint.fit import check_scale
 from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
-from gpt_neo.checkpoint.initial import write_initial
+from gpt_neo.checkpoint.initial import check_initial, write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import config_keys, read_provenance
@@ -38,7 +38,7 @@ from gpt_neo.runtime.held_out import held_out_identity
 from gpt_neo.runtime.hooks import Progress
 from gpt_neo.runtime.lock import FolderLock
 from gpt_neo.runtime.mesh import MeshPlan, sees_gpu
-from gpt_neo.runtime.profile import session_profile
+from gpt_neo.runtime.profile import parse_span, session_profile
 from gpt_neo.runtime.speed import SLOW, SLOWEST, expected_seconds, processor_speed, slow_step_text
 from gpt_neo.runtime.tensorboard import EVENTS
 from gpt_neo.runtime.watch import STALL_FILE, WATCH_LOG, Stopped, Watch
@@ -219,6 +219,10 @@ def train_alone(
     here: bool,
 ) -> int:
     """As `train_in_folder`, with the folder's lock."""
+    if training.profile:
+        parse_span(training.profile)  # a wrong flag is told before --new deletes anything
+    if training.new and training.init_from:
+        check_initial(training.init_from, job.run, checkpoint_paths(job.folder))
     if training.new:
         delete_checkpoints(job.folder, training.yes)
     remove_leftovers(job.folder)

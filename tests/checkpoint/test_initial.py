@@ -13,6 +13,7 @@ from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.config import load_config
 from gpt_neo.errors import CheckpointError
 from tests.conftest import folder_of
+from tests.dataprep.test_prepare import contents
 
 
 def weights(prefix):
@@ -35,6 +36,25 @@ def test_from_a_run_by_folder_and_by_checkpoint(trained, world, command, capsys,
     again = str(tmp_path / "again")
     write_initial(f"{source}/model.ckpt-20", again, load_config(path))
     assert weights(f"{again}/model.ckpt-0").keys() == {*now, "global_step"}
+
+
+def test_a_start_that_cannot_be_leaves_what_new_would_delete(trained, world, command, capsys):
+    path = world.config("anew", train_steps=2)
+    assert command("--model", path, "--steps_per_checkpoint", "2") == 0
+    folder = folder_of(path)
+    before = contents(folder)
+    capsys.readouterr()
+    for flags, word in (
+        (["--init_from", folder], "one of the checkpoints that --new deletes"),
+        (["--init_from", f"{folder}/model.ckpt-2"], "one of the checkpoints that --new deletes"),
+        (["--init_from", f"{folder}/nowhere"], "no checkpoint and no Hugging Face folder"),
+        (["--init_from", folder_of(trained), "--set", "rezero=true"], "of a model with other keys"),
+        (["--profile", "3:1"], "expected FROM:TO"),
+    ):
+        assert command("--model", path, "--new", "--yes", *flags) == 2
+        assert word in capsys.readouterr().err and contents(folder) == before, flags
+    assert command("--model", path, "--new", "--yes", "--init_from", folder_of(trained)) == 0
+    assert "the run starts from them at step 0" in capsys.readouterr().out
 
 
 def test_random_weights_are_called_so(world, command, capsys, tmp_path):
