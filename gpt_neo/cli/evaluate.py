@@ -18,6 +18,7 @@ from gpt_neo.evaluation.batches import check_scorable
 from gpt_neo.evaluation.run import Part, Result, run_task
 from gpt_neo.evaluation.scorer import Scorer
 from gpt_neo.evaluation.tasks import EvalTask, load_tasks
+from gpt_neo.inputs.preflight import held_out_notes
 from gpt_neo.inputs.sources import evaluation_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.runtime import estimator as runtime
@@ -64,6 +65,8 @@ def evaluate_records(job: Job, limit: Optional[int], keep: bool = False) -> None
     """The held-out records, on the TPU if one is named."""
     run, plan = job.run, device_plan(job)
     sources = evaluation_sources(run)
+    for line in held_out_notes(run, sources):
+        note(line)
     estimator = runtime.make_estimator(
         run, job.folder, plan, tpu=tpu_options(job), text_lengths=runtime.text_lengths(run), eval_sources=len(sources)
     )

@@ -19,6 +19,7 @@ from gpt_neo.cli.options import BackendOptions, Sample, SamplingOptions, Train, 
 from gpt_neo.cli.train import lacks_evaluation, train_in_folder
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.inputs.preflight import held_out_notes
 from gpt_neo.inputs.samples import weighted
 from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
@@ -130,6 +131,8 @@ def evaluate_on(job: Job, backend: BackendOptions, limit: Optional[int], keep: b
     run = job.run
     sources = evaluation_sources(run)
     say(device_text(run, backend))
+    for line in held_out_notes(run, sources):
+        note(line)
     if run.training.eval_tasks:
         note(f"eval_tasks ({', '.join(run.training.eval_tasks)}) are scored with --backend tensorflow")
     result = spmd_evaluation.evaluate(run, job.folder, put, sources, job.model.checkpoint, note, limit, keep)

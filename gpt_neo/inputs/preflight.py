@@ -59,6 +59,20 @@ def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
             found.append(f"input_fn sequential_input reads {ref.name!r} in chunks; its entry says {ref.datatype}")
         elif ref.datatype in (None, CHUNKS) and ref.stitch is not None:
             found.append(f"stitch {ref.stitch} of {ref.name!r} does nothing: its records are read in chunks")
+    found += chunks_as_documents(run, sources)
+    held_out = {path for _, dataset in run.datasets for path in local_files(dataset.eval_path)}
+    both = sorted(held_out & {path for source in sources for path in source.paths})
+    if both:
+        found.append(
+            f"{counted(len(both), 'file')} of held-out records are among those trained on, the first of them "
+            f"{both[0]}: held-out losses will look better than they are"
+        )
+    return found
+
+
+def chunks_as_documents(run: RunConfig, sources: Sequence[Source]) -> list[str]:
+    """Notes on records that are read as documents and look like chunks."""
+    found = []
     for source in sources:
         local = [path for path in source.paths[:1] if source.kind != CHUNKS and os.path.exists(path)]
         lengths = {len(row) for path in local for row in itertools.islice(read_records(path), FIRST_RECORDS)}
@@ -67,13 +81,20 @@ def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
                 f"the records of {source.name!r} look like chunks of n_ctx + 1 tokens and are read as {source.kind}; "
                 "the 2021 program read them in turn: --set input_fn=sequential_input does (generic_text ends this note)"
             )
-    held_out = {path for _, dataset in run.datasets for path in local_files(dataset.eval_path)}
-    both = sorted(held_out & {path for source in sources for path in source.paths})
-    if both:
-        found.append(
-            f"{counted(len(both), 'file')} of held-out records are among those trained on, the first of them "
-            f"{both[0]}: held-out losses will look better than they are"
-        )
+    return found
+
+
+def held_out_notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
+    """How much of held-out records is scored that are read as documents, one line each."""
+    found = chunks_as_documents(run, sources)
+    for source in sources:
+        share = share_in_windows(run, source) if source.kind != CHUNKS else 1.0
+        if share < 0.9995:
+            joined = f"of each {source.stitch} joined" if source.stitch > 1 else "of each"
+            found.append(
+                f"the held-out records of {source.name!r} are read as {source.kind}: {needed_text(run)} tokens "
+                f"{joined} are scored, {share:.3f} of all"
+            )
     return found
 
 
@@ -102,12 +123,17 @@ def account(run: RunConfig, sources: Sequence[Source]) -> list[str]:
 def share_read(run: RunConfig, source: Source) -> float:
     """The share of a source's tokens that some epoch reads: all, but for `documents_fixed`, which reads the beginnings
     of documents (reckoned from the first records of local files), and masked models, see `pieces_of`."""
-    local = [path for path in source.paths[:1] if os.path.exists(path)]
     if source.kind == CHUNKS and source.pieces == 1:
         return min(1.0, tokens_needed(run) / max(1, source.length))
-    if source.kind != FIXED or not local:
+    return share_in_windows(run, source) if source.kind == FIXED else 1.0
+
+
+def share_in_windows(run: RunConfig, source: Source) -> float:
+    """The share of the tokens of documents that one pass reads: a sample is one window. 1 where that is not known."""
+    local = itertools.chain.from_iterable(read_records(path) for path in source.paths if os.path.exists(path))
+    lengths = [len(row) for row in itertools.islice(local, FIRST_RECORDS * source.stitch)]
+    if not lengths:
         return 1.0
-    lengths = [len(row) for row in itertools.islice(read_records(local[0]), FIRST_RECORDS * source.stitch)]
     groups = [sum(lengths[i : i + source.stitch]) for i in range(0, len(lengths), source.stitch)]
     return sum(min(size, tokens_needed(run)) for size in groups) / max(1, sum(groups))
 

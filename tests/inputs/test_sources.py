@@ -94,6 +94,22 @@ def test_notes_tell_of_legacy_readings(two):
     assert line == "stitch 25 of 'a' does nothing: its records are read in chunks"
 
 
+def test_notes_tell_which_share_of_held_out_documents_is_scored(two):
+    held_out = [dataclasses.replace(one, eval_path=one.path) for one in two]
+
+    def notes(ref, **settings):
+        run = make_run([(ref, held_out[0])], **settings)
+        return preflight.held_out_notes(run, evaluation_sources(run))
+
+    legacy, share = notes(entry("a", 5, "documents_random", 1.0))
+    assert "the records of 'a' look like chunks of n_ctx + 1 tokens" in legacy
+    assert "'a' are read as documents_random: n_ctx + 1 = 9 tokens of each 5 joined are scored, 0.200 of all" in share
+    (share,) = notes(entry("a", 2, "documents_fixed", 1.0), input_fn="generic_text")
+    assert "n_ctx + 1 = 9 tokens of each 2 joined are scored, 0.600 of all" in share
+    assert not notes(entry("a", 5, "documents_random", 1.0), input_fn="sequential_input")
+    assert not notes("a")
+
+
 def test_held_out_records_that_are_trained_on_are_told(two):
     held = os.path.join(os.path.dirname(two[0].path), "two_a_1_*.tfrecords")
     run = make_run([("a", two[0]), ("b", dataclasses.replace(two[1], eval_path=held))])
