@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Optional
 
-from gpt_neo.config.estimate import bytes_per_parameter, microbatches, passing_span
+from gpt_neo.config.estimate import bytes_per_parameter, microbatches, passing_span, weight_bytes
 from gpt_neo.config.network import Variable, kinds_of, number_bytes, variables_of
 from gpt_neo.config.schema import ModelConfig, RunConfig
 
@@ -71,10 +71,40 @@ def variable_sizes(model: ModelConfig) -> dict[tuple, tuple[int, float]]:
     """Dimensions of variables -> (numbers that they hold in all, numbers that a token is multiplied with)."""
     found: dict[tuple, tuple[int, float]] = {}
     for variable in variables_of(model).values():
-        names = tuple(name for name, _ in variable.dims)
-        size, used = found.get(names, (0, 0.0))
-        found[names] = size + variable.size, used + variable.size * multiplied(model, variable)
+        size, used = found.get(variable.dims, (0, 0.0))
+        found[variable.dims] = size + variable.size, used + variable.size * multiplied(model, variable)
     return found
+
+
+def spread_over(mesh: Mapping[str, int], rules: tuple, dims: tuple) -> int:
+    """Parts that the rule `slots` cuts a variable into, as `ops.trained.Partition` does; 1 where it stays whole."""
+    axes = dict(rules)
+    axis = axes.get("slots")
+    if axis is None or any(axes.get(name) == axis for name, _ in dims):
+        return 1
+    return mesh[axis] if any(name not in axes and size % mesh[axis] == 0 for name, size in dims) else 1
+
+
+def held_and_summed(
+    run: RunConfig, mesh: Mapping[str, int], rules: tuple, sizes: Mapping[tuple, tuple[int, float]], count: int
+) -> tuple[float, float]:
+    """Of the variables, their gradients and slots: bytes on a device, and bytes that it sends so that the replicas of
+    the batch have the same. count: microbatches of a step."""
+    axes = dict(rules)
+    once, width = run.mesh.gradient_sums == "step", number_bytes(run.model)
+    whole, trained = bytes_per_parameter(run), bytes_per_parameter(run) - weight_bytes(run.model)  # gradient and slots
+    memory = traffic = 0.0
+    for dims, (size, _) in sizes.items():
+        stored = size / math.prod(mesh[axes[name]] for name, _ in dims if name in axes)
+        parts = spread_over(mesh, rules, dims)
+        if parts == 1:
+            replicas = mesh[axes["batch"]] if "batch" in axes else 1
+            memory += stored * whole
+            traffic += 2 * stored * 4 * (replicas - 1) / replicas
+        else:  # a part of the float32 weight, gradient and slots; the copy that layers read; perhaps whole gradients
+            memory += stored * ((4 + trained) / parts + width + 4 * once)
+            traffic += stored * (width + 4 * (1 if once else count)) * (parts - 1) / parts
+    return memory, traffic
 
 
 def judge(
@@ -98,9 +128,9 @@ def judge(
 
     batch = run.training.train_batch_size // split("batch")
     step_tokens = batch * model.n_ctx
-    tokens = step_tokens // microbatches(run.mesh, model.n_ctx, max(1, batch))
-    stored = [size / split(*names) for names, (size, _) in sizes.items()]
-    memory = sum(stored) * bytes_per_parameter(run)
+    count = microbatches(run.mesh, model.n_ctx, max(1, batch))
+    tokens = step_tokens // count
+    memory, traffic = held_and_summed(run, mesh, rules, sizes, count)
     # Blocks of which all is there at once, those of which the input is, and those of which the products are.
     layers = 1 if model.recompute_grad else model.n_layer
     kept = model.n_layer if model.recompute_grad else 0
@@ -113,14 +143,13 @@ def judge(
     memory += residual * inner / split("intermediate_expanded") * (2 * layers + made)
     memory += tokens * spans * model.n_head * 4 / split("heads") + 2 * tokens * model.n_vocab * 4 / split("vocab")
     everything = step_tokens * model.n_embd * width
-    traffic = ring(sum(stored) * 4, split("batch"))
     # Forward and backward of a block: a sum per projection whose contracted dimension is split.
     traffic += 4 * model.n_layer * (ring(everything, split("heads")) + ring(everything, split("intermediate_expanded")))
     products = 3 / split("heads") + inner / split("intermediate_expanded") + 4
     traffic += 2 * model.n_layer * products * ring(everything, split("embd"))
     traffic += ring(step_tokens * model.n_vocab * 4 / split("vocab"), split("embd"))
     traffic += 3 * ring(everything, split("vocab"))
-    work = [2 * size / split(*names, "batch") for names, (_, size) in sizes.items()]
+    work = [2 * size / split(*(name for name, _ in dims), "batch") for dims, (_, size) in sizes.items()]
     flops = (4 if model.kept_of_blocks == "inputs" else 3) * run.tokens_per_step * sum(work)
     return memory, traffic, flops / DEVICE_FLOPS + traffic / LINK_BYTES
 
@@ -132,7 +161,10 @@ def search_layout(run: RunConfig, mesh_shape: tuple) -> list[Layout]:
     for choice in itertools.product((None, *mesh), repeat=len(CANDIDATES)):
         rules = tuple((name, axis) for name, axis in zip(CANDIDATES, choice) if axis)
         if all(sizes[name] % mesh[axis] == 0 for name, axis in rules) and not collides(rules):
-            found.append(Layout(mesh_shape, rules, *judge(run, mesh, rules, weights)))
+            # Replicas of the batch may share out weights and slots, as the shipped configs have it.
+            shared = tuple(("slots", axis) for name, axis in rules if name == "batch")
+            for each in dict.fromkeys((rules, rules + shared)):
+                found.append(Layout(mesh_shape, each, *judge(run, mesh, each, weights)))
     return sorted(found, key=lambda layout: layout.rank)
 
 
