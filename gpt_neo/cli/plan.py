@@ -10,7 +10,7 @@ from gpt_neo.cli.console import memory_text, model_text, say
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import Plan
 from gpt_neo.config.estimate import microbatches, training_memory
-from gpt_neo.config.layouts import dimension_sizes
+from gpt_neo.config.layouts import collision, dimension_sizes
 from gpt_neo.config.network import kinds_of
 from gpt_neo.config.records import PLACEHOLDER
 from gpt_neo.config.schema import RunConfig
@@ -107,4 +107,8 @@ def layout_lines(run: RunConfig) -> list[str]:
             lines.append(f"{name} over {mesh_dim}: {size} does NOT divide by {parts}; nearest {near}")
         else:
             lines.append(f"{name} over {mesh_dim}: {size} / {parts} = {size // parts}")
+    pair = collision(tuple(rule for rule in run.mesh.layout if rule[0] in known))
+    if pair:
+        axis = dict(run.mesh.layout)[pair[0]]
+        lines.append(f"{pair[0]} and {pair[1]} are both over {axis}: some tensors have BOTH; training refuses")
     return lines

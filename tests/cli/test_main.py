@@ -136,6 +136,9 @@ def test_plan_of_records_and_layout(trained, world, command, capsys):
     records = sum(len(list(read_records(p))) for p in glob.glob(os.path.join(world.records, "train_*.tfrecords")))
     assert f"{records:,} records, {records / 4:,.1f} steps per epoch" in out
     assert "batch over x: 4 does NOT divide by 3; nearest 3 or 6" in out
+    assert "layout    batch and heads are both over x: some tensors have BOTH; training refuses" in out
+    assert command("--model", trained, "--plan", "--set", "mesh_shape=x:2,y:2", "--set", "layout=batch:x,heads:y") == 0
+    assert "BOTH" not in capsys.readouterr().out
 
 
 def test_plan_counts_records_of_a_bucket_by_their_names(trained, world, command, capsys, gcs):
