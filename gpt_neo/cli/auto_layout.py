@@ -30,9 +30,15 @@ def find_layout(options: FindLayout) -> int:
         )
     # The layout in the file is beside the point when one is searched for, and need not fit an overridden mesh_shape.
     run = load_job(options.model, overrides=["layout="], needs_data=False, reads_checkpoint=False).run
-    devices = len(options.devices.gpu_ids) or math.prod(size for _, size in run.mesh.mesh_shape)
+    of_mesh = math.prod(size for _, size in run.mesh.mesh_shape)
+    devices = len(options.devices.gpu_ids) or of_mesh
     if devices < 2:
         raise ConfigError("a layout needs several devices: set mesh_shape (--set mesh_shape=x:8), or give --gpu_ids")
+    if run.mesh.mesh_shape and not options.mesh and devices != of_mesh:
+        raise ConfigError(
+            f"--gpu_ids names {devices} devices, and mesh_shape is of {of_mesh}: set mesh_shape (--set mesh_shape="
+            f"x:{devices}), or have one looked for: layout --mesh (--auto_layout_and_mesh_shape)"
+        )
     if options.mesh:
         found = search_mesh_and_layout(run, devices)
     elif run.mesh.mesh_shape:

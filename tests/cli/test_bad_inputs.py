@@ -113,6 +113,12 @@ BAD = [
     ),
     ("layouts", {"mesh_shape": "", "layout": ""}, ["--auto_layout"], "a layout needs several devices"),
     (
+        "layouts of other devices",
+        {"mesh_shape": "x:4,y:2", "layout": ""},
+        ["--auto_layout", "--gpu_ids", "cpu:0", "cpu:1"],
+        "--gpu_ids names 2 devices, and mesh_shape is of 8: set mesh_shape (--set mesh_shape=x:2)",
+    ),
+    (
         "not a number",
         {"lr": 1e30, "gradient_clipping": None, "lr_decay_end": 5, "n_layer": 1, "attention_types": "global"},
         [],
