@@ -9,7 +9,7 @@ from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text, size_text
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import FindLayout
-from gpt_neo.config.layouts import search_layout, search_mesh_and_layout
+from gpt_neo.config.layouts import DEVICE_BYTES, search_layout, search_mesh_and_layout
 from gpt_neo.errors import ConfigError
 
 SHOWN = 5
@@ -46,7 +46,9 @@ def find_layout(options: FindLayout) -> int:
     else:
         raise ConfigError("a layout needs mesh_shape; layout --mesh (--auto_layout_and_mesh_shape) finds one as well")
     print(model_text(run))
-    print(f"layouts   {len(found)} of {devices} devices divide; the best, the fastest that fit a TPU v3 core:")
+    fits = found[0].memory <= DEVICE_BYTES
+    order = "the best, the fastest that fit a TPU v3 core" if fits else "NONE fits a TPU v3 core; those of least memory"
+    print(f"layouts   {len(found)} of {devices} devices divide; {order}:")
     print(f"          {'mesh_shape':14s} {'layout':58s} {'memory':>10s} {'sent/step':>10s} {'time/step':>10s}")
     for layout in found[:SHOWN]:
         shape, rules = (",".join(f"{a}:{b}" for a, b in pairs) for pairs in (layout.mesh_shape, layout.rules))
@@ -54,10 +56,9 @@ def find_layout(options: FindLayout) -> int:
             f"          {shape:14s} {rules:58s} {size_text(layout.memory):>10s} {size_text(layout.traffic):>10s} "
             f"{layout.seconds:>8.1f} s"
         )
-    best = found[0]
     keys = {
-        "mesh_shape": ",".join(f"{a}:{b}" for a, b in best.mesh_shape),
-        "layout": ",".join(f"{a}:{b}" for a, b in best.rules),
+        "mesh_shape": ",".join(f"{a}:{b}" for a, b in found[0].mesh_shape),
+        "layout": ",".join(f"{a}:{b}" for a, b in found[0].rules),
     }
     print(f"for the config: {json.dumps(keys)[1:-1]}")
     return 0

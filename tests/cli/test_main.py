@@ -163,7 +163,9 @@ def test_layout_search(command, capsys):
     assert '"layout": "batch:x"' in capsys.readouterr().out
     assert command("--model", "gpt3_2-7B", "--auto_layout_and_mesh_shape", "--set", "mesh_shape=x:32") == 0
     out = capsys.readouterr().out
-    assert 'for the config: "mesh_shape":' in out
+    assert 'for the config: "mesh_shape":' in out and "the best, the fastest that fit a TPU v3 core:" in out
+    assert command("--model", "gptneox_20B", "--auto_layout", "--set", "mesh_shape=x:8") == 0
+    assert "NONE fits a TPU v3 core; those of least memory:" in capsys.readouterr().out
 
 
 def test_new_deletes_checkpoints_and_nothing_else(trained, world, command, capsys, tmp_path):
