@@ -71,8 +71,8 @@ class PrepareOptions:
         for flag, low in (("chunk_size", 2), ("files_per", 1), ("minimum_size", 0), ("processes", 0), ("seed", 0)):
             if getattr(self, flag) < low:
                 raise DataError(f"--{flag} is {getattr(self, flag)}; expected at least {low}")
-        if not self.name or "/" in self.name:
-            raise DataError(f"--name is {self.name!r}; expected the first part of a file name")
+        if not self.name or "/" in self.name or self.name.startswith("."):  # hidden files are no records to any reader
+            raise DataError(f"--name is {self.name!r}; expected the first part of a file name, that is not hidden")
 
     @property
     def inputs(self) -> tuple[str, ...]:

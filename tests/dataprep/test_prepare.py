@@ -384,6 +384,7 @@ def test_mistakes(corpus, tmp_path, small_tokenizer):
     fails("--chunk_size is 1; expected at least 2", chunk_size=1)
     fails("--mode is 'x'; expected one of chunks, documents", mode="x")
     fails("--name is 'a/b'", name="a/b")
+    fails("--name is '.a'; expected the first part of a file name, that is not hidden", name=".a")
     fails("cannot be written", output_dir="/proc/nowhere")
     run(corpus, tmp_path / "out", small_tokenizer)
     fails("already holds data_0_")
