@@ -27,7 +27,10 @@ SHOWN, CHARACTERS, LISTED = 3, 400, 20
 
 
 def check_dataset(job: Job) -> int:
-    """Scan all records, report counts, lengths and ids, and show the first samples of training."""
+    """Scan all records, report counts, lengths and ids, and show the first samples of training.
+
+    Returns the exit status: 1 where training would stop at a record.
+    """
     run = job.run
     sources = training_sources(run)
     preflight.check_datasets(run)
@@ -39,9 +42,10 @@ def check_dataset(job: Job) -> int:
         note(line)
     if len(sources) > 1:
         report_mixture(run, sources)
-    if all(usable):
-        for sample in first_samples(run, SHOWN):
-            show(run, sample, tokenizer)
+    if not all(usable):
+        return 1
+    for sample in first_samples(run, SHOWN):
+        show(run, sample, tokenizer)
     return 0
 
 

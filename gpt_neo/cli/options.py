@@ -364,7 +364,8 @@ class FindLayout(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CheckData(Options):
-    """Decode samples of the dataset as training would read them, and check all its ids."""
+    """Decode samples of the dataset as training would read them, and check all its ids. The exit status is 1 where
+    training would stop at a record."""
 
     model: ModelOptions = group(ModelOptions, docs=WITHOUT_CHECKPOINT)
 

@@ -63,7 +63,7 @@ def test_records_of_another_file_system(world, command, capsys):
 
 def test_what_training_would_stop_at(world, documents, command, capsys):
     path = world.config("cut_chunks", datasets=[documents])
-    assert command("--model", path, "--check_dataset") == 0
+    assert command("--model", path, "--check_dataset") == 1
     out = capsys.readouterr().out
     assert "WARNING   a record of 0 tokens is too short" in out and "--- record" not in out
 
@@ -77,7 +77,7 @@ def test_chunks_of_other_lengths(world, command, capsys):
     dataset = world.dataset_config("uneven", path=os.path.join(world.records, "uneven_*.tfrecords"))
     path = world.config("uneven", datasets=[dataset])
     said = f"a record has {N_CTX + 3} tokens; the first record has {N_CTX + 1}, and records read in chunks have one"
-    command("--model", path, "--check_dataset")
+    assert command("--model", path, "--check_dataset") == 1
     out = capsys.readouterr().out
     assert f"WARNING   {said}" in out and "--- record" not in out
     assert command("--model", path) == 2 and f"record 5 has {N_CTX + 3} tokens" in capsys.readouterr().err
