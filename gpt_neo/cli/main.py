@@ -49,6 +49,9 @@ def command_of(given: new.Main) -> tuple[str, Any]:
         return "layout", find_layout(given)
     if len(asked) > 1:
         raise ConfigError(f"--{asked[0]} and --{asked[1]} are two jobs; give one")
+    for word, flag, job in (("int8", given.jobs.int8, "export"), ("keep_best", given.scoring.keep_best, "eval")):
+        if flag and asked != [job]:
+            raise ConfigError(f"--{word} goes with --{job}; give --{job} too")
     if given.scoring.eval_tasks and not given.jobs.eval:
         raise ConfigError("--eval_tasks says what --eval scores; give --eval too")
     if given.model.integers and asked != ["predict"]:

@@ -37,6 +37,8 @@ from tests.conftest import ROOT
         (["train", "demo", "--coordinator", "a:1"], "--coordinator goes with --backend xla"),
         (["sample", "demo", "--tpu", "x"], "leave --tpu out"),
         (["spmd-run", "--model", "demo", "--eval", "--predict"], "--predict and --eval are two jobs"),
+        (["plan", "demo", "--json"], "--json goes with --compile_for SLICE"),
+        (["layout", "demo", "--json"], "--json goes with --compile_for SLICE"),
     ],
 )
 def test_flags_of_the_other_backend(argv, message, capsys):
@@ -79,6 +81,13 @@ def test_an_evaluation_without_held_out_records_is_refused_at_once(world):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stderr == "error: dataset 'none_held_out' has no 'eval_path': evaluation needs held-out records\n"
     assert done.stdout == "2 False\n"
+
+
+@pytest.mark.parametrize("flag, job", [("--int8", "--export"), ("--keep_best", "--eval")])
+def test_flags_of_another_job(command, flag, job, capsys):
+    for words in ([], ["--check_dataset"]):
+        assert command("--model", "demo", flag, *words) == 2
+        assert f"{flag} goes with {job}; give {job} too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", [["--compile_for", "v3-8"], ["--eval"], ["--export"], ["--auto_layout"]])
