@@ -61,10 +61,7 @@ def prepare_records(options: Prepare) -> int:
     work = work_of(options if options.model is None else for_model(options))
     if work.bad == "report":
         return show_report(work)
-    path = options.write_dataset_config
-    if path is not None:
-        path = path or os.path.join("configs", "dataset_configs", f"{work.name}.json")
-        check_place(path)
+    path = config_path(options, work.name)
     if options.legacy:
         from gpt_neo.dataprep.legacy import prepare_legacy
 
@@ -80,6 +77,21 @@ def prepare_records(options: Prepare) -> int:
         storage.write_json(path, dataset_config(manifest, work.output_dir, options.eval_path))
         print(f"wrote {path}")
     return 0
+
+
+def config_path(options: Prepare, name: str) -> Optional[str]:
+    """Where the dataset config goes, if one is wanted.
+
+    Raises:
+      DataError: it cannot be written there, or is to name held-out records and is not wanted.
+    """
+    if options.write_dataset_config is None:
+        if options.eval_path:
+            raise DataError("--eval_path goes into the dataset config; give --write_dataset_config too")
+        return None
+    path = options.write_dataset_config or os.path.join("configs", "dataset_configs", f"{name}.json")
+    check_place(path)
+    return path
 
 
 def check_place(path: str) -> None:

@@ -278,16 +278,21 @@ def test_separators_dataset_config_and_mistakes(prepared, tmp_path, small_tokeni
     with open("configs/dataset_configs/mine.json", encoding="utf-8") as handle:
         assert json.load(handle)["path"] == str(tmp_path / "out" / "mine_*.tfrecords")
     capsys.readouterr()
+    made_file = os.path.join("configs", "dataset_configs", "mine.json", "x.json")
     for arguments, message in (
         (["--separator", "x"], "--separator is 'x'"),
         (["--chunk_size", "1"], "--chunk_size is 1"),
         (["--output_dir", "out", "--name", "mine"], "already holds mine_0_"),
         (["--legacy"], "--legacy: the old program crashed with --encoder_path"),
         (["--input_dir", "nowhere"], "--input_dir 'nowhere': no files there"),
+        (["--write_dataset_config", "out"], "--write_dataset_config out: cannot be written: Is a directory"),
+        (["--write_dataset_config", made_file], f"--write_dataset_config {made_file}: cannot be written: "),
+        (["--eval_path", "held_*"], "--eval_path goes into the dataset config; give --write_dataset_config too"),
     ):
         assert create(*common, *arguments) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+        assert not os.path.exists("tfrecords")  # the default folder: nothing was made first
 
 
 def test_a_dataset_config_without_a_place_is_told_before_the_work(prepared, tmp_path, small_tokenizer, capsys):
