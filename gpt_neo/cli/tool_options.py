@@ -96,7 +96,7 @@ class TrainTokenizer(Options):
         nargs="+",
         metavar="PATH",
     )
-    output_dir: str = flag(REQUIRED, "folder for tokenizer.json")
+    output_dir: str = flag(REQUIRED, "folder or gs://bucket/prefix for tokenizer.json")
     vocab_size: int = flag(REQUIRED, "ids, 256 bytes and 2 special tokens included")
     file_type: Optional[str] = flag(None, "take only files of this extension, such as txt or jsonl")
     text_key: str = flag("text", "key of the text in JSON, `a.b` for a key inside another")

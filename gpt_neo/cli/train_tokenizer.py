@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+from collections.abc import Iterator
 
+from gpt_neo import storage
 from gpt_neo.cli.tool_options import TrainTokenizer
 from gpt_neo.dataprep.documents import read_documents
 from gpt_neo.dataprep.encodings import named_encoding
 from gpt_neo.dataprep.readers import find_inputs
-from gpt_neo.errors import DataError, counted
+from gpt_neo.errors import DataError, counted, reason_of
 from gpt_neo.tokenizer import save_tokenizer
 from gpt_neo.tokenizer import train_tokenizer as train
 
@@ -25,12 +27,20 @@ def train_tokenizer(options: TrainTokenizer) -> int:
         if not paths:
             raise DataError(f"--base_dir {' '.join(options.base_dir)}: no files of --file_type {options.file_type}")
     encoding = named_encoding(options.encoding) if options.encoding else ""
+    path = storage.join(options.output_dir, "tokenizer.json")
+    with writing_to(options.output_dir):  # found out first: training may take long
+        storage.make_folder(options.output_dir)
     backend = train(read_documents(paths, options.text_key, encoding), options.vocab_size)
-    path = os.path.join(options.output_dir, "tokenizer.json")
-    try:
-        os.makedirs(options.output_dir, exist_ok=True)
+    with writing_to(options.output_dir):
         save_tokenizer(backend, path)
-    except OSError as error:
-        raise DataError(f"--output_dir {options.output_dir!r}: cannot be written: {error.strerror}") from error
     print(f"wrote {path}: {backend.get_vocab_size():,} ids from {counted(len(paths), 'file')}")
     return 0
+
+
+@contextlib.contextmanager
+def writing_to(folder: str) -> Iterator[None]:
+    """Context in which a failing disk is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"--output_dir {folder!r}: cannot be written: {reason_of(error)}") from error

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from gpt_neo import storage
+from gpt_neo.cli.commands import main
 from gpt_neo.dataprep import ledger, units
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import prepare
@@ -86,3 +87,14 @@ def test_mistakes(texts, tmp_path, small_tokenizer):
         run("gs://absent/x", TARGET, small_tokenizer, tmp_path / "work")
     with pytest.raises(DataError, match="--output_dir 'gs://absent/x': cannot be written: no such object or bucket"):
         run(texts, "gs://absent/x", small_tokenizer, tmp_path / "work")
+
+
+def test_a_tokenizer_goes_to_a_bucket_and_to_the_home_folder(texts, tmp_path, gcs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    made = []
+    for folder in ("here", "~/there", f"gs://{BUCKET}/made"):
+        assert main(["train-tokenizer", "--base_dir", texts, "--vocab_size", "300", "--output_dir", folder]) == 0
+        made.append(storage.read_bytes(storage.local(storage.join(folder, "tokenizer.json"))))
+    assert made[0] == made[1] == made[2] and json.loads(made[0])["model"]["type"] == "BPE"
+    assert sorted(os.listdir(tmp_path)) == ["here", "home", "in"]
