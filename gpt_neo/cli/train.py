@@ -221,9 +221,8 @@ def train_alone(
     """As `train_in_folder`, with the folder's lock."""
     if training.profile:
         parse_span(training.profile)  # a wrong flag is told before --new deletes anything
-    if training.new and training.init_from:
-        check_initial(training.init_from, job.run, checkpoint_paths(job.folder))
     if training.new:
+        check_beginning(job, training.init_from, checkpoint_paths(job.folder))
         delete_checkpoints(job.folder, training.yes)
     remove_leftovers(job.folder)
     found = settle_state(job.folder, verify=True)
@@ -391,6 +390,22 @@ def stop_status(number: int, what: str) -> int:
     """Say how a run that a signal ended goes on; the exit status that shells give to that signal."""
     say(f"stopped   by {signal.Signals(number).name}: {what}. The same command goes on from there")
     return 128 + number
+
+
+def check_beginning(job: Job, source: Optional[str], doomed: list[str]) -> None:
+    """See that a new run can begin, where an old one is deleted for it.
+
+    Args:
+      source: of its first weights.
+      doomed: the files of the old one.
+
+    Raises:
+      GptNeoError: it cannot.
+    """
+    if doomed and source:
+        check_initial(source, job.run, doomed)
+    if doomed:
+        runtime.checked_sources(job.run, silent)
 
 
 def delete_checkpoints(folder: str, agreed: bool) -> None:

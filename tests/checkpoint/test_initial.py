@@ -39,7 +39,7 @@ def test_from_a_run_by_folder_and_by_checkpoint(trained, world, command, capsys,
 
 
 def test_a_start_that_cannot_be_leaves_what_new_would_delete(trained, world, command, capsys):
-    path = world.config("anew", train_steps=2)
+    path, gone = world.config("anew", train_steps=2), world.dataset_config("gone", path="/nowhere/*.tfrecords")
     assert command("--model", path, "--steps_per_checkpoint", "2") == 0
     folder = folder_of(path)
     before = contents(folder)
@@ -50,6 +50,7 @@ def test_a_start_that_cannot_be_leaves_what_new_would_delete(trained, world, com
         (["--init_from", f"{folder}/nowhere"], "no checkpoint and no Hugging Face folder"),
         (["--init_from", folder_of(trained), "--set", "rezero=true"], "of a model with other keys"),
         (["--profile", "3:1"], "expected FROM:TO"),
+        (["--set", f'datasets=["{gone}"]'], "no records match"),
     ):
         assert command("--model", path, "--new", "--yes", *flags) == 2
         assert word in capsys.readouterr().err and contents(folder) == before, flags
