@@ -179,6 +179,6 @@ def loss_text(part: dict) -> str:
     bits = (
         f"{per_byte:.4f} bits/byte, {per_character:.4f} bits/character"
         if per_byte
-        else "bits/byte unknown (no tokenizer)"
+        else "bits/byte unknown (no tokenizer, or labels without text)"
     )
     return f"{where} nats/token, perplexity {part['perplexity']:.3f}, {bits}, {count}"

@@ -186,6 +186,7 @@ def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
                 chunk_size=run.model.n_ctx + 1,
                 separator=(tokenizer.eos_id,),
                 processes=cores(),
+                mask_filling=not run.training.mlm_training,  # which reads no masks, and chooses its labels itself
             )
             # A manifest is written last: where there is one, a run that was killed since had come so far.
             done = manifest_path(work)

@@ -32,6 +32,7 @@ class PrepareOptions:
       split_on: what stands between the documents of a text; empty for a text that is one.
       work_dir: folder that unfinished work is kept in; by default the output's.
       processes: workers; 0 or 1 is this process alone. Changes no byte of the output.
+      mask_filling: in mode `chunks`, records have masks, by which what fills up the last one is no label.
     """
 
     input_dir: Union[str, tuple]
@@ -55,6 +56,7 @@ class PrepareOptions:
     split_on: str = ""
     work_dir: Optional[str] = None
     processes: int = 1
+    mask_filling: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, and find the home folder.
@@ -71,6 +73,8 @@ class PrepareOptions:
         for flag, low in (("chunk_size", 2), ("files_per", 1), ("minimum_size", 0), ("processes", 0), ("seed", 0)):
             if getattr(self, flag) < low:
                 raise DataError(f"--{flag} is {getattr(self, flag)}; expected at least {low}")
+        if self.mask_filling and self.shuffle:
+            raise DataError("mask_filling is for records in the order of the documents; shuffle moves the last one")
         if not self.name or "/" in self.name or self.name.startswith("."):  # hidden files are no records to any reader
             raise DataError(f"--name is {self.name!r}; expected the first part of a file name, that is not hidden")
 
@@ -107,6 +111,8 @@ class PrepareOptions:
         values = dataclasses.asdict(self)
         for free in ("processes", "work_dir", "output_dir", "bad"):
             values.pop(free)
+        if not self.mask_filling:  # as of work that was begun before there was such an option
+            values.pop("mask_filling")
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ from gpt_neo.dataprep.account import Account
 from gpt_neo.dataprep.duplicates import mark_duplicates
 from gpt_neo.dataprep.options import Job
 from gpt_neo.dataprep.packing import Packing, Part, Shard
-from gpt_neo.dataprep.records import encode_rows, framed_example
+from gpt_neo.dataprep.records import encode_example, encode_rows, frame, framed_example
 
 BLOCK = 1 << 20  # ids handled at once
 ROWS = 512  # records encoded at once
@@ -57,9 +57,21 @@ def write_shard(job: Job, plan: Plan, shard: Shard) -> dict:
             for rows in chunk_rows(job, plan, shard):
                 written += rows.size
                 for start in range(0, len(rows), ROWS):
-                    summed.write(encode_rows(rows[start : start + ROWS]))
+                    some = rows[start : start + ROWS]
+                    if job.options.mask_filling:
+                        last = written == shard.records * job.options.chunk_size and start + ROWS >= len(rows)
+                        summed.write(masked_rows(some, shard.fill if last else 0))
+                    else:
+                        summed.write(encode_rows(some))
     seal = summed.seal
     return {"shard": shard.number, "file": name, "records": shard.records, "tokens": written, "seal": seal}
+
+
+def masked_rows(rows: np.ndarray, fill: int) -> bytes:
+    """Framed records with masks, one for each row of ids, of which the last `fill` are no labels."""
+    mask = np.ones(rows.shape, np.int64)
+    mask.reshape(-1)[mask.size - fill :] = 0
+    return b"".join(frame(encode_example(ids, counts)) for ids, counts in zip(rows, mask))
 
 
 def staging_of(job: Job) -> str:

@@ -19,7 +19,7 @@ from gpt_neo.dataprep.cleaning import detokenize_wikitext, tight
 from gpt_neo.dataprep.manifest import dataset_config
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.prepare import prepare, report
-from gpt_neo.dataprep.records import read_records
+from gpt_neo.dataprep.records import parse_example, read_frames, read_records
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import load_tokenizer
 from tests.dataprep.test_streams import zip_with
@@ -455,3 +455,17 @@ def test_dataset_config_for_training(corpus, tmp_path, small_tokenizer):
     os.makedirs(tmp_path / "x[1]")
     made = [shutil.copy(path, tmp_path / "x[1]") for path in glob.glob(str(tmp_path / "out" / "data_*.tfrecords"))]
     assert sorted(glob.glob(dataset_config(manifest, str(tmp_path / "x[1]"))["path"])) == sorted(made) and made
+
+
+@pytest.mark.parametrize("files_per", [1, 2, 100])
+def test_masks_leave_out_what_fills_up_the_last_record(tmp_path, small_tokenizer, files_per):
+    write_lines(tmp_path / "in.jsonl", ["a b c d e f g h", "the value of the object", "x" * 30])
+    plain = run(tmp_path / "in.jsonl", tmp_path / "plain", small_tokenizer, files_per=files_per)
+    masked = run(tmp_path / "in.jsonl", tmp_path / "masked", small_tokenizer, files_per=files_per, mask_filling=True)
+    assert rows_of(tmp_path / "masked", masked) == rows_of(tmp_path / "plain", plain)
+    fill, mask = masked["account"]["fill_tokens"], []
+    for name in masked["files"]:
+        for _, record in read_frames(str(tmp_path / "masked" / name)):
+            mask += parse_example(record, "mask").tolist()
+    assert 0 < fill < 16 and mask == [1] * (len(mask) - fill) + [0] * fill
+    assert len(mask) == masked["account"]["tokens_written"]
