@@ -6,8 +6,11 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
 import os
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -29,6 +32,26 @@ class Inline:
         return future
 
 
+class Worker(multiprocessing.context.SpawnProcess):
+    """One that does not run the program of its parent again, as spawned ones do: tasks are functions of this package,
+    and a script that calls it need not guard what it does by its `__name__`."""
+
+    def start(self) -> None:
+        """See `Process.start`; the program is hidden while it says how the new process begins."""
+        program = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = program
+
+
+class Context(multiprocessing.context.SpawnContext):
+    """Makes such workers."""
+
+    Process = Worker
+
+
 @contextlib.contextmanager
 def workers(processes: int) -> Iterator[Any]:
     """Something with `submit`: processes of their own, or this one.
@@ -39,8 +62,7 @@ def workers(processes: int) -> Iterator[Any]:
     if processes <= 1:
         yield Inline()
         return
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(processes, context, begin_worker)
+    pool = concurrent.futures.ProcessPoolExecutor(processes, Context(), begin_worker)
     try:
         yield pool
     except concurrent.futures.process.BrokenProcessPool as error:

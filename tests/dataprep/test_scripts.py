@@ -334,3 +334,16 @@ def test_a_model_says_length_tokenizer_and_end_of_text(world, trained, tmp_path,
     assert about["chunk_size"] == 9 and about["separator"] == [7]
     assert main([*words, "--model", trained, "--legacy"]) == 2
     assert "--model and --legacy exclude each other" in capsys.readouterr().err
+
+
+def test_a_script_without_a_guard_is_run_once(tmp_path):
+    """Workers do not run the caller's program again, which would call for workers, too."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from gpt_neo.dataprep.pool import workers\n\nprint('begun')\nwith workers(2) as pool:\n"
+        "    print(pool.submit(abs, -3).result())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}
+    )
+    assert (done.stdout, done.returncode) == ("begun\n3\n", 0), done.stderr
