@@ -79,7 +79,8 @@ def import_hf(
     Also of one that `export_hf` wrote with `custom_code`.
 
     Args:
-      dtype: float32 or bfloat16; that of the source's largest tensor if absent (float16 becomes float32).
+      dtype: float32 or bfloat16; if absent bfloat16 where every weight of the source has it, else float32, which
+        holds each number of the others.
       step: what global_step says; the data position follows from it.
       zero_slots: write the optimizer's slots, as zeros that take no disk; without them they start at 0 all the same.
       overrides: keys of the config that is written.
@@ -93,8 +94,8 @@ def import_hf(
     refuse_foreign_code(folder.config, where)
     own = folder.config.get("model_type") == CUSTOM_TYPE
     family, keys = (CUSTOM, own_keys(folder.config, where)) if own else model_keys(folder.config, where)
-    largest = max(folder.names(), key=lambda name: int(np.prod(folder.shape(name), dtype=np.int64)))
-    precision = dtype or ("bfloat16" if folder.dtype(largest) == BFLOAT16 else "float32")
+    types = weight_types(folder, family)
+    precision = dtype or ("bfloat16" if types == {BFLOAT16} else "float32")
     ids, notes = ({}, []) if own else special_ids(source, folder.config, keys["n_vocab"])
     raw = {
         **keys,
@@ -123,7 +124,15 @@ def import_hf(
         storage.write_json(prefix + ".json", record)
         write_state(staging, prefix)
         check(staging)
+    if dtype is None and BFLOAT16 in types and types != {BFLOAT16}:
+        notes.append("some weights are bfloat16, others not: all become float32; --dtype bfloat16 rounds these")
     return dataclasses.replace(run, notes=(*notes, *run.notes))
+
+
+def weight_types(folder: HfFolder, family: Family) -> set:
+    """The types of a folder's weights; masks and tables that older versions saved are none."""
+    names = [name for name in folder.names() if not is_ignored(family, name.removeprefix(family.prefix))]
+    return {folder.dtype(name) for name in names}
 
 
 def finish_bundle(writer: BundleWriter, run: RunConfig, step: int, zero_slots: bool) -> None:
@@ -247,7 +256,8 @@ def export_hf(
     """Make a folder that AutoModelForCausalLM and AutoTokenizer load, of a checkpoint.
 
     Args:
-      dtype: float32, bfloat16 or float16; that of the checkpoint's embedding table if absent.
+      dtype: float32, bfloat16 or float16; if absent bfloat16 where every weight of the checkpoint has it, else
+        float32.
       shard: bytes per weight file at most.
       tokenizer: a tokenizer.json; else the files beside the checkpoint, else GPT-2's if the vocabulary is that large.
       custom_code: with a model file of ours for `trust_remote_code`, which knows every option.
@@ -264,7 +274,8 @@ def export_hf(
     pairs, describe = in_their_words(recast, custom_code)
     held = variables_of(run.model)  # a recast model may have more
     fit = fit_checkpoint(checkpoint, {name: pair.shape for pair in pairs for name in pair.ours if name in held})
-    stored = dtype or ("bfloat16" if fit.bundle.dtype("gpt2/wte") == BFLOAT16 else "float32")
+    types = {fit.bundle.dtype(name) for name in fit.shapes}
+    stored = dtype or ("bfloat16" if types == {BFLOAT16} else "float32")
     config = describe(stored)
     with staged_folder(destination) as staging:
         write_weights(staging, pairs, fit, DTYPES[stored], shard, recast)

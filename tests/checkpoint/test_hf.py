@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.__main__ import main as run
-from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.names import step_of
@@ -25,6 +25,7 @@ from tests.checkpoint import peers
 from tests.checkpoint.peers import VOCAB, make_peer, peer_logits, save_peer
 
 torch = pytest.importorskip("torch")
+tensor_files = pytest.importorskip("safetensors.torch")
 pytest.importorskip("transformers")
 INNER = 100
 SHORT = 64  # tokens, more than the window of local attention
@@ -173,6 +174,51 @@ def test_bfloat16_in_shards_stays_what_it_is(family, tmp_path):
     first, second = tensors(source), tensors(tmp_path / "out")
     assert all(np.array_equal(first[n], second[n]) and second[n].dtype == BFLOAT16 for n in first)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def with_norms_of(source, dtype):
+    """Give the norms of a folder, and an old mask, another type; the weights, by name."""
+    path = os.path.join(source, "model.safetensors")
+    weights = tensor_files.load_file(path)
+    for name, value in weights.items():
+        if "ln_" in name:
+            weights[name] = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weights["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    tensor_files.save_file(weights, path, {"format": "pt"})
+    return weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_several_types_keep_their_numbers(dtype, tmp_path):
+    source = save_peer(make_peer("gpt2"), tmp_path / "hf", "bfloat16")
+    weights = with_norms_of(source, dtype)
+    imported = import_hf(source, str(tmp_path / "run"))
+    precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    assert imported.model.precision == precision
+    assert any("some weights are bfloat16" in note for note in imported.notes) == (precision == "float32")
+    export_hf(imported, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "out"))
+    after = tensor_files.load_file(tmp_path / "out" / "model.safetensors")
+    for name, value in after.items():
+        assert str(value.dtype) == f"torch.{precision}" and torch.equal(value.float(), weights[name].float()), name
+
+
+@pytest.mark.parametrize("held, written", [("ln_f/g", "float32"), ("", "bfloat16")])
+def test_an_export_keeps_the_numbers_of_several_types(held, written, tmp_path):
+    source = save_peer(make_peer("gpt2"), tmp_path / "hf", "bfloat16")
+    imported = import_hf(source, str(tmp_path / "run"))
+    before = Bundle(str(tmp_path / "run" / "model.ckpt-0"))
+    (tmp_path / "mixed").mkdir()
+    writer = BundleWriter(str(tmp_path / "mixed" / "model.ckpt-0"))
+    for name in before.names():
+        value = before.read(name)
+        if held and name.endswith(held):
+            value = np.full(value.shape, 1.001, np.float32)
+        writer.add(name, value.shape, value.dtype, [value])
+    writer.finish()
+    export_hf(imported, str(tmp_path / "mixed" / "model.ckpt-0"), str(tmp_path / "out"))
+    after = tensor_files.load_file(tmp_path / "out" / "model.safetensors")
+    assert {str(value.dtype) for value in after.values()} == {f"torch.{written}"}
+    assert not held or (after["transformer.ln_f.weight"].numpy() == np.float32(1.001)).all()
 
 
 @pytest.mark.parametrize("family", ["gpt_neo", "gpt2"])
