@@ -187,8 +187,9 @@ def prompt_ids(tokenizer: Tokenizer, text: str, special: bool, eos_id: Optional[
 
 def read_interactive() -> Optional[str]:
     """The next prompt, None at its end."""
+    print("\nprompt> ", end="", flush=True)  # `input` would show it on the native stderr, which is passed on by lines
     try:
-        text = input("\nprompt> ")
+        text = input()
     except EOFError:
         return None
     return text or None

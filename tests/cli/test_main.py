@@ -94,7 +94,7 @@ def test_long_prompts_are_cut_on_the_left_with_a_note(trained, command, capsys):
 
 def test_interactive_answers_until_an_empty_line(trained, command, capsys, monkeypatch):
     lines = iter(["The if statement", "A class", ""])
-    monkeypatch.setattr("builtins.input", lambda text="": next(lines))
+    monkeypatch.setattr("builtins.input", lambda: next(lines))
     assert command("--model", trained, "--predict", "--interactive", "--max_tokens", 3, "--seed", 2) == 0
     out = capsys.readouterr().out
     assert out.count("tokens/s, first after") == 2 and out.count("loaded") == 1

@@ -1,5 +1,9 @@
 """What sampling prints: the text that the tokenizer makes of the whole, sample after sample."""
 
+import os
+import pty
+import select
+import sys
 import types
 
 import pytest
@@ -10,6 +14,7 @@ from gpt_neo.errors import DataError
 from gpt_neo.sampling.batches import Token
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tests.conftest import ROOT
 from tests.made_tokenizers import metaspace
 
 
@@ -85,3 +90,22 @@ def test_special_tokens_are_typed_where_that_is_asked_for(world):
         assert prompt_ids(tokenizer, typed, False, end) == tokenizer.encode(typed) and end not in tokenizer.encode(
             typed
         )
+
+
+def test_a_terminal_shows_what_it_asks_before_the_answer():
+    """Also where what native code writes is passed on by lines."""
+    code = (
+        "from gpt_neo.cli.predict import read_interactive\nfrom gpt_neo.cli.quiet import filter_native_stderr\n"
+        "filter_native_stderr()\nprint(read_interactive(), flush=True)"
+    )
+    process, terminal = pty.fork()
+    if not process:
+        os.execve(sys.executable, [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": ROOT})
+    shown = b""
+    for awaited in (b"prompt> ", b"asked\r\nasked\r\n"):
+        while awaited not in shown:
+            assert select.select([terminal], [], [], 60)[0], shown
+            shown += os.read(terminal, 1000)
+        os.write(terminal, b"asked\n")
+    os.close(terminal)
+    assert os.waitpid(process, 0)[1] == 0

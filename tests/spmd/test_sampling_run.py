@@ -93,7 +93,7 @@ def test_the_text_of_main_py(trained, command, spmd_run, capsys, flags):
 
 def test_prompts_one_after_another(trained, spmd_run, capsys, monkeypatch):
     asked = iter(["one", "two", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    monkeypatch.setattr("builtins.input", lambda: next(asked))
     assert (
         spmd_run(
             "--model",
