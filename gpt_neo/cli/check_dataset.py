@@ -17,7 +17,7 @@ from gpt_neo.errors import DataError, counted
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.samples import other_length
-from gpt_neo.inputs.sources import CHUNKS, Source, needed_text, tokens_needed, training_sources
+from gpt_neo.inputs.sources import CHUNKS, Source, evaluation_sources, needed_text, tokens_needed, training_sources
 from gpt_neo.inputs.tokenizers import check_tokenizer, dataset_tokenizer
 from gpt_neo.inputs.train_input import first_samples
 from gpt_neo.storage import tensorflow as files
@@ -27,9 +27,9 @@ SHOWN, CHARACTERS, LISTED = 3, 400, 20
 
 
 def check_dataset(job: Job) -> int:
-    """Scan all records, report counts, lengths and ids, and show the first samples of training.
+    """Scan all records, held-out ones too, report counts, lengths and ids, and show the first samples of training.
 
-    Returns the exit status: 1 where training would stop at a record.
+    Returns the exit status: 1 where training, or an evaluation, would stop at a record.
     """
     run = job.run
     sources = training_sources(run)
@@ -38,6 +38,7 @@ def check_dataset(job: Job) -> int:
     check_tokenizer(run, dataset, ref.name, remote=True, texts=True)
     tokenizer = dataset_tokenizer(dataset)
     usable = [report(run, source, scan(source), tokenizer) for source in sources]
+    usable += [report(run, source, scan(source), tokenizer, "held out  ") for source in held_out(run, sources)]
     for line in preflight.notes(run, sources):
         note(line)
     if len(sources) > 1:
@@ -47,6 +48,25 @@ def check_dataset(job: Job) -> int:
     for sample in first_samples(run, SHOWN):
         show(run, sample, tokenizer)
     return 0
+
+
+def held_out(run: RunConfig, sources: Sequence[Source]) -> list[Source]:
+    """The sources of held-out records, without those whose files are all trained on.
+
+    Raises:
+      DataError: there are none, and training evaluates. Otherwise that is a note.
+    """
+    if not any(dataset.eval_path for _, dataset in run.datasets):
+        return []
+    try:
+        found = evaluation_sources(run)
+    except DataError as error:
+        if run.training.eval_steps:
+            raise
+        note(str(error))
+        return []
+    seen = {(path, source.kind) for source in sources for path in source.paths}
+    return [source for source in found if not seen.issuperset((path, source.kind) for path in source.paths)]
 
 
 def scan(source: Source) -> Figures:
@@ -65,11 +85,12 @@ def scan(source: Source) -> Figures:
     return seen
 
 
-def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer) -> bool:
-    """Print what a source holds; whether training could read it."""
+def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer, title: str = "dataset   ") -> bool:
+    """Print what a source holds, under a title of ten characters; whether training, or an evaluation, could read it."""
     lengths, needed = np.array(seen.lengths), tokens_needed(run)
+    reader = "training" if title.startswith("dataset") else "an evaluation"
     print(
-        f"dataset   {source.name}: {counted(len(lengths), 'record')} in {counted(len(source.paths), 'file')}, "
+        f"{title}{source.name}: {counted(len(lengths), 'record')} in {counted(len(source.paths), 'file')}, "
         f"{lengths.sum():,} tokens, read as {source.kind}"
     )
     print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run)} make a sample)")
@@ -77,12 +98,12 @@ def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer) 
     wrong = []
     if seen.largest >= run.model.n_vocab or seen.smallest < 0:
         bad = seen.largest if seen.largest >= run.model.n_vocab else seen.smallest
-        wrong.append(f"id {bad} is not below n_vocab and at least 0: training would stop at it")
+        wrong.append(f"id {bad} is not below n_vocab and at least 0: {reader} would stop at it")
     if source.kind == CHUNKS and lengths.min() < needed:
-        wrong.append(f"a record of {lengths.min()} tokens is too short: training would stop at it")
+        wrong.append(f"a record of {lengths.min()} tokens is too short: {reader} would stop at it")
     elif source.kind == CHUNKS and (lengths != source.length).any():
         other = lengths[lengths != source.length][0]
-        wrong.append(f"a record has {other}{other_length(source)}: training would stop at it")
+        wrong.append(f"a record has {other}{other_length(source)}: {reader} would stop at it")
     for line in wrong:
         print(f"WARNING   {line}")
     if source.kind != CHUNKS:

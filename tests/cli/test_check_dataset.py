@@ -83,6 +83,30 @@ def test_chunks_of_other_lengths(world, command, capsys):
     assert command("--model", path) == 2 and f"record 5 has {N_CTX + 3} tokens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("spoiled", [{3: 5000}, {}, None])
+def test_held_out_records_are_read_too(world, command, capsys, spoiled, tmp_path):
+    """Ids that are none, far from the beginning; records that are too short; no records."""
+    rows = list(read_records(sorted(glob.glob(os.path.join(world.records, "train_*.tfrecords")))[0]))
+    writer = RecordWriter(str(tmp_path), "held", 0)
+    for number in range(100 if spoiled is not None else 0):
+        row = rows[number % len(rows)][: N_CTX + 1 if spoiled else N_CTX].copy()
+        row[3] = (spoiled or {}).get(3, row[3]) if number == 90 else row[3]
+        writer.write(row)
+    writer.close()
+    dataset = world.dataset_config("held", eval_path=str(tmp_path / "held_*.tfrecords"))
+    path = world.config("held", datasets=[dataset], eval_steps=1)
+    status = command("--model", path, "--check_dataset")
+    printed = capsys.readouterr()
+    if spoiled is None:
+        assert status == 2 and "key 'eval_path': no records match" in " ".join(printed.err.split())
+        assert command("--model", world.config("held", datasets=[dataset]), "--check_dataset") == 0
+        assert "key 'eval_path': " in capsys.readouterr().out
+        return
+    assert status == 1 and "held out  held: 100 records in 1 file" in printed.out and "--- record" not in printed.out
+    wrong = "id 5000 is not below n_vocab and at least 0" if spoiled else f"a record of {N_CTX} tokens is too short"
+    assert f"WARNING   {wrong}: an evaluation would stop at it" in printed.out
+
+
 def test_damage_far_from_the_beginning(world, command, capsys, tmp_path):
     for path in glob.glob(os.path.join(world.records, "train_*.tfrecords")):
         shutil.copy(path, tmp_path)
