@@ -55,7 +55,7 @@ def verify(
         it the one of this package runs, and nothing of the folder.
 
     Raises:
-      CheckpointError: the difference is above the bound.
+      CheckpointError: the difference is above the bound, or neither side computes numbers.
     """
     if way == "none":
         return None
@@ -81,7 +81,12 @@ def verify(
         ours = our_logits(Bundle(checkpoint), model, tokens, rounded)
         theirs = their_logits(HfFolder(folder), tokens, rounded)
         ways = "NumPy, layer by layer, on both sides"
-    worst = float(np.abs(ours - theirs).max())  # NaN on either side is NaN here, and fails
+    if not np.isfinite(ours).all() and not np.isfinite(theirs).all():
+        raise CheckpointError(
+            f"the model computes nan or infinite logits, here as there, so that they cannot be compared ({ways}); "
+            "--verify none converts its weights all the same; nothing was written"
+        )
+    worst = float(np.abs(ours - theirs).max())  # NaN on one side is NaN here, and fails
     allowed = bound * max(1.0, float(np.abs(theirs).max()))
     if not worst <= allowed:
         # Rounding of float32 grows with the weights; a wrong weight moves logits by a share of themselves.

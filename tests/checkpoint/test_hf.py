@@ -69,6 +69,19 @@ def test_logits_equal_and_every_way_of_comparing_says_so(imported, monkeypatch):
             verify(checkpoint, run.model, other, way)
 
 
+@pytest.mark.parametrize("way", ["torch", "numpy"])
+def test_a_model_without_numbers_is_no_wrong_conversion(way, tmp_path):
+    """Large but finite weights, as of a run that diverged."""
+    peer = make_peer("gpt_neo")
+    with torch.no_grad():
+        for part in (peer.transformer.h[0].attn.attention.q_proj, peer.transformer.h[0].attn.attention.k_proj):
+            part.weight.mul_(1e25)
+    source = save_peer(peer, tmp_path / "hf")
+    run = import_hf(source, str(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="computes nan or infinite logits, here as there"):
+        verify(str(tmp_path / "run" / "model.ckpt-0"), run.model, source, way)
+
+
 def test_round_trip_changes_no_bit_and_no_greedy_token(imported, tmp_path):
     _, source, run, checkpoint = imported
     export_hf(run, checkpoint, str(tmp_path / "out"), shard=40_000)
