@@ -47,15 +47,13 @@ def find_layout(options: FindLayout) -> int:
         raise ConfigError("a layout needs mesh_shape; layout --mesh (--auto_layout_and_mesh_shape) finds one as well")
     print(model_text(run))
     fits = found[0].memory <= DEVICE_BYTES
-    order = "the best, the fastest that fit a TPU v3 core" if fits else "NONE fits a TPU v3 core; those of least memory"
+    order = "the best, the fastest that fit a TPU v3 core" if fits else "NONE fits a TPU v3 core: those of least memory"
     print(f"layouts   {len(found)} of {devices} devices divide; {order}:")
-    print(f"          {'mesh_shape':14s} {'layout':58s} {'memory':>10s} {'sent/step':>10s} {'time/step':>10s}")
+    print(f"          {'memory':>10s} {'sent/step':>10s} {'time/step':>10s}  mesh_shape; layout below")
     for layout in found[:SHOWN]:
         shape, rules = (",".join(f"{a}:{b}" for a, b in pairs) for pairs in (layout.mesh_shape, layout.rules))
-        print(
-            f"          {shape:14s} {rules:58s} {size_text(layout.memory):>10s} {size_text(layout.traffic):>10s} "
-            f"{layout.seconds:>8.1f} s"
-        )
+        figures = f"{size_text(layout.memory):>10s} {size_text(layout.traffic):>10s} {layout.seconds:>8.1f} s"
+        print(f"          {figures}  {shape}\n              {rules}")
     keys = {
         "mesh_shape": ",".join(f"{a}:{b}" for a, b in found[0].mesh_shape),
         "layout": ",".join(f"{a}:{b}" for a, b in found[0].rules),

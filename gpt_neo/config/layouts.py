@@ -19,7 +19,7 @@ from gpt_neo.config.schema import ModelConfig, RunConfig
 # A core of a TPU v3, the device that the released models were trained on: memory, what of its peak a matrix product
 # of these models reaches, and the links to its neighbours. The ranking needs their proportions, not their exactness.
 DEVICE_BYTES, DEVICE_FLOPS, LINK_BYTES = 16e9, 25e12, 70e9
-CANDIDATES = ("batch", "heads", "intermediate_expanded", "vocab", "embd")
+CANDIDATES = ("batch", "heads", "intermediate_expanded", "vocab", "embd", "loss_sequence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,8 @@ def judge(
     memory += residual / split("embd") * (6 * layers + kept + made)
     memory += residual * 4 / split("heads") * (layers + made)
     memory += residual * inner / split("intermediate_expanded") * (2 * layers + made)
-    memory += tokens * spans * model.n_head * 4 / split("heads") + 2 * tokens * model.n_vocab * 4 / split("vocab")
+    memory += tokens * spans * model.n_head * 4 / split("heads")
+    memory += 2 * tokens * model.n_vocab * 4 / split("vocab", "loss_sequence")
     everything = step_tokens * model.n_embd * width
     # Forward and backward of a block: a sum per projection whose contracted dimension is split.
     traffic += 4 * model.n_layer * (ring(everything, split("heads")) + ring(everything, split("intermediate_expanded")))
@@ -149,7 +150,15 @@ def judge(
     traffic += 2 * model.n_layer * products * ring(everything, split("embd"))
     traffic += ring(step_tokens * model.n_vocab * 4 / split("vocab"), split("embd"))
     traffic += 3 * ring(everything, split("vocab"))
-    work = [2 * size / split(*(name for name, _ in dims), "batch") for dims, (_, size) in sizes.items()]
+    # A head split by tokens: its cores give one another the gradient of its input, and add up that of its matrix, of
+    # which each holds a part by then.
+    sums, head = 1 if run.mesh.gradient_sums == "step" else count, ("vocab", model.n_vocab)
+    matrix = sum(4 * used / spread_over(mesh, rules, dims) for dims, (_, used) in sizes.items() if head in dims)
+    traffic += ring(everything / 2 + sums * matrix, split("loss_sequence"))
+    work = [
+        2 * used / split("batch", *(name for name, _ in dims), *(("loss_sequence",) if head in dims else ()))
+        for dims, (_, used) in sizes.items()
+    ]
     flops = (4 if model.kept_of_blocks == "inputs" else 3) * run.tokens_per_step * sum(work)
     return memory, traffic, flops / DEVICE_FLOPS + traffic / LINK_BYTES
 

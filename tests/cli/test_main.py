@@ -165,7 +165,7 @@ def test_layout_search(command, capsys):
     out = capsys.readouterr().out
     assert 'for the config: "mesh_shape":' in out and "the best, the fastest that fit a TPU v3 core:" in out
     assert command("--model", "gptneox_20B", "--auto_layout", "--set", "mesh_shape=x:8") == 0
-    assert "NONE fits a TPU v3 core; those of least memory:" in capsys.readouterr().out
+    assert "NONE fits a TPU v3 core: those of least memory:" in capsys.readouterr().out
 
 
 def test_new_deletes_checkpoints_and_nothing_else(trained, world, command, capsys, tmp_path):
