@@ -78,7 +78,7 @@ def scan(source: Source) -> Figures:
     seen = Figures()
     for path, promised in zip(source.paths, source.counts):
         before = seen.records
-        for ids in read_records(path, files):
+        for ids in read_records(path, files, source.masked):
             seen.add(ids)
         if seen.records - before != promised:
             raise DataError(f"{path}: its name promises {promised} records, it holds {seen.records - before}")

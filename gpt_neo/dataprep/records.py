@@ -22,6 +22,9 @@ from gpt_neo.errors import DataError, reason_of
 from gpt_neo.wire import byte_fields, bytes_field, masked_checksum, varint
 
 FEATURE, MASK = "text", "mask"
+APART = "give each a dataset of its own, with a weight"
+UNREAD_MASK = f"a mask, and the first record of its dataset has none: {APART}"
+NO_MASK = f"no mask, and the first record of its dataset has one: {APART}"
 UNPACKERS = {".gz": "gzip -d", ".zst": "zstd -d", ".xz": "xz -d", ".bz2": "bzip2 -d", ".zip": "unzip"}
 ZLIB = (b"x\x01", b"x\x9c", b"x\xda")  # TensorFlow writes records so too; two letters, too few to tell among texts
 BLOCK = 1 << 22  # numbers packed at once
@@ -155,20 +158,39 @@ def unreadable(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
-def read_records(path: str, files: Any = storage) -> Iterator[np.ndarray]:
+def read_records(path: str, files: Any = storage, masked: Optional[bool] = None) -> Iterator[np.ndarray]:
     """Yield the records of a file, int64 [tokens] each.
 
     Args:
       files: what reads it: `storage`, or `storage.tensorflow` where a job reads its own.
+      masked: whether they have masks, of as many numbers as there are tokens; None where that does not matter.
 
     Raises:
       DataError: a record is cut off, damaged or of another schema; names file and byte offset.
     """
     for offset, data in read_frames(path, files):
         try:
-            yield parse_example(data)
+            tokens = parse_example(data)
+            if masked is not None:
+                check_mask(data, len(tokens), masked)
+            yield tokens
         except ValueError as error:
             raise DataError(f"{path}: record at byte {offset}: {error}") from error
+
+
+def check_mask(data: bytes, size: int, masked: bool) -> None:
+    """Check whether a serialised record has a mask, of `size` numbers, or has none.
+
+    Raises:
+      ValueError: it is otherwise.
+    """
+    numbers = len(parse_example(data, MASK)) if has_mask(data) else 0
+    if numbers and not masked:
+        raise ValueError(f"it has {UNREAD_MASK}")
+    if masked and size and not numbers:
+        raise ValueError(f"it has {NO_MASK}")
+    if masked and numbers != size:
+        raise ValueError(f"it has a mask of {numbers} numbers; a token has one each")
 
 
 def records_only(paths: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.records import FEATURE, MASK
+from gpt_neo.dataprep.records import FEATURE, MASK, NO_MASK, UNREAD_MASK
 from gpt_neo.inputs.mlm import mask_tokens
 from gpt_neo.inputs.sources import CHUNKS, RANDOM, Source, labels_of_sample, needed_text, tokens_needed
 from gpt_neo.mtf_compat import tf
@@ -36,10 +36,11 @@ def sample_maker(run: RunConfig, source: Source, weights: bool) -> Any:
 
     def make(group: Any) -> dict:
         feature = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
-        names = [FEATURE, MASK] if source.masked else [FEATURE]
-        parsed = tf.io.parse_example(group["records"], dict.fromkeys(names, feature))
+        parsed = tf.io.parse_example(group["records"], dict.fromkeys([FEATURE, MASK], feature))
         rows = parsed[FEATURE]
         tokens = checked_tokens(rows, group, run.model.n_vocab)
+        if not source.masked:
+            tokens = without_mask(parsed[MASK], tokens, group)
         first = tf.constant(0)  # the first label that counts
         if source.kind == CHUNKS:
             tokens, length = of_one_length(tokens, group, source, needed, needed_text(run)), needed
@@ -104,9 +105,19 @@ def mask_of(mask: Any, tokens: Any, group: dict) -> Any:
     size = tf.size(mask)
 
     def refuse() -> Any:
-        return refused(mask, group, 0, ["has a mask of ", tf.strings.as_string(size), " numbers; a token has one each"])
+        other = tf.strings.join(["a mask of ", tf.strings.as_string(size), " numbers; a token has one each"])
+        return refused(mask, group, 0, ["has ", tf.where(size > 0, other, NO_MASK)])
 
     return tf.cond(tf.not_equal(size, tf.size(tokens)), refuse, lambda: tf.identity(mask))
+
+
+def without_mask(masks: Any, tokens: Any, group: dict) -> Any:
+    """The tokens of records whose source has no masks, refused when one has: it would not be read."""
+
+    def refuse() -> Any:
+        return refused(tokens, group, tf.argmax(masks.row_lengths()), [f"has {UNREAD_MASK}"])
+
+    return tf.cond(tf.size(masks.values) > 0, refuse, lambda: tf.identity(tokens))
 
 
 def piece(sample: Any, source: Source, needed: int, step: int) -> tuple:

@@ -107,6 +107,25 @@ def test_held_out_records_are_read_too(world, command, capsys, spoiled, tmp_path
     assert f"WARNING   {wrong}: an evaluation would stop at it" in printed.out
 
 
+@pytest.mark.parametrize("first", [None, [1] * (N_CTX + 1)])
+@pytest.mark.parametrize("second", [[1] * (N_CTX + 1), [1] * N_CTX, None])
+def test_masks_that_training_refuses(world, command, capsys, first, second, tmp_path):
+    row = list(range(2, N_CTX + 3))
+    writer = RecordWriter(str(tmp_path), "masks", 0)
+    for mask in (first, first, second):
+        writer.write(row, mask)
+    writer.close()
+    dataset = world.dataset_config("masks", path=str(tmp_path / "masks_*.tfrecords"))
+    status = command("--model", world.config("masks", datasets=[dataset]), "--check_dataset")
+    if first == second:
+        assert status == 0
+        return
+    said = "a mask, and the first record of its dataset has none"
+    if first is not None:
+        said = "no mask, and the first record of its dataset has" if second is None else f"a mask of {N_CTX} numbers"
+    assert status == 2 and f": it has {said}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_damage_far_from_the_beginning(world, command, capsys, tmp_path):
     for path in glob.glob(os.path.join(world.records, "train_*.tfrecords")):
         shutil.copy(path, tmp_path)

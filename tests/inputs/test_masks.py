@@ -1,5 +1,6 @@
 """Records with masks: which labels count, alone, in pieces, and beside records without."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -47,9 +48,23 @@ def test_beside_plain_records(tmp_path, shelf):
     assert found == {0: 1, 100: N_CTX}
 
 
+@pytest.mark.parametrize("stitch, kind", [(1, "chunks"), (2, "documents_fixed")])
+def test_a_mask_behind_records_without_is_not_passed_over(tmp_path, stitch, kind):
+    for name, mask in (("a", None), ("b", None), ("c", [0] * 8 + [1])):
+        config = masked(tmp_path, name, [(list(range(9)), mask)])
+    both = dataclasses.replace(config, path=str(tmp_path / "*.tfrecords"))
+    run = in_order(make_run([(DatasetRef("both", stitch, kind, 1.0), both)]))
+    assert not training_sources(run)[0].masked
+    with pytest.raises(tf.errors.InvalidArgumentError, match="c_0.*record 0 has a mask, and the first record"):
+        take(lambda: training_batches(run, 1, 0), 4)
+
+
 def test_what_cannot_be(tmp_path):
     config = masked(tmp_path, "bad", [(list(range(9)), [1] * 9), (list(range(9)), [1] * 5)])
     with pytest.raises(tf.errors.InvalidArgumentError, match="record 1 has a mask of 5 numbers"):
         take(lambda: training_batches(in_order(make_run([("bad", config)])), 1, 0), 2)
+    config = masked(tmp_path, "half", [(list(range(9)), [1] * 9), (list(range(9)), None)])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="record 1 has no mask, and the first record"):
+        take(lambda: training_batches(in_order(make_run([("half", config)])), 1, 0), 2)
     with pytest.raises(ConfigError, match="its records have masks"):
         training_sources(make_run([(DatasetRef("bad", 1, "documents_fixed", 1.0), config)]))
