@@ -6,22 +6,31 @@ import json
 import os
 from typing import Any, Optional
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.folder import find_checkpoint, prefix_of
 from gpt_neo.checkpoint.health import examine
-from gpt_neo.checkpoint.names import is_slot
+from gpt_neo.checkpoint.names import PREFIX, is_slot
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import size_text
 from gpt_neo.cli.tool_options import Inspect
+from gpt_neo.errors import CheckpointError
 
 
 def inspect(options: Inspect) -> int:
-    """Print the table."""
+    """Print the table.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it is damaged.
+    """
     path = prefix_of(options.checkpoint)
     notes: tuple = ()
     if os.path.isdir(path):
         found = find_checkpoint(path)
         path, notes = found.path, found.notes
+    elif not storage.scheme_of(path) and not os.path.exists(path + ".index"):
+        what = f"{options.checkpoint} is no checkpoint" if os.path.exists(path) else f"no checkpoint {path!r}"
+        raise CheckpointError(f"{what}: expected the folder of a run, or {PREFIX}STEP in one")
     bundle = Bundle(path)
     reports = [examine(bundle, name) for name in bundle.names()]
     record = read_provenance(path)

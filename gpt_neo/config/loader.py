@@ -69,6 +69,7 @@ def load_config(
     path = find_config(name_or_path, config_dir)
     written, changes = storage.read_json(path, ConfigError, once=True), dict(parse_override(text) for text in overrides)
     refuse_hugging_face(written, path)
+    refuse_dataset(written, path)
     if RECORD.fullmatch(os.path.basename(path)):  # in the words of this program, but for what is set now
         raw = {**written["config"], **place_of_record(path), **changes}
         notes = restore_overrides(raw, path)
@@ -232,6 +233,16 @@ def parse_override(text: str) -> tuple:
 def known_keys() -> set:
     """Every key that a model config may hold."""
     return {field.name for section in SECTIONS.values() for field in dataclasses.fields(section)}
+
+
+def refuse_dataset(written: dict, path: str) -> None:
+    """Refuse a dataset config in the place of a model's.
+
+    Raises:
+      ConfigError: says where it belongs.
+    """
+    if written.get("path") and written.keys() <= {field.name for field in dataclasses.fields(DatasetConfig)}:
+        raise ConfigError(f"{path} is a dataset config: it goes into 'datasets' of a model's, or --set datasets={path}")
 
 
 def reject_unknown(raw: dict, known: set, path: str) -> None:

@@ -196,7 +196,9 @@ def read_json(path: str, kind: type[GptNeoError] = DataError, once: bool = False
         value = parse_json(read_bytes(path), once)
     except json.JSONDecodeError as error:
         raise kind(f"{path}:{error.lineno}: not valid JSON: {error.msg}{usual_mistake(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise kind(f"{path}: not valid JSON: byte {error.start:,} belongs to no text in Unicode") from error
+    except OSError as error:
         raise kind(f"{path}: cannot be read: {reason_of(error)}") from error
     except ValueError as error:
         raise kind(f"{path}: {error}") from error

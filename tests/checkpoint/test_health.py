@@ -106,3 +106,11 @@ def test_every_command_has_help_without_tensorflow(capsys):
     pages = done.stdout.split("< ")[1:]
     assert [page.split(" >")[0] for page in pages] == list(COMMANDS)
     assert all("usage: gpt-neo" in page for page in pages), pages
+
+
+def test_what_is_no_checkpoint_is_called_so(tmp_path, capsys):
+    config = str(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{}")
+    for path, said in ((config, f"{config} is no checkpoint"), (str(tmp_path / "none"), "no checkpoint")):
+        assert main(["inspect", path]) == 2
+        assert f"error: {said}" in capsys.readouterr().err

@@ -27,6 +27,8 @@ def places(world, trained, tmp_path_factory):
     short = RecordWriter(str(folder), "short", 0)
     short.write([5] * (N_CTX - 3))
     short.close()
+    (folder / "binary.json").write_bytes(b"{\x92\xff\xfe\x81}")
+    (folder / "dataset.json").write_text('{"path": "x_*.tfrecords", "eval_path": "", "tokenizer_path": "gpt2"}')
     damaged = folder / "damaged"
     shutil.copytree(os.path.join(world.folder, "runs", "trained"), damaged)
     (damaged / "model.ckpt-20.index").write_bytes(b"nothing of the kind")
@@ -45,6 +47,8 @@ def places(world, trained, tmp_path_factory):
 BAD = [
     ("config", None, ["--model", "{bad}/absent.json"], "no config"),
     ("json", None, ["--model", "{bad}/broken.json"], "broken.json:1: not valid JSON"),
+    ("no text", None, ["--model", "{bad}/binary.json"], "binary.json: not valid JSON: byte 1 belongs to no text"),
+    ("a dataset", None, ["--model", "{bad}/dataset.json"], "is a dataset config: it goes into 'datasets' of a model's"),
     ("key", {"n_heads": 2}, [], "unknown key 'n_heads'; nearest known key: 'n_head'"),
     ("type", {"n_layer": "two"}, [], "key 'n_layer' is 'two'; expected a whole number"),
     ("set", {}, ["--set", "train_steps"], "expected key=value"),
