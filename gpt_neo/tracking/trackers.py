@@ -21,6 +21,7 @@ from gpt_neo.tracking.metrics import Metrics
 POLL = 5.0  # seconds between looks at a run's files
 PROJECT = "gpt-neo"
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+FILES = "MLFLOW_ALLOW_FILE_STORE"  # without it MLflow 3 refuses folders
 AT_FIRST = "2"  # of them, while a person waits for the run to begin; of 7, the client's own, the last wait minutes
 
 
@@ -63,12 +64,17 @@ class WandbTracker(LogTracker):
 
 
 class MlflowTracker:
-    """MLflow: a server's address or a folder, where the experiment is called as a project is elsewhere."""
+    """MLflow: a server's address or a folder, where the experiment is called as a project is elsewhere. Without either
+    that of MLFLOW_TRACKING_URI, or the folder mlruns, where MLflow looks for one."""
 
     def __init__(self, module: Any, where: str, name: str, config: dict) -> None:
         from mlflow.tracking import MlflowClient
 
-        self.client = MlflowClient(where or None)
+        where = where or os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
+        folder = "://" not in where and where != "databricks"
+        if folder or where.startswith("file:"):
+            os.environ.setdefault(FILES, "true")
+        self.client = MlflowClient(os.path.abspath(where) if folder else where)
         with few_retries():
             known = self.client.get_experiment_by_name(PROJECT)
         experiment = known.experiment_id if known else self.client.create_experiment(PROJECT)

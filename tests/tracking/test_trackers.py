@@ -81,13 +81,17 @@ def test_what_cannot_be_tracked(tmp_path, monkeypatch):
         pass
 
 
-def test_mlflow_in_a_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["mlflow", "mlflow:mlruns", "mlflow:file://{}/mlruns"])
+def test_mlflow_in_a_folder(tmp_path, monkeypatch, where):
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for name in (trackers.FILES, "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")  # so that it is again what it was
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
     place = f"file://{tmp_path}/mlruns"
-    with tracked([f"mlflow:{place}"], str(tmp_path), "x", {"lr": 0.001, "datasets": ["a"]}, pytest.fail):
+    with tracked([where.format(tmp_path)], str(tmp_path), "x", {"lr": 0.001, "datasets": ["a"]}, pytest.fail):
         write_rows(tmp_path)
     client = MlflowClient(place)
     (run,) = client.search_runs([client.get_experiment_by_name("gpt-neo").experiment_id])
