@@ -241,6 +241,12 @@ class SamplingOptions(Options):
     stop: tuple = flag((), "end a sample before this text; may be given several times", action="append", metavar="TEXT")
     seed: Optional[int] = flag(None, "seed of the draws (default: a new one each time, printed)", low=0)
 
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: a prompt is given, and prompts are asked for."""
+        super().__post_init__()
+        if self.interactive and self.prompt is not None:
+            raise ConfigError("--interactive asks for prompts, and takes no --prompt")
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoringOptions(Options):

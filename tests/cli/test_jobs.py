@@ -30,6 +30,7 @@ from tests.conftest import ROOT
         (["train", "demo", "--backend", "xla", "--skip_spikes"], "--skip_spikes goes with --backend tensorflow"),
         (["train", "demo", "--backend", "xla", "--min_p", "0.1"], "--min_p goes with --backend tensorflow"),
         (["train", "demo", "--interactive"], "--interactive goes with gpt-neo sample"),
+        (["sample", "demo", "Once", "--interactive"], "--interactive asks for prompts, and takes no --prompt"),
         (["eval", "demo", "--backend", "xla", "--eval_tasks", "pile"], "--eval_tasks goes with --backend tensorflow"),
         (["train", "demo", "--platform", "gpu"], "--platform goes with --backend xla"),
         (["eval", "demo", "--save_program", "p"], "--save_program goes with --backend xla"),
