@@ -15,6 +15,7 @@ import json
 import logging
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, TypeVar, Union, overload
@@ -46,6 +47,7 @@ from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo")
 Read = TypeVar("Read")
+TURNS = threading.RLock()  # of threads that call: file descriptor 2 is one for all, and so is what a model has read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Model:
         self.folder: str = found.folder
         self.step: int = found.step
         self.tokenizer: Tokenizer = found.tokenizer
-        self._samplers: dict[int, Sampler] = {}
+        self._samplers: list[tuple[int, Sampler]] = []  # (rows that were asked for, sampler)
+        self._busy: list[Sampler] = []  # those whose caches hold a text that grows
 
     def __repr__(self) -> str:
         return f"<gpt_neo.Model {self.name}, step {self.step}, {self.folder}>"
@@ -109,12 +112,13 @@ class Model:
           GptNeoError: an option is out of its bounds, or the checkpoint is damaged.
         """
         if isinstance(prompt, str):
-            return "".join(self.stream(prompt, **options))
+            with TURNS:  # threads need one sampler together
+                return "".join(self.stream(prompt, **options))
         drawn, stop = self._options(**options)
         ids = [encode_context(self.tokenizer, text, self._found.prefix) for text in prompt]
         self._tell_of_room(ids, drawn)
-        sampler = self._sampler(min(self._found.run.training.predict_batch_size, max(1, len(ids))))
-        with native_noise_hidden():
+        rows = min(self._found.run.training.predict_batch_size, max(1, len(ids)))
+        with TURNS, self._sampler(rows) as sampler, native_noise_hidden():
             made = dict(generate(sampler, self.tokenizer, [Prompt(each, stop, drawn) for each in ids]))
         return [made[number] for number in range(len(ids))]
 
@@ -134,15 +138,16 @@ class Model:
         ids = encode_context(self.tokenizer, prompt, self._found.prefix)
         self._tell_of_room([ids], drawn)
         text = Detokenizer(self.tokenizer, stop, ids)
-        events = self._sampler(1).generate([ids], drawn)
-        with native_noise_hidden():
-            first = next(events)
-        for event in itertools.chain([first], events):
-            piece = text.advance(Scored(event.token), event.token == drawn.eos_id, event.last)
-            if piece and piece.text:
-                yield piece.text
-            if piece and piece.finish:
-                return
+        with self._sampler(1) as sampler:
+            events = sampler.generate([ids], drawn)
+            with TURNS, native_noise_hidden():
+                first = next(events)
+            for event in itertools.chain([first], events):
+                piece = text.advance(Scored(event.token), event.token == drawn.eos_id, event.last)
+                if piece and piece.text:
+                    yield piece.text
+                if piece and piece.finish:
+                    return
 
     @overload
     def logprobs(self, text: str, context: str = "") -> LogProbs: ...  # type: ignore[overload-overlap]
@@ -162,7 +167,7 @@ class Model:
         """
         texts = [text] if isinstance(text, str) else list(text)
         requests = [encode_pair(self.tokenizer, context, each, self._found.prefix) for each in texts]
-        with native_noise_hidden():
+        with TURNS, native_noise_hidden():
             scores = self._scorer.score(requests)
         found = [
             LogProbs(
@@ -188,17 +193,25 @@ class Model:
         self.step = self._found.step
         return made
 
-    def _sampler(self, rows: int) -> Sampler:
-        """The sampler of at least so many rows; the smallest that is there."""
-        fitting = [size for size in self._samplers if size == rows or size > rows > 1]
-        if not fitting:
-            self._samplers[rows] = self._read(
-                lambda found: Sampler(found.run.model, found.checkpoint, rows, self._plan)
-            )
-            for note in self._samplers[rows].notes:
-                LOG.info(note)
-            fitting = [rows]
-        return self._samplers[min(fitting)]
+    @contextlib.contextmanager
+    def _sampler(self, rows: int) -> Iterator[Sampler]:
+        """Context with a sampler of at least so many rows, for a text that grows alone in its caches; the smallest that
+        is there and free."""
+        with TURNS:
+            free = [(size, sampler) for size, sampler in self._samplers if sampler not in self._busy]
+            fitting = [(size, sampler) for size, sampler in free if size == rows or size > rows > 1]
+            if not fitting:
+                made = self._read(lambda found: Sampler(found.run.model, found.checkpoint, rows, self._plan))
+                for note in made.notes:
+                    LOG.info(note)
+                fitting = [(rows, made)]
+                self._samplers += fitting
+            _, sampler = min(fitting, key=lambda pair: pair[0])
+            self._busy.append(sampler)
+        try:
+            yield sampler
+        finally:
+            self._busy.remove(sampler)
 
     def _tell_of_room(self, prompts: Sequence[Sequence[int]], drawn: SampleOptions) -> None:
         """Log which prompts lose their beginnings, and where fewer new tokens fit than were asked for."""

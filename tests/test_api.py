@@ -1,5 +1,7 @@
 """The package from Python: against PyTorch, and every example of docs/python.md."""
 
+import concurrent.futures
+import itertools
 import json
 import os
 import re
@@ -73,6 +75,24 @@ def test_streams_seeds_and_stops(model):
     assert model.generate("The class", stop=stop, **options) == whole[: whole.index(stop)]
     assert "".join(model.stream("The class", stop=["nowhere in it", stop], **options)) == whole[: whole.index(stop)]
     assert model.generate("", max_tokens=3, seed=1) == model.generate("", max_tokens=3, seed=1)
+
+
+def test_texts_that_grow_at_the_same_time_are_those_alone(model):
+    prompts, options = ["The class", "A string of"], {"max_tokens": 12, "temperature": 0}
+    alone = [model.generate(prompt, **options) for prompt in prompts]
+    streams = [model.stream(prompt, **options) for prompt in prompts]
+    pieces = list(itertools.zip_longest(*streams, fillvalue=""))
+    assert ["".join(texts) for texts in zip(*pieces)] == alone
+    begun = model.stream(prompts[0], **options)
+    assert (
+        next(begun) + model.generate(prompts[1], **options) + "".join(begun)
+        == pieces[0][0] + alone[1] + (alone[0][len(pieces[0][0]) :])
+    )
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda prompt: model.generate(prompt, **options), prompts * 3)) == alone * 3
+        assert list(threads.map(lambda _: model.generate(prompts, **options), range(3))) == [alone] * 3
+    del begun
+    assert len(model._samplers) <= 4 and not model._busy  # two of streams, one or two of lists
 
 
 def test_mistakes_are_raised_with_the_text_of_the_commands(model, trained):
