@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import random
 import sys
 import threading
@@ -47,6 +48,7 @@ from gpt_neo.tokenizer import Tokenizer
 
 LOG = logging.getLogger("gpt_neo")
 Read = TypeVar("Read")
+Path = Union[str, "os.PathLike[str]"]
 TURNS = threading.RLock()  # of threads that call: file descriptor 2 is one for all, and so is what a model has read
 
 
@@ -239,7 +241,7 @@ class Model:
         return drawn, stops
 
 
-def load(model: str, *, checkpoint: Union[str, int, None] = None, gpus: Sequence[str] = (), **overrides: Any) -> Model:
+def load(model: Path, *, checkpoint: Union[str, int, None] = None, gpus: Sequence[str] = (), **overrides: Any) -> Model:
     """Find a model, its checkpoint and its tokenizer.
 
     Args:
@@ -253,14 +255,14 @@ def load(model: str, *, checkpoint: Union[str, int, None] = None, gpus: Sequence
       GptNeoError: a part of it is missing or wrong.
     """
     which = None if checkpoint is None else str(checkpoint)
-    found = find_model(run_of(model, LOG.info), which, _as_flags(overrides))
+    found = find_model(run_of(os.fspath(model), LOG.info), which, _as_flags(overrides))
     for note in found.notes:
         LOG.info(note)
     return Model(found, gpus)
 
 
 def train(
-    config: str,
+    config: Path,
     *,
     steps_per_checkpoint: int = 5000,
     gpus: Sequence[str] = (),
@@ -280,7 +282,7 @@ def train(
       GptNeoError: the config or the data are wrong, the folder is in use, the loss is no number any more, or a signal
         ended the run (what it had reached is saved).
     """
-    options = RunOptions(config, set=tuple(_as_flags(overrides)))
+    options = RunOptions(os.fspath(config), set=tuple(_as_flags(overrides)))
     training = TrainingOptions(steps_per_checkpoint=steps_per_checkpoint)
     job = load_job(options, DeviceOptions(gpu_ids=tuple(gpus)), quiet=True)
     for note in job.run.notes:
@@ -296,7 +298,7 @@ def train(
     return load(config, gpus=gpus, **overrides)
 
 
-def finetune(source: str, data: Union[str, Sequence[str]], out: str, **options: Any) -> Model:
+def finetune(source: Path, data: Union[Path, Sequence[Path]], out: Path, **options: Any) -> Model:
     """Fine-tune a model on texts, prompts with completions, or chats, and export it to Hugging Face, as
     `gpt-neo finetune` does; the same call goes on after a kill. The model at its best checkpoint, or without held-out
     text at its newest.
@@ -314,15 +316,15 @@ def finetune(source: str, data: Union[str, Sequence[str]], out: str, **options: 
     flags = {field.name for field in dataclasses.fields(Finetune)} - {"set", "training", "verify", "verbose"}
     training = {field.name for field in dataclasses.fields(FinetuneTraining)}
     asked = Finetune(
-        source,
-        (data,) if isinstance(data, str) else tuple(data),
-        out,
+        os.fspath(source),
+        tuple(map(os.fspath, (data,) if isinstance(data, (str, os.PathLike)) else data)),
+        os.fspath(out),
         set=tuple(_as_flags({name: value for name, value in options.items() if name not in flags | training})),
         training=FinetuneTraining(**{name: options[name] for name in training & set(options)}),
         **{name: options[name] for name in flags & set(options)},
     )
     _silently(lambda: finetune_command(asked))
-    return load(out, checkpoint="best" if read_best(out) else None)
+    return load(out, checkpoint="best" if read_best(os.fspath(out)) else None)
 
 
 def _silently(work: Callable[[], int]) -> None:

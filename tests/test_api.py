@@ -4,6 +4,7 @@ import concurrent.futures
 import itertools
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -75,6 +76,16 @@ def test_streams_seeds_and_stops(model):
     assert model.generate("The class", stop=stop, **options) == whole[: whole.index(stop)]
     assert "".join(model.stream("The class", stop=["nowhere in it", stop], **options)) == whole[: whole.index(stop)]
     assert model.generate("", max_tokens=3, seed=1) == model.generate("", max_tokens=3, seed=1)
+
+
+def test_places_may_be_paths(trained, tmp_path):
+    run = pathlib.Path(folder_of(trained))
+    assert gpt_neo.load(run).folder == str(run)
+    with pytest.raises(GptNeoError, match="no config '.*nowhere'"):
+        gpt_neo.train(tmp_path / "nowhere")
+    for data in (tmp_path / "no.jsonl", [tmp_path / "no.jsonl"]):
+        with pytest.raises(GptNeoError, match="--data '.*no.jsonl': no"):
+            gpt_neo.finetune(run, data, tmp_path / "out")
 
 
 def test_texts_that_grow_at_the_same_time_are_those_alone(model):
