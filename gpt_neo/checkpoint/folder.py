@@ -148,7 +148,8 @@ def find_checkpoint(folder: str, which: Optional[str] = None) -> Found:
         found = find_latest(os.path.join(folder, BEST))
         if found is None:
             raise CheckpointError(
-                f"no best checkpoint in {folder!r}: training keeps one where eval_steps is set, and --eval --keep_best"
+                f"no best checkpoint in {folder!r}: training keeps one where eval_steps is set, and so does "
+                "gpt-neo eval --keep_best"
             )
         return found
     steps = {str(step_of(p)): p for p in checkpoints_of(folder)}

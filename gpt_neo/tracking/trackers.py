@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Callable, Optional, Protocol
 
+from gpt_neo import storage
 from gpt_neo.errors import ConfigError, reason_of
 from gpt_neo.system import how_to_install
 from gpt_neo.tracking.metrics import Metrics
@@ -71,7 +72,7 @@ class MlflowTracker:
         from mlflow.tracking import MlflowClient
 
         where = where or os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
-        folder = "://" not in where and where != "databricks"
+        folder = not storage.scheme_of(where) and where != "databricks"
         if folder or where.startswith("file:"):
             os.environ.setdefault(FILES, "true")
         self.client = MlflowClient(os.path.abspath(where) if folder else where)

@@ -102,10 +102,10 @@ def test_a_terminal_shows_what_it_asks_before_the_answer():
     if not process:
         os.execve(sys.executable, [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": ROOT})
     shown = b""
-    for awaited in (b"prompt> ", b"asked\r\nasked\r\n"):
+    for awaited, typed in ((b"prompt> ", b"asked\n"), (b"asked\r\nasked\r\n", b"")):
         while awaited not in shown:
             assert select.select([terminal], [], [], 60)[0], shown
             shown += os.read(terminal, 1000)
-        os.write(terminal, b"asked\n")
-    os.close(terminal)
+        os.write(terminal, typed)
     assert os.waitpid(process, 0)[1] == 0
+    os.close(terminal)
