@@ -95,7 +95,7 @@ def import_hf(
     own = folder.config.get("model_type") == CUSTOM_TYPE
     family, keys = (CUSTOM, own_keys(folder.config, where)) if own else model_keys(folder.config, where)
     types = weight_types(folder, family)
-    precision = dtype or ("bfloat16" if types == {BFLOAT16} else "float32")
+    precision = dtype or holding(types)
     ids, notes = ({}, []) if own else special_ids(source, folder.config, keys["n_vocab"])
     raw = {
         **keys,
@@ -133,6 +133,11 @@ def weight_types(folder: HfFolder, family: Family) -> set:
     """The types of a folder's weights; masks and tables that older versions saved are none."""
     names = [name for name in folder.names() if not is_ignored(family, name.removeprefix(family.prefix))]
     return {folder.dtype(name) for name in names}
+
+
+def holding(types: set) -> str:
+    """The type that holds every number of weights of these."""
+    return "bfloat16" if types == {BFLOAT16} else "float32"
 
 
 def finish_bundle(writer: BundleWriter, run: RunConfig, step: int, zero_slots: bool) -> None:
@@ -275,7 +280,7 @@ def export_hf(
     held = variables_of(run.model)  # a recast model may have more
     fit = fit_checkpoint(checkpoint, {name: pair.shape for pair in pairs for name in pair.ours if name in held})
     types = {fit.bundle.dtype(name) for name in fit.shapes}
-    stored = dtype or ("bfloat16" if types == {BFLOAT16} else "float32")
+    stored = dtype or holding(types)
     config = describe(stored)
     with staged_folder(destination) as staging:
         write_weights(staging, pairs, fit, DTYPES[stored], shard, recast)

@@ -19,7 +19,7 @@ from gpt_neo.checkpoint.convert import match_names
 from gpt_neo.checkpoint.custom import CUSTOM, CUSTOM_TYPE, listed_pairs, own_keys
 from gpt_neo.checkpoint.families import WITHOUT_EFFECT, pairs_of
 from gpt_neo.checkpoint.fit import fit_checkpoint
-from gpt_neo.checkpoint.folder import find_latest, is_hf_folder, prefix_of, write_state
+from gpt_neo.checkpoint.folder import Found, find_latest, is_hf_folder, prefix_of, write_state
 from gpt_neo.checkpoint.hf_config import model_keys
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.hub import is_hub_name, model_folder_of
@@ -55,7 +55,8 @@ def write_initial(source: str, folder: str, run: RunConfig, name: Optional[str] 
     """
     if files.is_remote(folder):
         raise CheckpointError(f"--init_from writes to local folders; {folder} is none: gpt-neo import-hf SRC {folder}")
-    with initial_values(source, run, name or prefix_of(source)) as (values, about, notes):
+    found = initial_checkpoint(source)
+    with initial_values(source, run, name or prefix_of(source), found) as (values, about, notes):
         return [*notes, write_checkpoint(folder, run, values, about)]
 
 
@@ -68,43 +69,55 @@ def check_initial(source: str, run: RunConfig, doomed: Collection[str]) -> None:
     Raises:
       CheckpointError: there is no such model, it is not one of this config, or it is among what is deleted.
     """
-    prefix = initial_checkpoint(source)
-    if prefix is not None and os.path.realpath(prefix + ".index") in map(os.path.realpath, doomed):
+    found = initial_checkpoint(source)
+    if found and os.path.realpath(found.path + ".index") in map(os.path.realpath, doomed):
         raise CheckpointError(
             f"--init_from {source!r} is one of the checkpoints that --new deletes: set another model_path, or copy it "
             "to another folder first"
         )
-    with initial_values(source, run, source) as (values, _, _):
+    with initial_values(source, run, source, found) as (values, _, _):
         next(values, None)
 
 
-def initial_checkpoint(source: str) -> Optional[str]:
-    """The checkpoint that a source names, or the newest of its folder; None where it is no checkpoint."""
-    source = prefix_of(source)
-    if is_checkpoint(source):
-        return source
-    found = None if is_hub_name(source) or is_hf_folder(source) else find_latest(source)
-    return found.path if found else None
+def initial_checkpoint(source: str) -> Optional[Found]:
+    """The checkpoint that a source names, or the newest of its folder; None for a model of Hugging Face's.
+
+    Raises:
+      CheckpointError: it is none of them.
+    """
+    prefix = prefix_of(source)
+    if is_checkpoint(prefix):
+        return Found(prefix)
+    if is_hub_name(prefix) or is_hf_folder(prefix):
+        return None
+    found = find_latest(prefix)
+    if found is None:
+        raise CheckpointError(
+            f"--init_from {prefix!r}: no checkpoint and no Hugging Face folder; expected one of them, or ORG/NAME on "
+            "the hub"
+        )
+    return found
 
 
 @contextlib.contextmanager
-def initial_values(source: str, run: RunConfig, name: str) -> Iterator[tuple[Values, str, list[str]]]:
-    """The weights that a source has for a run, one line on them, and lines for the person. Raises: CheckpointError."""
-    source = prefix_of(source)
-    if is_checkpoint(source):
-        yield run_values(source, run.model), f"weights of {name}", []
-    elif is_hub_name(source) or is_hf_folder(source):
-        with model_folder_of(source) as local:
+def initial_values(
+    source: str, run: RunConfig, name: str, found: Optional[Found]
+) -> Iterator[tuple[Values, str, list[str]]]:
+    """The weights that a source has for a run, one line on them, and lines for the person.
+
+    Args:
+      found: see `initial_checkpoint`.
+
+    Raises:
+      CheckpointError: it is not one of this config.
+    """
+    prefix = prefix_of(source)
+    if found is None:
+        with model_folder_of(prefix) as local:
             yield hf_values(local, run.model), f"weights of {name}", []
-    else:
-        found = find_latest(source)
-        if found is None:
-            raise CheckpointError(
-                f"--init_from {source!r}: no checkpoint and no Hugging Face folder; expected one of them, or ORG/NAME "
-                "on the hub"
-            )
-        values = run_values(found.path, run.model)
-        yield values, f"weights of step {step_of(found.path)} of {name}", list(found.notes)
+        return
+    step = "" if found.path == prefix else f"step {step_of(found.path)} of "
+    yield run_values(found.path, run.model), f"weights of {step}{name}", list(found.notes)
 
 
 def is_checkpoint(source: str) -> bool:

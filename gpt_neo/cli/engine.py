@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional, Union
 
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
-from gpt_neo.cli.options import CACHES
+from gpt_neo.cli.options import EngineOptions, Serve
 from gpt_neo.errors import ConfigError, counted
 from gpt_neo.fast.choice import choose
 from gpt_neo.system import cores
@@ -14,29 +14,27 @@ from gpt_neo.system import cores
 OPENVINO = f"devices   local, {counted(cores(), 'CPU core')}, by OpenVINO"
 
 
-def with_openvino(job: Job, backend: str, integers: Optional[str], **flags: Any) -> bool:
+def with_openvino(job: Job, options: Union[EngineOptions, Serve], integers: Optional[str]) -> bool:
     """Whether OpenVINO runs the job's model, see `choose`; its note is printed.
-
-    Args:
-      flags: see `refuse`.
 
     Raises:
       ConfigError: it, or a flag that it alone has, is asked for and cannot be had.
     """
-    chosen, line = choose(job.run.model, backend, integers, bool(job.devices.gpu_ids))
+    chosen, line = choose(job.run.model, options.backend, integers, bool(job.devices.gpu_ids))
     if line:
         note(line)
     if not chosen:
-        refuse("tensorflow", **flags)
+        refuse_own("tensorflow", options)
     return chosen
 
 
-def refuse(backend: str, cache: str = CACHES[0], **flags: Any) -> None:
+def refuse_own(backend: str, options: Union[EngineOptions, Serve], integers: Optional[str] = None) -> None:
     """Refuse flags that OpenVINO alone has, where another backend computes.
 
     Raises:
       ConfigError: names the flag.
     """
-    for name, value in {"cache": None if cache == CACHES[0] else cache, **flags}.items():
+    own = {name: getattr(options, name) for name in options.given() if name in ("cache", "draft")}
+    for name, value in {"dtype": integers, **own}.items():
         if value:
             raise ConfigError(f"--{name} {value} goes with --backend openvino, not with --backend {backend}")

@@ -102,8 +102,7 @@ def sample(options: Sample) -> int:
     if options.backend.backend == "xla":
         from gpt_neo.cli import engine, spmd_jobs
 
-        engine.refuse("xla", options.backend.cache, draft=options.backend.draft, dtype=options.model.integers)
-
+        engine.refuse_own("xla", options.backend, options.model.integers)
         return spmd_jobs.sample(job, options)
     from gpt_neo.cli.predict import predict
 

@@ -37,7 +37,7 @@ def predict(job: Job, options: Sample) -> int:
       ConfigError: OpenVINO is asked for, and is not there or does not have what the model is made of.
     """
     config, engine = job.run.model, options.backend
-    if with_openvino(job, engine.backend, options.model.integers, cache=engine.cache, draft=engine.draft):
+    if with_openvino(job, engine, options.model.integers):
         from gpt_neo.fast.sampler import FastSampler
         from gpt_neo.fast.speculative import SpeculativeSampler
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
@@ -90,27 +88,11 @@ def config_path(options: Prepare, name: str) -> Optional[str]:
             raise DataError("--eval_path goes into the dataset config; give --write_dataset_config too")
         return None
     path = options.write_dataset_config or os.path.join("configs", "dataset_configs", f"{name}.json")
-    check_place(path)
-    return path
-
-
-def check_place(path: str) -> None:
-    """See before hours of work that a file can be written after them.
-
-    Raises:
-      DataError: it cannot.
-    """
-    if storage.is_remote(path):
-        return
-    place = storage.absolute(path)
     try:
-        if os.path.isdir(place):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        storage.make_folder(os.path.dirname(place))
-        with tempfile.TemporaryFile(dir=os.path.dirname(place)):
-            pass
+        storage.check_place(path)
     except OSError as error:
         raise DataError(f"--write_dataset_config {path}: cannot be written: {reason_of(error)}") from error
+    return path
 
 
 def show_report(work: PrepareOptions) -> int:

@@ -135,7 +135,7 @@ def load_rows(job: Job, options: Serve, checkpoint: str) -> Any:
     Raises:
       ConfigError: OpenVINO is asked for and cannot run it.
     """
-    if with_openvino(job, options.backend, options.model.integers, cache=options.cache):
+    if with_openvino(job, options, options.model.integers):
         from gpt_neo.fast.rows import FastRows
 
         print(OPENVINO, flush=True)

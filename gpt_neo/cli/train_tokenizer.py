@@ -29,7 +29,7 @@ def train_tokenizer(options: TrainTokenizer) -> int:
     encoding = named_encoding(options.encoding) if options.encoding else ""
     path = storage.join(options.output_dir, "tokenizer.json")
     with writing_to(options.output_dir):  # found out first: training may take long
-        storage.make_folder(options.output_dir)
+        storage.check_place(path)
     backend = train(read_documents(paths, options.text_key, encoding), options.vocab_size)
     with writing_to(options.output_dir):
         save_tokenizer(backend, path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
 
 from gpt_neo.config.estimate import bytes_per_parameter, microbatches, passing_span, weight_bytes
@@ -19,6 +19,7 @@ from gpt_neo.config.schema import ModelConfig, RunConfig
 # A core of a TPU v3, the device that the released models were trained on: memory, what of its peak a matrix product
 # of these models reaches, and the links to its neighbours. The ranking needs their proportions, not their exactness.
 DEVICE_BYTES, DEVICE_FLOPS, LINK_BYTES = 16e9, 25e12, 70e9
+SLOTS = "slots"  # what a layout calls the dimension that a weight and its slots are split by
 CANDIDATES = ("batch", "heads", "intermediate_expanded", "vocab", "embd", "loss_sequence")
 
 
@@ -76,13 +77,23 @@ def variable_sizes(model: ModelConfig) -> dict[tuple, tuple[int, float]]:
     return found
 
 
+def spread_dimension(mesh: Mapping[str, int], rules: Mapping[str, str], dims: Sequence[tuple]) -> Optional[str]:
+    """The dimension of a variable that the rule `slots` splits: the first that divides and is not split yet; None
+    without one, or without the rule.
+
+    A variable that the layout splits over the same mesh dimension already stays as it is: no device holds what another
+    one does.
+    """
+    axis = rules.get(SLOTS)
+    if axis is None or any(rules.get(name) == axis for name, _ in dims):
+        return None
+    return next((name for name, size in dims if name not in rules and size % mesh[axis] == 0), None)
+
+
 def spread_over(mesh: Mapping[str, int], rules: tuple, dims: tuple) -> int:
-    """Parts that the rule `slots` cuts a variable into, as `ops.trained.Partition` does; 1 where it stays whole."""
+    """Parts that the rule `slots` cuts a variable into; 1 where it stays whole."""
     axes = dict(rules)
-    axis = axes.get("slots")
-    if axis is None or any(axes.get(name) == axis for name, _ in dims):
-        return 1
-    return mesh[axis] if any(name not in axes and size % mesh[axis] == 0 for name, size in dims) else 1
+    return mesh[axes[SLOTS]] if spread_dimension(mesh, axes, dims) else 1
 
 
 def held_and_summed(
@@ -171,7 +182,7 @@ def search_layout(run: RunConfig, mesh_shape: tuple) -> list[Layout]:
         rules = tuple((name, axis) for name, axis in zip(CANDIDATES, choice) if axis)
         if all(sizes[name] % mesh[axis] == 0 for name, axis in rules) and not collides(rules):
             # Replicas of the batch may share out weights and slots, as the shipped configs have it.
-            shared = tuple(("slots", axis) for name, axis in rules if name == "batch")
+            shared = tuple((SLOTS, axis) for name, axis in rules if name == "batch")
             for each in dict.fromkeys((rules, rules + shared)):
                 found.append(Layout(mesh_shape, each, *judge(run, mesh, each, weights)))
     return sorted(found, key=lambda layout: layout.rank)

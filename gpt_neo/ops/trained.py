@@ -14,10 +14,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Callable, Optional
 
+from gpt_neo.config.layouts import SLOTS, spread_dimension
 from gpt_neo.mtf_compat import Dimension, LaidOut, Tensor, mtf, tf
 from gpt_neo.ops.fused import FusedOp
-
-SLOTS = "slots"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +34,10 @@ class Partition:
     sums: tf.DType = tf.float32
 
     def dimension(self, shape: mtf.Shape) -> Optional[Dimension]:
-        """The first dimension that divides and is not split yet; None without one, or without a rule for `slots`.
-
-        A variable that the layout splits over the same mesh dimension already stays as it is: no device holds what
-        another one does.
-        """
-        rules = dict(self.layout)
-        if SLOTS not in rules or any(rules.get(dim.name) == rules[SLOTS] for dim in shape.dims):
-            return None
-        parts = dict(self.mesh_shape)[rules[SLOTS]]
-        return next((dim for dim in shape.dims if dim.name not in rules and dim.size % parts == 0), None)
+        """The one that is split, see `config.layouts.spread_dimension`."""
+        dims = [(dim.name, dim.size) for dim in shape.dims]
+        name = spread_dimension(dict(self.mesh_shape), dict(self.layout), dims)
+        return None if name is None else shape.get_dim_by_name(name)
 
     def shape(self, shape: mtf.Shape) -> mtf.Shape:
         """The shape in which a weight of that shape is stored, and its slots are."""

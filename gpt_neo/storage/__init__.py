@@ -28,6 +28,7 @@ __all__ = [
     "absolute",
     "bucket_and_key",
     "check_fence",
+    "check_place",
     "delete",
     "delete_folder",
     "exists",
@@ -324,6 +325,22 @@ def make_folder(path: str) -> None:
         top = os.path.dirname(top)
     os.makedirs(local(path), exist_ok=True)
     sync(*made[::-1])
+
+
+def check_place(path: str) -> None:
+    """See before hours of work that a local file can be written after them; its folder is made.
+
+    Raises:
+      OSError: it cannot.
+    """
+    if is_remote(path):
+        return
+    place = absolute(path)
+    if os.path.isdir(place):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    make_folder(os.path.dirname(place))
+    with tempfile.TemporaryFile(dir=os.path.dirname(place)):
+        pass
 
 
 def delete(path: str, within: str) -> None:
