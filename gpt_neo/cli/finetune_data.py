@@ -13,7 +13,7 @@ from gpt_neo.cli.prepare import prepare_with_bar
 from gpt_neo.cli.tool_options import Finetune
 from gpt_neo.config.loader import RUN
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.dialogs import are_dialogs, encoder, packed, read_dialogs, write_dialogs
+from gpt_neo.dataprep.dialogs import are_dialogs, check_kinds, encoder, packed, read_dialogs, write_dialogs
 from gpt_neo.dataprep.manifest import dataset_config, manifest_path
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.readers import STDIN, find_sources
@@ -52,7 +52,8 @@ def contents_of(options: Finetune, out: str) -> str:
     """A hash of the texts of a fine-tune: of the files' names, and what is in them.
 
     Raises:
-      DataError: one of them is not there, none that is read, or lies where the fine-tune writes.
+      DataError: one of them is not there, none that is read, of another kind than the rest, or lies where the
+        fine-tune writes.
     """
     sources, bad = find_sources(options.data, where="--data")
     if bad or any(source.path == STDIN for source in sources):
@@ -60,6 +61,8 @@ def contents_of(options: Finetune, out: str) -> str:
     inside = next((one.path for one in sources if storage.absolute(one.path).startswith(os.path.join(out, ""))), None)
     if inside is not None:
         raise DataError(f"--data {inside}: lies in --out {options.out}, where the fine-tune writes; give another one")
+    if are_dialogs(options.data, options.text_key):
+        check_kinds(options.data)
     digest = hashlib.blake2b(digest_size=16)
     for source in sources:
         digest.update(os.path.basename(source.path).encode("utf-8", "surrogateescape") + b"\0")

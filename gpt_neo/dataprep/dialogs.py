@@ -91,18 +91,23 @@ def values_of(item: Any) -> Iterator[tuple[tuple[str, str, int], Any]]:
         yield place, value
 
 
-def read_dialogs(inputs: Sequence[str], encode: Callable[[dict], Dialog]) -> Iterator[Dialog]:
-    """Every dialog of the inputs, in order.
-
-    Raises:
-      DataError: names the file and line, element or row of what is none, and files of other kinds.
-    """
+def check_kinds(inputs: Sequence[str]) -> None:
+    """Raises: DataError: one of the inputs, which hold dialogs, is a file of another kind."""
     sources, bad = find_sources(inputs)
     for path in [source.path for source in sources if source.kind not in KINDS] + [str(found) for found in bad]:
         raise DataError(
             f"{path}: prompts and chats are read from .jsonl, .json and .parquet files; give other texts to a run of "
             "their own"
         )
+
+
+def read_dialogs(inputs: Sequence[str], encode: Callable[[dict], Dialog]) -> Iterator[Dialog]:
+    """Every dialog of the inputs, in order.
+
+    Raises:
+      DataError: names the file and line, element or row of what is none, and files of other kinds.
+    """
+    check_kinds(inputs)
     for (path, noun, number), value in values_in(inputs):
         try:
             yield encode(value)

@@ -139,7 +139,7 @@ class Supervisor:
           ConfigError: `restore` cannot be run.
         """
         same, reached = 0, self.look().reached
-        with self.listening():
+        with self.listening(), self.touched():
             while True:
                 self.attempt += 1
                 status, stalled = self.one_attempt()
@@ -243,6 +243,15 @@ class Supervisor:
             return False
         os.killpg(self.child.pid, number)
         return True
+
+    @contextmanager
+    def touched(self) -> Iterator[None]:
+        """Removes the file that a training touches, at the end; a cleaner of temporary files may have been there."""
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                self.pulse.close()
 
     @contextmanager
     def listening(self) -> Iterator[None]:

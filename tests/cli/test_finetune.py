@@ -161,6 +161,14 @@ def test_texts_that_are_not_there_are_told_before_a_model_is_made(model, tmp_pat
     assert capsys.readouterr().err == "error: --data 'nowhere': no files there\n" and not os.listdir(tmp_path)
 
 
+def test_texts_beside_dialogs_are_told_before_a_model_is_made(model, texts, tmp_path, capsys):
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "out"
+    asked.write_text('{"prompt": "a", "completion": " b"}\n', encoding="utf-8")
+    assert main(["finetune", model, "--data", str(asked), texts, "--out", str(out)]) == 2
+    assert "00.txt: prompts and chats are read from .jsonl, .json and .parquet" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_a_run_is_tuned_to_the_end(trained, texts, tmp_path, capsys):
     out = str(tmp_path / "more")

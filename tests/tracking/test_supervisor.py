@@ -152,6 +152,7 @@ def test_a_training_that_looks_after_itself_is_left_alone(harness):
 def test_a_cleaner_of_temporary_files_ends_nothing(harness):
     gone = "\nos.remove(os.environ['GPT_NEO_PULSE'])\ntime.sleep(0.3)"
     assert harness.supervise((1, 2, gone)) == 0 and harness.told == []
+    assert harness.supervisor.pulse.close() is None  # closed, without a word that the file is gone
 
 
 def test_after_the_last_step_silence_is_no_stall(harness):
