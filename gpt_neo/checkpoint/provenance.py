@@ -21,7 +21,6 @@ from gpt_neo.storage import tensorflow as files
 
 FORMAT = 1
 PACKAGES = ("gpt_neo", "tensorflow", "mesh-tensorflow", "numpy")
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def config_keys(run: RunConfig) -> dict:

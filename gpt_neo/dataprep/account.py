@@ -12,7 +12,7 @@ MOST_BAD = 100  # places named in the manifest; all are counted
 
 @dataclasses.dataclass
 class Account:
-    """Counts of a run, or of a part of one. `balance` holds for every finished run.
+    """Counts of a run, or of a part of one. A finished run has no `imbalance`.
 
     Documents are written, or dropped because they are empty, too short, a copy of an earlier one, or bad (not
     readable; their tokens are not known and count nowhere). `tail` and `overwritten` is what --legacy loses.
@@ -59,10 +59,6 @@ class Account:
         gained = self.tokens_in + self.separator_tokens + self.fill_tokens
         tokens = gained - self.tokens_written - dropped["tokens"]
         return f"{documents} documents and {tokens} tokens are unaccounted for: {self}" if documents or tokens else ""
-
-    def balance(self) -> bool:
-        """Whether everything is accounted for."""
-        return not self.imbalance()
 
 
 class Totals:

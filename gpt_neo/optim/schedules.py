@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, for numbers and for tensors alike."""
+"""Learning-rate schedules: pure functions of the step."""
 
 from __future__ import annotations
 
@@ -10,20 +10,9 @@ from gpt_neo.mtf_compat import tf
 FLOOR = 0.1  # both decays end at a tenth of the peak
 
 
-def learning_rate(step: float, config: OptimizerConfig, train_steps: int) -> float:
-    """The rate before the update of `step` (from 0): decay to a tenth or none, times step / warmup_steps in warm-up."""
-    if is_raw(config):
-        return config.lr
-    progress = min(step / decay_steps(config, train_steps), 1.0)
-    shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "none": 1.0}
-    rate = config.lr * (FLOOR + (1 - FLOOR) * shapes[config.lr_decay])
-    return rate * step / config.warmup_steps if step < config.warmup_steps else rate
-
-
-def learning_rate_tensor(step: tf.Tensor, config: OptimizerConfig, train_steps: int) -> tf.Tensor:
-    """`learning_rate` as a TensorFlow graph. step: scalar; returns a float32 scalar."""
-    from gpt_neo.mtf_compat import tf  # here, so that the numbers need no TensorFlow
-
+def learning_rate(step: tf.Tensor, config: OptimizerConfig, train_steps: int) -> tf.Tensor:
+    """The rate before the update of `step` (a scalar, from 0), a float32 scalar: decay to a tenth or none, times
+    step / warmup_steps in warm-up."""
     rate = tf.constant(config.lr, tf.float32)
     if is_raw(config):
         return rate

@@ -16,7 +16,7 @@ from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.kernels import inlined
-from gpt_neo.optim.schedules import learning_rate_tensor
+from gpt_neo.optim.schedules import learning_rate
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, batch_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.hooks import (
@@ -138,7 +138,7 @@ def loop_hooks(setup: TrainingSetup) -> list:
     run, last = setup.run, setup.run.training.train_steps
     log = setup.progress_log(0)
     return [
-        LoopHook(lambda step: learning_rate_tensor(step, run.optimizer, last), log, setup.report, setup.watch),
+        LoopHook(lambda step: learning_rate(step, run.optimizer, last), log, setup.report, setup.watch),
         LoopLength(run.training.iterations, setup.steps_per_checkpoint, last),
     ]
 

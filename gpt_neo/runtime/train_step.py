@@ -20,7 +20,7 @@ from gpt_neo.ops.parameters import trained
 from gpt_neo.ops.trained import Partition, stored_part
 from gpt_neo.optim.build import global_norm, optimizer_updates
 from gpt_neo.optim.guard import guard_updates
-from gpt_neo.optim.schedules import learning_rate_tensor
+from gpt_neo.optim.schedules import learning_rate
 from gpt_neo.runtime.network import Placement
 
 
@@ -67,7 +67,7 @@ def build_train_step(
     splits = microbatches(run.mesh, run.model.n_ctx, dims.batch.size // placement.replicas)
     loss, *grads = loss_and_gradients(graph, features, mtf_step, run, splits, partition)
     norm = global_norm(grads) if run.training.log_grads else None
-    rate = learning_rate_tensor(step, run.optimizer, run.training.train_steps)
+    rate = learning_rate(step, run.optimizer, run.training.train_steps)
     variables, roles = graph.trainable_variables, roles_of(run.model)
     updates = optimizer_updates(variables, roles, grads, rate, step, run.optimizer, partition, norm)
     if loss_limit is not None:

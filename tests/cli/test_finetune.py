@@ -27,12 +27,11 @@ from gpt_neo.config import load_config
 from gpt_neo.dataprep import units
 from gpt_neo.dataprep.ledger import Ledger
 from gpt_neo.dataprep.records import read_records
-from gpt_neo.optim.schedules import learning_rate
 from gpt_neo.tokenizer import load_tokenizer
 from tests.checkpoint.peers import save_tiny
 from tests.conftest import ROOT, folder_of
 from tests.fake_hub import fake_hub
-from tests.model.tools import save_random
+from tests.model.tools import rates_at, save_random
 
 transformers = pytest.importorskip("transformers")
 
@@ -214,7 +213,7 @@ def test_how_a_run_was_trained_is_not_how_it_is_tuned(world, trained, texts, tmp
         out = str(tmp_path / str(rank))
         assert main([*words, "--out", out, *flags]) == 3
         run = load_config(out)
-        rates = [learning_rate(step, run.optimizer, run.training.train_steps) for step in (1, 10)]
+        rates = rates_at([1, 10], run.optimizer, run.training.train_steps)
         assert rates == pytest.approx([run.optimizer.lr * (0.1 + 0.45 * (1 + np.cos(np.pi * at))) for at in (0.1, 1)])
         found = (run.optimizer.opt_name, run.optimizer.weight_decay, run.optimizer.beta1, run.optimizer.beta2)
         assert found == ("adamw", 0.1, 0.9, 0.98) and run.optimizer.gradient_clipping == 1

@@ -8,8 +8,8 @@ import pytest
 from gpt_neo.config import load_config
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.mtf_compat import mtf, tf
-from gpt_neo.optim.schedules import learning_rate, learning_rate_tensor
 from tests.config.test_loader import write
+from tests.model.tools import rates_at
 from tests.optim.common import train, train_with
 
 CONFIG = OptimizerConfig(lr=0.02, opt_name="adafactor", beta1=0.0, ada_epsilon1=1e-20, ada_epsilon2=1e-2)
@@ -104,17 +104,15 @@ def test_a_legacy_config_trains_as_the_legacy_program_did(name, tmp_path):
     for variable, value in expected.items():
         np.testing.assert_array_equal(got[variable], same[variable])
         np.testing.assert_allclose(got[variable], value, rtol=2e-5, atol=1e-6)
-    assert learning_rate(0, legacy, 100) == learning_rate(50, legacy, 100) == 0.02
+    assert rates_at([0, 50], legacy, 100) == [np.float32(0.02)] * 2
 
 
 def test_the_schedule_applies_unless_the_legacy_rate_is_asked_for():
     config = dataclasses.replace(CONFIG, lr_decay="cosine", warmup_steps=10, lr_decay_end=100)
     legacy = dataclasses.replace(config, adafactor_legacy_lr=True)
-    for step in (0, 5, 50, 100):
-        with tf.Graph().as_default(), tf.Session() as session:
-            rates = session.run([learning_rate_tensor(tf.constant(step), c, 100) for c in (config, legacy)])
-        assert rates[1] == np.float32(0.02) and learning_rate(step, legacy, 100) == 0.02
-        assert rates[0] == pytest.approx(learning_rate(step, config, 100), rel=1e-5)
-    assert learning_rate(0, config, 100) == 0 and learning_rate(100, config, 100) == pytest.approx(0.002)
+    steps = [0, 5, 50, 100]
+    assert rates_at(steps, legacy, 100) == [np.float32(0.02)] * 4
+    decayed = [0.02 * (0.55 + 0.45 * np.cos(np.pi * step / 100)) for step in steps]
+    assert rates_at(steps, config, 100) == pytest.approx([0, decayed[1] / 2, *decayed[2:]], rel=1e-5)
     # the legacy key is about Adafactor
-    assert learning_rate(0, dataclasses.replace(legacy, opt_name="adam"), 100) == 0
+    assert rates_at([0], dataclasses.replace(legacy, opt_name="adam"), 100) == [0]
