@@ -111,13 +111,9 @@ def import_hf(
         storage.write_json(config, raw)
         run = config_of(config, where)
         pairs = listed_pairs(folder.config, run.model, where) if own else pairs_of(family, run.model)
-        names = match_names(folder, family, pairs)
         prefix = os.path.join(staging, f"{PREFIX}{step}")
         writer = BundleWriter(prefix)
-        for pair in pairs:
-            parts = pair.arrangement.split(folder.read(names[pair.theirs]), run.model.n_head)
-            for name, part in zip(pair.ours, parts):
-                writer.add(name, pair.shape, DTYPES[precision], finite_blocks(part, DTYPES[precision], name, source))
+        add_weights(writer, folder, family, pairs, run.model.n_head, DTYPES[precision])
         finish_bundle(writer, run, step, zero_slots)
         notes += [*folder.notes, *copy_tokenizer(source, staging, run.model.n_vocab)]
         record = make_provenance(run, step, tokenizer_of_folder(staging, run), f"Hugging Face {family.name}")
@@ -127,6 +123,21 @@ def import_hf(
     if dtype is None and BFLOAT16 in types and types != {BFLOAT16}:
         notes.append("some weights are bfloat16, others not: all become float32; --dtype bfloat16 rounds these")
     return dataclasses.replace(run, notes=(*notes, *run.notes))
+
+
+def add_weights(
+    writer: BundleWriter, folder: HfFolder, family: Family, pairs: Sequence[Pair], n_head: int, dtype: np.dtype
+) -> None:
+    """Add the weights of a Hugging Face folder to a checkpoint, in our arrangement.
+
+    Raises:
+      CheckpointError: see `match_names` and `finite_blocks`.
+    """
+    names = match_names(folder, family, pairs)
+    for pair in pairs:
+        parts = pair.arrangement.split(folder.read(names[pair.theirs]), n_head)
+        for name, part in zip(pair.ours, parts):
+            writer.add(name, pair.shape, dtype, finite_blocks(part, dtype, name, folder.path))
 
 
 def weight_types(folder: HfFolder, family: Family) -> set:

@@ -61,27 +61,48 @@ def verify(
         return None
     source = HfFolder(folder)
     custom = source.config.get("model_type") == CUSTOM_TYPE
-    if custom and (way == "numpy" or not has_torch()):
-        raise ConfigError(
-            "a folder of --custom_code is verified by running our model file on PyTorch: give --verify "
-            "torch (needs the extra 'bench': torch, transformers) or none"
-        )
-    if way == "auto":
-        readable = source.as_saved and has_torch() and fits(model)
-        way = "torch" if custom or readable else "numpy"
     # Ids that are all over the table, each time the same.
     tokens = np.random.default_rng(0).integers(0, model.n_vocab, min(LENGTH, model.n_ctx)).astype(np.int32)
-    if way == "torch":
-        if not has_torch():
-            raise ConfigError("--verify torch: needs torch and transformers; install the extra 'bench', or give numpy")
+    if runs_torch(way, source, model, custom):
         ours = network_logits(checkpoint, model, tokens, rounded)
         theirs = torch_logits(folder, tokens, rounded, custom, run_code)
         ways = "our network, transformers on PyTorch"
     else:
         with np.errstate(over="ignore", invalid="ignore"):  # told below, where the logits are no numbers
             ours = our_logits(Bundle(checkpoint), model, tokens, rounded)
-            theirs = their_logits(HfFolder(folder), tokens, rounded)
+            theirs = their_logits(source, tokens, rounded)
         ways = "NumPy, layer by layer, on both sides"
+    return judged(ours, theirs, bound, ways)
+
+
+def runs_torch(way: str, source: HfFolder, model: ModelConfig, custom: bool) -> bool:
+    """Whether transformers run, and not NumPy; see `verify`.
+
+    Args:
+      custom: a model file of ours is beside the weights.
+
+    Raises:
+      ConfigError: what is asked for cannot be had.
+    """
+    if custom and (way == "numpy" or not has_torch()):
+        raise ConfigError(
+            "a folder of --custom_code is verified by running our model file on PyTorch: give --verify "
+            "torch (needs the extra 'bench': torch, transformers) or none"
+        )
+    if way == "torch" and not has_torch():
+        raise ConfigError("--verify torch: needs torch and transformers; install the extra 'bench', or give numpy")
+    return custom or way == "torch" or (way == "auto" and source.as_saved and has_torch() and fits(model))
+
+
+def judged(ours: np.ndarray, theirs: np.ndarray, bound: float, ways: str) -> Verdict:
+    """What float32 [tokens, vocab] of logits from both sides say.
+
+    Args:
+      ways: how they were computed.
+
+    Raises:
+      CheckpointError: see `verify`.
+    """
     if not np.isfinite(ours).all() and not np.isfinite(theirs).all():
         raise CheckpointError(
             f"the model computes nan or infinite logits, here as there, so that they cannot be compared ({ways}); "
@@ -94,10 +115,10 @@ def verify(
         rounding = worst <= ROUNDING * max(1.0, float(np.abs(theirs).max()))
         what = "logits differ more than allowed, as rounding may; --bound allows more:" if rounding else WRONG
         raise CheckpointError(
-            f"{what} logits differ by up to {worst:.2e} over {len(tokens)} tokens, "
+            f"{what} logits differ by up to {worst:.2e} over {len(ours)} tokens, "
             f"allowed are {allowed:.1e} ({ways}); nothing was written"
         )
-    return Verdict(worst, allowed, len(tokens), ways)
+    return Verdict(worst, allowed, len(ours), ways)
 
 
 def has_torch() -> bool:
