@@ -21,6 +21,8 @@ from gpt_neo.evaluation.batches import check_scorable
 from gpt_neo.evaluation.windows import Request
 from gpt_neo.fast.choice import lacking
 
+Text = tuple[Request, np.ndarray]  # what is scored, and which of its labels count, bool [count]
+
 
 def quantize(options: Quantize) -> int:
     """Make them and compare.
@@ -47,13 +49,13 @@ def quantize(options: Quantize) -> int:
         note(line)
     print(f"{dtype:9s} {size_text(weights.size)} of weights, in float32 {size_text(weights.wide)}", flush=True)
     del weights
-    requests = held_out(job, options.text, options.most)
-    if not requests:
+    texts = held_out(job, options.text, options.most)
+    if not texts:
         note("perplexity not compared: give a held-out text (--text), or name records in the config (eval_path)")
         return 0
-    exact = perplexity(job.run.model, checkpoint, "float32", requests)
-    near = perplexity(job.run.model, checkpoint, dtype, requests)
-    count = sum(request.count for request in requests)
+    exact = perplexity(job.run.model, checkpoint, "float32", texts)
+    near = perplexity(job.run.model, checkpoint, dtype, texts)
+    count = sum(int(counts.sum()) for _, counts in texts)
     print(
         f"perplexity of {count:,} held-out tokens: {exact:.4f}, with {dtype} weights {near:.4f} "
         f"({100 * (near / exact - 1):+.3f} %)"
@@ -61,8 +63,8 @@ def quantize(options: Quantize) -> int:
     return 0
 
 
-def held_out(job: Job, text: Optional[str], most: int) -> list[Request]:
-    """Texts of n_ctx + 1 tokens whose tokens are predicted, all but the first.
+def held_out(job: Job, text: Optional[str], most: int) -> list[Text]:
+    """Texts of n_ctx + 1 tokens, of which all but the first are predicted.
 
     Args:
       text: a file or a pattern of files, each a text; else they are records of the config.
@@ -70,7 +72,7 @@ def held_out(job: Job, text: Optional[str], most: int) -> list[Request]:
     """
     run, length = job.run, job.run.model.n_ctx
     check_scorable(run.model)
-    rows: list = []
+    rows: list = []  # (ids, which count as labels)
     if text is not None:
         from gpt_neo.inputs.tokenizers import run_tokenizer
 
@@ -82,22 +84,25 @@ def held_out(job: Job, text: Optional[str], most: int) -> list[Request]:
                 raise DataError(f"--text {path!r}: cannot be read as UTF-8 text: {reason_of(error)}") from error
             if len(ids) < 2:
                 raise DataError(f"--text {path!r}: holds {counted(len(ids), 'token')}; at least 2 are needed")
-            room = most - sum(len(row) - 1 for row in rows)
-            rows += [ids[at : at + length + 1] for at in range(0, min(len(ids) - 1, room), length)]
+            room = most - sum(len(row) - 1 for row, _ in rows)
+            parts = [ids[at : at + length + 1] for at in range(0, min(len(ids) - 1, room), length)]
+            rows += [(part, np.ones(len(part), bool)) for part in parts]
     elif run.datasets and run.datasets[0][1].eval_path:
-        from gpt_neo.dataprep.records import read_records
+        from gpt_neo.dataprep.records import read_labels
         from gpt_neo.inputs.sources import evaluation_sources
         from gpt_neo.storage import tensorflow as files
 
         paths = [path for source in evaluation_sources(run) for path in source.paths]
-        records = itertools.chain.from_iterable(read_records(path, files) for path in paths)
-        rows = [row[: length + 1].tolist() for row in itertools.islice(records, max(1, most // length)) if len(row) > 1]
-    return [Request(row, len(row) - 1) for row in rows]
+        records = itertools.chain.from_iterable(read_labels(path, files) for path in paths)
+        first = itertools.islice(records, max(1, most // length))
+        rows = [(row[: length + 1].tolist(), counts[: length + 1]) for row, counts in first]
+    return [(Request(row, len(row) - 1), counts[1:]) for row, counts in rows if counts[1:].any()]
 
 
-def perplexity(model: ModelConfig, checkpoint: str, dtype: str, requests: list[Request]) -> float:
-    """exp of the mean negative log-probability."""
+def perplexity(model: ModelConfig, checkpoint: str, dtype: str, texts: list[Text]) -> float:
+    """exp of the mean negative log-probability of the labels that count."""
     from gpt_neo.evaluation.fast_scorer import FastScorer
 
-    scores = FastScorer(model, checkpoint, dtype).score(requests)
-    return math.exp(-np.concatenate([score.logprobs for score in scores]).mean(dtype=np.float64))
+    scores = FastScorer(model, checkpoint, dtype).score([request for request, _ in texts])
+    found = [score.logprobs[counts] for score, (_, counts) in zip(scores, texts)]
+    return math.exp(-np.concatenate(found).mean(dtype=np.float64))

@@ -16,7 +16,7 @@ from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.cli.commands import main
 from gpt_neo.config import load_config
-from gpt_neo.dataprep.records import read_records
+from gpt_neo.dataprep.records import RecordWriter, read_records
 from gpt_neo.evaluation.scorer import Scorer
 from gpt_neo.evaluation.windows import Request
 from gpt_neo.fast import choice
@@ -143,6 +143,25 @@ def test_quantize_tells_the_cost_in_perplexity(trained, dtype, capsys, monkeypat
     assert "--text 'nowhere.txt': no files there" in capsys.readouterr().err
     assert main(["quantize", trained, "--dtype", "float32"]) == 2
     assert "--dtype float32 has no fewer bits; expected bfloat16, int8 or int4" in capsys.readouterr().err
+
+
+def test_quantize_counts_the_labels_that_an_evaluation_counts(trained, world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    run, rng = load_config(trained), np.random.default_rng(0)
+    texts = rng.integers(2, run.model.n_vocab, (3, run.model.n_ctx + 1))
+    masks = rng.integers(0, 2, texts.shape)
+    masks[1] = 0  # a piece of a long prompt
+    writer = RecordWriter(str(tmp_path), "held", 0)
+    for row, mask in zip(texts, masks):
+        writer.write(row, mask)
+    writer.close()
+    dataset = world.dataset_config("answers", eval_path=f"{tmp_path}/held_*.tfrecords")
+    assert main(["quantize", trained, "--dtype", "int8", "--set", f"datasets={dataset}"]) == 0
+    count, exact = re.search(r"perplexity of (\d+) held-out tokens: ([\d.]+)", capsys.readouterr().out).groups()
+    requests = [Request(row.tolist(), len(row) - 1) for row in texts]
+    scores = Scorer(run.model, os.path.join(run.training.model_path, "model.ckpt-20")).score(requests)
+    counted = np.concatenate([score.logprobs[mask[1:] > 0] for score, mask in zip(scores, masks)])
+    assert int(count) == len(counted) and float(exact) == pytest.approx(math.exp(-counted.mean()), rel=1e-4)
 
 
 def test_quantize_compares_on_texts_of_a_pattern(trained, tmp_path, capsys, gcs, monkeypatch):
