@@ -141,7 +141,7 @@ def probabilities(logits: Any, options: SampleOptions) -> np.ndarray:
 
 
 def entmax(logits: np.ndarray, alpha: float) -> np.ndarray:
-    """float64 [vocab]: [(alpha - 1) z - tau]_+ ^ (1 / (alpha - 1)), 1 < alpha <= 2 (see gpt_neo/model/entmax.py).
+    """float64 [vocab]: [(alpha - 1) z - tau]_+ ^ (1 / (alpha - 1)), 1 < alpha <= 2 (see ops/entmax.py).
 
     Newton's method approaches the threshold tau from below and stops when rounding no longer lets it rise.
     """
