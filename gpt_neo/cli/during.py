@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Callable, Optional, Protocol
 
 from gpt_neo.checkpoint.best import Best, keep_best, read_best
-from gpt_neo.checkpoint.names import PREFIX
+from gpt_neo.checkpoint.folder import latest_checkpoint
+from gpt_neo.checkpoint.names import PREFIX, step_of
+from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import ProgressLine, note
 from gpt_neo.cli.evaluate import append_result, result_text
 from gpt_neo.cli.job import Job
@@ -225,6 +227,16 @@ class DuringTraining:
         if self.held_out is not None:
             self.held_out.close()
         self.beside.close()
+
+
+def starts_from_weights(folder: str) -> bool:
+    """Whether a run's folder begins with weights that it was given: those of a random start, which a kill before the
+    first checkpoint leaves at step 0 too, have a record without a source."""
+    path = latest_checkpoint(folder)
+    if path is None:
+        return False
+    record = read_provenance(path)
+    return step_of(path) > 0 or record is None or bool(record.get("source"))
 
 
 def checked_held_out(run: RunConfig) -> list[Source]:

@@ -8,10 +8,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
-from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.cli import predict
 from gpt_neo.cli.console import ProgressLine, note, say
-from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates
+from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates, starts_from_weights
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.hosts import Put, with_hosts
 from gpt_neo.cli.job import Job
@@ -64,7 +63,7 @@ def train_on(job: Job, options: Train, put: Put) -> int:
     with DeviceTraining(run, put, note, attention_of(options.backend)) as devices:
 
         def steps(line: ProgressLine, watch: Watch) -> int:
-            given, beside = latest_checkpoint(job.folder) is not None, ProgramsBeside(run, devices.beside)
+            given, beside = starts_from_weights(job.folder), ProgramsBeside(run, devices.beside)
             during = DuringTraining(job, training, options.sampling, beside, line, watch, given)
             every = (training.steps_per_checkpoint, training.steps_per_log, training.save_minutes)
             try:

@@ -12,14 +12,22 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.best import BEST_FILE, forget_after, read_best
 from gpt_neo.checkpoint.fit import check_scale
-from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
+from gpt_neo.checkpoint.folder import BEST, Found, settle_state, strangers
 from gpt_neo.checkpoint.initial import check_initial, write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import config_keys, read_provenance
 from gpt_neo.cli.console import ProgressLine, count_text, memory_text, model_text, note, say, time_text
 from gpt_neo.cli.devices import device_plan, device_text, tpu_options
-from gpt_neo.cli.during import DuringTraining, SessionsBeside, at_checkpoints, checked_held_out, ended_early, evaluates
+from gpt_neo.cli.during import (
+    DuringTraining,
+    SessionsBeside,
+    at_checkpoints,
+    checked_held_out,
+    ended_early,
+    evaluates,
+    starts_from_weights,
+)
 from gpt_neo.cli.evaluate import evaluate, evaluate_records, give_up_later, load_job_tasks
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
@@ -79,7 +87,7 @@ def train(
     seen: set[int] = set()
 
     def steps(line: ProgressLine, watch: Watch) -> int:
-        given = latest_checkpoint(job.folder) is not None
+        given = starts_from_weights(job.folder)
         if tpu and run.training.predict_steps:
             note("no samples during training: the TPU runs one program at a time; gpt-neo sample reads the checkpoints")
         beside = SessionsBeside(run, plan)

@@ -109,6 +109,21 @@ def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(world, comm
     assert [row["step"] for row in rows_of(path, "eval_asked.jsonl")] == [4, 8]
 
 
+def test_a_random_start_is_not_evaluated_by_the_command_that_goes_on(world, command, monkeypatch):
+    """A kill before the first checkpoint leaves the one of step 0, whose weights nobody has given."""
+    path = world.config("from_nothing", eval_steps=2, train_steps=4, **ONE)
+
+    def killed(self, step):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DuringTraining, "__call__", killed)
+        assert command("--model", path, "--steps_per_checkpoint", 4) == 130
+    assert current_step(folder_of(path)) == 0 and len(checkpoints_of(folder_of(path))) == 1
+    assert command("--model", path, "--steps_per_checkpoint", 4) == 0
+    assert [row["step"] for row in rows_of(path, "eval_from_nothing.jsonl")] == [4]
+
+
 def test_the_log_has_means(watched):
     rows = rows_of(watched, "train_log.jsonl")
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
