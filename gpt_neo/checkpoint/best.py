@@ -22,7 +22,7 @@ class Best:
     """What best.json says.
 
     checkpoint: file name. data: the evaluation that it was the best of; losses of others cannot be compared ("" where
-    that was not noted). worse: steps of later evaluations of the same data, none of which was better.
+    that was not noted). worse: steps that were evaluated since on the same data, none of which was better.
     """
 
     checkpoint: str
@@ -30,6 +30,12 @@ class Best:
     loss: float
     data: str = ""
     worse: tuple = ()
+
+    @property
+    def waited(self) -> int:
+        """How many evaluations since brought nothing better, as patience counts them: those of later steps, and not of
+        earlier ones that are evaluated again, or by hand."""
+        return sum(step > self.step for step in self.worse)
 
     def knows(self, step: int, data: str) -> bool:
         """Whether that step was evaluated on that data."""

@@ -164,10 +164,10 @@ class DuringTraining:
     def out_of_patience(self, best: Optional[Best], step: int) -> bool:
         """Whether there was nothing better for too long."""
         patience = self.training.patience
-        if not (best and patience and len(best.worse) >= patience) or step >= self.job.run.training.train_steps:
+        if not (best and patience and best.waited >= patience) or step >= self.job.run.training.train_steps:
             return False
         self.line.say(
-            f"patience  {len(best.worse)} evaluations without a loss below the {best.loss:.4f} of step {best.step:,}: "
+            f"patience  {best.waited} evaluations without a loss below the {best.loss:.4f} of step {best.step:,}: "
             f"training ends at step {step:,}; --checkpoint best reads the best one"
         )
         return True
@@ -264,4 +264,4 @@ def at_checkpoints(during: DuringTraining) -> Optional[Callable[[int], bool]]:
 def ended_early(job: Job, training: TrainingOptions) -> Optional[Best]:
     """The best checkpoint of a run that patience has ended, None for others."""
     best = read_best(job.folder) if training.patience else None
-    return best if best and len(best.worse) >= training.patience else None
+    return best if best and best.waited >= training.patience else None

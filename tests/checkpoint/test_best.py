@@ -43,6 +43,14 @@ def test_a_loss_on_other_data_says_nothing_of_it(tmp_path):
     assert sorted(n for n in os.listdir(folder) if n.startswith("best")) == ["best", "best-10", "best-5"]
 
 
+def test_patience_counts_later_steps_alone(tmp_path):
+    """A run whose newest checkpoints were lost evaluates the steps before its best one again."""
+    for step, loss in ((20, 4.0), (40, 2.0), (20, 4.0), (30, 3.0), (40, 2.0), (50, 2.5)):
+        best = keep_best(str(tmp_path), save(tmp_path, step), loss, "d")
+    assert (best.step, best.waited) == (40, 1)
+    assert all(best.knows(step, "d") for step in (20, 30, 40, 50))
+
+
 def test_what_earlier_versions_wrote_is_read(tmp_path):
     keep_best(str(tmp_path), save(tmp_path, 5), 3.0)
     path = tmp_path / BEST / "best.json"
