@@ -16,7 +16,7 @@ from gpt_neo.cli.console import ProgressLine, note
 from gpt_neo.cli.evaluate import append_result, result_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
-from gpt_neo.cli.predict import append_samples, prompt_ids, read_prompt, sample_options
+from gpt_neo.cli.predict import append_samples, prompt_ids, read_prompt, sample_options, sample_text
 from gpt_neo.config.network import merged
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError, DataError
@@ -33,6 +33,7 @@ from gpt_neo.runtime.watch import Watch
 from gpt_neo.sampling.batches import BatchSampler, check_prompt, fit_prompt, room_notes
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.detokenizer import Detokenizer, Scored
+from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import Tokenizer
 
 SHORT = 100  # most new tokens of a sample during training, unless --max_tokens says more
@@ -86,6 +87,7 @@ class DuringTraining:
     """Called with each checkpoint that is written; acts at multiples of `steps_per_checkpoint` and at the end.
 
     A run that is resumed does not evaluate the step that it starts from again: best/best.json knows that of its data.
+    Nor does it sample it again: the predictions file has these samples.
     Later ones it makes itself, whatever an earlier course of it has come to.
 
     Args:
@@ -130,7 +132,7 @@ class DuringTraining:
             return False
         with self.watch.apart():
             best = self.evaluate(step) if self.sources else None
-            if self.samples and step not in self.sampled:
+            if self.samples and step not in self.sampled and not self.was_sampled(step):
                 self.sampled.add(step)
                 self.sample(step)
         return self.out_of_patience(best, step)
@@ -219,8 +221,20 @@ class DuringTraining:
         whole = [self.prompt + text for text in texts]
         for text in whole:
             self.line.say(f"sample    step {step:,}: {text}")
-        append_samples(os.path.join(job.folder, f"predictions_{job.identity}_{step}.txt"), whole, options.seed)
+        append_samples(self.predictions(step), whole, options.seed)
         write_text(job.folder, step, "samples", "\n\n".join(whole))
+
+    def predictions(self, step: int) -> str:
+        """The file of the samples of a step."""
+        return os.path.join(self.job.folder, f"predictions_{self.job.identity}_{step}.txt")
+
+    def was_sampled(self, step: int) -> bool:
+        """Whether an earlier process has sampled the step that this one starts from, with this prompt and seed."""
+        path, index = self.predictions(step), self.path(step) + ".index"
+        if step != self.start or not files.exists(path) or files.changed(path) < files.changed(index):
+            return False  # an older file is of another run, whose checkpoints were deleted
+        last = sample_text(self.sampling.num_samples, self.options.seed, self.prompt)
+        return last.rstrip("\n").encode() in files.read_bytes(path)
 
     def close(self) -> None:
         """Give memory back."""

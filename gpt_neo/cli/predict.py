@@ -269,4 +269,9 @@ def answer(
 
 def append_samples(path: str, texts: Sequence[str], seed: Optional[int]) -> None:
     """Add samples to a predictions file, numbered from 1."""
-    files.append_text(path, "".join(f"=== sample {i}, seed {seed}\n{text}\n" for i, text in enumerate(texts, 1)))
+    files.append_text(path, "".join(sample_text(i, seed, text) for i, text in enumerate(texts, 1)))
+
+
+def sample_text(number: int, seed: Optional[int], text: str) -> str:
+    """A sample as it stands in a predictions file."""
+    return f"=== sample {number}, seed {seed}\n{text}\n"

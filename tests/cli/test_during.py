@@ -124,6 +124,30 @@ def test_a_random_start_is_not_evaluated_by_the_command_that_goes_on(world, comm
     assert [row["step"] for row in rows_of(path, "eval_from_nothing.jsonl")] == [4]
 
 
+def test_a_step_that_a_run_goes_on_from_is_sampled_once(world, command, monkeypatch):
+    """Killed after its samples; another prompt is sampled, and so is a checkpoint that is younger than the file."""
+    real = DuringTraining.__call__
+
+    def killed(self, step):
+        real(self, step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    def count(prompt):
+        with open(os.path.join(folder_of(path), "predictions_cut_2.txt"), encoding="utf-8") as handle:
+            return handle.read().count(f"=== sample 1, seed 1\n{prompt}")
+
+    path = world.config("cut", predict_steps=1, train_steps=3, **ONE)
+    words = ("--model", path, "--steps_per_checkpoint", 2, "--max_tokens", 2, "--prompt")
+    with monkeypatch.context() as patch:
+        patch.setattr(DuringTraining, "__call__", killed)
+        for prompt, made in (("one", 1), ("one", 1), ("two", 1)):
+            assert command(*words, prompt) == 130 and count(prompt) == made
+        os.utime(os.path.join(folder_of(path), "predictions_cut_2.txt"), (1, 1))
+        assert command(*words, "two") == 130 and count("two") == 2
+    assert command(*words, "one") == 0 and count("one") == 1
+
+
 def test_the_log_has_means(watched):
     rows = rows_of(watched, "train_log.jsonl")
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
