@@ -246,6 +246,16 @@ def write_state(folder: str, prefix: str) -> None:
     lines = [f'model_checkpoint_path: "{os.path.basename(prefix)}"']
     lines += [f'all_model_checkpoint_paths: "{os.path.basename(p)}"' for p in [*older, prefix]]
     files.write_text(os.path.join(folder, STATE), "\n".join(lines) + "\n")
+    give_up_newer(folder, prefix)
+
+
+def give_up_newer(folder: str, prefix: str) -> None:
+    """See that no newer checkpoint than that of the state file looks as if it was written after that, as it can where a
+    clock was set back: `find_latest` would take it, damaged bytes or not."""
+    state = os.path.join(folder, STATE)
+    for other in [] if files.is_remote(folder) else checkpoints_of(folder):
+        if step_of(other) > step_of(prefix) and is_later(other, folder):
+            os.utime(other + ".index", ns=(files.changed(state),) * 2)
 
 
 def settle_state(folder: str, verify: bool = False) -> Optional[Found]:
@@ -267,6 +277,7 @@ def settle_state(folder: str, verify: bool = False) -> Optional[Found]:
     text = read_bytes(path).decode("utf-8", "replace") if file_size(path) is not None else ""
     if f'model_checkpoint_path: "{os.path.basename(found.path)}"' not in text.splitlines():
         write_state(folder, found.path)
+    give_up_newer(folder, found.path)
     return found
 
 

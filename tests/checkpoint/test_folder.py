@@ -184,6 +184,21 @@ def test_wrong_bytes_of_the_right_length_are_passed_over(tmp_path):
         settle_state(str(tmp_path), verify=True)
 
 
+@pytest.mark.parametrize("named", [10, 20])
+def test_one_that_was_passed_over_stays_so_where_a_clock_was_set_back(tmp_path, named):
+    """Its index is younger than the state file that is written now, as if a kill had come between the two."""
+    for step in (10, 20):
+        save(tmp_path, step)
+    write_state(str(tmp_path), str(tmp_path / f"model.ckpt-{named}"))
+    data = tmp_path / "model.ckpt-20.data-00000-of-00001"
+    data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    os.utime(tmp_path / "model.ckpt-20.index", (2**31, 2**31))
+    assert settle_state(str(tmp_path), verify=True).path.endswith("model.ckpt-10")
+    assert latest_checkpoint(str(tmp_path)).endswith("model.ckpt-10"), "whoever does not look at its bytes"
+    write_state(str(tmp_path), str(tmp_path / "model.ckpt-10"))
+    assert latest_checkpoint(str(tmp_path)).endswith("model.ckpt-10")
+
+
 def test_incomplete_checkpoints_are_passed_over(tmp_path):
     for step in (5, 10, 20):
         last = save(tmp_path, step)
