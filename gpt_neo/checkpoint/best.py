@@ -105,7 +105,8 @@ def keep_best(folder: str, prefix: str, loss: float, data: str = "") -> Optional
     if best and best.data != data:
         put_aside(folder, best)
         best = None
-    if best and best.loss <= loss:
+    again = best if best and (best.checkpoint, best.loss) == (name, loss) else None  # the link may have been damaged
+    if best and best.loss <= loss and not again:
         if best.checkpoint != name and step not in best.worse:
             best = dataclasses.replace(best, worse=(*best.worse, step))
             write_best(folder, best)
@@ -117,7 +118,7 @@ def keep_best(folder: str, prefix: str, loss: float, data: str = "") -> Optional
     for source, target in zip(parts, kept):
         link(source, target)
     storage.sync(*kept)
-    best = Best(name, step, loss, data)
+    best = again or Best(name, step, loss, data)
     write_best(folder, best)
     write_state(place, os.path.join(place, name))
     for old in checkpoints_of(place):

@@ -51,6 +51,20 @@ def test_patience_counts_later_steps_alone(tmp_path):
     assert all(best.knows(step, "d") for step in (20, 30, 40, 50))
 
 
+def test_a_damaged_best_is_replaced_when_its_step_comes_again(tmp_path):
+    """It is a link to the checkpoint of the folder, so wrong bytes on the disk are those of both."""
+    folder = str(tmp_path)
+    keep_best(folder, save(tmp_path, 10, 1), 2.0, "d")
+    keep_best(folder, save(tmp_path, 20, 1), 3.0, "d")
+    data = tmp_path / BEST / "model.ckpt-10.data-00000-of-00001"
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(CheckpointError):
+        Bundle(str(tmp_path / BEST / "model.ckpt-10")).verify()
+    again = keep_best(folder, save(tmp_path, 10, 1), 2.0, "d")
+    assert again == read_best(folder) == Best("model.ckpt-10", 10, 2.0, "d", (20,))
+    Bundle(str(tmp_path / BEST / "model.ckpt-10")).verify()
+
+
 def test_what_earlier_versions_wrote_is_read(tmp_path):
     keep_best(str(tmp_path), save(tmp_path, 5), 3.0)
     path = tmp_path / BEST / "best.json"
