@@ -120,6 +120,30 @@ def account(run: RunConfig, sources: Sequence[Source]) -> list[str]:
     return lines
 
 
+def records_of(sources: Sequence[Source]) -> dict[str, str]:
+    """The records of every source in words, as those of a checkpoint keep them."""
+    return {
+        source.name: f"{counted(source.records, 'record')} in {counted(len(source.counts), 'file')}"
+        for source in sources
+    }
+
+
+def changes(step: int, known: Any, sources: Sequence[Source]) -> list[str]:
+    """A line for each source whose records are others than those that a run has read so far: where it reads on is what
+    the records of now give for the step.
+
+    Args:
+      step: that the run goes on from. known: what `records_of` gave then, if anything.
+    """
+    before = known if isinstance(known, dict) and step else {}
+    return [
+        f"{name} had {before[name]} at step {step:,} and has {text}: reading goes on where step {step:,} is in the "
+        "order of now: some samples are read again, others passed over"
+        for name, text in records_of(sources).items()
+        if before.get(name, text) != text
+    ]
+
+
 def share_read(run: RunConfig, source: Source) -> float:
     """The share of a source's tokens that some epoch reads: all, but for `documents_fixed`, which reads the beginnings
     of documents (reckoned from the first records of local files), and masked models, see `pieces_of`."""

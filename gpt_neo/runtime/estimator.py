@@ -12,6 +12,7 @@ from gpt_neo.checkpoint.best import keep_best
 from gpt_neo.checkpoint.folder import latest_checkpoint, read_checkpoint, settle_state
 from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.config.estimate import less_memory
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError
@@ -166,7 +167,12 @@ def train(
     start = current_step(folder)
     if start >= run.training.train_steps:
         return start
-    settle_state(folder)
+    found = settle_state(folder)
+    watch = watch or Watch(folder)
+    watch.records = preflight.records_of(sources)
+    record = (read_provenance(found.path) if found else None) or {}
+    for line in preflight.changes(start, (record.get("data") or {}).get("records"), sources):
+        tell(line)
 
     def input_fn(params: dict) -> Any:
         # Read when the pipeline starts, which is after the checkpoint is restored: also when a session is made anew
@@ -174,7 +180,6 @@ def train(
         step = tf.cast(tf.train.get_or_create_global_step(), tf.int64)
         return training_batches(run, params["batch_size"], step, sources)
 
-    watch = watch or Watch(folder)
     lines = reading(run, sources, start, run.training.train_batch_size)
     exact = products_of(run.model.precision)
     with watch, exact, finding_cores(), after_divergence(run, folder), lines:

@@ -190,6 +190,7 @@ def saver_hook(
 
     def record(step: int) -> dict:
         made = make_provenance(run, step, tokenizer)
+        made["data"]["records"] = setup.watch.records
         return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
 
     listeners = [*listeners, RecordListener(setup.folder, record, saver)]

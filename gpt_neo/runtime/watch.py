@@ -68,6 +68,7 @@ class Watch:
         self.notice, self.leave = notice, leave
         self.signal: Optional[int] = None
         self.step: Optional[int] = None  # the last one that ended
+        self.records: dict[str, str] = {}  # that the run reads, for the records of its checkpoints
         self.running = False
         self.alive = time.monotonic()
         self.time = Goodput()

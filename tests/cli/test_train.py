@@ -13,6 +13,7 @@ from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions
 from gpt_neo.cli.train import next_text, order_notes, position_notes
 from gpt_neo.config import load_config
+from gpt_neo.dataprep.records import RecordWriter
 
 
 @pytest.mark.parametrize(
@@ -121,3 +122,23 @@ def test_another_mixture_or_order_moves_it_too(world, step, before, told):
     record = {"format": 1, "step": step, "config": {**config_keys(run), **before}}
     where = "reading goes on at sample 400 of the order of now: some samples are read again, others passed over"
     assert order_notes(step, record, run) == ([f"{told}: {where}"] if told else [])
+
+
+def test_records_that_were_added_move_it_too(world, command, capsys, tmp_path):
+    """The order of the files is drawn anew with them, and where a step is in it."""
+
+    def add(shard):
+        writer = RecordWriter(str(tmp_path), "growing", shard)
+        for _ in range(9):
+            writer.write([5] * 40)
+        writer.close()
+
+    add(0)
+    path = world.config("growing", datasets=[world.dataset_config("growing", path=str(tmp_path / "growing_*"))])
+    for steps, told in ((2, False), (3, False), (4, True), (5, False)):
+        if told:
+            add(1)
+        assert command("--model", path, "--set", f"train_steps={steps}") == 0
+        text = capsys.readouterr().out
+        where = "growing had 9 records in 1 file at step 3 and has 18 records in 2 files: reading goes on where step 3"
+        assert (where in text) == told and ("are read again" in text) == told, text
