@@ -32,7 +32,9 @@ class Diverged(GptNeoError):
 
 
 LOOP_SECONDS = 30.0  # that a TPU goes on by itself before the host hears of it
-SPIKE_LOSSES = "spike_losses"  # key of a checkpoint's record
+# Keys of a checkpoint's record: losses that the rule of spikes goes by, and how many batches in a row it has left out;
+# losses since the last row of the log.
+SPIKE_LOSSES, SPIKES_SKIPPED, LOG_LOSSES = "spike_losses", "spikes_skipped", "log_losses"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,10 @@ class ProgressLog:
         self.path = os.path.join(folder, "train_log.jsonl")
         self.window: list[tuple[int, float]] = []
         self.losses: list[float] = []
+
+    def state(self) -> dict:
+        """What a checkpoint's record has of it, so that the next row is the one of a run that went on."""
+        return {LOG_LOSSES: [loss for loss in self.losses if math.isfinite(loss)]} if self.log_every else {}
 
     def add(
         self,
@@ -119,9 +125,11 @@ class ProgressHook(tf.estimator.SessionRunHook):
         self.afterwards = {"step": tf.train.get_global_step()}
 
     def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
-        """Go on with the time of an earlier process of the run."""
+        """Go on with the time of an earlier process of the run, and with the losses that its log has yet to tell."""
+        step = int(session.run(self.afterwards["step"]))
+        self.log.losses = list(record_of(self.watch.folder, step).get(LOG_LOSSES, ()))
         if not self.watch.time.stepping:
-            self.watch.time.resume(self.log.path, int(session.run(self.afterwards["step"])))
+            self.watch.time.resume(self.log.path, step)
 
     def before_run(self, run_context: tf.train.SessionRunContext) -> tf.train.SessionRunArgs:
         """Fetch loss and rate along with the update."""
@@ -139,6 +147,11 @@ class ProgressHook(tf.estimator.SessionRunHook):
             raise Diverged(f"step {step:,}: the loss is {loss}", step)
         self.watch.time.step_ended()
         self.report(self.log.add(step, loss, rate, self.watch.time, scalars))
+
+
+def record_of(folder: str, step: int) -> dict:
+    """The record of the checkpoint of a step; empty without one."""
+    return read_provenance(os.path.join(folder, f"{PREFIX}{step}")) or {}
 
 
 class LoopHook(ProgressHook):
@@ -226,9 +239,12 @@ class SpikeHook(tf.estimator.SessionRunHook):
 
     def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
         """Take up the losses that the checkpoint was written with."""
-        step = int(session.run(self.counter))
-        record = read_provenance(os.path.join(self.watch.folder, f"{PREFIX}{step}")) or {}
-        self.rule = SpikeRule(record.get(SPIKE_LOSSES, ()))
+        record = record_of(self.watch.folder, int(session.run(self.counter)))
+        self.rule = SpikeRule(record.get(SPIKE_LOSSES, ()), record.get(SPIKES_SKIPPED, 0))
+
+    def state(self) -> dict:
+        """What a checkpoint's record has of it."""
+        return {SPIKE_LOSSES: list(self.rule.losses), SPIKES_SKIPPED: self.rule.skipped}
 
     def before_run(self, run_context: tf.train.SessionRunContext) -> tf.train.SessionRunArgs:
         """Feed the limit."""
@@ -275,16 +291,24 @@ class SaveTimer(tf.estimator.SecondOrStepTimer):
 
 class SaveHook(tf.train.CheckpointSaverHook):
     """Writes checkpoints by steps and by time. minutes: 0 saves by steps alone. spent: told of the time that takes.
+    about: called before the state of a step is written, which the next step may change.
 
     The graph is not written beside them, nor into TensorBoard's file: nothing reads it, and as text it took a sixth of
     the start of a small run; a pod's has hundreds of megabytes.
     """
 
     def __init__(
-        self, folder: str, saver: tf.train.Saver, listeners: list, steps: int, minutes: float, spent: Goodput
+        self,
+        folder: str,
+        saver: tf.train.Saver,
+        listeners: list,
+        steps: int,
+        minutes: float,
+        spent: Goodput,
+        about: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(folder, save_steps=steps, saver=saver, listeners=listeners, save_graph_def=False)
-        self.spent = spent
+        self.spent, self.about = spent, about
         self._timer = SaveTimer(steps, 60 * minutes)
 
     def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
@@ -295,6 +319,7 @@ class SaveHook(tf.train.CheckpointSaverHook):
 
     def _save(self, session: tf.Session, step: int) -> Optional[bool]:
         """Save; the base class does so at the end, too."""
+        self.about()
         with self.spent.spending("saves"):
             return super()._save(session, step)
 

@@ -20,7 +20,6 @@ from gpt_neo.optim.schedules import learning_rate
 from gpt_neo.runtime.eval_metrics import NATS, TOKENS, batch_sums, streaming
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.hooks import (
-    SPIKE_LOSSES,
     AfterSave,
     LoopHook,
     LoopLength,
@@ -104,11 +103,13 @@ def train_spec(batch: Any, placement: Any, setup: TrainingSetup) -> Any:
         if existing:
             for note in fit_checkpoint(existing, {v.op.name: v.shape.as_list() for v in tf.global_variables()}).notes:
                 watch.notice(note)
-        hooks += loop_hooks(setup) if use_tpu else [progress_hook(step, setup)]
+        progress = None if use_tpu else progress_hook(step, setup)
+        hooks += [progress] if progress else loop_hooks(setup)
         saver = add_saver(run.training.keep_checkpoints)
         listeners = [mtf.MtfCheckpointSaverListener(step.lowering)]
         # The saver comes last: what the others refuse is not saved.
-        hooks += [*([spikes] if spikes else []), WatchHook(watch), saver_hook(setup, saver, listeners, spikes)]
+        saves = saver_hook(setup, saver, listeners, progress, spikes)
+        hooks += [*([spikes] if spikes else []), WatchHook(watch), saves]
     if not use_tpu:
         return session_spec(step, hooks)
     with tf.control_dependencies([step.train]):  # the step that ended with this update, as everywhere
@@ -178,6 +179,7 @@ def saver_hook(
     setup: TrainingSetup,
     saver: RunSaver,
     listeners: list,
+    progress: Optional[ProgressHook] = None,
     spikes: Optional[SpikeHook] = None,
     kind: Callable[..., SaveHook] = SaveHook,
 ) -> Any:
@@ -185,18 +187,24 @@ def saver_hook(
 
     Args:
       listeners: called around a save, before the record is written. kind: makes the hook.
+      progress, spikes: what goes on with losses of earlier steps.
     """
     run, tokenizer = setup.run, tokenizer_reference(setup.run)
+    state: dict = {}
+
+    def about() -> None:
+        state.update(progress.log.state() if progress else {}, **(spikes.state() if spikes else {}))
 
     def record(step: int) -> dict:
         made = make_provenance(run, step, tokenizer)
         made["data"]["records"] = setup.watch.records
-        return {**made, SPIKE_LOSSES: list(spikes.rule.losses)} if spikes else made
+        return {**made, **state}
 
     listeners = [*listeners, RecordListener(setup.folder, record, saver)]
     if setup.at_checkpoint is not None:
         listeners.append(AfterSave(setup.at_checkpoint))
-    return kind(setup.folder, saver, listeners, setup.steps_per_checkpoint, setup.save_minutes, setup.watch.time)
+    every, spent = (setup.steps_per_checkpoint, setup.save_minutes), setup.watch.time
+    return kind(setup.folder, saver, listeners, *every, spent, about)
 
 
 def eval_spec(features: dict, placement: Any, setup: TrainingSetup) -> Any:

@@ -24,9 +24,9 @@ class SpikeRule:
     are as far), at least 1% of the median.
     """
 
-    def __init__(self, losses: Iterable[float] = ()) -> None:
+    def __init__(self, losses: Iterable[float] = (), skipped: int = 0) -> None:
         self.losses = deque(losses, WINDOW)
-        self.skipped = 0  # in a row
+        self.skipped = skipped  # in a row
 
     @property
     def limit(self) -> float:

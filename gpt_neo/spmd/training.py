@@ -117,7 +117,7 @@ class DeviceTraining:
         kind = functools.partial(
             DeviceSaves, beside=setup.at_checkpoint is None, before=progress.settle, owned=setup.watch.check_lock
         )
-        self.saves = saver_hook(setup, saver, [], kind=kind)
+        self.saves = saver_hook(setup, saver, [], progress, kind=kind)
         return tf.estimator.tpu.TPUEstimatorSpec(
             mode=tf.estimator.ModeKeys.TRAIN,
             loss=tf.constant(0.0),  # not known yet: see `Steps`

@@ -88,8 +88,9 @@ def test_on_a_tpu_training_and_evaluation_take_turns(watched, world, command, mo
     assert read_best(folder_of(path)).step == read_best(folder_of(watched)).step
 
 
-def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(world, command, monkeypatch, capsys):
-    """It is evaluated by the command that goes on, also where it is the one that a session began with."""
+def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(watched, world, command, monkeypatch, capsys):
+    """It is evaluated by the command that goes on, also where it is the one that a session began with. The log's means
+    are those of a run that was not stopped between its rows."""
     real = DuringTraining.__call__
 
     def signalled(self, step):
@@ -98,7 +99,7 @@ def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(world, comm
         return real(self, step)
 
     path = world.config("asked", eval_steps=2, train_steps=8, **ONE)
-    words = ("--model", path, "--steps_per_checkpoint", 4)
+    words = ("--model", path, "--steps_per_checkpoint", 4, "--steps_per_log", 3)
     with monkeypatch.context() as patch:
         patch.setattr(DuringTraining, "__call__", signalled)
         assert command(*words) == 130
@@ -107,6 +108,8 @@ def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(world, comm
     assert current_step(folder_of(path)) == 4
     assert command(*words) == 0
     assert [row["step"] for row in rows_of(path, "eval_asked.jsonl")] == [4, 8]
+    (_, row, _), (_, wanted, *_) = rows_of(path, "train_log.jsonl"), rows_of(watched, "train_log.jsonl")
+    assert [row[key] for key in ("step", "loss", "mean_loss")] == [6, wanted["loss"], wanted["mean_loss"]]
 
 
 def test_a_random_start_is_not_evaluated_by_the_command_that_goes_on(world, command, monkeypatch):

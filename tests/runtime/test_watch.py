@@ -171,7 +171,8 @@ spikes.ENOUGH = 4
         ("skipped", 6, False),
         ("skipped", 8, True),
     ]
-    assert len(json.load(open(os.path.join(folder, "model.ckpt-9.json")))["spike_losses"]) == 7
+    kept = [json.load(open(os.path.join(folder, f"model.ckpt-{step}.json"))) for step in (8, 9)]
+    assert [(len(record["spike_losses"]), record["spikes_skipped"]) for record in kept] == [(6, 1), (7, 0)]
 
     again = config_of(world, "spiky_again", train_steps=9)
     argv[1], there = again, folder_of(again)
