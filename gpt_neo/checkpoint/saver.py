@@ -137,11 +137,13 @@ def unwritten(prefix: str, failure: Exception) -> CheckpointError:
         remove_leftovers(folder)
     with contextlib.suppress(CheckpointError, OSError, tf.errors.OpError):
         newest = latest_checkpoint(folder)
-        kept = f"the newest whole checkpoint is that of step {step_of(newest)}" if newest else "no checkpoint is there"
-        return CheckpointError(
-            f"{prefix}: cannot be written: {graph_reason(failure)}. Nothing is lost: {kept}; once that "
-            "is mended, the same command goes on from there"
+        told = (
+            f"Nothing is lost: the newest whole checkpoint is that of step {step_of(newest)}; once that is mended, the "
+            "same command goes on from there"
+            if newest
+            else "No checkpoint is there; once that is mended, the same command begins anew"
         )
+        return CheckpointError(f"{prefix}: cannot be written: {graph_reason(failure)}. {told}")
     return CheckpointError(f"{prefix}: cannot be written: {graph_reason(failure)}")
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.checkpoint.saver import RunSaver, keeping
+from gpt_neo.checkpoint.saver import RunSaver, keeping, unwritten
 from gpt_neo.mtf_compat import tf
+from tests.checkpoint.test_folder import save
 
 HOUR, DAY = 3600.0, 24 * 3600.0
 
@@ -31,3 +32,14 @@ def test_one_per_two_hours_stays(tmp_path, monkeypatch, jump, kept):
             saver.save(session, str(tmp_path / "model.ckpt"), step)
     steps = sorted(step_of(path) for path in checkpoints_of(str(tmp_path)))
     assert steps == [*kept, 19, 20]
+
+
+def test_what_is_lost_with_a_file_that_cannot_be_written(tmp_path):
+    """Of a folder that was removed while a run trained, that is all."""
+    path = str(tmp_path / "gone" / "model.ckpt-9")
+    text = str(unwritten(path, FileNotFoundError(2, "No such file or directory")))
+    assert text.endswith("No checkpoint is there; once that is mended, the same command begins anew")
+    assert "Nothing is lost" not in text
+    save(tmp_path, 5)
+    text = str(unwritten(str(tmp_path / "model.ckpt-9"), OSError(28, "No space left on device")))
+    assert "Nothing is lost: the newest whole checkpoint is that of step 5; once" in text and "goes on" in text
