@@ -13,7 +13,7 @@ from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import ProgressLine, note
-from gpt_neo.cli.evaluate import append_result, result_text
+from gpt_neo.cli.evaluate import append_result, is_appended, result_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
 from gpt_neo.cli.predict import append_samples, prompt_ids, read_prompt, sample_options, sample_text
@@ -193,7 +193,8 @@ class DuringTraining:
         except NothingCountsError as error:  # no reason to end a run
             note(f"not evaluated: {error}")
             return None
-        append_result(self.job, result)
+        if step != self.start or not is_appended(self.job, result):  # a kill came before best.json knew of it
+            append_result(self.job, result)
         write_result(self.job.folder, result)
         best = keep_best(self.job.folder, self.path(step), result["loss"], self.identity)
         mark = ", the best so far" if best and best.step == step else ""

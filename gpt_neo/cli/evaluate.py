@@ -113,9 +113,20 @@ def evaluate_tasks(job: Job, tasks: Sequence[EvalTask]) -> None:
 
 def append_result(job: Job, result: dict) -> None:
     """Add a line to eval_<id>.jsonl in the folder of checkpoints, local or gs://."""
-    path = os.path.join(job.folder, f"eval_{job.identity}.jsonl")
+    path = log_path(job)
     with writing_to(path):
         files.append_text(path, json.dumps(result) + "\n")
+
+
+def is_appended(job: Job, result: dict) -> bool:
+    """Whether that line is there."""
+    path = log_path(job)
+    return files.exists(path) and json.dumps(result).encode() in files.read_bytes(path).splitlines()
+
+
+def log_path(job: Job) -> str:
+    """The log of evaluations."""
+    return os.path.join(job.folder, f"eval_{job.identity}.jsonl")
 
 
 def give_up_later(folder: str, step: int) -> None:

@@ -112,6 +112,22 @@ def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(watched, wo
     assert [row[key] for key in ("step", "loss", "mean_loss")] == [6, wanted["loss"], wanted["mean_loss"]]
 
 
+def test_a_kill_before_the_best_is_known_leaves_one_row(world, command, monkeypatch):
+    """The command that goes on evaluates the step again, which is then in the log already."""
+    path = world.config("unknown", eval_steps=2, train_steps=3, **ONE)
+    words = ("--model", path, "--steps_per_checkpoint", 2)
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt_neo.cli.during.keep_best", killed)
+        assert command(*words) == 130 and read_best(folder_of(path)) is None
+    assert [row["step"] for row in rows_of(path, "eval_unknown.jsonl")] == [2]
+    assert command(*words) == 0
+    assert [row["step"] for row in rows_of(path, "eval_unknown.jsonl")] == [2, 3]
+
+
 def test_a_random_start_is_not_evaluated_by_the_command_that_goes_on(world, command, monkeypatch):
     """A kill before the first checkpoint leaves the one of step 0, whose weights nobody has given."""
     path = world.config("from_nothing", eval_steps=2, train_steps=4, **ONE)
