@@ -95,7 +95,7 @@ def map_array(path: str, dtype: np.dtype, shape: tuple, offset: int) -> np.ndarr
             data = files.read_bytes(path, offset, size)
             if len(data) < size:
                 raise CheckpointError(f"{path}: ends before byte {offset + size}")
-            return np.frombuffer(data, dtype).reshape(shape)
+            return read_only(np.frombuffer(bytearray(data), np.uint8), dtype, shape)
         if offset < 0 or offset + size > os.path.getsize(path):
             raise CheckpointError(f"{path}: ends at byte {os.path.getsize(path)}, before byte {offset + size}")
         if not size:
@@ -106,7 +106,11 @@ def map_array(path: str, dtype: np.dtype, shape: tuple, offset: int) -> np.ndarr
             pages = mmap.mmap(handle.fileno(), offset - first + size, access=mmap.ACCESS_COPY, offset=first)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    raw = np.frombuffer(pages, np.uint8, size, offset - first)
+    return read_only(np.frombuffer(pages, np.uint8, size, offset - first), dtype, shape)
+
+
+def read_only(raw: np.ndarray, dtype: np.dtype, shape: tuple) -> np.ndarray:
+    """An array of bytes that nobody is to write to; the memory could be, which OpenVINO asks for (`fast.weights`)."""
     raw.flags.writeable = False
     return raw.view(dtype).reshape(shape)
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.config import load_config
 from gpt_neo.mtf_compat import tf
 from tests.fake_gcs import CLIENT, fake_gcs
 from tests.forks import forks
@@ -68,6 +69,14 @@ def weights_in(store, run, step, folder):
         if name.startswith(f"bucket/runs/{run}/model.ckpt-{step}."):
             (folder / os.path.basename(name)).write_bytes(data)
     return weights_of(str(folder / f"model.ckpt-{step}"))
+
+
+def gpt_neo(place, *argv):
+    """The command in a process of its own: (exit status, what it wrote)."""
+    return place.run(
+        before="import os, sys\nfrom gpt_neo.__main__ import main as command\n"
+        f"status = command({[str(word) for word in argv]})\nsys.stdout.flush()\nos._exit(status)\n"
+    )
 
 
 def names_of(store, run):
@@ -229,13 +238,24 @@ def test_a_run_folder_on_a_bucket_is_exported(gcs_place, tmp_path):
     gcs_place.put("bucket/conv/config.json", json.dumps({**BASE, **keys, "datasets": []}).encode())
     gcs_place.put("bucket/conv/tokenizer_config.json", b"{}")
     out = tmp_path / "out"
-    command = ["export-hf", "gs://bucket/conv", str(out), "--verify", "none"]
-    text = (
-        "import os, sys\nfrom gpt_neo.__main__ import main as command\n"
-        f"status = command({command})\nsys.stdout.flush()\nos._exit(status)\n"
-    )
-    status, text = gcs_place.run(before=text)
+    status, text = gpt_neo(gcs_place, "export-hf", "gs://bucket/conv", out, "--verify", "none")
     assert status == 0, text
     assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= set(os.listdir(out))
     table = HfFolder(str(out)).read("transformer.wte.weight")
     assert table.tobytes() == tf.train.load_checkpoint(checkpoint).get_tensor("gpt2/wte").tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int4"])
+def test_openvino_samples_what_lies_in_a_bucket(world, gcs_place, tmp_path, dtype):
+    pytest.importorskip("gpt_neo.fast.silent")
+    made = tmp_path / "run"
+    path = world.config("sampled_there", model_path=str(made))
+    save_random(load_config(path).model, str(made))
+    for name in os.listdir(made):
+        gcs_place.put(f"bucket/runs/sampled/{name}", (made / name).read_bytes())
+    for folder in (made, "gs://bucket/runs/sampled"):
+        argv = ["sample", path, "The", "--max_tokens", 8, "--seed", 1, "--dtype", dtype]
+        status, text = gpt_neo(gcs_place, *argv, "--set", f"model_path={folder}", "--backend", "openvino")
+        assert status == 0, text
+    (name,) = (name for name in os.listdir(made) if name.startswith("predictions"))
+    assert gcs_place.store[f"bucket/runs/sampled/{name}"][0] == (made / name).read_bytes()
