@@ -1,6 +1,7 @@
 """A Google Cloud Storage server on loopback that can be told to fail."""
 
 import contextlib
+import io
 import itertools
 import socketserver
 import threading
@@ -19,7 +20,8 @@ class FaultyHandler(RequestHandler):
     """The emulator's handler, with faults before or after it has done what was asked.
 
     The server's `faults` are taken in order, one a request that carries `only` in its path: None, `503` (an answer, and
-    nothing done), `drop` (no answer, nothing done), `late drop` (done, but the answer is lost), or seconds to wait.
+    nothing done), `drop` (no answer, nothing done), `late drop` (done, but the answer is lost), `cut` (done, but the
+    connection breaks in the middle of the answer), `empty` (an answer of 200 with nothing in it), or seconds to wait.
     """
 
     def answer(self, method):
@@ -27,6 +29,16 @@ class FaultyHandler(RequestHandler):
         if fault == "503":
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_error(503)
+        elif fault == "empty":
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif fault == "cut":
+            client, self.wfile = self.wfile, io.BytesIO()
+            getattr(super(), f"do_{method}")()
+            client.write(self.wfile.getvalue()[: -(len(self.wfile.getvalue()) // 2)])
+            self.close_connection = True
+            self.connection.close()
         elif fault == "drop":
             self.close_connection = True
             self.connection.close()

@@ -160,7 +160,7 @@ def test_uploads_survive_faults(gcs, tmp_path, monkeypatch, faults, size):
     assert len(gcs.requests) > 3
 
 
-@pytest.mark.parametrize("faults", FAULTS, ids=str)
+@pytest.mark.parametrize("faults", [*FAULTS, ("cut",)], ids=str)
 def test_reading_listing_and_deleting_survive_faults(gcs, monkeypatch, faults):
     monkeypatch.setattr(storage.buckets, "READ_CHUNK", 1 << 18)
     data = os.urandom(1 << 20)
@@ -184,6 +184,19 @@ def test_a_server_that_never_answers_well(gcs, tmp_path, monkeypatch):
         storage.upload(big_file(tmp_path, 100), f"gs://{BUCKET}/never")
     gcs.fail()
     assert not storage.exists(f"gs://{BUCKET}/never")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_answer_with_nothing_in_it_is_no_end_of_a_file(gcs, monkeypatch, whole):
+    monkeypatch.setattr(storage.buckets, "READ_CHUNK", 1 << 16)
+    path, data = f"gs://{BUCKET}/e/file", os.urandom(200_000)
+    storage.write_bytes(path, data)
+    with storage.open_read(path) as handle:
+        assert (handle.read() if whole else b"".join(iter(lambda: handle.read(9000), b""))) == data
+    gcs.fail(None, None, "empty", "empty")
+    with storage.open_read(path) as handle, pytest.raises(OSError, match="nothing came after [0-9,]+ of 200,000 bytes"):
+        while handle.read(-1 if whole else 9000):
+            pass
 
 
 def test_an_object_that_came_out_different_is_sent_again(gcs, tmp_path, monkeypatch):

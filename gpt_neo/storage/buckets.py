@@ -9,6 +9,7 @@ import base64
 import contextlib
 import errno
 import functools
+import io
 import os
 import re
 import time
@@ -54,7 +55,9 @@ def is_folder(path: str) -> bool:
     """Whether a path is a prefix of objects."""
     bucket, key = bucket_and_key(path.rstrip("/") + "/")
     with remote_errors(path):
-        return any(True for _ in client().list_blobs(bucket, prefix=key, max_results=1, timeout=TIMEOUT))
+        return any(
+            True for _ in client().list_blobs(bucket, prefix=key, max_results=1, timeout=TIMEOUT, retry=retries())
+        )
 
 
 def list_files(folder: str) -> list[str]:
@@ -80,8 +83,7 @@ def glob_expression(pattern: str) -> str:
 
 def open_read(path: str) -> BinaryIO:
     """Open for reading from any place (seekable)."""
-    with remote_errors(path):
-        return RemoteFile(blob_of(path).open("rb", chunk_size=READ_CHUNK, timeout=TIMEOUT), path)  # type: ignore
+    return io.BufferedReader(RemoteFile(path))  # type: ignore[return-value]
 
 
 def delete(path: str) -> None:
@@ -191,32 +193,44 @@ def crc32c_of(local: str) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode("ascii")
 
 
-class RemoteFile:
-    """A remote object opened for reading; failures are OSErrors that name it."""
+class RemoteFile(io.RawIOBase):
+    """A remote object opened for reading; failures are OSErrors that name it, also an answer that ends too early."""
 
-    def __init__(self, handle: Any, path: str) -> None:
-        self.handle, self.path = handle, path
+    def __init__(self, path: str) -> None:
+        self.path, blob = path, blob_of(path)
+        self.length = int(blob.size)
+        with remote_errors(path):
+            self.handle = blob.open("rb", chunk_size=READ_CHUNK, timeout=TIMEOUT, retry=retries())
 
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.handle, name)
-        if not callable(value):
-            return value
+    def readable(self) -> bool:
+        """It is for reading."""
+        return True
 
-        @functools.wraps(value)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            with remote_errors(self.path):
-                return value(*args, **kwargs)
+    def seekable(self) -> bool:
+        """From any place on."""
+        return True
 
-        return guarded
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place; not further than the end."""
+        with remote_errors(self.path):
+            return int(self.handle.seek(offset, whence))
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.readline, b"")
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with what comes; 0 at the end. Raises: OSError: nothing came, and it is not the end."""
+        with remote_errors(self.path):
+            place = self.handle.tell()
+            data = self.handle.read(len(buffer)) if len(buffer) and place < self.length else b""
+        if len(buffer) and not data and place < self.length:
+            raise OSError(errno.EIO, f"nothing came after {place:,} of {self.length:,} bytes", self.path)
+        buffer[: len(data)] = data
+        return len(data)
 
-    def __enter__(self) -> RemoteFile:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.handle.close()
+    def readall(self) -> bytes:
+        """All that is left."""
+        pieces = []
+        while piece := self.read(READ_CHUNK):
+            pieces.append(piece)
+        return b"".join(pieces)
 
 
 def client() -> Any:
