@@ -19,16 +19,17 @@ BUCKET = "bucket"
 class FaultyHandler(RequestHandler):
     """The emulator's handler, with faults before or after it has done what was asked.
 
-    The server's `faults` are taken in order, one a request that carries `only` in its path: None, `503` (an answer, and
+    Reads of an object with `denied` in its name are answered with 403. The server's `faults` are taken in order, one a
+    request: None, `503` (an answer, and
     nothing done), `drop` (no answer, nothing done), `late drop` (done, but the answer is lost), `cut` (done, but the
     connection breaks in the middle of the answer), `empty` (an answer of 200 with nothing in it), or seconds to wait.
     """
 
     def answer(self, method):
         fault = self.server.next_fault(method, self.path)
-        if fault == "503":
+        if fault in ("403", "503"):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_error(503)
+            self.send_error(int(fault))
         elif fault == "empty":
             self.send_response(200)
             self.send_header("Content-Length", "0")
@@ -75,7 +76,7 @@ class FaultyServer(socketserver.ThreadingMixIn, server.HTTPServer):
         buckets.create_bucket(BUCKET, storage)
         self.lock = threading.Lock()
         self.requests = []
-        self.faults = iter(())
+        self.faults, self.denied = iter(()), ""
         super().__init__(("127.0.0.1", 0), partial(FaultyHandler, storage))
 
     @property
@@ -85,6 +86,8 @@ class FaultyServer(socketserver.ThreadingMixIn, server.HTTPServer):
     def next_fault(self, method, path):
         with self.lock:
             self.requests.append((method, path))
+            if self.denied and self.denied in path and "alt=media" in path:
+                return "403"
             return next(self.faults, None)
 
     def fail(self, *faults, every=0):

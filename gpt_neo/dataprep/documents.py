@@ -152,7 +152,7 @@ def with_lines(bad: Sequence[Bad]) -> list[Bad]:
     for path in {found.path for found in bad if found.counted_from}:
         offsets = sorted({found.counted_from for found in bad if found.path == path})
         lines = place = 0
-        with contextlib.suppress(OSError), open_source(path) as handle:  # what cannot be read is told without a line
+        with contextlib.suppress(OSError, DataError), open_source(path) as handle:  # else told without a line
             for offset in offsets:
                 while block := handle.read(min(streams.BLOCK, offset - place)):
                     lines, place = lines + block.count(b"\n"), place + len(block)

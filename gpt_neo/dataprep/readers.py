@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from gpt_neo import storage
@@ -197,7 +198,7 @@ def find_sources(
       where: what the inputs were given by, for errors.
 
     Raises:
-      DataError: there are none.
+      DataError: there are none, or their bucket fails.
     """
     sources, bad = [], []
     for path in find_inputs(*inputs, where=where):
@@ -211,13 +212,56 @@ def find_sources(
         except DataError as error:
             bad.append(Bad(path, "", 0, UNKNOWN, str(error).partition(f"{UNKNOWN}: ")[2]))
         except OSError as error:
+            if storage.is_remote(path) and not isinstance(error, FileNotFoundError):
+                raise DataError(f"{path}: {UNREADABLE}: {reason_of(error)}") from error
             bad.append(Bad(path, "", 0, UNREADABLE, reason_of(error)))
     return sources, bad
 
 
 def open_source(path: str) -> BinaryIO:
-    """The bytes of an input as they are stored."""
-    return sys.stdin.buffer if path == STDIN else storage.open_read(path)
+    """The bytes of an input as they are stored. Raises: DataError: it lies in a bucket, which fails."""
+    if path == STDIN:
+        return sys.stdin.buffer
+    return io.BufferedReader(BucketSource(path)) if storage.is_remote(path) else storage.open_read(path)  # type: ignore
+
+
+class BucketSource(io.RawIOBase):
+    """An input in a bucket. A bucket that fails is no damage of a document, which could be left out for it: what else
+    follows would be left out, too. So its failures are none of streams.BROKEN_ARCHIVE."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with bucket_failures(path):
+            self.source = storage.open_read(path)
+
+    def readable(self) -> bool:
+        """It is for reading."""
+        return True
+
+    def seekable(self) -> bool:
+        """From any place on."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        with bucket_failures(self.path):
+            return self.source.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; 0 at the end."""
+        with bucket_failures(self.path):
+            data = self.source.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextlib.contextmanager
+def bucket_failures(path: str) -> Iterator[None]:
+    """Context in which a failure of the place is a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: {UNREADABLE}: {reason_of(error)}") from error
 
 
 def decompressed(handle: Any, compression: str) -> BinaryIO:

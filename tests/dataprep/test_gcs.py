@@ -80,6 +80,18 @@ def test_a_run_that_ends_between_upload_and_ledger_is_resumed(texts, tmp_path, s
     assert objects() == expected
 
 
+@pytest.mark.parametrize("bad", ["stop", "skip"])
+@pytest.mark.parametrize("name", ["a.jsonl", "b.txt", "c.jsonl.gz"])
+def test_a_bucket_that_fails_costs_no_documents(texts, tmp_path, small_tokenizer, gcs, monkeypatch, bad, name):
+    """Whoever skips bad documents does not want those that come after a lost permission to be skipped."""
+    whole = run(SOURCE, f"{TARGET}/whole", small_tokenizer, tmp_path / "work", bad=bad)
+    monkeypatch.setattr(gcs, "denied", name)
+    with pytest.raises(DataError, match=rf"^{SOURCE}/{name}: cannot be read: no access: 403"):
+        run(SOURCE, f"{TARGET}/part", small_tokenizer, tmp_path / "work", bad=bad)
+    gcs.denied = ""
+    assert run(SOURCE, f"{TARGET}/part", small_tokenizer, tmp_path / "work", bad=bad) == whole
+
+
 def test_mistakes(texts, tmp_path, small_tokenizer):
     with pytest.raises(DataError, match=f"--input_dir 'gs://{BUCKET}/none': no files there"):
         run(f"gs://{BUCKET}/none", TARGET, small_tokenizer, tmp_path / "work")
