@@ -17,6 +17,7 @@ from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.checkpoint.initial import FREE
 from gpt_neo.checkpoint.names import PREFIX, is_slot, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
+from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import blocks, check_finite, is_float
 from gpt_neo.config.network import SCALE
@@ -63,7 +64,8 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
         if records[-1]:
             steps = ", ".join(str(step_of(bundle.path)) for bundle in bundles)
             storage.write_json(prefix + ".json", {**records[-1], "source": f"mean of steps {steps}"})
-        copy_beside(os.path.dirname(newest.path), staging)
+        with small_files(os.path.dirname(newest.path)) as beside:
+            copy_beside(beside, staging)
         write_state(staging, prefix)
     return os.path.join(destination, os.path.basename(prefix))
 

@@ -10,6 +10,7 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Average
 from gpt_neo.errors import ConfigError, counted
+from gpt_neo.storage.tensorflow import is_folder
 
 
 def average(options: Average) -> int:
@@ -20,12 +21,12 @@ def average(options: Average) -> int:
       CheckpointError: a folder has no checkpoint, or as `average_checkpoints`.
     """
     given = options.sources
-    if len(given) == 1 and os.path.isdir(given[0]):
+    if len(given) == 1 and is_folder(given[0]):
         sources = sorted(checkpoints_of(given[0]), key=step_of)[-(options.last or 0) :]
     elif options.last:
         raise ConfigError(f"--last {options.last}: takes one folder; given: {', '.join(given)}")
     else:
-        sources = [newest(path) if os.path.isdir(path) else prefix_of(path) for path in given]
+        sources = [newest(path) if is_folder(path) else prefix_of(path) for path in given]
     path = average_checkpoints(sources, options.to)
     alike = len({os.path.dirname(source) for source in sources}) == 1
     names = ", ".join(os.path.basename(source) if alike else source for source in sources)

@@ -15,6 +15,7 @@ from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import size_text
 from gpt_neo.cli.tool_options import Inspect
 from gpt_neo.errors import CheckpointError
+from gpt_neo.storage.tensorflow import is_folder
 
 
 def inspect(options: Inspect) -> int:
@@ -25,7 +26,7 @@ def inspect(options: Inspect) -> int:
     """
     path = prefix_of(options.checkpoint)
     notes: tuple = ()
-    if os.path.isdir(path):
+    if is_folder(path):
         found = find_checkpoint(path)
         path, notes = found.path, found.notes
     elif not storage.scheme_of(path) and not os.path.exists(path + ".index"):

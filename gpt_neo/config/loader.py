@@ -172,6 +172,8 @@ def what_instead(name: str, config_dir: str) -> str:
     former = SUCCESSORS.get(re.sub(r"\.json$", "", file))
     if former:
         return f": a file of the 2021 program, which would be read as it is; of that size is {former}"
+    if storage.scheme_of(name):
+        return ": a config is read from a local file; its model_path may lie in a bucket"
     known = sorted(f[:-5] for f in os.listdir(config_dir) if f.endswith(".json")) if os.path.isdir(config_dir) else []
     return f": not a file, and not one of {', '.join(known)} in {config_dir}"
 

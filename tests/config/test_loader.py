@@ -292,6 +292,10 @@ def test_forms_of_a_model_that_are_no_config_name_the_command_that_takes_them(tm
         ("configs/gpt3_small_256.json", "of that size is gpt3_125M"),
         ("gpt3_2-7B_256", "of that size is gpt3_2-7B"),
         ("runs/mine", "no config 'runs/mine': not a file"),
+        (
+            "gs://b/run",
+            "no config 'gs://b/run': a config is read from a local file; its model_path may lie in a bucket",
+        ),
     ):
         with pytest.raises(ConfigError) as error:
             load_config(name)

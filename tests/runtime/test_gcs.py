@@ -259,3 +259,25 @@ def test_openvino_samples_what_lies_in_a_bucket(world, gcs_place, tmp_path, dtyp
         assert status == 0, text
     (name,) = (name for name in os.listdir(made) if name.startswith("predictions"))
     assert gcs_place.store[f"bucket/runs/sampled/{name}"][0] == (made / name).read_bytes()
+
+
+def test_a_folder_in_a_bucket_is_averaged_and_inspected_as_one_on_a_disk(world, gcs_place, tmp_path):
+    made = tmp_path / "run"
+    model = load_config(world.config("averaged", **ONE)).model
+    for step in (1, 2):
+        save_random(model, str(made), seed=step)
+        for name in os.listdir(made):
+            if name.startswith("model.ckpt-0.") and step == 1:
+                os.rename(made / name, made / name.replace("-0.", "-5."))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (made / name).write_text("{}")
+    for name in os.listdir(made):
+        gcs_place.put(f"bucket/runs/averaged/{name}", (made / name).read_bytes())
+    for source, out in ((made, "here"), ("gs://bucket/runs/averaged/", "there")):
+        status, text = gpt_neo(gcs_place, "average", source, "--to", tmp_path / out, "--last", 2)
+        assert status == 0 and "2 checkpoints (model.ckpt-0, model.ckpt-5)" in text, text
+    assert sorted(os.listdir(tmp_path / "there")) == sorted(os.listdir(tmp_path / "here"))
+    for name in os.listdir(tmp_path / "here"):
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    status, text = gpt_neo(gcs_place, "inspect", "gs://bucket/runs/averaged")
+    assert status == 0 and "checkpoint gs://bucket/runs/averaged/model.ckpt-" in text, text
