@@ -16,6 +16,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, Callable
 
+from gpt_neo.errors import reason_of
 from gpt_neo.system import uncollected
 
 
@@ -170,15 +171,24 @@ def graph_reason(error: Exception) -> str:
     """What went wrong, in one line, of an error of TensorFlow or the system.
 
     A failure inside a graph is told as "Graph execution error", the places in the source that made the node, then the
-    reason, then the node as [[{{node ...}}]].
+    reason, then the node as [[{{node ...}}]]. What a server answered is part of the reason, and has lines of its own.
     """
+    if isinstance(error, OSError):
+        return reason_of(error)
     lines = [line.strip() for line in str(getattr(error, "message", None) or error).splitlines() if line.strip()]
-    marks = [i for i, line in enumerate(lines) if line.startswith("[[{{node")]
-    if marks and marks[0]:
-        return lines[marks[0] - 1].rstrip(".")
     if not lines:
         return type(error).__name__
-    return lines[-1 if lines[0].startswith("Graph execution error") else 0].rstrip(".")
+    marks = [i for i, line in enumerate(lines) if line.startswith("[[{{node")]
+    end = marks[0] if marks and marks[0] else len(lines) if lines[0].startswith("Graph execution error") else 1
+    first = end - 1
+    while first and lines[first].startswith("when "):  # when uploading gs://...
+        first -= 1
+    bodies = [i for i in range(first + 1) if "with body '" in lines[i]]
+    if bodies and lines[first].endswith("'"):
+        first = bodies[-1]
+    elif bodies and not first:
+        end = next((i + 1 for i in range(end, len(lines)) if lines[i].endswith("'")), end)
+    return " ".join(lines[first:end]).rstrip(".")
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:

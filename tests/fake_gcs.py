@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(part)
 
     def answer(self, status, value, headers=()):
-        data = b"" if value is None else json.dumps(value).encode()
+        data = b"" if value is None else json.dumps(value, indent=2).encode()  # on several lines, as Google's
         self.send_response(status)
         for name, text in dict(headers).items():
             self.send_header(name, text)

@@ -1,8 +1,11 @@
 """What is printed of others' texts."""
 
+import pytest
+
 from gpt_neo.cli.common import run_command
 from gpt_neo.cli.console import note
 from gpt_neo.errors import LONGEST, DataError, InUseError, printable
+from gpt_neo.mtf_compat import graph_reason, tf
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\r\x9b31mb\ud800\u202ec é"
 
@@ -20,3 +23,31 @@ def test_nothing_in_it_is_a_command_to_a_terminal(capsys):
     assert run_command(fail, OSError(28, "No space left on device", EVIL)) == 2
     out, err = capsys.readouterr()
     assert not set("\x1b\x07\r\x9b") & set(out + err) and "No space left on device" in err
+
+
+HTTP = "Error executing an HTTP request: HTTP response code 403 with body '{"
+WHERE = "when uploading gs://b/run/model.ckpt-3.index"
+STACK = (
+    "Graph execution error:\n\nDetected at node 'save/SaveV2' defined at (most recent call last):\n    File \"a.py\"\n"
+)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        (f'{HTTP}\n  "error": "no access"\n}}\'\n\t {WHERE}', f'{HTTP} "error": "no access" }}\''),
+        (f"{HTTP}}}'\n\t {WHERE}", f"{HTTP}}}'"),
+        (
+            f'{STACK}Node: \'save/SaveV2\'\n{HTTP}\n  "error": "no access"\n}}\'\n\t {WHERE}\n\t '
+            "[[{{node save/SaveV2}}]]\n\nOriginal stack trace for 'save/SaveV2':\n  File 'b.py'",
+            f'{HTTP} "error": "no access" }}\' {WHERE}',
+        ),
+        (f"{STACK}Node: 'x'\n2 root error(s) found.\n  (0) bad.\n\t [[{{{{node x}}}}]]\n  (1) bad", "(0) bad"),
+        (f"{STACK}Node: 'x'\nno route", "no route"),
+        ("Restoring failed.\n\nOriginal error: 'x'", "Restoring failed"),
+        ("", "OpError"),
+    ],
+)
+def test_what_a_server_answered_to_tensorflow_is_told(text, reason):
+    assert graph_reason(tf.errors.OpError(None, None, text, 7)) == reason
+    assert graph_reason(OSError(5, "gone", "gs://b/x")) == "gone"
