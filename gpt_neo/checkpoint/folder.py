@@ -61,7 +61,7 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
         read twice.
 
     Raises:
-      CheckpointError: there are checkpoints, and every one is damaged.
+      CheckpointError: there are checkpoints, and every one is damaged, or a bucket does not give one.
     """
     prefixes = sorted(checkpoints_of(folder), key=step_of)
     if not prefixes:
@@ -88,6 +88,8 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
             if verify and not files.is_remote(prefix):
                 bundle.verify()
         except CheckpointError as error:
+            if is_out_of_reach(error, prefix):
+                raise
             first = first or error
             problems.append(f"passed over {os.path.basename(prefix)}: {error}")
             continue
@@ -100,6 +102,12 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
     if sorted(checkpoints_of(folder), key=step_of) != prefixes:  # a training beside has made newer ones since
         return find_latest(folder, verify)
     raise first
+
+
+def is_out_of_reach(error: CheckpointError, prefix: str) -> bool:
+    """Whether a bucket did not give what may be a whole checkpoint: to go on from an older one would cost its steps."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError) and files.is_remote(prefix)
 
 
 def read_checkpoint(

@@ -24,6 +24,7 @@ from gpt_neo.checkpoint.folder import (
 from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
+from gpt_neo.storage import tensorflow as files
 from gpt_neo.storage import write_json
 
 F32 = np.dtype(np.float32)
@@ -197,6 +198,33 @@ def test_one_that_was_passed_over_stays_so_where_a_clock_was_set_back(tmp_path, 
     assert latest_checkpoint(str(tmp_path)).endswith("model.ckpt-10"), "whoever does not look at its bytes"
     write_state(str(tmp_path), str(tmp_path / "model.ckpt-10"))
     assert latest_checkpoint(str(tmp_path)).endswith("model.ckpt-10")
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "refused"), OSError(5, "no answer"), FileNotFoundError(2, "gone")]
+)
+def test_what_a_bucket_does_not_give_is_not_passed_over(tmp_path, monkeypatch, error):
+    """An older checkpoint in its place would cost the steps between."""
+    folder = f"ram://{tmp_path}"
+    for step in (1, 2):
+        save(tmp_path, step)
+    files.make_folder(folder)
+    for path in tmp_path.iterdir():
+        tf.io.gfile.copy(str(path), f"{folder}/{path.name}")
+    assert find_latest(folder).path == f"{folder}/model.ckpt-2"
+    read = files.read_bytes
+
+    def refused(path, *place):
+        if path.endswith("model.ckpt-2.index"):
+            raise error
+        return read(path, *place)
+
+    monkeypatch.setattr(files, "read_bytes", refused)
+    if isinstance(error, FileNotFoundError):
+        assert find_latest(folder).path == f"{folder}/model.ckpt-1"
+    else:
+        with pytest.raises(CheckpointError, match=f"-2.index: cannot be read as a checkpoint: {error.strerror}"):
+            find_latest(folder)
 
 
 def test_incomplete_checkpoints_are_passed_over(tmp_path):
