@@ -15,7 +15,9 @@ from collections.abc import Iterator, Sequence
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import read_bytes
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, WEIGHTS
-from gpt_neo.errors import CheckpointError, ConfigError
+from gpt_neo.checkpoint.names import step_of
+from gpt_neo.config.loader import RECORD
+from gpt_neo.errors import CheckpointError, ConfigError, reason_of
 from gpt_neo.storage import tensorflow as files
 
 # What makes a folder one is copied last, in this order.
@@ -84,7 +86,8 @@ def fetch(folder: str, copy: str, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def small_files(folder: str) -> Iterator[str]:
-    """A run folder as a local one: itself, or a copy of the config and tokenizer files of a remote one.
+    """A run folder as a local one: itself, or a copy of the tokenizer files of a remote one and of its config, which
+    is the newest checkpoint's record where a training here made the run.
 
     Its checkpoint is read where it lies.
 
@@ -95,12 +98,22 @@ def small_files(folder: str) -> Iterator[str]:
         yield folder
         return
     with temporary_copy(folder) as copy:
-        for name in ("config.json", *TOKENIZER_FILES):
-            path = storage.join(folder, name)
-            if files.exists(path):
+        there = names_in(folder)
+        records = [name for name in there if RECORD.fullmatch(name)]
+        newest = [] if "config.json" in there else sorted(records, key=lambda name: step_of(name[: -len(".json")]))[-1:]
+        for name in ("config.json", *TOKENIZER_FILES, *newest):
+            if name in there:
                 with open(os.path.join(copy, name), "wb") as handle:
-                    handle.write(read_bytes(path))
+                    handle.write(read_bytes(storage.join(folder, name)))
         yield copy
+
+
+def names_in(folder: str) -> list[str]:
+    """What lies in a remote folder. Raises: CheckpointError: there is none, or no access."""
+    try:
+        return files.names(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be listed: {reason_of(error)}") from error
 
 
 @contextlib.contextmanager

@@ -91,6 +91,8 @@ def test_a_run_on_a_bucket_with_faults_on_the_way(world, gcs_place, whole, tmp_p
     status, text = gcs_place.run("--model", path, "--steps_per_checkpoint", 2)
     assert status == 0, text
     assert weights_in(gcs_place.store, "short", 2, tmp_path) == whole[2]
+    status, text = gpt_neo(gcs_place, "export-hf", "gs://bucket/runs/short", tmp_path / "out", "--verify", "none")
+    assert status == 0 and "exported  step 2 of gs://bucket/runs/short" in text, text  # its config is in its record
 
 
 @pytest.mark.slow
