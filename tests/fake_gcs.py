@@ -61,6 +61,9 @@ class Handler(BaseHTTPRequestHandler):
             fault = "503"
         if fault == "503":
             return self.answer(503, {"error": {"message": "try again"}})
+        number = path.rpartition("/")[2]
+        if kind == "create" and self.server.refused and self.server.refused in self.server.sessions.get(number, ""):
+            return self.answer(403, {"error": {"message": "does not have access"}})
         if kind in self.server.denied or (kind == "read" and "get" in self.server.denied):
             return self.answer(403, {"error": {"message": "does not have access"}})
         with self.server.lock:
@@ -151,7 +154,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class FakeGcs(ThreadingHTTPServer):
-    """Objects by `bucket/name`; `denied` kinds are answered with 403; see `fail`."""
+    """Objects by `bucket/name`; `denied` kinds are answered with 403, and so is the content of names with
+    `refused` in them; see `fail`."""
 
     daemon_threads = True
 
@@ -165,7 +169,7 @@ class FakeGcs(ThreadingHTTPServer):
 
     def clear(self):
         self.store, self.sessions, self.requests = {}, {}, []
-        self.denied, self.faults = set(), {}
+        self.denied, self.faults, self.refused = set(), {}, ""
 
     def fail(self, kind, *faults):
         """The next requests of a kind fail so, one each: 503, timeout, truncate, None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
@@ -284,7 +285,8 @@ def text_lengths(run: RunConfig) -> Optional[np.ndarray]:
 
 
 class reading:  # noqa: N801  (used as a statement)
-    """Context in which TensorFlow's errors about records become a DataError with file and record."""
+    """Context in which TensorFlow's errors about records become a DataError with file and record, and those about
+    events, disks and memory errors that say what to do."""
 
     def __init__(self, run: RunConfig, sources: list[Source], step: int, batch_size: int) -> None:
         self.run, self.sources, self.step, self.batch_size = run, sources, step, batch_size
@@ -296,6 +298,10 @@ class reading:  # noqa: N801  (used as a statement)
         """Look for the damage when TensorFlow met some while it fetched a batch."""
         if isinstance(error, tf.errors.OpError) and "IteratorGetNext" in error.message:
             raise preflight.explain_damage(error, self.run, self.sources, self.step, self.batch_size) from error
+        events = re.search(r"when uploading (.*tfevents.*)", str(error)) if kind is RuntimeError else None
+        if events:  # TensorFlow's writer of events has no other kind of error
+            what = f"{events[1]}: cannot be written: {graph_reason(error)}"
+            raise CheckpointError(f"{what}. Nothing is lost: checkpoints are as they were") from error
         if isinstance(error, tf.errors.ResourceExhaustedError):
             if "No space left" in error.message or "quota" in error.message:
                 raise CheckpointError(f"the disk is full: {graph_reason(error)}") from error

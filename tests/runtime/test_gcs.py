@@ -283,3 +283,12 @@ def test_a_folder_in_a_bucket_is_averaged_and_inspected_as_one_on_a_disk(world, 
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
     status, text = gpt_neo(gcs_place, "inspect", "gs://bucket/runs/averaged")
     assert status == 0 and "checkpoint gs://bucket/runs/averaged/model.ckpt-" in text, text
+
+
+def test_events_that_a_bucket_refuses_are_told_in_a_line(world, gcs_place):
+    path = world.config("events", train_steps=1, datasets=["bucket"], model_path="gs://bucket/runs/events", **ONE)
+    gcs_place.refused = "tfevents"
+    status, text = gcs_place.run("--model", path)
+    gcs_place.refused = ""
+    said = r"error: gs://bucket/runs/events/events.out.tfevents\S+: cannot be written: .*403.* Nothing is lost"
+    assert status == 2 and re.search(said, text.splitlines()[-1]), text
