@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Optional
-
-import numpy as np
 
 from gpt_neo.cli.console import model_text, note
 from gpt_neo.cli.job import Job, job_checkpoint, read_job_checkpoint
 from gpt_neo.cli.options import Export
-from gpt_neo.dataprep.records import read_records
-from gpt_neo.errors import CheckpointError, GptNeoError
-from gpt_neo.inputs.sources import evaluation_sources
+from gpt_neo.errors import DataError, GptNeoError
+from gpt_neo.evaluation.batches import check_scorable
 from gpt_neo.inputs.tokenizers import run_tokenizer
+from gpt_neo.runtime.estimator import held_out_texts
 from gpt_neo.runtime.export import export_saved_model, losses
 
-ROWS = 64  # held-out records that are compared
+ROWS = 64  # held-out samples that are compared
 
 
 def export(job: Job, options: Export) -> int:
@@ -58,18 +55,19 @@ def drawn_ids(job: Job) -> Optional[int]:
 def show_cost(job: Job, checkpoint: str) -> None:
     """Say what int8 weights cost in perplexity, on the first held-out records of the run."""
     run = job.run
-    if not (run.datasets and run.datasets[0][1].eval_path):
-        print("          perplexity not compared: the config names no held-out records (eval_path)")
-        return
-    paths = [path for source in evaluation_sources(run) for path in source.paths]
-    rows = list(itertools.islice(itertools.chain.from_iterable(map(read_records, paths)), ROWS))
-    rows = [row[: run.model.n_ctx + 1] for row in rows if len(row) > run.model.n_ctx]
     try:
-        exact, near = (math.exp(loss) for loss in losses(run.model, checkpoint, np.array(rows, np.int32)))
-    except CheckpointError as error:  # what was exported is whole: a training beside may have deleted it since
+        check_scorable(run.model)
+        if not any(dataset.eval_path for _, dataset in run.datasets):
+            raise DataError("the config names no held-out records (eval_path)")
+        texts = held_out_texts(run, ROWS * run.model.n_ctx)
+        if not texts:
+            raise DataError("no label counts in the held-out records")
+        exact, near = (math.exp(loss) for loss in losses(run.model, checkpoint, texts))
+    except GptNeoError as error:  # what was exported is whole: a training beside may have deleted the checkpoint since
         print(f"          perplexity not compared: {error}")
         return
+    count = sum(int(counts.sum()) for _, counts in texts)
     print(
-        f"          perplexity of {len(rows) * run.model.n_ctx:,} held-out tokens: {exact:.4f}, with int8 weights "
-        f"{near:.4f} ({100 * (near / exact - 1):+.3f} %)"
+        f"          perplexity of {count:,} held-out tokens: {exact:.4f}, with int8 weights {near:.4f} "
+        f"({100 * (near / exact - 1):+.3f} %)"
     )

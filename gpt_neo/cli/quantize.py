@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Optional
 
@@ -49,6 +48,11 @@ def quantize(options: Quantize) -> int:
         note(line)
     print(f"{dtype:9s} {size_text(weights.size)} of weights, in float32 {size_text(weights.wide)}", flush=True)
     del weights
+    try:
+        check_scorable(job.run.model)
+    except ConfigError as error:  # the weights are there, which is what it was for
+        note(f"perplexity not compared: {error}")
+        return 0
     texts = held_out(job, options.text, options.most)
     if not texts:
         note("perplexity not compared: give a held-out text (--text), or name records in the config (eval_path)")
@@ -67,12 +71,11 @@ def held_out(job: Job, text: Optional[str], most: int) -> list[Text]:
     """Texts of n_ctx + 1 tokens, of which all but the first are predicted.
 
     Args:
-      text: a file or a pattern of files, each a text; else they are records of the config.
+      text: a file or a pattern of files, each a text; else they are the held-out samples of the config.
       most: tokens altogether.
     """
     run, length = job.run, job.run.model.n_ctx
-    check_scorable(run.model)
-    rows: list = []  # (ids, which count as labels)
+    rows: list = []
     if text is not None:
         from gpt_neo.inputs.tokenizers import run_tokenizer
 
@@ -84,19 +87,13 @@ def held_out(job: Job, text: Optional[str], most: int) -> list[Text]:
                 raise DataError(f"--text {path!r}: cannot be read as UTF-8 text: {reason_of(error)}") from error
             if len(ids) < 2:
                 raise DataError(f"--text {path!r}: holds {counted(len(ids), 'token')}; at least 2 are needed")
-            room = most - sum(len(row) - 1 for row, _ in rows)
-            parts = [ids[at : at + length + 1] for at in range(0, min(len(ids) - 1, room), length)]
-            rows += [(part, np.ones(len(part), bool)) for part in parts]
-    elif run.datasets and run.datasets[0][1].eval_path:
-        from gpt_neo.dataprep.records import read_labels
-        from gpt_neo.inputs.sources import evaluation_sources
-        from gpt_neo.storage import tensorflow as files
+            room = most - sum(len(row) - 1 for row in rows)
+            rows += [ids[at : at + length + 1] for at in range(0, min(len(ids) - 1, room), length)]
+    elif any(dataset.eval_path for _, dataset in run.datasets):
+        from gpt_neo.runtime.estimator import held_out_texts
 
-        paths = [path for source in evaluation_sources(run) for path in source.paths]
-        records = itertools.chain.from_iterable(read_labels(path, files) for path in paths)
-        first = itertools.islice(records, max(1, most // length))
-        rows = [(row[: length + 1].tolist(), counts[: length + 1]) for row, counts in first]
-    return [(Request(row, len(row) - 1), counts[1:]) for row, counts in rows if counts[1:].any()]
+        return [(Request(ids.tolist(), length), counts) for ids, counts in held_out_texts(run, most)]
+    return [(Request(row, len(row) - 1), np.ones(len(row) - 1, bool)) for row in rows]
 
 
 def perplexity(model: ModelConfig, checkpoint: str, dtype: str, texts: list[Text]) -> float:

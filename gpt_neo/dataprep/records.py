@@ -178,20 +178,6 @@ def read_records(path: str, files: Any = storage, masked: Optional[bool] = None)
             raise DataError(f"{path}: record at byte {offset}: {error}") from error
 
 
-def read_labels(path: str, files: Any = storage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the records of a file, each int64 [tokens] and bool [tokens], which of them count as labels.
-
-    Args and raises: as `read_records`.
-    """
-    for offset, data in read_frames(path, files):
-        try:
-            tokens, masked = parse_example(data), has_mask(data)
-            check_mask(data, len(tokens), masked)
-            yield tokens, parse_example(data, MASK) > 0 if masked else np.ones(len(tokens), bool)
-        except ValueError as error:
-            raise DataError(f"{path}: record at byte {offset}: {error}") from error
-
-
 def check_mask(data: bytes, size: int, masked: bool) -> None:
     """Check whether a serialised record has a mask, of `size` numbers, or has none.
 

@@ -19,7 +19,7 @@ from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
-from gpt_neo.inputs.sources import Source, training_sources
+from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
 from gpt_neo.inputs.tokenizers import dataset_tokenizer
 from gpt_neo.inputs.train_input import evaluation_batches, first_samples, training_batches
 from gpt_neo.mtf_compat import build_for_tpu, graph_reason, products_of, tf
@@ -265,6 +265,31 @@ def batches_to_evaluate(
     preflight.check_records(run, sources)
     batches = -(-sum(source.samples for source in sources) // (batch_size or eval_batch_size(run)))
     return batches if limit is None else min(batches, limit)
+
+
+def held_out_texts(run: RunConfig, most: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first held-out samples, as `evaluate` has them, in batches of one.
+
+    Args:
+      run: predicts the next token.
+      most: tokens altogether.
+
+    Returns:
+      (int32 [n_ctx + 1] ids, bool [n_ctx], which of all but the first count as labels), where some do
+
+    Raises:
+      ConfigError: no dataset names held-out records.
+      DataError: the records are damaged, or not of this model.
+    """
+    sources, texts = evaluation_sources(run), []
+    count = batches_to_evaluate(run, sources, max(1, most // run.model.n_ctx), 1)
+    with tf.Graph().as_default(), tf.Session() as session, reading(run, sources, 0, 1):
+        batch = tf.data.make_one_shot_iterator(evaluation_batches(run, 1, count, sources)).get_next()
+        counts = batch.get("weights", tf.ones_like(batch["labels"])) > 0
+        fetches = tf.concat([batch["inputs"], batch["labels"][:, -1:]], 1)[0], counts[0]
+        for _ in range(count):
+            texts.append(session.run(fetches))
+    return [(ids, counts) for ids, counts in texts if counts.any()]
 
 
 def text_lengths(run: RunConfig) -> Optional[np.ndarray]:

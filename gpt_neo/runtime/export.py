@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -131,11 +131,11 @@ def build_logits(tokens: tf.Tensor, config: ModelConfig, storage: Storage = plai
     return logits
 
 
-def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[float, float]:
-    """Nats per token of records, with the weights as they are and in int8.
+def losses(config: ModelConfig, checkpoint: str, texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Nats per token, with the weights as they are and in int8.
 
     Args:
-      rows: int32 [records, n_ctx + 1].
+      texts: int32 [n_ctx + 1] ids and bool [n_ctx], which of all but the first count; see `estimator.held_out_texts`.
     """
     found = []
     for storage in (plain, int8_storage(config)):
@@ -144,7 +144,8 @@ def losses(config: ModelConfig, checkpoint: str, rows: np.ndarray) -> tuple[floa
             logits = build_logits(fed[:, :-1], config, storage)
             each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=fed[:, 1:], logits=logits)
             load_weights(session, checkpoint) if storage is plain else load_int8(session, checkpoint, config)
-            found.append(float(np.mean([session.run(each, {fed: row[np.newaxis]}) for row in rows])))
+            nats = [session.run(each, {fed: ids[np.newaxis]})[0][counts] for ids, counts in texts]
+            found.append(float(np.concatenate(nats).mean(dtype=np.float64)))
     return found[0], found[1]
 
 

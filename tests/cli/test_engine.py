@@ -145,23 +145,55 @@ def test_quantize_tells_the_cost_in_perplexity(trained, dtype, capsys, monkeypat
     assert "--dtype float32 has no fewer bits; expected bfloat16, int8 or int4" in capsys.readouterr().err
 
 
-def test_quantize_counts_the_labels_that_an_evaluation_counts(trained, world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+@pytest.fixture
+def masked_pieces(trained, world, tmp_path):
+    """`datasets` of two, of which the second alone has held-out records: with masks, and longer than n_ctx; and of its
+    labels how many count, and their perplexity as the scorer of tasks has it."""
     run, rng = load_config(trained), np.random.default_rng(0)
-    texts = rng.integers(2, run.model.n_vocab, (3, run.model.n_ctx + 1))
+    n_ctx, length = run.model.n_ctx, 2 * run.model.n_ctx + 7
+    texts = rng.integers(2, run.model.n_vocab, (3, length))
     masks = rng.integers(0, 2, texts.shape)
-    masks[1] = 0  # a piece of a long prompt
+    masks[1, : n_ctx + 1] = 0  # a piece of a long prompt
     writer = RecordWriter(str(tmp_path), "held", 0)
     for row, mask in zip(texts, masks):
         writer.write(row, mask)
     writer.close()
-    dataset = world.dataset_config("answers", eval_path=f"{tmp_path}/held_*.tfrecords")
-    assert main(["quantize", trained, "--dtype", "int8", "--set", f"datasets={dataset}"]) == 0
-    count, exact = re.search(r"perplexity of (\d+) held-out tokens: ([\d.]+)", capsys.readouterr().out).groups()
-    requests = [Request(row.tolist(), len(row) - 1) for row in texts]
-    scores = Scorer(run.model, os.path.join(run.training.model_path, "model.ckpt-20")).score(requests)
-    counted = np.concatenate([score.logprobs[mask[1:] > 0] for score, mask in zip(scores, masks)])
-    assert int(count) == len(counted) and float(exact) == pytest.approx(math.exp(-counted.mean()), rel=1e-4)
+    plain = world.dataset_config("plain", eval_path=None)
+    answers = world.dataset_config("answers", eval_path=f"{tmp_path}/held_*.tfrecords")
+    starts, nats = (0, n_ctx, length - n_ctx - 1), []
+    requests = [Request(row[at : at + n_ctx + 1].tolist(), n_ctx) for row in texts for at in starts]
+    scores = iter(Scorer(run.model, os.path.join(run.training.model_path, "model.ckpt-20")).score(requests))
+    for mask in masks:
+        for at, first in zip(starts, (0, 0, 3 * n_ctx + 1 - length)):
+            counts = mask[at + 1 : at + n_ctx + 1] > 0
+            counts[:first] = False  # labels of the piece before
+            nats.append(-next(scores).logprobs[counts])
+    assert sum(map(len, nats)) == masks[:, 1:].sum()
+    return f'datasets=["{plain}", "{answers}"]', int(masks[:, 1:].sum()), math.exp(np.concatenate(nats).mean())
+
+
+def test_quantize_counts_the_labels_that_an_evaluation_counts(trained, masked_pieces, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    datasets, count, perplexity = masked_pieces
+    assert main(["quantize", trained, "--dtype", "int8", "--set", datasets]) == 0
+    told = re.search(r"perplexity of (\d+) held-out tokens: ([\d.]+)", capsys.readouterr().out).groups()
+    assert int(told[0]) == count and float(told[1]) == pytest.approx(perplexity, rel=1e-4)
+
+
+def test_an_int8_export_counts_them_too(trained, masked_pieces, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    datasets, count, perplexity = masked_pieces
+    assert main(["export", trained, str(tmp_path / "saved"), "--int8", "--set", datasets]) == 0
+    told = re.search(r"perplexity of (\d+) held-out tokens: ([\d.]+)", capsys.readouterr().out).groups()
+    assert int(told[0]) == count and float(told[1]) == pytest.approx(perplexity, rel=1e-4)
+
+
+@pytest.mark.parametrize("words", [["quantize"], ["export", "--int8"]])
+def test_a_model_without_likelihood_has_no_perplexity(trained, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    place = [str(tmp_path / "saved")] if "export" in words else []
+    assert main([words[0], trained, *place, *words[1:], "--set", "entmax_loss=true"]) == 0
+    assert "perplexity not compared: key 'entmax_loss' is True" in capsys.readouterr().out
 
 
 def test_quantize_compares_on_texts_of_a_pattern(trained, tmp_path, capsys, gcs, monkeypatch):
