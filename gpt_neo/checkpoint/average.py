@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import blocks, check_finite, is_float
+from gpt_neo.config.loader import RUN
 from gpt_neo.config.network import SCALE
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
@@ -81,11 +83,26 @@ def copy_beside(source: str, destination: str) -> None:
     copy_tokenizer_files(source, destination)
     if os.path.isdir(os.path.join(source, DATASETS)):
         shutil.copytree(os.path.join(source, DATASETS), os.path.join(destination, DATASETS))
+        for path in glob.glob(os.path.join(glob.escape(destination), DATASETS, "*.json")):
+            keep_records(path, os.path.abspath(source))
     config = os.path.join(source, "config.json")
     if os.path.isfile(config):
         kept = storage.read_json(config, CheckpointError)
         kept.pop("model_path", None)
         storage.write_json(os.path.join(destination, "config.json"), kept)
+
+
+def keep_records(path: str, folder: str) -> None:
+    """Let a copied dataset config name the records where they lie, in the folder of the run that it was copied from.
+
+    Raises:
+      CheckpointError: it is no JSON.
+    """
+    raw = storage.read_json(path, CheckpointError)
+    for key in ("path", "eval_path"):
+        if str(raw.get(key)).startswith(RUN):
+            raw[key] = glob.escape(folder) + raw[key][len(RUN) :]
+    storage.write_json(path, raw)
 
 
 def check_alike(one: Bundle, other: Bundle, names: Sequence[str]) -> None:

@@ -57,13 +57,16 @@ def test_an_average_is_a_run_of_its_own(tmp_path):
     sizes = {"n_vocab": 64, "n_ctx": 8, "n_embd": 8, "n_layer": 1, "n_head": 1, "attention_types": [[["global"], 1]]}
     config = {**sizes, "datasets": ["data"], "train_batch_size": 8, "lr": 1e-4, "train_steps": 10}
     (run / "config.json").write_text(json.dumps({**config, "model_path": str(run)}))
-    records = {"path": "none_*.tfrecords", "n_vocab": 64, "eos_id": 0, "padding_id": 0}
+    records = {"path": "none_*.tfrecords", "eval_path": "{run}/data/held_*.tfrecords", "n_vocab": 64, "eos_id": 0}
+    records["tokenizer_path"] = "{run}/tokenizer.json"
     (run / "dataset_configs" / "data.json").write_text(json.dumps(records))
     for name in ("tokenizer.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json"):
         (run / name).write_text(name)
     assert main(["average", str(run), "--to", str(mean)]) == 0
     made = load_config(str(mean / "config.json"))
     assert made.datasets[0][1].path == "none_*.tfrecords" and made.datasets[0][0].name == "data"
+    assert made.datasets[0][1].eval_path == f"{run}/data/held_*.tfrecords", "records stay where they are"
+    assert made.datasets[0][1].tokenizer_path == f"{mean}/tokenizer.json"
     assert model_folder(made) == str(mean), "not the folder of what was averaged"
     assert (mean / "chat_template.jinja").read_text() == "chat_template.jinja"
     assert (mean / "added_tokens.json").is_file() and (mean / "special_tokens_map.json").is_file()
