@@ -39,11 +39,14 @@ FREE = WITHOUT_EFFECT | {"embed_dropout", "attn_dropout", "res_dropout", "attent
 Values = Iterator[tuple[str, np.ndarray]]
 
 
-def write_initial(source: str, folder: str, run: RunConfig, name: Optional[str] = None) -> list[str]:
+def write_initial(
+    source: str, folder: str, run: RunConfig, name: Optional[str] = None, about: Optional[str] = None
+) -> list[str]:
     """Write `model.ckpt-0` of a run, without optimizer slots, which start at 0; new adapters are drawn.
 
     Args:
       name: what the source is called.
+      about: the line on the weights, where theirs is of a model before the source.
       source: a run's folder, a checkpoint or a file of it, or a Hugging Face folder, here, in a bucket or on the hub.
       folder: of the run; it has no checkpoint.
 
@@ -56,8 +59,8 @@ def write_initial(source: str, folder: str, run: RunConfig, name: Optional[str] 
     if files.is_remote(folder):
         raise CheckpointError(f"--init_from writes to local folders; {folder} is none: gpt-neo import-hf SRC {folder}")
     found = initial_checkpoint(source)
-    with initial_values(source, run, name or prefix_of(source), found) as (values, about, notes):
-        return [*notes, write_checkpoint(folder, run, values, about)]
+    with initial_values(source, run, name or prefix_of(source), found) as (values, line, notes):
+        return [*notes, write_checkpoint(folder, run, values, about or line)]
 
 
 def check_initial(source: str, run: RunConfig, doomed: Collection[str]) -> None:

@@ -22,7 +22,8 @@ from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_check
 from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
 from gpt_neo.checkpoint.hub import is_hub_name, push_folder
 from gpt_neo.checkpoint.initial import write_initial
-from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.names import PREFIX, step_of
+from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
@@ -34,6 +35,7 @@ from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
 from gpt_neo.config.network import merged
 from gpt_neo.config.schema import OptimizerConfig, RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, DataError
+from gpt_neo.inputs.tokenizers import no_tokenizer, without_tokenizer
 
 REQUEST = "finetune.json"  # what was asked for: a second command has to ask for the same
 EXPORTED = "hf"  # sub-folder with the Hugging Face model
@@ -129,7 +131,7 @@ def import_model(options: Finetune, out: str, request: dict) -> RunConfig:
             import_base(options, base)
         if options.lora:
             rank = (f"lora_rank={options.lora}", f"lora_alpha={options.lora_alpha}", f"seed={options.seed}")
-            import_run(base, out, rank, options.source)
+            import_run(base, out, rank, options.source, adapted=True)
     if options.lora:
         shutil.rmtree(f"{out}.base", ignore_errors=True)
     run = load_config(config)
@@ -152,16 +154,18 @@ def current_steps(folder: str) -> list[int]:
     return [step_of(path) for path in checkpoints_of(folder)]
 
 
-def import_run(source: str, out: str, words: tuple, about: str) -> None:
+def import_run(source: str, out: str, words: tuple, about: str, adapted: bool = False) -> None:
     """The same of a run of this program or a release of the 2021 one: its config without what it was trained by, as an
     import has none; tokenizer and weights.
 
     Args:
       words: KEY=VALUE in the place of the config's.
       about: what its weights are called.
+      adapted: it is the same model without its new adapters: their record is its own, and nothing is told again.
 
     Raises:
       CheckpointError: there is no such model.
+      DataError: it came from Hugging Face without a tokenizer, and still has none.
     """
     given = load_config(source, ["datasets=[]", *words])
     folder = given.training.model_path or os.path.dirname(os.path.abspath(given.source))
@@ -176,14 +180,20 @@ def import_run(source: str, out: str, words: tuple, about: str) -> None:
         raw.setdefault("eos_id", tokenizer["eos_id"])
     raw.pop("model_path", None)
     own = tokenizer.get("path")
+    before = (read_provenance(os.path.join(folder, f"{PREFIX}0")) or {}).get("source") if adapted else None
+    beside = os.path.isfile(os.path.join(folder, "tokenizer.json"))
+    if not (tokenizer or beside or adapted) and without_tokenizer(folder):
+        raise no_tokenizer(folder)
     with staged_folder(out) as staging:
         storage.write_json(os.path.join(staging, FOLDER_CONFIG), raw)
         if own and os.path.isfile(own):
             shutil.copyfile(own, os.path.join(staging, "tokenizer.json"))
         if not own:
             copy_tokenizer_files(folder, staging)
-        for line in write_initial(folder, staging, load_config(os.path.join(staging, FOLDER_CONFIG)), about):
-            note(line)
+        run = load_config(os.path.join(staging, FOLDER_CONFIG))
+        for line in write_initial(folder, staging, run, about, before):
+            if not adapted:
+                note(line)
 
 
 def tokenizer_of(source: str, raw: dict) -> dict:

@@ -168,6 +168,25 @@ def test_texts_beside_dialogs_are_told_before_a_model_is_made(model, texts, tmp_
     assert not out.exists()
 
 
+@pytest.mark.parametrize("flags", [(), ("--lora", "2")])
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_model_without_a_tokenizer_is_not_taken_for_one_of_gpt2s(texts, tmp_path, capsys, untrained, imported, flags):
+    """Its table has room for GPT-2's ids, as that of GPT-NeoX has."""
+    source, out = str(tmp_path / "hub"), str(tmp_path / "out")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = transformers.GPTNeoXConfig(vocab_size=50432, max_position_embeddings=32, eos_token_id=0, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    if imported:
+        assert main(["import-hf", source, str(tmp_path / "run"), "--verify", "none"]) == 0
+        source = str(tmp_path / "run")
+    words = ["finetune", source, "--data", texts, "--out", out, "--verify", "none", *flags]
+    assert main(words) == 2
+    place = source if imported else out
+    assert f"error: {place}: its model was imported without a tokenizer" in capsys.readouterr().err
+    load_tokenizer(None).backend.save(os.path.join(place, "tokenizer.json"))
+    assert main(words) == 3, "training begins"
+
+
 @pytest.mark.slow
 def test_a_run_is_tuned_to_the_end(trained, texts, tmp_path, capsys):
     out = str(tmp_path / "more")
@@ -198,6 +217,15 @@ def test_a_run_is_tuned_too(trained, texts, tmp_path, capsys, untrained):
     made, source = (Bundle(os.path.join(*at)) for at in ((out, "model.ckpt-0"), (folder_of(trained), "model.ckpt-20")))
     names = [name for name in made.names() if name.startswith("gpt2/")]
     assert len(names) > 20 and all((made.read(name) == source.read(name)).all() for name in names)
+
+
+def test_the_weights_below_adapters_are_called_what_they_are(trained, texts, tmp_path, capsys, untrained):
+    out = tmp_path / "more"
+    words = ["finetune", folder_of(trained), "--data", texts, "--out", str(out), "--steps", "1", "--held_out", "0"]
+    assert main([*words, "--lora", "2"]) == 3
+    assert capsys.readouterr().out.count("note      weights of step") == 1
+    record = json.loads((out / "model.ckpt-0.json").read_text(encoding="utf-8"))
+    assert record["source"] == f"weights of step 20 of {folder_of(trained)}"
     with open(os.path.join(out, "config.json"), encoding="utf-8") as handle:
         settings = json.load(handle)
     assert (settings["eval_steps"], settings["train_steps"], settings["n_embd"]) == (0, 1, 16)
