@@ -71,11 +71,12 @@ def check_tokenizer(
       DataError: the tokenizer has more ids than the model, or is another than the records were made with.
     """
     paths: list[str] = []
-    if remote or not storage.scheme_of(dataset.path):
-        with contextlib.suppress(OSError):  # whoever reads them says so
-            paths = files.glob(dataset.path)
+    for pattern in filter(None, (dataset.path, dataset.eval_path)):
+        if remote or not storage.scheme_of(pattern):
+            with contextlib.suppress(OSError):  # whoever reads them says so
+                paths += files.glob(pattern)
     manifests = manifests_of(paths, files)  # not those of other sets in the same folder
-    refuse_several_tokenizers(manifests, f"dataset {name!r}, key 'path': its records")
+    refuse_several_tokenizers(manifests, f"dataset {name!r}: its records")
     if not dataset.tokenizer_path and not texts:
         return
     tokenizer = dataset_tokenizer(dataset)

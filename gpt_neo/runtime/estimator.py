@@ -260,8 +260,9 @@ def batches_to_evaluate(
       batch_size: where it is not the config's.
 
     Raises:
-      DataError: the records are damaged, or not of this model.
+      DataError: the records are damaged, or not of this model or its tokenizer.
     """
+    preflight.check_datasets(run)
     preflight.check_records(run, sources)
     batches = -(-sum(source.samples for source in sources) // (batch_size or eval_batch_size(run)))
     return batches if limit is None else min(batches, limit)

@@ -61,6 +61,14 @@ def test_records_of_another_file_system(world, command, capsys):
         assert "train_manifest.json says its records were made with" in capsys.readouterr().err
 
 
+def test_held_out_records_of_another_tokenizer(trained, world, command, capsys):
+    """Their ids stand for other texts: there is a loss, which says nothing."""
+    dataset = world.dataset_config("foreign", path="none_*.tfrecords", tokenizer_path="gpt2")
+    words = ["--model", trained, "--eval", "--set", f'datasets=["{dataset}"]', "--set", "n_vocab=50257"]
+    assert command(*words) == 2
+    assert "held_manifest.json says its records were made with" in capsys.readouterr().err
+
+
 def test_what_training_would_stop_at(world, documents, command, capsys):
     path = world.config("cut_chunks", datasets=[documents])
     assert command("--model", path, "--check_dataset") == 1

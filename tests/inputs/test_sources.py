@@ -214,6 +214,9 @@ def test_manifests_of_other_sets_in_the_folder_do_not_matter(shelf, tmp_path):
     other = dataclasses.replace(config, path=str(tmp_path / "own_*.tfrecords"))
     with pytest.raises(DataError, match="says its records were made with own.json"):
         check_tokenizer(run, other, "a")
+    held_out = dataclasses.replace(config, eval_path=str(tmp_path / "own_*.tfrecords"), tokenizer_path=None)
+    with pytest.raises(DataError, match="were made with several tokenizers, as .*mine_manifest.json and .*own_manif"):
+        check_tokenizer(run, held_out, "a")
 
 
 def test_files_named_by_number_are_counted(shelf, tmp_path):
