@@ -19,7 +19,7 @@ from gpt_neo.cli.output import tell_of_lost_output
 from gpt_neo.cli.parser import words_of
 from gpt_neo.config.cluster import cluster_of
 from gpt_neo.config.schema import SECTIONS
-from gpt_neo.errors import ConfigError
+from gpt_neo.errors import ConfigError, reason_of
 from gpt_neo.system import python_path
 from gpt_neo.tracking.experiment import FOLDER, Tracked, shown, track
 from gpt_neo.tracking.metrics import Metrics, escaped, look, version_of
@@ -179,7 +179,7 @@ class SupervisedRun:
             paths = storage.glob(storage.join(escaped(self.job.folder), f"predictions_{escaped(self.identity)}_*.txt"))
             return {path: version_of(path) for path in paths}
         except OSError as error:
-            self.say(f"{self.job.folder}: cannot be listed: {error}")
+            self.say(f"{self.job.folder}: cannot be listed: {reason_of(error)}")
             return {}
 
     def sample(self) -> int:

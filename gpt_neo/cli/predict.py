@@ -16,7 +16,7 @@ from gpt_neo.cli.job import Job, job_checkpoint, load_job, read_job_checkpoint
 from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import ConfigError, DataError, reason_of
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.sampling.batches import BatchSampler, fit_prompt, room_notes
 from gpt_neo.sampling.filters import SampleOptions
@@ -160,7 +160,7 @@ def read_prompt(given: Optional[str]) -> str:
             with contextlib.nullcontext(sys.stdin) if given == "-" else open(given, encoding="utf-8-sig") as handle:
                 text = handle.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"--prompt {given!r}: cannot be read as UTF-8 text: {error}") from error
+            raise DataError(f"--prompt {given!r}: cannot be read as UTF-8 text: {reason_of(error)}") from error
     elif given.endswith(".txt"):
         raise DataError(f"--prompt {given!r}: no such file")
     else:

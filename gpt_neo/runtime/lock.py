@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any, Callable, Optional
 
-from gpt_neo.errors import CheckpointError, InUseError
+from gpt_neo.errors import CheckpointError, InUseError, reason_of
 from gpt_neo.storage import parse_json
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.system import is_running
@@ -106,7 +106,7 @@ class FolderLock:
             self.write()
         except OSError as error:
             self.drop()
-            raise CheckpointError(f"{self.path}: the lock cannot be written: {error}") from error
+            raise CheckpointError(f"{self.path}: the lock cannot be written: {reason_of(error)}") from error
         except CheckpointError:
             self.drop()
             raise

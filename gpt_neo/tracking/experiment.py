@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.provenance import PACKAGES, version
-from gpt_neo.errors import ConfigError, GptNeoError
+from gpt_neo.errors import ConfigError, GptNeoError, reason_of
 from gpt_neo.system import PACKAGE, how_to_install
 from gpt_neo.tracking.metrics import Measurement
 from gpt_neo.tracking.sacred_import import import_sacred
@@ -126,7 +126,7 @@ class Tracked:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self.tell(f"{path}: cannot be stored with the run: {error}")
+                self.tell(f"{path}: cannot be stored with the run: {reason_of(error)}")
 
     def store_file(self, path: str) -> None:
         """Store one file, which may be remote."""

@@ -9,7 +9,7 @@ import os
 from typing import Any, Callable, Optional
 
 from gpt_neo import storage
-from gpt_neo.errors import DataError, brief
+from gpt_neo.errors import DataError, brief, reason_of
 from gpt_neo.system import how_to_install
 from gpt_neo.tracking.experiment import database_of, first_line, shown
 from gpt_neo.tracking.metrics import (
@@ -87,7 +87,7 @@ def is_trained(folder: str) -> bool:
     try:
         return storage.exists(storage.join(folder, TRAIN_LOG)) or bool(event_files(folder))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error}") from error
+        raise DataError(f"{folder}: cannot be read: {reason_of(error)}") from error
 
 
 def training_folder(folder: str) -> list[TrackedRun]:
@@ -104,7 +104,7 @@ def folder_metrics(folder: str) -> dict:
         for path in storage.glob(pattern):
             add_points(metrics, evaluation_points(storage.read_bytes(path)))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error}") from error
+        raise DataError(f"{folder}: cannot be read: {reason_of(error)}") from error
     return metrics
 
 

@@ -168,7 +168,7 @@ class Supervisor:
         except OSError as error:
             if str(error) != self.trouble:  # once, not at every look
                 self.trouble = str(error)
-                self.tell(f"the run's folder cannot be read just now: {error}")
+                self.tell(f"the run's folder cannot be read just now: {reason_of(error)}")
         return self.last or Watched((), (0,), False)
 
     def one_attempt(self) -> tuple[int, bool]:
