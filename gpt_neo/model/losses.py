@@ -5,9 +5,26 @@ from __future__ import annotations
 from typing import Optional, Union
 
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.mtf_compat import Tensor, mtf, tf
+from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.entmax import entmax_loss_per_token
 from gpt_neo.ops.head import Head
+from gpt_neo.ops.vocabulary import log_z_and_target
+
+
+def cross_entropy_per_token(logits: Tensor, labels: Tensor, vocab: Dimension, z_loss: float) -> Tensor:
+    """Cross entropy plus z_loss * log^2 Z, the latter keeping the logits near normalised.
+
+    Of whole logits and with a gradient for each token, for what needs that; `mean_loss` does without them.
+
+    Args:
+      logits: float32 [..., vocab].
+      labels: int32 [...].
+
+    Returns:
+      float32 [...], nats per token.
+    """
+    log_z, target = log_z_and_target(logits, labels, vocab)
+    return log_z - target + z_loss * mtf.square(log_z)
 
 
 def evaluated_loss(head: Head, labels: Tensor, config: ModelConfig) -> Tensor:

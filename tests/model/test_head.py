@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.config import estimate
+from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.ops.head import Head
 from gpt_neo.ops.kernels import inlined
@@ -17,7 +18,6 @@ from gpt_neo.runtime.train_step import build_train_step
 from gpt_neo.spmd.program import ROWS_OF, built_for, export_eval_step, export_train_step
 from tests.model.gradients import to_bfloat16
 from tests.model.options import make_run
-from tests.model.tools import cross_entropy_per_token
 
 BATCH, SEQUENCE, EMBD, VOCAB, Z_LOSS = 3, 15, 16, 96, 0.01
 DIMS = [mtf.Dimension("batch", BATCH), mtf.Dimension("sequence", SEQUENCE)]

@@ -39,10 +39,10 @@ from gpt_neo.ops import flash_attention as blockwise
 from gpt_neo.ops import head
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
+from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.model.transformer import up_to_head
 from gpt_neo.mtf_compat import mtf, tf
 from tests.model.spread import evaluate
-from tests.model.tools import cross_entropy_per_token
 
 blockwise.BLOCK = 8  # several blocks
 head.ALIGNED.set(17)  # one or two columns more than there are

@@ -11,11 +11,12 @@ from gpt_neo.config import load_config
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
+from gpt_neo.model.losses import cross_entropy_per_token
 from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
 from gpt_neo.runtime.train_step import build_train_step
-from tests.model.tools import cross_entropy_per_token, plain_session
+from tests.model.tools import plain_session
 
 ORACLE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "oracle")
 # The legacy program never read the key activation_function: its gelu is what the oracle `mb` holds.

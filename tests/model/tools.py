@@ -6,9 +6,8 @@ import numpy as np
 
 from gpt_neo.checkpoint.bundle import BundleWriter
 from gpt_neo.config.network import under, variables_of
-from gpt_neo.mtf_compat import mtf, tf
+from gpt_neo.mtf_compat import tf
 from gpt_neo.ops.parameters import Parameters, plain
-from gpt_neo.ops.vocabulary import log_z_and_target
 from gpt_neo.optim.schedules import learning_rate
 from gpt_neo.runtime import network
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan
@@ -19,12 +18,6 @@ def forward(tokens, config):
     """Logits [batch, sequence, vocab] of a TensorFlow tensor of tokens [batch, sequence]."""
     (logits,), _ = network.forward(LocalPlacement(MeshPlan()), config, tokens)
     return logits
-
-
-def cross_entropy_per_token(logits, labels, vocab, z_loss):
-    """Cross entropy plus z_loss * log^2 Z, of whole logits and with a gradient for each token: float32 [...], nats."""
-    log_z, target = log_z_and_target(logits, labels, vocab)
-    return log_z - target + z_loss * mtf.square(log_z)
 
 
 def rates_at(steps, config, train_steps):
