@@ -291,7 +291,7 @@ class SaveTimer(tf.estimator.SecondOrStepTimer):
 
 class SaveHook(tf.train.CheckpointSaverHook):
     """Writes checkpoints by steps and by time. minutes: 0 saves by steps alone. spent: told of the time that takes.
-    about: called before the state of a step is written, which the next step may change.
+    take_state: called before a step is saved: takes what its record has of losses, which the next step may change.
 
     The graph is not written beside them, nor into TensorBoard's file: nothing reads it, and as text it took a sixth of
     the start of a small run; a pod's has hundreds of megabytes.
@@ -305,10 +305,10 @@ class SaveHook(tf.train.CheckpointSaverHook):
         steps: int,
         minutes: float,
         spent: Goodput,
-        about: Callable[[], None] = lambda: None,
+        take_state: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(folder, save_steps=steps, saver=saver, listeners=listeners, save_graph_def=False)
-        self.spent, self.about = spent, about
+        self.spent, self.take_state = spent, take_state
         self._timer = SaveTimer(steps, 60 * minutes)
 
     def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
@@ -319,7 +319,7 @@ class SaveHook(tf.train.CheckpointSaverHook):
 
     def _save(self, session: tf.Session, step: int) -> Optional[bool]:
         """Save; the base class does so at the end, too."""
-        self.about()
+        self.take_state()
         with self.spent.spending("saves"):
             return super()._save(session, step)
 

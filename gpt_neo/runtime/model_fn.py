@@ -192,7 +192,7 @@ def saver_hook(
     run, tokenizer = setup.run, tokenizer_reference(setup.run)
     state: dict = {}
 
-    def about() -> None:
+    def take_state() -> None:
         state.update(progress.log.state() if progress else {}, **(spikes.state() if spikes else {}))
 
     def record(step: int) -> dict:
@@ -204,7 +204,7 @@ def saver_hook(
     if setup.at_checkpoint is not None:
         listeners.append(AfterSave(setup.at_checkpoint))
     every, spent = (setup.steps_per_checkpoint, setup.save_minutes), setup.watch.time
-    return kind(setup.folder, saver, listeners, *every, spent, about)
+    return kind(setup.folder, saver, listeners, *every, spent, take_state)
 
 
 def eval_spec(features: dict, placement: Any, setup: TrainingSetup) -> Any:

@@ -100,7 +100,7 @@ class DeviceSaves(SaveHook):
         """Save, or begin to."""
         self.before()
         self.settle()
-        self.about()
+        self.take_state()
         path, saver = self.path(step), self._get_saver()
         if os.path.basename(path) == saver.restored:
             return super()._save(session, step)
