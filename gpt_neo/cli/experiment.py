@@ -186,9 +186,7 @@ class SupervisedRun:
         """Sample from the finished run."""
         assert self.supervisor
         run = self.options
-        words = words_of(Sample.after(run, run.sampling))
-        self.supervisor.command = lambda attempt: [*COMMAND, "sample", *words]
-        return self.supervisor.one_attempt()[0]
+        return self.supervisor.once([*COMMAND, "sample", *words_of(Sample.after(run, run.sampling))])
 
     def watch(self) -> Watched:
         """Record the new metrics; tell the supervisor how the run is. Raises: OSError."""

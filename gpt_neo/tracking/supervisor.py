@@ -124,7 +124,7 @@ class Supervisor:
         self.command, self.watch, self.policy, self.tell = command, watch, policy, tell
         self.restore, self.environment, self.tick = restore, dict(environment or os.environ), tick
         self.output = Output()
-        self.pulse = tempfile.NamedTemporaryFile(prefix="gpt_neo_pulse_")  # a training touches it, see `beat`
+        self.pulse: Any = None  # a file while a child runs, which touches it: see `beat`
         self.child: Optional[subprocess.Popen] = None
         self.stop = threading.Event()
         self.signals: list[int] = []
@@ -159,6 +159,12 @@ class Supervisor:
                 self.tell(f"{what}; attempt {self.attempt + 1} in {pause:.0f} s")
                 if self.stop.wait(pause) or not self.restored(status, step or 0):
                     return status
+
+    def once(self, words: Sequence[str]) -> int:
+        """Run another command in the same care, but do not start it again. Returns its exit status."""
+        self.command = lambda attempt: words
+        with self.listening(), self.touched():
+            return self.one_attempt()[0]
 
     def look(self) -> Watched:
         """The run as it is now, or as it was when storage last answered."""
@@ -246,7 +252,8 @@ class Supervisor:
 
     @contextmanager
     def touched(self) -> Iterator[None]:
-        """Removes the file that a training touches, at the end; a cleaner of temporary files may have been there."""
+        """With the file that a child touches, removed at the end; a cleaner of temporary files may have been there."""
+        self.pulse = tempfile.NamedTemporaryFile(prefix="gpt_neo_pulse_")
         try:
             yield
         finally:

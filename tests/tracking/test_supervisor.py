@@ -159,6 +159,18 @@ def test_after_the_last_step_silence_is_no_stall(harness):
     assert harness.supervise((1, 7, "time.sleep(1.5)"), train_steps=7, policy={"stall": 0.3}) == 0
 
 
+def test_what_follows_the_training_is_looked_after_as_well(harness):
+    """A sample of a large model takes longer than the supervisor waits between two looks; a signal ends it."""
+    assert harness.supervise((1, 2, "")) == 0
+    script = "import os, time; os.utime(os.environ['GPT_NEO_PULSE']); time.sleep({}); print('sampled', flush=True)"
+    words = [sys.executable, "-S", "-c"]
+    assert harness.supervisor.once([*words, script.format(0.4)]) == 0
+    assert harness.supervisor.output.text() == "attempt 1\nsampled\n"
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert harness.supervisor.once([*words, script.format(30)]) == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("number, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals_reach_the_child_once_and_end_it(harness, number, expected):
     scene = """
