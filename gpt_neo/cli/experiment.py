@@ -57,6 +57,23 @@ def records_it(job: Job, options: Train) -> bool:
     return cluster is None or cluster.is_chief
 
 
+def samples_after(job: Job, options: Train, sampled: bool) -> bool:
+    """Whether a training is followed by a sample of its last checkpoint.
+
+    Args:
+      sampled: there is one already, as this machine sees. Those that sample together have to agree without it.
+    """
+    by_training = bool(job.run.training.predict_steps)
+    if options.backend.backend == "xla" and options.backend.place() is not None:
+        return bool(options.sampling.prompt) and not by_training
+    return (bool(options.sampling.prompt) or by_training) and not sampled
+
+
+def sampling_words(options: Train) -> list[str]:
+    """The command that samples from a run that was trained so."""
+    return [*COMMAND, "sample", *words_of(Sample.after(options, options.sampling))]
+
+
 def told_to_trackers(job: Job, options: Train, identity: str, run: Callable[[], int]) -> int:
     """The exit status of `run`, whose metrics go to --track on the machine that knows them."""
     if not options.tracking.track or not records_it(job, options):
@@ -73,7 +90,8 @@ def told_to_trackers(job: Job, options: Train, identity: str, run: Callable[[], 
 
 
 def supervise_worker(job: Job, options: Train, policy: Policy) -> int:
-    """Restart a task that lends its devices to a chief elsewhere, which records the run and finds its stalls.
+    """Restart a task that lends its devices to a chief elsewhere, which records the run and finds its stalls; then lend
+    them for the sample at the end.
 
     How far the run has come is known there too; here an hour counts as progress.
     """
@@ -86,7 +104,11 @@ def supervise_worker(job: Job, options: Train, policy: Policy) -> int:
         note,
         environment=child_environment(job),
     )
-    return supervisor.run()
+    status = supervisor.run()
+    # TensorFlow's chief samples by itself
+    if status == 0 and options.backend.backend == "xla" and samples_after(job, options, sampled=False):
+        status = supervisor.once(sampling_words(options))
+    return status
 
 
 def make_policy(job: Job, options: Train) -> Policy:
@@ -152,11 +174,10 @@ class SupervisedRun:
         before = self.samples()
         try:
             status = told_to_trackers(job, options, self.identity, self.supervisor.run)
-            wanted = options.sampling.prompt or job.run.training.predict_steps
             last, now = look(job.folder).checkpoint, self.samples()
             path = storage.join(job.folder, f"predictions_{self.identity}_{last}.txt")
-            if status == 0 and wanted and now.get(path) == before.get(path):
-                status = self.sample()
+            if status == 0 and samples_after(job, options, sampled=now.get(path) != before.get(path)):
+                status = supervisor.once(sampling_words(self.options))
         finally:
             self.supervisor.look()
             self.tick(final=True)
@@ -181,12 +202,6 @@ class SupervisedRun:
         except OSError as error:
             self.say(f"{self.job.folder}: cannot be listed: {reason_of(error)}")
             return {}
-
-    def sample(self) -> int:
-        """Sample from the finished run."""
-        assert self.supervisor
-        run = self.options
-        return self.supervisor.once([*COMMAND, "sample", *words_of(Sample.after(run, run.sampling))])
 
     def watch(self) -> Watched:
         """Record the new metrics; tell the supervisor how the run is. Raises: OSError."""

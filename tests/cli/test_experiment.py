@@ -232,3 +232,19 @@ def test_a_task_that_lends_its_devices_is_restarted_and_not_recorded(trained, co
     assert command("--model", trained, "--experiment", "night", "--observer", place, "--pause", 0.1) == 0
     out = capsys.readouterr().out
     assert out == "note      the training has lost a machine or its devices; attempt 2 in 0 s\n" and not place.exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("by_training", [True, False])
+def test_hosts_sample_together_after_their_training(world, tmp_path, monkeypatch, capsys, rank, by_training):
+    """One that waits for another which does not come would wait for ten minutes, and fail."""
+    path = world.config("together", predict_steps=int(by_training), model_path=str(tmp_path / "model"))
+    heard = tmp_path / "heard"
+    script = f"import sys; open({str(heard)!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10))"
+    monkeypatch.setattr(experiment, "COMMAND", (sys.executable, "-S", "-c", script))
+    place = ["--backend", "xla", "--hosts", "2", "--rank", str(rank), "--coordinator", "127.0.0.1:9"]
+    words = ["--experiment", "x", "--prompt", "The if", "--observer", str(tmp_path / "records")]
+    assert main(["train", path, *place, *words]) == 0
+    asked = [line.split() for line in heard.read_text().splitlines()]
+    assert [line[0] for line in asked] == (["train"] if by_training else ["train", "sample"])
+    assert all(f"--rank={rank}" in line and "--hosts=2" in line for line in asked)
