@@ -60,6 +60,8 @@ def train_on(job: Job, options: Train, put: Put) -> int:
     """
     run, training = job.run, options.training
     seen: set[int] = set()
+    if run.training.eval_steps:
+        tell_of_tasks(run)
     with DeviceTraining(run, put, note, attention_of(options.backend)) as devices:
 
         def steps(line: ProgressLine, watch: Watch) -> int:
@@ -114,11 +116,33 @@ class ProgramsBeside:
 
 
 def evaluate(job: Job, backend: BackendOptions, limit: Optional[int] = None, keep: bool = False) -> int:
-    """The held-out records, as `cli.evaluate.evaluate` has them."""
+    """The held-out records, as `cli.evaluate.evaluate` has them.
+
+    Raises:
+      ConfigError: there are tasks alone.
+    """
     run = job.run
+    if run.training.eval_tasks and not any(dataset.eval_path for _, dataset in run.datasets):
+        raise ConfigError(f"{tasks_text(run)}, and no dataset has an eval_path: there is nothing else to evaluate")
     if backend.save_program:
         return save(export_eval_step(run, whole_parts(run, eval_batch_size(run))), backend.save_program)
-    return with_hosts(job, backend, functools.partial(evaluate_on, job, backend, limit, keep))
+
+    def work(put: Put) -> int:
+        tell_of_tasks(run)
+        return evaluate_on(job, backend, limit, keep, put)
+
+    return with_hosts(job, backend, work)
+
+
+def tell_of_tasks(run: RunConfig) -> None:
+    """A line where a config has tasks."""
+    if run.training.eval_tasks:
+        note(tasks_text(run))
+
+
+def tasks_text(run: RunConfig) -> str:
+    """What becomes of the tasks of a config."""
+    return f"eval_tasks ({', '.join(map(str, run.training.eval_tasks))}) are scored with --backend tensorflow"
 
 
 def evaluate_on(job: Job, backend: BackendOptions, limit: Optional[int], keep: bool, put: Put) -> int:
@@ -132,8 +156,6 @@ def evaluate_on(job: Job, backend: BackendOptions, limit: Optional[int], keep: b
     say(device_text(run, backend))
     for line in held_out_notes(run, sources):
         note(line)
-    if run.training.eval_tasks:
-        note(f"eval_tasks ({', '.join(run.training.eval_tasks)}) are scored with --backend tensorflow")
     result = spmd_evaluation.evaluate(run, job.folder, put, sources, job.model.checkpoint, note, limit, keep)
     show_records(job, result)
     return 0

@@ -141,6 +141,17 @@ def test_what_a_run_leaves_is_what_main_leaves(world, spmd, monkeypatch):
     assert status == 0 and steps_in(folder) == [0, 1], text
 
 
+def test_tasks_are_not_left_out_in_silence(world, spmd, monkeypatch, capsys):
+    monkeypatch.setattr(spmd_jobs.ProgramsBeside, "held_out", lambda self, sources, batches: HeldOutRecords(batches))
+    path = world.config("spmd_tasks", train_steps=3, eval_steps=5, eval_tasks=["lambada=held.jsonl"])
+    said = "eval_tasks (lambada=held.jsonl) are scored with --backend tensorflow"
+    status, text = spmd("--model", path)
+    assert status == 0 and text.count(said) == 1 and "held out  step 3" in text
+    dataset = world.dataset_config("no_held_out", eval_path=None)
+    assert main(["eval", path, "--backend", "xla", "--set", f'datasets=["{dataset}"]']) == 2
+    assert f"error: {said}, and no dataset has an eval_path" in capsys.readouterr().err
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(world, server, whole):
     path = world.config("spmd_terminated", train_steps=500)
     slow = FAKED.format(more="FakeDevices.pause = 0.02")
