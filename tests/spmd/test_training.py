@@ -152,6 +152,13 @@ def test_tasks_are_not_left_out_in_silence(world, spmd, monkeypatch, capsys):
     assert f"error: {said}, and no dataset has an eval_path" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["lora_rank=2", 'freeze=["wte"]'])
+def test_what_trains_only_some_variables_is_refused(world, spmd, key):
+    path = world.config("spmd_refused", train_steps=3)
+    status, text = spmd("--model", path, "--set", key)
+    assert status == 2 and "lora_rank and freeze go with --backend tensorflow" in text and not FakeDevices.made
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(world, server, whole):
     path = world.config("spmd_terminated", train_steps=500)
     slow = FAKED.format(more="FakeDevices.pause = 0.02")
