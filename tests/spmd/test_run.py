@@ -59,8 +59,13 @@ MESHES = [
 
 def moment_errors(devices, wanted):
     """Of every first moment, after one step a multiple of the gradient: name, largest error, largest number."""
+    yield from errors_of("_m", devices, wanted)
+
+
+def errors_of(kind, devices, wanted):
+    """The same of the slots of a kind."""
     for name, value in wanted.items():
-        if name.endswith("_m"):
+        if name.endswith(kind):
             yield name, np.abs(devices.get(name) - value).max(), np.abs(value).max()
 
 
@@ -90,6 +95,9 @@ def test_eight_devices_equal_one(tmp_path, jax_python, monkeypatch, mesh, layout
         results = [devices.step({"step": np.int32(0), **batches[0]})]
         for name, error, largest in moment_errors(devices, first):
             assert error <= 2e-5 * largest, name
+        # Squares have twice the error, and TensorFlow's kernel has 1 - 0.999 in float32, 1.3e-5 from 0.001.
+        for name, error, largest in errors_of("adam_v", devices, first):
+            assert error <= 6e-5 * largest, name
         results += [devices.step({"step": np.int32(i), **batches[i]}) for i in range(1, len(batches))]
         got = {name: devices.get(name) for name in values}
     losses = np.stack([result["loss"] for result in results])
