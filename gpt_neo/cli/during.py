@@ -23,6 +23,7 @@ from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import Source, evaluation_sources
 from gpt_neo.inputs.tokenizers import run_tokenizer
+from gpt_neo.mtf_compat import products_of
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.eval_metrics import NothingCountsError
 from gpt_neo.runtime.held_out import Evaluation, HeldOut, held_out_identity
@@ -242,6 +243,21 @@ class DuringTraining:
         if self.held_out is not None:
             self.held_out.close()
         self.beside.close()
+
+
+def sample_missed(job: Job, training: TrainingOptions, sampling: SamplingOptions, beside: Beside) -> None:
+    """Sample the checkpoint that a complete run has ended with, where a kill or a signal came before that."""
+    every, last = training.steps_per_checkpoint, job.run.training.train_steps
+    step = runtime.current_step(job.folder)
+    if not job.run.training.predict_steps or not step or (step % every and step != last):
+        return
+    during = DuringTraining(job, training, sampling, beside, ProgressLine(), Watch(job.folder), True)
+    try:
+        if during.samples and not during.was_sampled(step):
+            with products_of(job.run.model.precision):
+                during.sample(step)
+    finally:
+        during.close()
 
 
 def starts_from_weights(folder: str) -> bool:

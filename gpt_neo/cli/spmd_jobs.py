@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from gpt_neo.cli import predict
 from gpt_neo.cli.console import ProgressLine, note, say
-from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates, starts_from_weights
+from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates, sample_missed, starts_from_weights
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.hosts import Put, with_hosts
 from gpt_neo.cli.job import Job
@@ -60,11 +60,14 @@ def train_on(job: Job, options: Train, put: Put) -> int:
     """
     run, training = job.run, options.training
     seen: set[int] = set()
+    trained = False
     if run.training.eval_steps:
         tell_of_tasks(run)
     with DeviceTraining(run, put, note, attention_of(options.backend)) as devices:
 
         def steps(line: ProgressLine, watch: Watch) -> int:
+            nonlocal trained
+            trained = True
             given, beside = starts_from_weights(job.folder), ProgramsBeside(run, devices.beside)
             during = DuringTraining(job, training, options.sampling, beside, line, watch, given)
             every = (training.steps_per_checkpoint, training.steps_per_log, training.save_minutes)
@@ -77,6 +80,8 @@ def train_on(job: Job, options: Train, put: Put) -> int:
         here = options.backend.platform in (None, "cpu")
         replicas, text = devices.plan.replicas(), device_text(run, options.backend)
         status = train_in_folder(job, training, replicas, text, steps, here)
+    if status == 0 and not trained:
+        sample_missed(job, training, options.sampling, ProgramsBeside(run, put))
     if status == 0 and lacks_evaluation(job, seen, whole_parts(run, eval_batch_size(run))):
         return evaluate_on(job, options.backend, run.training.eval_steps, True, put)
     return status

@@ -26,6 +26,7 @@ from gpt_neo.cli.during import (
     checked_held_out,
     ended_early,
     evaluates,
+    sample_missed,
     starts_from_weights,
 )
 from gpt_neo.cli.evaluate import evaluate, evaluate_records, give_up_later, load_job_tasks
@@ -85,12 +86,13 @@ def train(
     if training.patience and (tpu or not held_out):
         raise ConfigError("--patience needs eval_steps and held-out records (eval_path), on CPUs or GPUs")
     seen: set[int] = set()
+    beside, trained = SessionsBeside(run, plan), False
 
     def steps(line: ProgressLine, watch: Watch) -> int:
-        given = starts_from_weights(job.folder)
+        nonlocal trained
+        trained, given = True, starts_from_weights(job.folder)
         if tpu and run.training.predict_steps:
             note("no samples during training: the TPU runs one program at a time; gpt-neo sample reads the checkpoints")
-        beside = SessionsBeside(run, plan)
         during = None if tpu else DuringTraining(job, training, sampling, beside, line, watch, given)
 
         def show(progress: Progress) -> None:
@@ -121,6 +123,8 @@ def train(
                 during.close()
 
     status = train_in_folder(job, training, plan.replicas(), device_text(job, plan), steps, here)
+    if status == 0 and not trained and not tpu:
+        sample_missed(job, training, sampling, beside)
     records = lacks_evaluation(job, seen)
     if run.training.eval_steps and status == 0 and (records or tasks):
         return evaluate(job, limit=run.training.eval_steps, keep=True, records=records)

@@ -167,6 +167,34 @@ def test_a_step_that_a_run_goes_on_from_is_sampled_once(world, command, monkeypa
     assert command(*words, "one") == 0 and count("one") == 1
 
 
+def test_a_kill_before_the_last_sample_leaves_it_to_the_same_command(world, command, monkeypatch, capsys):
+    """There is nothing to train any more; the sample is the one of a run that was not killed, and is made once. Of a
+    step that training samples alone."""
+    path = world.config("unsampled_end", predict_steps=1, train_steps=3, **ONE)
+    words = ("--model", path, "--steps_per_checkpoint", 2, "--max_tokens", 8, "--prompt", "one")
+    name = os.path.join(folder_of(path), "predictions_unsampled_end_3.txt")
+
+    def killed(self, step):
+        raise KeyboardInterrupt
+
+    assert command(*words) == 0
+    with open(name, encoding="utf-8") as handle:
+        wanted = handle.read()
+    os.remove(name)
+    assert command(*words) == 0 and "nothing to do" in capsys.readouterr().out
+    for _ in range(2):
+        with open(name, encoding="utf-8") as handle:
+            assert handle.read() == wanted
+        assert command(*words) == 0
+    assert "sample    step" not in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(DuringTraining, "sample", killed)
+        assert command(*words, "--set", "train_steps=5") == 130
+    assert command(*words, "--set", "train_steps=5") == 0
+    told = capsys.readouterr().out
+    assert "nothing to do: the newest checkpoint is at step 5" not in told and "sample    step 4" in told
+
+
 def test_the_log_has_means(watched):
     rows = rows_of(watched, "train_log.jsonl")
     assert [row["step"] for row in rows] == [3, 6, 9, 12]

@@ -142,3 +142,7 @@ def test_a_curve_and_samples_while_it_trains(world, command, spmd_run, capsys):
             curves.append([(row["step"], row["loss"], row["bits_per_byte"]) for row in map(json.loads, handle)])
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
     assert [step for step, *_ in curves[0]] == [2, 4] and len(samples[0]) == 2 and samples[0] == samples[1]
+    os.remove(os.path.join(folder_of(path), "predictions_curve_split_4.txt"))  # as after a kill just before it
+    assert spmd_run("--model", path, *flags, *SPLIT_RUN) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("sample ")] == samples[0][1:]
