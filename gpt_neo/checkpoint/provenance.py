@@ -91,9 +91,14 @@ def tokenizer_reference(run: RunConfig) -> Optional[dict]:
     }
 
 
+def write_record(prefix: str, record: dict) -> None:
+    """Write the record of a checkpoint."""
+    files.write_text(prefix + ".json", json.dumps(record, indent=2) + "\n")
+
+
 def write_provenance(prefix: str, record: dict) -> None:
     """Write the record of a checkpoint, and drop those whose checkpoint the keep rules have deleted."""
-    files.write_text(prefix + ".json", json.dumps(record, indent=2) + "\n")
+    write_record(prefix, record)
     drop_provenances(os.path.dirname(prefix), os.path.basename(prefix))
 
 

@@ -18,7 +18,7 @@ from gpt_neo.checkpoint.fit import fit_checkpoint, load_variables
 from gpt_neo.checkpoint.folder import STATE, files_of, latest_checkpoint
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
-from gpt_neo.checkpoint.provenance import drop_provenances, write_provenance
+from gpt_neo.checkpoint.provenance import drop_provenances, write_record
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import graph_reason, tf
 from gpt_neo.storage import tensorflow as files
@@ -126,11 +126,12 @@ def tried(path: str, write: Callable[[], Result]) -> Result:
     return write()
 
 
-def unwritten(prefix: str, failure: Exception) -> CheckpointError:
+def unwritten(prefix: str, failure: Exception, done: str = "written") -> CheckpointError:
     """The error of a file that could not be written, once its parts are removed.
 
     Args:
       prefix: the path, which TensorFlow's message need not name.
+      done: what could not be done with it.
     """
     folder = os.path.dirname(prefix)
     with contextlib.suppress(OSError, tf.errors.OpError):
@@ -143,17 +144,17 @@ def unwritten(prefix: str, failure: Exception) -> CheckpointError:
             if newest
             else "No checkpoint is there; once that is mended, the same command begins anew"
         )
-        return CheckpointError(f"{prefix}: cannot be written: {graph_reason(failure)}. {told}")
-    return CheckpointError(f"{prefix}: cannot be written: {graph_reason(failure)}")
+        return CheckpointError(f"{prefix}: cannot be {done}: {graph_reason(failure)}. {told}")
+    return CheckpointError(f"{prefix}: cannot be {done}: {graph_reason(failure)}")
 
 
 @contextlib.contextmanager
-def writing_to(path: str) -> Iterator[None]:
-    """Context in which a failure to write is a CheckpointError that names the path."""
+def writing_to(path: str, done: str = "written") -> Iterator[None]:
+    """Context in which a failure to write is a CheckpointError that names the path. done: see `unwritten`."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        raise unwritten(path, error) from error
+        raise unwritten(path, error, done) from error
 
 
 class RecordListener(tf.estimator.CheckpointSaverListener):
@@ -169,14 +170,15 @@ class RecordListener(tf.estimator.CheckpointSaverListener):
         """Write it."""
         step = int(global_step_value)
         if not files.is_remote(self.folder):
-            with writing_to(self.folder):  # the log is as long as the checkpoint is far
+            with writing_to(os.path.join(self.folder, "*.jsonl")):  # the log is as long as the checkpoint is far
                 storage.sync(*storage.glob(os.path.join(glob.escape(self.folder), "*.jsonl")))
         prefix = os.path.join(self.folder, f"{PREFIX}{step}")
         with writing_to(prefix + ".json"):
             if os.path.basename(prefix) != self.saver.restored or file_size(prefix + ".json") is None:
-                write_provenance(prefix, self.record(step))
+                write_record(prefix, self.record(step))
 
     def after_save(self, session: Any, global_step_value: int) -> None:
-        """Drop the records of checkpoints that were deleted to make room."""
-        with writing_to(self.folder):
-            drop_provenances(self.folder)
+        """Drop the records of checkpoints that were deleted to make room; that of the one just written stays, whether a
+        listing has it already or not."""
+        with writing_to(os.path.join(self.folder, f"{PREFIX}*.json"), "listed or deleted"):
+            drop_provenances(self.folder, f"{PREFIX}{int(global_step_value)}")

@@ -1,10 +1,13 @@
-"""Which checkpoints stay: the newest ones, and one per two hours, whatever the clock does."""
+"""Which checkpoints stay: the newest ones, and one per two hours, whatever the clock does; what is told of failures."""
+
+import errno
 
 import pytest
 
 from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.checkpoint.saver import RunSaver, keeping, unwritten
+from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping, unwritten
+from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 from tests.checkpoint.test_folder import save
 
@@ -43,3 +46,37 @@ def test_what_is_lost_with_a_file_that_cannot_be_written(tmp_path):
     save(tmp_path, 5)
     text = str(unwritten(str(tmp_path / "model.ckpt-9"), OSError(28, "No space left on device")))
     assert "Nothing is lost: the newest whole checkpoint is that of step 5; once" in text and "goes on" in text
+
+
+def disk_error(*given, **options):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    "fails, said",
+    [
+        ("gpt_neo.storage.sync", r"run/\*\.jsonl: cannot be written: Input/output error"),
+        ("gpt_neo.checkpoint.provenance.files.names", r"run/model\.ckpt-\*\.json: cannot be listed or deleted: Input"),
+    ],
+)
+def test_what_fails_beside_a_save_is_told_with_the_checkpoint_that_is_there(tmp_path, monkeypatch, fails, said):
+    """And nothing of the folder above is touched, which may be another run's."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save(folder, 1)
+    (tmp_path / "model.ckpt-3.json").write_text("{}")
+    (folder / "train_log.jsonl").write_text("{}\n")
+    listener = RecordListener(str(folder), lambda step: {}, RunSaver([tf.Variable(0.0)]))
+    monkeypatch.setattr(fails, disk_error)
+    with pytest.raises(CheckpointError, match=said + ".* is that of step 1; once that is mended"):
+        listener.before_save(None, 2)
+        listener.after_save(None, 2)
+    assert (tmp_path / "model.ckpt-3.json").exists()
+
+
+def test_the_record_of_a_checkpoint_that_a_listing_has_not_yet_stays(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    for step in (0, 1, 2):
+        (tmp_path / f"model.ckpt-{step}.json").write_text("{}")
+    RecordListener(str(tmp_path), lambda step: {}, RunSaver([tf.Variable(0.0)])).after_save(None, 2)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["model.ckpt-1.json", "model.ckpt-2.json"]
