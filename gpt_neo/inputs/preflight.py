@@ -9,16 +9,16 @@ import re
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from gpt_neo import storage
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import count_from_name, count_records, read_records, records_only
-from gpt_neo.errors import DataError, counted
+from gpt_neo.errors import ConfigError, DataError, counted
 from gpt_neo.inputs.mixture import mixture_of
 from gpt_neo.inputs.position import locate
 from gpt_neo.inputs.samples import other_length
 from gpt_neo.inputs.sources import CHUNKS, FIXED, Source, count_remote, needed_text, reads_in_turn, tokens_needed
 from gpt_neo.inputs.tokenizers import check_tokenizer, dataset_tokenizer
 from gpt_neo.mtf_compat import graph_reason, tf
+from gpt_neo.storage import tensorflow as files
 
 FIRST_RECORDS = 64  # looked at before a run; every later one is checked as it is read
 
@@ -60,7 +60,7 @@ def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
         elif ref.datatype in (None, CHUNKS) and ref.stitch is not None:
             found.append(f"stitch {ref.stitch} of {ref.name!r} does nothing: its records are read in chunks")
     found += chunks_as_documents(run, sources)
-    held_out = {path for _, dataset in run.datasets for path in local_files(dataset.eval_path)}
+    held_out = {path for _, dataset in run.datasets for path in listed(dataset.eval_path)}
     both = sorted(held_out & {path for source in sources for path in source.paths})
     if both:
         found.append(
@@ -98,10 +98,10 @@ def held_out_notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
     return found
 
 
-def local_files(pattern: Optional[str]) -> list[str]:
-    """Files of this machine that a pattern of records matches; none where that cannot be told."""
-    with contextlib.suppress(OSError):
-        return records_only(storage.glob(pattern)) if pattern and not storage.scheme_of(pattern) else []
+def listed(pattern: Optional[str]) -> list[str]:
+    """Files that a pattern of records matches; none where that cannot be told."""
+    with contextlib.suppress(OSError, ConfigError):
+        return records_only(files.glob(pattern)) if pattern else []
     return []
 
 

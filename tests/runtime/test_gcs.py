@@ -118,6 +118,16 @@ def test_everything_on_a_bucket(world, gcs_place, whole, tmp_path):
     assert status == 0 and b"=== sample 1" in store["bucket/runs/remote/predictions_remote_6.txt"][0], text
 
 
+def test_records_of_a_bucket_are_looked_at_as_those_of_a_disk(world, gcs_place):
+    name = world.dataset_config("both", path="gs://bucket/data/*.tfrecords", eval_path="gs://bucket/data/h*.tfrecords")
+    path = world.config("both_there", datasets=[name], model_path="gs://bucket/runs/both", **ONE)
+    gcs_place.fail("list", "503", None, "503")
+    gcs_place.fail("read", None, "truncate", "503")
+    status, text = gcs_place.run("--model", path, "--check_dataset")
+    said = "1 file of held-out records are among those trained on, the first of them gs://"
+    assert status == 0 and said in text, text
+
+
 def test_new_stays_below_its_prefix(world, gcs_place):
     path = world.config("anew_there", train_steps=0, datasets=["bucket"], model_path="gs://bucket/runs/a", **ONE)
     made = ["model.ckpt-3.index", "model.ckpt-3.data-00000-of-00001", "checkpoint", "train_log.jsonl", "best/best.json"]
