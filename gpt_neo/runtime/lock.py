@@ -139,9 +139,10 @@ class FolderLock:
             self.handle.close()
 
     def drop(self) -> None:
-        """Let go of the file."""
+        """Let go of the file. What a full disk has not taken is tried once more by `close`, in vain."""
         if self.handle:
-            self.handle.close()
+            with contextlib.suppress(OSError):
+                self.handle.close()
             self.handle = None
 
     def read(self) -> Optional[dict]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -182,3 +183,16 @@ def test_renewing(tmp_path):
 def test_a_folder_that_takes_no_file():
     with pytest.raises(CheckpointError, match="/proc/nowhere/run.lock: the lock cannot be written"):
         take(__import__("pathlib").Path("/proc/nowhere"))
+
+
+def test_a_lock_that_the_disk_does_not_take_is_named(tmp_path):
+    """The file is let go of, and the next run has it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="run.lock: the lock cannot be written: File too large"):
+            FolderLock(str(tmp_path)).__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with FolderLock(str(tmp_path)):
+        pass
