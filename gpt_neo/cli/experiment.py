@@ -22,7 +22,7 @@ from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError, reason_of
 from gpt_neo.system import python_path
 from gpt_neo.tracking.experiment import FOLDER, Tracked, shown, track
-from gpt_neo.tracking.metrics import Metrics, escaped, look, version_of
+from gpt_neo.tracking.metrics import CHECKPOINTS, TRAIN_LOG, Metrics, escaped, look, version_of
 from gpt_neo.tracking.supervisor import Policy, Supervisor, Watched
 
 COMMAND = (sys.executable, "-m", "gpt_neo")
@@ -153,6 +153,7 @@ class SupervisedRun:
         self.job, self.options, self.policy, self.restore = job, options, policy, restore
         self.supervisor: Optional[Supervisor] = None
         self.identity = job.identity
+        self.doomed: dict[str, Optional[str]] = {}
 
     def printed(self) -> str:
         """What the child has printed."""
@@ -167,6 +168,7 @@ class SupervisedRun:
         self.metrics = Metrics(job.folder, self.identity, events=bool(job.devices.tpu))
         print(f"run       {tracked.identity} of experiment {options.tracking.experiment}", flush=True)
         tracked.update(folder=job.folder, attempts=0)
+        self.doomed = begun(job.folder) if options.training.new else {}
         supervisor = self.supervisor = Supervisor(
             self.command, self.watch, self.policy, self.say, self.restore, child_environment(job), self.tick
         )
@@ -190,9 +192,18 @@ class SupervisedRun:
             self.supervisor.output.keep(f"note      {line}\n")
 
     def command(self, attempt: int) -> list:
-        """The training's words. --new is for the first attempt: after it there is something to lose."""
+        """The training's words. --new is for the first attempt, and for further ones until the old run is deleted (the
+        folder may have been in use, or the training killed before): after that there is something to lose."""
         self.tracked.update(attempts=attempt)
-        return [*COMMAND, *training_words(self.options, self.job, first=attempt == 1)]
+        return [*COMMAND, *training_words(self.options, self.job, first=attempt == 1 or self.is_old())]
+
+    def is_old(self) -> bool:
+        """Whether some of the run that --new is to delete is still there."""
+        try:
+            now = begun(self.job.folder) if self.doomed else {}
+        except OSError:
+            return False
+        return any(now.get(path) == version for path, version in self.doomed.items())
 
     def samples(self) -> dict[str, Optional[str]]:
         """The files of the run's samples, and their versions; none where the folder cannot be listed."""
@@ -223,6 +234,14 @@ class SupervisedRun:
         self.tracked.store(paths, final)
 
 
+def begun(folder: str) -> dict[str, Optional[str]]:
+    """What a run in a folder goes on from, or adds to, and --new deletes: files and their versions. Raises: OSError."""
+    indices = storage.glob(storage.join(escaped(folder), CHECKPOINTS))
+    ours = [path for path in indices if path[: -len(".index")].rpartition("-")[2].isdigit()]
+    found = {path: version_of(path) for path in [*ours, storage.join(folder, TRAIN_LOG)]}
+    return {path: version for path, version in found.items() if version is not None}
+
+
 def restore_words(text: Optional[str]) -> Optional[list]:
     """Words of --recreate_tpu. Raises: ConfigError."""
     if text is None:
@@ -240,7 +259,7 @@ def training_words(options: Train, job: Job, first: bool) -> list[str]:
     """The command of the training itself, without what is the supervisor's; how to sample only where it samples.
 
     Args:
-      first: the first attempt, which alone may delete checkpoints.
+      first: --new is still to be done.
     """
     training = options.training if first else dataclasses.replace(options.training, new=False, yes=False)
     sampling = options.sampling if job.run.training.predict_steps else SamplingOptions()

@@ -182,6 +182,32 @@ def test_the_last_checkpoint_is_sampled_once(world, tmp_path, monkeypatch, capsy
     assert all(words[0] == "sample" and "--prompt=The if" in words for words in asked)
 
 
+def test_new_holds_until_the_old_run_is_deleted(world, tmp_path, monkeypatch, capsys):
+    """The first attempt may find the folder in use, or be killed before; what a later one has made stays."""
+    model = tmp_path / "model"
+    model.mkdir()
+    path = world.config("old", model_path=str(model))
+    index, log = model / "model.ckpt-5.index", model / "train_log.jsonl"
+    for file in (index, log, model / "model.ckpt-5-of-mine.index"):
+        file.write_text("old")
+    asked = []
+
+    class Child(experiment.Supervisor):
+        def run(self):
+            for attempt in (1, 2, 3, 4, 5):
+                asked.append("--new" in self.command(attempt))
+                if attempt == 2:
+                    index.unlink()
+                if attempt == 3:
+                    log.unlink()
+                    index.write_text("new one")
+            return 75
+
+    monkeypatch.setattr(experiment, "Supervisor", Child)
+    words = ["train", path, "--experiment", "x", "--observer", str(tmp_path / "records"), "--new", "--yes"]
+    assert main(words) == 75 and asked == [True, True, True, False, False]
+
+
 def test_limits(trained):
     def policy(*argv):
         options = parse(Train, ["--model", trained, *argv], "gpt-neo train")
