@@ -127,24 +127,39 @@ def event_measurements(record: bytes) -> list[Measurement]:
         return []
 
 
+KNOWN = 64  # bytes before the place that a file is known by: rows have times in them
+
+
 class Tail:
-    """What was appended to a file since the last time, whole records only."""
+    """What was appended to a file since the last time, whole records only. A file that has been written anew, as after
+    --new, is read from its beginning, however long it has become meanwhile."""
 
     def __init__(self, path: str, place: int = 0) -> None:
         self.path, self.place, self.seen = path, place, version_of(path) if place else None
+        self.known = b""  # before the place
+        if place:
+            with storage.open_read(path) as handle:
+                handle.seek(max(0, place - KNOWN))
+                self.known = handle.read(min(place, KNOWN))
 
     def read(self) -> bytes:
         """Bytes behind the place. Raises: OSError."""
         version = version_of(self.path)
         if version is None or version == self.seen:
             return b""
-        if storage.size(self.path) < self.place:
-            self.place = 0  # written anew
         with storage.open_read(self.path) as handle:
-            handle.seek(self.place)
-            data = handle.read()
+            handle.seek(self.place - len(self.known))
+            before, data = handle.read(len(self.known)), handle.read()
+            if before != self.known:
+                self.place, self.known = 0, b""
+                handle.seek(0)
+                data = handle.read()
         self.seen = version
         return data
+
+    def take(self, data: bytes, count: int) -> None:
+        """Go past so many of the bytes that were read."""
+        self.place, self.known = self.place + count, (self.known + data[:count])[-KNOWN:]
 
 
 class Metrics:
@@ -178,13 +193,15 @@ class Metrics:
         """What is new. Raises: OSError."""
         found: list[Measurement] = []
         for tail, names in self.logs:
-            rows, taken = json_rows(tail.read())
-            tail.place += taken
+            data = tail.read()
+            rows, taken = json_rows(data)
+            tail.take(data, taken)
             found += [m for row in rows for m in measurements(row, names)]
         for path in self.event_paths():
             tail = self.event_files.setdefault(path, Tail(path))
-            records, taken = split_records(tail.read())
-            tail.place += taken
+            data = tail.read()
+            records, taken = split_records(data)
+            tail.take(data, taken)
             found += [m for record in records for m in event_measurements(record)]
         new = []
         for m in found:

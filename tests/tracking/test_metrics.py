@@ -32,6 +32,19 @@ def test_new_rows_only_and_each_step_once(tmp_path):
     assert metrics.poll() == [Measurement("loss", 50, 1.0)]
 
 
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_a_log_that_was_written_anew_is_read_whole(tmp_path, rows):
+    """Also where it is as long as the old one, or longer, by the time that it is looked at."""
+    log = tmp_path / "train_log.jsonl"
+    append(log, {"step": 10, "loss": 9.0}, {"step": 20, "loss": 8.0})
+    metrics = Metrics(str(tmp_path), "7")
+    log.unlink()
+    append(log, *({"step": 10 * (i + 1), "loss": 7.0 - i} for i in range(rows)))
+    assert metrics.poll() == [Measurement("loss", 10 * (i + 1), 7.0 - i) for i in range(rows)]
+    append(log, {"step": 1000, "loss": 0.5})
+    assert metrics.poll() == [Measurement("loss", 1000, 0.5)]
+
+
 def test_all_that_a_training_measured(tmp_path):
     append(tmp_path / "train_log.jsonl", {"step": 10, "loss": 9.0}, "no json\n", {"step": 11, "loss": 8.0})
     assert [m.value for m in trained(str(tmp_path))] == [9.0, 8.0]
