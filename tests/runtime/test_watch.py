@@ -135,12 +135,12 @@ def test_a_checkpoint_with_nan_is_passed_over(world, server, whole):
     before = """
 from gpt_neo.mtf_compat import mtf, tf
 from gpt_neo.optim import build
-clip = build.clip_by_global_norm
-def poison(grads, limit):
+clip = build.clipped
+def poison(grads, norm, limit):
     at = tf.equal(tf.cast(tf.train.get_global_step(), tf.int32), 3)
     factor = mtf.import_tf_tensor(grads[0].mesh, tf.where(at, float('nan'), 1.0), mtf.Shape([]))
-    return [grad * factor for grad in clip(grads, limit)]
-build.clip_by_global_norm = poison
+    return [grad * factor for grad in clip(grads, norm, limit)]
+build.clipped = poison
 """
     status, text = server.run("--model", path, "--steps_per_checkpoint", 1, before=before)
     assert status == 2 and "step 5: the loss is nan; " in text
