@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Callable
 
 import numpy as np
 
@@ -57,10 +58,13 @@ def examine(bundle: Bundle, name: str) -> Report:
     return Report(name, str(entry.dtype), entry.shape, entry.size, mean, std, largest, trouble)
 
 
-def keep_sound(folder: str) -> str:
+def keep_sound(folder: str, fault: Callable[[str], str] = lambda prefix: "") -> str:
     """After a divergence: let the folder's state name the newest checkpoint whose numbers are all finite.
 
     A step whose loss was still a number may have put the first ones that are none into the weights.
+
+    Args:
+      fault: from a checkpoint to what else is wrong with it; "" where nothing is.
 
     Returns:
       a line for the person.
@@ -69,7 +73,7 @@ def keep_sound(folder: str) -> str:
     for prefix in sorted(checkpoints_of(folder), key=step_of, reverse=True):
         name = os.path.basename(prefix)
         try:
-            trouble = first_trouble(Bundle(prefix))
+            trouble = fault(prefix) or first_trouble(Bundle(prefix))
         except CheckpointError:
             trouble = "it is damaged"
         if not trouble:

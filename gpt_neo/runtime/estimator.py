@@ -16,7 +16,7 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.config.estimate import less_memory
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError
+from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError, counted
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.position import places_text
 from gpt_neo.inputs.sources import Source, evaluation_sources, training_sources
@@ -26,7 +26,7 @@ from gpt_neo.mtf_compat import build_for_tpu, graph_reason, products_of, tf
 from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
 from gpt_neo.runtime.held_out import held_out_identity
-from gpt_neo.runtime.hooks import Diverged, Progress
+from gpt_neo.runtime.hooks import SPIKES_SKIPPED, Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, on_chief, session_config
 from gpt_neo.runtime.model_fn import TrainingSetup, make_model_fn
 from gpt_neo.runtime.profile import Profile
@@ -197,11 +197,19 @@ def after_divergence(run: RunConfig, folder: str) -> Iterator[None]:
     except (Diverged, tf.estimator.NanLossDuringTrainingError) as error:
         known = error if isinstance(error, Diverged) else Diverged("the loss is nan")
         batch = f"; its batch is {origin_text(run, known.step)}" if known.step is not None else ""
+        kept = keep_sound(folder, skipped_text) if known.skipping else keep_sound(folder)
+        more = "" if known.skipping else ", or pass over such batches with --skip_spikes"
         raise Diverged(
-            f"{known}{batch}; {keep_sound(folder)}. Lower lr, or raise warmup_steps, or set gradient_clipping, or pass "
-            "over such batches with --skip_spikes",
+            f"{known}{batch}; {kept}. Lower lr, or raise warmup_steps, or set gradient_clipping{more}",
             known.step,
+            known.skipping,
         ) from error
+
+
+def skipped_text(prefix: str) -> str:
+    """That a checkpoint has the weights that every batch before it was skipped with; "" for others."""
+    skipped = (read_provenance(prefix) or {}).get(SPIKES_SKIPPED, 0)
+    return f"{counted(skipped, 'batch')} in a row before it were skipped" if skipped else ""
 
 
 def origin_text(run: RunConfig, step: int) -> str:

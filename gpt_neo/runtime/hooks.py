@@ -24,11 +24,12 @@ from gpt_neo.storage import tensorflow as files
 
 
 class Diverged(GptNeoError):
-    """The loss is no number. step: the one that ended with it, 1 for the first; None where that is not known."""
+    """The loss is no number. step: the one that ended with it, 1 for the first; None where that is not known. skipping:
+    the batches before it were skipped, so that it is the weights that are bad."""
 
-    def __init__(self, message: str, step: Optional[int] = None) -> None:
+    def __init__(self, message: str, step: Optional[int] = None, skipping: bool = False) -> None:
         super().__init__(message)
-        self.step = step
+        self.step, self.skipping = step, skipping
 
 
 LOOP_SECONDS = 30.0  # that a TPU goes on by itself before the host hears of it
@@ -261,7 +262,8 @@ class SpikeHook(tf.estimator.SessionRunHook):
         if not self.rule.judge(loss, self.fed) or step is None:
             return
         if self.rule.skipped >= IN_A_ROW:
-            raise Diverged(f"step {step:,}: the loss is {loss}, and {IN_A_ROW} batches in a row were skipped", step)
+            told = f"step {step:,}: the loss is {loss}, and {IN_A_ROW} batches in a row were skipped"
+            raise Diverged(told, step, skipping=True)
         records = self.origin(step)
         self.watch.notice(f"step {step:,}: loss {loss:.4f}, limit {self.fed:.4f}: batch skipped ({records})")
         self.watch.log("skipped", step=step, loss=repr(loss), limit=repr(self.fed), records=records)

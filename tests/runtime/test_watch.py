@@ -197,8 +197,12 @@ def test_skipping_changes_no_bit_where_there_is_no_spike(world, server, whole):
 def test_many_spikes_in_a_row_end_the_run(world, server):
     path = config_of(world, "hopeless", train_steps=40)
     before = FACTOR.format(steps=list(range(2, 40)), factor="float('inf')")
-    status, text = server.run("--model", path, "--skip_spikes", before=before)
+    status, text = server.run("--model", path, "--skip_spikes", "--steps_per_checkpoint", 5, before=before)
     assert status == 2 and "step 22: the loss is inf, and 20 batches in a row were skipped" in text
+    assert "the last good checkpoint is model.ckpt-0 (model.ckpt-20 is not: 18 batches in a row before it were" in text
+    assert text.rstrip().endswith("or set gradient_clipping")
+    status, text = server.run("--model", path)
+    assert status == 0 and "steps 0 to 40" in text, "the weights before all that"
 
 
 def test_a_stall_shows_where_it_hangs(world, server, whole):
