@@ -15,7 +15,7 @@ from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.config.folders import BEST
 from gpt_neo.config.loader import has_their_config
 from gpt_neo.dataprep.encodings import mark_of
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, reason_of
 from gpt_neo.storage import tensorflow as files
 
 Read = TypeVar("Read")
@@ -145,8 +145,16 @@ def find_checkpoint(folder: str, which: Optional[str] = None) -> Found:
     """A checkpoint by wish: None for the newest, `best`, or a step.
 
     Raises:
-      CheckpointError: there is no such one, or it is damaged.
+      CheckpointError: there is no such one, it is damaged, or the folder cannot be read.
     """
+    try:
+        return wished(folder, which)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: its checkpoints cannot be read: {reason_of(error)}") from error
+
+
+def wished(folder: str, which: Optional[str]) -> Found:
+    """As `find_checkpoint`. Raises: CheckpointError, OSError."""
     if which is None or which == "latest":
         found = find_latest(folder)
         if found is None:

@@ -128,6 +128,23 @@ def test_records_of_a_bucket_are_looked_at_as_those_of_a_disk(world, gcs_place):
     assert status == 0 and said in text, text
 
 
+def test_a_bucket_that_refuses_is_an_error_of_the_package(gcs_place, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({**BASE, "datasets": [], "model_path": "gs://bucket/own"}))
+    script = f"""
+import os, sys
+import gpt_neo
+from gpt_neo.errors import GptNeoError
+try:
+    gpt_neo.load("{tmp_path}/own.json")
+except GptNeoError as error:
+    print("told", error)
+sys.stdout.flush()
+os._exit(0)
+"""
+    gcs_place.denied = {"list"}
+    assert re.search(r"told gs://bucket/own: its checkpoints cannot be read: .*403", gcs_place.run(before=script)[1])
+
+
 def test_new_stays_below_its_prefix(world, gcs_place):
     path = world.config("anew_there", train_steps=0, datasets=["bucket"], model_path="gs://bucket/runs/a", **ONE)
     made = ["model.ckpt-3.index", "model.ckpt-3.data-00000-of-00001", "checkpoint", "train_log.jsonl", "best/best.json"]
