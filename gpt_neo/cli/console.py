@@ -164,10 +164,15 @@ def task_progress(name: str) -> Callable[[int, int], None]:
     return show
 
 
+def may_write(folder: str) -> bool:
+    """Whether files can be added to a folder, as far as that can be told without trying."""
+    return storage.is_remote(folder) or os.access(folder, os.W_OK)
+
+
 def keeps_results(folder: str) -> bool:
     """Whether results can be added to files of a run's folder. A model that others share may lie where nothing can be
     written: what was asked for is shown all the same, and a note says that it is nowhere else."""
-    if storage.is_remote(folder) or os.access(folder, os.W_OK):
+    if may_write(folder):
         return True
     note(f"{folder} cannot be written: the results are shown here alone")
     return False

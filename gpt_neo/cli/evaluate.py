@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Optional
 
 from gpt_neo.checkpoint.folder import read_checkpoint
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.saver import writing_to
-from gpt_neo.cli.console import keeps_results, note, say, task_progress
+from gpt_neo.cli.console import keeps_results, may_write, note, say, task_progress
 from gpt_neo.cli.devices import device_plan, tpu_options
 from gpt_neo.cli.job import Job
 from gpt_neo.evaluation.batches import check_scorable
@@ -67,10 +68,14 @@ def evaluate_records(job: Job, limit: Optional[int], keep: bool = False) -> None
     sources = evaluation_sources(run)
     for line in held_out_notes(run, sources):
         note(line)
-    estimator = runtime.make_estimator(
-        run, job.folder, plan, tpu=tpu_options(job), text_lengths=runtime.text_lengths(run), eval_sources=len(sources)
-    )
-    show_records(job, runtime.evaluate(estimator, run, job.folder, sources, limit, job.model.checkpoint, keep, note))
+    lengths, count = runtime.text_lengths(run), len(sources)
+    with tempfile.TemporaryDirectory(prefix="gpt_neo_events_") as nowhere:
+        place = job.folder if may_write(job.folder) else nowhere  # of what TPUEstimator writes for TensorBoard
+        estimator = runtime.make_estimator(
+            run, place, plan, tpu=tpu_options(job), text_lengths=lengths, eval_sources=count
+        )
+        result = runtime.evaluate(estimator, run, job.folder, sources, limit, job.model.checkpoint, keep, note)
+    show_records(job, result)
 
 
 def show_records(job: Job, result: dict) -> None:

@@ -80,3 +80,17 @@ def test_a_folder_without_permission(world, server):
     status, text = server.run("--model", path)
     assert status == 2 and "error: model_path '/proc/forbidden/run' cannot be written" in text
     assert not os.path.exists(folder)
+
+
+def test_a_run_that_can_only_be_read_is_evaluated(trained, server):
+    need_mounts()
+    folder = load_config(trained).training.model_path
+    before = f"""
+from tests.namespaces import leave_mounts, mount
+leave_mounts()
+mount({folder!r}, {folder!r})
+mount("remount", {folder!r}, "ro,bind")
+"""
+    status, text = server.run("--model", trained, "--eval", before=before)
+    assert status == 0 and "held out  step 20: loss" in text, text
+    assert f"{folder} cannot be written: the results are shown here alone" in text
