@@ -99,19 +99,7 @@ def train(
             line.show(progress)
             follow(progress)
 
-        estimator = runtime.make_estimator(
-            run,
-            job.folder,
-            plan,
-            training.steps_per_checkpoint,
-            tpu_options(job),
-            show,
-            watch=watch,
-            steps_per_log=training.steps_per_log,
-            save_minutes=training.save_minutes,
-            at_checkpoint=at_checkpoints(during) if during else None,
-            profile=session_profile(training.profile, job.folder) if training.profile else None,
-        )
+        estimator = training_estimator(job, training, plan, show, watch, during)
         try:
             if tpu and held_out:
                 checked_held_out(run)
@@ -129,6 +117,30 @@ def train(
     if run.training.eval_steps and status == 0 and (records or tasks):
         return evaluate(job, limit=run.training.eval_steps, keep=True, records=records)
     return status
+
+
+def training_estimator(
+    job: Job,
+    training: TrainingOptions,
+    plan: MeshPlan,
+    report: Callable[[Progress], None],
+    watch: Watch,
+    during: Optional[DuringTraining],
+) -> Any:
+    """The estimator of a training. report: called with every step that ends; during: with every checkpoint."""
+    return runtime.make_estimator(
+        job.run,
+        job.folder,
+        plan,
+        training.steps_per_checkpoint,
+        tpu_options(job),
+        report,
+        watch=watch,
+        steps_per_log=training.steps_per_log,
+        save_minutes=training.save_minutes,
+        at_checkpoint=at_checkpoints(during) if during else None,
+        profile=session_profile(training.profile, job.folder) if training.profile else None,
+    )
 
 
 def in_turn(
