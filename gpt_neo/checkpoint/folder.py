@@ -293,7 +293,8 @@ def settle_state(folder: str, verify: bool = False) -> Optional[Found]:
     text = read_bytes(path).decode("utf-8", "replace") if file_size(path) is not None else ""
     if f'model_checkpoint_path: "{os.path.basename(found.path)}"' not in text.splitlines():
         write_state(folder, found.path)
-    give_up_newer(folder, found.path)
+    else:
+        give_up_newer(folder, found.path)
     return found
 
 

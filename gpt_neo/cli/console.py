@@ -164,6 +164,14 @@ def task_progress(name: str) -> Callable[[int, int], None]:
     return show
 
 
+def cost_text(tokens: int, exact: float, near: float, dtype: str) -> str:
+    """What weights of fewer bits cost in perplexity."""
+    return (
+        f"perplexity of {tokens:,} held-out tokens: {exact:.4f}, with {dtype} weights {near:.4f} "
+        f"({100 * (near / exact - 1):+.3f} %)"
+    )
+
+
 def may_write(folder: str) -> bool:
     """Whether files can be added to a folder, as far as that can be told without trying."""
     return storage.is_remote(folder) or os.access(folder, os.W_OK)

@@ -126,10 +126,9 @@ class DuringTraining:
 
     def __call__(self, step: int) -> bool:
         """Evaluate and sample the checkpoint of a step, if it is one of those. Returns whether training is to end."""
-        every, last = self.training.steps_per_checkpoint, self.job.run.training.train_steps
         if self.watch.signal is not None:
             return True  # here: a step more, and the run would go on from a checkpoint behind this one
-        if step < self.first or (step % every and step != last):
+        if step < self.first or not is_due(self.job, self.training, step):
             return False
         with self.watch.apart():
             best = self.evaluate(step) if self.sources else None
@@ -245,11 +244,15 @@ class DuringTraining:
         self.beside.close()
 
 
+def is_due(job: Job, training: TrainingOptions, step: int) -> bool:
+    """Whether a training evaluates and samples the checkpoint of a step."""
+    return step % training.steps_per_checkpoint == 0 or step == job.run.training.train_steps
+
+
 def sample_missed(job: Job, training: TrainingOptions, sampling: SamplingOptions, beside: Beside) -> None:
     """Sample the checkpoint that a complete run has ended with, where a kill or a signal came before that."""
-    every, last = training.steps_per_checkpoint, job.run.training.train_steps
     step = runtime.current_step(job.folder)
-    if not job.run.training.predict_steps or not step or (step % every and step != last):
+    if not job.run.training.predict_steps or not step or not is_due(job, training, step):
         return
     during = DuringTraining(job, training, sampling, beside, ProgressLine(), Watch(job.folder), True)
     try:

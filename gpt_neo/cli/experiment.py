@@ -22,7 +22,7 @@ from gpt_neo.config.schema import SECTIONS
 from gpt_neo.errors import ConfigError, reason_of
 from gpt_neo.system import python_path
 from gpt_neo.tracking.experiment import FOLDER, Tracked, shown, track
-from gpt_neo.tracking.metrics import CHECKPOINTS, TRAIN_LOG, Metrics, escaped, look, version_of
+from gpt_neo.tracking.metrics import TRAIN_LOG, Metrics, escaped, indices, look, version_of
 from gpt_neo.tracking.supervisor import Policy, Supervisor, Watched
 
 COMMAND = (sys.executable, "-m", "gpt_neo")
@@ -236,9 +236,7 @@ class SupervisedRun:
 
 def begun(folder: str) -> dict[str, Optional[str]]:
     """What a run in a folder goes on from, or adds to, and --new deletes: files and their versions. Raises: OSError."""
-    indices = storage.glob(storage.join(escaped(folder), CHECKPOINTS))
-    ours = [path for path in indices if path[: -len(".index")].rpartition("-")[2].isdigit()]
-    found = {path: version_of(path) for path in [*ours, storage.join(folder, TRAIN_LOG)]}
+    found = {path: version_of(path) for path in [*indices(folder), storage.join(folder, TRAIN_LOG)]}
     return {path: version for path, version in found.items() if version is not None}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Optional
 
-from gpt_neo.cli.console import model_text, note
+from gpt_neo.cli.console import cost_text, model_text, note
 from gpt_neo.cli.job import Job, job_checkpoint, read_job_checkpoint
 from gpt_neo.cli.options import Export
 from gpt_neo.errors import DataError, GptNeoError
@@ -67,7 +67,4 @@ def show_cost(job: Job, checkpoint: str) -> None:
         print(f"          perplexity not compared: {error}")
         return
     count = sum(int(counts.sum()) for _, counts in texts)
-    print(
-        f"          perplexity of {count:,} held-out tokens: {exact:.4f}, with int8 weights {near:.4f} "
-        f"({100 * (near / exact - 1):+.3f} %)"
-    )
+    print(f"          {cost_text(count, exact, near, 'int8')}")

@@ -35,7 +35,7 @@ from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
 from gpt_neo.config.network import merged
 from gpt_neo.config.schema import OptimizerConfig, RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, DataError
-from gpt_neo.inputs.tokenizers import no_tokenizer, without_tokenizer
+from gpt_neo.inputs.tokenizers import refuse_guess
 
 REQUEST = "finetune.json"  # what was asked for: a second command has to ask for the same
 EXPORTED = "hf"  # sub-folder with the Hugging Face model
@@ -182,8 +182,8 @@ def import_run(source: str, out: str, words: tuple, about: str, adapted: bool = 
     own = tokenizer.get("path")
     before = (read_provenance(os.path.join(folder, f"{PREFIX}0")) or {}).get("source") if adapted else None
     beside = os.path.isfile(os.path.join(folder, "tokenizer.json"))
-    if not (tokenizer or beside or adapted) and without_tokenizer(folder):
-        raise no_tokenizer(folder)
+    if not (tokenizer or beside or adapted):
+        refuse_guess(folder)
     with staged_folder(out) as staging:
         storage.write_json(os.path.join(staging, FOLDER_CONFIG), raw)
         if own and os.path.isfile(own):

@@ -20,7 +20,7 @@ from gpt_neo.dataprep.readers import STDIN, find_sources
 from gpt_neo.dataprep.split import held_out_numbers, split_texts
 from gpt_neo.dataprep.templates import TEMPLATE, template_of
 from gpt_neo.errors import ConfigError, DataError, reason_of
-from gpt_neo.inputs.tokenizers import no_tokenizer, without_tokenizer
+from gpt_neo.inputs.tokenizers import refuse_guess
 from gpt_neo.system import cores
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
@@ -93,8 +93,8 @@ def own_tokenizer(run: RunConfig, out: str) -> Tokenizer:
     """
     beside = os.path.join(out, "tokenizer.json")
     own = os.path.isfile(beside)
-    if not own and without_tokenizer(out):
-        raise no_tokenizer(out)
+    if not own:
+        refuse_guess(out)
     if not own and run.model.n_vocab < 50257:
         raise DataError(
             f"{out}: the model brings no tokenizer, and has fewer ids than GPT-2's; put tokenizer.json there"

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import model_text, note, size_text
+from gpt_neo.cli.console import cost_text, model_text, note, size_text
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import INTEGERS
 from gpt_neo.cli.tool_options import Quantize
@@ -60,10 +60,7 @@ def quantize(options: Quantize) -> int:
     exact = perplexity(job.run.model, checkpoint, "float32", texts)
     near = perplexity(job.run.model, checkpoint, dtype, texts)
     count = sum(int(counts.sum()) for _, counts in texts)
-    print(
-        f"perplexity of {count:,} held-out tokens: {exact:.4f}, with {dtype} weights {near:.4f} "
-        f"({100 * (near / exact - 1):+.3f} %)"
-    )
+    print(cost_text(count, exact, near, dtype))
     return 0
 
 

@@ -220,44 +220,13 @@ def find_sources(
 
 def open_source(path: str) -> BinaryIO:
     """The bytes of an input as they are stored. Raises: DataError: it lies in a bucket, which fails."""
-    if path == STDIN:
-        return sys.stdin.buffer
-    return io.BufferedReader(BucketSource(path)) if storage.is_remote(path) else storage.open_read(path)  # type: ignore
-
-
-class BucketSource(io.RawIOBase):
-    """An input in a bucket. A bucket that fails is no damage of a document, which could be left out for it: what else
-    follows would be left out, too. So its failures are none of streams.BROKEN_ARCHIVE."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        with bucket_failures(path):
-            self.source = storage.open_read(path)
-
-    def readable(self) -> bool:
-        """It is for reading."""
-        return True
-
-    def seekable(self) -> bool:
-        """From any place on."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
-        with bucket_failures(self.path):
-            return self.source.seek(offset, whence)
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; 0 at the end."""
-        with bucket_failures(self.path):
-            data = self.source.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    return sys.stdin.buffer if path == STDIN else storage.open_read(path, bucket_failures)
 
 
 @contextlib.contextmanager
 def bucket_failures(path: str) -> Iterator[None]:
-    """Context in which a failure of the place is a DataError."""
+    """Context in which a failure of the place is a DataError, none of streams.BROKEN_ARCHIVE: it is no damage of a
+    document, which could be left out for it; what else follows would be left out, too."""
     try:
         yield
     except OSError as error:

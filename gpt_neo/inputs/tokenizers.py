@@ -30,20 +30,25 @@ def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]
         check_tokenizer(run, dataset, ref.name, texts=True)
         return dataset_tokenizer(dataset), dataset.eos_id
     with files.local_copy(storage.join(folder, "tokenizer.json")) as own:  # an imported model brings its own
-        if not own and without_tokenizer(folder):
-            raise no_tokenizer(folder)
+        if not own:
+            refuse_guess(folder)
         tokenizer = load_tokenizer(own, eos_id=run.model.eos_id if own else None)
     if own:
         tokenizer.name = storage.join(storage.local(folder), "tokenizer.json")
     return tokenizer, run.model.eos_id if own or run.model.eos_id is None else tokenizer.eos_id
 
 
-def no_tokenizer(folder: str) -> DataError:
-    """What is said where a model has no tokenizer: GPT-2's is not taken."""
-    return DataError(
-        f"{folder}: its model was imported without a tokenizer; put the model's own tokenizer.json there "
-        "(GPT-2's would read and write other ids)"
-    )
+def refuse_guess(folder: str) -> None:
+    """Refuse GPT-2's tokenizer for a folder that has none.
+
+    Raises:
+      DataError: its model came from Hugging Face without a tokenizer.
+    """
+    if without_tokenizer(folder):
+        raise DataError(
+            f"{folder}: its model was imported without a tokenizer; put the model's own tokenizer.json there "
+            "(GPT-2's would read and write other ids)"
+        )
 
 
 def without_tokenizer(folder: str) -> bool:

@@ -17,7 +17,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Optional
 
 from gpt_neo.errors import ConfigError, DataError, GptNeoError, reason_of
 from gpt_neo.storage import buckets
@@ -168,10 +168,14 @@ def glob(pattern: str) -> list[str]:
     return found
 
 
-def open_read(path: str) -> BinaryIO:
-    """Open for reading from any place (seekable)."""
+def open_read(path: str, failures: Optional[buckets.Failures] = None) -> BinaryIO:
+    """Open for reading from any place (seekable).
+
+    Args:
+      failures: makes the context of a path in which what a bucket does not give becomes another error than OSError.
+    """
     if is_remote(path):
-        return buckets.open_read(path)
+        return buckets.open_read(path, failures)
     if stat.S_ISFIFO(os.stat(local(path)).st_mode):
         raise OSError(errno.ESPIPE, "a pipe, not a file", path)
     return open(local(path), "rb")

@@ -15,7 +15,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Callable, Optional
 
 from gpt_neo import wire
 from gpt_neo.errors import DataError
@@ -30,6 +30,7 @@ DEADLINE = 300  # seconds that one request is tried again after 5xx answers and 
 UPLOAD_ATTEMPTS = 5  # whole uploads, after a session that could not be continued
 SESSION_FAILURES = 6  # requests of a session that fail one after another
 PAUSE = 1.0  # seconds before the second attempt; doubles
+Failures = Callable[[str], contextlib.AbstractContextManager]  # of a path, around a request
 
 
 def bucket_and_key(path: str) -> tuple[str, str]:
@@ -81,9 +82,9 @@ def glob_expression(pattern: str) -> str:
     )
 
 
-def open_read(path: str) -> BinaryIO:
-    """Open for reading from any place (seekable)."""
-    return io.BufferedReader(RemoteFile(path))  # type: ignore[return-value]
+def open_read(path: str, failures: Optional[Failures] = None) -> BinaryIO:
+    """Open for reading from any place (seekable). failures: see `RemoteFile`."""
+    return io.BufferedReader(RemoteFile(path, failures or contextlib.nullcontext))  # type: ignore[return-value]
 
 
 def delete(path: str) -> None:
@@ -194,12 +195,16 @@ def crc32c_of(local: str) -> str:
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote object opened for reading; failures are OSErrors that name it, also an answer that ends too early."""
+    """A remote object opened for reading; failures are OSErrors that name it, also an answer that ends too early.
 
-    def __init__(self, path: str) -> None:
-        self.path, blob = path, blob_of(path)
-        self.length = int(blob.size)
-        with remote_errors(path):
+    failures: makes the context of each request, in which they may become other errors.
+    """
+
+    def __init__(self, path: str, failures: Failures) -> None:
+        self.path, self.failures = path, failures
+        with failures(path), remote_errors(path):
+            blob = blob_of(path)
+            self.length = int(blob.size)
             self.handle = blob.open("rb", chunk_size=READ_CHUNK, timeout=TIMEOUT, retry=retries())
 
     def readable(self) -> bool:
@@ -212,16 +217,16 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a place; not further than the end."""
-        with remote_errors(self.path):
+        with self.failures(self.path), remote_errors(self.path):
             return int(self.handle.seek(offset, whence))
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with what comes; 0 at the end. Raises: OSError: nothing came, and it is not the end."""
-        with remote_errors(self.path):
+        with self.failures(self.path), remote_errors(self.path):
             place = self.handle.tell()
             data = self.handle.read(len(buffer)) if len(buffer) and place < self.length else b""
-        if len(buffer) and not data and place < self.length:
-            raise OSError(errno.EIO, f"nothing came after {place:,} of {self.length:,} bytes", self.path)
+            if len(buffer) and not data and place < self.length:
+                raise OSError(errno.EIO, f"nothing came after {place:,} of {self.length:,} bytes", self.path)
         buffer[: len(data)] = data
         return len(data)
 

@@ -12,7 +12,6 @@ from gpt_neo.tracking.events import scalars_of, split_records
 
 TRAIN_LOG = "train_log.jsonl"
 EVENTS = "events.out.tfevents.*"
-CHECKPOINTS = "model.ckpt-*.index"
 # Keys of the rows of train_log.jsonl and eval_<id>.jsonl -> names of metrics.
 TRAIN_NAMES = {"loss": "loss", "lr": "learning_rate", "tokens_per_second": "tokens_per_second", "goodput": "goodput"}
 EVAL_NAMES = {"loss": "eval_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
@@ -44,10 +43,16 @@ def look(folder: str) -> Life:
       OSError: it cannot be read; a folder that is not there yet is empty.
     """
     paths = [storage.join(folder, TRAIN_LOG), *event_files(folder)]
-    checkpoints = storage.glob(storage.join(escaped(folder), CHECKPOINTS))
-    trace = tuple((path, version_of(path)) for path in [*paths, *checkpoints[-1:]])
-    steps = [path[: -len(".index")].rpartition("-")[2] for path in checkpoints]
-    return Life((*trace, len(checkpoints)), max((int(step) for step in steps if step.isdigit()), default=0))
+    checkpoints = indices(folder)
+    trace = tuple((path, version_of(path)) for path in [*paths, *list(checkpoints)[-1:]])
+    return Life((*trace, len(checkpoints)), max(checkpoints.values(), default=0))
+
+
+def indices(folder: str) -> dict[str, int]:
+    """Index files of a folder's checkpoints, and their steps. Raises: OSError."""
+    paths = storage.glob(storage.join(escaped(folder), "model.ckpt-*.index"))
+    steps = {path: path[: -len(".index")].rpartition("-")[2] for path in paths}
+    return {path: int(step) for path, step in steps.items() if step.isdigit()}
 
 
 def escaped(folder: str) -> str:
