@@ -108,12 +108,13 @@ class ProgressLine:
         self.last = 0.0
         self.open = False  # whether the cursor stands behind a line that renews itself
         self.part = -1  # of LINES that the run has reached
-        self.first_loss: Optional[float] = None
+        self.first_loss = self.last_loss = 0.0  # of the batches with labels that count; 0 until there is one
         self.latest: Optional[Progress] = None
 
     def show(self, progress: Progress) -> None:
         """Show a step."""
-        self.first_loss = progress.loss if self.first_loss is None else self.first_loss
+        self.first_loss = self.first_loss or progress.loss
+        self.last_loss = progress.loss or self.last_loss
         self.latest = progress
         now, done = time.monotonic(), progress.step >= progress.train_steps
         if not done and now - self.last < (0.2 if self.terminal else 10.0):

@@ -282,7 +282,7 @@ def train_alone(
         tokens = (reached - start) * job.run.tokens_per_step
         say(
             f"trained   {counted(reached - start, 'step')}, {count_text(tokens)} tokens in {time_text(seconds)} "
-            f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.latest.loss:.4f}"
+            f"({tokens / seconds:,.0f} tokens/s), loss {line.first_loss:.4f} to {line.last_loss:.4f}"
         )
         if seconds > SHARES_FROM:
             say(f"time      {share_text(watch.time.seconds())}")

@@ -41,7 +41,7 @@ SPIKE_LOSSES, SPIKES_SKIPPED, LOG_LOSSES = "spike_losses", "spikes_skipped", "lo
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """State of a run after a step. loss: of its batch. seconds_left is None until it can be told. mean_loss: over the
-    steps since the last row of the log, or where none is written over the last 20."""
+    steps since the last row of the log, or where none is written over the last 20, that had labels which count."""
 
     step: int
     train_steps: int
@@ -88,8 +88,9 @@ class ProgressLog:
         left = (self.train_steps - step) / speed if speed else None
         tokens = speed * self.tokens_per_step if speed else None
         self.losses = [*(self.losses if self.log_every else self.losses[-19:]), loss]
-        finite = [x for x in self.losses if math.isfinite(x)]  # batches that were skipped may have none
-        mean = sum(finite) / len(finite) if finite else loss
+        # A batch that was skipped may have a loss that is no number, one in which no label counts has 0.
+        counted = [x for x in self.losses if math.isfinite(x) and x]
+        mean = sum(counted) / len(counted) if counted else loss
         if self.log_every and (step % self.log_every == 0 or step == self.train_steps):
             row: dict[str, Any] = {
                 "step": step,

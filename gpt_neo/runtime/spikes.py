@@ -40,7 +40,8 @@ class SpikeRule:
     def judge(self, loss: float, limit: float) -> bool:
         """Take a step's loss into account. Returns: whether its update was skipped under that limit."""
         if math.isfinite(loss) and loss <= limit:
-            self.losses.append(loss)
+            if loss:  # 0 is that of a batch in which no label counts
+                self.losses.append(loss)
             self.skipped = 0
             return False
         self.skipped += 1

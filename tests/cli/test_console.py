@@ -38,8 +38,8 @@ class Step:
 
     train_steps, rate, tokens_per_second, seconds_left = 572_300, 6e-4, 1_234_567.0, 3600 * 47 + 59 * 60.0
 
-    def __init__(self, step):
-        self.step, self.loss = step, 10.8249
+    def __init__(self, step, loss=10.8249):
+        self.step, self.loss = step, loss
         self.mean_loss = self.loss
 
 
@@ -72,6 +72,13 @@ def test_a_training_fits_and_leaves_lines_to_look_back_at(monkeypatch):
     assert all(text.startswith("step ") and "loss 10.8249" in text for text in kept)
     shares = [int(text.split("/")[0].split()[1].replace(",", "")) / Step.train_steps for text in kept]
     assert shares == pytest.approx([i / console.LINES for i in range(1, console.LINES + 1)], abs=1e-3)
+
+
+def test_the_losses_of_a_training_are_those_of_batches_with_labels():
+    line = console.ProgressLine()
+    for step, loss in enumerate([0.0, 5.0, 4.0, 3.0, 0.0], 1):
+        line.show(Step(step, loss))
+    assert (line.first_loss, line.last_loss) == (5.0, 3.0)
 
 
 @pytest.mark.parametrize("total", [123_456_789_012, None])

@@ -11,6 +11,7 @@ from gpt_neo.checkpoint.names import step_of
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import goodput, hooks, watch
 from gpt_neo.runtime.hooks import ProgressLog, SaveTimer
+from gpt_neo.runtime.spikes import WINDOW, SpikeRule
 from gpt_neo.runtime.watch import Watch
 from tests.conftest import folder_of, set_clock
 
@@ -66,8 +67,19 @@ def test_means_between_rows(tmp_path, clock):
     assert shown == [5.0, 4.5, 4.0, 8.0, 8.0, 5.0, 7.0], "a batch that was skipped counts for nothing"
     rows = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"], row["mean_loss"]) for row in rows] == [(3, 3.0, 4.0), (6, 2.0, 5.0)]
+    no_labels = ProgressLog(10, 1, str(tmp_path), log_every=0)
+    means = [no_labels.add(step, loss, 0.1).mean_loss for step, loss in enumerate([3.0, 0.0, 5.0], 1)]
+    assert means == [3.0, 3.0, 4.0], "nor does one in which no label counts"
     unlogged = ProgressLog(10, 1, str(tmp_path), log_every=0)
     assert [unlogged.add(step, float(step), 0.1).mean_loss for step in range(1, 31)][-1] == sum(range(11, 31)) / 20
+
+
+def test_a_batch_without_labels_is_no_accepted_loss():
+    rule = SpikeRule([2.0] * (WINDOW - 1) + [2.1])
+    before = rule.limit
+    for _ in range(WINDOW):
+        assert not rule.judge(0.0, rule.limit)
+    assert rule.limit == before > 2.1 and rule.skipped == 0
 
 
 def test_evaluation_is_no_training_time(tmp_path, clock):
