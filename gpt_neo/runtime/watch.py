@@ -42,7 +42,8 @@ class Watch:
     """Context of a training run.
 
     The first SIGTERM, SIGINT or SIGHUP (unless that is ignored, as nohup has it) lets the step at work end, and the run
-    save and stop; a second SIGINT ends it at once.
+    save and stop; a second SIGINT ends it at once. What a signal raises ends the context, whatever error TensorFlow's
+    compiled code made of it.
     A run that makes no step for `stall_minutes` is ended with the stacks of its threads and exit status 75.
 
     Args:
@@ -67,6 +68,7 @@ class Watch:
         self.stall_seconds = stall_minutes * 60
         self.notice, self.leave = notice, leave
         self.signal: Optional[int] = None
+        self.raised: Optional[BaseException] = None  # by a signal
         self.step: Optional[int] = None  # the last one that ended
         self.records: dict[str, str] = {}  # that the run reads, for the records of its checkpoints
         self.running = False
@@ -85,10 +87,12 @@ class Watch:
             threading.Thread(target=self.wait_for_steps, args=(self.ended,), daemon=True).start()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: Any, error: Optional[BaseException], trace: Any) -> None:
         self.ended.set()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        if self.raised is not None and error not in (None, self.raised):
+            raise self.raised from error
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -112,11 +116,11 @@ class Watch:
 
     def on_signal(self, number: int, frame: Any) -> None:
         """Ask for the end, or end what has not begun. A second SIGTERM changes nothing: the save is under way."""
-        if not self.running:
-            raise Stopped(number)
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = self.signal is not None and number == signal.SIGINT
         self.signal = self.signal or number
+        if not self.running or again:
+            self.raised = KeyboardInterrupt() if self.running else Stopped(number)
+            raise self.raised
 
     def listen(self) -> None:
         """Take back what another has set since: TPUEstimator lets SIGINT kill the process, before every step."""
