@@ -7,7 +7,9 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
+import multiprocessing.resource_tracker
 import os
+import signal
 import sys
 import threading
 import types
@@ -34,16 +36,20 @@ class Inline:
 
 class Worker(multiprocessing.context.SpawnProcess):
     """One that does not run the program of its parent again, as spawned ones do: tasks are functions of this package,
-    and a script that calls it need not guard what it does by its `__name__`."""
+    and a script that calls it need not guard what it does by its `__name__`. Ctrl-C, which all of a terminal hear, ends
+    it without a word."""
 
     def start(self) -> None:
-        """See `Process.start`; the program is hidden while it says how the new process begins."""
-        program = sys.modules["__main__"]
+        """See `Process.start`; the program is hidden while it says how the new process begins, which hears of Ctrl-C
+        once it is ready for it (`begin_worker`)."""
+        multiprocessing.resource_tracker.ensure_running()  # here, as it lets the signal through again
+        program, blocked = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         sys.modules["__main__"] = types.ModuleType("__main__")
         try:
             super().start()
         finally:
             sys.modules["__main__"] = program
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class Context(multiprocessing.context.SpawnContext):
@@ -75,7 +81,10 @@ def workers(processes: int) -> Iterator[Any]:
 
 
 def begin_worker() -> None:
-    """One thread for `tokenizers`, as the processes share the cores; and end when the parent is killed."""
+    """One thread for `tokenizers`, as the processes share the cores; and end with Ctrl-C, or when the parent is
+    killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -347,3 +347,28 @@ def test_a_script_without_a_guard_is_run_once(tmp_path):
         [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}
     )
     assert (done.stdout, done.returncode) == ("begun\n3\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("moment", ["pool.submit(abs, -1); time.sleep(0.1)", "pool.submit(abs, -1).result()"])
+def test_workers_end_without_a_word_when_a_terminal_interrupts_all(moment):
+    script = f"""
+import os, signal, time
+from gpt_neo.dataprep.pool import workers
+try:
+    with workers(2) as pool:
+        {moment}
+        os.killpg(0, signal.SIGINT)
+        pool.submit(abs, -2).result()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        start_new_session=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
