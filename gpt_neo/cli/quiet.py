@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -65,13 +66,18 @@ def spare_tpu(name: Optional[str]) -> None:
         os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
 
 
-def filter_native_stderr() -> None:
-    """Pass what native code writes to file descriptor 2 through, except for NOISE, from now on.
+class Direct(io.TextIOWrapper):
+    """Python's own stderr, which keeps the terminal where file descriptor 2 is filtered: lines are not delayed, and the
+    last one, before the process ends, is not lost."""
 
-    Python's own stderr keeps the terminal, so progress lines and errors are not delayed.
-    """
+
+def filter_native_stderr() -> None:
+    """Pass what native code writes to file descriptor 2 through, except for NOISE, from now on."""
+    if isinstance(sys.stderr, Direct):
+        return  # a command that calls another
     terminal = os.dup(2)
-    sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
+    encoding, raw = getattr(sys.stderr, "encoding", None), open(terminal, "wb", closefd=False)
+    sys.stderr = Direct(raw, encoding, errors="backslashreplace", line_buffering=True)
     filter_into(terminal)
 
 

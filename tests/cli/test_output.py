@@ -12,6 +12,7 @@ import pytest
 
 from gpt_neo.cli import output
 from gpt_neo.cli.output import Unhindered, tell_of_lost_output, unhindered
+from tests.conftest import ROOT
 
 FULL = "/dev/full"
 
@@ -124,3 +125,15 @@ def test_a_training_begins_although_its_notes_cannot_be_told(tmp_path):
     full = run(f"train {path} > /dev/full")
     assert told.stdout.startswith(b"note ") and told.returncode == 2 and b"datasets" in told.stderr
     assert (full.returncode, full.stderr) == (told.returncode, told.stderr)
+
+
+def test_the_last_words_of_a_command_that_calls_another_arrive():
+    """Errors go to the terminal itself, not through the thread that filters what native code says: it dies with us."""
+    script = (
+        "import os, sys\nfrom gpt_neo.cli.quiet import silence\nterminal = os.fstat(2)\n"
+        "silence(False)\nsilence(False)\nassert os.path.samestat(os.fstat(sys.stderr.fileno()), terminal)\n"
+        "print('error: caf\\u00e9', file=sys.stderr)\nos._exit(2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
+    assert (done.stderr, done.returncode) == (b"error: caf\\xe9\n", 2)
