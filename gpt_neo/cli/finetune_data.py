@@ -19,7 +19,7 @@ from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.readers import STDIN, find_sources
 from gpt_neo.dataprep.split import held_out_numbers, split_texts
 from gpt_neo.dataprep.templates import TEMPLATE, template_of
-from gpt_neo.errors import ConfigError, DataError, reason_of
+from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.inputs.tokenizers import refuse_guess
 from gpt_neo.system import cores
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
@@ -207,8 +207,8 @@ def text_records(options: Finetune, run: RunConfig, out: str) -> dict:
     for name, manifest in manifests.items():
         account = manifest["account"]
         note(
-            f"{name.replace('_', ' ')}: {counts[name]:,} documents, {account['tokens_in']:,} tokens in "
-            f"{account['records_written']:,} records of {run.model.n_ctx + 1}"
+            f"{name.replace('_', ' ')}: {counted(counts[name], 'document')}, {counted(account['tokens_in'], 'token')} "
+            f"in {counted(account['records_written'], 'record')} of {run.model.n_ctx + 1}"
         )
     held_out = bool(counts["held_out"])
     config = {**dataset_config(manifests["train"], folder), **places(tokenizer, held_out)}
