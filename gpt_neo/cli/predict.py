@@ -191,6 +191,7 @@ def read_interactive() -> Optional[str]:
     try:
         text = input()
     except EOFError:
+        print()  # what comes next begins a line
         return None
     return text or None
 

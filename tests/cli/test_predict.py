@@ -96,13 +96,14 @@ def test_a_terminal_shows_what_it_asks_before_the_answer():
     """Also where what native code writes is passed on by lines."""
     code = (
         "from gpt_neo.cli.predict import read_interactive\nfrom gpt_neo.cli.quiet import filter_native_stderr\n"
-        "filter_native_stderr()\nprint(read_interactive(), flush=True)"
+        "filter_native_stderr()\nprint(read_interactive(), flush=True)\nprint(read_interactive(), flush=True)"
     )
     process, terminal = pty.fork()
     if not process:
         os.execve(sys.executable, [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": ROOT})
     shown = b""
-    for awaited, typed in ((b"prompt> ", b"asked\n"), (b"asked\r\nasked\r\n", b"")):
+    again = b"asked\r\nasked\r\n\r\nprompt> "
+    for awaited, typed in ((b"prompt> ", b"asked\n"), (again, b"\x04"), (again + b"\r\nNone\r\n", b"")):
         while awaited not in shown:
             assert select.select([terminal], [], [], 60)[0], shown
             shown += os.read(terminal, 1000)
