@@ -160,16 +160,18 @@ def packed_as(head: bytes) -> str:
 def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:
     """Files of folders (searched to their bottom), globs and paths, local or gs://, each group in natural order.
 
+    A file that several of them name, in whatever spelling, is there once.
+
     Args:
       where: what the inputs were given by, for errors.
 
     Raises:
       DataError: one of them gives no file, or cannot be listed.
     """
-    paths: list[str] = []
+    paths: dict[str, str] = {}  # by what tells a file from another
     for given in inputs:
         if given == STDIN:
-            paths.append(given)
+            paths[given] = given
             continue
         try:
             found = files_in(given) if storage.is_folder(given) else storage.glob(given)
@@ -179,8 +181,9 @@ def find_inputs(*inputs: str, where: str = "--input_dir") -> list[str]:
             raise DataError(f"{where} {given!r}: cannot be listed: {reason_of(error)}") from error
         if not found:
             raise DataError(f"{where} {given!r}: no files there")
-        paths += sorted(found, key=natural_key)
-    return list(dict.fromkeys(paths))
+        for path in sorted(found, key=natural_key):
+            paths.setdefault(storage.absolute(path), path)
+    return [*paths.values()]
 
 
 def files_in(folder: str) -> list[str]:

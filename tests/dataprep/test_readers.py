@@ -145,6 +145,14 @@ def test_files_in_natural_order_and_mistakes(tmp_path):
         find_inputs(str(tmp_path / "absent"))
 
 
+def test_a_file_named_in_several_spellings_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "in" / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    assert find_inputs("in", "./in/a.txt", str(tmp_path / "in"), "in/../in/*.txt") == ["in/a.txt", "in/b.txt"]
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 300, 10_000])
 def test_ranges_of_lines_and_of_text_cover_every_byte_once(tmp_path, monkeypatch, size, prose):
     monkeypatch.setattr(units, "UNIT_BYTES", size)
