@@ -221,10 +221,12 @@ def work_folder(options: PrepareOptions) -> str:
 def header_of(job: Job, tokenizer: Tokenizer, sources: list[InputFile], bad: list[Bad]) -> dict:
     """First line of the ledger: runs with the same one have the same output."""
     inputs = json.dumps([sources, [found.path for found in bad]])
+    # The whole of it: with the same vocabulary other merges, splitting or normalization give other ids.
+    whole = hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest()
     return {
         "version": FORMAT,
         "options": job.options.fingerprint(),
-        "tokenizer": tokenizer.fingerprint + "".join(f"-{i}" for i in job.separator) + ("-fast" if job.fast else ""),
+        "tokenizer": whole + "".join(f"-{i}" for i in job.separator) + ("-fast" if job.fast else ""),
         "inputs": hashlib.sha256(inputs.encode()).hexdigest(),
     }
 

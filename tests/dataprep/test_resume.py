@@ -226,6 +226,22 @@ def test_unfinished_work_of_another_run(corpus, tmp_path, small_tokenizer, monke
     assert {*changed["files"], "data_manifest.json"} == set(contents(tmp_path / "out"))
 
 
+def test_unfinished_work_of_a_tokenizer_with_the_same_vocabulary(corpus, tmp_path, small_tokenizer, monkeypatch):
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
+    path = tmp_path / "tokenizer.json"
+    shutil.copy(small_tokenizer, path)
+    options = options_of(corpus, tmp_path, str(path), separator=(0,))
+    interrupt(options, monkeypatch, 4)
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**spec, "normalizer": {"type": "Lowercase"}}), encoding="utf-8")
+    with pytest.raises(DataError, match="run with other tokenizer"):
+        prepare.prepare(options, silent)
+    spec["model"]["merges"] = spec["model"]["merges"][:-10]  # its words are still found by the table
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    with pytest.raises(DataError, match="run with other tokenizer"):
+        prepare.prepare(options, silent)
+
+
 def test_records_beside_the_texts_are_no_inputs(corpus, tmp_path, small_tokenizer, monkeypatch):
     monkeypatch.setattr(units, "UNIT_BYTES", 2000)
     apart = prepare.prepare(options_of(corpus, tmp_path, small_tokenizer), silent)
