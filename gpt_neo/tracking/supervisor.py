@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import os
 import signal
@@ -88,8 +89,12 @@ class Output:
         """Copy a pipe to a text stream until it ends."""
 
         def copy() -> None:
-            while data := os.read(pipe.fileno(), 1 << 16):
-                text = data.decode("utf-8", "replace")
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end inside a character
+            ended = False
+            while not ended:
+                data = os.read(pipe.fileno(), 1 << 16)
+                ended = not data
+                text = decoder.decode(data, final=ended)
                 self.keep(text)
                 target.write(text)
                 target.flush()

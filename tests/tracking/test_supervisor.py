@@ -240,3 +240,15 @@ def test_kept_output_has_a_limit():
     for _ in range(5):
         output.keep("x" * (CAPTURED // 3))
     assert len(output.text()) < CAPTURED + 100 and output.text().endswith("[more was printed, and is not kept]\n")
+
+
+def test_characters_that_come_in_pieces_are_whole(harness, capfd):
+    text = "中文 é 🙂"
+    pieces = f"""
+for byte in {text.encode()!r}:
+    os.write(1, bytes([byte]))
+    time.sleep(0.02)
+os.write(1, "é".encode()[:1])
+"""
+    assert harness.supervise((1, 3, pieces)) == 0
+    assert f"{text}\ufffd" in harness.supervisor.output.text() and f"{text}\ufffd" in capfd.readouterr().out
