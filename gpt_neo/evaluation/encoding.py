@@ -27,9 +27,10 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, prefix: O
     """The request that scores a continuation after a context.
 
     Both are encoded as one text, since a token may not end where the context does: what comes after as many ids as the
-    context alone has is scored (the convention of lm-evaluation-harness). White space at the end of the context
-    belongs to the continuation's first word, and is moved there. Without a context `prefix` stands in for it. Where a
-    continuation is swallowed by the last token of the context, that token and what differs before it are scored.
+    context alone has is scored (the convention of lm-evaluation-harness, whose own models put the ids of the context
+    alone before it: other ones, where a token reaches over its end). White space at the end of the context belongs to
+    the continuation's first word, and is moved there. Without a context `prefix` stands in for it. Where a continuation
+    is swallowed by the last token of the context, that token and what differs before it are scored.
 
     Raises:
       ConfigError: the context is empty, and there is no prefix.

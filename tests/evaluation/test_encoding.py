@@ -25,6 +25,7 @@ def gpt2():
         ("Hello", "", ["Hello"], []),
         ("", "", [END], []),
         ("a\n\n", "b", ["a"], ["\n", "\n", "b"]),
+        ("so att", "ention span", ["so", " attention"], [" span"]),  # the text as it is, where `hf` reads "so att span"
     ],
 )
 def test_pairs(gpt2, context, continuation, before, after):
