@@ -60,7 +60,8 @@ def harness(options: Harness) -> int:
             num_fewshot=options.num_fewshot,
             limit=limit,
             gen_kwargs=options.gen_kwargs,
-            use_cache=options.use_cache,
+            # The harness itself would give one model the answers of another.
+            use_cache=options.use_cache and f"{options.use_cache}_{model.identity}",
             log_samples=options.log_samples,
         )
     except (ConnectionError, FileNotFoundError, ValueError) as error:  # what `datasets` raises for data it cannot have

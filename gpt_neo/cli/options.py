@@ -422,7 +422,9 @@ class Harness(Options):
     backend: str = flag("auto", WHICH_ENGINE, choices=ENGINES[:-1])
     output: Optional[str] = flag(None, "write everything the harness returns, as JSON", metavar="FILE")
     log_samples: bool = flag(False, "with --output: each document, request and answer too")
-    use_cache: Optional[str] = flag(None, "keep answers in FILE_rank0.db, and take them from there", metavar="FILE")
+    use_cache: Optional[str] = flag(
+        None, "keep answers in FILE_MODEL_rank0.db, and take those of this very model from there", metavar="FILE"
+    )
     offline: bool = flag(False, "never ask a hub: data sets are local files, or cached")
 
 

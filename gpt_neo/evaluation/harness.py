@@ -6,6 +6,9 @@ point `lm_eval.models`, and any version takes an instance: lm_eval.simple_evalua
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import logging
 from typing import Any, Optional, Union
 
@@ -23,6 +26,7 @@ from gpt_neo.evaluation.windows import Request, rolling
 from gpt_neo.fast.choice import choose
 from gpt_neo.sampling.batches import BatchSampler, fit_prompt
 from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.storage import tensorflow as files
 
 NAME = "gpt_neo"
 LOG = logging.getLogger("gpt_neo")
@@ -131,6 +135,15 @@ class GptNeoLM(LM):
     def tokenizer_name(self) -> str:
         """Names the tokenizer by its vocabulary, for the harness's caches."""
         return f"{NAME}-{self.tokens.fingerprint[:16]}"
+
+    @property
+    def identity(self) -> str:
+        """Another one for whatever may answer otherwise: weights, network, tokenizer, engine, type, length, seed."""
+        weights = hashlib.sha256(files.read_bytes(f"{self.found.checkpoint}.index")).hexdigest()  # it has checksums
+        network, tokenizer = dataclasses.asdict(self.found.run.model), self.tokens.backend.to_str()
+        limits = [self.openvino, self.dtype, self.max_length, self.max_gen_toks, self.seed, self.prefix]
+        told = json.dumps([weights, network, tokenizer, limits], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def tok_encode(self, string: str, **options: Any) -> list[int]:
         """Ids of a text."""

@@ -194,6 +194,27 @@ def test_command(trained, tasks, tmp_path, capsys, monkeypatch):
     assert main([*argv[:5], "--output", "no/where.json"]) == 2 and "does not exist" in capsys.readouterr().err
 
 
+def test_a_cache_has_no_answers_of_another_model(trained, tasks, tmp_path, capsys, monkeypatch):
+    from gpt_neo.__main__ import main
+
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "")
+    argv = ["harness", trained, "--tasks", "rolling", "--include_path", tasks[0], "--offline"]
+
+    def score(*more):
+        output = tmp_path / "all.json"
+        assert main([*argv, "--output", str(output), *more]) == 0
+        return json.loads(output.read_text())["results"]["rolling"]["bits_per_byte,none"]
+
+    cache = ["--use_cache", str(tmp_path / "answers")]
+    first, second = score("--checkpoint", "0"), score("--checkpoint", "20")
+    assert first != second
+    assert [score("--checkpoint", step, *cache) for step in ("0", "20", "0")] == [first, second, first]
+    assert score("--max_length", "16", *cache) == score("--max_length", "16") != second
+    assert len(list(tmp_path.glob("answers_*_rank0.db"))) == 3
+
+
 @pytest.mark.slow  # the harness's index of its own tasks
 def test_command_with_an_unknown_task(trained, tasks, capsys, monkeypatch):
     from gpt_neo.__main__ import main
