@@ -138,6 +138,7 @@ def test_files_in_natural_order_and_mistakes(tmp_path):
         str(tmp_path / "part_9.txt"),
         str(tmp_path / "part_10.txt"),
     ]
+    assert [os.path.relpath(path, tmp_path) for path in find_inputs(str(tmp_path / "**"))] == names
     (tmp_path / "odd[1].txt").write_text("x")
     assert find_inputs(str(tmp_path / "odd[1].txt")) == [str(tmp_path / "odd[1].txt")]
     assert sorted(["b10", "b9", "a"], key=natural_key) == ["a", "b9", "b10"]
