@@ -40,11 +40,12 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
       path of the checkpoint, without suffix.
 
     Raises:
-      CheckpointError: fewer than two, not the same variables, models that compute something else with them, adapters
-        that began apart, damaged, or the disk is full.
+      CheckpointError: fewer than two, one of them twice, not the same variables, models that compute something else
+        with them or were trained on ids of another tokenizer, adapters that began apart, damaged, or the disk is full.
     """
     if len(sources) < 2:
         raise CheckpointError(f"averaging takes at least two checkpoints; given: {', '.join(sources) or 'none'}")
+    check_once(sources)
     bundles = sorted((Bundle(path) for path in sources), key=lambda bundle: step_of(bundle.path))
     newest = bundles[-1]
     names = [name for name in newest.names() if not is_slot(name) and name != STEP]
@@ -52,6 +53,7 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
     for other, record in zip(bundles[:-1], records):
         check_alike(newest, other, names)
         check_keys(newest, other, records[-1], record)
+        check_tokenizers(newest, other, records[-1], record)
         check_adapters(newest, other, records[-1], record)
     step = step_of(newest.path)
     with staged_folder(destination) as staging:
@@ -105,6 +107,24 @@ def keep_records(path: str, folder: str) -> None:
     storage.write_json(path, raw)
 
 
+def check_once(sources: Sequence[str]) -> None:
+    """Refuse a checkpoint that is given twice: it would count twice in the mean.
+
+    Raises:
+      CheckpointError: names it.
+    """
+    seen: dict[object, str] = {}
+    for path in sources:
+        index = f"{path}.index"
+        if os.path.exists(index):  # best/ has hard links
+            file: object = (os.stat(index).st_dev, os.stat(index).st_ino)
+        else:
+            file = path
+        if file in seen:
+            raise CheckpointError(f"{seen[file]}, {path}: one checkpoint, which would count twice in the mean")
+        seen[file] = path
+
+
 def check_alike(one: Bundle, other: Bundle, names: Sequence[str]) -> None:
     """Raise CheckpointError with a table of what differs."""
     rows = [
@@ -138,6 +158,21 @@ def check_keys(one: Bundle, other: Bundle, *records: dict) -> None:
         raise CheckpointError(
             f"{other.path} is of a model with other keys than {one.path}, whose mean with it is no model: {told[0]}, "
             f"and {told[1]}"
+        )
+
+
+def check_tokenizers(one: Bundle, other: Bundle, *records: dict) -> None:
+    """Refuse models whose ids stand for other texts, as far as both have a record of their tokenizer. Arguments as
+    `check_keys`.
+
+    Raises:
+      CheckpointError: names both tokenizers.
+    """
+    ours, theirs = [record.get("tokenizer") or {} for record in records]
+    if None not in (marks := [about.get("fingerprint") for about in (ours, theirs)]) and marks[0] != marks[1]:
+        raise CheckpointError(
+            f"{other.path} is of a model with another tokenizer than {one.path}, whose mean with it is no model: "
+            f"{theirs.get('path')}, and {ours.get('path')}"
         )
 
 

@@ -91,6 +91,32 @@ def test_average_of_the_newest_of_several_folders(tmp_path, capsys):
     assert f"no checkpoint in '{tmp_path}/none'" in capsys.readouterr().err
 
 
+def test_one_checkpoint_counts_once(tmp_path, capsys):
+    one = save(tmp_path, 5)
+    (tmp_path / "best").mkdir()
+    for name in os.listdir(tmp_path):
+        if name.startswith("model.ckpt-5."):
+            os.link(tmp_path / name, tmp_path / "best" / name)
+    for other in (one, f"{tmp_path}/best/../model.ckpt-5", f"{tmp_path}/best/model.ckpt-5", str(tmp_path)):
+        assert main(["average", one, other, "--to", f"{tmp_path}/mean"]) == 2
+        assert "one checkpoint, which would count twice in the mean" in capsys.readouterr().err
+    assert not (tmp_path / "mean").exists()
+
+
+def test_models_of_two_tokenizers_have_no_mean(tmp_path, capsys):
+    a, b = save(tmp_path, 5), save(tmp_path, 10)
+    for path, mark in ((a, "aa"), (b, "bb")):
+        about = {"path": f"{mark}.json", "fingerprint": mark}
+        with open(f"{path}.json", "w") as handle:
+            json.dump({"format": 1, "step": 5, "config": {}, "tokenizer": about}, handle)
+    assert main(["average", a, b, "--to", f"{tmp_path}/mean"]) == 2
+    said = capsys.readouterr().err
+    assert "another tokenizer" in said and said.endswith("is no model: aa.json, and bb.json\n")
+    with open(f"{a}.json", "w") as handle:  # a record that tells of none
+        json.dump({"format": 1, "step": 5, "config": {}, "tokenizer": {"path": None, "eos_id": 0}}, handle)
+    assert main(["average", a, b, "--to", f"{tmp_path}/mean"]) == 0
+
+
 def test_every_command_has_help_without_tensorflow(capsys):
     import subprocess
     import sys
