@@ -15,7 +15,7 @@ from gpt_neo.dataprep.documents import lines_of
 from gpt_neo.dataprep.readers import Bad, find_sources, open_source
 from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.dataprep.streams import BROKEN_ARCHIVE, Rules, parquet_file, stream_items
-from gpt_neo.dataprep.templates import Render
+from gpt_neo.dataprep.templates import Render, of_parts
 from gpt_neo.dataprep.values import parsed
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import Tokenizer
@@ -148,11 +148,11 @@ def as_told(message: Any, where: str) -> dict:
         raise DataError(f"{where} is no object with a role")
     found = {key: value for key, value in message.items() if value is not None}
     content = found.get("content")
-    if isinstance(content, list):  # joined as the server joins them
+    if isinstance(content, list):
         parts = [part if isinstance(part, dict) and part.get("type", "text") == "text" else {} for part in content]
         if not all(isinstance(part.get("text"), str) for part in parts):
             raise DataError(f"the content of {where} has parts that are no text")
-        found["content"] = "\n".join(part["text"] for part in parts)
+        found["content"] = of_parts(part["text"] for part in parts)
     elif not isinstance(content, str) and (content is not None or not found.get("tool_calls")):
         raise DataError(f"the content of {where} is no text")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections.abc import Iterable
 from typing import Any, Callable, Optional
 
 from gpt_neo import storage
@@ -36,6 +37,11 @@ class ChatTemplate:
             return ()
         ids = tokenizer.encode_special(after) if found else []
         return tuple(token for token in ids if token in tokenizer.special_ids)[:1]
+
+
+def of_parts(texts: Iterable[str]) -> str:
+    """The content of a message that comes as parts of text, in training and at the server: one text."""
+    return "\n".join(texts)
 
 
 def plain_text(messages: list, answer: bool) -> str:

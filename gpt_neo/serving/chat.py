@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from gpt_neo.dataprep.templates import PLAIN, ChatTemplate
+from gpt_neo.dataprep.templates import PLAIN, ChatTemplate, of_parts
 from gpt_neo.errors import DataError
 from gpt_neo.serving.requests import (
     MAX_LOGPROBS,
@@ -106,7 +106,7 @@ def parse_message(message: Any, place: int) -> dict:
     if not role:
         raise RequestError(f"{where}.role is empty; expected system, user or assistant", "messages")
     if isinstance(content, list):
-        content = "\n".join(text_of(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+        content = of_parts(text_of(part, f"{where}.content[{i}]") for i, part in enumerate(content))
     given = {key: value for key, value in message.items() if value is not None}
     return {**given, "role": role, "content": checked_text(content, f"{where}.content")}
 

@@ -109,8 +109,9 @@ def test_tools_and_contents_equal_transformers(folder):
     ours = encode({"messages": chat, "tools": tools})
     assert (ours.ids, ours.mask) == (found["input_ids"], found["assistant_masks"])
     assert "None" not in tokenizer.decode(ours.ids)
-    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in CHAT]
-    assert encode({"messages": parts}) == encode({"messages": CHAT})
+    parts = [{**m, "content": [{"type": "text", "text": part} for part in (m["content"], "More.")]} for m in CHAT]
+    joined = [{**m, "content": m["content"] + "\nMore."} for m in CHAT]
+    assert encode({"messages": parts}) == encode({"messages": joined})
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,12 @@ def test_a_prompt_equals_transformers(folder):  # noqa: F811
     assert found.prompts == [theirs.apply_chat_template(CHAT[:4], add_generation_prompt=True)["input_ids"]]
     assert found.ends == (theirs.convert_tokens_to_ids("<|end|>"),) and found.stop == ("x",)
     assert found.max_tokens == 400 - len(found.prompts[0])
-    parts = [{"type": "text", "text": CHAT[0]["content"]}]
-    same = [{**CHAT[0], "content": parts}, *CHAT[1:4]]
-    assert parse_chat({"messages": same}, served).prompts == found.prompts
+    parts = [{"type": "text", "text": part} for part in (CHAT[0]["content"], "More.")]
+    prompts = [
+        parse_chat({"messages": [{**CHAT[0], "content": content}, *CHAT[1:4]]}, served).prompts
+        for content in (parts, CHAT[0]["content"] + "\nMore.")
+    ]
+    assert prompts[0] == prompts[1] != found.prompts
     # keys that are null, as clients send an answer back that they were given
     asks = "{% if 'tool_calls' in m %}{{ m.tool_calls | length }}{% endif %}"
     theirs.chat_template = "{% for m in messages %}" + asks + "{{ m.content }}{% endfor %}"
