@@ -116,7 +116,7 @@ class DatasetConfig:
         "Glob of the training TFRecords, local or gs://. Here and below, {run} at its beginning is the folder "
         "that holds dataset_configs/.",
     )
-    n_vocab: Optional[int] = key(None, "Number of token ids.", low=1)
+    n_vocab: Optional[int] = key(None, "Number of token ids; a note tells where the model has fewer.", low=1)
     eval_path: Optional[str] = key(None, "Glob of the held-out TFRecords.")
     tokenizer_path: Optional[str] = key(
         None, "tokenizer.json, or the name of a pretrained tokenizer; texts go by GPT-2's without."

@@ -54,7 +54,12 @@ def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
     """What a person should know about how the records will be read, one line each."""
     found = []
     in_turn = reads_in_turn(run)
-    for ref, _ in run.datasets:
+    for ref, dataset in run.datasets:
+        if dataset.n_vocab and dataset.n_vocab > run.model.n_vocab:
+            found.append(
+                f"dataset {ref.name!r} has n_vocab {dataset.n_vocab}, the model {run.model.n_vocab}: an id of "
+                f"{run.model.n_vocab} or more in its records ends a run"
+            )
         if ref.datatype not in (None, CHUNKS) and in_turn:
             found.append(f"input_fn sequential_input reads {ref.name!r} in chunks; its entry says {ref.datatype}")
         elif ref.datatype in (None, CHUNKS) and ref.stitch is not None:

@@ -36,6 +36,13 @@ def test_a_mixture_of_chunks_and_documents(world, documents, command, capsys):
     assert out.count("--- record") == 3 and "WARNING" not in out
 
 
+def test_a_dataset_of_more_ids_than_the_model_is_told(world, command, capsys):
+    for ids, told in ((5000, 1), (64, 0)):
+        name = world.dataset_config("many", n_vocab=ids, path=os.path.join(world.records, "train_*.tfrecords"))
+        assert command("--model", world.config("many", datasets=[name]), "--check_dataset") == 0
+        assert capsys.readouterr().out.count("note      dataset 'many' has n_vocab 5000, the model ") == told
+
+
 def test_masked_documents(world, documents, command, capsys):
     path = world.config("masked", datasets=[[documents, 40, "documents_fixed", 1.0]], mlm_training=True, mlm_mask_id=2)
     assert command("--model", path, "--check_dataset") == 0
