@@ -24,8 +24,8 @@ from gpt_neo.system import cores
 from gpt_neo.tokenizer import END_OF_TEXT
 
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"  # fits 80 columns
-DEFAULTS = {"chunk_size": 2049, "minimum_size": 0, "ftfy": False, "wikitext_detokenize": False}
-LEGACY_DEFAULTS = {"chunk_size": 2049, "minimum_size": 100, "ftfy": True, "wikitext_detokenize": True}
+DEFAULTS = {"chunk_size": 2049, "minimum_size": 0, "ftfy": False, "wikitext_detokenize": False, "seed": 0}
+LEGACY_DEFAULTS = {"chunk_size": 2049, "minimum_size": 100, "ftfy": True, "wikitext_detokenize": True, "seed": 0}
 SAME = (
     "input_dir",
     "output_dir",
@@ -35,7 +35,6 @@ SAME = (
     "files_per",
     "deduplicate",
     "shuffle",
-    "seed",
     "text_key",
     "stdin_format",
     "split_on",
@@ -144,7 +143,13 @@ def for_model(options: Prepare) -> Prepare:
 
 
 def work_of(options: Prepare) -> PrepareOptions:
-    """What is to be done; the legacy program's defaults with --legacy."""
+    """What is to be done; the legacy program's defaults with --legacy.
+
+    Raises:
+      DataError: a flag is wrong, or does nothing.
+    """
+    if options.seed is not None and not options.shuffle:
+        raise DataError(f"--seed {options.seed} is that of --shuffle; give --shuffle too, or leave it out")
     defaults = LEGACY_DEFAULTS if options.legacy else DEFAULTS
     chosen: dict[str, Any] = {key: getattr(options, key) for key in (*SAME, *defaults)}
     if options.legacy and options.chunk_size:  # the old --chunk_size was n_ctx, and one was added to it

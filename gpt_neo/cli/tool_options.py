@@ -51,7 +51,7 @@ class Prepare(Options):
     )
     deduplicate: bool = flag(False, "drop documents with the text of an earlier one")
     shuffle: bool = flag(False, "put documents, then records in a random order")
-    seed: int = flag(0, "of --shuffle")
+    seed: Optional[int] = flag(None, "of --shuffle (default: 0)")
     text_key: str = flag("text", "key of the text in JSON, column in parquet; a.b: key b of what is under a")
     stdin_format: str = flag("jsonl", "format of standard input", choices=("jsonl", "text"))
     encoding: Optional[str] = flag(None, "of text without a byte-order mark, such as utf-16-le (default: UTF-8)")

@@ -287,6 +287,7 @@ def test_separators_dataset_config_and_mistakes(prepared, tmp_path, small_tokeni
         (["--input_dir", "nowhere"], "--input_dir 'nowhere': no files there"),
         (["--write_dataset_config", "out"], "--write_dataset_config out: cannot be written: Is a directory"),
         (["--write_dataset_config", made_file], f"--write_dataset_config {made_file}: cannot be written: "),
+        (["--seed", "0"], "--seed 0 is that of --shuffle; give --shuffle too, or leave it out"),
         (["--eval_path", "held_*"], "--eval_path goes into the dataset config; give --write_dataset_config too"),
     ):
         assert create(*common, *arguments) == 2
