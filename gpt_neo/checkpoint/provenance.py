@@ -15,6 +15,7 @@ from typing import Any, Optional
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import file_size, read_bytes
 from gpt_neo.checkpoint.folder import checkpoints_of
+from gpt_neo.config.records import text_dataset
 from gpt_neo.config.schema import SECTIONS, GlaParams, MoeConfig, RunConfig
 from gpt_neo.errors import CheckpointError
 from gpt_neo.storage import tensorflow as files
@@ -73,12 +74,13 @@ def version(package: str) -> Optional[str]:
 
 
 def tokenizer_reference(run: RunConfig) -> Optional[dict]:
-    """Name, ids and fingerprint of the tokenizer of a run's first dataset; None where there is none to tell of."""
+    """Name, ids and fingerprint of the tokenizer of a run's datasets; None where there is none to tell of."""
     from gpt_neo.tokenizer import load_tokenizer
 
-    if not run.datasets:
+    found = text_dataset(run)
+    if found is None:
         return None
-    _, data = run.datasets[0]
+    _, data = found
     if not data.tokenizer_path:
         return {"path": None, "eos_id": data.eos_id}
     tokenizer = load_tokenizer(data.tokenizer_path, eos_id=data.eos_id)

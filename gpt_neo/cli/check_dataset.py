@@ -10,6 +10,7 @@ import numpy as np
 
 from gpt_neo.cli.console import note
 from gpt_neo.cli.job import Job
+from gpt_neo.config.records import text_dataset
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.records import read_records
 from gpt_neo.dataprep.survey import Figures
@@ -34,7 +35,9 @@ def check_dataset(job: Job) -> int:
     run = job.run
     sources = training_sources(run)
     preflight.check_datasets(run)
-    ref, dataset = run.datasets[0]
+    found = text_dataset(run)
+    assert found is not None, "training_sources refuses a run without datasets"
+    ref, dataset = found
     check_tokenizer(run, dataset, ref.name, remote=True, texts=True)
     tokenizer = dataset_tokenizer(dataset)
     usable = [report(run, source, scan(source), tokenizer) for source in sources]

@@ -33,6 +33,7 @@ from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
 from gpt_neo.config.network import merged
+from gpt_neo.config.records import text_dataset
 from gpt_neo.config.schema import OptimizerConfig, RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, DataError
 from gpt_neo.inputs.tokenizers import refuse_guess
@@ -205,10 +206,10 @@ def tokenizer_of(source: str, raw: dict) -> dict:
     if "config" in raw:
         return raw.get("tokenizer") or {}
     try:
-        datasets = load_config(source).datasets
+        found = text_dataset(load_config(source))
     except ConfigError:  # those of another machine
         return {}
-    return {"path": datasets[0][1].tokenizer_path, "eos_id": datasets[0][1].eos_id} if datasets else {}
+    return {"path": found[1].tokenizer_path, "eos_id": found[1].eos_id} if found else {}
 
 
 def write_settings(options: Finetune, out: str, dataset: dict) -> RunConfig:

@@ -15,6 +15,7 @@ from gpt_neo import storage
 from gpt_neo.cli.console import count_text, folded, note
 from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.config import load_config
+from gpt_neo.config.records import text_dataset
 from gpt_neo.dataprep.encodings import WIDE
 from gpt_neo.dataprep.manifest import dataset_config
 from gpt_neo.dataprep.options import PrepareOptions
@@ -132,8 +133,8 @@ def for_model(options: Prepare) -> Prepare:
         raise ConfigError("--model and --legacy exclude each other: the 2021 program's records have its own length")
     run = load_config(str(options.model))
     beside = os.path.join(os.path.dirname(os.path.abspath(run.source)), "tokenizer.json")
-    own = next((data.tokenizer_path for _, data in run.datasets if data.tokenizer_path), None)
-    eos = run.datasets[0][1].eos_id if run.datasets else run.model.eos_id
+    found = text_dataset(run)
+    own, eos = (found[1].tokenizer_path, found[1].eos_id) if found else (None, run.model.eos_id)
     return dataclasses.replace(
         options,
         chunk_size=options.chunk_size or run.model.n_ctx + 1,

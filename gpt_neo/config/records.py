@@ -1,11 +1,12 @@
-"""Whether a config names records that anyone can have, and the command that makes some."""
+"""Whether a config names records that anyone can have, the command that makes some, and whose tokenizer reads them."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from typing import Optional
 
-from gpt_neo.config.schema import RunConfig
+from gpt_neo.config.schema import DatasetConfig, DatasetRef, RunConfig
 from gpt_neo.errors import ConfigError
 
 PLACEHOLDER = "YOUR_BUCKET"  # in shipped dataset configs; the name of no bucket can be written so
@@ -30,6 +31,12 @@ def require_records(run: RunConfig, key: str = "path") -> None:
         path = getattr(config, key)
         if path and PLACEHOLDER in path:
             raise ConfigError(f"dataset {ref.name!r}: {key} {path} is a placeholder; {how_to_prepare(run)}")
+
+
+def text_dataset(run: RunConfig) -> Optional[tuple[DatasetRef, DatasetConfig]]:
+    """The dataset whose tokenizer makes ids of texts: the first that names one (training refuses two different ones),
+    else the first; None where a run has no datasets."""
+    return next((pair for pair in run.datasets if pair[1].tokenizer_path), run.datasets[0] if run.datasets else None)
 
 
 def how_to_prepare(run: RunConfig) -> str:

@@ -7,6 +7,7 @@ import glob
 from typing import Optional
 
 from gpt_neo import storage
+from gpt_neo.config.records import text_dataset
 from gpt_neo.config.schema import DatasetConfig, RunConfig
 from gpt_neo.dataprep.manifest import manifests_of, refuse_several_tokenizers
 from gpt_neo.errors import DataError
@@ -25,8 +26,9 @@ def run_tokenizer(run: RunConfig, folder: str) -> tuple[Tokenizer, Optional[int]
     Raises:
       DataError: they do not fit, or the model was imported and brought none.
     """
-    if run.datasets:
-        ref, dataset = run.datasets[0]
+    found = text_dataset(run)
+    if found:
+        ref, dataset = found
         check_tokenizer(run, dataset, ref.name, texts=True)
         return dataset_tokenizer(dataset), dataset.eos_id
     with files.local_copy(storage.join(folder, "tokenizer.json")) as own:  # an imported model brings its own

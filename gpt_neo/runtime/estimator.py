@@ -15,6 +15,7 @@ from gpt_neo.checkpoint.health import keep_sound
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.config.estimate import less_memory
+from gpt_neo.config.records import text_dataset
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError, GptNeoError, counted
 from gpt_neo.inputs import preflight
@@ -307,10 +308,10 @@ def text_lengths(run: RunConfig) -> Optional[np.ndarray]:
     A character of several tokens counts with the one that begins it. None for masked language modelling too: what it
     costs to name some tokens is no length of the text.
     """
-    dataset = run.datasets[0][1] if run.datasets else None
-    if dataset is None or not dataset.tokenizer_path or run.training.mlm_training:
+    found = text_dataset(run)
+    if found is None or not found[1].tokenizer_path or run.training.mlm_training:
         return None
-    tokenizer = dataset_tokenizer(dataset)
+    tokenizer = dataset_tokenizer(found[1])
     lengths = np.zeros([run.model.n_vocab, 2], np.float32)
     for i in range(min(tokenizer.n_vocab, run.model.n_vocab)):
         text = tokenizer.bytes_of(i) if tokenizer.byte_level else tokenizer.decode_bytes([i])

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from gpt_neo.checkpoint.provenance import tokenizer_reference
 from gpt_neo.config import load_config
 from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.mtf_compat import tf
@@ -89,3 +90,21 @@ def test_each_dataset_by_itself(world, trained, command):
             assert part[name] == pytest.approx(one[name], rel=1e-6)
         assert (part["tokens"], part["records"]) == (one["tokens"], one["records"])
     assert two["tokens"] == 2 * one["tokens"] and two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_the_tokenizer_is_that_of_the_dataset_that_names_one(world, trained, command, capsys):
+    folder, bare = load_config(trained).training.model_path, world.dataset_config("bare", tokenizer_path=None)
+    mixed = [[bare, None, None, 1.0], ["small", None, None, 2.0]]
+    path = world.config("bare_first", model_path=folder, datasets=mixed)
+    for config in (trained, path):
+        assert command("--model", config, "--eval", "--sacred_id", "bare") == 0
+    one, two = [json.loads(line) for line in open(os.path.join(folder, "eval_bare.jsonl"), encoding="utf-8")]
+    assert two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-6)
+    assert tokenizer_reference(load_config(path))["path"] == load_config(trained).datasets[0][1].tokenizer_path
+    capsys.readouterr()
+    shown = []
+    for config in (trained, path):
+        assert command("--model", config, "--predict", "--prompt", "The", "--max_tokens", 3, "--seed", 1) == 0
+        shown.append(capsys.readouterr().out.split("--- sample")[1].split("---")[0])
+    assert shown[0] == shown[1]
+    assert command("--model", path, "--check_dataset") == 0
