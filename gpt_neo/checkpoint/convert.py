@@ -26,7 +26,7 @@ from gpt_neo.checkpoint.families import GPT2, Family, Pair, family_of, is_ignore
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import BEST, write_state
 from gpt_neo.checkpoint.hf_config import model_keys, their_config
-from gpt_neo.checkpoint.hf_folder import HfFolder
+from gpt_neo.checkpoint.hf_folder import HfFolder, copy_template
 from gpt_neo.checkpoint.hf_tokens import begin_id, copy_tokenizer, is_row, special_ids
 from gpt_neo.checkpoint.names import PREFIX
 from gpt_neo.checkpoint.provenance import make_provenance
@@ -364,7 +364,8 @@ def their_blocks(pair: Pair, fit: Fit, dtype: np.dtype, recast: Recast) -> Itera
 
 
 def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[str]) -> None:
-    """Write tokenizer files: those beside the checkpoint as they are, else ones made from a tokenizer.json."""
+    """Write tokenizer files: those beside the checkpoint as they are, else ones made from a tokenizer.json; the chat
+    template that lies beside it in any case."""
     if given is None and os.path.isfile(os.path.join(beside, "tokenizer_config.json")):
         copy_tokenizer(beside, staging, run.model.n_vocab)
         return
@@ -386,6 +387,7 @@ def export_tokenizer(staging: str, beside: str, run: RunConfig, given: Optional[
     if end is not None:
         backend.add_special_tokens([end])
     save_tokenizer(backend, os.path.join(staging, "tokenizer.json"))
+    copy_template(beside, staging)
     storage.write_json(
         os.path.join(staging, "tokenizer_config.json"),
         {

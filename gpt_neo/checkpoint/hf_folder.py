@@ -14,6 +14,7 @@ from gpt_neo.checkpoint.safetensors import SafetensorsFile
 from gpt_neo.checkpoint.tensors import TensorSource
 from gpt_neo.checkpoint.torch_file import TorchFile
 from gpt_neo.config.loader import adapters_in
+from gpt_neo.dataprep.templates import TEMPLATE
 from gpt_neo.errors import CheckpointError, counted, reason_of
 
 # In the order of preference, that of transformers, which leaves an index where it saves in one file again.
@@ -28,8 +29,14 @@ TOKENIZER_FILES = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    TEMPLATE,
 )
+
+
+def copy_template(source: str, destination: str) -> None:
+    """Copy the file of a folder's chat template, if there is one."""
+    if os.path.isfile(os.path.join(source, TEMPLATE)):
+        shutil.copyfile(os.path.join(source, TEMPLATE), os.path.join(destination, TEMPLATE))
 
 
 def copy_tokenizer_files(source: str, destination: str) -> None:

@@ -203,6 +203,17 @@ def test_a_newline_that_ends_texts_stays_text_in_transformers(tmp_path, world, e
     assert theirs.eos_token == (None if end == "\n" else end)
 
 
+def test_the_chat_template_of_a_run_is_exported(tmp_path, world):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "run" / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    run = SimpleNamespace(model=SimpleNamespace(n_vocab=300, n_ctx=32, eos_id=0), datasets=[])
+    export_tokenizer(str(tmp_path / "out"), str(tmp_path / "run"), run, world.tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    assert theirs.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "[a]"
+
+
 @pytest.fixture
 def endless(tmp_path, world):
     """An imported model that ends at no id, and its source."""
