@@ -7,6 +7,7 @@ and is passed over where it is there: after a kill, the same command goes on.
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import math
 import os
 import shlex
@@ -19,7 +20,7 @@ from gpt_neo.checkpoint.convert import TRAINING
 from gpt_neo.checkpoint.custom import own_pairs
 from gpt_neo.checkpoint.families import family_of
 from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_checkpoint
-from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
+from gpt_neo.checkpoint.hf_folder import copy_template, copy_tokenizer_files
 from gpt_neo.checkpoint.hub import is_hub_name, push_folder
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.names import PREFIX, step_of
@@ -35,6 +36,8 @@ from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
 from gpt_neo.config.network import merged
 from gpt_neo.config.records import text_dataset
 from gpt_neo.config.schema import OptimizerConfig, RunConfig
+from gpt_neo.dataprep.dialogs import NO_TEMPLATE, are_chats
+from gpt_neo.dataprep.templates import template_of
 from gpt_neo.errors import CheckpointError, ConfigError, DataError
 from gpt_neo.inputs.tokenizers import refuse_guess
 
@@ -62,6 +65,7 @@ def finetune(options: Finetune) -> int:
     for pattern in options.freeze:  # before anything is written
         check_pattern(pattern, "--freeze", options.source)
     request = check_request(options, out)
+    check_template(options, out)
     run = import_model(options, out, request)
     code = needs_code(run)  # told before training where nothing can be exported
     dataset = dataset_of(options, run, out)
@@ -120,6 +124,27 @@ def check_request(options: Finetune, out: str) -> dict:
     return now
 
 
+def check_template(options: Finetune, out: str) -> None:
+    """Refuse chats that no template makes text of before weights are imported. Of a model on the hub that is known only
+    then.
+
+    Raises:
+      DataError: there is none, or it cannot be read.
+    """
+    if os.path.isfile(made_path(out)) or not are_chats(options.data, options.text_key):
+        return
+    if os.path.isfile(os.path.join(out, FOLDER_CONFIG)):
+        folder = out
+    elif is_hub_name(options.source):
+        folder = None
+    else:
+        folder = options.source if is_hf_folder(options.source) else given_run(options.source, options.set)[1]
+    if folder is None and not options.template:
+        return
+    if template_of(folder or "", None, options.template) is None:
+        raise DataError(f"{folder}: {NO_TEMPLATE}")
+
+
 def import_model(options: Finetune, out: str, request: dict) -> RunConfig:
     """The run's folder with config, tokenizer and the checkpoint of step 0, made of whatever SRC is. New adapters are
     drawn there, beside the weights."""
@@ -155,6 +180,18 @@ def current_steps(folder: str) -> list[int]:
     return [step_of(path) for path in checkpoints_of(folder)]
 
 
+def given_run(source: str, words: tuple = ()) -> tuple[RunConfig, str]:
+    """A run of this program or a release of the 2021 one: its config, and the folder that its files lie in.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    given = load_config(source, ["datasets=[]", *words])
+    if os.path.isdir(source):
+        return given, source
+    return given, given.training.model_path or os.path.dirname(os.path.abspath(given.source))
+
+
 def import_run(source: str, out: str, words: tuple, about: str, adapted: bool = False) -> None:
     """The same of a run of this program or a release of the 2021 one: its config without what it was trained by, as an
     import has none; tokenizer and weights.
@@ -166,12 +203,9 @@ def import_run(source: str, out: str, words: tuple, about: str, adapted: bool = 
 
     Raises:
       CheckpointError: there is no such model.
-      DataError: it came from Hugging Face without a tokenizer, and still has none.
+      DataError: it came from Hugging Face without a tokenizer, and still has none; or the one it names is gone.
     """
-    given = load_config(source, ["datasets=[]", *words])
-    folder = given.training.model_path or os.path.dirname(os.path.abspath(given.source))
-    if os.path.isdir(source):
-        folder = source
+    given, folder = given_run(source, words)
     raw = storage.read_json(given.source, ConfigError, once=True)
     tokenizer = tokenizer_of(source, raw)
     raw = raw.get("config", raw)  # of a checkpoint's record
@@ -180,21 +214,42 @@ def import_run(source: str, out: str, words: tuple, about: str, adapted: bool = 
     if tokenizer.get("eos_id") is not None:
         raw.setdefault("eos_id", tokenizer["eos_id"])
     raw.pop("model_path", None)
-    own = tokenizer.get("path")
     before = (read_provenance(os.path.join(folder, f"{PREFIX}0")) or {}).get("source") if adapted else None
     beside = os.path.isfile(os.path.join(folder, "tokenizer.json"))
     if not (tokenizer or beside or adapted):
         refuse_guess(folder)
     with staged_folder(out) as staging:
         storage.write_json(os.path.join(staging, FOLDER_CONFIG), raw)
-        if own and os.path.isfile(own):
-            shutil.copyfile(own, os.path.join(staging, "tokenizer.json"))
-        if not own:
-            copy_tokenizer_files(folder, staging)
+        copy_own_tokenizer(folder, staging, tokenizer.get("path"))
         run = load_config(os.path.join(staging, FOLDER_CONFIG))
         for line in write_initial(folder, staging, run, about, before):
             if not adapted:
                 note(line)
+
+
+def copy_own_tokenizer(folder: str, destination: str, path: Optional[str]) -> None:
+    """Copy the tokenizer of a run, with the chat template of its folder.
+
+    Args:
+      path: what its records were made with, gpt2 or a file; None where that is not known.
+
+    Raises:
+      DataError: the file is not there, and no tokenizer lies in the folder.
+    """
+    beside, named = os.path.join(folder, "tokenizer.json"), os.path.join(folder, path or "tokenizer.json")
+    if path == "gpt2" or (os.path.isfile(named) and not is_same(named, beside)):
+        copy_template(folder, destination)
+        if path != "gpt2":
+            shutil.copyfile(named, os.path.join(destination, "tokenizer.json"))
+    elif path and not os.path.isfile(beside):
+        raise DataError(f"{named}: the tokenizer of the run is not there; put it into {folder} as tokenizer.json")
+    else:
+        copy_tokenizer_files(folder, destination)
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two files are there and alike."""
+    return os.path.isfile(one) and os.path.isfile(other) and filecmp.cmp(one, other, shallow=False)
 
 
 def tokenizer_of(source: str, raw: dict) -> dict:

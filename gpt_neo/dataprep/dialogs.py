@@ -22,6 +22,7 @@ from gpt_neo.tokenizer import Tokenizer
 
 KEYS = ("prompt", "completion"), ("messages",)
 KINDS = ("jsonl", "json", "parquet")  # of files that hold them
+NO_TEMPLATE = "the tokenizer has no chat template: give one with --template FILE"
 ROWS = 256  # of a parquet file read at once
 
 
@@ -38,10 +39,21 @@ def are_dialogs(inputs: Sequence[str], text_key: str) -> bool:
     Raises:
       DataError: an input cannot be read.
     """
+    return first_keys(inputs, text_key) is not None
+
+
+def are_chats(inputs: Sequence[str], text_key: str) -> bool:
+    """Whether it is a chat, which needs a template. Raises: as `are_dialogs`."""
+    return "messages" in (first_keys(inputs, text_key) or ())
+
+
+def first_keys(inputs: Sequence[str], text_key: str) -> Optional[tuple]:
+    """The keys of `KEYS` that the first value or row of the inputs has; None where it is none of these."""
     for _, value in values_in(inputs):
         found = value if isinstance(value, dict) else {}
-        return text_key not in found and any(all(key in found for key in keys) for keys in KEYS)
-    return False
+        kinds = (keys for keys in KEYS if all(key in found for key in keys))
+        return None if text_key in found else next(kinds, None)
+    return None
 
 
 def values_in(inputs: Sequence[str]) -> Iterator[tuple[tuple[str, str, int], Any]]:
@@ -131,7 +143,7 @@ def encoder(tokenizer: Tokenizer, eos_id: int, render: Optional[Render] = None) 
             before, answer = tokenizer.encode(prompt), [*tokenizer.encode(completion), eos_id]
             return Dialog([*before, *answer], [0] * len(before) + [1] * len(answer))
         if render is None:
-            raise DataError("the tokenizer has no chat template: give one with --template FILE")
+            raise DataError(NO_TEMPLATE)
         said = [as_told(message, f"message {place}") for place, message in enumerate(value["messages"])]
         return of_messages(said, tokenizer, eos_id, functools.partial(render, **tools_of(value)))
 

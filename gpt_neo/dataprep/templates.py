@@ -59,27 +59,33 @@ PLAIN_SOURCE = (
 PLAIN = ChatTemplate(plain_text, PLAIN_SOURCE, stop=("\nUser:", "\nSystem:"))
 
 
-def template_of(folder: str, tokenizer: Tokenizer, given: Optional[str] = None) -> Optional[ChatTemplate]:
+def template_of(folder: str, tokenizer: Optional[Tokenizer], given: Optional[str] = None) -> Optional[ChatTemplate]:
     """The chat template of a model's folder, as transformers has it; None without one.
 
     Args:
-      tokenizer: of the model; its end of text is what no file names.
+      tokenizer: of the model; its end of text is what no file names. None to see whether there is a template.
       given: a file with a template in its place.
 
     Raises:
-      DataError: it cannot be read, or the package jinja2 is missing.
+      DataError: it cannot be read, is no template, or the package jinja2 is missing.
     """
     about = {**names_in(folder, "special_tokens_map.json"), **names_in(folder, "tokenizer_config.json")}
-    path = given or storage.join(folder, TEMPLATE)
+    path, where = given or storage.join(folder, TEMPLATE), storage.join(folder, "tokenizer_config.json")
     text = about.get("chat_template")
     if isinstance(text, list):  # several by name
         text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
     if given or storage.exists(path):
+        where = path
         try:
             text = storage.read_bytes(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
-    return ChatTemplate(renderer(text, special_tokens(about, tokenizer)), text) if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        return ChatTemplate(renderer(text, special_tokens(about, tokenizer)), text)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def names_in(folder: str, name: str) -> dict:
@@ -88,12 +94,14 @@ def names_in(folder: str, name: str) -> dict:
     return storage.read_json(path) if storage.exists(path) else {}
 
 
-def special_tokens(about: dict, tokenizer: Tokenizer) -> dict:
+def special_tokens(about: dict, tokenizer: Optional[Tokenizer]) -> dict:
     """bos_token, eos_token and others that a tokenizer's files name, as texts; where they name neither of these two,
     the end of text is both, as it is in the classes of GPT-2 and GPT-NeoX."""
     found = {name: value for name, value in about.items() if name.endswith("_token")}
     texts = {name: value["content"] if isinstance(value, dict) else value for name, value in found.items() if value}
-    end = None if tokenizer.eos_id is None else tokenizer.backend.id_to_token(tokenizer.eos_id)
+    end = None
+    if tokenizer is not None and tokenizer.eos_id is not None:
+        end = tokenizer.backend.id_to_token(tokenizer.eos_id)
     if end is None or "eos_token" in texts or "bos_token" in texts:
         return texts
     return {"bos_token": end, "eos_token": end, **texts}

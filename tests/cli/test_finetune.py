@@ -390,6 +390,29 @@ def test_adapters_of_a_chat_set(model, tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_chats_without_a_template_are_told_before_a_model_is_made(trained, model, tmp_path, capsys, untrained):
+    """And a run brings its template along, also where its records were made with a tokenizer by path."""
+    out, chats, template = tmp_path / "out", tmp_path / "chats.jsonl", tmp_path / "mine.jinja"
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A list."}]
+    chats.write_text((json.dumps({"messages": turns}) + "\n") * 4)
+    template.write_text("{% for m in messages %}<{{ m.role")
+    for source in (model, folder_of(trained)):
+        words = ["finetune", source, "--data", str(chats), "--out", str(out), "--held_out", "0"]
+        for given, told in (
+            ([], f"{source}: the tokenizer has no chat template: give one with --template FILE"),
+            (["--template", "none.jinja"], "none.jinja: cannot be read: No such file or directory"),
+            (["--template", str(template)], f"{template}: the chat template is none: "),
+        ):
+            assert main([*words, *given]) == 2
+            assert f"error: {told}" in capsys.readouterr().err and not out.exists()
+    run = tmp_path / "run"
+    shutil.copytree(folder_of(trained), run)
+    (run / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    words[1] = str(run)
+    assert main(words) == 3
+    assert (out / "chat_template.jinja").is_file() and (out / "tokenizer.json").is_file()
+
+
 def test_a_template_that_is_given_becomes_the_models_own(world, tmp_path):
     from gpt_neo.cli.finetune_data import FOLDER, dialog_records
     from gpt_neo.cli.tool_options import Finetune
