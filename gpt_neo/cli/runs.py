@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import Optional
 
@@ -30,8 +32,7 @@ def list_runs(options: Runs) -> int:
     if not runs:
         raise DataError(f"no runs of experiment {options.experiment!r}")
     rows = [row_of(run) for run in runs]
-    for line in aligned([HEAD, *rows]):
-        print(line)
+    print(*table([HEAD, *rows]), sep="\n")
     if options.html:
         try:
             storage.write_bytes(options.html, page_of(runs, rows, HEAD).encode())
@@ -63,6 +64,15 @@ def row_of(run: TrackedRun) -> list[str]:
 def decimal(value: Optional[float]) -> str:
     """A loss."""
     return "" if value is None else f"{value:.4f}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as a terminal has room for them, where folders that are too long get a line each; elsewhere aligned."""
+    lines = aligned(rows)
+    if not sys.stdout.isatty() or max(map(len, lines)) <= shutil.get_terminal_size().columns:
+        return lines
+    head, *lines = aligned([row[:-1] for row in rows])
+    return [head, *(part for line, row in zip(lines, rows[1:]) for part in (line, f"  {row[-1]}"))]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -66,6 +66,20 @@ def test_the_list(runs, capsys):
     assert "dead" in lines[1] and "nan" in lines[2]
 
 
+def test_folders_that_a_terminal_has_no_room_for(runs, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "90")
+    folder = runs / "model"
+    for name in ("m" * 30, "n" * 40):
+        (runs / "far" / name).mkdir(parents=True)
+        (runs / "far" / name / "train_log.jsonl").write_text((folder / "train_log.jsonl").read_text())
+    far = [str(path) for path in sorted((runs / "far").iterdir())]
+    assert gpt_neo(["runs", *far]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "step", "loss"] and lines[1::2] == [f"  {path}" for path in far]
+    assert all(line.split()[:1] == [os.path.basename(path)] for line, path in zip(lines[::2], far))
+
+
 def test_a_run_that_went_on_from_an_earlier_checkpoint(tmp_path, capsys):
     # 30 to 50 diverged; their checkpoints were deleted, and the run goes on from 20 with a lower rate.
     losses = [(10, 3.0), (20, 2.5), (30, 8.0), (40, 9.0), (50, 9.5), (30, 2.25), (40, 2.0)]
