@@ -2,7 +2,11 @@
 
 import sys
 
-from gpt_neo.cli.commands import main
+try:
+    from gpt_neo.cli.commands import main
+except KeyboardInterrupt:  # it takes a tenth of a second
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -181,6 +181,30 @@ def test_new_deletes_checkpoints_and_nothing_else(trained, world, command, capsy
     assert not glob.glob(os.path.join(folder, "model.ckpt-20.*"))
 
 
+def test_one_of_a_kind_is_called_one(world, command, capsys):
+    assert command("--model", world.config("single", train_batch_size=1, train_steps=1), "--plan") == 0
+    assert "32 tokens: 1 sequence of 32, in 1 microbatch per replica; 1 step, 32 tokens" in capsys.readouterr().out
+
+
+# Ctrl-C while the program is imported.
+EARLY = """
+import runpy, sys
+class Finder:
+    def find_spec(name, *given):
+        if name == "gpt_neo.cli.parser":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder)
+run = runpy.run_path if sys.argv[1].endswith(".py") else runpy.run_module
+run(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("program", ["main.py", "gpt_neo"])
+def test_ctrl_c_at_the_very_beginning(program):
+    done = subprocess.run([sys.executable, "-c", EARLY, program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 # main.py twice in one process of two devices: to train, and to sample with the model split over them.
 TWICE = """
 import runpy, sys
