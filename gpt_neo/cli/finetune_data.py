@@ -140,8 +140,8 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
         counts[name] = write_dialogs(folder, name, packed(part, length, padding_id)) if part else 0
         answers, tokens = (sum(map(sum, (d.mask for d in part))), sum(len(d.ids) for d in part))
         note(
-            f"{name.replace('_', ' ')}: {len(part):,} dialogs, {tokens:,} tokens of which {answers:,} are answers, in "
-            f"{counts[name]:,} records of {length}"
+            f"{name.replace('_', ' ')}: {counted(len(part), 'dialog')}, {counted(tokens, 'token')} of which "
+            f"{answers:,} are answers, in {counted(counts[name], 'record')} of {length}"
         )
     shown = (parts["held_out"] or parts["train"])[0]
     return {

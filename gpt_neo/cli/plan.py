@@ -36,8 +36,8 @@ def show_plan(options: Plan) -> int:
     say(memory_text(training_memory(run)))
     splits = microbatches(run.mesh, run.model.n_ctx, batch // replicas or 1)
     say(
-        f"step      {run.tokens_per_step:,} tokens: {batch} sequences of {run.model.n_ctx}, in "
-        f"{counted(splits, 'microbatch')} per replica; {run.training.train_steps:,} steps, "
+        f"step      {run.tokens_per_step:,} tokens: {counted(batch, 'sequence')} of {run.model.n_ctx}, in "
+        f"{counted(splits, 'microbatch')} per replica; {counted(run.training.train_steps, 'step')}, "
         f"{run.training.train_steps * run.tokens_per_step:,} tokens in all"
     )
     say(f"epoch     {epoch_text(run)}")
@@ -62,7 +62,7 @@ def epoch_text(run: RunConfig) -> str:
         cut = "" if source.samples == source.records else f" ({source.samples:,} samples)"
         mixed = f" at {share:.1%} of the samples" if len(sources) > 1 else ""
         parts.append(
-            f"{source.name}: {source.records:,} records{cut}, {steps:,.1f} steps per epoch{mixed}, "
+            f"{source.name}: {counted(source.records, 'record')}{cut}, {steps:,.1f} steps per epoch{mixed}, "
             f"{run.training.train_steps / steps:.2f} epochs"
         )
     parts += [

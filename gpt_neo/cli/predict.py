@@ -16,7 +16,7 @@ from gpt_neo.cli.job import Job, job_checkpoint, load_job, read_job_checkpoint
 from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
 from gpt_neo.config.schema import ModelConfig
-from gpt_neo.errors import ConfigError, DataError, reason_of
+from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.sampling.batches import BatchSampler, fit_prompt, room_notes
 from gpt_neo.sampling.filters import SampleOptions
@@ -262,7 +262,8 @@ def answer(
         if len(samples.ended) == num_samples:
             break
     seconds = time.monotonic() - began
-    print(f"---\n{count} tokens in {seconds:.1f} s ({count / seconds:.1f} tokens/s, first after {first or 0:.2f} s)")
+    speed = f"{count / seconds:.1f} tokens/s, first after {first or 0:.2f} s"
+    print(f"---\n{counted(count, 'token')} in {seconds:.1f} s ({speed})")
     kept = text if whole else ""
     if path:
         append_samples(path, [kept + new for new in samples.texts], options.seed)

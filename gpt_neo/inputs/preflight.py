@@ -118,9 +118,9 @@ def account(run: RunConfig, sources: Sequence[Source]) -> list[str]:
         taken = run.training.train_steps * run.training.train_batch_size * source.weight / share
         size = f" of {source.length:,} tokens" if source.length else ""
         lines.append(
-            f"{source.name}: {source.records:,} records{size}, {source.samples:,} samples an epoch, tokens read "
-            f"/ tokens in the records {share_read(run, source):.3f}; {taken / source.samples:,.2f} epochs to step "
-            f"{run.training.train_steps:,}"
+            f"{source.name}: {counted(source.records, 'record')}{size}, {counted(source.samples, 'sample')} an epoch, "
+            f"tokens read / tokens in the records {share_read(run, source):.3f}; {taken / source.samples:,.2f} epochs "
+            f"to step {run.training.train_steps:,}"
         )
     return lines
 
