@@ -145,7 +145,12 @@ def adapters_in(folder: str) -> str:
 
 
 def find_config(name_or_path: str, config_dir: str) -> str:
-    """Return the path of a config given by name, path or folder; `configs/NAME`, as the docs have it, from anywhere."""
+    """Return the path of a config given by name, path or folder; `configs/NAME`, as the docs have it, from anywhere.
+
+    A folder with a config is what its path says, though NAME.json may lie beside it.
+    """
+    if os.path.isfile(os.path.join(name_or_path, FOLDER_CONFIG)):
+        return config_in(name_or_path)
     name = os.path.basename(name_or_path)
     a_checkpoint = CHECKPOINT.fullmatch(name) and not RECORD.fullmatch(name)  # its record is not asked for
     names = [] if a_checkpoint else [name_or_path, name_or_path + ".json"]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gpt_neo.config import load_config
-from gpt_neo.config.loader import CONFIG_DIR
+from gpt_neo.config.loader import CONFIG_DIR, find_config
 from gpt_neo.config.records import require_records
 from gpt_neo.errors import ConfigError
 
@@ -40,6 +40,19 @@ def test_shipped_configs_parse(path):
     assert run.datasets[0][1].eos_id == run.model.eos_id
     assert run.notes == () and run.optimizer.lr_decay == "cosine"
     assert run.datasets[0][1].n_vocab <= run.model.n_vocab < run.datasets[0][1].n_vocab + 256  # padded tables
+
+
+def test_a_folder_with_a_config_comes_before_a_file_of_its_name(tmp_path, monkeypatch):
+    """As hf/ and hf.json of a fine-tune do, or a folder that is called like a shipped config."""
+    for name in ("hf", "demo"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / f"{name}.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert find_config("hf", CONFIG_DIR) == "hf/config.json" and find_config("hf.json", CONFIG_DIR) == "hf.json"
+    assert find_config("demo/", CONFIG_DIR) == "demo/config.json"
+    (tmp_path / "hf" / "config.json").unlink()
+    assert find_config("hf", CONFIG_DIR) == "hf.json", "of a run whose checkpoints lie in the folder"
 
 
 @pytest.mark.parametrize(
