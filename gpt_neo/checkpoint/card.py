@@ -7,8 +7,10 @@ import os
 from typing import Optional
 
 from gpt_neo.checkpoint.best import Best
+from gpt_neo.checkpoint.hub import is_hub_name
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.config.estimate import count_parameters
+from gpt_neo.config.loader import folder_name
 from gpt_neo.config.schema import RunConfig
 
 CARD = "README.md"
@@ -22,7 +24,8 @@ def write_card(
     Args:
       folder: with the exported model.
       checkpoint: the one that was exported.
-      base: name of the model that it was fine-tuned from.
+      base: what it was fine-tuned from. Of a model on the hub the hub is told its name; others lie on this machine
+        alone: the hub would take a path for the name of somebody's model, or refuse the card.
       best: its evaluation.
     """
     path = os.path.join(folder, CARD)
@@ -40,7 +43,10 @@ def write_card(
         *([("held-out loss", f"{best.loss:.4f} nats per token, {best.data}")] if best else []),
     ]
     about = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [gpt-neo]"]
-    about += [f"base_model: {json.dumps(base)}"] if base else []
+    if base and is_hub_name(base):
+        about.append(f"base_model: {json.dumps(base.partition('@')[0])}")
+    elif base:
+        base = folder_name(base)
     table = "\n".join(f"| {name} | {value} |" for name, value in facts)
     title = f"Fine-tuned from {base}" if base else run.name
     text = "---\n" + "\n".join(about) + f"\n---\n\n# {title}\n\n| | |\n|---|---|\n{table}\n"
