@@ -8,7 +8,7 @@ import secrets
 from typing import Any, Optional
 
 from gpt_neo.dataprep.templates import PLAIN, ChatTemplate
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, counted
 from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.token_choice import Adjustments
 from gpt_neo.tokenizer import Tokenizer
@@ -248,8 +248,8 @@ def check_length(prompt: int, max_tokens: int, served: Served) -> None:
     """Prompt and answer have to fit together."""
     if prompt + max_tokens > served.length:
         raise RequestError(
-            f"the prompt has {prompt} tokens and max_tokens is {max_tokens}, {prompt + max_tokens} together; the "
-            f"model's length is {served.length}",
+            f"the prompt has {counted(prompt, 'token')} and max_tokens is {max_tokens}, {prompt + max_tokens} "
+            f"together; the model's length is {served.length}",
             "max_tokens",
             code="context_length_exceeded",
         )
@@ -413,7 +413,7 @@ def parse_picture(body: dict, served: Served, layers: list, n_head: list, longes
     """
     ids = parse_text_or_ids(body, served)
     if not 1 <= len(ids) <= longest:
-        raise RequestError(f"the text has {len(ids)} tokens; expected 1 to {longest}", "prompt")
+        raise RequestError(f"the text has {counted(len(ids), 'token')}; expected 1 to {longest}", "prompt")
     layer = number(body, "layer", layers[0] if layers else 0, 0, LARGEST, whole=True)
     if layer not in layers:
         raise RequestError(f"layer is {layer}; the layers that attend are {', '.join(map(str, layers))}", "layer")

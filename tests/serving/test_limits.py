@@ -32,6 +32,7 @@ FINE = {"prompt": "ice", "max_tokens": 2}
         ({"prompt": [1, 2.0]}, "token id 2.0"),
         ({"prompt": "\ud800"}, "surrogate"),
         ({"max_tokens": -1}, "max_tokens is -1"),
+        ({"prompt": [5], "max_tokens": 5000}, "the prompt has 1 token and max_tokens is 5000, 5001 together"),
         ({"max_tokens": 0}, "echo"),
         ({"max_tokens": "9"}, "whole number"),
         ({"max_tokens": 10**4300 - 1}, "max_tokens is 9999"),
