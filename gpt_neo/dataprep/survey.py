@@ -14,7 +14,7 @@ from gpt_neo import storage
 from gpt_neo.dataprep.manifest import manifest_beside, manifests_of, refuse_several_tokenizers
 from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import counts_from_names, read_records, records_only
-from gpt_neo.errors import DataError, reason_of
+from gpt_neo.errors import DataError, counted, reason_of
 from gpt_neo.plots import picture
 from gpt_neo.tokenizer import load_tokenizer
 
@@ -219,7 +219,8 @@ def draw_lengths(found: Survey, path: str) -> None:
         axes.hist(lengths, bins=edges, color="tab:blue", edgecolor="white", linewidth=0.3)
         axes.axvline(median, color="tab:orange", label=f"median {median:,.0f}")
         axes.axvline(mean, color="tab:green", linestyle="--", label=f"mean {mean:,.0f}")
-        title = f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens"
+        title = f"{counted(len(lengths), 'document')}, {counted(int(lengths.sum()), 'token')}"
         axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents", title=title)
+        axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -74,7 +74,7 @@ def plot(lines: Sequence[tuple], title: str) -> str:
     points = [point for _, _, line in lines for point in line if math.isfinite(point[1])]
     if not points:
         return "<p>no finite value</p>"
-    xs, ys = axis([step for step, _ in points]), axis([value for _, value in points])
+    xs, ys = axis([step for step, _ in points], whole=True), axis([value for _, value in points])
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
     for tick in ys:
         y = place(tick, ys, HEIGHT - BOTTOM, TOP)
@@ -110,13 +110,14 @@ def thinned(line: Sequence[tuple]) -> list[tuple]:
     return kept
 
 
-def axis(values: Sequence[float]) -> list[float]:
-    """Ticks at round numbers that enclose the values."""
+def axis(values: Sequence[float], whole: bool = False) -> list[float]:
+    """Ticks at round numbers that enclose the values; at whole ones where they are counts."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - (abs(low) or 1) / 20, high + (abs(high) or 1) / 20
     unit = 10 ** math.floor(math.log10((high - low) / 4))
     size = unit * next(n for n in (1, 2, 5, 10) if (high - low) / (n * unit) <= 6)
+    size = max(size, 1) if whole else size
     first, last = math.floor(low / size), math.ceil(high / size)
     return [float(f"{i * size:.12g}") for i in range(first, last + 1)]
 
@@ -155,6 +156,7 @@ def draw_png(runs: Sequence[TrackedRun], path: str, flag: str = "--png") -> None
                     look = {"marker": "o" if len(steps) <= 20 else "", "color": COLOURS[i % len(COLOURS)]}
                     axes.plot(steps, values, markersize=4, linewidth=1.2, label=plain(run.label), **look)
             axes.set(xlabel="step", title=PLOTS[name])
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.grid(alpha=0.3)
         for axes in grid.flat[len(names) :]:
             axes.set_visible(False)

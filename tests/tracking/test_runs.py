@@ -246,6 +246,19 @@ def test_long_lines_keep_their_peaks():
     assert thinned([(1, float("nan")), (2, 1.0)]) == [(2, 1.0)]
 
 
+@pytest.mark.parametrize("steps", [(10, 12), (1, 1), (0, 3), (0, 572_300)])
+def test_steps_are_whole_on_every_picture(tmp_path, monkeypatch, steps):
+    from matplotlib.axis import XAxis
+
+    ticks = axis(steps, whole=True)
+    assert len(ticks) <= 8 and ticks[0] <= steps[0] <= steps[1] <= ticks[-1] and all(t == int(t) for t in ticks)
+    drawn, update = [], XAxis._update_ticks
+    monkeypatch.setattr(XAxis, "_update_ticks", lambda self: drawn.extend(self.get_majorticklocs()) or update(self))
+    points = [(step, 1.0) for step in sorted(set(steps))]
+    draw_png([TrackedRun("1", "x", "", None, None, "", "", {}, {"loss": points})], str(tmp_path / "x.png"))
+    assert drawn and all(tick == int(tick) for tick in drawn)
+
+
 def test_a_page_of_runs_without_metrics():
     assert "0 runs" in page_of([], [], ["run"])
 
