@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 
-from gpt_neo.cli.console import note, size_text
+from gpt_neo.cli.console import note, say, size_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import CompileOptions, FindLayout
 from gpt_neo.errors import ConfigError, counted
@@ -19,7 +19,10 @@ def compile_for(job: Job, options: CompileOptions) -> int:
 
     quiet = options.json
     report = check(job.run, str(options.compile_for), tell=lambda line: None if quiet else note(line))
-    print(json.dumps(report, indent=1) if quiet else "\n".join(report_lines(report)))
+    if quiet:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report)
     return 0 if report["fits"] else 1
 
 
@@ -45,7 +48,8 @@ def propose_for(job: Job, options: FindLayout) -> int:
         print(json.dumps([{"set": candidate.settings, **report} for candidate, report in found], indent=1))
     elif found:
         best, report = found[0]
-        print("\n".join([*report_lines(report), f"run it    {run_line(job, slice_, best.settings)}"]))
+        show(report)
+        print(f"run it    {run_line(job, slice_, best.settings)}")
     elif ended:
         print("NOTHING FOUND YET: none of the layouts that were tried holds this model")
     else:
@@ -64,18 +68,31 @@ def run_line(job: Job, name: str, settings: list[str]) -> str:
     return line if slice_.estimator or slice_.hosts == 1 else f"{line}  # on each of its {slice_.hosts} hosts"
 
 
+def show(report: dict) -> None:
+    """Print a report for people."""
+    for line in report_lines(report):
+        say(line)
+
+
+def figure(value: float, digits: int) -> str:
+    """A number with so many decimals; what would be zeros alone has one digit of its own."""
+    text = f"{value:.{digits}f}"
+    return text if float(text) or not value else f"{value:.1g}"
+
+
 def report_lines(report: dict) -> list[str]:
     """A report for people, the verdict first."""
     used, usable = report.get("used_bytes"), report.get("usable_bytes")
     of = f" of {usable / 2**30:.2f} GiB" if usable else ""
     verdict = "FITS" if report["fits"] else "DOES NOT FIT"
     unit = "GPU" if report["platform"] == "gpu" else "core"
-    amount = f": {used / 2**30:.2f} GiB{of} per {unit}" if used else ""
+    amount = f": {figure(used / 2**30, 2)} GiB{of} per {unit}" if used else ""
     mesh, layout = (",".join(f"{a}:{b}" for a, b in report[key]) or "none" for key in ("mesh_shape", "layout"))
     lines = [
         f"{verdict}{amount}",
-        f"model     {report['model']}: {report['parameters']:,} parameters, {report['train_batch_size']} sequences per "
-        f"step in {counted(report['microbatches'], 'microbatch')} per replica",
+        f"model     {report['model']}: {report['parameters']:,} parameters, "
+        f"{counted(report['train_batch_size'], 'sequence')} per step in "
+        f"{counted(report['microbatches'], 'microbatch')} per replica",
         f"slice     {report['slice']} ({report['kind']}, {counted(report['devices'], 'device')} on "
         f"{counted(report['hosts'], 'host')}), mesh {mesh}, layout {layout}",
     ]
@@ -90,16 +107,17 @@ def report_lines(report: dict) -> list[str]:
     lines.append("memory    " + ", ".join(f"{name} {size_text(report[key])}" for name, key in parts))
     lines += pace_lines(report, unit)
     lines.append(
-        f"work      {report['flops'] / 1e12:.2f} TFLOP in matrix products and {size_text(report['bytes'])} of "
+        f"work      {figure(report['flops'] / 1e12, 2)} TFLOP in matrix products and {size_text(report['bytes'])} of "
         f"memory traffic per {unit} and step"
     )
     if report["platform"] == "tpu" and report["link_bytes"]:
         lines.append(
-            f"links     {size_text(report['link_bytes'])} from chip to chip in {report['link_seconds']:.3f} s, "
-            f"{report['exposed_seconds']:.3f} s of it not beside work"
+            f"links     {size_text(report['link_bytes'])} from chip to chip in {figure(report['link_seconds'], 3)} s, "
+            f"{figure(report['exposed_seconds'], 3)} s of it not beside work"
         )
     for kind, found in report["collectives"].items():
-        lines.append(f"sends     {kind}: {found['count']:,} times, {size_text(found['bytes'])} per {unit} and step")
+        many = counted(found["count"], "time")
+        lines.append(f"sends     {kind}: {many}, {size_text(found['bytes'])} per {unit} and step")
     return [*lines, *(kernel_lines(report) if report["platform"] == "gpu" else [])]
 
 
@@ -107,9 +125,10 @@ def pace_lines(report: dict, unit: str) -> list[str]:
     """Time of a step, and share of the peak."""
     source = "at best, by the roofline of its kernels" if report["platform"] == "gpu" else "by the compiler's estimate"
     return [
-        f"step      {report['seconds']:.3f} s {source}, {report['tokens_per_second']:,.0f} tokens/s on the slice",
+        f"step      {figure(report['seconds'], 3)} s {source}, "
+        f"{report['tokens_per_second']:,.0f} tokens/s on the slice",
         f"use       {report['utilisation']:.1%} of the peak of {report['peak_flops'] / 1e12:.1f} TFLOP/s per {unit} by "
-        f"the model's own {report['model_flops'] / 1e15:.3f} PFLOP per step",
+        f"the model's own {figure(report['model_flops'] / 1e15, 3)} PFLOP per step",
     ]
 
 
@@ -119,11 +138,11 @@ def kernel_lines(report: dict) -> list[str]:
     if report["link_bytes"]:
         lines.append(
             f"links     {size_text(report['link_bytes'])} over NVLink per GPU and step, "
-            f"{report['link_seconds']:.3f} s of the step"
+            f"{figure(report['link_seconds'], 3)} s of the step"
         )
     for row in report["longest"]:
         lines.append(
-            f"kernels   {row['seconds'] * 1e3:.2f} ms: {row['name']}, {row['times']:,} times, makes {row['makes']}, "
-            f"{row['flops'] / 1e12:.2f} TFLOP, {size_text(row['bytes'])}"
+            f"kernels   {figure(row['seconds'] * 1e3, 2)} ms: {row['name']}, {counted(row['times'], 'time')}, "
+            f"makes {row['makes']}, {figure(row['flops'] / 1e12, 2)} TFLOP, {size_text(row['bytes'])}"
         )
     return lines

@@ -72,7 +72,7 @@ def plan_mesh(config: MeshConfig, devices: Sequence[str] = (), owner: str = "--g
     if wanted != len(devices):
         raise DeviceError(
             f"mesh_shape {text} multiplies to {wanted} devices, {owner} {len(devices)}: "
-            f"give as many, or set --set mesh_shape=x:{len(devices)}"
+            f"give as many, or --set mesh_shape=x:{len(devices)}"
         )
     return MeshPlan(tuple(devices), config.mesh_shape, config.layout)
 
@@ -177,7 +177,7 @@ class TpuPlacement:
         cores = math.prod(size for _, size in config.mesh_shape)
         if cores != context.num_replicas:  # as TPUEstimator calls cores that all run the same program
             raise DeviceError(
-                f"mesh_shape multiplies to {cores} cores, the TPU has {context.num_replicas}: set --set mesh_shape=..."
+                f"mesh_shape multiplies to {cores} cores, the TPU has {context.num_replicas}: --set mesh_shape=..."
             )
 
     def make_mesh(self, graph: mtf.Graph) -> mtf.Mesh:

@@ -16,7 +16,7 @@ from typing import Callable, Optional
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config.estimate import count_parameters, microbatches, step_flops
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.errors import DeviceError
+from gpt_neo.errors import DeviceError, counted
 from gpt_neo.spmd.attention import attention_for
 from gpt_neo.spmd.environment import compiler_environment, last_line, worker_python
 from gpt_neo.spmd.figures import Work, all_cycles, without_cost, work_of
@@ -57,7 +57,8 @@ def check(
     cores = math.prod(size for _, size in run.mesh.mesh_shape)
     if cores != slice_.devices:
         raise DeviceError(
-            f"mesh_shape multiplies to {cores}, {slice_.name} has {slice_.devices} devices: set --set mesh_shape=..."
+            f"mesh_shape multiplies to {cores}, {slice_.name} has {counted(slice_.devices, 'device')}: "
+            "--set mesh_shape=..."
         )
     python = worker_python(tell, slice_.platform, present=False)
     attention = attention_for(slice_.attention, lambda: python, tell)

@@ -47,3 +47,8 @@ def test_gpus_have_links_and_kernels():
     ]
     over = {**report, "fits": False, "used_bytes": 2**37, "reason": "the program takes too much"}
     assert report_lines(over)[0] == "DOES NOT FIT: 128.00 GiB of 64.00 GiB per GPU"
+    once = {**row, "times": 1, "flops": 0.0, "seconds": 4e-8}
+    small = report_lines({**report, "used_bytes": 5e6, "seconds": 1e-5, "model_flops": 2e7, "longest": [once]})
+    assert small[0] == "FITS: 0.005 GiB of 64.00 GiB per GPU" and small[4].startswith("step      1e-05 s at best")
+    assert small[5].endswith("the model's own 2e-08 PFLOP per step")
+    assert small[-1] == "kernels   4e-05 ms: dot, 1 time, makes f32[4], 0.00 TFLOP, 2.00 GB"

@@ -407,7 +407,7 @@ def test_evaluation_gives_whole_losses_of_a_split_batch(world, trained, monkeypa
 
 def test_a_mesh_of_another_size_is_refused(world, monkeypatch):
     run = load_config(world.config("tpu_small", mesh_shape="x:2,y:2", layout="batch:x"))
-    with pytest.raises(DeviceError, match="mesh_shape multiplies to 4 cores, the TPU has 8: set --set mesh_shape="):
+    with pytest.raises(DeviceError, match="mesh_shape multiplies to 4 cores, the TPU has 8: --set mesh_shape="):
         Slice(monkeypatch, 1, 1).train(run, run.training.model_path)
 
 
