@@ -95,8 +95,8 @@ def lines_of(item: Item) -> Iterator[tuple[tuple[str, str, int], bytes]]:
 
 
 def texts_of(text: str, set_name: Optional[str], place: tuple[str, str, int], start: int, rules: Rules) -> Found:
-    """A document, or those between the marks in it."""
-    if not rules.split_on:
+    """A document as it is, or those between the marks in it; blank ones are none of these."""
+    if not rules.split_on or rules.split_on not in text:
         yield Document(text, *place, start, set_name)
         return
     for part in text.split(rules.split_on):

@@ -121,6 +121,9 @@ def test_documents_between_marks(tmp_path, monkeypatch, pack, block):
     assert [getattr(one, "text", "bad") for one in found] == ["one", "bad", "two"] and found[1].number == 2
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": f"a{MARK}b{MARK}\n"}) + "\n")
     assert texts_in(tmp_path / "b.jsonl", split_on=MARK) == ["a", "b"]
+    whole = ["", " a\n", "\n"]  # without a mark each is what it is without --split_on, an empty one too
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in whole))
+    assert texts_in(tmp_path / "b.jsonl", split_on=MARK) == texts_in(tmp_path / "b.jsonl") == whole
 
 
 SMALL = 1 << 16
