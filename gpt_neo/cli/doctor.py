@@ -16,18 +16,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import size_text
+from gpt_neo.cli.console import folded, size_text
 from gpt_neo.cli.job import load_run
 from gpt_neo.cli.options import CloudOptions
 from gpt_neo.cli.tool_options import Doctor
 from gpt_neo.config.estimate import count_parameters, less_memory, slot_bytes, training_memory
 from gpt_neo.config.folders import model_folder
+from gpt_neo.config.records import PLACEHOLDER, how_to_prepare
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import GptNeoError, counted
 from gpt_neo.storage import local, scheme_of
 from gpt_neo.system import available_memory, cores, how_to_install, shipped
 
 CONSTRAINTS = shipped("constraints.txt")
+INDENT = 18  # columns before the text of a line
 LITTLE_DISK = 1 << 30  # bytes; less is called wrong where no config says how much is needed
 FIND, CONNECT = 20.0, 5.0  # seconds to look a TPU up, and to connect to it
 
@@ -49,9 +51,10 @@ def doctor(options: Doctor) -> int:
     wrong = 0
     for line in findings(options, run):
         wrong += bool(line.advice)
-        print(f"{'wrong' if line.advice else 'ok   '}  {line.subject:10s} {line.text}", flush=True)
+        print(folded(f"{'wrong' if line.advice else 'ok   '}  {line.subject:10s} {line.text}", INDENT), flush=True)
         if line.advice:
-            print(f"       {'':10s} what to do: {line.advice}", flush=True)
+            todo = line.advice.replace("\n", "\n" + " " * INDENT)  # commands, which are not torn
+            print(f"{'':{INDENT}s}what to do: {todo}", flush=True)
     several = f"{wrong} of these lines need" if wrong > 1 else "one of these lines needs"
     print(f"{several} something done" if wrong else "all is well")
     return 1 if wrong else 0
@@ -115,7 +118,7 @@ def version_lines() -> Iterator[Line]:
                 f"{found} is outside {need.specifier}",
                 f"pip install '{need.name}{'==' + fix if fix else need.specifier}'",
             )
-        elif wanted.get(canonical(need.name), found) != found:
+        elif wanted.get(canonical(need.name), found) not in (found, found.partition("+")[0]):  # +cpu: a build
             others.append(f"{need.name} {found} (tested: {wanted[canonical(need.name)]})")
     note = f"; other than tested, within range: {', '.join(others)}" if others else ""
     yield Line("packages", f"{checked} of those that gpt_neo names are here{note}")
@@ -216,6 +219,9 @@ def path_lines(folders: Sequence[str], run: Optional[RunConfig]) -> Iterator[Lin
         else:
             yield Line("access", f"--path {folder}: no such folder", "correct the path, or make the folder")
     for what, path, check in checks:
+        if run and PLACEHOLDER in path:
+            yield Line("access", f"{what} {path} is a placeholder", how_to_prepare(run))
+            continue
         try:
             count = check()
         except GptNeoError as error:

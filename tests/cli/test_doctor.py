@@ -72,6 +72,16 @@ def test_a_config_whose_data_is_not_there_yet(run, world, capsys):
     assert "epoch     not_made: there is no dataset config of this name" in capsys.readouterr().out
 
 
+def test_records_that_nobody_has_made_are_no_trouble_of_the_network(run, monkeypatch):
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: real(name) + ("+cpu" if name == "numpy" else ""))
+    status, out = run("--model", "gpt3_125M", "--set", "model_path=/tmp/none")
+    assert "numpy" not in out, "a build of the version that was tested"
+    line = "access     dataset 'pile', key 'path': gs://YOUR_BUCKET/pile/train_*.tfrecords is a placeholder"
+    todo = "make records of your texts, and name them:\n +gpt-neo prepare .*\n +--set datasets=mine.json\n"
+    assert status == 1 and re.search(rf"^wrong  {re.escape(line)}\n +what to do: {todo}", out, re.M), out
+
+
 def test_nothing_is_made_for_a_look(run, world, tmp_path):
     below = tmp_path / "runs"
     config = world.config("not_trained_yet", model_path=str(below / "a" / "b"))
