@@ -6,7 +6,7 @@ import json
 import math
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import model_text, size_text
+from gpt_neo.cli.console import figure, model_text, say, size_text
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import FindLayout
 from gpt_neo.config.layouts import DEVICE_BYTES, search_layout, search_mesh_and_layout
@@ -45,15 +45,15 @@ def find_layout(options: FindLayout) -> int:
         found = search_layout(run, run.mesh.mesh_shape)
     else:
         raise ConfigError("a layout needs mesh_shape; layout --mesh (--auto_layout_and_mesh_shape) finds one as well")
-    print(model_text(run))
+    say(model_text(run))
     fits = found[0].memory <= DEVICE_BYTES
     order = "the best, the fastest that fit a TPU v3 core" if fits else "NONE fits a TPU v3 core: those of least memory"
-    print(f"layouts   {len(found)} of {devices} devices divide; {order}:")
+    say(f"layouts   {len(found)} that divide over {devices} devices; {order}:")
     print(f"          {'memory':>10s} {'sent/step':>10s} {'time/step':>10s}  mesh_shape; layout below")
     for layout in found[:SHOWN]:
         shape, rules = (",".join(f"{a}:{b}" for a, b in pairs) for pairs in (layout.mesh_shape, layout.rules))
-        figures = f"{size_text(layout.memory):>10s} {size_text(layout.traffic):>10s} {layout.seconds:>8.1f} s"
-        print(f"          {figures}  {shape}\n              {rules}")
+        figures = f"{size_text(layout.memory):>10s} {size_text(layout.traffic):>10s} {figure(layout.seconds, 1):>8s} s"
+        print(f"          {figures}  {shape}\n              {rules or 'none'}")
     keys = {
         "mesh_shape": ",".join(f"{a}:{b}" for a, b in found[0].mesh_shape),
         "layout": ",".join(f"{a}:{b}" for a, b in found[0].rules),

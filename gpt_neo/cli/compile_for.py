@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 
-from gpt_neo.cli.console import note, say, size_text
+from gpt_neo.cli.console import figure, note, say, size_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import CompileOptions, FindLayout
 from gpt_neo.errors import ConfigError, counted
@@ -72,12 +72,6 @@ def show(report: dict) -> None:
     """Print a report for people."""
     for line in report_lines(report):
         say(line)
-
-
-def figure(value: float, digits: int) -> str:
-    """A number with so many decimals; what would be zeros alone has one digit of its own."""
-    text = f"{value:.{digits}f}"
-    return text if float(text) or not value else f"{value:.1g}"
 
 
 def report_lines(report: dict) -> list[str]:

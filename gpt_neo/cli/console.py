@@ -38,6 +38,12 @@ def count_text(count: float) -> str:
     return f"{count:.0f}"
 
 
+def figure(value: float, digits: int) -> str:
+    """A number with so many decimals; what would be zeros alone has one digit of its own."""
+    text = f"{value:.{digits}f}"
+    return text if float(text) or not value else f"{value:.1g}"
+
+
 def time_text(seconds: float) -> str:
     """A duration for people."""
     minutes, rest = divmod(int(seconds + 0.5), 60)

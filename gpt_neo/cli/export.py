@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Optional
 
-from gpt_neo.cli.console import cost_text, model_text, note
+from gpt_neo.cli.console import cost_text, model_text, note, say
 from gpt_neo.cli.job import Job, job_checkpoint, read_job_checkpoint
 from gpt_neo.cli.options import Export
 from gpt_neo.errors import DataError, GptNeoError
@@ -25,7 +25,7 @@ def export(job: Job, options: Export) -> int:
     """
     run, folder = job.run, options.destination
     found = job_checkpoint(job)
-    print(model_text(run))
+    say(model_text(run))
     batch, ids = run.training.predict_batch_size, drawn_ids(job)
     checkpoint, notes = read_job_checkpoint(
         job, found, lambda path: export_saved_model(run.model, path, folder, batch, options.int8, ids)

@@ -16,7 +16,7 @@ from gpt_neo.checkpoint.peft import export_adapters
 from gpt_neo.checkpoint.recast import as_gpt2
 from gpt_neo.checkpoint.remote import small_files
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import model_text
+from gpt_neo.cli.console import model_text, say
 from gpt_neo.cli.import_hf import verdict_text
 from gpt_neo.cli.job import load_run
 from gpt_neo.cli.tool_options import ExportHf
@@ -66,14 +66,14 @@ def export_folder(options: ExportHf) -> int:
 
     notes: list[str] = []
     path, made = read_checkpoint(folder, options.checkpoint, convert, notes.append)
-    print(model_text(run))
-    print(f"exported  step {step_of(path):,} of {folder}")
+    say(model_text(run))
+    say(f"exported  step {step_of(path):,} of {folder}")
     for line in (*(f"note      {note}" for note in notes), *lines):
-        print(line)
-    print(f"written   {options.destination}: {made}")
+        say(line)
+    say(f"written   {options.destination}: {made}")
     if options.adapters:
         export_adapters(adapted, path, options.base or options.destination, options.adapters)
-        print(f"written   {options.adapters}: adapters for PEFT")
+        say(f"written   {options.adapters}: adapters for PEFT")
     if options.push:
-        print(f"pushed    {push_folder(options.destination, options.push)}")
+        say(f"pushed    {push_folder(options.destination, options.push)}")
     return 0

@@ -12,7 +12,7 @@ from gpt_neo.checkpoint.convert import DTYPES, import_hf
 from gpt_neo.checkpoint.custom import code_note
 from gpt_neo.checkpoint.hub import model_folder_of
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import model_text
+from gpt_neo.cli.console import model_text, say
 from gpt_neo.cli.tool_options import ImportHf
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import folder_name, parse_override
@@ -25,9 +25,9 @@ def import_folder(options: ImportHf) -> int:
     quiet.silence(False)
     with model_folder_of(options.source) as source:
         run, lines = convert(options, source)
-    print(model_text(dataclasses.replace(run, name=folder_name(options.destination))))
+    say(model_text(dataclasses.replace(run, name=folder_name(options.destination))))
     for line in lines:
-        print(line)
+        say(line)
     place = shlex.quote(options.destination)
     if is_remote(options.destination):
         place = f"a copy of its config.json --set model_path={place}"

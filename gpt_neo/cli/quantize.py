@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import cost_text, model_text, note, size_text
+from gpt_neo.cli.console import cost_text, model_text, note, say, size_text
 from gpt_neo.cli.job import Job, job_checkpoint, load_job
 from gpt_neo.cli.options import INTEGERS
 from gpt_neo.cli.tool_options import Quantize
@@ -40,7 +40,7 @@ def quantize(options: Quantize) -> int:
     if reason:
         raise ConfigError(f"quantize: {reason}")
     checkpoint = job_checkpoint(job).path
-    print(model_text(job.run), flush=True)
+    say(model_text(job.run))
     from gpt_neo.fast.weights import Weights
 
     weights = Weights(job.run.model, checkpoint, dtype)

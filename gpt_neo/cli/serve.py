@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Optional
 
 from gpt_neo.cli import quiet
-from gpt_neo.cli.console import memory_text, model_text, note
+from gpt_neo.cli.console import memory_text, model_text, note, say
 from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job, read_job_checkpoint
 from gpt_neo.cli.options import API_KEY, BITS, DeviceOptions, Serve
@@ -70,15 +70,15 @@ def serve_job(job: Job, options: Serve, found: Found, key: Optional[str]) -> int
     run = job.run
     tokenizer, eos = run_tokenizer(run, job.folder)
     listener = bind(options.host, options.port)
-    print(model_text(run))
-    print(memory_text(sampling_memory(run.model, options.rows, BITS.get(options.model.integers or ""))))
+    say(model_text(run))
+    say(memory_text(sampling_memory(run.model, options.rows, BITS.get(options.model.integers or ""))))
     began = time.monotonic()
     checkpoint, (decoder, created) = read_job_checkpoint(
         job, found, lambda path: (load_rows(job, options, path), created_at(path))
     )
     for line in decoder.notes:
         note(line)
-    print(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; {decoder.rows} rows of {decoder.length} tokens")
+    say(f"loaded    {checkpoint} in {time.monotonic() - began:.1f} s; {decoder.rows} rows of {decoder.length} tokens")
     metrics = Metrics()
     engine = Engine(decoder, tokenizer, eos, metrics.observe)
     served = with_chats(

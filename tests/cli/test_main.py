@@ -168,6 +168,15 @@ def test_layout_search(command, capsys):
     assert "NONE fits a TPU v3 core: those of least memory:" in capsys.readouterr().out
 
 
+def test_layouts_of_a_small_model_on_a_terminal(world, command, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert command("--model", world.config("narrow", layout=None), "--auto_layout", "--set", "mesh_shape=x:2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.strip() and len(line) <= 80 for line in lines), lines
+    assert "              none" in lines and not any(" 0.0 s " in line for line in lines)
+
+
 def test_new_deletes_checkpoints_and_nothing_else(trained, world, command, capsys, tmp_path):
     folder = str(tmp_path / "run")
     shutil.copytree(load_config(trained).training.model_path, folder)
