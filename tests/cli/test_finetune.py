@@ -405,6 +405,9 @@ def test_chats_without_a_template_are_told_before_a_model_is_made(trained, model
         ):
             assert main([*words, *given]) == 2
             assert f"error: {told}" in capsys.readouterr().err and not out.exists()
+    (tmp_path / "a.txt").write_text("A list is a row of values.")
+    assert main(["finetune", model, "--data", f"{tmp_path}/a.txt", "--out", str(out), "--template", "t"]) == 2
+    assert "error: --template t: --data has texts, which go through none" in capsys.readouterr().err
     run = tmp_path / "run"
     shutil.copytree(folder_of(trained), run)
     (run / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
