@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from typing import Any, Callable, Optional
 
 from gpt_neo.errors import GptNeoError, printable, reason_of
@@ -14,24 +15,48 @@ from gpt_neo.errors import GptNeoError, printable, reason_of
 def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
     """Run a command; return its exit status."""
     open_standard_streams()
+    interrupts = heard_interrupts()
     try:
         status = command(*given) or 0
         sys.stdout.flush()
         return status
-    except GptNeoError as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupts or isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+        return told(error)
+
+
+def told(error: Exception) -> int:
+    """Say what a command ended with, as far as it is the user's to mend, and return the exit status; others are raised
+    again."""
+    if isinstance(error, GptNeoError):
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.status
-    except BrokenPipeError:  # who reads has enough, as `| head` has
+    if isinstance(error, BrokenPipeError):  # who reads has enough, as `| head` has
         forget_output()
         return 128 + signal.SIGPIPE
-    except OSError as error:
+    if isinstance(error, OSError):
         path = f"{error.filename}: " if error.filename else ""
         print(f"error: {printable(path + reason_of(error))}", file=sys.stderr)
         forget_output()
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    raise error
+
+
+def heard_interrupts() -> list[int]:
+    """Grows by one with each Ctrl-C from now on. It raises KeyboardInterrupt as before, of which compiled code of NumPy
+    and TensorFlow may make another error."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, hear)
+    return heard
 
 
 def told_of_end(command: Callable[[], int], tell: Callable[[int], Any]) -> int:

@@ -214,6 +214,23 @@ def test_ctrl_c_at_the_very_beginning(program):
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+@pytest.mark.parametrize("error", ["SystemError", "ImportError", "DataError"])
+def test_ctrl_c_that_compiled_code_makes_another_error_of(error):
+    script = f"""
+import os, signal, sys
+from gpt_neo.cli.common import run_command
+from gpt_neo.errors import DataError
+def command():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise {error}("something else") from None
+sys.exit(run_command(command))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 # main.py twice in one process of two devices: to train, and to sample with the model split over them.
 TWICE = """
 import runpy, sys
