@@ -175,5 +175,6 @@ def check_prompt(prompt: Sequence[int], number: int, n_vocab: int) -> None:
     """Refuse an empty prompt and ids that the model does not have."""
     if not len(prompt):
         raise DataError(f"prompt {number} is empty; give it at least one token (such as the end-of-text id)")
-    if max(prompt) >= n_vocab or min(prompt) < 0:
-        raise DataError(f"prompt {number} has token id {max(prompt)}; the model's n_vocab is {n_vocab}")
+    wrong = [token for token in prompt if not 0 <= token < n_vocab]
+    if wrong:
+        raise DataError(f"prompt {number} has token id {wrong[0]}; the model's n_vocab is {n_vocab}")
