@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt_neo.errors import CheckpointError, ConfigError
-from gpt_neo.sampling.filters import SampleOptions, draw, place_of, probabilities, row_generator
+from gpt_neo.sampling.filters import BLOCK, SampleOptions, draw, place_of, probabilities, row_generator
 
 LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05]))
 
@@ -38,6 +38,20 @@ def test_equal_logits_at_the_edge_of_top_k_all_stay():
     assert (got > 0).tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize(
+    "logits, options, expected",
+    [
+        ([1.0, 1.0, 0.0], {"min_p": 1.0}, [1 / 2, 1 / 2, 0]),  # a share that is reached is no smaller one
+        ([0.0, 0.0, 0.0, 0.0], {"top_p": 0.5}, [1 / 2, 1 / 2, 0, 0]),  # a mass that is reached is enough
+        ([0.0, 1.0, 1.0], {"entmax_alpha": 2.0}, [0, 1 / 2, 1 / 2]),
+        ([0.0, 1.0, 1.0], {"entmax_alpha": 2.0, "temperature": 4.0}, [1 / 6, 5 / 12, 5 / 12]),
+        ([0.0, 1.0, 1.0], {"entmax_alpha": 2.0, "temperature": 4.0, "min_p": 0.5}, [0, 1 / 2, 1 / 2]),
+    ],
+)
+def test_edges(logits, options, expected):
+    np.testing.assert_allclose(probabilities(np.array(logits), SampleOptions(**options)), expected, atol=1e-12)
+
+
 def test_draws_follow_the_distribution_and_the_seed():
     options = SampleOptions(top_k=3)
     generator = row_generator(1, 0, 0)
@@ -47,6 +61,14 @@ def test_draws_follow_the_distribution_and_the_seed():
     assert drawn[:50] == [draw(LOGITS, options, again) for _ in range(50)]
     other = row_generator(1, 0, 1)
     assert drawn[:50] != [draw(LOGITS, options, other) for _ in range(50)]
+
+
+def test_every_row_has_numbers_of_its_own():
+    """By seed, prompt and sample; these numbers give texts that are to stay those of a seed."""
+    places = [(seed, prompt, sample) for seed in range(3) for prompt in range(3) for sample in range(3)]
+    found = [row_generator(*place).random() for place in places]
+    assert len(set(found)) == len(places)
+    assert found == [np.random.default_rng(list(place)).random() for place in places]
 
 
 def by_definition(logits, options):
@@ -100,6 +122,25 @@ def test_a_draw_at_the_end_has_a_chance(length):
     assert {place_of(weights, share) for share in (0.0, 0.5, np.nextafter(1, 0))} == {length // 2}
 
 
+def test_a_draw_at_the_end_of_a_block_has_a_chance():
+    """The sum of a block and its running sums are added up in other orders."""
+    for seed in range(20):
+        weights = np.random.default_rng(seed).random(1000) ** 4
+        weights[::BLOCK] = 0  # what follows a block has no weight
+        ends = np.cumsum([weights[at : at + BLOCK].sum() for at in range(0, 1000, BLOCK)])
+        for end in ends:
+            for share in (np.nextafter(end / ends[-1], 0) * (1 - k * 2.0**-53) for k in range(8)):
+                place = place_of(weights, share)
+                assert place < 1000 and weights[place] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2, "min_p": 0.1}], ids=str)
+def test_every_draw_takes_one_number(options):
+    generator, twin = row_generator(5, 0, 0), row_generator(5, 0, 0)
+    draw(LOGITS, SampleOptions(**options), generator)
+    assert generator.random() == twin.random(2)[1]
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
 def test_a_model_without_numbers_is_no_sample(options):
     for bad in ([0.0, np.nan, 1.0], [np.nan] * 3, [-np.inf] * 3, [0.0, np.inf, 1.0]):
@@ -108,7 +149,19 @@ def test_a_model_without_numbers_is_no_sample(options):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.5), ("max_tokens", 0), ("seed", -1)]
+    "name, value",
+    [
+        ("temperature", -1),
+        ("temperature", float("inf")),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("max_tokens", 0),
+        ("seed", -1),
+    ],
 )
 def test_values_without_meaning(name, value):
     with pytest.raises(ConfigError, match=f"--{name} is {value}; expected"):

@@ -32,3 +32,13 @@ def test_same_tokens_as_numpy(alpha, n_ids):
             got = session.run(token, {fed: logits, uniform: numbers, temperature: t, top_k: k, top_p: p})
             wanted = [draw(logits[row], options, row_generator(seed, 0, row)) for row in range(ROWS)]
             assert got.tolist() == wanted, (t, k, p)
+
+
+@pytest.mark.parametrize("share", [0.0, np.nextafter(1.0, 0.0)])
+def test_ends_of_the_interval_draw_what_has_a_chance(share):
+    logits = np.array([[0.0, -1.0, 3.0, 4.0, -2.0, 3.5, -9.0]], np.float32)  # of 7 three stay
+    with tf.Graph().as_default(), inlined(), tf.Session() as session:
+        temperature, top_k, top_p = tf.constant(1.0, tf.float64), tf.constant(3), tf.constant(1.0, tf.float64)
+        uniform = tf.constant([share], tf.float64)
+        token = draw_tokens(tf.constant(logits), uniform, GraphOptions(temperature, top_k, top_p))
+        assert session.run(token).tolist() == [5 if share else 2]
