@@ -209,19 +209,22 @@ class GptNeoLM(LM):
                 raise ConfigError(f"generation_kwargs has {name!r}: {value!r}; this model has {IDLE[name]!r} alone")
             if name not in (*GENERATION, *IDLE):
                 raise ConfigError(f"generation_kwargs has {name!r}; allowed: {', '.join(GENERATION)}")
+
+        def said(name: str, default: float) -> float:
+            return default if options.get(name) is None else options[name]
+
         stop = options.get("until") or ()
         samples = options.get("do_sample")
-        given = options.get("temperature")
-        temperature = float((1.0 if samples else 0.0) if given is None else given)
+        temperature = float(said("temperature", 1.0 if samples else 0.0))
         most = next((options[name] for name in MOST_TOKENS if options.get(name) is not None), self.max_gen_toks)
         drawn = SampleOptions(
             max_tokens=int(most),
             temperature=0.0 if samples is False else temperature,
-            top_k=int(options.get("top_k") or 0),
-            top_p=float(options.get("top_p") or 1.0),
-            seed=int(options.get("seed") or self.seed),
+            top_k=int(said("top_k", 0)),
+            top_p=float(said("top_p", 1.0)),
+            seed=int(said("seed", self.seed)),
             eos_id=self.prefix,
-            min_p=float(options.get("min_p") or 0.0),
+            min_p=float(said("min_p", 0.0)),
         )
         words = (stop,) if isinstance(stop, str) else tuple(stop)
         return Prompt(encode_context(self.tokens, context, self.prefix), words, drawn)

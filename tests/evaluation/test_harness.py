@@ -267,6 +267,27 @@ def test_temperature_of_generation(ours, options, temperature):
 
 
 @pytest.mark.parametrize(
+    "options, wanted",
+    [
+        ({}, {"seed": 7, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 256}),
+        ({"seed": 0}, {"seed": 0}),
+        ({"seed": None, "top_p": None}, {"seed": 7, "top_p": 1.0}),
+        ({"seed": 3, "top_k": 5, "top_p": 0.5, "min_p": 0.1}, {"seed": 3, "top_k": 5, "top_p": 0.5, "min_p": 0.1}),
+    ],
+    ids=str,
+)
+def test_what_a_task_says_of_sampling_is_taken(ours, monkeypatch, options, wanted):
+    monkeypatch.setattr(ours[0], "seed", 7)
+    found = ours[0].prompt("The", {"do_sample": True, **options}).options
+    assert {name: getattr(found, name) for name in wanted} == wanted and found.eos_id == ours[0].prefix
+
+
+def test_a_top_p_that_means_nothing_is_refused(ours):
+    with pytest.raises(ConfigError, match="--top_p is 0.0; expected more than 0"):
+        ours[0].prompt("The", {"do_sample": True, "top_p": 0})
+
+
+@pytest.mark.parametrize(
     "changes, text",
     [
         ({"device": "cuda"}, "device is 'cuda'"),
