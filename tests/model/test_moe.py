@@ -1,5 +1,6 @@
 """Mixture of experts against NumPy, and decoding against whole sequences. Meshes: tests/optim/test_spread.py."""
 
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -13,7 +14,7 @@ from gpt_neo.config.network import expert_variables
 from gpt_neo.config.schema import ModelConfig, MoeConfig
 from gpt_neo.model.context import Context
 from gpt_neo.model.dims import make_dims
-from gpt_neo.model.moe import group_count, group_size, mixture_of_experts
+from gpt_neo.model.moe import ExpertDims, gating, group_count, group_size, mixture_of_experts
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.ops.dropout import RandomSource
 from gpt_neo.runtime.predict_step import Sampler
@@ -63,7 +64,7 @@ def reference(x, weights, moe, training):
                 weight = 1.0
                 if rank == 1:
                     policy = moe.moe_second_policy_train if training else moe.moe_second_policy_eval
-                    threshold = moe.moe_second_threshold_train
+                    threshold = moe.moe_second_threshold_train if training else moe.moe_second_threshold_eval
                     chance = min(1.0, gate / threshold)
                     if policy == "random":
                         weight = float(DRAWS.reshape(-1, moe.moe_group_size)[g, t] < chance) if training else chance
@@ -192,14 +193,14 @@ CASES = [
     {
         "moe_second_policy_train": "threshold",
         "moe_second_threshold_train": 0.3,
-        "moe_second_threshold_eval": 0.3,
+        "moe_second_threshold_eval": 0.4,
         "moe_second_policy_eval": "threshold",
     },
     {"moe_second_policy_train": "none", "moe_min_expert_capacity": 3},
     {
         "moe_second_policy_train": "random",
         "moe_second_threshold_train": 0.5,
-        "moe_second_threshold_eval": 0.5,
+        "moe_second_threshold_eval": 0.6,
         "moe_capacity_factor_train": 2.0,
     },
     {"moe_use_second_place_loss": True, "moe_loss_coef": 0.3, "moe_capacity_factor_train": 2.0},
@@ -304,6 +305,30 @@ def test_gradients_equal_differences(monkeypatch):
                 moved[name][at] += step
                 ends.append(total(moved))
             np.testing.assert_allclose(grad[at], (ends[0] - ends[1]) / 2e-6, atol=2e-4, rtol=1e-3, err_msg=name)
+
+
+def test_near_ties_are_told_apart_whatever_the_precision():
+    """Logits of 8 and 8 + 2^-7, which are one number in bfloat16."""
+    config = dataclasses.replace(make_config(), precision="bfloat16")
+    token = [8.0, 2.0**-4, *[0.0] * (WIDTH - 2)]
+    kernel = np.zeros([WIDTH, EXPERTS])
+    kernel[0], kernel[1] = [1.0, 1.0, 0.0, 0.0], [0.0, 2.0**-3, 0.0, 0.0]
+    with tf.Graph().as_default(), tf.Session() as session:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        dims = make_dims(config, 1, 1)
+        shape = mtf.Shape([dims.batch, dims.sequence, dims.embd])
+        x = mtf.import_tf_tensor(mesh, tf.constant([[token]], tf.bfloat16), shape)
+        p = dataclasses.replace(parameters(mesh, expert_variables(config), "moe"), dtype=tf.bfloat16)
+        first, second, _ = gating(x, p, ExpertDims.of(config.moe_params, dims), dims, config, None)
+        lowering = lower_locally(graph, mesh)
+        session.run(tf.global_variables_initializer())
+        (variable,) = tf.global_variables()
+        variable.load(tf.constant(kernel, tf.bfloat16).eval(session=session), session)
+        chosen, *gates = session.run([lowering.export_to_tf_tensor(t) for t in (first.mask, first.gate, second.gate)])
+    assert chosen.ravel().tolist() == [0, 1, 0, 0]
+    share = 1 / (1 + np.exp(-(2.0**-7)))
+    np.testing.assert_allclose(np.ravel(gates), [share, 1 - share], rtol=1e-6)
 
 
 def test_groups_divide_a_sequence():
