@@ -81,6 +81,15 @@ def test_equals_mesh_tensorflow_and_numpy(name, beta1):
     assert {variable: value.shape for variable, value in got.items() if variable != "w"} == slots
 
 
+@pytest.mark.parametrize("name", ["vector", "matrix"])
+def test_both_epsilons_count(name):
+    start, grads = data(SHAPES[name])
+    config = dataclasses.replace(CONFIG, ada_epsilon1=0.5, ada_epsilon2=0.3)  # more than rms(start)
+    expected = numpy_adafactor(start, grads, config)
+    np.testing.assert_allclose(mesh_tf(start, grads, config)["w"], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(train("w", config, start, grads)["w"], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_decay_and_a_constant_memory():
     start, grads = data((6,))
     config = dataclasses.replace(CONFIG, weight_decay=0.1)

@@ -9,7 +9,8 @@ from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.ops.trained import Partition
 from tests.optim.common import GRADS, START, train
 
-CONFIG = OptimizerConfig(lr=0.1, beta1=0.9, beta2=0.95, epsilon=1e-6, weight_decay=0.1)
+EPSILON = 0.05  # far from 0, so that where it is added shows
+CONFIG = OptimizerConfig(lr=0.1, beta1=0.9, beta2=0.95, epsilon=EPSILON, weight_decay=0.1)
 
 
 def numpy_adam(value, grads, decay, corrected):
@@ -18,7 +19,7 @@ def numpy_adam(value, grads, decay, corrected):
         m = 0.9 * m + 0.1 * grad
         v = 0.95 * v + 0.05 * grad**2
         unbiased_m, unbiased_v = (m / (1 - 0.9**t), v / (1 - 0.95**t)) if corrected else (m, v)
-        value = value - 0.1 * (unbiased_m / (np.sqrt(unbiased_v) + 1e-6) + decay * value)
+        value = value - 0.1 * (unbiased_m / (np.sqrt(unbiased_v) + EPSILON) + decay * value)
     return value
 
 

@@ -8,11 +8,11 @@ import pytest
 from gpt_neo.config import load_config
 from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.errors import ConfigError
-from gpt_neo.mtf_compat import mtf
+from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.ops.trained import Partition
-from gpt_neo.optim.build import weight_decay
+from gpt_neo.optim.build import optimizer_updates, weight_decay
 from tests.config.test_loader import write
-from tests.optim.common import GRADS, START, train
+from tests.optim.common import GRADS, START, train, train_with
 
 LION = OptimizerConfig(lr=0.01, opt_name="lion", beta1=0.9, beta2=0.99, weight_decay=0.5)
 
@@ -35,6 +35,96 @@ def test_clipping():
     got = train("q", dataclasses.replace(config, gradient_clipping=limit))
     np.testing.assert_allclose(got["q"], train("q", config, grads=scaled)["q"], rtol=1e-6)
     assert np.abs(got["q"] - train("q", config)["q"]).max() > 1e-6
+
+
+NAMES_OF_OPTIMIZERS = ["adam", "adamw", "adafactor", "lion", "muon"]
+MATRICES = np.random.RandomState(3).normal(size=(5, 2, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "opt_name, role, in_place",
+    [
+        ("adam", "bias", True),
+        ("adamw", "bias", False),
+        ("adafactor", "bias", False),
+        ("lion", "bias", False),
+        ("muon", "matrix", False),
+    ],
+)
+def test_the_rate_is_that_of_the_schedule(opt_name, role, in_place):
+    """Of steps and of decay alike: `lr` of the config is the peak of the schedule, not the rate of a step."""
+    config = dataclasses.replace(LION, opt_name=opt_name, ada_epsilon1=1e-20, lr=0.01)
+    start, partition = START.reshape(2, 3), Partition(in_place=in_place)
+
+    def updates(variable, grad, step):
+        peak = dataclasses.replace(config, lr=5.0)
+        return optimizer_updates([variable], {"q": role}, [grad], tf.constant(0.01), step, peak, partition)
+
+    got = train_with(updates, "q", start, MATRICES)
+    expected = train("q", config, start, MATRICES, partition=partition, role=role)
+    for variable, value in expected.items():
+        np.testing.assert_array_equal(got[variable], value, err_msg=variable)
+
+
+def of_two(config, factor):
+    """Updates of a variable and of a second one, `b`, whose gradient is `factor` times as large."""
+
+    def updates(variable, grad, step):
+        other = mtf.get_variable(grad.mesh, "b", variable.shape, initializer=tf.constant_initializer(START))
+        both, roles = [variable, other.operation], {"a": "bias", "b": "bias"}
+        return optimizer_updates(both, roles, [grad, grad * factor], tf.constant(0.01), step, config, Partition())
+
+    return updates
+
+
+@pytest.mark.parametrize("opt_name", NAMES_OF_OPTIMIZERS)
+def test_clipping_is_to_the_norm_of_all_gradients(opt_name):
+    grads = GRADS * 1e-5
+    norms = np.linalg.norm(grads.astype(np.float64), axis=1) * np.sqrt(1 + 2.0**2)
+    limit = float(norms.mean())
+    scaled = (grads * np.minimum(1.0, limit / norms)[:, None]).astype(np.float32)
+    config = dataclasses.replace(LION, opt_name=opt_name, ada_epsilon1=1e-20)
+    got = train_with(of_two(dataclasses.replace(config, gradient_clipping=limit), 2.0), "a", START, grads)
+    expected = train_with(of_two(config, 2.0), "a", START, scaled)
+    for variable, value in expected.items():
+        np.testing.assert_allclose(got[variable], value, rtol=2e-5, err_msg=variable)
+    plain = train_with(of_two(config, 2.0), "a", START, grads)
+    assert any(np.abs(plain[v] / expected[v] - 1).max() > 1e-3 for v in expected)
+
+
+def ancestors(tensors):
+    """Every TensorFlow operation that these wait for."""
+    found, left = set(), [t if isinstance(t, tf.Operation) else t.op for t in tensors]
+    while left:
+        op = left.pop()
+        if op not in found:
+            found.add(op)
+            left += [x.op for x in op.inputs] + list(op.control_inputs)
+    return found
+
+
+@pytest.mark.parametrize("opt_name", NAMES_OF_OPTIMIZERS)
+def test_no_weight_changes_before_every_gradient_is_there(opt_name):
+    """And updates follow one another, so that one at a time has temporary tensors."""
+    with tf.Graph().as_default():
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        shape = mtf.Shape([mtf.Dimension("d", 6)])
+        fed = [tf.placeholder(tf.float32, [6], name=f"grad_{name}") for name in "ab"]
+        variables = [mtf.get_variable(mesh, name, shape).operation for name in "ab"]
+        grads = [mtf.import_tf_tensor(mesh, x, shape) for x in fed]
+        config = dataclasses.replace(LION, opt_name=opt_name)
+        roles = {"a": "bias", "b": "bias"}
+        made = optimizer_updates(variables, roles, grads, tf.constant(0.1), tf.constant(0), config, Partition())
+        lowering = lower_locally(graph, mesh)
+        writes = [
+            {op for op in ancestors([lowering.lowered_operation(update)]) if op.type.startswith(("Assign", "Resource"))}
+            for update in made
+        ]
+        for update in made:
+            before = ancestors([lowering.lowered_operation(update)])
+            assert {x.op for x in fed} <= before, update
+        assert writes[0] <= writes[-1] and len(writes[0]) < len(writes[-1])
 
 
 NAMES = [

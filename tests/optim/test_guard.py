@@ -21,7 +21,9 @@ def test_only_accepted_steps_count(name, clip):
     config = OptimizerConfig(lr=0.1, opt_name=name, weight_decay=0.1, gradient_clipping=clip)
 
     def updates(variable, grad, step):
-        return optimizer_updates([variable], {"w": "bias"}, [grad], tf.constant(0.1), step, config, Partition())
+        other = mtf.get_variable(grad.mesh, "v", variable.shape, initializer=tf.constant_initializer(START))
+        both, roles = [variable, other.operation], {"w": "bias", "v": "bias"}  # the second waits for the first
+        return optimizer_updates(both, roles, [grad, grad * 2.0], tf.constant(0.1), step, config, Partition())
 
     def guarded(variable, grad, step):
         loss = mtf.import_tf_tensor(grad.mesh, tf.gather(tf.constant(LOSSES), step), mtf.Shape([]))
@@ -32,7 +34,7 @@ def test_only_accepted_steps_count(name, clip):
         return updates(variable, grad, tf.gather(tf.constant(ACCEPTED, tf.int64), step))
 
     got, wanted = train_with(guarded, "w", START, BAD), train_with(alone, "w", START, GRADS[ACCEPTED])
-    assert set(got) == set(wanted) and len(got) > 1
+    assert set(got) == set(wanted) and len(got) > 2
     for variable, value in wanted.items():
         np.testing.assert_array_equal(got[variable], value, err_msg=variable)
     assert np.abs(got["w"] - START).max() > 0.01

@@ -12,12 +12,14 @@ from gpt_neo.config.schema import GlaParams, ModelConfig, MoeConfig, OptimizerCo
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.optim.muon import orthogonal
 from tests.optim.common import GRADS, START, train
-from tests.optim.test_adam import numpy_adam
+from tests.optim.test_adam import EPSILON, numpy_adam
 
-CONFIG = OptimizerConfig(opt_name="muon", lr=0.1, beta1=0.9, beta2=0.95, epsilon=1e-6, weight_decay=0.1)
+CONFIG = OptimizerConfig(
+    opt_name="muon", lr=0.1, beta1=0.9, beta2=0.95, epsilon=EPSILON, weight_decay=0.1, muon_momentum=0.8
+)
 # By the names that checkpoints have: attention, the MLP, and both matrices of every expert; no table, no head.
 MATRICES = re.compile(r"(/attn/(q|k|v|o|output_gate)|/mlp(_macaron)?/conv1d_main/\w+/kernel|/w[io]/kernel)$")
-SHAPES = [(6, 4), (4, 6), (5, 5), (3, 4, 6)]
+SHAPES = [(6, 4), (4, 6), (5, 5), (7, 4, 6)]
 
 
 def newton_schulz(g):
@@ -60,8 +62,8 @@ def test_updates_equal_numpy(shape):
     name, role = ("gpt2/h0/wi/kernel", "expert") if len(shape) == 3 else ("gpt2/h0/attn/q", "matrix")
     value, m = start.astype(np.float64), 0.0
     for grad in grads.astype(np.float64):
-        m = 0.95 * m + grad
-        change = 0.2 * max(shape[-2:]) ** 0.5 * each(newton_schulz, grad + 0.95 * m)
+        m = 0.8 * m + grad
+        change = 0.2 * max(shape[-2:]) ** 0.5 * each(newton_schulz, grad + 0.8 * m)
         value = value - 0.1 * (change + 0.1 * value)
     got = train(name, CONFIG, start, grads, role=role)
     assert set(got) == {name, f"{name}/muon_m"}
