@@ -23,10 +23,19 @@ def count_parameters(model: ModelConfig) -> int:
 
 def step_flops(run: RunConfig) -> float:
     """FLOPs that one step takes at least, forward and backward: 6 for each parameter and token, and 12 n_embd for each
-    pair of tokens that attend to each other."""
+    pair of tokens that attend to each other.
+
+    A parameter that is not trained has 4, and those of an expert count for the tokens that it has places for.
+    """
     model, tokens = run.model, run.tokens_per_step
+    trained, experts = trained_variables(model, run.optimizer), model.moe_params
+    places = min(2.0, experts.moe_capacity_factor_train) / experts.moe_num_experts if model.moe_layers else 0.0
+    of_token = sum(
+        (6.0 if name in trained else 4.0) * variable.size * (places if variable.role == "expert" else 1.0)
+        for name, variable in variables_of(model).items()
+    )
     seen = sum(kind.seen(model) for kind in kinds_of(model))
-    return tokens * (6.0 * count_parameters(model) + 12.0 * model.n_embd * seen)
+    return tokens * (of_token + 12.0 * model.n_embd * seen)
 
 
 def trained_variables(model: ModelConfig, optimizer: OptimizerConfig) -> Variables:

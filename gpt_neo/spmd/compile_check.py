@@ -136,9 +136,9 @@ def figures_of(
     """Sizes and work of one device and step. kernels: as `work_of` takes them.
 
     weights, slots, batch, temporary: bytes. flops: of matrix products, recomputation included. bytes and seconds: as
-    `tpu_pace` has them, for GPUs `roofline`, and what else it has. model_flops: of the whole step on all devices, 6 per
-    parameter and token and 12 n_embd per pair of tokens that attend, recomputation left out. utilisation: model_flops
-    over seconds, devices and peak. least_seconds: flops at the peak. Of TPUs the seconds have no time for the links.
+    `tpu_pace` has them, for GPUs `roofline`, and what else it has. model_flops: of the whole step on all devices, as
+    `step_flops` has them, recomputation left out. utilisation: model_flops over seconds, devices and peak.
+    least_seconds: flops at the peak. Of TPUs the seconds have no time for the links.
     """
     trips = about(run, slice_)["microbatches"]
     work = work_of(program.stablehlo, trips, slice_.generation.devices if slice_.generation else 1, kernels)
