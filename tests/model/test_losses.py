@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gpt_neo.config.schema import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from gpt_neo.config.schema import MeshConfig, ModelConfig, MoeConfig, OptimizerConfig, RunConfig, TrainingConfig
 from gpt_neo.model.dims import make_dims
 from gpt_neo.model.losses import split_batch
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
@@ -26,6 +26,7 @@ COUNTED = np.array([[1] * 6, [1, 0, 0, 0, 0, 0], [0] * 6, [1] * 3 + [0] * 3] * 2
 
 def run(splits, weights=COUNTED, model=MODEL):
     """Loss, gradients and per-token losses, from the same weights each time."""
+    made = dataclasses.replace(RUN, model=model)
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(1)
         graph = mtf.Graph()
@@ -35,11 +36,11 @@ def run(splits, weights=COUNTED, model=MODEL):
         features = {name: mtf.import_tf_tensor(mesh, tf.constant(t), dims.tokens) for name, t in parts.items()}
         features["rows"] = mtf.range(mesh, dims.batch, tf.int32)
         step = mtf.import_tf_tensor(mesh, tf.constant(0), mtf.Shape([]))
-        loss, *grads = loss_and_gradients(graph, features, step, dataclasses.replace(RUN, model=model), splits)
+        loss, *grads = loss_and_gradients(graph, features, step, made, splits)
         lowering = lower_locally(graph, mesh)
         fetches = [lowering.export_to_tf_tensor(t) for t in [loss, *grads]]
         with tf.variable_scope("", reuse=True):
-            losses, _ = build_eval_step({k: tf.constant(v) for k, v in BATCH.items()}, RUN, LocalPlacement(MeshPlan()))
+            losses, _ = build_eval_step({k: tf.constant(v) for k, v in BATCH.items()}, made, LocalPlacement(MeshPlan()))
         session.run(tf.global_variables_initializer())
         for i, variable in enumerate(tf.global_variables()):
             variable.load(np.random.RandomState(i).normal(0, 0.3, variable.shape.as_list()), session)
@@ -51,11 +52,17 @@ def test_the_mean_is_over_the_labels_that_count():
     assert loss == pytest.approx((losses.astype(np.float64) * COUNTED).sum() / COUNTED.sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("splits", [4])
-def test_microbatches_weigh_by_their_labels(splits):
-    (loss, *grads), _ = run(1)
-    (split_loss, *split_grads), _ = run(splits)
+EXPERTS = MoeConfig(moe_num_experts=3, moe_hidden_size=5, moe_second_policy_train="all", moe_loss_coef=0.5)
+MIXTURE = dataclasses.replace(MODEL, moe_layers=(0,), moe_params=EXPERTS)
+
+
+@pytest.mark.parametrize("model", [MODEL, MIXTURE], ids=["dense", "mixture, whose experts are balanced"])
+def test_microbatches_weigh_by_their_labels(model):
+    (loss, *grads), losses = run(1, model=model)
+    (split_loss, *split_grads), _ = run(4, model=model)
     assert split_loss == pytest.approx(loss, rel=1e-6)
+    balance = loss - (losses.astype(np.float64) * COUNTED).sum() / COUNTED.sum()
+    assert (balance > 0.4) == (model is MIXTURE)
     for one, many in zip(grads, split_grads):
         np.testing.assert_allclose(many, one, atol=1e-6)
 
