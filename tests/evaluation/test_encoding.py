@@ -40,6 +40,30 @@ def test_a_continuation_inside_the_last_token_of_the_context(gpt2):
     assert encode_pair(gpt2, "so absolut", "e", END) == Request(gpt2.encode("so absolute"), 1)
 
 
+class Odd:
+    """A tokenizer that puts an id before every text, or drops what it does not know."""
+
+    def __init__(self, begin=()):
+        self.begin = list(begin)
+
+    def encode(self, text):
+        return self.begin + [ord(c) for c in text if c != "?"]
+
+
+@pytest.mark.parametrize(
+    "begin, context, continuation, wanted",
+    [
+        ((END,), "", "ab", Request([END, 97, 98], 2)),  # begins as a text does: no second one
+        ((7,), "", "ab", Request([END, 7, 97, 98], 3)),
+        ((END,), "a", "b", Request([END, 97, 98], 1)),
+        ((), "ab", "?", Request([97, 98], 1)),  # nothing of it is left: the last id is scored
+        ((), "a", "", Request([97], 0)),
+    ],
+)
+def test_tokenizers_that_add_or_drop(begin, context, continuation, wanted):
+    assert encode_pair(Odd(begin), context, continuation, END) == wanted
+
+
 def test_a_model_without_an_end_of_text_needs_a_context(gpt2):
     assert encode_pair(gpt2, "Hello", " world", None) == encode_pair(gpt2, "Hello", " world", END)
     assert encode_context(gpt2, "Hello", None) == gpt2.encode("Hello")

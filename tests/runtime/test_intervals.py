@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt_neo.runtime.intervals import Interval, moments, proportion, ratio
+from gpt_neo.runtime.intervals import Interval, exp, moments, proportion, ratio
 
 
 def test_ratio_agrees_with_the_bootstrap():
@@ -35,3 +35,9 @@ def test_one_example_has_no_interval():
 def test_proportion_of_ten(successes, low, high):
     found = proportion(successes, 10)  # Newcombe 1998 and any table of Wilson's interval
     assert (found.low, found.high) == (pytest.approx(low, abs=5e-4), pytest.approx(high, abs=5e-4))
+
+
+def test_perplexities_are_numbers_as_long_as_floats_hold_them():
+    assert exp(2.0) == math.exp(2.0) and exp(600.0) == math.exp(600.0) and exp(1e4) == math.inf
+    found = Interval(2.0, 1.0, 800.0).through(exp)
+    assert found == Interval(math.exp(2), math.e, math.inf) and Interval(3.0).through(exp) == Interval(math.exp(3))
