@@ -132,7 +132,7 @@ def fit_checkpoint(path: str, wanted: Mapping[str, Sequence[int]]) -> Fit:
             elif name != STEP:
                 rows.append((name, str(list(shape)), "missing", explain(name, shape, None)))
         elif found.shape != shape:
-            if padded_vocabulary(name, found.shape, shape):
+            if padded_vocabulary(name, bundle, shapes):
                 notes.append(f"{name}: the last {found.shape[0] - shape[0]} rows are padding and left out")
             else:
                 rows.append((name, str(list(shape)), str(list(found.shape)), explain(name, shape, found.shape)))
@@ -153,10 +153,15 @@ def is_adapter(name: str) -> bool:
     return name.endswith((DOWN, UP)) or name == SCALE
 
 
-def padded_vocabulary(name: str, found: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Whether a table only has a few rows too many (a vocabulary padded to a round number), slots included."""
-    is_table = "wte" in name.split("/") and len(found) == len(wanted) == 2
-    return is_table and list(found[1:]) == list(wanted[1:]) and 0 < found[0] - wanted[0] < PADDING
+def padded_vocabulary(name: str, bundle: Bundle, shapes: Mapping[str, tuple]) -> bool:
+    """Whether a table, or the slot of one, only has a few rows too many (a vocabulary padded to a round number)."""
+    table = owner_of(name) or name
+    if table.rpartition("/")[2] != "wte" or table not in shapes or table not in bundle.entries:
+        return False
+    rows, wanted = bundle.shape(table)[0], shapes[table][0]
+    # Of a factored moment one half has a number for each row, the other for each column.
+    cut_down = (wanted, *bundle.shape(name)[1:]) == shapes[name] and bundle.shape(name)[0] == rows
+    return cut_down and bundle.shape(table)[1:] == shapes[table][1:] and 0 < rows - wanted < PADDING
 
 
 def explain(name: str, wanted: Optional[Sequence[int]], found: Optional[Sequence[int]]) -> str:

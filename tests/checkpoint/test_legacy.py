@@ -16,6 +16,9 @@ from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import ModelOptions
 from gpt_neo.config import load_config
+from gpt_neo.config.network import Variable
+from gpt_neo.config.optimizers import OPTIMIZERS, slots_of
+from gpt_neo.config.schema import OptimizerConfig
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 
@@ -88,6 +91,31 @@ def test_a_release_samples_as_downloaded(tmp_path, command, capsys, variant):
     if variant == "bfloat16":
         assert command(*argv, "--set", "datasets=[]", "--dtype", "bfloat16") == 0
         assert ", bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("opt_name", list(OPTIMIZERS))
+@pytest.mark.parametrize("columns, beta1", [(130, 0.9), (900, 0.0)])
+def test_slots_of_a_padded_table_are_cut_with_it(tmp_path, opt_name, columns, beta1):
+    config = OptimizerConfig(lr=1.0, opt_name=opt_name, beta1=beta1)
+    random, path = np.random.RandomState(0), str(tmp_path / "model.ckpt-3")
+
+    def shapes(rows):
+        table = {"gpt2/wte": Variable((("vocab", rows), ("embd", columns)), "table")}
+        return {"gpt2/wte": (rows, columns), **slots_of(table, config)}
+
+    held, wanted = shapes(640), shapes(600)
+    writer, values = BundleWriter(path), {}
+    for name, shape in held.items():
+        values[name] = random.normal(size=shape).astype(np.float32)
+        writer.add(name, shape, values[name].dtype, [values[name]])
+    writer.finish()
+    fit = fit_checkpoint(path, wanted)
+    for name, shape in wanted.items():
+        np.testing.assert_array_equal(fit.value(name, np.dtype(np.float32)), values[name][: shape[0]], err_msg=name)
+        assert (f"{name}: the last 40 rows are padding and left out" in fit.notes) == (shape != held[name])
+    for refused in (shapes(128), {**wanted, "gpt2/wte": (600, columns - 1)}, {**wanted, "gpt2/wte": (640, columns)}):
+        with pytest.raises(CheckpointError, match="does not fit the config"):
+            fit_checkpoint(path, refused)  # too many rows, other columns, slots of another table
 
 
 def tokenizer_of_512(folder):
