@@ -172,7 +172,8 @@ def explain(name: str, wanted: Optional[Sequence[int]], found: Optional[Sequence
     if len(found) != len(wanted):
         return "number of dimensions"
     keys = size_keys(base)
-    keys = keys if len(keys) == len(wanted) else ["n_embd"] * len(wanted)
+    if len(keys) != len(wanted):  # of a factored moment one of the sizes, either
+        keys = [" or ".join(dict.fromkeys(keys)) if base != name and keys else "n_embd"] * len(wanted)
     sizes = {key: has for key, has, wants in zip(keys, found, wanted) if has != wants}
     if "n_embd" in sizes:
         sizes.pop("n_inner", None)  # which follows from n_embd where it is not set

@@ -114,8 +114,10 @@ def test_slots_of_a_padded_table_are_cut_with_it(tmp_path, opt_name, columns, be
         np.testing.assert_array_equal(fit.value(name, np.dtype(np.float32)), values[name][: shape[0]], err_msg=name)
         assert (f"{name}: the last 40 rows are padding and left out" in fit.notes) == (shape != held[name])
     for refused in (shapes(128), {**wanted, "gpt2/wte": (600, columns - 1)}, {**wanted, "gpt2/wte": (640, columns)}):
-        with pytest.raises(CheckpointError, match="does not fit the config"):
+        with pytest.raises(CheckpointError, match="does not fit the config") as caught:
             fit_checkpoint(path, refused)  # too many rows, other columns, slots of another table
+        rows = [line.split() for line in str(caught.value).splitlines() if "_slot_v" in line and line.count(",") == 0]
+        assert all(row[3:] == ["n_vocab", "or", "n_embd"] for row in rows)  # of a factored moment, either
 
 
 def tokenizer_of_512(folder):
