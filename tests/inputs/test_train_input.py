@@ -1,13 +1,15 @@
 """Which records a step reads, from the start and after a restart."""
 
+import dataclasses
 import glob
 
 import numpy as np
 import pytest
 
 from gpt_neo.config import load_config
+from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import read_records
-from gpt_neo.inputs.sources import training_sources
+from gpt_neo.inputs.sources import evaluation_sources, training_sources
 from gpt_neo.inputs.train_input import evaluation_batches, training_batches
 from gpt_neo.mtf_compat import tf
 
@@ -52,3 +54,15 @@ def test_shuffled_files_keep_their_order_by_seed(world):
         for name, shuffled in (("shuffled", True), ("shuffled", True), ("plain", False))
     ]
     assert paths[0] == paths[1] and sorted(paths[0]) == sorted(paths[2])
+
+
+def test_held_out_files_stay_in_their_order(world):
+    run = load_config(world.config("shuffled", shuffle_input_filenames=True))
+    run = dataclasses.replace(
+        run, datasets=tuple((ref, dataclasses.replace(data, eval_path=data.path)) for ref, data in run.datasets)
+    )
+    (training,), (held_out,) = training_sources(run), evaluation_sources(run)
+    assert held_out.paths == tuple(sorted(training.paths, key=natural_key)) != training.paths
+    assert training.shuffled and not held_out.shuffled
+    other = dataclasses.replace(run, training=dataclasses.replace(run.training, seed=run.training.seed + 1))
+    assert training_sources(other)[0].paths != training.paths and evaluation_sources(other)[0].paths == held_out.paths
