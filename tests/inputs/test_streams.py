@@ -99,3 +99,13 @@ def test_epochs_and_seeds_have_orders_of_their_own(source):
     size = source.records
     orders = [tuple(o) for o in read(shuffled, [0, size, 2 * size], size)] + [tuple(read(other, [0], size)[0])]
     assert len(set(orders)) == 4
+
+
+def test_every_block_of_every_epoch_has_an_order_of_its_own(source, monkeypatch):
+    if source.records != 12:
+        pytest.skip("two blocks of six")
+    monkeypatch.setattr(streams, "SHUFFLED_SAMPLES", 3)  # of two documents each
+    shuffled = dataclasses.replace(source, kind="documents_fixed", stitch=2, shuffled=True)
+    orders = read(shuffled, [0], 4 * 12)[0].reshape(8, 6) % 6
+    assert len({tuple(order) for order in orders.tolist()}) == 8
+    assert (np.sort(orders) == range(6)).all() and orders[:, :3].max() > 2
