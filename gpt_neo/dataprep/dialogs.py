@@ -190,9 +190,9 @@ def of_messages(messages: list, tokenizer: Tokenizer, eos_id: int, render: Rende
     """
     dialog, done = Dialog([], []), ""
 
-    def add(text: str, answer: bool, ends: bool = False) -> None:
+    def add(text: str, answer: Optional[dict] = None, ends: bool = False) -> None:
         ids = tokenizer.encode_special(text)
-        counted = last_special(ids, tokenizer) if answer else 0
+        counted = end_of_turn(text, ids, answer, tokenizer) if answer else 0
         if answer and counted == 0:  # the template marks no end of a turn
             ids = [*ids, eos_id] if ends and ids[-1:] != [eos_id] else ids
             counted = len(ids)
@@ -205,15 +205,23 @@ def of_messages(messages: list, tokenizer: Tokenizer, eos_id: int, render: Rende
         before, after = render(messages[:i], True), render(messages[: i + 1], False)
         if not before.startswith(done) or not after.startswith(before):
             raise DataError(f"the chat template changes what stands before message {i}; answers cannot be told from it")
-        add(before[len(done) :], answer=False)
-        add(after[len(before) :], answer=True, ends=i + 1 == len(messages))
+        add(before[len(done) :])
+        add(after[len(before) :], message, ends=i + 1 == len(messages))
         done = after
     if not any(dialog.mask):
         raise DataError("no message has the role 'assistant': there is nothing to learn")
     whole = render(messages, False)
     if whole.startswith(done):
-        add(whole[len(done) :], answer=False)
+        add(whole[len(done) :])
     return dialog
+
+
+def end_of_turn(text: str, ids: Sequence[int], message: dict, tokenizer: Tokenizer) -> int:
+    """Ids of a message's text up to the special token that ends its turn; 0 where none stands behind its content: one
+    before it is of the role, in templates that do not begin the answer themselves."""
+    content = (message.get("content") or "").strip()
+    behind = text.rpartition(content)[2] if content else text
+    return last_special(ids, tokenizer) if last_special(tokenizer.encode_special(behind), tokenizer) else 0
 
 
 def last_special(ids: Sequence[int], tokenizer: Tokenizer) -> int:

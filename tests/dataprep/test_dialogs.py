@@ -91,6 +91,39 @@ def test_templates_without_marks(world):
         encoder(tokenizer, 0)({"messages": CHAT})
 
 
+def test_where_a_turn_ends(folder):
+    """At the last special token behind the answer; where there is none, all of the answer counts."""
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
+
+    def shown(template, chat=CHAT[1:]):
+        made = encoder(tokenizer, 0, renderer(template, {}))({"messages": chat})
+        assert made.ids[: -1 if made.ids[-1] == 0 else None] == tokenizer.encode_special(
+            renderer(template, {})(chat, False)
+        )
+        names = [tokenizer.backend.decode([t], skip_special_tokens=False) for t, m in zip(made.ids, made.mask) if m]
+        return "".join(names)
+
+    turn = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    first, second = CHAT[2]["content"], CHAT[4]["content"]
+    # a role that no prompt begins, and no end of a turn: an end of text stands behind the last one alone
+    assert shown(turn + "\n{% endfor %}") == f"<|assistant|>{first}\n<|assistant|>{second}\n<|endoftext|>"
+    begun = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    assert shown(turn + "\n{% endfor %}" + begun) == f"{first}\n{second}\n<|endoftext|>"
+    assert shown(turn + "<|end|>\n{% endfor %}" + begun) == f"{first}<|end|>{second}<|end|>"
+    made = encoder(tokenizer, 0, renderer(turn + "<|end|>{% endfor %}", {}))({"messages": CHAT[:4]})
+    text = renderer(turn + "<|end|>{% endfor %}", {})(CHAT[:4], False)
+    assert made.ids == tokenizer.encode_special(text) and made.mask[-1] == 0  # what nobody has answered stands there
+    thought = [*CHAT[1:4], {"role": "assistant", "content": "<|system|>A list.<|user|> One that stays."}]
+    assert shown(turn + "<|end|>\n{% endfor %}" + begun, thought).endswith(
+        "<|system|>A list.<|user|> One that stays.<|end|>"
+    )
+
+
+def test_what_fits_exactly_is_packed_together():
+    dialogs = [Dialog([1] * 5, [1] * 5), Dialog([2] * 3, [0, 1, 1]), Dialog([3] * 8, [1] * 8), Dialog([4], [1])]
+    assert [record.ids for record in packed(dialogs, 8, 0)] == [[1] * 5 + [2] * 3, [3] * 8, [4] + [0] * 7]
+
+
 def test_tools_and_contents_equal_transformers(folder):
     """Null stands for no key, and tools go to the template: it never writes the word None, nor a list in brackets."""
     transformers = pytest.importorskip("transformers")
