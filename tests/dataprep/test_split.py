@@ -17,7 +17,8 @@ def test_a_share_of_the_documents(count, share, seed):
     if share == 0 or count < 2:
         assert not numbers
     else:
-        assert 1 <= len(numbers) <= count - 1 and abs(len(numbers) - count * share) <= max(1, count * share * 0.5)
+        assert 1 <= len(numbers) <= count - 1
+        assert abs(len(numbers) - min(max(count * share, 1), count - 1)) <= 0.5  # the nearest
 
 
 def test_seeds_hold_out_others():
@@ -32,6 +33,12 @@ def test_a_cut_loses_nothing(text, share):
 def test_a_cut_is_between_paragraphs():
     text = "word " * 20 + "\n\n" + "other " * 20
     assert cut(text, 0.55) == ("word " * 20 + "\n\n", "other " * 20)
+
+
+def test_a_cut_is_near_the_share():
+    assert cut("a" * 90 + " " + "b" * 9, 0.5) == ("a" * 50, "a" * 40 + " " + "b" * 9)  # the space is too far
+    assert cut("a" * 70 + " " + "b" * 29, 0.5) == ("a" * 70 + " ", "b" * 29)
+    assert cut("ab", 0.9) == ("a", "b")
 
 
 def test_documents_go_to_two_files_in_their_order(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gpt_neo.dataprep.templates import PLAIN, renderer, template_of
+from gpt_neo.dataprep.templates import PLAIN, renderer, special_tokens, template_of
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 from tests.dataprep.test_dialogs import CHAT
 
@@ -52,6 +52,34 @@ def test_the_text_is_that_of_transformers(tokenizer, tmp_path, end, listed):
         assert template.render(messages, answer) == theirs
     assert template.ends(ours) == (() if end is None else (tokenizer.convert_tokens_to_ids(end),))
     assert ours.encode_special(theirs) == tokenizer(theirs, add_special_tokens=False)["input_ids"]
+
+
+def test_lines_of_blocks_leave_nothing(tokenizer):
+    lines = [
+        "{% if messages %}",
+        "  {% for m in messages %}",
+        "    {{ m.content }}",
+        "    {# none #}",
+        "  {% endfor %}",
+    ]
+    source = "\n".join([*lines, "{% endif %}\n"])
+    tokenizer.chat_template = source
+    theirs = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert renderer(source, {})(CHAT, False) == theirs == "".join(f"    {m['content']}\n" for m in CHAT)
+
+
+@pytest.mark.parametrize(
+    "about, wanted",
+    [
+        ({}, {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}),
+        ({"bos_token": "<s>"}, {"bos_token": "<s>"}),  # a file that names one has no other
+        ({"eos_token": {"content": "</s>"}, "bos_token": None}, {"eos_token": "</s>"}),
+        ({"pad_token": "<p>"}, {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<p>"}),
+    ],
+    ids=str,
+)
+def test_tokens_that_files_name(world, about, wanted):
+    assert special_tokens(about, load_tokenizer(world.tokenizer)) == wanted
 
 
 @pytest.mark.parametrize("given", ["", "separators=(',', ':')", "sort_keys=True", "ensure_ascii=True", "True, 2"])
