@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -90,9 +91,10 @@ class Choice:
         return text, tokens, offsets
 
     def mean_logprob(self) -> float:
-        """Of the new tokens."""
-        found = [s.logprob for s in self.tokens[-self.made :]] if self.made else [0.0]
-        return sum(found) / len(found)
+        """Of the new tokens; an answer of which a stop string leaves none is the last that is chosen."""
+        if not self.made:
+            return -math.inf
+        return sum(scored.logprob for scored in self.tokens[-self.made :]) / self.made
 
     def json(self, served: Served) -> dict:
         """The choice as it is in a whole answer."""
