@@ -8,10 +8,14 @@ import sys
 import numpy as np
 import pytest
 
+from gpt_neo.config.schema import ModelConfig, MoeConfig
 from gpt_neo.model.context import Context
+from gpt_neo.model.dims import make_dims
+from gpt_neo.model.transformer import transformer
 from gpt_neo.mtf_compat import lower_locally, mtf, tf
 from gpt_neo.ops.dropout import RandomSource, dropout, threefry, uniform_like
 from tests.conftest import ROOT
+from tests.model.tools import plain_session, set_values
 
 SHAPE = {"batch": 8, "sequence": 64, "heads": 4, "memory_length": 128}
 
@@ -52,6 +56,69 @@ def masks(rate, steps=(0,), seeds=(1,), count=1, rows=None, shape=None):
         fetched_grads = [lowering.export_to_tf_tensor(grad) for grad in grads]
         results = [session.run([fetches, fetched_grads], {step: value}) for value in steps]
     return [[np.array(result[0][i]) for result in results] for i in range(len(seeds))], results[0][1]
+
+
+SMALL = {"n_head": 2, "n_embd": 8, "n_layer": 2, "n_vocab": 12, "n_ctx": 6}
+TOKENS = np.random.RandomState(0).randint(0, 12, (2, 6)).astype(np.int32)
+
+
+def trained_on(**options):
+    """Logits of a pass in training, and the weights by name."""
+    config = ModelConfig(**{**SMALL, "attention_types": ("global", "local"), "local_attention_radius": 3, **options})
+    with tf.Graph().as_default(), plain_session() as session:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        dims = make_dims(config, 2)
+        step = mtf.import_tf_tensor(mesh, tf.constant(3), mtf.Shape([]))
+        source = RandomSource(1, step, mtf.range(mesh, dims.batch, tf.int32))
+        tokens = mtf.import_tf_tensor(mesh, tf.constant(TOKENS), dims.tokens)
+        out = transformer(tokens, dims, config, Context(is_training=True, randomness=source))
+        lowering = lower_locally(graph, mesh)
+        random = np.random.RandomState(1)
+        weights = {v.op.name: random.normal(0.2, 0.5, v.shape.as_list()) for v in tf.global_variables()}
+        set_values(session, [(v, weights[v.op.name]) for v in tf.global_variables()])
+        return session.run(lowering.export_to_tf_tensor(out)), weights
+
+
+def head_of(stream, weights):
+    """Logits of a residual stream, in float64."""
+    normed = stream - stream.mean(-1, keepdims=True)
+    normed /= np.sqrt(np.square(normed).mean(-1, keepdims=True) + 1e-5)
+    return (normed * weights["gpt2/ln_f/g"] + weights["gpt2/ln_f/b"]) @ weights["gpt2/wte"].T
+
+
+EXPERTS = {"moe_layers": (0, 1), "moe_params": MoeConfig(moe_num_experts=2, moe_hidden_size=5)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"parallel_residual": True}, {"macaron": True}, EXPERTS],
+    ids=["plain", "parallel", "macaron", "experts"],
+)
+def test_a_residual_dropout_of_all_leaves_the_embedding(options):
+    """So it is on every branch: attention, feed-forward before and after, experts."""
+    logits, weights = trained_on(res_dropout=1.0, **options)
+    embedded = weights["gpt2/wte"][TOKENS] + weights["gpt2/wpe"]
+    np.testing.assert_allclose(logits, head_of(embedded, weights), atol=1e-5)
+
+
+def test_an_embedding_dropout_of_all_leaves_nothing_of_tokens_and_places():
+    logits, weights = trained_on(embed_dropout=1.0, res_dropout=1.0)
+    np.testing.assert_allclose(logits, head_of(np.zeros([2, 6, 8]), weights), atol=1e-5)
+
+
+def test_an_attention_dropout_of_all_leaves_the_bias():
+    logits, weights = trained_on(attn_dropout=1.0, n_layer=1, attention_types=("local",))
+    x = weights["gpt2/wte"][TOKENS] + weights["gpt2/wpe"] + weights["gpt2/h0/attn/compute_output_bias/o_b"]
+    normed = x - x.mean(-1, keepdims=True)
+    normed /= np.sqrt(np.square(normed).mean(-1, keepdims=True) + 1e-5)
+    hidden = normed * weights["gpt2/h0/norm_2/g"] + weights["gpt2/h0/norm_2/b"]
+    for part in ("c_fc", "c_proj"):
+        kernel, bias = (weights[f"gpt2/h0/mlp/conv1d_main/{part}/{name}"] for name in ("kernel", "bias"))
+        hidden = hidden @ kernel + bias
+        if part == "c_fc":
+            hidden = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
+    np.testing.assert_allclose(logits, head_of(x + hidden, weights), atol=1e-4)
 
 
 def test_rate_and_scale():

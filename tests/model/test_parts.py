@@ -79,6 +79,16 @@ def test_rotation_equals_complex_numbers(features, interleaved, per_row):
     np.testing.assert_allclose(grad, x, atol=1e-5)  # a rotation keeps every length, so the gradient is x
 
 
+def test_scaled_rotation_has_positions_between():
+    config = ModelConfig(**SMALL, rotary_emb=True, rotary_base=500.0, rotary_scaling=4.0)
+    x, numbers = (
+        np.random.RandomState(0).normal(size=tuple(SHAPE.values())).astype(np.float32),
+        np.arange(5, dtype=np.int32),
+    )
+    out, _, _ = evaluate(lambda a, n: rotate(a, n, config), x, numbers, dims=[list(SHAPE.items()), [("sequence", 5)]])
+    np.testing.assert_allclose(out, rotated(x, numbers / 4.0, 8, False, 500.0), atol=1e-5)
+
+
 def test_large_tensors_take_the_compiled_kernels():
     config = ModelConfig(**SMALL, rotary_emb=True, rotary_dim=6, rotary_interleaved=True, norm_type="rmsnorm")
     shape = {"batch": 16, "sequence": 256, "heads": 2, "features_per_head": 16}
