@@ -339,12 +339,20 @@ def test_averaging_adapters(tmp_path, scale, seed, refusal):
     np.testing.assert_allclose(merged_weight(made, weight, made.read(weight)), np.mean(merged, 0), atol=0.05)
 
 
+def test_a_mean_is_taken_in_float64(tmp_path):
+    """In float32 the 1 would be lost beside the others."""
+    paths = [save(tmp_path, step, value) for step, value in ((1, 1e8), (2, 1.0), (3, -1e8))]
+    made = Bundle(average_checkpoints(paths, str(tmp_path / "mean")))
+    np.testing.assert_array_equal(made.read("gpt2/wte"), np.full((4, 4), 1 / 3, np.float32))
+
+
 def test_averaging_models_that_compute_something_else(tmp_path):
     """Their shapes are the same."""
     paths = [save(tmp_path, step, float(step)) for step in (4, 6)]
     ours = {"n_head": 2, "n_embd": 4, "eos_id": 1, "res_dropout": 0.1, "lr": 0.1}
     for other, refused in (
         ({**ours, "eos_id": 2, "res_dropout": 0.0, "lr": 1.0}, False),
+        ({**ours, "n_ctx": 8}, False),  # of rotary positions, say: no weight is of its size
         ({**ours, "n_head": 4}, True),
     ):
         for path, config in zip(paths, (ours, other)):
@@ -353,7 +361,7 @@ def test_averaging_models_that_compute_something_else(tmp_path):
             with pytest.raises(CheckpointError, match="no model: n_head 2, and n_head 4"):
                 average_checkpoints(paths, str(tmp_path / "x"))
         else:
-            made = average_checkpoints(paths, str(tmp_path / "mean"))
+            made = average_checkpoints(paths, str(tmp_path / f"mean {len(other)}"))
             assert Bundle(made).read("gpt2/wte")[0, 0] == 5.0
     assert not (tmp_path / "x").exists()
 

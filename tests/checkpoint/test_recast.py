@@ -1,6 +1,7 @@
 """GPT-Neo out as GPT-2, and float16: against transformers on what was written."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.recast import as_gpt2
+from gpt_neo.config.network import variables_of
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
 from tests.checkpoint.peers import LENGTH, VOCAB, make_peer, peer_logits, save_peer
 
@@ -114,3 +117,16 @@ def test_a_number_that_float16_lacks_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="h0/mlp/conv1d_main/c_fc/kernel has numbers beyond 65504"):
         export_hf(made, str(tmp_path / "run" / "model.ckpt-0"), str(tmp_path / "out"), dtype="float16")
     assert not (tmp_path / "out").exists()
+
+
+def test_queries_and_their_biases_are_scaled_and_nothing_else():
+    model = ModelConfig(n_head=2, n_embd=18, n_layer=1, n_vocab=9, n_ctx=4, qkv_bias=True)
+    recast, random = as_gpt2(model), np.random.RandomState(0)
+    values = {name: random.normal(size=v.shape).astype(np.float32) for name, v in variables_of(model).items()}
+    bundle = types.SimpleNamespace(dtype=lambda name: np.dtype(np.float32))
+    fit = types.SimpleNamespace(shapes=values, bundle=bundle, value=lambda name, dtype: values[name])
+    assert "gpt2/h0/attn/compute_qkv_bias/q_b" in values
+    for name, variable in variables_of(recast.model).items():
+        factor = 3.0 if name.endswith(("/attn/q", "/q_b")) else 1.0  # the root of 9 features
+        expected = values[name] * factor if name in values else np.zeros(variable.shape)
+        np.testing.assert_allclose(recast.value(fit, name, variable.shape), expected, rtol=1e-6, err_msg=name)
