@@ -6,23 +6,23 @@ import contextlib
 import io
 import logging
 import os
+import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from typing import Optional
 
 # Lines that native code, and git as lm_eval calls it, write past every log level: they say nothing to a user.
 NOISE = (
-    b"Compiled cluster using XLA",
-    b"All log messages before absl::InitializeLog",
-    b"device_compiler.h",
-    b"gpu_timer",
-    b"trace_events.cc",
-    b"profiler_session.cc",
-    b"save_profile.cc",
-    b"cuda_",
-    b"fatal: not a git repository",
+    "Compiled cluster using XLA",
+    "All log messages before absl::InitializeLog",
+    "device_compiler.h",
+    "gpu_timer",
+    "trace_events.cc",
+    "profiler_session.cc",
+    "save_profile.cc",
+    "cuda_",
+    "fatal: not a git repository",
 )
 
 
@@ -67,8 +67,10 @@ def spare_tpu(name: Optional[str]) -> None:
 
 
 class Direct(io.TextIOWrapper):
-    """Python's own stderr, which keeps the terminal where file descriptor 2 is filtered: lines are not delayed, and the
-    last one, before the process ends, is not lost."""
+    """Python's own stderr, which keeps the terminal where file descriptor 2 is filtered: lines are not delayed. grep:
+    the process that filters."""
+
+    grep: Optional[subprocess.Popen] = None
 
 
 def filter_native_stderr() -> None:
@@ -77,41 +79,47 @@ def filter_native_stderr() -> None:
         return  # a command that calls another
     terminal = os.dup(2)
     encoding, raw = getattr(sys.stderr, "encoding", None), open(terminal, "wb", closefd=False)
-    sys.stderr = Direct(raw, encoding, errors="backslashreplace", line_buffering=True)
-    filter_into(terminal)
+    sys.stderr = direct = Direct(raw, encoding, errors="backslashreplace", line_buffering=True)
+    direct.grep = filter_into(terminal)
 
 
 @contextlib.contextmanager
 def native_noise_hidden() -> Iterator[None]:
     """The same for a while: file descriptor 2 is the caller's again at the end."""
     terminal = os.dup(2)
-    thread = filter_into(terminal)
+    grep = filter_into(terminal)
     try:
         yield
     finally:
         os.dup2(terminal, 2)  # closes our end of the pipe; a child that lives on may hold another for long
         os.close(terminal)
-        thread.join(timeout=0.5)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if grep is not None:
+                grep.wait(timeout=0.5)
 
 
-def filter_into(terminal: int) -> threading.Thread:
-    """Make a pipe of file descriptor 2, whose lines a thread passes on, except for NOISE.
+def filter_into(terminal: int) -> Optional[subprocess.Popen]:
+    """Make a pipe of file descriptor 2, of whose lines grep passes all but NOISE on; None where there is no grep, and
+    the noise is heard.
+
+    A process of its own, not a thread: what native code says as it ends this one is to arrive. It hears no signal of
+    the terminal, and ends when nobody holds the pipe any more.
 
     Args:
       terminal: file descriptor to pass them on to.
     """
-    read_end, write_end = os.pipe()
-    terminal = os.dup(terminal)
-    os.dup2(write_end, 2)
-    os.close(write_end)
-
-    def forward() -> None:
-        with os.fdopen(read_end, "rb") as pipe:
-            for line in pipe:
-                if not any(part in line for part in NOISE):
-                    os.write(terminal, line)
-        os.close(terminal)
-
-    thread = threading.Thread(target=forward, daemon=True)
-    thread.start()
-    return thread
+    words = [word for part in NOISE for word in ("-e", part)]
+    try:
+        grep = subprocess.Popen(
+            ["grep", "-a", "-F", "-v", "--line-buffered", *words],
+            stdin=subprocess.PIPE,
+            stdout=terminal,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError:
+        return None
+    assert grep.stdin is not None
+    with grep.stdin:
+        os.dup2(grep.stdin.fileno(), 2)
+    return grep

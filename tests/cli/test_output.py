@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -128,7 +129,7 @@ def test_a_training_begins_although_its_notes_cannot_be_told(tmp_path):
 
 
 def test_the_last_words_of_a_command_that_calls_another_arrive():
-    """Errors go to the terminal itself, not through the thread that filters what native code says: it dies with us."""
+    """Errors go to the terminal itself, not through what filters the words of native code."""
     script = (
         "import os, sys\nfrom gpt_neo.cli.quiet import silence\nterminal = os.fstat(2)\n"
         "silence(False)\nsilence(False)\nassert os.path.samestat(os.fstat(sys.stderr.fileno()), terminal)\n"
@@ -137,3 +138,20 @@ def test_the_last_words_of_a_command_that_calls_another_arrive():
     environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
     assert (done.stderr, done.returncode) == (b"error: caf\\xe9\n", 2)
+
+
+def test_what_native_code_says_as_it_ends_the_process_arrives():
+    script = (
+        "import os\nfrom gpt_neo.cli.quiet import silence\nsilence(False)\n"
+        "os.write(2, b'gpu_timer: noise\\nCheck failed: \\xff\\n')\nos.abort()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
+    assert (done.stderr, done.returncode) == (b"Check failed: \xff\n", -signal.SIGABRT)
+
+
+def test_without_grep_the_noise_is_heard():
+    script = "import os\nfrom gpt_neo.cli.quiet import silence\nsilence(False)\nos.write(2, b'gpu_timer: noise\\n')\n"
+    environment = {**os.environ, "PYTHONPATH": ROOT, "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
+    assert (done.stderr, done.returncode) == (b"gpu_timer: noise\n", 0)
