@@ -207,7 +207,7 @@ def test_kills_and_lost_permissions_cost_nothing(world, gcs_place, whole, tmp_pa
     child = gcs_place.start(*argv)
     child.until(lambda: "bucket/runs/tried/model.ckpt-2.index" in gcs_place.store)
     status, text = gcs_place.run(*argv)
-    assert status == 2 and f"is in use: process {child.pid} on " in text
+    assert status == 73 and f"is in use: process {child.pid} on " in text
     child.kill(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     # the permission goes once the run has started
