@@ -39,20 +39,15 @@ class Detokenizer:
     Args:
       stop: strings that end it, of which nothing is shown; of a special token, which has no text, the name.
       prompt: what the answer follows on.
-      least: tokens after which the stop strings begin to count.
+      least: tokens after which the stop strings begin to count: of one that ends later nothing is shown, either.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int], least: int = 0) -> None:
         self.stream = TextStream(tokenizer, prompt)
-        self.later, self.least = tuple(stop), least
+        self.stop, self.least = tuple(stop), least
         self.ends = tokenizer.specials_named(stop) if stop else set()
         self.text, self.sent = "", 0
         self.waiting: list[tuple[Scored, int]] = []
-
-    @property
-    def stop(self) -> tuple:
-        """The stop strings that count by now."""
-        return () if self.least > 0 else self.later
 
     def add(self, scored: Scored, is_end: bool = False) -> Optional[Piece]:
         """Take a token; return what it makes certain. A piece with `finish` is the last.
@@ -63,9 +58,7 @@ class Detokenizer:
         self.waiting.append((scored, len(self.text)))
         if is_end or (self.least <= 0 and scored.token in self.ends):
             return self.finish("stop")
-        searched = max(self.sent, len(self.text) - max(map(len, self.stop), default=0))
-        self.text += self.stream.add(scored.token)
-        if self.cut(searched):
+        if self.extend(self.stream.add(scored.token)):
             return self.piece(len(self.text), "stop")
         piece = self.piece(len(self.text) - self.held(), None)
         self.least -= 1
@@ -81,14 +74,18 @@ class Detokenizer:
 
     def finish(self, reason: str) -> Piece:
         """The last piece, when no token follows."""
-        searched = max(self.sent, len(self.text) - max(map(len, self.stop), default=0))
-        self.text += self.stream.end()
-        reason = "stop" if self.cut(searched) else reason
+        reason = "stop" if self.extend(self.stream.end()) else reason
         return self.piece(len(self.text), reason)
 
-    def cut(self, searched: int) -> bool:
-        """Cut the text before the first stop string in it, and drop the tokens from there on."""
-        places = [at for at in (self.text.find(stop, searched) for stop in self.stop) if at >= 0]
+    def extend(self, text: str) -> bool:
+        """Add text; cut before the first stop string that ends in it and counts, and drop the tokens from there on."""
+        known = len(self.text)
+        self.text += text
+        if self.least > 0:
+            return False
+        # One that ends before `known` was there when none counted.
+        found = (self.text.find(stop, max(0, known + 1 - len(stop))) for stop in self.stop)
+        places = [at for at in found if at >= 0]
         if not places:
             return False
         self.text = self.text[: min(places)]

@@ -18,9 +18,9 @@ from gpt_neo.tokenizer import Tokenizer, train_tokenizer
 BYTES = Tokenizer("bytes", train_tokenizer(["naïve 小さな ½"], 258), 0)
 
 
-def write(tokenizer, ids, stop=(), prompt=()):
+def write(tokenizer, ids, stop=(), prompt=(), least=0):
     """(pieces, text, tokens) of an answer of these ids."""
-    answer, pieces = Detokenizer(tokenizer, stop, prompt), []
+    answer, pieces = Detokenizer(tokenizer, stop, prompt, least), []
     for token in ids:
         piece = answer.add(Scored(token), is_end=token == 0)
         pieces += [piece] if piece else []
@@ -45,6 +45,21 @@ def test_every_text_and_stop_string(text, stop):
     assert offsets == sorted(offsets) and all(at <= len(shown) for at in offsets)
     assert pieces[-1].finish == ("stop" if ends else "length")
     assert all(p.finish is None for p in pieces[:-1])
+
+
+@given(st.text("ab½", max_size=12), st.lists(st.text("ab½", min_size=1, max_size=4), max_size=3), st.integers(0, 6))
+def test_a_stop_string_counts_that_ends_after_the_least_tokens(text, stop, least):
+    """Wherever it begins; of one that ends before, all is shown. Tokens here are bytes."""
+    expected = text
+    for end in range(1, len(text) + 1):
+        found = [end - len(s) for s in stop if text[:end].endswith(s)]
+        if found and len(BYTES.encode(text[:end])) > least:
+            expected = text[: min(found)]
+            break
+    pieces, shown, tokens = write(BYTES, BYTES.encode(text), stop, least=least)
+    assert shown == expected and pieces[-1].finish == ("stop" if expected != text else "length")
+    if text.isascii():  # each token goes with its text
+        assert tokens == BYTES.encode(shown) and all(len(p.tokens) == len(p.text) for p in pieces)
 
 
 def test_half_characters_come_whole_or_as_a_replacement():
@@ -89,8 +104,9 @@ def test_the_name_of_a_special_token_stops_at_the_token():
     pieces, shown, tokens = write(BYTES, ids, ["never", "<|padding|>"])
     assert (shown, tokens, pieces[-1].finish) == ("ab", ids[:3], "stop")
     assert write(BYTES, ids, ["never"])[1] == "abc"
-    answer = Detokenizer(BYTES, ["<|padding|>"], (), least=3)  # min_tokens
-    assert [piece.finish for piece in map(answer.add, map(Scored, ids)) if piece] == [None] * 4
+    for least, ended in ((2, "stop"), (3, "length")):  # min_tokens
+        pieces, shown, _ = write(BYTES, ids, ["<|padding|>"], least=least)
+        assert (shown, pieces[-1].finish) == ("ab" + "c" * (least > 2), ended)
 
 
 class Scripted(BatchSampler):
