@@ -1,17 +1,22 @@
 """Who comes next."""
 
 import asyncio
+import collections
 import functools
 import threading
+import time
 import types
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from gpt_neo.errors import CheckpointError, DataError
 from gpt_neo.sampling.filters import SampleOptions
+from gpt_neo.serving.completions import Completions, Exchange
 from gpt_neo.serving.engine import Engine, Sequence
 from gpt_neo.serving.mailbox import Mailbox
+from gpt_neo.serving.requests import RequestError
 from gpt_neo.serving.token_choice import Adjustments
 
 
@@ -79,6 +84,43 @@ def test_a_prompt_of_several_answers_is_read_once():
     assert sorted(number[row] for row, tokens in read if isinstance(tokens, list)) == [0, 0, 2, 3, 3]
     assert sorted(told) == [0, 1, 2, 3]
     assert sorted((number[i], row.position) for i, row in engine.rows.items()) == [(0, 4), (1, 4), (2, 2), (3, 4)]
+
+
+def test_what_is_counted_are_tokens_and_steps():
+    """Not what fills a prompt to whole chunks, nor the prompt that a second answer gets from the first."""
+    counted = collections.Counter()
+    engine = engine_of([], step=lambda tokens, positions, start: np.zeros([8, 4]))
+    engine.observe = lambda name, amount: counted.update({name: amount})
+    for name, prompt in (("a", [1, 2, 3]), ("a", [1, 2, 3]), ("b", [1])):
+        engine.waiting.append(
+            Sequence(0, prompt, 0, 3, SampleOptions(temperature=0), (), lambda piece: None, request=name)
+        )
+    engine.admit()
+    while engine.rows:
+        engine.read_one()
+        engine.step()
+    assert counted["prompt_tokens"] == 3 + 1 and counted["new_tokens"] == 3 * 3 and counted["steps"] == 3
+
+
+def test_who_may_not_wait_hears_when_a_row_is_free():
+    """In half of the time of those ahead; the time of an answer is a mean in which the last counts a tenth."""
+    engine = types.SimpleNamespace(decoder=types.SimpleNamespace(rows=4))
+    owner = Completions(engine, None, mock.Mock(), 60.0, 8)
+    with pytest.raises(RequestError, match="0 answers are on their way"):
+        owner.take_places(13)
+    owner.take_places(12)
+    owner.pace = 5.0
+    assert owner.retry_after() == 5  # two rounds wait, of 5 s each
+    owner.open, owner.pace = 4, 0.1
+    assert owner.retry_after() == 1
+    owner.open, owner.pace = 12, 500.0
+    assert owner.retry_after() == 60
+    owner.pace = 5.0
+    exchange = Exchange.__new__(Exchange)
+    exchange.owner, exchange.sequences = owner, []
+    exchange.choices, exchange.began = [types.SimpleNamespace(finish="stop")], time.monotonic() - 15
+    exchange.end()
+    assert 5.99 < owner.pace < 6.1 and exchange.began is None
 
 
 def test_a_row_without_numbers_ends_alone():
