@@ -54,6 +54,7 @@ def test_a_resumed_run_goes_on_with_the_seconds_of_its_log(clock, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 12}\nno row\n{"step"')
     time = Goodput(clock, clock.wall)
     clock.now = 4
+    assert last_row(str(path), 30)["steps"] == 30  # the row of the very step is of it
     time.resume(str(path), 25)  # the ten steps after that of row 20 are lost, and all time until the start
     time.step_ended()
     clock.now = 24

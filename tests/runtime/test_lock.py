@@ -54,6 +54,7 @@ def test_two_in_one_folder(tmp_path):
     [
         ({}, "that process is gone"),
         ({"pid": os.getpid()}, "that process is gone"),
+        ({"pid": os.getppid(), "started": start_of(os.getppid())}, "it has left the folder"),
         ({"boot": "another"}, "it gave no sign of life for 2 minutes"),
         ({"host": "elsewhere", "alive": NOW - STALE - 1}, "it gave no sign of life for 2 minutes"),
     ],
@@ -178,6 +179,14 @@ def test_renewing(tmp_path):
         held.renew()
         with pytest.raises(CheckpointError, match="its lock was deleted"):
             held.check()
+
+
+def test_the_lock_of_another_is_not_removed_at_the_end(tmp_path):
+    """It came between two beats: nobody has noticed yet."""
+    with FolderLock(str(tmp_path)) as held:
+        written(tmp_path)
+        assert not held.lost
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["token"] == "x"
 
 
 def test_a_folder_that_takes_no_file():
