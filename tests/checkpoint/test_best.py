@@ -31,6 +31,7 @@ def test_the_best_is_kept_when_the_folder_deletes_it(tmp_path):
     assert not [n for n in os.listdir(tmp_path / BEST) if n.startswith("model.ckpt-5.")]
     assert keep_best(folder, third, float("nan"), "d") == best and keep_best(folder, found.path, 0.1, "d") == best
     assert keep_best(folder, third, 1.7, "d") == best, "the same evaluation again counts once"
+    assert keep_best(folder, save(tmp_path, 30), 1.5, "d") == Best("model.ckpt-10", 10, 1.5, "d", (20, 30)), "no better"
 
 
 def test_a_loss_on_other_data_says_nothing_of_it(tmp_path):

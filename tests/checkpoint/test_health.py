@@ -6,7 +6,9 @@ import os
 import numpy as np
 import pytest
 
-from gpt_neo.checkpoint.bundle import Bundle
+from gpt_neo.checkpoint import tensors
+from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
+from gpt_neo.checkpoint.health import examine
 from gpt_neo.cli.commands import COMMANDS, main
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
@@ -38,6 +40,20 @@ def test_inspect_finds_trouble(tmp_path, capsys, value, trouble):
         handle.write(b"xxxx")
     assert main(["inspect", str(tmp_path)]) == 1
     assert "DAMAGED: " in capsys.readouterr().out
+
+
+def test_figures_of_a_tensor_in_blocks_are_those_of_its_finite_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "BLOCK", 256)
+    values = np.random.default_rng(0).normal(-3.0, 0.5, [50, 8]).astype(np.float32)
+    values[[3, 20, 49], [0, 1, 7]] = np.nan, np.inf, -np.inf
+    writer = BundleWriter(str(tmp_path / "model.ckpt-1"))
+    writer.add("w", values.shape, values.dtype, [values])
+    writer.finish()
+    found = examine(Bundle(str(tmp_path / "model.ckpt-1")), "w")
+    finite = values[np.isfinite(values)].astype(np.float64)
+    expected = finite.mean(), finite.std(), np.abs(finite).max()
+    assert (found.mean, found.std, found.largest) == pytest.approx(expected, rel=1e-9)
+    assert found.trouble == "3 NaN OR INFINITE" and (found.size, found.shape) == (1600, (50, 8))
 
 
 def test_average_of_a_folder(tmp_path, capsys):
