@@ -98,6 +98,7 @@ def test_archives_that_workers_read_parts_of(tmp_path, monkeypatch, name, make):
     sources, _ = find_sources([str(tmp_path)])
     made = list(units_of(groups_of(sources), Rules()))
     assert len(made) > 2 and [unit.last for unit in made] == [False] * (len(made) - 1) + [True]
+    assert 0 <= sources[0].size - sum(unit.stored for unit in made) < len(made)  # each a whole number
     assert [found.text for found in all_found(tmp_path)] == TEXTS
 
 

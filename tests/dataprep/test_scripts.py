@@ -114,6 +114,27 @@ def test_inspect_warns_and_refuses(prepared, tmp_path, capsys):
     assert "no such file, and no file matches it" in capsys.readouterr().err
 
 
+def test_survey_of_several_files(tmp_path):
+    """Ids from the least to the greatest of all records, and where each sample stands."""
+    for number, records in enumerate(([[9, 400], [30, 7]], [[5], [8, 50_256]])):
+        writer = RecordWriter(str(tmp_path), "x", number)
+        for ids in records:
+            writer.write(ids)
+        writer.close()
+    first, second = sorted(map(str, tmp_path.glob("*.tfrecords")))
+    found = survey([str(tmp_path)], samples=3)
+    assert (found.smallest, found.largest, found.records, found.tokens, found.files) == (5, 50_256, 4, 7, 2)
+    assert [place for place, _ in found.samples] == [
+        f"record 0 of {first}, 2 tokens",
+        f"record 1 of {first}, 2 tokens",
+        f"record 0 of {second}, 1 tokens",
+    ]
+    assert found.warnings == []
+    writer = RecordWriter(str(tmp_path), "y", 0)
+    writer.write([50_257])
+    assert survey([writer.close()]).warnings == ["id 50257 reaches the 50257 ids of tokenizer gpt2"]
+
+
 def test_inspect_of_a_folder_of_shuffled_records(tmp_path, small_tokenizer, capsys, prose):
     texts = [prose[i * 50 : i * 50 + 7 * i] for i in range(1, 200)] + ["again"] * 2
     write_lines(tmp_path / "in.jsonl", texts)
