@@ -67,6 +67,25 @@ def test_logits_are_those_of_the_rounded_weights(dtype, kinds, tmp_path, monkeyp
     assert 1e-3 < error < (0.1 if dtype == "int8" else 0.6)
 
 
+@pytest.mark.parametrize("dtype", weights.DTYPES)
+def test_the_size_of_weights_by_hand(dtype, tmp_path):
+    def stored(shape, role):
+        size = int(np.prod(shape))
+        if dtype == "float32" or role not in ("table", "matrix"):
+            return 4 * size
+        if dtype == "bfloat16":
+            return 2 * size
+        rows, width = shape if role == "table" else shape[::-1]
+        if dtype == "int8" or role == "table":
+            return size + 4 * rows
+        return size // 2 + 2 * (size // GROUP) + size // GROUP  # a float16 scale and a zero of a byte for each group
+
+    variables = variables_of(CONFIG).values()
+    found = Weights(CONFIG, save_random(CONFIG, str(tmp_path)), dtype)
+    assert found.size == sum(stored(variable.shape, variable.role) for variable in variables)
+    assert found.wide == 4 * sum(int(np.prod(variable.shape)) for variable in variables)
+
+
 def test_int4_takes_the_best_of_several_scales():
     rows = np.random.RandomState(1).standard_t(3, [64, 2 * GROUP]).astype(np.float32)
     groups = rows.reshape(64, 2, GROUP)
