@@ -88,11 +88,16 @@ def test_flags_that_do_not_fit(flags, text):
         place_of(*flags, "cpu", {})
 
 
-def test_every_slice_is_written_by_one_core_and_all_hosts_have_a_share():
+@pytest.mark.parametrize("at_once", [1 << 30, 48, 1])
+def test_every_slice_is_written_by_one_core_and_all_hosts_have_a_share(monkeypatch, at_once):
+    monkeypatch.setattr(module_of_parts, "AT_ONCE", at_once)
     wholes = {name: np.zeros(about["shape"]) for name, about in DESCRIPTION["variables"].items()}
     share = []
     for cores in ([0, 1], [2, 3]):
-        written = [entry for group in groups(DESCRIPTION, cores) for entry in group]
+        together = list(groups(DESCRIPTION, cores))
+        written = [entry for group in together for entry in group]
+        for group in together:
+            assert len(group) == 1 or sum(4 * cut(wholes[name], spans).size for name, spans, _ in group) <= at_once
         share.append(sum(cut(wholes[name], spans).size for name, spans, _ in written))
         for name, spans, core in written:
             assert core in cores and spans == spans_of(DESCRIPTION, name, core)
@@ -101,6 +106,17 @@ def test_every_slice_is_written_by_one_core_and_all_hosts_have_a_share():
     assert max(share) < 2 * min(share)
     assert spec_of(DESCRIPTION, "gpt2/wte", ((2, 4), (0, 3))) == "4 6 2,2:0,3"
     assert spec_of(DESCRIPTION, "gpt2/b", ((0, 3),)) == ""
+
+
+@pytest.mark.parametrize("spare, room", [(0, True), (-1, False)])
+def test_memory_takes_what_is_written_with_a_quarter_to_spare(monkeypatch, spare, room):
+    size = 4 * sum(
+        int(np.prod([end - first for first, end in spans]))
+        for group in groups(DESCRIPTION, [0, 1])
+        for _, spans, _ in group
+    )
+    monkeypatch.setattr(module_of_parts, "available_memory", lambda: size * 5 // 4 + 1 + spare)
+    assert module_of_parts.has_room(DESCRIPTION, [0, 1]) == room
 
 
 class FakeWorker:

@@ -45,6 +45,8 @@ class Harness:
             return Watched(life.trace, (step, life.checkpoint), step >= train_steps, step)
 
         self.supervisor = Supervisor(command, watch, policy, self.told.append, **changes)
+        wait = self.supervisor.stop.wait  # what is told is not waited for
+        self.supervisor.stop.wait = lambda seconds: wait(min(seconds, 0.05))
         return self.supervisor.run()
 
 
@@ -63,13 +65,13 @@ def test_dead_runs_start_again_with_growing_pauses(harness):
         (2, 9, "sys.exit(143)"),
         (9, 20, ""),
     ]
-    assert harness.supervise(*scenes, policy={"pause": 0.02, "longest": 0.04, "failures": 6}) == 0
-    assert [line.partition(";")[0] for line in harness.told] == [
-        "the training was ended by SIGKILL at step 3",
-        "the training ended with status 1 at step 3",
-        "the training stood still at step 3",
-        "the training has lost a machine or its devices at step 3",
-        "the training was preempted at step 9",
+    assert harness.supervise(*scenes, policy={"pause": 15, "longest": 100, "failures": 6}) == 0
+    assert harness.told == [
+        "the training was ended by SIGKILL at step 3; attempt 2 in 15 s",
+        "the training ended with status 1 at step 3; attempt 3 in 30 s",
+        "the training stood still at step 3; attempt 4 in 60 s",
+        "the training has lost a machine or its devices at step 3; attempt 5 in 100 s",
+        "the training was preempted at step 9; attempt 6 in 15 s",
     ]
     assert harness.metrics.step == 20 and harness.supervisor.output.text().count("attempt") == 6
 
