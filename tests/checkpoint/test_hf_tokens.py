@@ -73,6 +73,7 @@ def test_how_transformers_would_draw_is_told(tmp_path):
         "do_sample": False,
         "max_length": 20,
         "suppress_tokens": None,
+        "top_p": None,
         "use_cache": True,
     }
     path.write_text(json.dumps(idle), encoding="utf-8")
@@ -107,6 +108,13 @@ BESIDE = {  # what stands beside a tokenizer of 300 ids
     },
     "tokens with flags": {
         "tokenizer_config.json": {**GPT2, "added_tokens_decoder": {"300": {**FLAGGED, "special": True}}}
+    },
+    "a name of one that is listed as plain": {
+        "tokenizer_config.json": {
+            **GPT2,
+            "pad_token": "<|pad|>",
+            "added_tokens_decoder": {"300": {"content": "<|pad|>", "special": False}},
+        }
     },
     "a name alone": {"tokenizer_config.json": {**GPT2, "pad_token": "<|pad|>"}},
     "more names": {"tokenizer_config.json": {**GPT2, "additional_special_tokens": ["<|sep|>"]}},
