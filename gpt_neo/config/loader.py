@@ -252,6 +252,17 @@ def refuse_dataset(written: dict, path: str) -> None:
         raise ConfigError(f"{path} is a dataset config: it goes into 'datasets' of a model's, or --set datasets={path}")
 
 
+def refuse_model(written: dict, path: str) -> None:
+    """Refuse a model's config in the place of a dataset's, to which no key of it belongs.
+
+    Raises:
+      ConfigError: says what is expected.
+    """
+    of_datasets = {field.name for field in dataclasses.fields(DatasetConfig)} - known_keys()
+    if written.keys() & known_keys() and not written.keys() & of_datasets:
+        raise ConfigError(f"{path} is a model's config; 'datasets' names dataset configs, which say 'path'")
+
+
 def reject_unknown(raw: dict, known: set, path: str) -> None:
     """Raise for the first key that is not known, with the nearest known one."""
     for name in raw:
@@ -454,8 +465,11 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
     if not found:
         names = name if name.endswith(".json") else f"{name}.json"
         folders = ", ".join([os.getcwd(), *dataset_folders(path, config_dir)])
-        raise NoDataset(f"{path}: dataset {name!r} has no file; looked for {names} in {folders}")
+        own = os.path.basename(name).removesuffix(".json") == os.path.basename(path).removesuffix(".json")
+        but = f"; {path} is the model's own config" if own else ""
+        raise NoDataset(f"{path}: dataset {name!r} has no file; looked for {names} in {folders}{but}")
     raw = storage.read_json(found, ConfigError, once=True)
+    refuse_model(raw, found)
     reject_unknown(raw, {field.name for field in dataclasses.fields(DatasetConfig)}, found)
     above = os.path.dirname(os.path.dirname(os.path.abspath(found)))
     for key, value in raw.items():

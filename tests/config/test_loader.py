@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -98,6 +99,15 @@ def test_datasets_beside_the_model_config(tmp_path):
     run = load_config(write(tmp_path, {"datasets": ["mine", ["mine", 3, "documents_random", "0.5"]]}))
     assert [ref.weight for ref, _ in run.datasets] == [None, 0.5]
     assert run.datasets[1][0].stitch == 3 and run.datasets[0][1].n_vocab == 16
+
+
+def test_a_models_config_is_no_dataset(tmp_path):
+    mine, other = write(tmp_path), str(tmp_path / "other.json")
+    (tmp_path / "other.json").write_text((tmp_path / os.path.basename(mine)).read_text())
+    with pytest.raises(ConfigError, match=f"has no file.*; {re.escape(mine)} is the model's own config"):
+        load_config(mine, [f"datasets={mine}"])
+    with pytest.raises(ConfigError, match=f"{re.escape(other)} is a model's config; 'datasets' names dataset configs"):
+        load_config(mine, [f"datasets={other}"])
 
 
 def test_null_is_an_end_of_text_that_there_is_not(tmp_path):
