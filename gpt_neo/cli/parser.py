@@ -41,7 +41,7 @@ def flag(
       default: `REQUIRED` where there is none; then a dataclass has the field before those with a default.
       doc: help; a default that is a number or text is added, unless it tells one itself.
       low, high: inclusive bounds of a number; above: a lower one that is not allowed itself.
-      short: a second name, such as `-v`.
+      short: a second name, such as `-v`, or the spelling that help tells in the place of the field's.
       word: "also" if the value may be a word without its flag (in the order of the fields), "only" if it has to be.
       given: what argparse's `add_argument` takes besides: metavar, choices, nargs, const, action.
     """
@@ -148,6 +148,8 @@ class Parser(argparse.ArgumentParser):
             self.also.append(field.name)
             self.add_argument(word_of(field.name), nargs="?", metavar=given["metavar"], help=f"as --{field.name}")
         names = [*filter(None, [rules["short"]]), name_of(field)]
+        if rules["short"].startswith("--"):  # help tells one of two spellings: both are too long for a line
+            place.add_argument(names.pop(), dest=field.name, **{**given, "help": HIDDEN})
         place.add_argument(*names, dest=field.name, required=field.default is REQUIRED and not also, **given)
 
     def made(self, argv: Sequence[str]) -> Any:

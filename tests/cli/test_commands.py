@@ -9,7 +9,7 @@ import pytest
 
 from gpt_neo.cli import commands
 from gpt_neo.cli.commands import COMMANDS, Command, main, usage
-from gpt_neo.cli.parser import Parser
+from gpt_neo.cli.parser import Parser, parse
 from tests.conftest import ROOT
 
 TOY = '''
@@ -60,6 +60,22 @@ def test_every_row_is_whole(name):
     module, _, function = command.function.partition(":")
     place = os.path.join(ROOT, *module.split(".")) + ".py"
     assert f"def {function}(options" in open(place, encoding="utf-8").read()
+
+
+def test_help_fits_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, command in COMMANDS.items():
+        lines = Parser(command.options, f"gpt-neo {name}").format_help().splitlines()
+        assert [line for line in lines if len(line) > 80] == [], name
+
+
+@pytest.mark.parametrize("spelling", ["wikitext-detokenize", "wikitext_detokenize"])
+def test_both_spellings_of_a_flag(spelling):
+    told = Parser(COMMANDS["prepare"].options, "gpt-neo prepare").format_help()
+    assert "--no-wikitext-detokenize" in told and "wikitext_detokenize" not in told
+    for word, value in (("", True), ("no-", False)):
+        words = ["--input_dir", "texts", f"--{word}{spelling}"]
+        assert parse(COMMANDS["prepare"].options, words, "gpt-neo prepare").wikitext_detokenize is value
 
 
 @pytest.mark.parametrize("typed, meant", [("trian", "train"), ("evaluate", "eval"), ("check_data", "check-data")])
