@@ -18,6 +18,13 @@ from gpt_neo.errors import DataError
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 # What stands for a byte, and for a space, in tokenizers that are not byte-level.
 BYTE_TOKEN, SPACE = re.compile("<0x([0-9A-F]{2})>"), "\u2581"
+# Case, accents in one character and in two, wide and joined letters, marks, digits, spaces and lines.
+PROBE = (
+    "  The quick brown fox DOESN'T jump, it's 12345.67!  \u201cNa\u00efve caf\u00e9\u201d cafe\u0301 "
+    "\u00c5ngstr\u00f6m \uff21\uff22\uff23 \ufb01n \u00bd x\u00b2\tdef f(a_b):\n    return [a!=1]\r\n\n\n\u4e2d\u6587 "
+    "\u0440\u0443\u0441\u0441\u043a\u0438\u0439 \U0001f600\u00a0.\u200b--- http://a.b/c?d=e "
+)
+MOST_PAIRS = 4096  # of tokens that stand one after another
 GPT2_MERGES = os.path.join(
     os.path.dirname(os.path.abspath(__file__)), "vocabulary", "gpt2.bpe"
 )  # its licence beside it
@@ -145,6 +152,22 @@ class Tokenizer:
         """SHA-256 of the vocabulary in order of ids: equal for equal tokenizers, whatever file they came from."""
         vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+    @functools.cached_property
+    def encoding_fingerprint(self) -> str:
+        """SHA-256 of the ids of texts that tell tokenizers of one vocabulary apart, by other merges, splitting or
+        normalization: of PROBE, and of tokens one after another. Equal where they are the same."""
+        step = max(1, self.n_vocab // MOST_PAIRS)
+        pairs = (self.spelt(i) + self.spelt(i + 1) for i in range(0, self.n_vocab - 1, step))
+        texts = [PROBE, PROBE.strip(), *(pair.decode("utf-8", errors="replace") for pair in pairs)]
+        return hashlib.sha256(json.dumps([self.tried(text) for text in texts]).encode()).hexdigest()
+
+    def tried(self, text: str) -> Optional[list[int]]:
+        """Ids of a text; None where the tokenizer has none for it, as one without an unknown token."""
+        try:
+            return self.encode(text)
+        except Exception:  # the package raises bare Exception
+            return None
 
 
 class TextStream:

@@ -113,3 +113,32 @@ def test_streamed_text_is_that_of_the_whole(backend):
 def test_a_text_that_is_no_utf8_names_no_special_token():
     with pytest.raises(DataError, match=r"the text 'a\\udce9' is no UTF-8, from its character 1 on"):
         load_tokenizer("gpt2").specials_named(["<|endoftext|>", "a\udce9"])
+
+
+def test_tokenizers_of_one_vocabulary_are_told_apart_by_their_ids(tmp_path):
+    """And files that say the same in other words are not, as those of other programs do."""
+    import tokenizers
+
+    plain = train_tokenizer(["the cat sat on the mat, the hat that the rat had\n" * 20], 280)
+    said = json.loads(plain.to_str())
+    variants = {"plain": plain, "again": tokenizers.Tokenizer.from_str(plain.to_str())}
+    variants["again"].post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
+    said["model"]["merges"] = said["model"]["merges"][::-1]
+    variants["merges"] = tokenizers.Tokenizer.from_str(json.dumps(said))
+    for name, normalizer in (("lower", tokenizers.normalizers.Lowercase()), ("nfkc", tokenizers.normalizers.NFKC())):
+        variants[name] = tokenizers.Tokenizer.from_str(plain.to_str())
+        variants[name].normalizer = normalizer
+    parts = tokenizers.pre_tokenizers
+    byte_level = parts.ByteLevel(add_prefix_space=False)
+    for name, splitting in (
+        ("space", parts.ByteLevel(add_prefix_space=True)),
+        ("split", parts.Sequence([parts.Split("a", "isolated"), byte_level])),
+    ):
+        variants[name] = tokenizers.Tokenizer.from_str(plain.to_str())
+        variants[name].pre_tokenizer = splitting
+    found = {name: Tokenizer(name, backend) for name, backend in variants.items()}
+    assert len({one.fingerprint for one in found.values()}) == 1
+    assert found["plain"].encoding_fingerprint == found["again"].encoding_fingerprint
+    assert len({one.encoding_fingerprint for one in found.values()}) == len(found) - 1
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="none"))
+    assert len(Tokenizer("words", words).encoding_fingerprint) == 64  # it has no ids for most texts

@@ -99,6 +99,7 @@ def build_manifest(
         "tokenizer": {
             "path": tokenizer.name,
             "fingerprint": tokenizer.fingerprint,
+            "encoding_fingerprint": tokenizer.encoding_fingerprint,
             "n_vocab": tokenizer.n_vocab,
             "eos_id": tokenizer.eos_id,
             "padding_id": tokenizer.padding_id,

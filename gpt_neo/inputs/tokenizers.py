@@ -93,9 +93,12 @@ def check_tokenizer(
             "raise n_vocab or take the tokenizer that belongs to the model"
         )
     for path, found in manifests.items():
-        if found["tokenizer"].get("fingerprint") not in (None, tokenizer.fingerprint):
-            raise DataError(
-                f"dataset {name!r}: {path} says its records were made with {found['tokenizer'].get('path')}, "
-                "which differs from "
-                + (f"tokenizer_path {tokenizer.name}" if dataset.tokenizer_path else "GPT-2's: set tokenizer_path")
-            )
+        told, how = found["tokenizer"], ""
+        if told.get("fingerprint") in (None, tokenizer.fingerprint):
+            if told.get("encoding_fingerprint") in (None, tokenizer.encoding_fingerprint):  # manifests once had none
+                continue
+            how = " in its merges, splitting or normalization"
+        raise DataError(
+            f"dataset {name!r}: {path} says its records were made with {told.get('path')}, which differs{how} from "
+            + (f"tokenizer_path {tokenizer.name}" if dataset.tokenizer_path else "GPT-2's: set tokenizer_path")
+        )

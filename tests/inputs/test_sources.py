@@ -8,13 +8,15 @@ import shutil
 import pytest
 
 from gpt_neo.config.schema import DatasetConfig, DatasetRef
+from gpt_neo.dataprep.options import PrepareOptions
+from gpt_neo.dataprep.prepare import prepare
 from gpt_neo.errors import ConfigError, DataError
 from gpt_neo.inputs import preflight
 from gpt_neo.inputs.sources import count_remote, evaluation_sources, record_counts, training_sources
 from gpt_neo.inputs.tokenizers import check_tokenizer
 from gpt_neo.inputs.train_input import training_batches
 from gpt_neo.mtf_compat import tf
-from gpt_neo.tokenizer import load_tokenizer
+from gpt_neo.tokenizer import load_tokenizer, train_tokenizer
 from tests.inputs.conftest import N_CTX, N_VOCAB, make_run, take
 
 CHUNK = [5] * (N_CTX + 1)
@@ -217,6 +219,29 @@ def test_manifests_of_other_sets_in_the_folder_do_not_matter(shelf, tmp_path):
     held_out = dataclasses.replace(config, eval_path=str(tmp_path / "own_*.tfrecords"), tokenizer_path=None)
     with pytest.raises(DataError, match="were made with several tokenizers, as .*mine_manifest.json and .*own_manif"):
         check_tokenizer(run, held_out, "a")
+
+
+def test_a_tokenizer_that_has_the_vocabulary_and_other_ids_for_texts(tmp_path):
+    import tokenizers
+
+    backend = train_tokenizer(["the cat sat on the mat\n" * 20], 270)
+    paths = [str(tmp_path / f"{name}.json") for name in ("one", "other")]
+    backend.save(paths[0])
+    backend.normalizer = tokenizers.normalizers.Lowercase()
+    backend.save(paths[1])
+    (tmp_path / "a.txt").write_text("The Cat sat on the Mat. " * 9)
+    options = PrepareOptions(str(tmp_path / "a.txt"), str(tmp_path / "out"), "a", paths[0], chunk_size=9)
+    manifest = prepare(options, lambda *told, **more: None)
+    config = DatasetConfig(path=str(tmp_path / "out" / "a_*"), tokenizer_path=paths[0])
+    run = make_run([("a", config)])
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, n_vocab=270))
+    check_tokenizer(run, config, "a")
+    other = dataclasses.replace(config, tokenizer_path=paths[1])
+    with pytest.raises(DataError, match="one.json, which differs in its merges, splitting or normalization from token"):
+        check_tokenizer(run, other, "a")
+    del manifest["tokenizer"]["encoding_fingerprint"]  # as manifests were before there was one
+    (tmp_path / "out" / "a_manifest.json").write_text(json.dumps(manifest))
+    check_tokenizer(run, other, "a")
 
 
 def test_files_named_by_number_are_counted(shelf, tmp_path):
