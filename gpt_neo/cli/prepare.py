@@ -17,9 +17,10 @@ from gpt_neo.cli.tool_options import Prepare
 from gpt_neo.config import load_config
 from gpt_neo.config.records import text_dataset
 from gpt_neo.dataprep.encodings import WIDE
-from gpt_neo.dataprep.manifest import dataset_config
+from gpt_neo.dataprep.ledger import FILE
+from gpt_neo.dataprep.manifest import dataset_config, finished, manifest_path
 from gpt_neo.dataprep.options import PrepareOptions
-from gpt_neo.dataprep.prepare import Progress, prepare, report
+from gpt_neo.dataprep.prepare import Progress, inputs_of, prepare, report, work_folder
 from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.system import cores
 from gpt_neo.tokenizer import END_OF_TEXT
@@ -60,21 +61,43 @@ def prepare_records(options: Prepare) -> int:
     if work.bad == "report":
         return show_report(work)
     path = config_path(options, work.name)
-    if options.legacy:
-        from gpt_neo.dataprep.legacy import prepare_legacy
-
-        manifest = prepare_legacy(work)
-    elif options.beam is not None:
-        from gpt_neo.dataprep.beam import prepare_on_beam
-
-        manifest = prepare_on_beam(work, list(options.beam))
+    manifest = made_before(options, work) if path is not None else None
+    if manifest is None:
+        manifest = made(options, work)
+        show(manifest, work)
     else:
-        manifest = prepare_with_bar(work, options.restart)
-    show(manifest, work)
+        note(f"{manifest_path(work)}: this command has made its records before; nothing of them is made again")
     if path is not None:
         storage.write_json(path, dataset_config(manifest, work.output_dir, options.eval_path))
         print(f"wrote {path}")
     return 0
+
+
+def made_before(options: Prepare, work: PrepareOptions) -> Optional[dict]:
+    """The manifest of records that the same command has made, and no unfinished work is left of; None if it has not, or
+    an input was changed since."""
+    if "-" in work.inputs or options.restart or storage.exists(os.path.join(work_folder(work), FILE)):
+        return None
+    manifest = finished(work, options.legacy)
+    if manifest is None or storage.is_remote(work.output_dir):
+        return manifest
+    paths = [source.path for source in inputs_of(work)[0]]
+    when = os.path.getmtime(manifest_path(work))
+    local = (path for path in paths if not storage.is_remote(path) and os.path.exists(path))
+    return None if any(os.path.getmtime(path) > when for path in local) else manifest
+
+
+def made(options: Prepare, work: PrepareOptions) -> dict:
+    """Make the records; return the manifest."""
+    if options.legacy:
+        from gpt_neo.dataprep.legacy import prepare_legacy
+
+        return prepare_legacy(work)
+    if options.beam is not None:
+        from gpt_neo.dataprep.beam import prepare_on_beam
+
+        return prepare_on_beam(work, list(options.beam))
+    return prepare_with_bar(work, options.restart)
 
 
 def config_path(options: Prepare, name: str) -> Optional[str]:

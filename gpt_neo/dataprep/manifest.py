@@ -14,11 +14,26 @@ from typing import Any, Optional
 from gpt_neo import storage
 from gpt_neo.dataprep.account import Totals
 from gpt_neo.dataprep.documents import with_lines
-from gpt_neo.dataprep.options import PrepareOptions
+from gpt_neo.dataprep.options import PrepareOptions, separator_of
 from gpt_neo.errors import DataError, counted
-from gpt_neo.tokenizer import Tokenizer
+from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 MANIFEST = "_manifest.json"  # what follows the name of a set
+CHOSEN = (  # options that a manifest tells
+    "mode",
+    "chunk_size",
+    "files_per",
+    "minimum_size",
+    "ftfy",
+    "wikitext_detokenize",
+    "deduplicate",
+    "shuffle",
+    "seed",
+    "text_key",
+    "bad",
+    "encoding",
+    "split_on",
+)
 
 
 def manifest_path(options: PrepareOptions) -> str:
@@ -77,25 +92,9 @@ def build_manifest(
         raise DataError(nothing_written(options, totals))
     if account.imbalance():
         raise AssertionError(account.imbalance())
-    chosen = (
-        "mode",
-        "chunk_size",
-        "files_per",
-        "minimum_size",
-        "ftfy",
-        "wikitext_detokenize",
-        "deduplicate",
-        "shuffle",
-        "seed",
-        "text_key",
-        "bad",
-        "encoding",
-        "split_on",
-    )
     return {
         "name": options.name,
-        **{key: getattr(options, key) for key in chosen},
-        "inputs": list(options.inputs),
+        **asked(options),
         "tokenizer": {
             "path": tokenizer.name,
             "fingerprint": tokenizer.fingerprint,
@@ -117,6 +116,31 @@ def build_manifest(
             else {}
         ),
     }
+
+
+def asked(options: PrepareOptions) -> dict:
+    """What a manifest tells of the options."""
+    return {**{key: getattr(options, key) for key in CHOSEN}, "inputs": list(options.inputs)}
+
+
+def finished(options: PrepareOptions, legacy: bool = False) -> Optional[dict]:
+    """The manifest of records that these options have made, and that are all there; None if there is none.
+
+    Args:
+      legacy: they are to be those of the 2021 program.
+    """
+    found = read_manifest(manifest_path(options), storage)
+    if found is None or asked(options) != {key: found.get(key) for key in asked(options)}:
+        return None
+    tokenizer = load_tokenizer(options.encoder_path)
+    made_with = (found["tokenizer"].get("fingerprint"), found.get("separator"), found.get("legacy", False))
+    if made_with != (tokenizer.fingerprint, list(separator_of(options, tokenizer)), legacy):
+        return None
+    if found["tokenizer"].get("encoding_fingerprint") not in (None, tokenizer.encoding_fingerprint):
+        return None
+    if not all(storage.exists(storage.join(options.output_dir, name)) for name in found["files"]):
+        return None
+    return {**found, "tokenizer": {**found["tokenizer"], "path": tokenizer.name}}
 
 
 def nothing_written(options: PrepareOptions, totals: Totals) -> str:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -326,6 +327,35 @@ def test_a_dataset_config_without_a_place_is_told_before_the_work(prepared, tmp_
         assert f"--write_dataset_config {place}: cannot be written: {reason}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()  # so the mended command is not refused as a second one
     assert create(*common, "--write_dataset_config", tmp_path / "new" / "mine.json") == 0
+
+
+def test_a_dataset_config_of_records_that_are_there(prepared, tmp_path, small_tokenizer, capsys, monkeypatch):
+    """The finished command with the flag, or with another one of the config, writes it; other records are refused."""
+    create = load("create_tfrecords")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(prepared / "in.jsonl", "in.jsonl")
+    common = ["--input_dir", "in.jsonl", "--encoder_path", small_tokenizer, "--output_dir", "out"]
+    assert create(*common, "--chunk_size", 16, "--processes", 1) == 0
+    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in os.listdir("out")}
+    capsys.readouterr()
+    for words, held_out in (([], None), (["--eval_path", "gs://held/*"], "gs://held/*")):
+        assert create(*common, "--chunk_size", 16, "--write_dataset_config", "mine.json", *words) == 0
+        printed = capsys.readouterr()
+        assert "has made its records before" in printed.out + printed.err and "wrote mine.json" in printed.out
+        config = json.loads((tmp_path / "mine.json").read_text())
+        assert config["path"] == str(tmp_path / "out" / "data_*.tfrecords") and config["eval_path"] == held_out
+        assert config["tokenizer_path"] == str(small_tokenizer)
+    for words in (["--chunk_size", 17], ["--chunk_size", 16, "--separator", 1], ["--chunk_size", 16, "--shuffle"]):
+        assert create(*common, "--write_dataset_config", "other.json", *words) == 2
+        assert "already holds data_0_" in capsys.readouterr().err
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in os.listdir("out")} == before
+    assert not os.path.exists("other.json")
+    os.utime("in.jsonl", (time.time() + 60, time.time() + 60))  # an input that was changed since
+    assert create(*common, "--chunk_size", 16, "--write_dataset_config", "other.json") == 2
+    assert "already holds data_0_" in capsys.readouterr().err and not os.path.exists("other.json")
+    os.remove(next(os.path.join("out", name) for name in before if name.endswith(".tfrecords")))
+    assert create(*common, "--chunk_size", 16, "--write_dataset_config", "mine.json") == 0
+    assert "out: " in capsys.readouterr().out  # made anew
 
 
 def test_legacy_takes_the_old_defaults(tmp_path, capsys):
