@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from gpt_neo.checkpoint.arrangements import ByHead, Turned
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.families import GPT2, Pair, family_of, pairs_of
 from gpt_neo.checkpoint.fit import scale_of
+from gpt_neo.checkpoint.hub import is_hub_name
 from gpt_neo.checkpoint.safetensors import write_safetensors
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import check_finite
@@ -23,7 +25,7 @@ PREFIX = "base_model.model."
 F32 = np.dtype(np.float32)
 
 
-def export_adapters(model: ModelConfig, checkpoint: str, base: str, destination: str) -> None:
+def export_adapters(model: ModelConfig, checkpoint: str, base: Optional[str], destination: str) -> None:
     """Write the adapters of a checkpoint so that `PeftModel.from_pretrained` loads them onto the model they are of.
 
     Where one of their matrices holds three of ours (GPT-2's c_attn), its adapter has the rank of the three together,
@@ -32,7 +34,8 @@ def export_adapters(model: ModelConfig, checkpoint: str, base: str, destination:
     Args:
       model: with `lora_rank`.
       checkpoint: its path.
-      base: name or path of the model that the adapters are of.
+      base: ORG/NAME[@revision] or path of the model that the adapters are of, which they are not merged in; None is not
+        known.
 
     Raises:
       CheckpointError: there are none, or Hugging Face has no such model.
@@ -52,6 +55,7 @@ def export_adapters(model: ModelConfig, checkpoint: str, base: str, destination:
         down, up = their_adapter(bundle, pair, model)
         tensors[f"{PREFIX}{module}.lora_A.weight"], tensors[f"{PREFIX}{module}.lora_B.weight"] = down, up
         ranks[module] = len(down)
+    name, _, revision = base.partition("@") if base and is_hub_name(base) else (base, "", "")
     several = {module.split(".", 1)[1]: rank for module, rank in ranks.items() if rank != model.lora_rank}
     with staged_folder(destination) as staging:
         shapes = {name: (F32, array.shape) for name, array in tensors.items()}
@@ -62,7 +66,8 @@ def export_adapters(model: ModelConfig, checkpoint: str, base: str, destination:
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
+            "base_model_name_or_path": name or None,
+            "revision": revision or None,
             "r": model.lora_rank,
             "lora_alpha": plain_number(alpha),
             "lora_dropout": 0.0,

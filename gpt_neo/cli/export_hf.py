@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import shlex
 import time
+from typing import Optional
 
 from gpt_neo.checkpoint.best import read_best
 from gpt_neo.checkpoint.card import write_card
 from gpt_neo.checkpoint.convert import DTYPES, export_hf
-from gpt_neo.checkpoint.folder import read_checkpoint
-from gpt_neo.checkpoint.hub import push_folder
+from gpt_neo.checkpoint.folder import is_hf_folder, read_checkpoint
+from gpt_neo.checkpoint.hub import is_hub_name, push_folder
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.peft import export_adapters
 from gpt_neo.checkpoint.recast import as_gpt2
@@ -21,7 +24,7 @@ from gpt_neo.cli.import_hf import verdict_text
 from gpt_neo.cli.job import load_run
 from gpt_neo.cli.tool_options import ExportHf
 from gpt_neo.config.folders import model_folder
-from gpt_neo.config.loader import folder_name
+from gpt_neo.config.loader import CONFIG_DIR, find_config, folder_name
 from gpt_neo.config.network import merged
 from gpt_neo.errors import ConfigError
 from gpt_neo.storage import scheme_of
@@ -72,8 +75,24 @@ def export_folder(options: ExportHf) -> int:
         say(line)
     say(f"written   {options.destination}: {made}")
     if options.adapters:
-        export_adapters(adapted, path, options.base or options.destination, options.adapters)
+        base = base_name(options.base)
+        export_adapters(adapted, path, base, options.adapters)
         say(f"written   {options.adapters}: adapters for PEFT")
+        if base is None:
+            where = (
+                f"`gpt-neo export-hf {shlex.quote(options.base)} NEW` makes it" if options.base else "--base names it"
+            )
+            say(f"note      they go onto the model without them: {where}; {options.destination} has them merged")
     if options.push:
         say(f"pushed    {push_folder(options.destination, options.push)}")
     return 0
+
+
+def base_name(base: Optional[str]) -> Optional[str]:
+    """What PEFT finds the model by that adapters are of; None where that is not known, or a run or a config of ours,
+    which it cannot load."""
+    if base and not (is_hub_name(base) or is_hf_folder(base)):
+        with contextlib.suppress(ConfigError):
+            find_config(base, CONFIG_DIR)
+            return None
+    return base

@@ -11,6 +11,7 @@ from gpt_neo.checkpoint.convert import import_hf
 from gpt_neo.checkpoint.fit import check_scale
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.peft import export_adapters
+from gpt_neo.cli.commands import main
 from gpt_neo.cli.job import Job, load_job
 from gpt_neo.cli.options import RunOptions, TrainingOptions
 from gpt_neo.cli.train import train_in_folder
@@ -189,6 +190,33 @@ def test_a_run_without_adapters_has_none_to_write(adapted, tmp_path):
     _, folder, run = adapted
     with pytest.raises(CheckpointError, match="lora_rank is 0"):
         export_adapters(merged(run.model), str(folder / "run" / "model.ckpt-0"), "base", str(tmp_path / "x"))
+
+
+def test_what_adapters_name_as_their_model(adapted, tmp_path, capsys, monkeypatch):
+    """Never the folder that has them merged, nor what PEFT cannot load."""
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    name, folder, _ = adapted
+    if name != "gpt_neo":
+        pytest.skip("the same for all families")
+    hf, config = str(folder / "hf"), str(folder / "lora.json")
+    words = ["--verify", "none", "--set", f"model_path={folder / 'run'}"]
+    for i, (base, named, told) in enumerate(
+        (
+            (None, None, "--base names it"),
+            (config, None, f"`gpt-neo export-hf {config} NEW` makes it"),
+            (hf, hf, ""),
+            ("some/model@a1", "some/model", ""),
+        )
+    ):
+        made = [str(tmp_path / f"{kind}{i}") for kind in ("merged", "adapters")]
+        more = ["--base", base] if base else []
+        assert main(["export-hf", config, made[0], *words, "--adapters", made[1], *more]) == 0
+        about = json.loads((tmp_path / f"adapters{i}" / "adapter_config.json").read_text())
+        assert about["base_model_name_or_path"] == named and about["revision"] == ("a1" if "@" in str(base) else None)
+        note = f"they go onto the model without them: {told}; {made[0]} has them merged"
+        assert (note in capsys.readouterr().out) == bool(told)
+        assert peft.PeftConfig.from_pretrained(made[1]).base_model_name_or_path == named
+    peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapters2"))
 
 
 def test_freezing_by_name(adapted, tmp_path):
