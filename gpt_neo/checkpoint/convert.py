@@ -36,9 +36,10 @@ from gpt_neo.checkpoint.safetensors import write_safetensors
 from gpt_neo.checkpoint.staging import staged_folder
 from gpt_neo.checkpoint.tensors import BFLOAT16, FLOATS, blocks, check_finite
 from gpt_neo.config import load_config
+from gpt_neo.config.loader import build_sections
 from gpt_neo.config.network import variables_of
 from gpt_neo.config.optimizers import slots_of
-from gpt_neo.config.schema import RunConfig
+from gpt_neo.config.schema import ModelConfig, RunConfig
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.inputs.tokenizers import without_tokenizer
 from gpt_neo.tokenizer import load_tokenizer, save_tokenizer
@@ -123,6 +124,22 @@ def import_hf(
     if dtype is None and BFLOAT16 in types and types != {BFLOAT16}:
         notes.append("some weights are bfloat16, others not: all become float32; --dtype bfloat16 rounds these")
     return dataclasses.replace(run, notes=(*notes, *run.notes))
+
+
+def config_before(source: str, overrides: dict) -> ModelConfig:
+    """The model that an import of a Hugging Face folder would make, by its config alone.
+
+    Args:
+      overrides: as of `import_hf`.
+
+    Raises:
+      CheckpointError, ConfigError: it is none of ours.
+    """
+    where = os.path.join(source, "config.json")
+    config = storage.read_json(where, CheckpointError)
+    own = config.get("model_type") == CUSTOM_TYPE
+    keys = own_keys(config, where) if own else model_keys(config, where)[1]
+    return build_sections({**keys, **TRAINING, "train_steps": ADDED_STEPS, **overrides, "datasets": []}, where)["model"]
 
 
 def add_weights(

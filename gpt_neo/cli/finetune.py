@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.best import read_best
-from gpt_neo.checkpoint.convert import TRAINING
+from gpt_neo.checkpoint.convert import TRAINING, config_before
 from gpt_neo.checkpoint.custom import own_pairs
 from gpt_neo.checkpoint.families import family_of
 from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_checkpoint
@@ -33,9 +33,9 @@ from gpt_neo.cli.options import RunOptions, SamplingOptions, Train, TrainingOpti
 from gpt_neo.cli.tool_options import ExportHf, Finetune, ImportHf
 from gpt_neo.config import load_config
 from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
-from gpt_neo.config.network import merged
+from gpt_neo.config.network import is_trained, merged, variables_of
 from gpt_neo.config.records import text_dataset
-from gpt_neo.config.schema import OptimizerConfig, RunConfig
+from gpt_neo.config.schema import ModelConfig, OptimizerConfig, RunConfig
 from gpt_neo.dataprep.dialogs import NO_TEMPLATE, are_chats, are_dialogs
 from gpt_neo.dataprep.templates import template_of
 from gpt_neo.errors import CheckpointError, ConfigError, DataError
@@ -66,7 +66,11 @@ def finetune(options: Finetune) -> int:
         check_pattern(pattern, "--freeze", options.source)
     request = check_request(options, out)
     check_template(options, out)
+    frozen = frozen_by(options)
+    if frozen:
+        check_freeze(frozen, model_before(options, out))
     run = import_model(options, out, request)
+    check_freeze(frozen, run.model)  # that of the hub
     code = needs_code(run)  # told before training where nothing can be exported
     dataset = dataset_of(options, run, out)
     run = write_settings(options, out, dataset)
@@ -148,6 +152,36 @@ def check_template(options: Finetune, out: str) -> None:
         return
     if template_of(folder or "", None, options.template) is None:
         raise DataError(f"{folder}: {NO_TEMPLATE}")
+
+
+def model_before(options: Finetune, out: str) -> Optional[ModelConfig]:
+    """What will be trained, as far as it is known before weights are imported: not of a model on the hub."""
+    if os.path.isfile(os.path.join(out, FOLDER_CONFIG)):
+        return load_config(out).model
+    if is_hub_name(options.source):
+        return None
+    if is_hf_folder(options.source):
+        model = config_before(options.source, dict(parse_override(word) for word in options.set))
+    else:
+        model = given_run(options.source, options.set)[0].model
+    return dataclasses.replace(model, lora_rank=options.lora)
+
+
+def frozen_by(options: Finetune) -> list[str]:
+    """The patterns of what is not trained."""
+    given = dict(parse_override(word) for word in options.set).get("freeze", list(options.freeze))
+    return [pattern for pattern in given if isinstance(pattern, str)] if isinstance(given, list) else []
+
+
+def check_freeze(patterns: list[str], model: Optional[ModelConfig]) -> None:
+    """Refuse patterns that leave nothing of a model to train.
+
+    Raises:
+      ConfigError: they match every variable.
+    """
+    if patterns and model and not any(is_trained(name, model, patterns) for name in variables_of(model)):
+        what = "adapter" if model.lora_rank else "variable"
+        raise ConfigError(f"--freeze {' '.join(patterns)} matches every {what}: nothing is left to train")
 
 
 def import_model(options: Finetune, out: str, request: dict) -> RunConfig:

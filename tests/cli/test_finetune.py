@@ -231,6 +231,20 @@ def test_the_weights_below_adapters_are_called_what_they_are(trained, texts, tmp
     assert (settings["eval_steps"], settings["train_steps"], settings["n_embd"]) == (0, 1, 16)
 
 
+@pytest.mark.parametrize("lora, what", [([], "variable"), (["--lora", "2"], "adapter")])
+def test_nothing_left_to_train_is_told_before_a_model_is_made(trained, model, texts, tmp_path, capsys, lora, what):
+    for source in (model, folder_of(trained)):
+        for words in (
+            ["--freeze", ".*"],
+            ["--freeze", "wte|wpe|ln_f", "--freeze", "/h[0-9]+/"],
+            ["--set", 'freeze=[""]'],
+        ):
+            out = tmp_path / "more"
+            assert main(["finetune", source, "--data", texts, "--out", str(out), *lora, *words]) == 2
+            assert f"matches every {what}: nothing is left to train" in capsys.readouterr().err
+            assert list(tmp_path.iterdir()) == []
+
+
 def test_how_a_run_was_trained_is_not_how_it_is_tuned(world, trained, texts, tmp_path, capsys, untrained):
     """The end of its decay, its optimizer and its adapters are left behind; what the command says is not."""
     legacy = {"opt_name": "adafactor", "weight_decay": 0.99, "beta1": 0.0, "ada_epsilon1": 1e-30, "ada_epsilon2": 1e-3}
