@@ -37,6 +37,12 @@ class DeviceError(GptNeoError):
     """The mesh cannot be laid over the visible devices."""
 
 
+class HostLost(DeviceError):
+    """Another machine of the run, or the process of this one that joined it, is gone, or does not come."""
+
+    status = LOST
+
+
 def reason_of(error: BaseException) -> str:
     """What went wrong, without the path that messages name anyway."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.config.cluster import Cluster, Task
 from gpt_neo.config.schema import MeshConfig
-from gpt_neo.errors import LOST, DeviceError
+from gpt_neo.errors import LOST, DeviceError, HostLost
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.mesh import MeshPlan, plan_mesh, session_config
 
@@ -69,7 +69,7 @@ def wait_for(tasks: Sequence[Task], seconds: float, tell: Callable[[str], None])
     """Wait until every task answers.
 
     Raises:
-      DeviceError: some did not in time.
+      HostLost: some did not in time.
     """
     begin = time.monotonic()
     told = begin - REPEAT + 3 * LOOK
@@ -78,7 +78,7 @@ def wait_for(tasks: Sequence[Task], seconds: float, tell: Callable[[str], None])
         now = time.monotonic()
         names = ", ".join(map(str, missing))
         if now - begin > seconds:
-            raise DeviceError(
+            raise HostLost(
                 f"no answer from {names} in {seconds:.0f} s: start the same command there, and look "
                 "whether the port can be reached (--cluster_wait waits longer)"
             )
@@ -145,7 +145,7 @@ def serve(cluster: Cluster, server: Any, seconds: float, tell: Callable[[str], N
       asked: set when this task is to end: the chief is told, saves, and ends the run for all.
 
     Raises:
-      DeviceError: there is no chief.
+      HostLost: there is no chief.
     """
     ended = Mailbox(server, cluster.own, cluster.own, ENDED)
     wait_for([cluster.chief], seconds, tell)

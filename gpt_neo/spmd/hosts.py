@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from gpt_neo.errors import LOST, CheckpointError, DeviceError, GptNeoError, reason_of
+from gpt_neo.errors import LOST, CheckpointError, DeviceError, GptNeoError, HostLost, reason_of
 from gpt_neo.runtime.watch import SIGNALS
 from gpt_neo.spmd.messages import receive, send
 from gpt_neo.spmd.parts import Writing, has_room, restore_parts, write_parts
@@ -30,12 +30,6 @@ IDLE, EVERY, TIMES = 10, 5, 4  # seconds without a word, between questions, and 
 GRACE = 5.0  # seconds in which the loss of a host is heard of, once something has failed
 LOOK = 1.0  # seconds between looks whether all are there
 HELLO = 10.0  # seconds that a host may take from its connection to its name
-
-
-class HostLost(DeviceError):
-    """Another host, or the process of this one that joined it, is gone."""
-
-    status = LOST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,7 +295,7 @@ def accept_all(
       alive: whether the process of this host's devices is; JAX ends it when another one is gone.
 
     Raises:
-      DeviceError: some did not come in time. HostLost: some are gone.
+      HostLost: some did not come in time, or are gone.
     """
     found: dict[int, socket.socket] = {}
     end = time.monotonic() + seconds
@@ -311,7 +305,7 @@ def accept_all(
         if not alive():
             raise HostLost(f"host {missing[0]} is gone before the run has begun. Start the same commands again")
         if time.monotonic() > end:
-            raise DeviceError(f"no answer from host {missing[0]} in {seconds:.0f} s")
+            raise HostLost(f"no answer from host {missing[0]} in {seconds:.0f} s")
         try:
             connection, _ = listener.accept()
             token, _, rank = hello(connection).partition(" ")
@@ -347,7 +341,7 @@ def join(
       alone: whether a machine where JAX finds no others goes on by itself.
 
     Raises:
-      DeviceError: they do not come together.
+      DeviceError: they do not come together. HostLost: not in time.
     """
     if options.get("process_id") == 0 and "coordinator_address" in options:
         check_free(options["coordinator_address"])
@@ -359,7 +353,7 @@ def join(
         reply, _ = worker.ask(header, {})
     except WorkerLost as error:  # so JAX ends a wait, too
         listener.close()
-        raise DeviceError(
+        raise HostLost(
             f"the hosts do not come together within {seconds:.0f} s (--cluster_wait): each has to be started with the "
             f"same command and a --rank of its own, and to reach the port of --coordinator ({error})"
         ) from error
@@ -398,7 +392,7 @@ def connect(joined: Joined, seconds: float) -> socket.socket:
     """A connection to the chief.
 
     Raises:
-      DeviceError: it cannot be reached.
+      HostLost: it cannot be reached.
     """
     for address in joined.addresses:
         host, _, port = address.rpartition(":")
@@ -409,7 +403,7 @@ def connect(joined: Joined, seconds: float) -> socket.socket:
         connection.settimeout(None)
         connection.sendall(f"{joined.token} {joined.rank}\n".encode())
         return connection
-    raise DeviceError(f"host 0 cannot be reached at {' or '.join(joined.addresses)}")
+    raise HostLost(f"host 0 cannot be reached at {' or '.join(joined.addresses)}")
 
 
 def lend(host: Host, connection: socket.socket, tell: Callable[[str], None]) -> int:

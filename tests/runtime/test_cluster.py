@@ -12,7 +12,7 @@ import pytest
 
 from gpt_neo.config.cluster import Cluster, Task, cluster_of
 from gpt_neo.config.schema import MeshConfig
-from gpt_neo.errors import LOST, DeviceError
+from gpt_neo.errors import LOST, DeviceError, HostLost
 from gpt_neo.runtime import cluster as module
 from gpt_neo.runtime.cluster import Lead, Pulse, answers, plan_cluster, serve, wait_for
 from tests.conftest import ROOT
@@ -215,7 +215,7 @@ def test_wrong_clusters_are_refused(environment, message):
 def test_a_machine_that_does_not_come_is_named():
     (port,) = free_ports(1)
     notes = []
-    with pytest.raises(DeviceError, match=f"no answer from worker 1 \\(127.0.0.1:{port}\\) in 0 s"):
+    with pytest.raises(HostLost, match=f"no answer from worker 1 \\(127.0.0.1:{port}\\) in 0 s"):
         wait_for([Task("worker", 1, f"127.0.0.1:{port}")], 0.01, notes.append)
 
 

@@ -15,14 +15,15 @@ import pytest
 from gpt_neo.checkpoint import saver
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.config.hosts import Place, place_of
-from gpt_neo.errors import LOST, CheckpointError, ConfigError, DeviceError
+from gpt_neo.errors import LOST, CheckpointError, ConfigError, DeviceError, HostLost
 from gpt_neo.mtf_compat import tf
 from gpt_neo.spmd import hosts as module
 from gpt_neo.spmd import parts as module_of_parts
 from gpt_neo.spmd import process
 from gpt_neo.spmd.devices import Devices
-from gpt_neo.spmd.hosts import Host, HostLost, Joined, Lead, accept_all, check_shared, connect, lend
+from gpt_neo.spmd.hosts import Host, Joined, Lead, accept_all, check_shared, connect, join, lend
 from gpt_neo.spmd.parts import groups, spec_of
+from gpt_neo.spmd.process import WorkerLost
 from gpt_neo.spmd.slices import cut, holders, spans_of, uneven
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
@@ -309,7 +310,7 @@ def test_only_who_knows_the_token_is_let_in():
 
 def test_a_host_that_does_not_come_is_told():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        with pytest.raises(DeviceError, match="no answer from host 2 in 0 s"):
+        with pytest.raises(HostLost, match="no answer from host 2 in 0 s"):
             friend = socket.create_connection(listener.getsockname())
             friend.sendall(b"word 1\n")
             accept_all(listener, Joined(0, 3, (), "word"), 0.3)
@@ -389,3 +390,19 @@ def test_what_is_known_of_the_group_reaches_jax(monkeypatch):
     assert (joined.rank, joined.hosts) == (0, 1)
     wanted = {"num_processes": 4, "process_id": 0, "local_device_ids": [], "initialization_timeout": 9}
     assert {name: seen[name] for name in wanted} == wanted and seen["coordinator_address"] is None
+
+
+def test_hosts_that_do_not_find_each_other_in_time_may_later():
+    """The status is that of a machine lost, which a supervisor takes for a reason to start again."""
+
+    class Waited:
+        def ask(self, header, arrays):
+            raise WorkerLost("DEADLINE_EXCEEDED", 1)
+
+    with pytest.raises(HostLost, match="do not come together within 5 s .--cluster_wait") as found:
+        join(Waited(), {"num_processes": 2}, "cpu", 5, alone=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(HostLost, match="host 0 cannot be reached") as other:
+        connect(Joined(1, 2, (f"127.0.0.1:{port}",), "word"), 1)
+    assert found.value.status == other.value.status == LOST
