@@ -159,7 +159,7 @@ def serve(cluster: Cluster, server: Any, seconds: float, tell: Callable[[str], N
             return LOST
         if asked.is_set() and not passed_on:
             passed_on = True
-            tell(f"asking {cluster.chief} to save and end the run")
+            tell(f"asking {cluster.chief} to end the run")
             Mailbox(server, cluster.own, cluster.chief, ASKED).send(cluster.tasks.index(cluster.own))
         time.sleep(LOOK)
 
@@ -218,7 +218,7 @@ class Lead:
         while not self.over.wait(LOOK):
             number = asked.read()
             if number is not None:
-                self.tell(f"{self.cluster.tasks[number]} is asked to end: saving, and ending the run for all")
+                self.tell(f"{self.cluster.tasks[number]} is asked to end, which ends the run for all")
                 self.interrupt()
             gone = pulse.look()
             if gone and not self.over.is_set():

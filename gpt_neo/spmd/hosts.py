@@ -280,7 +280,7 @@ class Lead(Hosts):
             if "error" in header:
                 self.failure = self.failure or DeviceError(f"host {rank}: {header['error']}")
                 return self.kill()
-            self.tell(f"host {rank} is asked to end: saving, and ending the run for all")
+            self.tell(f"host {rank} is asked to end, which ends the run for all")
             self.interrupt()
 
         return Link(connection, gone, heard)
@@ -455,7 +455,7 @@ class Asking:
 
     def ask(self, number: int) -> None:
         """Tell the chief."""
-        self.tell("asking host 0 to save and end the run")
+        self.tell("asking host 0 to end the run")
         try:
             self.link.send({"do": "signal", "signal": number}, {})
         except HostLost:

@@ -273,7 +273,7 @@ def test_a_worker_that_is_asked_to_end_tells_the_chief_which_tells_all(pair):
         context.status = 143
     thread.join(20)
     assert statuses == [143] and not left
-    assert any("is asked to end: saving" in note for note in notes)
+    assert any("is asked to end, which ends the run for all" in note for note in notes)
 
 
 def test_a_port_in_use_is_one_line(pair):

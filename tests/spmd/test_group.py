@@ -281,7 +281,7 @@ def test_all_who_wait_for_a_lost_host_hear_of_it(group):
 def test_a_signal_of_another_host_interrupts_the_chief(group):
     lead, _, told, _ = group
     lead.links[0].heard({"do": "signal", "signal": 15})
-    assert told[-2:] == ["host 1 is asked to end: saving, and ending the run for all", "interrupted"]
+    assert told[-2:] == ["host 1 is asked to end, which ends the run for all", "interrupted"]
 
 
 def test_a_folder_that_is_not_shared_is_told(group, tmp_path, monkeypatch):

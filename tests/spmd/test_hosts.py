@@ -186,7 +186,7 @@ def test_a_signal_on_any_host_saves_for_all_and_the_resumed_run_is_the_same(worl
     group.processes[1].send_signal(signal.SIGTERM)
     status = group.wait()
     assert status == [128 + signal.SIGTERM] * 2, "\n".join(group.texts)
-    assert "host 1 is asked to end: saving" in group.texts[0] and "asking host 0 to save" in group.texts[1]
+    assert "host 1 is asked to end, which ends" in group.texts[0] and "asking host 0 to end" in group.texts[1]
     step = step_of(find_latest(folder_of(stopped), verify=True).path)
     plain = world.config("hosts_not_stopped", train_steps=5000, res_dropout=0.1, **LAYOUT)
     for path in (stopped, plain):
