@@ -29,8 +29,9 @@ from gpt_neo.cli.finetune import finetune as finetune_command
 from gpt_neo.cli.imported import run_of
 from gpt_neo.cli.job import load_job
 from gpt_neo.cli.options import DeviceOptions, RunOptions, TrainingOptions
+from gpt_neo.cli.parser import types_of
 from gpt_neo.cli.quiet import native_noise_hidden
-from gpt_neo.cli.tool_options import Finetune, FinetuneTraining
+from gpt_neo.cli.tool_options import Finetune, FinetuneTraining, VerifyOptions
 from gpt_neo.cli.train import train as train_job
 from gpt_neo.config.devices import parse_devices
 from gpt_neo.errors import ConfigError, GptNeoError
@@ -313,18 +314,32 @@ def finetune(source: Path, data: Union[Path, Sequence[Path]], out: Path, **optio
     Raises:
       GptNeoError: a part of it is missing or wrong, or a signal ended the run (what it had reached is saved).
     """
-    flags = {field.name for field in dataclasses.fields(Finetune)} - {"set", "training", "verify", "verbose"}
-    training = {field.name for field in dataclasses.fields(FinetuneTraining)}
+    own, training, verify = (_given(kind, options) for kind in (Finetune, FinetuneTraining, VerifyOptions))
+    own = {name: value for name, value in own.items() if name not in ("set", "training", "verify", "verbose")}
+    keys = {name: value for name, value in options.items() if name not in {**own, **training, **verify}}
     asked = Finetune(
         os.fspath(source),
-        tuple(map(os.fspath, (data,) if isinstance(data, (str, os.PathLike)) else data)),
+        _several(data),
         os.fspath(out),
-        set=tuple(_as_flags({name: value for name, value in options.items() if name not in flags | training})),
-        training=FinetuneTraining(**{name: options[name] for name in training & set(options)}),
-        **{name: options[name] for name in flags & set(options)},
+        set=tuple(_as_flags(keys)),
+        training=FinetuneTraining(**training),
+        verify=VerifyOptions(**verify),
+        **own,
     )
     _silently(lambda: finetune_command(asked))
     return load(out, checkpoint="best" if read_best(os.fspath(out)) else None)
+
+
+def _given(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of some keywords that are flags of a dataclass."""
+    kinds = types_of(kind)
+    flags = {name: options[name] for name in kinds if name in options}
+    return {name: _several(value) if kinds[name] is tuple else value for name, value in flags.items()}
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    """The values of a flag that takes several: a text or a path is one, not its letters."""
+    return tuple(map(os.fspath, (value,) if isinstance(value, (str, os.PathLike)) else value))
 
 
 def _silently(work: Callable[[], int]) -> None:

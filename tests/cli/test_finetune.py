@@ -494,7 +494,15 @@ def test_steps_between_checkpoints(trained, given, every):
     assert parse(Train, words_of(made), "gpt-neo train") == made
 
 
-@pytest.mark.parametrize("given", [{}, {"steps_per_checkpoint": 5000, "patience": 3}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"steps_per_checkpoint": 5000, "patience": 3},
+        {"freeze": "wte"},  # not its letters
+        {"verify": "none", "bound": 1e-3, "lora": 2},
+    ],
+)
 def test_from_python_the_flags_are_those_of_the_command(monkeypatch, given):
     asked = []
     monkeypatch.setattr(api, "finetune_command", lambda options: asked.append(options) or 0)
