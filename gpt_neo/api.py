@@ -242,7 +242,9 @@ class Model:
         return drawn, stops
 
 
-def load(model: Path, *, checkpoint: Union[str, int, None] = None, gpus: Sequence[str] = (), **overrides: Any) -> Model:
+def load(
+    model: Path, *, checkpoint: Union[str, int, None] = None, gpus: Union[str, Sequence[str]] = (), **overrides: Any
+) -> Model:
     """Find a model, its checkpoint and its tokenizer.
 
     Args:
@@ -259,14 +261,14 @@ def load(model: Path, *, checkpoint: Union[str, int, None] = None, gpus: Sequenc
     found = find_model(run_of(os.fspath(model), LOG.info), which, _as_flags(overrides))
     for note in found.notes:
         LOG.info(note)
-    return Model(found, gpus)
+    return Model(found, _several(gpus))
 
 
 def train(
     config: Path,
     *,
     steps_per_checkpoint: int = 5000,
-    gpus: Sequence[str] = (),
+    gpus: Union[str, Sequence[str]] = (),
     progress: Optional[Callable[[Progress], None]] = None,
     **overrides: Any,
 ) -> Model:
@@ -285,7 +287,7 @@ def train(
     """
     options = RunOptions(os.fspath(config), set=tuple(_as_flags(overrides)))
     training = TrainingOptions(steps_per_checkpoint=steps_per_checkpoint)
-    job = load_job(options, DeviceOptions(gpu_ids=tuple(gpus)), quiet=True)
+    job = load_job(options, DeviceOptions(gpu_ids=_several(gpus)), quiet=True)
     for note in job.run.notes:
         LOG.info(note)
     stdout = sys.stdout

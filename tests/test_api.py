@@ -34,6 +34,12 @@ def test_greedy_text_is_that_of_transformers(model, peer):  # noqa: F811
     assert [model.generate(prompt, max_tokens=8, temperature=0) for prompt in prompts] == theirs
 
 
+def test_one_device_may_be_given_as_a_text(trained, model):
+    """And is not the sequence of its letters."""
+    text = gpt_neo.load(trained, gpus="cpu:0").generate("The class", max_tokens=4, temperature=0)
+    assert text == model.generate("The class", max_tokens=4, temperature=0)
+
+
 @pytest.mark.parametrize("most", [None, 1000])
 def test_more_new_tokens_than_fit_leave_the_prompt_whole(model, peer, caplog, most):  # noqa: F811
     """They fill the context with what transformers goes on with; and who asked for more hears of it."""
