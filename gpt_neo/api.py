@@ -40,7 +40,7 @@ from gpt_neo.evaluation.generation import Prompt, generate
 from gpt_neo.evaluation.model import FoundModel, find_model, read_model
 from gpt_neo.evaluation.scorer import Scorer
 from gpt_neo.runtime.hooks import Progress
-from gpt_neo.runtime.mesh import plan_mesh
+from gpt_neo.runtime.mesh import check_visible, plan_mesh
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.sampling.batches import room_notes
 from gpt_neo.sampling.filters import SampleOptions
@@ -86,7 +86,9 @@ class Model:
 
     def __init__(self, found: FoundModel, gpus: Sequence[str] = ()) -> None:
         self._found = found
-        self._plan = plan_mesh(found.run.mesh, parse_devices(gpus))
+        devices = parse_devices(gpus)
+        check_visible(devices)
+        self._plan = plan_mesh(found.run.mesh, devices)
         self.name: str = found.run.name
         self.folder: str = found.folder
         self.step: int = found.step

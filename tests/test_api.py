@@ -40,6 +40,12 @@ def test_one_device_may_be_given_as_a_text(trained, model):
     assert text == model.generate("The class", max_tokens=4, temperature=0)
 
 
+def test_a_gpu_that_is_not_there_is_told(trained):
+    """The model would run on a CPU in its place."""
+    with pytest.raises(GptNeoError, match="names /device:GPU:99; TensorFlow sees"):
+        gpt_neo.load(trained, gpus=["99"])
+
+
 @pytest.mark.parametrize("most", [None, 1000])
 def test_more_new_tokens_than_fit_leave_the_prompt_whole(model, peer, caplog, most):  # noqa: F811
     """They fill the context with what transformers goes on with; and who asked for more hears of it."""
