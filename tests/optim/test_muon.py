@@ -68,7 +68,9 @@ def test_updates_equal_numpy(shape):
     got = train(name, CONFIG, start, grads, role=role)
     assert set(got) == {name, f"{name}/muon_m"}
     np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got[f"{name}/muon_m"], m, rtol=1e-5)
+    # Terms of different signs leave little of some numbers, and their own last bits in it.
+    bits = 4 * np.finfo(np.float32).eps * np.abs(m).max()
+    np.testing.assert_allclose(got[f"{name}/muon_m"], m, rtol=1e-5, atol=bits)
 
 
 @pytest.mark.parametrize("name, role, decay", [("gpt2/wte", "table", 0.1), ("gpt2/h0/norm_1/g", "gain", 0.0)])
