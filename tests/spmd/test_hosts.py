@@ -20,6 +20,7 @@ from gpt_neo.config import load_config
 from gpt_neo.errors import LOST
 from gpt_neo.mtf_compat import tf
 from tests.conftest import ROOT
+from tests.spmd.test_resume import worker_of
 
 pytestmark = pytest.mark.slow
 LAYOUT = {"mesh_shape": "x:4,y:2", "layout": "batch:x,heads:y,slots:x", "opt_name": "adam"}
@@ -202,7 +203,7 @@ def test_a_host_that_is_lost_ends_the_others(world, tmp_path, lost):
     group.until(lambda: os.path.exists(os.path.join(folder_of(path), "model.ckpt-5.index")))
     pid = group.processes[1].pid if lost == "worker" else group.processes[lost].pid
     if lost == "worker":
-        (pid,) = map(int, open(f"/proc/{pid}/task/{pid}/children", encoding="ascii").read().split())
+        pid = worker_of(pid)
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     status = group.wait(90)

@@ -33,8 +33,11 @@ def values_of(path, step):
     return {name: bundle.read(name).tobytes() for name in bundle.names()}
 
 
-def children_of(pid):
-    return open(f"/proc/{pid}/task/{pid}/children", encoding="ascii").read().split()
+def worker_of(pid):
+    """The process of a run's devices; the run has a second child, which filters the words of native code."""
+    children = open(f"/proc/{pid}/task/{pid}/children", encoding="ascii").read().split()
+    (found,) = (int(one) for one in children if "worker.py" in open(f"/proc/{one}/cmdline", encoding="utf-8").read())
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -52,7 +55,7 @@ def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(world, jax_pyt
     log = os.path.join(load_config(stopped).training.model_path, "train_log.jsonl")
     while not os.path.exists(log):
         assert process.poll() is None, open(output, encoding="utf-8").read()
-    (worker,) = children_of(process.pid)
+    worker = worker_of(process.pid)
     process.send_signal(number)
     assert process.wait(120) == 128 + number
     text = open(output, encoding="utf-8").read()
@@ -84,8 +87,8 @@ def test_devices_that_die_end_the_run_with_a_line(world, jax_python):
     log = os.path.join(load_config(path).training.model_path, "train_log.jsonl")
     while not os.path.exists(log):
         assert process.poll() is None, open(output, encoding="utf-8").read()
-    (worker,) = children_of(process.pid)
-    os.kill(int(worker), signal.SIGKILL)
+    worker = worker_of(process.pid)
+    os.kill(worker, signal.SIGKILL)
     assert process.wait(120) == LOST
     text = open(output, encoding="utf-8").read()
     assert "error: the JAX process ended: " in text and "Traceback" not in text, text
