@@ -115,11 +115,10 @@ def check_once(sources: Sequence[str]) -> None:
     """
     seen: dict[object, str] = {}
     for path in sources:
-        index = f"{path}.index"
-        if os.path.exists(index):  # best/ has hard links
-            file: object = (os.stat(index).st_dev, os.stat(index).st_ino)
-        else:
-            file = path
+        file: object = path
+        if os.path.exists(f"{path}.index"):  # best/ has hard links
+            about = os.stat(f"{path}.index")
+            file = about.st_dev, about.st_ino
         if file in seen:
             raise CheckpointError(f"{seen[file]}, {path}: one checkpoint, which would count twice in the mean")
         seen[file] = path

@@ -42,13 +42,9 @@ def are_dialogs(inputs: Sequence[str], text_key: str) -> bool:
     return first_keys(inputs, text_key) is not None
 
 
-def are_chats(inputs: Sequence[str], text_key: str) -> bool:
-    """Whether it is a chat, which needs a template. Raises: as `are_dialogs`."""
-    return "messages" in (first_keys(inputs, text_key) or ())
-
-
 def first_keys(inputs: Sequence[str], text_key: str) -> Optional[tuple]:
-    """The keys of `KEYS` that the first value or row of the inputs has; None where it is none of these."""
+    """The keys of `KEYS` that the first value or row of the inputs has, of a chat, which needs a template, `messages`;
+    None where it is none of these. Raises: as `are_dialogs`."""
     for _, value in values_in(inputs):
         found = value if isinstance(value, dict) else {}
         kinds = (keys for keys in KEYS if all(key in found for key in keys))
