@@ -84,7 +84,9 @@ def scan(source: Source) -> Figures:
         for ids in read_records(path, files, source.masked):
             seen.add(ids)
         if seen.records - before != promised:
-            raise DataError(f"{path}: its name promises {promised} records, it holds {seen.records - before}")
+            raise DataError(
+                f"{path}: its name promises {counted(promised, 'record')}, it holds {seen.records - before}"
+            )
     return seen
 
 
@@ -94,7 +96,7 @@ def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer, 
     reader = "training" if title.startswith("dataset") else "an evaluation"
     print(
         f"{title}{source.name}: {counted(len(lengths), 'record')} in {counted(len(source.paths), 'file')}, "
-        f"{lengths.sum():,} tokens, read as {source.kind}"
+        f"{counted(int(lengths.sum()), 'token')}, read as {source.kind}"
     )
     print(f"lengths   {lengths.min()} to {lengths.max()} tokens ({needed_text(run)} make a sample)")
     print(f"ids       {seen.smallest} to {seen.largest} (n_vocab {run.model.n_vocab}, tokenizer {tokenizer.n_vocab})")
@@ -103,7 +105,7 @@ def report(run: RunConfig, source: Source, seen: Figures, tokenizer: Tokenizer, 
         bad = seen.largest if seen.largest >= run.model.n_vocab else seen.smallest
         wrong.append(f"id {bad} is not below n_vocab and at least 0: {reader} would stop at it")
     if source.kind == CHUNKS and lengths.min() < needed:
-        wrong.append(f"a record of {lengths.min()} tokens is too short: {reader} would stop at it")
+        wrong.append(f"a record of {counted(int(lengths.min()), 'token')} is too short: {reader} would stop at it")
     elif source.kind == CHUNKS and (lengths != source.length).any():
         other = lengths[lengths != source.length][0]
         wrong.append(f"a record has {other}{other_length(source)}: {reader} would stop at it")

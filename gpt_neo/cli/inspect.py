@@ -14,7 +14,7 @@ from gpt_neo.checkpoint.names import PREFIX, is_slot
 from gpt_neo.checkpoint.provenance import read_provenance
 from gpt_neo.cli.console import size_text
 from gpt_neo.cli.tool_options import Inspect
-from gpt_neo.errors import CheckpointError
+from gpt_neo.errors import CheckpointError, counted
 from gpt_neo.storage.tensorflow import is_folder
 
 
@@ -60,14 +60,15 @@ def print_summary(path: str, step: Optional[int], weights: list, reports: list, 
     count = sum(r.size // (2 if r.dtype in ("bfloat16", "float16") else 4) for r in weights)
     slots = len(reports) - len(weights) - (step is not None)
     print(
-        f"checkpoint {path}: step {step if step is not None else 'unknown'}, {len(weights)} weights "
-        f"({count:,} numbers, {size_text(sum(r.size for r in weights))}), {slots} optimizer slots"
+        f"checkpoint {path}: step {step if step is not None else 'unknown'}, {counted(len(weights), 'weight')} "
+        f"({count:,} numbers, {size_text(sum(r.size for r in weights))}), {counted(slots, 'optimizer slot')}"
     )
     if record is None:
         print("record     none (written by another program)")
         return
     data, random, tokenizer = record["data"], record["random"], record["tokenizer"] or {}
-    print(f"data       {data['records_read']:,} records, {data['tokens_read']:,} tokens read; seed {random['seed']}")
+    read = f"{counted(data['records_read'], 'record')}, {counted(data['tokens_read'], 'token')}"
+    print(f"data       {read} read; seed {random['seed']}")
     print(f"tokenizer  {tokenizer.get('path')}; source {record['source'] or 'trained here'}")
     print("versions   " + ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value))
     print("config     " + json.dumps(record["config"]))

@@ -15,7 +15,7 @@ def inspect_data(options: InspectData) -> int:
     if found.samples:
         print("---")
     low, middle, high = found.quantiles(0, 0.5, 1)
-    print(f"records    {found.records:,} in {counted(found.files, 'file')}, {found.tokens:,} tokens")
+    print(f"records    {found.records:,} in {counted(found.files, 'file')}, {counted(found.tokens, 'token')}")
     print(f"lengths    {found.shortest:,} to {found.longest:,} tokens a record")
     if found.shuffled and not len(found.documents):
         print("documents  their lengths are not known: the records are shuffled, and their manifest does not tell")

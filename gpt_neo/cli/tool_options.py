@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from typing import Optional
 
 from gpt_neo.cli.options import DTYPES, WHICH, CloudOptions, ServedOptions, TrainingOptions
 from gpt_neo.cli.parser import HIDDEN, REQUIRED, Options, flag, group
+from gpt_neo.dataprep.readers import COMPRESSIONS, SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Prepare(Options):
 
     input_dir: tuple = flag(
         REQUIRED,
-        "files, folders, globs, gs://... or - (standard input): .txt .md .rst .py .jsonl .json .dat "
-        ".tar .zip .parquet, compressed with .gz .xz .zst .bz2 or not",
+        f"files, folders, globs, gs://... or - (standard input): {' '.join(itertools.chain(*SUFFIXES.values()))}, "
+        f"compressed with {' '.join(COMPRESSIONS)} or not",
         nargs="+",
         metavar="PATH",
     )

@@ -342,7 +342,8 @@ def position_notes(step: int, record: dict, batch: int) -> list[str]:
     if before == batch or not step:
         return []
     change = step * (batch - before)
-    what = f"{change:,} samples are passed over" if change > 0 else f"{-change:,} samples are read a second time"
+    samples = f"{counted(abs(change), 'sample')} {'is' if abs(change) == 1 else 'are'}"
+    what = f"{samples} passed over" if change > 0 else f"{samples} read a second time"
     return [
         f"train_batch_size was {before} and is {batch}: reading goes on at sample {step:,} * {batch} = "
         f"{step * batch:,} in place of {step * before:,}, so that {what}"
@@ -447,10 +448,11 @@ def delete_checkpoints(folder: str, agreed: bool) -> None:
     except ValueError as error:
         raise CheckpointError(f"--new: model_path {folder!r} is a whole bucket or disk; nothing is deleted") from error
     if not agreed:
+        many = counted(len(paths), "file")
         try:
-            answer = input(f"delete {len(paths)} files of checkpoints and logs in {folder}? [y/N] ")
+            answer = input(f"delete {many} of checkpoints and logs in {folder}? [y/N] ")
         except (EOFError, OSError):  # nobody there to ask
-            raise CheckpointError(f"--new would delete {len(paths)} files in {folder!r}: add --yes to agree") from None
+            raise CheckpointError(f"--new would delete {many} in {folder!r}: add --yes to agree") from None
         if answer.strip().lower() not in ("y", "yes"):
             raise CheckpointError(f"--new: nothing deleted in {folder!r}")
     for path in paths:

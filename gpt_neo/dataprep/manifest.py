@@ -183,13 +183,16 @@ def refuse_several_tokenizers(manifests: dict[str, dict], where: str) -> None:
     Raises:
       DataError: they are not.
     """
-    made_with = {found["tokenizer"].get("fingerprint"): path for path, found in manifests.items()}
-    if len(made_with) > 1:
-        one, other, *_ = made_with.values()
-        raise DataError(
-            f"{where} were made with several tokenizers, as {one} and {other} say: ids would clash; give a pattern "
-            "that matches those of one"
-        )
+    for fact, reason in (("fingerprint", "ids would clash"), ("encoding_fingerprint", "they split texts differently")):
+        made_with = {found["tokenizer"].get(fact): path for path, found in manifests.items()}
+        if fact == "encoding_fingerprint":
+            made_with.pop(None, None)  # manifests once had none
+        if len(made_with) > 1:
+            one, other, *_ = made_with.values()
+            raise DataError(
+                f"{where} were made with several tokenizers, as {one} and {other} say: {reason}; give a pattern that "
+                "matches those of one"
+            )
 
 
 def manifests_of(paths: Iterable[str], files: Any = storage) -> dict[str, dict]:

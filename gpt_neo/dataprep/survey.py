@@ -139,12 +139,12 @@ def survey(
         for ids in read_records(path):
             if len(found.samples) < samples:
                 text = tokenizer.decode(i for i in ids.tolist() if 0 <= i < tokenizer.n_vocab)
-                found.samples.append((f"record {found.records - before} of {path}, {len(ids):,} tokens", text))
+                found.samples.append((f"record {found.records - before} of {path}, {counted(len(ids), 'token')}", text))
             found.add(ids)
             sets[beside].add(ids)
         there = found.records - before
         if promised not in (None, there):
-            found.warnings.append(f"{path}: its name promises {promised:,} records, it holds {there:,}")
+            found.warnings.append(f"{path}: its name promises {counted(promised, 'record')}, it holds {there:,}")
     found.files = len(paths)
     found.shuffled = any(map(is_shuffled, manifests.values()))
     if all(manifest.get("document_tokens") for manifest in manifests.values() if is_shuffled(manifest)):

@@ -172,7 +172,8 @@ def check_file(path: str, run: RunConfig, source: Source, limit: Optional[int]) 
     needed, n_vocab = tokens_needed(run), run.model.n_vocab
     for number, tokens in enumerate(itertools.islice(read_records(path), limit)):
         if source.kind == CHUNKS and len(tokens) < needed:
-            raise DataError(f"{path}: record {number} has {len(tokens)} tokens; {needed_text(run)} are needed")
+            size = counted(len(tokens), "token")
+            raise DataError(f"{path}: record {number} has {size}; {needed_text(run)} are needed")
         if source.kind == CHUNKS and len(tokens) != (source.length or len(tokens)):
             raise DataError(f"{path}: record {number} has {len(tokens)}{other_length(source)}")
         if len(tokens) and (tokens.max() >= n_vocab or tokens.min() < 0):
@@ -194,7 +195,7 @@ def explain_damage(error: Any, run: RunConfig, sources: Sequence[Source], step: 
         for path, wanted in ((p, n) for source in sources for p, n in zip(source.paths, source.counts)):
             if os.path.exists(path) and count_records(path) != wanted:
                 promise = "its name promises" if count_from_name(path) == wanted else "it held at the start"
-                return DataError(f"{path}: {promise} {wanted} records, it holds {count_records(path)}")
+                return DataError(f"{path}: {promise} {counted(wanted, 'record')}, it holds {count_records(path)}")
     if isinstance(error, (tf.errors.DataLossError, tf.errors.InvalidArgumentError)):
         for source, sample in zip(sources, mixture_of(run, sources).before(step * batch_size)):
             first, _ = locate(sample // source.pieces * source.stitch, source.counts)

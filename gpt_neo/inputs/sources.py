@@ -236,7 +236,7 @@ def record_counts(paths: Sequence[str]) -> list[int]:
     found = dict(zip(remote, count_remote(remote)))
     for path, count in zip(paths, named):
         if count is not None and os.path.exists(path) and count * RECORD > os.path.getsize(path):
-            raise DataError(f"{path}: its name promises {count:,} records, more than a file of its size holds")
+            raise DataError(f"{path}: its name promises {counted(count, 'record')}, more than a file of its size holds")
     counts = [
         found[path] if path in found else count_records(path) if count is None else count
         for path, count in zip(paths, named)

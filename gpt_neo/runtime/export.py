@@ -179,10 +179,7 @@ def generate(
       (int32 [batch, new], int32 [batch])
     """
     batch, chunk = int(tokens.shape[0]), min(PREFILL, config.n_ctx)
-    longest = tf.reduce_max(lengths)
-    fits = tf.debugging.assert_less(longest, config.n_ctx, message="a prompt leaves no room in n_ctx for a new token")
-    with tf.control_dependencies([fits, tf.debugging.assert_positive(lengths, message="a prompt is empty")]):
-        room = tf.minimum(max_tokens, config.n_ctx - longest)
+    room = room_beside(lengths, max_tokens, config.n_ctx)
     aligned, start, length = aligned_prompts(tokens, lengths, chunk)
     room_for = config.n_ctx + chunk
     placement = LocalPlacement(MeshPlan())
@@ -224,6 +221,15 @@ def generate(
     )
     new = tf.transpose(state[2].stack())[:, : state[0]]
     return new, state[3]
+
+
+def room_beside(lengths: tf.Tensor, max_tokens: tf.Tensor, n_ctx: int) -> tf.Tensor:
+    """How many of `max_tokens` new tokens fit beside the longest prompt; the graph fails where a prompt is empty or
+    leaves no room."""
+    longest = tf.reduce_max(lengths)
+    fits = tf.debugging.assert_less(longest, n_ctx, message="a prompt leaves no room in n_ctx for a new token")
+    with tf.control_dependencies([fits, tf.debugging.assert_positive(lengths, message="a prompt is empty")]):
+        return tf.minimum(max_tokens, n_ctx - longest)
 
 
 def decoding_step(

@@ -61,7 +61,7 @@ def room_notes(prompt: Sequence[int], n_ctx: int, max_tokens: Optional[int]) -> 
     notes = []
     if cut:
         notes.append(
-            f"the prompt has {len(prompt):,} tokens: its first {cut:,} are left out, so that "
+            f"the prompt has {len(prompt):,} tokens: its beginning ({counted(cut, 'token')}) is left out, so that "
             f"{counted(room, 'new token')} fit into n_ctx"
         )
     if max_tokens and room < max_tokens:

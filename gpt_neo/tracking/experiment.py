@@ -187,11 +187,7 @@ def track(
             raise RunEndedError("\n".join([f"exit status {status[0]}", *printed().splitlines()[-20:]]))
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sacred's use of databases and clocks
-            # What the work prints is known: see `printed`. Several observers have to agree on an id.
-            identity = {"--id": next_identity(experiment.observers)} if len(observers) > 1 else {}
-            experiment.run(options={"--capture": "no", **identity})
+        run_quietly(experiment)
     except (RunEndedError, Interrupted):
         pass
     except GptNeoError:
@@ -201,6 +197,15 @@ def track(
             raise
         raise unusable(observers, error) from error
     return status[0]
+
+
+def run_quietly(experiment: Any) -> None:
+    """Run an experiment whose prints are not captured, as they are known: see `track`."""
+    # Several observers have to agree on an id.
+    identity = {"--id": next_identity(experiment.observers)} if len(experiment.observers) > 1 else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sacred's use of databases and clocks
+        experiment.run(options={"--capture": "no", **identity})
 
 
 def unusable(observers: Sequence[str], error: Exception) -> ConfigError:

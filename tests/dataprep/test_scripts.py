@@ -128,7 +128,7 @@ def test_survey_of_several_files(tmp_path):
     assert [place for place, _ in found.samples] == [
         f"record 0 of {first}, 2 tokens",
         f"record 1 of {first}, 2 tokens",
-        f"record 0 of {second}, 1 tokens",
+        f"record 0 of {second}, 1 token",
     ]
     assert found.warnings == []
     writer = RecordWriter(str(tmp_path), "y", 0)

@@ -239,9 +239,14 @@ def test_a_tokenizer_that_has_the_vocabulary_and_other_ids_for_texts(tmp_path):
     other = dataclasses.replace(config, tokenizer_path=paths[1])
     with pytest.raises(DataError, match="one.json, which differs in its merges, splitting or normalization from token"):
         check_tokenizer(run, other, "a")
+    prepare(dataclasses.replace(options, name="b", encoder_path=paths[1]), lambda *told, **more: None)
+    both = dataclasses.replace(config, path=str(tmp_path / "out" / "*.tfrecords"), tokenizer_path=None)
+    with pytest.raises(DataError, match="were made with several tokenizers, .* say: they split texts different"):
+        check_tokenizer(run, both, "a", texts=False)
     del manifest["tokenizer"]["encoding_fingerprint"]  # as manifests were before there was one
     (tmp_path / "out" / "a_manifest.json").write_text(json.dumps(manifest))
     check_tokenizer(run, other, "a")
+    check_tokenizer(run, both, "a", texts=False)
 
 
 def test_files_named_by_number_are_counted(shelf, tmp_path):

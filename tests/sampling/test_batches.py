@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from gpt_neo.errors import ConfigError, DataError
+from gpt_neo.errors import ConfigError, DataError, counted
 from gpt_neo.sampling.batches import AlignedSampler, Row, fit_prompt, room_notes
 from gpt_neo.sampling.filters import SampleOptions, draw, row_generator
 
@@ -50,7 +50,9 @@ def test_prompts_are_cut_on_the_left(length, wanted, kept, room):
     assert fit_prompt(prompt, N_CTX, wanted) == (prompt[length - kept :], length - kept, room)
     notes = room_notes(prompt, N_CTX, wanted)
     assert len(notes) == (kept < length) + bool(wanted and room < wanted)
-    assert all(f"first {length - kept} are left out" in note for note in notes[: int(kept < length)])
+    assert all(
+        f"beginning ({counted(length - kept, 'token')}) is left out" in note for note in notes[: int(kept < length)]
+    )
 
 
 def expected(prompt, options, room, number, sample):
