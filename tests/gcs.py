@@ -102,7 +102,7 @@ class FaultyServer(socketserver.ThreadingMixIn, server.HTTPServer):
         """Dropped connections are meant."""
 
 
-def quick_retries():
+def quick_retries(path):
     """The client's retries with short pauses."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 

@@ -178,12 +178,24 @@ def test_reading_listing_and_deleting_survive_faults(gcs, monkeypatch, faults):
 
 def test_a_server_that_never_answers_well(gcs, tmp_path, monkeypatch):
     monkeypatch.setattr(storage.buckets, "UPLOAD_ATTEMPTS", 2)
-    monkeypatch.setattr(storage.buckets, "retries", lambda: quick_retries().with_timeout(0.2))
+    monkeypatch.setattr(storage.buckets, "retries", lambda path: quick_retries(path).with_timeout(0.2))
     gcs.fail("503", every=1)
     with pytest.raises(OSError, match="503"):
         storage.upload(big_file(tmp_path, 100), f"gs://{BUCKET}/never")
     gcs.fail()
     assert not storage.exists(f"gs://{BUCKET}/never")
+
+
+def test_what_is_in_the_way_is_told_while_it_is_tried_again(monkeypatch, caplog):
+    """Whose names are not known, as without a network: nobody waits for minutes without a word."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://nowhere.invalid")
+    monkeypatch.setattr(storage.buckets, "QUIET", 0.1)
+    monkeypatch.setattr(storage.buckets, "DEADLINE", 3)
+    with pytest.raises(OSError, match="no answer in 3 seconds: .*nowhere.invalid"):
+        storage.list_files("gs://bucket/some/")
+    (told,) = caplog.messages
+    assert told.startswith("gs://bucket/some/: ") and told.endswith("; it is tried again, 3 seconds in all")
+    assert "Failed to resolve 'nowhere.invalid'" in told and "Max retries" not in told
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+from gpt_neo import storage
 from gpt_neo.checkpoint.average import average_checkpoints
 from gpt_neo.checkpoint.folder import checkpoints_of, find_checkpoint, prefix_of
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Average
 from gpt_neo.errors import ConfigError, counted
@@ -21,6 +23,8 @@ def average(options: Average) -> int:
       CheckpointError: a folder has no checkpoint, or as `average_checkpoints`.
     """
     given = options.sources
+    if any(map(storage.scheme_of, [*given, options.to])):  # which TensorFlow reads and writes
+        quiet.silence(False)
     if len(given) == 1 and is_folder(given[0]):
         sources = sorted(checkpoints_of(given[0]), key=step_of)[-(options.last or 0) :]
     elif options.last:

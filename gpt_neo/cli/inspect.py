@@ -12,6 +12,7 @@ from gpt_neo.checkpoint.folder import find_checkpoint, prefix_of
 from gpt_neo.checkpoint.health import examine
 from gpt_neo.checkpoint.names import PREFIX, is_slot
 from gpt_neo.checkpoint.provenance import read_provenance
+from gpt_neo.cli import quiet
 from gpt_neo.cli.console import size_text
 from gpt_neo.cli.tool_options import Inspect
 from gpt_neo.errors import CheckpointError, counted
@@ -26,6 +27,8 @@ def inspect(options: Inspect) -> int:
     """
     path = prefix_of(options.checkpoint)
     notes: tuple = ()
+    if storage.scheme_of(path):  # which TensorFlow reads
+        quiet.silence(False)
     if is_folder(path):
         found = find_checkpoint(path)
         path, notes = found.path, found.notes

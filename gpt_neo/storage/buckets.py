@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import io
+import logging
 import os
 import re
 import time
@@ -26,10 +27,12 @@ REMOTE = f"{SCHEME}://"
 READ_CHUNK = 8 << 20  # bytes fetched from a remote object at once
 UPLOAD_CHUNK = 16 << 20  # bytes of one request of a resumable upload; a multiple of 256 KiB
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for an answer
+QUIET = 5  # seconds that it is tried again without a word
 DEADLINE = 300  # seconds that one request is tried again after 5xx answers and broken connections
 UPLOAD_ATTEMPTS = 5  # whole uploads, after a session that could not be continued
 SESSION_FAILURES = 6  # requests of a session that fail one after another
 PAUSE = 1.0  # seconds before the second attempt; doubles
+LOG = logging.getLogger("gpt_neo.storage")
 Failures = Callable[[str], contextlib.AbstractContextManager]  # of a path, around a request
 
 
@@ -57,7 +60,7 @@ def is_folder(path: str) -> bool:
     bucket, key = bucket_and_key(path.rstrip("/") + "/")
     with remote_errors(path):
         return any(
-            True for _ in client().list_blobs(bucket, prefix=key, max_results=1, timeout=TIMEOUT, retry=retries())
+            True for _ in client().list_blobs(bucket, prefix=key, max_results=1, timeout=TIMEOUT, retry=retries(path))
         )
 
 
@@ -91,7 +94,7 @@ def delete(path: str) -> None:
     """Delete an object; one that is not there is fine."""
     bucket, key = bucket_and_key(path)
     with contextlib.suppress(FileNotFoundError), remote_errors(path):
-        client().bucket(bucket).blob(key).delete(timeout=TIMEOUT, retry=retries())
+        client().bucket(bucket).blob(key).delete(timeout=TIMEOUT, retry=retries(path))
 
 
 def upload(local: str, path: str) -> None:
@@ -127,7 +130,7 @@ def send(local: str, path: str) -> None:
     bucket, key = bucket_and_key(path)
     total = os.path.getsize(local)
     blob = client().bucket(bucket).blob(key)
-    session = blob.create_resumable_upload_session(size=total, timeout=TIMEOUT, retry=retries())
+    session = blob.create_resumable_upload_session(size=total, timeout=TIMEOUT, retry=retries(path))
     place: int | None = 0
     failures = 0
     with open(local, "rb") as handle:
@@ -205,7 +208,7 @@ class RemoteFile(io.RawIOBase):
         with failures(path), remote_errors(path):
             blob = blob_of(path)
             self.length = int(blob.size)
-            self.handle = blob.open("rb", chunk_size=READ_CHUNK, timeout=TIMEOUT, retry=retries())
+            self.handle = blob.open("rb", chunk_size=READ_CHUNK, timeout=TIMEOUT, retry=retries(path))
 
     def readable(self) -> bool:
         """It is for reading."""
@@ -280,18 +283,45 @@ def import_client() -> None:
         raise DataError(f"gs:// paths need the extra gcs: {how_to_install('gcs')}") from error
 
 
-def retries() -> Any:
+def retries(path: str) -> Any:
     """How one request is tried again: 429, 5xx, broken connections and timeouts, with growing pauses."""
+    from google.api_core.retry import Retry
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    return DEFAULT_RETRY.with_timeout(DEADLINE)
+    return Retry(DEFAULT_RETRY._predicate, timeout=DEADLINE, on_error=Trouble(path))
+
+
+class Trouble:
+    """Called with each error after which a request is tried again; logs it after QUIET seconds, then once a minute, as
+    nobody waits five minutes without a word."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.due: Optional[float] = None
+
+    def __call__(self, error: Exception) -> None:
+        now = time.monotonic()
+        if self.due is None:
+            self.due = now + QUIET
+        if now >= self.due:
+            self.due = now + 60
+            LOG.warning("%s: %s; it is tried again, %d seconds in all", self.path, innermost(error), DEADLINE)
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What an error of the client was made of: that a name is not known, where it tells of its pools and attempts."""
+    while True:
+        inner = getattr(error, "cause", None) or getattr(error, "reason", None) or next(iter(error.args), None)
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
 
 
 def blob_of(path: str) -> Any:
     """An object with its metadata. Raises: FileNotFoundError."""
     bucket, key = bucket_and_key(path)
     with remote_errors(path):
-        blob = client().bucket(bucket).get_blob(key, timeout=TIMEOUT, retry=retries()) if key else None
+        blob = client().bucket(bucket).get_blob(key, timeout=TIMEOUT, retry=retries(path)) if key else None
     if blob is None:
         raise FileNotFoundError(errno.ENOENT, "no such object", path)
     return blob
@@ -301,7 +331,7 @@ def paths_from(prefix: str) -> list[str]:
     """Paths of all objects that begin with a prefix, sorted."""
     bucket, key = bucket_and_key(prefix)
     with remote_errors(prefix):
-        blobs = list(client().list_blobs(bucket, prefix=key, timeout=TIMEOUT, retry=retries()))
+        blobs = list(client().list_blobs(bucket, prefix=key, timeout=TIMEOUT, retry=retries(prefix)))
     return sorted(f"{REMOTE}{bucket}/{blob.name}" for blob in blobs if not blob.name.endswith("/"))
 
 
@@ -320,5 +350,7 @@ def remote_errors(path: str) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, "no such object or bucket", path) from error
     except (exceptions.Forbidden, exceptions.Unauthorized, GoogleAuthError) as error:
         raise PermissionError(errno.EACCES, f"no access: {error}", path) from error
+    except exceptions.RetryError as error:
+        raise OSError(errno.EIO, f"no answer in {DEADLINE} seconds: {innermost(error)}", path) from error
     except (exceptions.GoogleAPIError, InvalidResponse, DataCorruption, requests.RequestException) as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", path) from error

@@ -134,8 +134,9 @@ def test_records_that_were_added_move_it_too(world, command, capsys, tmp_path):
         writer.close()
 
     add(0)
-    path = world.config("growing", datasets=[world.dataset_config("growing", path=str(tmp_path / "growing_*"))])
-    for steps, told in ((2, False), (3, False), (4, True), (5, False)):
+    dataset = world.dataset_config("growing", path=str(tmp_path / "growing_*"))
+    path = world.config("growing", datasets=[dataset], n_layer=1, attention_types="global")
+    for steps, told in ((3, False), (4, True), (5, False)):
         if told:
             add(1)
         assert command("--model", path, "--set", f"train_steps={steps}") == 0
