@@ -12,20 +12,11 @@ import numpy as np
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import BundleWriter
-from gpt_neo.checkpoint.custom import (
-    CUSTOM,
-    CUSTOM_TYPE,
-    copy_code,
-    custom_config,
-    listed_pairs,
-    own_keys,
-    own_pairs,
-    refuse_foreign_code,
-)
+from gpt_neo.checkpoint.custom import CUSTOM, copy_code, custom_config, listed_pairs, own_pairs
 from gpt_neo.checkpoint.families import GPT2, Family, Pair, family_of, is_ignored, pairs_of
 from gpt_neo.checkpoint.fit import Fit, fit_checkpoint, mismatch_table
 from gpt_neo.checkpoint.folder import BEST, write_state
-from gpt_neo.checkpoint.hf_config import model_keys, their_config
+from gpt_neo.checkpoint.hf_config import read_config, their_config
 from gpt_neo.checkpoint.hf_folder import HfFolder, copy_template
 from gpt_neo.checkpoint.hf_tokens import begin_id, copy_tokenizer, is_row, special_ids
 from gpt_neo.checkpoint.names import PREFIX
@@ -92,9 +83,8 @@ def import_hf(
     """
     folder = HfFolder(source)
     where = os.path.join(source, "config.json")
-    refuse_foreign_code(folder.config, where)
-    own = folder.config.get("model_type") == CUSTOM_TYPE
-    family, keys = (CUSTOM, own_keys(folder.config, where)) if own else model_keys(folder.config, where)
+    family, keys = read_config(folder.config, where)
+    own = family is CUSTOM
     types = weight_types(folder, family)
     precision = dtype or holding(types)
     ids, notes = ({}, []) if own else special_ids(source, folder.config, keys["n_vocab"])
@@ -136,9 +126,7 @@ def config_before(source: str, overrides: dict) -> ModelConfig:
       CheckpointError, ConfigError: it is none of ours.
     """
     where = os.path.join(source, "config.json")
-    config = storage.read_json(where, CheckpointError)
-    own = config.get("model_type") == CUSTOM_TYPE
-    keys = own_keys(config, where) if own else model_keys(config, where)[1]
+    _, keys = read_config(storage.read_json(where, CheckpointError), where)
     return build_sections({**keys, **TRAINING, "train_steps": ADDED_STEPS, **overrides, "datasets": []}, where)["model"]
 
 

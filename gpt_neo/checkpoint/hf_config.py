@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any, Optional
 
+from gpt_neo import storage
+from gpt_neo.checkpoint.custom import CUSTOM, CUSTOM_TYPE, own_keys, refuse_foreign_code
 from gpt_neo.checkpoint.families import ACTIVATIONS, FAMILIES, GPT2, GPT_NEO, GPT_NEOX, GPTJ, THEIR_ACTIVATIONS, Family
 from gpt_neo.checkpoint.hf_classes import as_class_reads
 from gpt_neo.config.legacy import expand_attention_types
+from gpt_neo.config.loader import adapters_in
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError, ConfigError
+
+
+def read_config(theirs: dict, where: str) -> tuple[Family, dict]:
+    """The family of a config and our model keys of it, also of one that `custom.custom_config` has written.
+
+    Raises:
+      CheckpointError: it is none of ours, or names code of its folder's own.
+    """
+    refuse_foreign_code(theirs, where)
+    if theirs.get("model_type") == CUSTOM_TYPE:
+        return CUSTOM, own_keys(theirs, where)
+    return model_keys(theirs, where)
+
+
+def refuse_by_config(folder: str) -> None:
+    """Look at what is small in a folder before gigabytes of weights come.
+
+    Raises:
+      CheckpointError: the weights are none of ours, or adapters alone.
+    """
+    if adapters := adapters_in(folder):
+        raise CheckpointError(adapters)
+    config = os.path.join(folder, "config.json")
+    if os.path.isfile(config):
+        read_config(storage.read_json(config, CheckpointError), config)
 
 
 def model_keys(theirs: dict, where: str) -> tuple[Family, dict]:

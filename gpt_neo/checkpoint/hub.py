@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 
 from gpt_neo import storage
+from gpt_neo.checkpoint.hf_config import refuse_by_config
 from gpt_neo.checkpoint.remote import source_folder
 from gpt_neo.config.loader import HUB_NAME
 from gpt_neo.errors import CheckpointError, reason_of
 
-# What a conversion reads. Weights that are pickled Python (.bin) are left where they are.
-PATTERNS = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+# What a conversion reads: what is small, and looked at first, and weights. Pickled ones (.bin) are left where they are.
+SMALL = ("*.json", "merges.txt", "*.jinja")
+WEIGHTS = ("*.safetensors",)
 
 
 def is_hub_name(source: str) -> bool:
@@ -43,8 +45,35 @@ def hub_snapshot(source: str) -> str:
     """The local copy of a model on the hub, made when it is not there.
 
     Raises:
-      CheckpointError: the hub has no such model or revision, cannot be reached, or has no safetensors of it.
+      CheckpointError: as `small_snapshot`, or the hub has no safetensors of it.
     """
+    small_snapshot(source)
+    folder = download(source, (*SMALL, *WEIGHTS))
+    if not any(name.endswith(".safetensors") for name in os.listdir(folder)):
+        raise CheckpointError(
+            f"{source!r}: the hub has no safetensors of it; pickled weights are not fetched. Get the folder by other "
+            "means and give its path"
+        )
+    return folder
+
+
+def small_snapshot(source: str) -> str:
+    """The local copy of a model on the hub without its weights: config, tokenizer and chat template.
+
+    Raises:
+      CheckpointError: the hub has no such model or revision, cannot be reached, or its model is none of ours, of which
+        gigabytes would come in vain.
+    """
+    folder = download(source, SMALL)
+    try:
+        refuse_by_config(folder)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(folder, source)) from error
+    return folder
+
+
+def download(source: str, patterns: tuple[str, ...]) -> str:
+    """The files of a model on the hub that match patterns, in the hub's cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -52,7 +81,7 @@ def hub_snapshot(source: str) -> str:
     assert found is not None
     hub = address()
     try:
-        folder = snapshot_download(found["name"], revision=found["revision"], allow_patterns=list(PATTERNS))
+        return str(snapshot_download(found["name"], revision=found["revision"], allow_patterns=list(patterns)))
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{source!r}: no such folder here, and no such model on {hub}, or it is private (HF_TOKEN opens it)"
@@ -61,12 +90,6 @@ def hub_snapshot(source: str) -> str:
         raise CheckpointError(
             f"{source!r}: no such folder here, and it cannot be had from {hub}: {reason_of(error).splitlines()[0]}"
         ) from error
-    if not any(name.endswith(".safetensors") for name in os.listdir(folder)):
-        raise CheckpointError(
-            f"{source!r}: the hub has no safetensors of it; pickled weights are not fetched. Get the folder by other "
-            "means and give its path"
-        )
-    return folder
 
 
 def push_folder(folder: str, name: str) -> str:

@@ -16,11 +16,11 @@ import numpy as np
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import BundleWriter
 from gpt_neo.checkpoint.convert import match_names
-from gpt_neo.checkpoint.custom import CUSTOM, CUSTOM_TYPE, listed_pairs, own_keys
+from gpt_neo.checkpoint.custom import CUSTOM, listed_pairs
 from gpt_neo.checkpoint.families import WITHOUT_EFFECT, pairs_of
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.folder import Found, find_latest, is_hf_folder, prefix_of, write_state
-from gpt_neo.checkpoint.hf_config import model_keys
+from gpt_neo.checkpoint.hf_config import read_config
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.hub import is_hub_name, model_folder_of
 from gpt_neo.checkpoint.names import PREFIX, step_of
@@ -178,11 +178,10 @@ def adapters(run: RunConfig) -> Values:
 def hf_values(source: str, model: ModelConfig) -> Values:
     """The weights of a Hugging Face folder. Raises: CheckpointError."""
     folder, where = HfFolder(source), os.path.join(source, "config.json")
-    own = folder.config.get("model_type") == CUSTOM_TYPE
-    family, keys = (CUSTOM, own_keys(folder.config, where)) if own else model_keys(folder.config, where)
+    family, keys = read_config(folder.config, where)
     refuse_other(keys, model, where)
     model = merged(model)
-    pairs = listed_pairs(folder.config, model, where) if own else pairs_of(family, model)
+    pairs = listed_pairs(folder.config, model, where) if family is CUSTOM else pairs_of(family, model)
     names = match_names(folder, family, pairs)
     for pair in pairs:
         yield from zip(pair.ours, pair.arrangement.split(folder.read(names[pair.theirs]), model.n_head))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import read_bytes
+from gpt_neo.checkpoint.hf_config import refuse_by_config
 from gpt_neo.checkpoint.hf_folder import TOKENIZER_FILES, WEIGHTS
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.config.loader import RECORD
@@ -48,6 +49,7 @@ def source_folder(folder: str) -> Iterator[str]:
         try:
             names = [path[len(folder.rstrip("/")) + 1 :] for path in storage.list_files(folder)]
             fetch(folder, copy, [name for name in ("config.json", *TOKENIZER_FILES) if name in names])
+            refuse_by_config(copy)
             weights = next((name for name in WEIGHTS if name in names), None)
             fetch(folder, copy, [weights] if weights else [])
             if weights and weights.endswith(".index.json"):

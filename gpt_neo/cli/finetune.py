@@ -21,7 +21,7 @@ from gpt_neo.checkpoint.custom import own_pairs
 from gpt_neo.checkpoint.families import family_of
 from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_checkpoint
 from gpt_neo.checkpoint.hf_folder import copy_template, copy_tokenizer_files
-from gpt_neo.checkpoint.hub import is_hub_name, push_folder
+from gpt_neo.checkpoint.hub import is_hub_name, push_folder, small_snapshot
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
@@ -70,7 +70,6 @@ def finetune(options: Finetune) -> int:
     if frozen:
         check_freeze(frozen, model_before(options, out))
     run = import_model(options, out, request)
-    check_freeze(frozen, run.model)  # that of the hub
     code = needs_code(run)  # told before training where nothing can be exported
     dataset = dataset_of(options, run, out)
     run = write_settings(options, out, dataset)
@@ -129,8 +128,7 @@ def check_request(options: Finetune, out: str) -> dict:
 
 
 def check_template(options: Finetune, out: str) -> None:
-    """Refuse chats that no template makes text of before weights are imported. Of a model on the hub that is known only
-    then.
+    """Refuse chats that no template makes text of before weights are imported.
 
     Raises:
       ConfigError: one is given, and --data has texts, which go through none.
@@ -145,27 +143,30 @@ def check_template(options: Finetune, out: str) -> None:
         return
     if os.path.isfile(os.path.join(out, FOLDER_CONFIG)):
         folder = out
-    elif is_hub_name(options.source):
-        folder = None
     else:
-        folder = options.source if is_hf_folder(options.source) else given_run(options.source, options.set)[1]
-    if folder is None and not options.template:
-        return
-    if template_of(folder or "", None, options.template) is None:
-        raise DataError(f"{folder}: {NO_TEMPLATE}")
+        folder = hf_folder_before(options) or given_run(options.source, options.set)[1]
+    if template_of(folder, None, options.template) is None:
+        name = options.source if is_hub_name(options.source) else folder
+        raise DataError(f"{name}: {NO_TEMPLATE}")
 
 
-def model_before(options: Finetune, out: str) -> Optional[ModelConfig]:
-    """What will be trained, as far as it is known before weights are imported: not of a model on the hub."""
+def model_before(options: Finetune, out: str) -> ModelConfig:
+    """What will be trained, before weights are imported."""
     if os.path.isfile(os.path.join(out, FOLDER_CONFIG)):
         return load_config(out).model
-    if is_hub_name(options.source):
-        return None
-    if is_hf_folder(options.source):
-        model = config_before(options.source, dict(parse_override(word) for word in options.set))
+    folder = hf_folder_before(options)
+    if folder:
+        model = config_before(folder, dict(parse_override(word) for word in options.set))
     else:
         model = given_run(options.source, options.set)[0].model
     return dataclasses.replace(model, lora_rank=options.lora)
+
+
+def hf_folder_before(options: Finetune) -> Optional[str]:
+    """The Hugging Face folder that is fine-tuned; of a model on the hub its small files. None where SRC is a run."""
+    if is_hub_name(options.source):
+        return small_snapshot(options.source)
+    return options.source if is_hf_folder(options.source) else None
 
 
 def frozen_by(options: Finetune) -> list[str]:
@@ -174,13 +175,13 @@ def frozen_by(options: Finetune) -> list[str]:
     return [pattern for pattern in given if isinstance(pattern, str)] if isinstance(given, list) else []
 
 
-def check_freeze(patterns: list[str], model: Optional[ModelConfig]) -> None:
+def check_freeze(patterns: list[str], model: ModelConfig) -> None:
     """Refuse patterns that leave nothing of a model to train.
 
     Raises:
       ConfigError: they match every variable.
     """
-    if patterns and model and not any(is_trained(name, model, patterns) for name in variables_of(model)):
+    if not any(is_trained(name, model, patterns) for name in variables_of(model)):
         what = "adapter" if model.lora_rank else "variable"
         raise ConfigError(f"--freeze {' '.join(patterns)} matches every {what}: nothing is left to train")
 

@@ -61,12 +61,17 @@ def test_mistakes_are_told_with_the_names_of_the_bucket(source, tmp_path, gcs, c
     put(source, f"gs://{BUCKET}/hf2")
     shard = next(name for name in os.listdir(source) if name.startswith("model-"))
     storage.delete(f"gs://{BUCKET}/hf2/{shard}", within=f"gs://{BUCKET}/hf2")
+    storage.write_bytes(f"gs://{BUCKET}/other/config.json", b'{"model_type": "llama"}')
+    storage.write_bytes(f"gs://{BUCKET}/other/model.safetensors", b"gigabytes")
+    gcs.requests.clear()
     for place, message in (
         ("hf2", f"gs://{BUCKET}/hf2/model.safetensors.index.json: shard {shard} is missing"),
         ("none", f"gs://{BUCKET}/none: has no config.json"),
+        ("other", f"gs://{BUCKET}/other/config.json: model_type is 'llama'; allowed: "),
     ):
         assert run(["import-hf", f"gs://{BUCKET}/{place}", str(tmp_path / "run")]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert not any("other/model" in path or "other%2Fmodel" in path for _, path in gcs.requests), "it was not copied"
     assert run(["import-hf", source, f"gs://{BUCKET}"]) == 2
     assert f"gs://{BUCKET}: a whole bucket" in capsys.readouterr().err
 

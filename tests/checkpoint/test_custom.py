@@ -12,6 +12,7 @@ from gpt_neo.__main__ import main as run_command
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.custom import FILE, FOLDER
+from gpt_neo.checkpoint.initial import hf_values
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config import load_config
 from gpt_neo.config.network import mlp_variables
@@ -186,6 +187,8 @@ def test_code_of_a_folder_never_runs(exported, tmp_path, capsys, monkeypatch):
         assert run_command(["import-hf", str(tmp_path / "src"), str(tmp_path / "foreign")]) == 2
         error = capsys.readouterr().err
         assert "auto_map names code of the folder's own" in error and error.count("\n") == 1
+        with pytest.raises(CheckpointError, match="auto_map names code of the folder's own"):  # as of --init_from
+            next(hf_values(str(tmp_path / "src"), load_config(str(tmp_path / "altered")).model))
     assert not (tmp_path / "ran").exists() and not (tmp_path / "foreign").exists()
 
 

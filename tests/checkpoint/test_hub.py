@@ -61,6 +61,26 @@ def test_a_model_by_name(folders, tmp_path):
     assert "cannot be had from http://127.0.0.1:9" in refused
 
 
+def test_weights_of_what_is_none_of_ours_are_not_fetched(folders, tmp_path):
+    """Gigabytes that would come in vain: another family, code of the folder's own, adapters alone."""
+    others = {
+        "llama": ({"config.json": {"model_type": "llama"}}, "org/llama/config.json: model_type is 'llama'; allowed: "),
+        "code": ({"config.json": {"model_type": "gpt2", "auto_map": {"AutoModel": "x.Y"}}}, "auto_map names code of"),
+        "lora": ({"adapter_config.json": {}}, "'org/lora' holds adapters of PEFT, not a model"),
+    }
+    for name, (files, _) in others.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+        for file, value in files.items():
+            (tmp_path / name / file).write_text(json.dumps(value))
+    with fake_hub({f"org/{name}": str(tmp_path / name) for name in others}) as (url, asked):
+        told = snapshots(url, tmp_path / "cache", *(f"org/{name}" for name in others))
+    told = [line for line in told if line.startswith("refused ")]
+    for line, (_, expected) in zip(told, others.values()):
+        assert expected in line
+    assert len(told) == 3 and not [path for path in asked if path.endswith(".safetensors") and "resolve" in path]
+
+
 def test_what_can_be_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()

@@ -430,6 +430,23 @@ def test_chats_without_a_template_are_told_before_a_model_is_made(trained, model
     assert (out / "chat_template.jinja").is_file() and (out / "tokenizer.json").is_file()
 
 
+def test_of_a_model_on_the_hub_mistakes_are_told_before_its_weights_come(model, tmp_path, capsys, monkeypatch):
+    """What its small files show, as in a folder."""
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A list."}]
+    chats.write_text((json.dumps({"messages": turns}) + "\n") * 4)
+    (tmp_path / "a.txt").write_text("A list is a row of values.")
+    small = shutil.copytree(model, tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr("gpt_neo.checkpoint.hub.download", lambda source, patterns: str(small))
+    out = str(tmp_path / "out")
+    for data, flags, told in (
+        (chats, [], "org/tiny: the tokenizer has no chat template: give one with --template FILE"),
+        (tmp_path / "a.txt", ["--freeze", ".*"], "--freeze .* matches every variable: nothing is left to train"),
+    ):
+        assert main(["finetune", "org/tiny", "--data", str(data), "--out", out, *flags]) == 2
+        assert f"error: {told}" in capsys.readouterr().err and not os.path.exists(out)
+
+
 def test_a_template_that_is_given_becomes_the_models_own(world, tmp_path):
     from gpt_neo.cli.finetune_data import FOLDER, dialog_records
     from gpt_neo.cli.tool_options import Finetune
