@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.hf_config import refuse_by_config
@@ -73,15 +74,21 @@ def small_snapshot(source: str) -> str:
 
 
 def download(source: str, patterns: tuple[str, ...]) -> str:
-    """The files of a model on the hub that match patterns, in the hub's cache."""
+    """The files of a model on the hub that match patterns, in the hub's cache. Bars are shown of weights alone."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import tqdm
+
+    class NoBar(tqdm):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **{**named, "disable": True})
 
     found = HUB_NAME.fullmatch(source)
     assert found is not None
-    hub = address()
+    name, revision, hub = found["name"], found["revision"], address()
+    bar = NoBar if patterns == SMALL else None
     try:
-        return str(snapshot_download(found["name"], revision=found["revision"], allow_patterns=list(patterns)))
+        return str(snapshot_download(name, revision=revision, allow_patterns=list(patterns), tqdm_class=bar))
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{source!r}: no such folder here, and no such model on {hub}, or it is private (HF_TOKEN opens it)"
