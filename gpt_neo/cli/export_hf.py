@@ -37,10 +37,10 @@ def export_folder(options: ExportHf) -> int:
 
     with small_files(options.model) as beside:
         if scheme_of(options.model):
-            run = load_run(beside, [*options.set, f"model_path={options.model}"])
+            run = load_run(beside, [*options.set, f"model_path={options.model}"], trains=False)
             run = dataclasses.replace(run, name=folder_name(options.model))
         else:
-            run = load_run(options.model, options.set)
+            run = load_run(options.model, options.set, trains=False)
     if options.as_ and options.custom_code:
         raise ConfigError("--as and --custom_code: give one of them")
     adapted, run = run.model, dataclasses.replace(run, model=merged(run.model))

@@ -13,6 +13,7 @@ from gpt_neo.cli.options import DeviceOptions, ModelOptions, RunOptions
 from gpt_neo.config import load_config
 from gpt_neo.config.folders import model_folder
 from gpt_neo.config.network import merged
+from gpt_neo.config.restore import OfTraining
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.errors import ConfigError, brief
 
@@ -73,7 +74,7 @@ def load_job(
         raise ConfigError(f"--checkpoint {model.checkpoint}: this command reads no checkpoint; leave it out")
     if reads_only:
         model = dataclasses.replace(model, model=run_of(model.model))
-    run = load_run(model.model, [*model.overrides, *overrides], quiet, needs_data)
+    run = load_run(model.model, [*model.overrides, *overrides], quiet, needs_data, trains=not reads_only)
     if reads_only:
         if any(text.startswith("lora_alpha=") for text in model.overrides):
             raise ConfigError("--set lora_alpha: adapters are multiplied by what they were trained with; leave it out")
@@ -92,20 +93,22 @@ def check_identity(model: ModelOptions) -> None:
 
 
 def load_run(
-    name_or_path: str, overrides: Sequence[str] = (), quiet: bool = False, needs_data: bool = True
+    name_or_path: str, overrides: Sequence[str] = (), quiet: bool = False, needs_data: bool = True, trains: bool = True
 ) -> RunConfig:
     """Load a config and print what was recognised as another program's, and which keys do nothing.
 
     Args:
       quiet: another process prints it, or the output is for a program.
       needs_data: refuse a dataset without a config; otherwise it is left out of the run's `datasets`.
+      trains: else what is said of training alone is left out.
 
     Raises:
       ConfigError: the config is wrong.
     """
     run = load_config(name_or_path, overrides, needs_data=needs_data)
     for line in () if quiet else run.notes:
-        note(line)
+        if trains or not isinstance(line, OfTraining):
+            note(line)
     return run
 
 

@@ -16,6 +16,12 @@ from gpt_neo.config.schema import LARGEST_DECAY
 from gpt_neo.errors import ConfigError, counted
 
 Notes = list[str]
+
+
+class OfTraining(str):
+    """A line on what training alone does; nobody who samples, evaluates or converts needs it."""
+
+
 CAPACITY, LEGACY_CAPACITY = "moe_capacity_factor_eval", 2.0
 
 
@@ -128,8 +134,10 @@ def restore_adafactor(keys: dict, legacy_config: bool, where: str) -> Notes:
     if keys.get("beta1") is None:
         keys["beta1"] = 0.0
     return [
-        f"opt_name adafactor in a config of the 2021 program: lr has no schedule, the decay rate of second moments is "
-        f"{memory}, and weights do not decay, as there (--set adafactor_legacy_lr=false reads them as of today)"
+        OfTraining(
+            "opt_name adafactor in a config of the 2021 program: lr has no schedule, the decay rate of second moments "
+            f"is {memory}, and weights do not decay, as there (--set adafactor_legacy_lr=false reads them as of today)"
+        )
     ]
 
 
@@ -147,8 +155,10 @@ def restore_schedule(keys: dict, legacy_config: bool, where: str) -> Notes:
         return []
     unused = ", and lr_decay_end does nothing" if keys.get("lr_decay_end") is not None else ""
     return [
-        f"lr_decay is not given: lr is constant after warm-up, as in the 2021 program{unused} "
-        '(--set lr_decay=cosine lowers it; "none" ends this note)'
+        OfTraining(
+            f"lr_decay is not given: lr is constant after warm-up, as in the 2021 program{unused} "
+            '(--set lr_decay=cosine lowers it; "none" ends this note)'
+        )
     ]
 
 

@@ -190,3 +190,6 @@ def test_every_command_prints_the_notes_once(tmp_path, command, capsys):
     assert command("--model", path, "--plan") == 0
     printed = capsys.readouterr().out
     assert printed.count("note      layout rule vocab:n_vocab") == printed.count("note      lr_decay is not given") == 1
+    assert command("--model", path, "--predict", "--prompt", "a") == 2  # there is no checkpoint
+    printed = capsys.readouterr().out
+    assert printed.count("note      layout rule vocab:n_vocab") == 1 and "lr_decay" not in printed, "it trains nothing"
