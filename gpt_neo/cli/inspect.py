@@ -25,16 +25,7 @@ def inspect(options: Inspect) -> int:
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    path = prefix_of(options.checkpoint)
-    notes: tuple = ()
-    if storage.scheme_of(path):  # which TensorFlow reads
-        quiet.silence(False)
-    if is_folder(path):
-        found = find_checkpoint(path)
-        path, notes = found.path, found.notes
-    elif not storage.scheme_of(path) and not os.path.exists(path + ".index"):
-        what = f"{options.checkpoint} is no checkpoint" if os.path.exists(path) else f"no checkpoint {path!r}"
-        raise CheckpointError(f"{what}: expected the folder of a run, or {PREFIX}STEP in one")
+    path, notes = checkpoint_at(options.checkpoint)
     bundle = Bundle(path)
     reports = [examine(bundle, name) for name in bundle.names()]
     record = read_provenance(path)
@@ -46,16 +37,38 @@ def inspect(options: Inspect) -> int:
         return 1 if sick else 0
     for note in notes:
         print(f"note       {note}")
-    shown = [r for r in reports if options.slots or not is_slot(r.name) or r.trouble]
+    print_table([r for r in reports if options.slots or not is_slot(r.name) or r.trouble])
+    print_summary(path, step, weights, reports, record)
+    print(f"health     {len(sick)} of {len(reports)} tensors in trouble" if sick else "health     sound")
+    return 1 if sick else 0
+
+
+def checkpoint_at(given: str) -> tuple[str, tuple]:
+    """A checkpoint by its path or its folder, and lines for the person.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    path = prefix_of(given)
+    if storage.scheme_of(path):  # which TensorFlow reads
+        quiet.silence(False)
+    if is_folder(path):
+        found = find_checkpoint(path)
+        return found.path, tuple(found.notes)
+    if not storage.scheme_of(path) and not os.path.exists(path + ".index"):
+        what = f"{given} is no checkpoint" if os.path.exists(path) else f"no checkpoint {path!r}"
+        raise CheckpointError(f"{what}: expected the folder of a run, or {PREFIX}STEP in one")
+    return path, ()
+
+
+def print_table(shown: list) -> None:
+    """A line for each tensor."""
     width = max([len(r.name) for r in shown], default=0)
     for r in shown:
         print(
             f"{r.name:{width}s}  {r.dtype:9s} {'x'.join(map(str, r.shape)) or 'scalar':14s} mean {r.mean:10.3e}  "
             f"std {r.std:9.3e}  max {r.largest:9.3e}  {r.trouble}".rstrip()
         )
-    print_summary(path, step, weights, reports, record)
-    print(f"health     {len(sick)} of {len(reports)} tensors in trouble" if sick else "health     sound")
-    return 1 if sick else 0
 
 
 def print_summary(path: str, step: Optional[int], weights: list, reports: list, record: Any) -> None:

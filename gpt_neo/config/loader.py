@@ -464,7 +464,7 @@ def load_dataset(name: str, path: str, config_dir: str) -> DatasetConfig:
     found = find_dataset(name, path, config_dir)
     if not found:
         names = name if name.endswith(".json") else f"{name}.json"
-        folders = ", ".join([os.getcwd(), *dataset_folders(path, config_dir)])
+        folders = ", ".join(dict.fromkeys([os.getcwd(), *dataset_folders(path, config_dir)]))
         own = os.path.basename(name).removesuffix(".json") == os.path.basename(path).removesuffix(".json")
         but = f"; {path} is the model's own config" if own else ""
         raise NoDataset(f"{path}: dataset {name!r} has no file; looked for {names} in {folders}{but}")
