@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.bundle import Bundle
-from gpt_neo.checkpoint.folder import find_checkpoint, prefix_of
+from gpt_neo.checkpoint.folder import prefix_of, read_checkpoint
 from gpt_neo.checkpoint.health import examine
 from gpt_neo.checkpoint.names import PREFIX, is_slot
 from gpt_neo.checkpoint.provenance import read_provenance
@@ -16,7 +16,7 @@ from gpt_neo.cli import quiet
 from gpt_neo.cli.console import size_text
 from gpt_neo.cli.tool_options import Inspect
 from gpt_neo.errors import CheckpointError, counted
-from gpt_neo.storage.tensorflow import is_folder
+from gpt_neo.storage.tensorflow import exists, is_folder
 
 
 def inspect(options: Inspect) -> int:
@@ -25,13 +25,19 @@ def inspect(options: Inspect) -> int:
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    path, notes = checkpoint_at(options.checkpoint)
-    bundle = Bundle(path)
-    reports = [examine(bundle, name) for name in bundle.names()]
-    record = read_provenance(path)
+    given, notes = prefix_of(options.checkpoint), list[str]()
+    if storage.scheme_of(given):  # which TensorFlow reads
+        quiet.silence(False)
+    if is_folder(given):
+        found = read_checkpoint(given, None, Examined, notes.append)
+    elif storage.scheme_of(given) or os.path.exists(given + ".index"):
+        found = Examined(given)
+    else:
+        what = f"{options.checkpoint} is no checkpoint" if os.path.exists(given) else f"no checkpoint {given!r}"
+        raise CheckpointError(f"{what}: expected the folder of a run, or {PREFIX}STEP in one")
+    path, step, reports, record = found.path, found.step, found.reports, read_provenance(found.path)
     sick = [r for r in reports if r.trouble]
     weights = [r for r in reports if not is_slot(r.name) and r.name != "global_step"]
-    step = int(bundle.read("global_step")) if "global_step" in bundle.entries else None
     if options.json:
         print(json.dumps({"path": path, "step": step, "record": record, "tensors": [r.__dict__ for r in reports]}))
         return 1 if sick else 0
@@ -43,22 +49,16 @@ def inspect(options: Inspect) -> int:
     return 1 if sick else 0
 
 
-def checkpoint_at(given: str) -> tuple[str, tuple]:
-    """A checkpoint by its path or its folder, and lines for the person.
+class Examined:
+    """A checkpoint with its step, None where it has none, and a report on each tensor. Raises: CheckpointError."""
 
-    Raises:
-      CheckpointError: there is none.
-    """
-    path = prefix_of(given)
-    if storage.scheme_of(path):  # which TensorFlow reads
-        quiet.silence(False)
-    if is_folder(path):
-        found = find_checkpoint(path)
-        return found.path, tuple(found.notes)
-    if not storage.scheme_of(path) and not os.path.exists(path + ".index"):
-        what = f"{given} is no checkpoint" if os.path.exists(path) else f"no checkpoint {path!r}"
-        raise CheckpointError(f"{what}: expected the folder of a run, or {PREFIX}STEP in one")
-    return path, ()
+    def __init__(self, path: str) -> None:
+        bundle = Bundle(path)
+        self.path = path
+        self.reports = [examine(bundle, name) for name in bundle.names()]
+        if any(r.trouble for r in self.reports) and not exists(path + ".index"):
+            raise CheckpointError(f"{path}: was deleted while it was read")
+        self.step = int(bundle.read("global_step")) if "global_step" in bundle.entries else None
 
 
 def print_table(shown: list) -> None:

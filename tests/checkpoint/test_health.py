@@ -42,6 +42,24 @@ def test_inspect_finds_trouble(tmp_path, capsys, value, trouble):
     assert "DAMAGED: " in capsys.readouterr().out
 
 
+def test_inspect_beside_a_training_that_deletes_what_it_reads(tmp_path, capsys, monkeypatch):
+    """It tells of the newest one in place of it, and calls nothing damaged."""
+    for step in (5, 3):
+        save(tmp_path, step, 1.0)
+
+    def deleted(bundle, name):
+        if bundle.path.endswith("-5"):
+            for path in tmp_path.glob("model.ckpt-5.*"):
+                path.unlink()
+        return examine(bundle, name)
+
+    monkeypatch.setattr("gpt_neo.cli.inspect.examine", deleted)
+    assert main(["inspect", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "note       model.ckpt-5 was deleted before it was read" in out
+    assert "model.ckpt-3: step 3" in out and "health     sound" in out
+
+
 def test_figures_of_a_tensor_in_blocks_are_those_of_its_finite_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(tensors, "BLOCK", 256)
     values = np.random.default_rng(0).normal(-3.0, 0.5, [50, 8]).astype(np.float32)
