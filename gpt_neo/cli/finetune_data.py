@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
+from typing import Optional
+
+from tqdm import tqdm
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.hf_tokens import is_row
 from gpt_neo.cli.console import note
-from gpt_neo.cli.prepare import prepare_with_bar
+from gpt_neo.cli.prepare import BAR, prepare_with_bar
 from gpt_neo.cli.tool_options import Finetune
 from gpt_neo.config.loader import RUN
 from gpt_neo.config.schema import RunConfig
-from gpt_neo.dataprep.dialogs import are_dialogs, check_kinds, encoder, packed, read_dialogs, write_dialogs
+from gpt_neo.dataprep.dialogs import (
+    Dialog,
+    Encoder,
+    are_dialogs,
+    check_kinds,
+    count_dialogs,
+    made_encoder,
+    packed,
+    read_dialogs,
+    write_dialogs,
+)
 from gpt_neo.dataprep.manifest import dataset_config, manifest_path
 from gpt_neo.dataprep.options import PrepareOptions
 from gpt_neo.dataprep.readers import STDIN, find_sources
@@ -25,6 +40,7 @@ from gpt_neo.system import cores
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 FOLDER, MADE = "data", "data.json"
+PARALLEL = 2000  # dialogs; fewer are tokenized before workers have begun
 PROMPT = 80  # characters of held-out text that samples go on from
 
 
@@ -120,6 +136,27 @@ def filling(run: RunConfig, eos_id: int) -> int:
     return run.model.padding_id if is_row(run.model.padding_id, run.model.n_vocab) else eos_id
 
 
+@dataclasses.dataclass
+class Part:
+    """What the dialogs for training, or those that are held out, come to."""
+
+    dialogs: int = 0
+    tokens: int = 0
+    answers: int = 0
+    records: int = 0
+    first: Optional[Dialog] = None
+
+    def seen(self, dialogs: Iterable[Dialog], bar: tqdm) -> Iterator[Dialog]:
+        """The same dialogs, counted as they pass."""
+        for dialog in dialogs:
+            self.first = self.first or dialog
+            self.dialogs += 1
+            self.tokens += len(dialog.ids)
+            self.answers += sum(dialog.mask)
+            bar.update()
+            yield dialog
+
+
 def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     """Records of prompts with completions, or of chats: the loss is of the answers alone."""
     folder, tokenizer = os.path.join(out, FOLDER), own_tokenizer(run, out)
@@ -128,28 +165,29 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     template = template_of(out, tokenizer, options.template)
     if template and template.source and options.template:  # the model's from now on, for the server and the export
         storage.write_bytes(os.path.join(out, TEMPLATE), template.source.encode())
-    encode = encoder(tokenizer, eos_id, template.render if template else None)
-    dialogs = list(read_dialogs(options.data, encode))
-    numbers = held_out_numbers(len(dialogs), options.held_out, options.seed)
-    parts = {
-        "train": [dialog for i, dialog in enumerate(dialogs) if i not in numbers],
-        "held_out": [dialog for i, dialog in enumerate(dialogs) if i in numbers],
-    }
-    counts = {}
+    made_encoder.cache_clear()  # what lies in the files may have changed
+    encode = Encoder(None if tokenizer.name == "gpt2" else tokenizer.name, eos_id, out, options.template)
+    count = count_dialogs(options.data)
+    numbers = held_out_numbers(count, options.held_out, options.seed)
+    processes = cores() if count >= PARALLEL else 1
+    parts = {"train": Part(), "held_out": Part()}
+    with tqdm(total=count, desc="read", disable=None, bar_format=BAR) as bar:
+        for name, wanted in (("train", lambda i: i not in numbers), ("held_out", numbers.__contains__)):
+            dialogs = parts[name].seen(read_dialogs(options.data, encode, wanted, processes), bar)
+            parts[name].records = write_dialogs(folder, name, packed(dialogs, length, padding_id))
     for name, part in parts.items():
-        counts[name] = write_dialogs(folder, name, packed(part, length, padding_id)) if part else 0
-        answers, tokens = (sum(map(sum, (d.mask for d in part))), sum(len(d.ids) for d in part))
         note(
-            f"{name.replace('_', ' ')}: {counted(len(part), 'dialog')}, {counted(tokens, 'token')} of which "
-            f"{answers:,} are answers, in {counted(counts[name], 'record')} of {length}"
+            f"{name.replace('_', ' ')}: {counted(part.dialogs, 'dialog')}, {counted(part.tokens, 'token')} of which "
+            f"{part.answers:,} are answers, in {counted(part.records, 'record')} of {length}"
         )
-    shown = (parts["held_out"] or parts["train"])[0]
+    shown = parts["held_out"].first or parts["train"].first
+    assert shown is not None  # the first value of the inputs is one
     return {
-        "samples": counts["train"],
-        "held_out": counts["held_out"],
+        "samples": parts["train"].records,
+        "held_out": parts["held_out"].records,
         "config": {
             "n_vocab": tokenizer.n_vocab,
-            **places(tokenizer, bool(counts["held_out"])),
+            **places(tokenizer, bool(parts["held_out"].records)),
             "eos_id": eos_id,
             "padding_id": padding_id,
         },

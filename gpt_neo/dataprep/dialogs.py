@@ -7,23 +7,28 @@ before an answer is tokenized apart from it, as it is when the model answers.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from gpt_neo.dataprep.documents import lines_of
+from gpt_neo.dataprep.pool import AHEAD, workers
 from gpt_neo.dataprep.readers import Bad, find_sources, open_source
 from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.dataprep.streams import BROKEN_ARCHIVE, Rules, parquet_file, stream_items
-from gpt_neo.dataprep.templates import Render, of_parts
+from gpt_neo.dataprep.templates import Render, of_parts, template_of
 from gpt_neo.dataprep.values import parsed
 from gpt_neo.errors import DataError, reason_of
-from gpt_neo.tokenizer import Tokenizer
+from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
 KEYS = ("prompt", "completion"), ("messages",)
 KINDS = ("jsonl", "json", "parquet")  # of files that hold them
 NO_TEMPLATE = "the tokenizer has no chat template: give one with --template FILE"
 ROWS = 256  # of a parquet file read at once
+BATCH = 64  # dialogs of a task
 
 
 class Dialog(NamedTuple):
@@ -109,19 +114,75 @@ def check_kinds(inputs: Sequence[str]) -> None:
         )
 
 
-def read_dialogs(inputs: Sequence[str], encode: Callable[[dict], Dialog]) -> Iterator[Dialog]:
-    """Every dialog of the inputs, in order.
+def count_dialogs(inputs: Sequence[str]) -> int:
+    """How many there are. Raises: DataError: as `read_dialogs`, of what is no JSON."""
+    check_kinds(inputs)
+    return sum(1 for _ in values_in(inputs))
+
+
+def read_dialogs(
+    inputs: Sequence[str],
+    encode: Callable[[dict], Dialog],
+    wanted: Callable[[int], bool] = lambda number: True,
+    processes: int = 1,
+) -> Iterator[Dialog]:
+    """The dialogs of the inputs, in order; not more of them lie in memory than the workers are busy with.
+
+    Args:
+      wanted: which of them, by their numbers from 0.
+      processes: workers, to which `encode` is sent; 1 is this process.
 
     Raises:
       DataError: names the file and line, element or row of what is none, and files of other kinds.
     """
     check_kinds(inputs)
-    for (path, noun, number), value in values_in(inputs):
+    values = (found for number, found in enumerate(values_in(inputs)) if wanted(number))
+    pending: collections.deque = collections.deque()
+    with workers(processes) as pool:
+        while batch := list(itertools.islice(values, BATCH)):
+            pending.append(pool.submit(encode_values, encode, batch))
+            if len(pending) > AHEAD * processes:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def encode_values(encode: Callable[[dict], Dialog], values: list) -> list[Dialog]:
+    """Dialogs of ((path, noun, number), value). Raises: DataError: see `read_dialogs`."""
+    made = []
+    for (path, noun, number), value in values:
         try:
-            yield encode(value)
+            made.append(encode(value))
         except (DataError, TypeError, KeyError, AttributeError) as error:
             what = str(error) if isinstance(error, DataError) else "is no prompt and completion, and no messages"
             raise DataError(str(Bad(path, noun, number, what))) from error
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """`encoder` of files, which can be sent to another process.
+
+    tokenizer: path of a tokenizer.json; None is GPT-2's.
+    eos_id: see `encoder`.
+    folder, template: see `template_of`.
+    """
+
+    tokenizer: Optional[str]
+    eos_id: int
+    folder: str
+    template: Optional[str]
+
+    def __call__(self, value: dict) -> Dialog:
+        return made_encoder(self)(value)
+
+
+@functools.lru_cache(maxsize=1)
+def made_encoder(files: Encoder) -> Callable[[dict], Dialog]:
+    """The encoder of what lies in files now."""
+    tokenizer = load_tokenizer(files.tokenizer, eos_id=files.eos_id)
+    template = template_of(files.folder, tokenizer, files.template)
+    return encoder(tokenizer, files.eos_id, template.render if template else None)
 
 
 def encoder(tokenizer: Tokenizer, eos_id: int, render: Optional[Render] = None) -> Callable[[dict], Dialog]:

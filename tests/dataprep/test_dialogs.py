@@ -7,7 +7,16 @@ import os
 import numpy as np
 import pytest
 
-from gpt_neo.dataprep.dialogs import Dialog, are_dialogs, encoder, packed, read_dialogs, write_dialogs
+from gpt_neo.dataprep.dialogs import (
+    Dialog,
+    Encoder,
+    are_dialogs,
+    count_dialogs,
+    encoder,
+    packed,
+    read_dialogs,
+    write_dialogs,
+)
 from gpt_neo.dataprep.records import MASK, encode_example, has_mask, parse_example, read_frames
 from gpt_neo.dataprep.templates import renderer, template_of
 from gpt_neo.errors import DataError
@@ -165,6 +174,23 @@ def test_messages_that_are_none(folder, tmp_path, change, word):
         list(read_dialogs(write_lines(tmp_path / "a.jsonl", [{"messages": CHAT}, broken]), encode))
     with pytest.raises(DataError, match="'tools' has to be a list of objects"):
         encode({"messages": CHAT, "tools": "add"})
+
+
+def test_workers_give_the_dialogs_in_their_order_and_few_are_held(folder, tmp_path):
+    """As this process alone gives them; what is not wanted is not made, and a mistake names its line."""
+    chats = [{"messages": [CHAT[1], {"role": "assistant", "content": f"Number {i}."}]} for i in range(700)]
+    inputs = write_lines(tmp_path / "a.jsonl", chats)
+    encode = Encoder(os.path.join(folder, "tokenizer.json"), 0, folder, None)
+    alone = list(read_dialogs(inputs, encode))
+    assert count_dialogs(inputs) == len(alone) == 700 and len({tuple(dialog.ids) for dialog in alone}) == 700
+    odd = read_dialogs(inputs, encode, lambda number: number % 2 == 1, processes=2)
+    assert list(odd) == alone[1::2]
+    read = []
+    some = read_dialogs(inputs, lambda value: read.append(value) or encode(value))
+    assert [next(some) for _ in range(3)] == alone[:3] and len(read) < 300, "they come as they are made"
+    broken = write_lines(tmp_path / "b.jsonl", [*chats[:100], {"messages": []}])
+    with pytest.raises(DataError, match=r"b\.jsonl:101: no message has the role 'assistant'"):
+        list(read_dialogs(broken, encode, processes=2))
 
 
 def test_what_files_hold(world, tmp_path):
