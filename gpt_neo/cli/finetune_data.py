@@ -20,11 +20,11 @@ from gpt_neo.config.loader import RUN
 from gpt_neo.config.schema import RunConfig
 from gpt_neo.dataprep.dialogs import (
     Dialog,
-    Encoder,
+    DialogEncoder,
     are_dialogs,
     check_kinds,
     count_dialogs,
-    made_encoder,
+    encoder_of_files,
     packed,
     read_dialogs,
     write_dialogs,
@@ -165,8 +165,8 @@ def dialog_records(options: Finetune, run: RunConfig, out: str) -> dict:
     template = template_of(out, tokenizer, options.template)
     if template and template.source and options.template:  # the model's from now on, for the server and the export
         storage.write_bytes(os.path.join(out, TEMPLATE), template.source.encode())
-    made_encoder.cache_clear()  # what lies in the files may have changed
-    encode = Encoder(None if tokenizer.name == "gpt2" else tokenizer.name, eos_id, out, options.template)
+    encoder_of_files.cache_clear()  # what lies in the files may have changed
+    encode = DialogEncoder(None if tokenizer.name == "gpt2" else tokenizer.name, eos_id, out, options.template)
     count = count_dialogs(options.data)
     numbers = held_out_numbers(count, options.held_out, options.seed)
     processes = cores() if count >= PARALLEL else 1

@@ -160,7 +160,7 @@ def encode_values(encode: Callable[[dict], Dialog], values: list) -> list[Dialog
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class DialogEncoder:
     """`encoder` of files, which can be sent to another process.
 
     tokenizer: path of a tokenizer.json; None is GPT-2's.
@@ -174,11 +174,11 @@ class Encoder:
     template: Optional[str]
 
     def __call__(self, value: dict) -> Dialog:
-        return made_encoder(self)(value)
+        return encoder_of_files(self)(value)
 
 
 @functools.lru_cache(maxsize=1)
-def made_encoder(files: Encoder) -> Callable[[dict], Dialog]:
+def encoder_of_files(files: DialogEncoder) -> Callable[[dict], Dialog]:
     """The encoder of what lies in files now."""
     tokenizer = load_tokenizer(files.tokenizer, eos_id=files.eos_id)
     template = template_of(files.folder, tokenizer, files.template)

@@ -9,7 +9,7 @@ import pytest
 
 from gpt_neo.dataprep.dialogs import (
     Dialog,
-    Encoder,
+    DialogEncoder,
     are_dialogs,
     count_dialogs,
     encoder,
@@ -180,7 +180,7 @@ def test_workers_give_the_dialogs_in_their_order_and_few_are_held(folder, tmp_pa
     """As this process alone gives them; what is not wanted is not made, and a mistake names its line."""
     chats = [{"messages": [CHAT[1], {"role": "assistant", "content": f"Number {i}."}]} for i in range(700)]
     inputs = write_lines(tmp_path / "a.jsonl", chats)
-    encode = Encoder(os.path.join(folder, "tokenizer.json"), 0, folder, None)
+    encode = DialogEncoder(os.path.join(folder, "tokenizer.json"), 0, folder, None)
     alone = list(read_dialogs(inputs, encode))
     assert count_dialogs(inputs) == len(alone) == 700 and len({tuple(dialog.ids) for dialog in alone}) == 700
     odd = read_dialogs(inputs, encode, lambda number: number % 2 == 1, processes=2)
