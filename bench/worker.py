@@ -122,20 +122,17 @@ def peer_save(folder: str) -> dict:
 
 
 def ours_decode(folder: str) -> dict:
-    """Greedy decoding, batch 1, from a loaded checkpoint."""
+    """Greedy decoding, batch 1, from a checkpoint, as `gpt-neo sample` does it."""
     began = time.perf_counter()
-    from gpt_neo.cli.quiet import silence
+    import openvino
 
-    silence(False, sampling="float32")
-    from gpt_neo.mtf_compat import tf
-
-    with tf.Graph().as_default(), tf.Session() as session:
-        session.run(tf.constant(0))
+    openvino.Core()
     start_up = peak_mb()
-    from gpt_neo.runtime.predict_step import Sampler
+    from gpt_neo.fast.sampler import FastSampler
     from gpt_neo.sampling.filters import SampleOptions
 
-    sampler = Sampler(our_config(2048).model, os.path.join(folder, "model.ckpt-0"))
+    model = our_config(2048).model
+    sampler = FastSampler(model, os.path.join(folder, "model.ckpt-0"), length=PROMPT + NEW_TOKENS)
     options = SampleOptions(max_tokens=NEW_TOKENS, temperature=0.0)
     times = [began]
     for _ in range(2):
