@@ -36,7 +36,7 @@ from gpt_neo.config.loader import FOLDER_CONFIG, check_pattern, parse_override
 from gpt_neo.config.network import is_trained, merged, variables_of
 from gpt_neo.config.records import text_dataset
 from gpt_neo.config.schema import ModelConfig, OptimizerConfig, RunConfig
-from gpt_neo.dataprep.dialogs import NO_TEMPLATE, first_keys
+from gpt_neo.dataprep.dialogs import CHATS, NO_TEMPLATE, first_keys
 from gpt_neo.dataprep.templates import template_of
 from gpt_neo.errors import CheckpointError, ConfigError, DataError
 from gpt_neo.inputs.tokenizers import refuse_guess
@@ -139,7 +139,7 @@ def check_template(options: Finetune, out: str) -> None:
     keys = first_keys(options.data, options.text_key)
     if options.template and keys is None:
         raise ConfigError(f"--template {options.template}: --data has texts, which go through none; leave it out")
-    if not (options.template or "messages" in (keys or ())):
+    if not (options.template or keys and keys[0] in CHATS):
         return
     if os.path.isfile(os.path.join(out, FOLDER_CONFIG)):
         folder = out

@@ -1,8 +1,9 @@
 """Prompts with completions, and chats, as records whose mask says which tokens are answers: the loss is of these alone.
 
 A line or an element of JSON, or a row of parquet, is {"prompt": text, "completion": text}, or {"messages":
-[{"role": ..., "content": ...}]}, perhaps with "tools", which the template of the tokenizer turns into text. What stands
-before an answer is tokenized apart from it, as it is when the model answers.
+[{"role": ..., "content": ...}]}, perhaps with "tools", which the template of the tokenizer turns into text; ShareGPT's
+{"conversations": [{"from": ..., "value": ...}]} is the same. What stands before an answer is tokenized apart from it,
+as it is when the model answers.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from gpt_neo.dataprep.readers import Bad, find_sources, open_source
 from gpt_neo.dataprep.records import RecordWriter
 from gpt_neo.dataprep.streams import BROKEN_ARCHIVE, Rules, parquet_file, stream_items
 from gpt_neo.dataprep.templates import Render, of_parts, template_of
-from gpt_neo.dataprep.values import parsed
+from gpt_neo.dataprep.values import SHOWN, parsed, under
 from gpt_neo.errors import DataError, reason_of
 from gpt_neo.tokenizer import Tokenizer, load_tokenizer
 
-KEYS = ("prompt", "completion"), ("messages",)
+CHATS = ("messages", "conversations")
+KEYS = ("prompt", "completion"), *((name,) for name in CHATS)
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 KINDS = ("jsonl", "json", "parquet")  # of files that hold them
 NO_TEMPLATE = "the tokenizer has no chat template: give one with --template FILE"
 ROWS = 256  # of a parquet file read at once
@@ -42,18 +45,24 @@ def are_dialogs(inputs: Sequence[str], text_key: str) -> bool:
     """Whether the first JSON value or row of the inputs is one of these, and no plain text.
 
     Raises:
-      DataError: an input cannot be read.
+      DataError: an input cannot be read, or the value is neither.
     """
     return first_keys(inputs, text_key) is not None
 
 
 def first_keys(inputs: Sequence[str], text_key: str) -> Optional[tuple]:
-    """The keys of `KEYS` that the first value or row of the inputs has, of a chat, which needs a template, `messages`;
-    None where it is none of these. Raises: as `are_dialogs`."""
-    for _, value in values_in(inputs):
+    """The keys of `KEYS` that the first value or row of the inputs has, of a chat, which needs a template, one of
+    CHATS; None where it is a text. Raises: as `are_dialogs`."""
+    for place, value in values_in(inputs):
         found = value if isinstance(value, dict) else {}
         kinds = (keys for keys in KEYS if all(key in found for key in keys))
-        return None if text_key in found else next(kinds, None)
+        keys = None if text_key in found else next(kinds, None)
+        if found and keys is None and under(found, text_key) is None:
+            there = ", ".join(repr(name[:40]) for name in list(found)[:SHOWN])
+            what = "is no text, no prompt with its completion, and no chat"
+            ways = f"expected {text_key!r} (--text_key names another), 'prompt' and 'completion', or 'messages'"
+            raise DataError(str(Bad(*place, what, f"its keys are {there}; {ways}")))
+        return keys
     return None
 
 
@@ -193,7 +202,7 @@ def encoder(tokenizer: Tokenizer, eos_id: int, render: Optional[Render] = None) 
     """
 
     def encode(value: dict) -> Dialog:
-        if "messages" not in value:
+        if not any(name in value for name in CHATS):
             prompt, completion = value["prompt"], value["completion"]
             if not isinstance(prompt, str) or not isinstance(completion, str):
                 raise DataError("'prompt' and 'completion' have to be texts")
@@ -201,10 +210,21 @@ def encoder(tokenizer: Tokenizer, eos_id: int, render: Optional[Render] = None) 
             return Dialog([*before, *answer], [0] * len(before) + [1] * len(answer))
         if render is None:
             raise DataError(NO_TEMPLATE)
-        said = [as_told(message, f"message {place}") for place, message in enumerate(value["messages"])]
+        said = [as_told(message, f"message {place}") for place, message in enumerate(messages_of(value))]
         return of_messages(said, tokenizer, eos_id, functools.partial(render, **tools_of(value)))
 
     return encode
+
+
+def messages_of(value: dict) -> list:
+    """The messages of a chat, with the words of `messages` where it is one of ShareGPT's."""
+    if "messages" in value:
+        return value["messages"]
+    said = [
+        {"role": SPEAKERS.get(turn["from"], turn["from"]), "content": turn["value"]} if "from" in turn else turn
+        for turn in value["conversations"]
+    ]
+    return [{"role": "system", "content": value["system"]}, *said] if value.get("system") else said
 
 
 def as_told(message: Any, where: str) -> dict:

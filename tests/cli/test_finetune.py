@@ -319,7 +319,9 @@ def test_texts_that_are_not_there_or_change(model, tmp_path, capsys, untrained):
         assert main([*words, "--data", wrong]) == 2 and told in capsys.readouterr().err
         assert not out.exists()  # nothing was downloaded or converted for it
     data.write_text('{"body": "no text"}\n')
-    assert main([*words, "--data", str(data)]) == 2 and "data.jsonl:1: expected an object" in capsys.readouterr().err
+    assert main([*words, "--data", str(data)]) == 2 and not out.exists()
+    told = "data.jsonl:1: is no text, no prompt with its completion, and no chat: its keys are 'body'; expected 'text'"
+    assert told in capsys.readouterr().err
     data.write_text('{"text": "the first"}\n{"text": "the second"}\n')
     assert main([*words, "--data", str(data)]) == 3
     record = (out / "data" / "train_0_1.tfrecords").read_bytes()

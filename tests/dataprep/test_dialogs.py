@@ -13,6 +13,7 @@ from gpt_neo.dataprep.dialogs import (
     are_dialogs,
     count_dialogs,
     encoder,
+    first_keys,
     packed,
     read_dialogs,
     write_dialogs,
@@ -191,6 +192,26 @@ def test_workers_give_the_dialogs_in_their_order_and_few_are_held(folder, tmp_pa
     broken = write_lines(tmp_path / "b.jsonl", [*chats[:100], {"messages": []}])
     with pytest.raises(DataError, match=r"b\.jsonl:101: no message has the role 'assistant'"):
         list(read_dialogs(broken, encode, processes=2))
+
+
+def test_chats_of_sharegpt_are_those_with_messages(folder, tmp_path):
+    """Under other words; a speaker that nobody knows is the template's to take or to refuse."""
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.json"))
+    encode = encoder(tokenizer, 0, template_of(folder, tokenizer).render)
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    said = [{"from": names[message["role"]], "value": message["content"]} for message in CHAT]
+    assert encode({"conversations": said}) == encode({"messages": CHAT}) == encode({"conversations": CHAT})
+    assert CHAT[0]["role"] == "system"
+    assert encode({"system": CHAT[0]["content"], "conversations": said[1:]}) == encode({"messages": CHAT})
+    inputs = write_lines(tmp_path / "a.jsonl", [{"conversations": said}, {"conversations": [{"from": "gpt"}]}])
+    assert first_keys(inputs, "text") == ("conversations",)
+    with pytest.raises(DataError, match=r"a\.jsonl:2: is no prompt and completion, and no messages"):
+        list(read_dialogs(inputs, encode))
+    with pytest.raises(
+        DataError, match=r"b\.jsonl:1: is no text, .*: its keys are 'instruction', 'output'; expected '"
+    ):
+        first_keys(write_lines(tmp_path / "b.jsonl", [{"instruction": "a", "output": "b"}]), "text")
+    assert first_keys(write_lines(tmp_path / "c.jsonl", [{"a": {"b": "text"}}]), "a.b") is None
 
 
 def test_what_files_hold(world, tmp_path):
