@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 
+from gpt_neo.checkpoint.convert import in_their_words
 from gpt_neo.checkpoint.custom import own_pairs
 from gpt_neo.checkpoint.families import family_of
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.names import is_slot
+from gpt_neo.checkpoint.recast import Recast
 from gpt_neo.config import network, optimizers, schema
 from gpt_neo.config.estimate import count_parameters, sampling_memory, slot_bytes, training_memory
 from gpt_neo.config.layouts import dimension_sizes
@@ -175,6 +177,8 @@ def test_activation(monkeypatch, tmp_path):
     assert presence_keys("gpt2/h0/mlp/activation/scale") == ["activation_function"]
     with pytest.raises(CheckpointError, match="activation_function is 'cube'; the model file of --custom_code knows"):
         own_pairs(run.model)
+    with pytest.raises(CheckpointError, match="no model for this config: activation_.*; nor has --custom_code: a"):
+        in_their_words(Recast(run.model, run.model), custom_code=False)
     monkeypatch.setitem(schema.ACTIVATIONS, "flat", {})
     monkeypatch.setitem(activations.PLAIN, "flat", lambda x: x * 0.0)
     flat = make_run({"activation_function": "flat"}).model

@@ -323,7 +323,7 @@ def in_their_words(recast: Recast, custom_code: bool) -> tuple[list[Pair], Calla
     """The tensors of a model, and its config.json as a function of their type.
 
     Raises:
-      CheckpointError: no family has words for it, and our own file is not asked for.
+      CheckpointError: no family has words for it, and our own file is not asked for, or cannot compute it.
     """
     model = recast.model
     if custom_code:
@@ -331,10 +331,12 @@ def in_their_words(recast: Recast, custom_code: bool) -> tuple[list[Pair], Calla
         return pairs, functools.partial(custom_config, model, pairs)
     family, reasons = family_of(model) if model == recast.source else (GPT2, [])
     if family is None:
-        raise CheckpointError(
-            f"Hugging Face has no model for this config: {'; '.join(reasons)}. --custom_code exports it with a model "
-            "file of its own"
-        )
+        nowhere = f"Hugging Face has no model for this config: {'; '.join(reasons)}"
+        try:
+            own_pairs(model)
+        except CheckpointError as error:
+            raise CheckpointError(f"{nowhere}; nor has --custom_code: {error}") from error
+        raise CheckpointError(f"{nowhere}. --custom_code exports it with a model file of its own")
     return pairs_of(family, model), functools.partial(their_config, family, model, model.eos_id)
 
 
