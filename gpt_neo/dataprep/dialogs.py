@@ -147,7 +147,7 @@ def read_dialogs(
     check_kinds(inputs)
     values = (found for number, found in enumerate(values_in(inputs)) if wanted(number))
     pending: collections.deque = collections.deque()
-    with workers(processes) as pool:
+    with workers(processes, flag="") as pool:
         while batch := list(itertools.islice(values, BATCH)):
             pending.append(pool.submit(encode_values, encode, batch))
             if len(pending) > AHEAD * processes:

@@ -59,8 +59,11 @@ class Context(multiprocessing.context.SpawnContext):
 
 
 @contextlib.contextmanager
-def workers(processes: int) -> Iterator[Any]:
+def workers(processes: int, flag: str = "--processes") -> Iterator[Any]:
     """Something with `submit`: processes of their own, or this one.
+
+    Args:
+      flag: with which there would be fewer; empty where the command has none.
 
     Raises:
       DataError: a worker died, such as for lack of memory.
@@ -72,10 +75,9 @@ def workers(processes: int) -> Iterator[Any]:
     try:
         yield pool
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise DataError(
-            "a worker process died (killed, or out of memory): run the same command again to go on where it stopped, "
-            "with fewer --processes if memory is short"
-        ) from error
+        fewer = f", with fewer {flag} if memory is short" if flag else ""
+        again = f"run the same command again to go on where it stopped{fewer}"
+        raise DataError(f"a worker process died (killed, or out of memory): {again}") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
