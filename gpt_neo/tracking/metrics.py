@@ -181,6 +181,7 @@ class Metrics:
         self.folder, self.events = folder, events
         self.reached: dict[str, int] = {}
         self.latest: dict[str, Measurement] = {}
+        self.untold: list[Measurement] = []  # the storage failed after they were read
         evaluations = Tail(storage.join(folder, f"eval_{identity}.jsonl"))
         self.logs = [(self.tail_at_end(storage.join(folder, TRAIN_LOG)), TRAIN_NAMES), (evaluations, EVAL_NAMES)]
         self.event_files = {path: self.tail_at_end(path) for path in self.event_paths()}
@@ -195,20 +196,19 @@ class Metrics:
         return event_files(self.folder) if self.events else []
 
     def poll(self) -> list[Measurement]:
-        """What is new. Raises: OSError."""
-        found: list[Measurement] = []
+        """What is new; where the storage fails, what was read before is among it the next time. Raises: OSError."""
         for tail, names in self.logs:
             data = tail.read()
             rows, taken = json_rows(data)
             tail.take(data, taken)
-            found += [m for row in rows for m in measurements(row, names)]
+            self.untold += [m for row in rows for m in measurements(row, names)]
         for path in self.event_paths():
             tail = self.event_files.setdefault(path, Tail(path))
             data = tail.read()
             records, taken = split_records(data)
             tail.take(data, taken)
-            found += [m for record in records for m in event_measurements(record)]
-        new = []
+            self.untold += [m for record in records for m in event_measurements(record)]
+        found, self.untold, new = self.untold, [], []
         for m in found:
             if m.step > self.reached.get(m.name, -1):
                 self.reached[m.name] = m.step

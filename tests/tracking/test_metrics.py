@@ -32,6 +32,25 @@ def test_new_rows_only_and_each_step_once(tmp_path):
     assert metrics.poll() == [Measurement("loss", 50, 1.0)]
 
 
+def test_what_was_read_before_the_storage_failed_comes_later(tmp_path, monkeypatch):
+    metrics, read = Metrics(str(tmp_path), "7"), module.storage.open_read
+    append(tmp_path / "train_log.jsonl", {"step": 10, "loss": 3.0})
+    append(tmp_path / "eval_7.jsonl", {"step": 10, "loss": 2.5})
+
+    def fails(path, *more):
+        if "eval_" in path:
+            raise OSError(5, "no answer")
+        return read(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.storage, "open_read", fails)
+        for _ in range(2):
+            with pytest.raises(OSError, match="no answer"):
+                metrics.poll()
+    assert metrics.poll() == [Measurement("loss", 10, 3.0), Measurement("eval_loss", 10, 2.5)]
+    assert metrics.poll() == []
+
+
 @pytest.mark.parametrize("rows", [1, 2, 9])
 def test_a_log_that_was_written_anew_is_read_whole(tmp_path, rows):
     """Also where it is as long as the old one, or longer, by the time that it is looked at."""
