@@ -182,8 +182,8 @@ class Metrics:
         self.reached: dict[str, int] = {}
         self.latest: dict[str, Measurement] = {}
         self.untold: list[Measurement] = []  # the storage failed after they were read
-        evaluations = Tail(storage.join(folder, f"eval_{identity}.jsonl"))
-        self.logs = [(self.tail_at_end(storage.join(folder, TRAIN_LOG)), TRAIN_NAMES), (evaluations, EVAL_NAMES)]
+        names = {TRAIN_LOG: TRAIN_NAMES, f"eval_{identity}.jsonl": EVAL_NAMES}
+        self.logs = [(self.tail_at_end(storage.join(folder, log)), known) for log, known in names.items()]
         self.event_files = {path: self.tail_at_end(path) for path in self.event_paths()}
 
     @staticmethod

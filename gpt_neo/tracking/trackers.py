@@ -176,8 +176,6 @@ class Follower:
                 self.tell(f"--track {where} failed, and gets no more of this run: {reason_of(error)}")
 
     def __enter__(self) -> Follower:
-        with contextlib.suppress(OSError):
-            self.metrics.poll()  # what is there already is no news
         self.thread.start()
         return self
 

@@ -51,6 +51,16 @@ def test_what_was_read_before_the_storage_failed_comes_later(tmp_path, monkeypat
     assert metrics.poll() == []
 
 
+def test_evaluations_of_an_earlier_run_hide_none_of_this_one(tmp_path):
+    """Which goes on from a step behind them."""
+    log = tmp_path / "eval_7.jsonl"
+    append(log, *({"step": step, "loss": 9.0} for step in (10, 20, 30)))
+    metrics = Metrics(str(tmp_path), "7")
+    assert metrics.poll() == []
+    append(log, {"step": 10, "taken_back": True}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 1.5})
+    assert metrics.poll() == [Measurement("eval_loss", 20, 2.0), Measurement("eval_loss", 30, 1.5)]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 9])
 def test_a_log_that_was_written_anew_is_read_whole(tmp_path, rows):
     """Also where it is as long as the old one, or longer, by the time that it is looked at."""
