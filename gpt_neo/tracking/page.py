@@ -149,15 +149,16 @@ def draw_png(runs: Sequence[TrackedRun], path: str, flag: str = "--png") -> None
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
     with picture(path, flag, rows, columns, (7 * columns, 4 * rows)) as grid:
+        lines: dict = {}  # one of each run: not every run has every metric
         for name, axes in zip(names, grid.flat):
             for i, run in enumerate(runs):
                 if run.metrics.get(name):
                     steps, values = zip(*run.metrics[name])
                     look = {"marker": "o" if len(steps) <= 20 else "", "color": COLOURS[i % len(COLOURS)]}
-                    axes.plot(steps, values, markersize=4, linewidth=1.2, label=plain(run.label), **look)
+                    (lines[i],) = axes.plot(steps, values, markersize=4, linewidth=1.2, label=plain(run.label), **look)
             axes.set(xlabel="step", title=PLOTS[name])
             axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.grid(alpha=0.3)
         for axes in grid.flat[len(names) :]:
             axes.set_visible(False)
-        grid[0][0].legend()
+        grid[0][0].legend(handles=[lines[i] for i in sorted(lines)])

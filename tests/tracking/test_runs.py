@@ -144,10 +144,18 @@ def test_any_name_of_a_folder_can_be_shown(tmp_path, capsys, name):
 def test_every_run_is_in_the_legend(monkeypatch, tmp_path):
     from matplotlib.axes import Axes
 
-    seen = []
-    monkeypatch.setattr(Axes, "legend", lambda axes: seen.extend(axes.get_legend_handles_labels()[1]))
+    seen, legend = [], Axes.legend
+
+    def noted(axes, **given):
+        made = legend(axes, **given)
+        seen.extend(text.get_text() for text in made.get_texts())
+        return made
+
+    monkeypatch.setattr(Axes, "legend", noted)
+    metrics = {"loss": [(1, 2.0)], "eval_loss": [(1, 2.0)]}
     labels = ["_hidden", "$x", "plain"]
-    runs = [TrackedRun(label, "", "", None, None, "", "", {}, {"loss": [(1, 2.0)]}) for label in labels]
+    runs = [TrackedRun(label, "", "", None, None, "", "", {}, dict(metrics)) for label in labels]
+    del runs[0].metrics["loss"], runs[1].metrics["eval_loss"]
     draw_png(runs, str(tmp_path / "x.png"))
     assert seen == [" _hidden", r"\$x", "plain"]
 
