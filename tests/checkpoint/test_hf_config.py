@@ -1,6 +1,8 @@
 """Configs of Hugging Face's, as their classes read them: transformers is what they are held against."""
 
 import argparse
+import dataclasses
+import functools
 import json
 import shutil
 
@@ -11,11 +13,13 @@ from hypothesis import strategies as st
 
 from gpt_neo.checkpoint.bundle import Bundle
 from gpt_neo.checkpoint.convert import export_hf, import_hf
+from gpt_neo.checkpoint.families import ACTIVATIONS, FAMILIES, THEIR_ACTIVATIONS, family_of
 from gpt_neo.checkpoint.hf_classes import ALIASES, DEFAULTS
-from gpt_neo.checkpoint.hf_config import model_keys, rotary_share
+from gpt_neo.checkpoint.hf_config import model_keys, rotary_share, their_config
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.names import PREFIX
-from gpt_neo.checkpoint.reference import our_logits, their_logits
+from gpt_neo.checkpoint.reference import activate, our_logits, their_logits
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError, ConfigError
 from gpt_neo.runtime.verify import network_logits, verify
 
@@ -88,6 +92,58 @@ def test_what_a_config_leaves_out_is_what_their_classes_take():
         assert {name: getattr(theirs, name) for name in config} == config
         assert ALIASES[family].items() <= theirs.attribute_map.items()
         assert len(ALIASES[family]) == len(theirs.attribute_map)
+
+
+# Where each class has the dropout of its embedding, of its attention's weights, and of what blocks add.
+DROPOUTS = {
+    "gpt_neo": ("drop", "h.0.attn.attention.attn_dropout", "h.0.attn.attention.resid_dropout", "h.0.mlp.dropout"),
+    "gpt2": ("drop", "h.0.attn.attn_dropout", "h.0.attn.resid_dropout", "h.0.mlp.dropout"),
+    "gptj": ("drop", "h.0.attn.attn_dropout", "h.0.attn.resid_dropout", "h.0.mlp.dropout"),
+    "gpt_neox": ("emb_dropout", "layers.0.attention.attention_dropout", "layers.0.post_attention_dropout")
+    + ("layers.0.post_mlp_dropout",),
+}
+RATES = {"resid_pdrop": 0.1, "resid_dropout": 0.1, "embd_pdrop": 0.2, "embed_dropout": 0.2, "hidden_dropout": 0.1}
+
+
+@pytest.mark.parametrize("family", DROPOUTS)
+def test_dropout_is_where_it_is_in_transformers(family, tmp_path):
+    sizes = {"gpt_neo": {**NEO, "attention_types": MIXED}, "gpt_neox": NEOX}.get(family, {**SHORT, "rotary_dim": 4})
+    rates = {**RATES, "attn_pdrop": 0.3, "attention_dropout": 0.3}
+    known = transformers.AutoConfig.for_model(family).to_dict()
+    config = {**sizes, "model_type": family, **{name: rate for name, rate in rates.items() if name in known}}
+    peer = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config))
+    theirs = []
+    for path in DROPOUTS[family]:
+        found = functools.reduce(getattr, path.split("."), peer)
+        theirs.append(getattr(found, "p", found))  # of a module, or a number
+    _, keys = model_keys(config, "SRC/config.json")
+    assert [keys["embed_dropout"], keys["attn_dropout"], *[keys["res_dropout"]] * 2] == theirs
+    model = ModelConfig(**{**keys, "attention_types": ("global",) * keys["n_layer"]})
+    assert family_of(model)[0].name == family
+    back = their_config(FAMILIES[family], model, 0, "float32")
+    assert {name: back[name] for name in rates if name in back} == {n: r for n, r in config.items() if n in rates}
+    changes = {  # GPT-NeoX has one rate for two of ours, and one key for biases here and there
+        "gpt_neox": [
+            ({"embed_dropout": 0.0}, "two dropout rates differ that gpt_neox has as one, hidden_dropout"),
+            ({"attn_output_bias": False}, "qkv_bias and attn_output_bias differ"),
+        ],
+        "gptj": [({"untied_head": False}, "untied_head is False; gptj has a head of its own")],
+    }
+    for change, told in changes.get(family, ()):
+        found, reasons = family_of(dataclasses.replace(model, **change))
+        assert found is None and len(reasons) == 1 and told in reasons[0]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_those_of_transformers(name):
+    x = np.linspace(-6, 6, 241)
+    theirs = transformers.activations.ACT2FN[name](torch.tensor(x)).numpy()
+    ours = activate(x, ACTIVATIONS[name])
+    # The precise and the quick form of gelu are 5e-4 apart.
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(
+        transformers.activations.ACT2FN[THEIR_ACTIVATIONS[ACTIVATIONS[name]]](torch.tensor(x)), theirs, atol=1e-6
+    )
 
 
 def test_transformers_rotates_as_many_features_as_we_do():

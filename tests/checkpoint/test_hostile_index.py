@@ -129,6 +129,7 @@ FILES = {  # what they are: (the index, what is said)
     "a field that breaks off": (with_b(crc=varint(6 << 3 | 2) + varint(HUGE)), "breaks off"),
     "a number of 11 bytes": (with_b(crc=varint(7 << 3) + b"\xff" * 10 + b"\1"), "10 bytes"),
     "overlapping tensors": (write_table({b"": HEADER, b"a": entry(), b"b": entry(20)}), "overlap at byte 20"),
+    "an overlap of a byte": (write_table({b"": HEADER, b"a": entry(), b"b": entry(23)}), "overlap at byte 23"),
     "the same bytes twice": (write_table({b"": HEADER, b"a": entry(), b"b": entry()}), "overlap at byte 0"),
     "a name of two lines": (named(b"a\nerror: none"), "impossible name"),
     "a name that clears the screen": (named(b"\x1b[2Ja"), "impossible name"),

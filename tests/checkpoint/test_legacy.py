@@ -161,18 +161,22 @@ def test_a_mismatch_is_a_table_with_the_key_that_would_explain_it(tmp_path):
     wanted = {**shapes, "gpt2/wte": (700, 64), "gpt2/wpe": (256, 64), "gpt2/h4/attn/q": (64, 64)}
     wanted["gpt2/h0/mlp/conv1d_main/c_fc/kernel"] = (64, 512)
     wanted["gpt2/h0/mlp/conv1d_main/c_proj/kernel"] = (300, 64)
+    wanted["gpt2/h1/mlp/conv1d_main/c_fc/kernel"] = (32, 128)
+    wanted["gpt2/h1/mlp/conv1d_main/c_fc/bias"] = (300,)
     del wanted["gpt2/h3/attn/q"]
     wanted |= {f"gpt2/h{block}/attn/o": (32, 64) for block in (0, 1, 3)}
     with pytest.raises(CheckpointError) as caught:
         fit_checkpoint(prefix, wanted)
     lines = [line.split() for line in str(caught.value).splitlines()]
-    assert "does not fit the config in 9 tensors; nothing was loaded" in str(caught.value)
+    assert "does not fit the config in 11 tensors; nothing was loaded" in str(caught.value)
     assert ["gpt2/wte", "[700,", "64]", "[512,", "64]", "n_vocab=512"] in lines
     assert ["gpt2/wpe", "[256,", "64]", "[128,", "64]", "n_ctx=128"] in lines
     assert ["gpt2/h4/attn/q", "[64,", "64]", "missing", "n_layer"] in lines
     assert ["gpt2/h3/attn/q", "nothing", "[64,", "64]", "n_layer"] in lines
     assert ["gpt2/h0/mlp/conv1d_main/c_fc/kernel", "[64,", "512]", "[64,", "256]", "mlp_glu"] in lines
     assert ["gpt2/h0/mlp/conv1d_main/c_proj/kernel", "[300,", "64]", "[256,", "64]", "n_inner=256"] in lines
+    assert ["gpt2/h1/mlp/conv1d_main/c_fc/kernel", "[32,", "128]", "[64,", "256]", "n_embd=64"] in lines
+    assert ["gpt2/h1/mlp/conv1d_main/c_fc/bias", "[300]", "[256]", "n_embd", "or", "n_inner"] in lines
     assert ["gpt2/h{0-1,3}/attn/o", "[32,", "64]", "[64,", "64]", "n_embd=64"] in lines
 
 

@@ -82,6 +82,34 @@ def test_fit_gives_parts(sliced):
     assert fit.part("global_step", np.dtype(np.int64), []) == 3
 
 
+def test_a_part_of_what_is_made_on_the_way_is_that_of_the_whole(tmp_path):
+    """A matrix with its adapter, a table without its padding."""
+    path, random = str(tmp_path / "model.ckpt-3"), np.random.default_rng(0)
+    matrix, down, up, table = (random.standard_normal(s, np.float32) for s in ([6, 4], [6, 2], [2, 4], [518, 4]))
+    scale = np.array(1.5, np.float32)
+    held = {"gpt2/h0/attn/q": matrix, "gpt2/h0/attn/q/lora_a": down, "gpt2/h0/attn/q/lora_b": up}
+    write(path, [(n, "", v) for n, v in {**held, "gpt2/lora_scale": scale, "gpt2/wte": table}.items()])
+    fit = fit_checkpoint(path, {"gpt2/h0/attn/q": [6, 4], "gpt2/wte": [7, 4]})
+    types = {name: np.dtype(np.float32) for name in fit.shapes}
+    assert not fit.as_stored(types)
+    spans = [(2, 5), (1, 4)]
+    for name, whole in (("gpt2/h0/attn/q", matrix + 1.5 * (down @ up)), ("gpt2/wte", table[:7])):
+        np.testing.assert_allclose(fit.value(name, types[name]), whole, rtol=1e-6)
+        np.testing.assert_array_equal(fit.part(name, types[name], spans), fit.value(name, types[name])[2:5, 1:4])
+        alone = fit_checkpoint(path, {"gpt2/h0/attn/q": [6, 4], "gpt2/wte": [518, 4]})
+        assert not alone.as_stored({"gpt2/h0/attn/q": np.dtype(np.float32)}), "an adapter is still to be added"
+        assert alone.as_stored({"gpt2/wte": np.dtype(np.float32)})
+    with pytest.raises(CheckpointError, match="n_vocab=518"):  # 512 rows are no padding
+        fit_checkpoint(path, {"gpt2/h0/attn/q": [6, 4], "gpt2/wte": [6, 4]})
+
+
+def test_weights_are_floats_and_a_step_is_any_number(tmp_path):
+    path = str(tmp_path / "model.ckpt-3")
+    write(path, [("gpt2/wte", "", np.zeros([2, 3], np.int32)), ("global_step", "", np.array(3, np.int32))])
+    with pytest.raises(CheckpointError, match=r"in 1 tensor; nothing was loaded\n.*\n +gpt2/wte +floats +int32"):
+        fit_checkpoint(path, {"gpt2/wte": [2, 3], "global_step": []})
+
+
 def test_slices_that_do_not_make_a_tensor_are_refused(sliced, tmp_path):
     path, _ = sliced
     table = read_table(open(path + ".index", "rb").read())

@@ -1,13 +1,14 @@
 """Adapters: merged weights give the adapters' logits, PEFT loads them, and trains to the same losses."""
 
+import dataclasses
 import json
 import os
 
 import numpy as np
 import pytest
 
-from gpt_neo.checkpoint.bundle import Bundle
-from gpt_neo.checkpoint.convert import import_hf
+from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
+from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.fit import check_scale
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.peft import export_adapters
@@ -186,6 +187,45 @@ def test_training_equals_peft_and_merged_logits_are_the_adapters(adapted, tmp_pa
     assert bool(about["rank_pattern"]) == (name in SEVERAL) and about["lora_alpha"] == 5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_merges_the_adapters_as_we_do(family, tmp_path):
+    """Every tensor of a model of each family, with adapters of any numbers."""
+    torch.manual_seed(5)
+    FAMILIES[family]().save_pretrained(tmp_path / "hf")
+    plain = import_hf(str(tmp_path / "hf"), str(tmp_path / "plain"))
+    model = dataclasses.replace(plain.model, lora_rank=RANK, lora_alpha=5.0)
+    bundle, random = Bundle(str(tmp_path / "plain" / "model.ckpt-0")), np.random.default_rng(0)
+    values = {name: np.array(bundle.read(name)) for name in bundle.names()}
+    for name, variable in variables_of(model).items():
+        if name not in values:
+            values[name] = np.array(5 / 3 if not variable.shape else random.standard_normal(variable.shape), np.float32)
+
+    def save(place):
+        os.makedirs(place)
+        writer = BundleWriter(str(place / "model.ckpt-0"))
+        for name, value in values.items():
+            writer.add(name, value.shape, value.dtype, [value])
+        writer.finish()
+        return writer.prefix
+
+    checkpoint = save(tmp_path / "run")
+    export_adapters(model, checkpoint, str(tmp_path / "hf"), str(tmp_path / "adapters"))
+    export_hf(dataclasses.replace(plain, model=merged(model)), checkpoint, str(tmp_path / "merged"))
+    base, ours = (transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / x)) for x in ("hf", "merged"))
+    before = {name: value.numpy().copy() for name, value in base.state_dict().items()}
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapters")).merge_and_unload().state_dict()
+    for name, value in ours.state_dict().items():
+        np.testing.assert_allclose(value.numpy(), theirs[name].numpy(), atol=1e-5, err_msg=name)
+        adapted = value.ndim == 2 and not any(word in name for word in ("wte", "wpe", "embed_", "lm_head"))
+        assert (np.abs(value.numpy() - before[name]).max() > 0.1) == adapted, name
+    about = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    assert about["fan_in_fan_out"] == (family == "gpt2"), "as the matrices of that one model lie"
+    values[next(name for name in values if name.endswith("lora_b"))][0, 0] = np.nan
+    with pytest.raises(CheckpointError, match="lora_B.weight holds NaN or infinite numbers"):
+        export_adapters(model, save(tmp_path / "nan"), str(tmp_path / "hf"), str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_run_without_adapters_has_none_to_write(adapted, tmp_path):
     _, folder, run = adapted
     with pytest.raises(CheckpointError, match="lora_rank is 0"):
@@ -221,10 +261,6 @@ def test_what_adapters_name_as_their_model(adapted, tmp_path, capsys, monkeypatc
 
 def test_freezing_by_name(adapted, tmp_path):
     """Of three patterns, nothing that they match moves or has slots; all of it frozen is refused."""
-    import dataclasses
-
-    from gpt_neo.errors import ConfigError
-
     _, folder, run = adapted
     plain = dataclasses.replace(run, model=merged(run.model))
     freeze = ("/h0/", "wte", r"ln_f/g$")

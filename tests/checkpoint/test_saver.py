@@ -1,12 +1,15 @@
 """Which checkpoints stay: the newest ones, and one per two hours, whatever the clock does; what is told of failures."""
 
 import errno
+import json
+import types
 
 import pytest
 
+from gpt_neo.checkpoint import saver as saver_module
 from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping, unwritten
+from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping, tried, unwritten
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 from tests.checkpoint.test_folder import save
@@ -80,3 +83,90 @@ def test_the_record_of_a_checkpoint_that_a_listing_has_not_yet_stays(tmp_path, m
         (tmp_path / f"model.ckpt-{step}.json").write_text("{}")
     RecordListener(str(tmp_path), lambda step: {}, RunSaver([tf.Variable(0.0)])).after_save(None, 2)
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["model.ckpt-1.json", "model.ckpt-2.json"]
+
+
+@pytest.mark.parametrize(
+    "path, error, failures, pauses",
+    [
+        ("gs://b/model.ckpt", tf.errors.UnavailableError, 2, [10.0, 20.0]),
+        ("gs://b/model.ckpt", tf.errors.UnknownError, 9, [10.0, 20.0, 40.0]),
+        ("gs://b/model.ckpt", tf.errors.PermissionDeniedError, 1, []),
+        ("/disk/model.ckpt", tf.errors.UnavailableError, 1, []),
+    ],
+)
+def test_a_save_to_a_bucket_is_tried_four_times(monkeypatch, path, error, failures, pauses):
+    """Where it may pass; with a pause that doubles."""
+    slept, left = [], [error(None, None, "no")] * failures
+
+    def write():
+        if left:
+            raise left.pop()
+        return "written"
+
+    monkeypatch.setattr(saver_module, "time", types.SimpleNamespace(sleep=slept.append))
+    if len(pauses) == failures:
+        assert tried(path, write) == "written"
+    else:
+        with pytest.raises(error):
+            tried(path, write)
+        assert failures - len(left) == len(pauses) + 1
+    assert slept == pauses
+
+
+def test_a_checkpoint_is_on_the_disk_data_first_before_the_state_file_names_it(tmp_path, monkeypatch):
+    synced, sync = [], saver_module.storage.sync
+
+    def noted(*paths):
+        synced.append(([path.rpartition(".")[2] for path in paths], (tmp_path / "checkpoint").exists()))
+        sync(*paths)
+
+    monkeypatch.setattr(saver_module.storage, "sync", noted)
+    with tf.Graph().as_default(), tf.Session() as session:
+        value = tf.get_variable("value", [], initializer=tf.zeros_initializer())
+        session.run(value.initializer)
+        RunSaver([value], **keeping(2)).save(session, str(tmp_path / "model.ckpt"), 1, write_meta_graph=False)
+    assert synced[0] == (["data-00000-of-00001", "index"], False) and synced[1][1]
+
+
+def test_the_record_of_what_was_restored_is_its_own_unless_it_has_none(tmp_path):
+    saver = RunSaver([tf.Variable(0.0)])
+    saver.restored = "model.ckpt-5"
+    listener = RecordListener(str(tmp_path), lambda step: {"step": step, "made": "now"}, saver)
+    (tmp_path / "model.ckpt-5.json").write_text('{"made": "before"}')
+    for step in (5, 6):
+        listener.before_save(None, step)
+    assert json.loads((tmp_path / "model.ckpt-5.json").read_text()) == {"made": "before"}
+    assert json.loads((tmp_path / "model.ckpt-6.json").read_text())["made"] == "now"
+    (tmp_path / "model.ckpt-5.json").unlink()
+    listener.before_save(None, 5)
+    assert json.loads((tmp_path / "model.ckpt-5.json").read_text())["made"] == "now"
+
+
+@pytest.mark.parametrize("name", ["run", "run[1]"])
+def test_a_checkpoint_is_restored_whatever_its_folder_is_called(tmp_path, monkeypatch, name):
+    """TensorFlow takes some names for patterns. What it says of files that have just gone is one line."""
+    (tmp_path / name).mkdir()
+    path = save(tmp_path / name, 5, 2.5)
+    with tf.Graph().as_default(), tf.Session() as session:
+        value = tf.get_variable("gpt2/wte", [4, 4])
+        saver = RunSaver([value])
+        saver.restore(session, path)
+        assert (session.run(value) == 2.5).all() and saver.restored == "model.ckpt-5"
+        if name == "run":
+            for error in (
+                ValueError("no valid checkpoint"),
+                tf.errors.NotFoundError(None, None, "no valid checkpoint"),
+            ):
+                monkeypatch.setattr(tf.train.Saver, "restore", raiser(error))
+                with pytest.raises(CheckpointError, match="model.ckpt-5: cannot be read: no valid checkpoint"):
+                    saver.restore(session, path)
+            monkeypatch.setattr(tf.train.Saver, "restore", raiser(tf.errors.DataLossError(None, None, "bad bytes")))
+            with pytest.raises(CheckpointError, match="model.ckpt-5: damaged: bad bytes; nothing was loaded"):
+                saver.restore(session, path)
+
+
+def raiser(error):
+    def fail(*given):
+        raise error
+
+    return fail

@@ -1,5 +1,6 @@
 """pytorch_model.bin from strangers: what is in it is read, and nothing beside it."""
 
+import collections
 import pickle
 import struct
 import zipfile
@@ -47,6 +48,31 @@ def test_tensors_in_one_large_storage(zipped, tmp_path):
     tensors = {"a": whole[:half], "b": whole[half : half + 6].view(2, 3)}
     torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
     np.testing.assert_array_equal(TorchFile(path).read("b"), [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_type_and_form_of_a_tensor(zipped, tmp_path):
+    """A parameter, a number without dimensions, none at all, every second column; in an OrderedDict."""
+    torch = pytest.importorskip("torch")
+    numbers = torch.tensor([[0, 1, 77], [1, 0, 100]])
+    types = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+    tensors = {name: numbers.to(getattr(torch, name)) for name in types}
+    tensors.update(
+        parameter=torch.nn.Parameter(numbers.float().T),
+        number=torch.tensor(2.5),
+        nothing=torch.zeros(0, 3),
+        strided=torch.arange(24.0).reshape(4, 6)[1:, ::2].T,
+    )
+    state = collections.OrderedDict(tensors)
+    state._metadata = {"": {"version": 1}}  # as `state_dict` has it
+    path = str(tmp_path / "a.bin")
+    for saved in (tensors, state):
+        torch.save(saved, path, _use_new_zipfile_serialization=zipped)
+        file = TorchFile(path)
+        assert file.names() == sorted(tensors)
+        for name, value in tensors.items():
+            assert str(file.dtype(name)) == (name if name in types else "float32") and file.shape(name) == value.shape
+            np.testing.assert_array_equal(file.read(name).astype(np.float64), value.detach().double().numpy())
 
 
 @pytest.mark.parametrize(
