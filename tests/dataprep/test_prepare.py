@@ -452,6 +452,9 @@ def test_dataset_config_for_training(corpus, tmp_path, small_tokenizer):
     config = dataset_config({**manifest, "separator": [7], "tokenizer": nameless}, "gs://b/p")
     assert (config["eos_id"], config["padding_id"]) == (7, 7)
     assert dataset_config(manifest, "gs://b/p")["path"] == "gs://b/p/data_*.tfrecords"
+    first = {**manifest["tokenizer"], "eos_id": 5, "padding_id": 0}
+    config = dataset_config({**manifest, "separator": [], "tokenizer": first}, "gs://b/p")
+    assert (config["eos_id"], config["padding_id"]) == (5, 0), "0 is an id"
     os.makedirs(tmp_path / "x[1]")
     made = [shutil.copy(path, tmp_path / "x[1]") for path in glob.glob(str(tmp_path / "out" / "data_*.tfrecords"))]
     assert sorted(glob.glob(dataset_config(manifest, str(tmp_path / "x[1]"))["path"])) == sorted(made) and made

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 import zstandard
 
-from gpt_neo.dataprep import streams, units
+from gpt_neo.dataprep import readers, streams, units
 from gpt_neo.dataprep.documents import Document, documents_of, read_documents, with_lines
 from gpt_neo.dataprep.readers import Bad, InputFile, find_inputs, find_sources, kind_of, natural_key
 from gpt_neo.dataprep.streams import Rules
@@ -118,9 +118,20 @@ def test_other_names_and_nested_archives(tmp_path):
     expected = ["in tgz", "deep", "deeper", "a string", "two\n\nparagraphs", "first frame", "in owt"]
     assert list(read_documents([str(tmp_path)])) == expected
     assert kind_of("x.TXT.gz") == ("text", ".gz") and kind_of("x.txz") == ("tar", ".xz")
-    for name in ("x.docx", "x.gz", "x.zip.gz", "x.tgz.gz", "x"):
+    for name in ("x.docx", "x.gz", "x.zip.gz", "x.parquet.xz", "x.tgz.gz", "x_data.gz", "x_data", "x"):
         with pytest.raises(DataError, match="unknown extension"):
             kind_of(name)
+
+
+def test_windows_of_zstd_long_are_read(tmp_path):
+    """Which its library refuses unless it is told."""
+    wide = zstandard.ZstdCompressionParameters(window_log=28)
+    stream = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    data = stream.compress(lines_of(["far", "back"])) + stream.flush()
+    with pytest.raises(zstandard.ZstdError, match="memory"):
+        zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    (tmp_path / "a.jsonl.zst").write_bytes(data)
+    assert list(read_documents([str(tmp_path)])) == ["far", "back"]
 
 
 def test_the_pile_set_is_kept(tmp_path):
@@ -145,6 +156,21 @@ def test_files_in_natural_order_and_mistakes(tmp_path):
     assert sorted(["b10", "b9", "a"], key=natural_key) == ["a", "b9", "b10"]
     with pytest.raises(DataError, match="no files there"):
         find_inputs(str(tmp_path / "absent"))
+
+
+def test_a_bucket_that_gives_nothing_is_no_bad_document(monkeypatch):
+    """What has gone since it was listed is one."""
+
+    def fails(path):
+        raise error
+
+    monkeypatch.setattr(readers, "find_inputs", lambda *inputs, where: ["gs://bucket/a.txt"])
+    monkeypatch.setattr(readers.storage, "size", fails)
+    error = PermissionError(13, "no access")
+    with pytest.raises(DataError, match="gs://bucket/a.txt: cannot be read: no access"):
+        find_sources(["gs://bucket"])
+    error = FileNotFoundError(2, "no such object")
+    assert find_sources(["gs://bucket"]) == ([], [Bad("gs://bucket/a.txt", "", 0, "cannot be read", "no such object")])
 
 
 def test_a_file_named_in_several_spellings_is_read_once(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import struct
 import zlib
 
 import numpy as np
@@ -26,6 +27,7 @@ from gpt_neo.dataprep.records import (
     unpack_varints,
 )
 from gpt_neo.errors import DataError
+from gpt_neo.wire import bytes_field, masked_checksum, varint
 
 TOKENS = st.lists(st.integers(0, (1 << 28) - 1), max_size=200)
 
@@ -91,6 +93,57 @@ def test_damage_is_named(tmp_path, cut, message):
         list(read_records(path))
 
 
+@pytest.mark.parametrize("cut", [0, 1, 4, 5, 60])
+def test_a_record_that_is_cut_off_does_not_count(tmp_path, cut):
+    data = frame(encode_example(list(range(40)))) * 3
+    (tmp_path / "a").write_bytes(data[: len(data) - cut])
+    assert count_records(str(tmp_path / "a")) == (2 if cut else 3)
+
+
+@pytest.mark.parametrize("length", [1 << 40, (1 << 63) - 1])
+def test_a_length_that_no_file_has_asks_for_no_memory(tmp_path, length):
+    """Its checksum is right."""
+    told = struct.pack("<Q", length)
+    (tmp_path / "a").write_bytes(
+        frame(encode_example([1])) + told + struct.pack("<I", masked_checksum(told)) + bytes(40)
+    )
+    with pytest.raises(DataError, match="record at byte 33 is cut off"):
+        list(read_records(str(tmp_path / "a")))
+    assert count_records(str(tmp_path / "a")) == 1
+
+
+def test_a_list_that_is_not_packed_is_read_as_protobuf_does():
+    from gpt_neo.mtf_compat import tf
+
+    values = [0, 1, 127, 128, 300, 50_256, (1 << 40) + 5]
+    numbers = b"".join(b"\x08" + varint(value) for value in values)
+    entry = bytes_field(1, b"text") + bytes_field(2, bytes_field(3, numbers))
+    data = bytes_field(1, bytes_field(1, entry))
+    assert list(tf.train.Example.FromString(data).features.feature["text"].int64_list.value) == values
+    assert parse_example(data).tolist() == values
+
+
+@pytest.mark.parametrize(
+    "mask, masked, told",
+    [
+        (None, False, None),
+        (None, True, "it has no mask, and the first record of its dataset has one"),
+        ([1, 0, 1], True, None),
+        ([1, 0, 1], False, "it has a mask, and the first record of its dataset has none"),
+        ([1, 0], True, "it has a mask of 2 numbers; a token has one each"),
+        ([1, 0, 1, 1], True, "it has a mask of 4 numbers; a token has one each"),
+    ],
+)
+def test_masks_are_those_of_the_dataset_and_a_number_for_each_token(tmp_path, mask, masked, told):
+    (tmp_path / "a").write_bytes(frame(encode_example([7, 8, 9], mask)))
+    assert [row.tolist() for row in read_records(str(tmp_path / "a"))] == [[7, 8, 9]]
+    if told is None:
+        assert len(list(read_records(str(tmp_path / "a"), masked=masked))) == 1
+    else:
+        with pytest.raises(DataError, match=f"a: record at byte 0: {told}"):
+            list(read_records(str(tmp_path / "a"), masked=masked))
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, lzma.compress, bz2.compress])
 def test_compressed_records_are_called_so(tmp_path, pack):
     path = tmp_path / "a_0_9.tfrecords"
@@ -112,6 +165,8 @@ def test_names_that_promise_a_number_of_records():
     assert counts_from_names(["wiki_2020_0.tfrecords", "wiki_2020_1.tfrecords"]) == [None, None]
     assert counts_from_names(["a/wiki_2020_3.tfrecords", "a/wiki_2020_4.tfrecords"]) == [None, None]
     assert counts_from_names(["a/x_0_3.tfrecords", "b/x_0_4.tfrecords", "x_00.tfrecords"]) == [3, 4, None]
+    assert counts_from_names(["wiki_2020_0.tfrecords"]) == [None]
+    assert counts_from_names(["wiki_2020_0.tfrecords", "x_0_7.tfrecords"]) == [None, None]
     for name in (
         "train-00000-of-00010.tfrecord",
         "c4.tfrecord-00000-of-01024",

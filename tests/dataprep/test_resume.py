@@ -292,6 +292,15 @@ def test_a_folder_for_unfinished_work_keeps_what_is_in_it(corpus, tmp_path, smal
         assert os.listdir(work) == ["mine.txt"]
 
 
+def test_half_written_files_of_a_killed_run_are_removed_and_no_others(corpus, tmp_path, small_tokenizer):
+    (tmp_path / "out").mkdir()
+    for name in (".data_3.writing", ".other_3.writing"):
+        (tmp_path / "out" / name).write_text("half")
+    prepare.prepare(options_of(corpus, tmp_path, small_tokenizer), silent)
+    hidden = [name for name in os.listdir(tmp_path / "out") if name.startswith(".")]
+    assert hidden == [".other_3.writing"]
+
+
 def test_two_runs_at_once_are_refused(corpus, tmp_path, small_tokenizer):
     held = ledger.Ledger(str(tmp_path / "out" / ".data_work"), {"version": 1})
     with pytest.raises(DataError, match="another process is preparing this data set"):
