@@ -44,7 +44,7 @@ def test_a_long_text_in_a_ring_equals_uncached(kinds, more, tmp_path):
     with pytest.raises(ValueError, match="at once; at most"):
         network.read([0], [tokens[0]], [0])
     close = {"atol": 1e-5 * np.abs(expected).max(), "rtol": 0}
-    read = LENGTH - 50  # then as many one by one: more than the window
+    read = LENGTH - 46  # then as many one by one: more than the window; learned keys begin a block more
     np.testing.assert_allclose(network.prefill(1, tokens[0, :read], every=True), expected[:read], **close)
     network.copy(1, 0, read)
     for at in range(read, LENGTH):
@@ -92,6 +92,21 @@ def test_rows_of_any_lengths_are_read_at_once(tmp_path):
     expected = uncached(config, checkpoint, filled)
     for row, text in enumerate(texts):
         np.testing.assert_allclose(together[row], expected[row, len(text) - 1], atol=1e-5)
+    last = [1, 5, 2, 7]  # of each the last ones, row after row
+    several = network.read(range(4), texts, [0] * 4, last)
+    wanted = [expected[row, len(text) - count : len(text)] for row, (text, count) in enumerate(zip(texts, last))]
+    np.testing.assert_allclose(several, np.concatenate(wanted), atol=1e-5)
+
+
+def test_a_ring_holds_the_window_wherever_a_text_is_cut(tmp_path):
+    """Pieces that begin 6 tokens into a block of 32: with the 39 keys before them they touch 19 blocks."""
+    config, checkpoint = make(("local", "global"), tmp_path)
+    tokens = np.random.RandomState(5).randint(0, VOCAB, [1, 1094]).astype(np.int32)
+    expected = uncached(config, checkpoint, tokens)[0]
+    network, found = Network(config, checkpoint), []
+    for at, count in ((0, 70), (70, 512), (582, 512)):
+        found.append(network.read([0], [tokens[0, at : at + count]], [at], [count]))
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
 @pytest.mark.parametrize("cache, close", [("f16", 2e-3), ("u8", 0.05)])

@@ -96,6 +96,49 @@ def test_int4_takes_the_best_of_several_scales():
     assert error < 0.97 * np.square(plain - rows).sum()
 
 
+@pytest.mark.parametrize("quantize, levels", [(quantize_int8, 254), (quantize_int4, 15)])
+def test_rows_of_any_sign_are_near_and_0_stays_0(quantize, levels):
+    """The range of a group has 0 in it: of int8 on both sides alike."""
+    random = np.random.RandomState(2)
+    rows = random.uniform(1, 2, [6, 2 * GROUP]).astype(np.float32)
+    rows[1] *= -1
+    rows[2, ::2] *= -1
+    rows[3] = 0
+    rows[4, GROUP:] = 0
+    rows[5] = 0.5
+    with np.errstate(all="raise", under="ignore"):  # what a 0 divided by 0 becomes depends on the processor
+        found = widened(quantize(rows))
+    groups = rows.reshape(6, -1, 2 * GROUP if levels == 254 else GROUP)
+    low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    width = 2 * np.maximum(-low, high) if levels == 254 else high - low
+    error = np.square(found - rows).reshape(groups.shape).mean(-1)
+    assert (np.sqrt(error) <= 0.6 * width / levels).all(), "that of rounding is 0.29 of a step, a half at most"
+    assert not found[3].any() and not found[4, GROUP:].any()
+
+
+def test_what_is_compressed_in_pieces_is_what_is_compressed_at_once(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, n_embd=96, n_inner=400)  # groups of 32, and matrices of int8 beside them
+    checkpoint = save_random(config, str(tmp_path), scale=0.1)
+    kept = []
+    for count in (1 << 22, 7 * 96):
+        monkeypatch.setattr(weights, "AT_ONCE", count)
+        monkeypatch.setattr(weights, "VERSION", count)
+        made = Weights(config, checkpoint, "int4")
+        kept.append({name: made.kept.read(name) for name in made.kept.names()})
+    assert len(os.listdir(tmp_path / FOLDER)) == 2
+    several = Weights(
+        dataclasses.replace(config, n_inner=256),
+        save_random(dataclasses.replace(config, n_inner=256), str(tmp_path / "b")),
+        "int4",
+    )
+    assert made.group == several.group == 32, "of groups of 32 and of 128 the fewer"
+    assert made.stored["gpt2/h0/mlp/conv1d_main/c_fc/kernel"] == "int4"
+    assert made.stored["gpt2/h0/mlp/conv1d_main/c_proj/kernel"] == "int8", "400 inputs are no groups"
+    assert kept[0].keys() == kept[1].keys()
+    for name, value in kept[0].items():
+        np.testing.assert_array_equal(value, kept[1][name], err_msg=name)
+
+
 @pytest.mark.parametrize("dtype, more", [("int8", 1.5), ("int4", 1.1)])
 def test_rounding_features_costs_little_beside_rounding_weights(dtype, more, tmp_path, monkeypatch):
     """Also where some features are 40 times the others, as in large models."""
@@ -196,6 +239,9 @@ def test_kept_by_content_and_made_once(tmp_path):
     assert len(os.listdir(tmp_path / FOLDER)) == 2
     text = np.arange(5)
     assert np.abs(other.prefill(0, text) - again.prefill(0, text)).max() > 0.1
+    fewer = Network(dataclasses.replace(CONFIG, n_vocab=90), checkpoint, dtype="int8")  # the last rows are padding
+    np.testing.assert_allclose(fewer.prefill(0, text), other.prefill(0, text)[:90], rtol=1e-5)
+    assert len(os.listdir(tmp_path / FOLDER)) == 3
 
 
 @pytest.mark.parametrize("harm", ["cut off", "without its data", "without its index", "an empty index"])

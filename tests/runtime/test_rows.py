@@ -186,6 +186,18 @@ def test_what_layers_attend_with_is_the_same_on_both_engines(decoders):
             np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_a_picture_is_no_row_s_and_a_step_may_be_a_row_s_first(whole, decoder):
+    _, _, tokens, expected = whole
+    play = Play(decoder)
+    for row in (0, ROWS - 1):
+        play.read(row, tokens[0, :10])
+    decoder.attention_inputs(tokens[1, :80].tolist(), 0)
+    play.slot[3] = play.start[3] = 0
+    logits = play.step({0: tokens[0, 10], ROWS - 1: tokens[0, 10], 3: tokens[2, 0]})
+    for row, wanted in ((0, expected[0, 10]), (ROWS - 1, expected[0, 10]), (3, expected[2, 0])):
+        np.testing.assert_allclose(logits[row], wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_a_layout_that_splits_the_batch_is_refused(whole):
     config, checkpoint, _, _ = whole
     with pytest.raises(ConfigError, match="splits batch"):
