@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import types
 
 import pytest
 
@@ -10,7 +11,7 @@ from gpt_neo.checkpoint.folder import checkpoints_of
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime import goodput, hooks, watch
-from gpt_neo.runtime.hooks import ProgressLog, SaveTimer
+from gpt_neo.runtime.hooks import Diverged, ProgressLog, SaveHook, SaveTimer, SpikeHook
 from gpt_neo.runtime.spikes import WINDOW, SpikeRule
 from gpt_neo.runtime.watch import Watch
 from tests.conftest import folder_of, set_clock
@@ -74,12 +75,56 @@ def test_means_between_rows(tmp_path, clock):
     assert [unlogged.add(step, float(step), 0.1).mean_loss for step in range(1, 31)][-1] == sum(range(11, 31)) / 20
 
 
+def test_minutes_of_a_save_are_minutes(tmp_path):
+    timer = SaveHook(str(tmp_path), None, [], 10, 2.5, goodput.Goodput())._timer
+    assert (timer.steps, timer.seconds) == (10, 150.0)
+
+
+def test_the_twentieth_batch_in_a_row_that_is_skipped_ends_the_run(tmp_path):
+    told, watch = [], Watch(str(tmp_path), notice=lambda line: told.append(line))
+    hook = SpikeHook(None, None, watch, lambda step: f"those of step {step}")
+    hook.rule, watch.step = SpikeRule([2.0] * 16, skipped=18), 7
+    hook.fed = hook.rule.limit
+    hook.after_run(None, types.SimpleNamespace(results=2.0 * hook.fed))
+    limit = f"{hook.fed:.4f}"
+    assert told == [f"step 7: loss {2 * hook.fed:.4f}, limit {limit}: batch skipped (those of step 7)"]
+    row = json.loads((tmp_path / "watch_log.jsonl").read_text())
+    assert (row["event"], row["step"], row["loss"], row["limit"]) == ("skipped", 7, repr(2 * hook.fed), repr(hook.fed))
+    with pytest.raises(Diverged, match="step 7: the loss is nan, and 20 batches in a row were skipped") as ended:
+        hook.after_run(None, types.SimpleNamespace(results=math.nan))
+    assert (ended.value.step, ended.value.skipping) == (7, True) and hook.state()["spikes_skipped"] == 20
+
+
 def test_a_batch_without_labels_is_no_accepted_loss():
     rule = SpikeRule([2.0] * (WINDOW - 1) + [2.1])
     before = rule.limit
     for _ in range(WINDOW):
         assert not rule.judge(0.0, rule.limit)
     assert rule.limit == before > 2.1 and rule.skipped == 0
+
+
+def test_how_long_a_run_still_takes_is_told_by_its_last_twenty_steps(tmp_path, clock):
+    log = ProgressLog(100, 8, str(tmp_path), log_every=0)
+    for step in range(1, 41):
+        clock["now"] += 5 if step <= 20 else 2  # the first ones were slow
+        told = log.add(step, 1.0, 0.1)
+    assert (told.tokens_per_second, told.seconds_left, told.step, told.train_steps) == (4.0, 120.0, 40, 100)
+
+
+def test_rows_are_at_multiples_and_at_the_end(tmp_path, clock):
+    log, spent, shown = ProgressLog(7, 8, str(tmp_path), log_every=3), goodput.Goodput(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hooks, "write_progress", lambda folder, step, scalars: shown.append((folder, step, scalars)))
+        for step in range(1, 8):
+            clock["now"] += 2
+            with spent.spending("saves"):
+                clock["now"] += 0.5
+            spent.step_ended()
+            log.add(step, 1.0, 0.25, spent, {"loss": float(step)})
+    rows = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["lr"], row["tokens_per_second"]) for row in rows] == [(n, 0.25, 3.2) for n in (3, 6, 7)]
+    assert [row["goodput"] for row in rows] == [round(2 * (n - 1) / (2.5 * n), 4) for n in (3, 6, 7)]
+    assert shown == [(str(tmp_path), n, {"loss": float(n), "tokens_per_second": 3.2}) for n in (3, 6, 7)]
 
 
 def test_evaluation_is_no_training_time(tmp_path, clock):

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import threading
+import time
 
 import pytest
 
@@ -13,6 +15,8 @@ from gpt_neo.config import load_config
 from gpt_neo.dataprep.readers import natural_key
 from gpt_neo.dataprep.records import count_records
 from gpt_neo.mtf_compat import tf
+from gpt_neo.runtime import watch as watching
+from gpt_neo.runtime.watch import SIGNALS, Watch
 from tests.conftest import folder_of
 
 # Steps that take a while, so that a signal comes between two of them.
@@ -125,6 +129,66 @@ def test_a_signal_before_the_first_step_ends_at_once(world, server, then):
     status, text = server.run("--model", path, before=EARLY.format(then=then))
     assert status == 143 and "stopped   by SIGTERM: before the first step" in text and "Traceback" not in text
     assert "run.lock" not in os.listdir(folder_of(path))
+
+
+@pytest.fixture
+def watch(tmp_path):
+    """Of a run with something to save, in this process."""
+    with Watch(str(tmp_path)) as found:
+        found.running = True
+        yield found
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_second_ctrl_c_ends_a_run_at_once_and_no_other_signal(watch, first):
+    try:
+        for number in (first, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+    except KeyboardInterrupt:
+        pytest.fail("no signal but a second Ctrl-C ends it at once")
+    assert watch.signal == first and watch.raised is None
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert watch.signal == first
+    watch.raised = None
+
+
+def test_what_nohup_has_a_process_ignore_stays_so_and_all_is_as_before_in_the_end(tmp_path):
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Watch(str(tmp_path)) as watch:
+            watch.running = True
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert watch.signal is None and signal.getsignal(signal.SIGTERM) == watch.on_signal
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as TPUEstimator does
+            watch.listen()
+            assert signal.getsignal(signal.SIGINT) == watch.on_signal
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_only_what_is_no_step_for_minutes_is_a_stall(tmp_path, monkeypatch):
+    """Not what is known to take its time; from its end on the time counts anew."""
+    monkeypatch.setattr(watching, "POLL", 0.01)
+    left, stalled = [], threading.Event()
+    watch = Watch(str(tmp_path), stall_minutes=0.1 / 60, leave=lambda status: left.append(status) or stalled.set())
+    with watch.waiting():
+        time.sleep(0.3)
+    assert watch.stall_seconds == 0.1 and not left
+    with watch:
+        for _ in range(10):
+            watch.mark()
+            time.sleep(0.03)
+        with watch.apart():
+            watch.alive -= 60  # as if it had taken so long
+        time.sleep(0.05)
+        assert not left
+        assert stalled.wait(20) and left == [75]
+    assert "no step for 0 seconds, before the first step" in (tmp_path / "stall.txt").read_text()
 
 
 def test_a_loss_that_is_no_number(world, server):
