@@ -1,5 +1,6 @@
 """Clients that do not go on are cut off, and those that do get right answers meanwhile."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -7,10 +8,13 @@ import os
 import socket
 import threading
 import time
+import types
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from gpt_neo.serving.connections import Patience, Sparing
+from gpt_neo.serving.connections import Connection, Patience, Sparing
 from tests.serving.conftest import running
 
 ASKED = {"prompt": "ice", "max_tokens": 20, "temperature": 0}
@@ -143,6 +147,81 @@ def test_clients_that_leave_are_no_failures_of_the_server(hasty, caplog):
     assert b"400" in client.recv(1000)
     client.close()
     assert not caplog.records
+
+
+class Loop:
+    """What is to be called, and after how long; nothing is."""
+
+    def __init__(self):
+        self.asked = []
+
+    def call_later(self, seconds, end):
+        self.asked.append((seconds, end))
+        return types.SimpleNamespace(cancel=lambda: None)
+
+
+class Transport(asyncio.Transport):
+    """Of a client that has so many bytes to take."""
+
+    def __init__(self, waiting=0):
+        super().__init__()
+        self.waiting, self.aborted = waiting, False
+
+    def get_write_buffer_size(self):
+        return self.waiting
+
+    def pause_reading(self):
+        """Nothing is read."""
+
+    def abort(self):
+        self.aborted = True
+
+
+@pytest.fixture
+def connected():
+    """From (bytes that wait, whether a request is being answered) to a connection; all are of one server of two."""
+    config, state, waiting = uvicorn.Config(lambda *given: None), ServerState(), {}
+
+    def make(size=0, busy=False):
+        patience = Patience(idle=30.0, send=20.0, share=1 << 20, connections=2)
+        made = Connection(config, state, {}, Loop(), patience=patience, waiting=waiting)
+        made.cycle = types.SimpleNamespace(response_complete=not busy)
+        made.connection_made(Transport(size))
+        return made
+
+    return make
+
+
+def test_a_client_has_twenty_seconds_to_read_and_as_many_for_each_mebibyte(connected):
+    for size, seconds in ((1 << 17, 22.5), (3 << 20, 80.0)):
+        made = connected(size)
+        made.pause_writing()
+        told, end = made.loop.asked[-1]
+        assert told == seconds and not made.transport.aborted
+        end()
+        assert made.transport.aborted
+
+
+def test_an_answer_may_take_longer_than_a_client_may_be_idle(connected):
+    for busy in (True, False):
+        made = connected(busy=busy)
+        seconds, end = made.loop.asked[-1]
+        end()
+        assert seconds == 30.0 and made.transport.aborted != busy
+
+
+def test_who_has_been_idle_longest_makes_room_and_nobody_who_waits_for_an_answer(connected):
+    busy, first, second = connected(busy=True), connected(), connected()
+    assert [made.transport.aborted for made in (busy, first, second)] == [False, True, False]
+    busy.cycle.response_complete = True
+    busy.wait_for_request()  # it has its answer
+    second.wait_for_request()
+    third = connected()
+    assert [made.transport.aborted for made in (busy, second, third)] == [True, False, False]
+    second.wait_for_request()
+    third.wait_for_request()
+    second.wait_for_request()
+    assert connected() and [made.transport.aborted for made in (second, third)] == [False, True]
 
 
 def test_half_of_the_descriptors_are_for_connections(monkeypatch):

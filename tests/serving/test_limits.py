@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+import types
 
 import pytest
 
@@ -104,6 +105,12 @@ def test_unknown_fields_and_all_of_the_harness_are_taken(server):
     assert server.fetch("/v1/completions", {**FINE, **more})[0] == 200
 
 
+def counted(figures):
+    """Values of what a server counts, by name."""
+    lines = (line.rpartition(" ") for line in figures.splitlines() if line.startswith("gpt_neo"))
+    return {name: float(value) for name, _, value in lines}
+
+
 def test_the_small_routes(server, model):
     text = "naïve ½"
     _, _, found = server.fetch("/tokenize", {"prompt": text, "add_special_tokens": False})
@@ -113,10 +120,26 @@ def test_the_small_routes(server, model):
     assert server.fetch("/tokenize", {"prompt": end})[2]["tokens"] == [0] and end == "<|endoftext|>"
     assert server.fetch("/tokenize", {"prompt": "x" + end})[2]["tokens"] == model.tokenizer.encode("x" + end)
     assert server.fetch("/healthz")[::2] == (200, {"status": "ok"})
-    server.fetch("/v1/completions", {**FINE, "temperature": 0})
+    before = counted(server.fetch("/metrics")[2])
+    usage = server.fetch("/v1/completions", {**FINE, "prompt": text, "temperature": 0})[2]["usage"]
+    server.fetch("/v1/models/none")
     figures = server.fetch("/metrics")[2]
+    made = {name: value - before.get(name, 0) for name, value in counted(figures).items()}
+    assert made["gpt_neo_prompt_tokens_total"] == usage["prompt_tokens"] > 1
+    assert made["gpt_neo_new_tokens_total"] == usage["completion_tokens"] == 2
     assert 'gpt_neo_requests_total{path="/v1/completions",status="200"}' in figures
+    assert 'gpt_neo_requests_total{path="/v1/models/{name:path}",status="404"}' in figures
     assert "gpt_neo_new_tokens_total" in figures and "gpt_neo_rows_busy 0.0" in figures
+    assert "gpt_neo_waiting 0.0" in figures
+    busy = types.SimpleNamespace(rows=dict.fromkeys(range(3)), waiting=[None] * 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server.app, "engine", busy)
+        figures = server.fetch("/metrics")[2]
+    assert "gpt_neo_rows_busy 3.0" in figures and "gpt_neo_waiting 5.0" in figures
+    assert server.fetch("/tokenizer_info")[2]["vocab_size"] == model.tokenizer.n_vocab
+    for status in (200, 400):  # whatever becomes of it, a picture gives its place back
+        assert server.fetch("/attention", {"prompt": text, "head": 0 if status == 200 else 99})[0] == status
+        assert server.app.completions.open == 0
     for name in ("", "page.css", "page.js", "attention.js"):
         status, headers, _ = server.fetch("/" + name)
         assert status == 200 and "default-src 'self'" in headers["content-security-policy"]
@@ -156,7 +179,10 @@ def test_the_token_and_other_sites(server, model):
             for sent in ("Bearer secret", "bearer secret", "Bearer  secret"):
                 assert closed.fetch(path, headers={"Authorization": sent})[0] == 200
             for sent in ("Basic secret", "secret", "Bearer", "Bearer secret more"):
-                assert closed.fetch(path, headers={"Authorization": sent})[0] == 401
+                status, found, _ = closed.fetch(path, headers={"Authorization": sent})
+                assert status == 401 and found["WWW-Authenticate"] == "Bearer"
+            known = {"Authorization": "Bearer secret", "Host": "elsewhere.example"}
+            assert closed.fetch(path, headers=known)[0] == 200, "with a token it may be bound anywhere"
         assert closed.fetch("/healthz")[0] == closed.fetch("/")[0] == 200
 
 

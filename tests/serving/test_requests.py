@@ -1,14 +1,15 @@
 """Fields of a request's body land where they belong, those that are not there at what the docs say."""
 
+import dataclasses
 import math
 
 import pytest
 
 from gpt_neo.dataprep.templates import ChatTemplate
 from gpt_neo.serving.answers import Choice
-from gpt_neo.serving.chat import parse_chat
+from gpt_neo.serving.chat import parse_chat, with_chat
 from gpt_neo.serving.detokenizer import Detokenizer, Piece, Scored
-from gpt_neo.serving.requests import RequestError, Served, parse_completion
+from gpt_neo.serving.requests import RequestError, Served, parse_completion, parse_picture
 from gpt_neo.serving.token_choice import Adjustments
 from gpt_neo.tokenizer import Tokenizer, train_tokenizer
 
@@ -94,6 +95,7 @@ def test_spellings():
     assert chat(max_completion_tokens=9, max_tokens=5).max_tokens == 9
     assert completion(max_tokens=0, echo=True).max_tokens == 0
     assert completion(prompt=[[1, 2], [3]]).prompts == [[1, 2], [3]] and completion(prompt="").prompts == [[0]]
+    assert completion(prompt=["a", ""]).texts == ["a", ""] and completion(prompt=[[1, 2]]).texts == [None]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,81 @@ def test_what_means_nothing_is_told(body, message):
     with pytest.raises(RequestError, match=message.replace("(", r"\(")):
         completion(**body)
     assert completion(max_tokens=98).max_tokens == 98
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ({"n": 9}, "n is 9; expected a whole number from 1 to 8"),
+        ({"max_tokens": 0}, "max_tokens is 0; expected a whole number from 1"),
+        ({"echo": True}, "echo is not supported"),
+        ({"best_of": 2}, "best_of is not supported"),
+        ({"add_generation_prompt": False}, "add_generation_prompt is not supported"),
+        ({"continue_final_message": True}, "continue_final_message is not supported"),
+        ({"tools": [{}], "tool_choice": "auto"}, "tools is not supported"),
+        ({"messages": [{"role": "", "content": "x"}]}, r"messages\[0\].role is empty; expected system, user or assist"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "tools are not supported"),
+        ({"messages": [{"role": "user", "content": [{"text": 5}]}]}, r"messages\[0\].content\[0\].text is 5; expected"),
+        ({"messages": [{"role": "user", "content": "x" * 100}]}, "the prompt has 101 tokens and max_tokens is 1, 102"),
+    ],
+    ids=str,
+)
+def test_what_means_nothing_in_a_chat_is_told(body, message):
+    with pytest.raises(RequestError, match=message):
+        chat(**body)
+    idle = {"echo": False, "best_of": 1, "add_generation_prompt": True, "continue_final_message": False, "tools": []}
+    assert chat(**idle, n=8).n == 8 and chat(max_tokens=97).max_tokens == 97, "with hi! that is the length"
+    assert TOKENIZER.decode(chat(messages=[{"role": "user", "content": [{"text": "yes"}]}]).prompts[0]) == "yes!"
+
+
+def test_a_turn_ends_with_ids_that_the_model_has():
+    class Ends(ChatTemplate):
+        def ends(self, tokenizer):
+            return (7, 299, 300)
+
+    assert with_chat(SERVED, Ends(lambda messages, answer: "", "")).turn_ends == (7, 299)
+
+
+def test_several_prompts_fit_by_the_longest_and_a_float_may_be_whole():
+    assert completion(prompt=["a", "b" * 80], max_tokens=20.0).max_tokens == 20
+    with pytest.raises(RequestError, match="the prompt has 81 tokens and max_tokens is 20, 101 together"):
+        completion(prompt=["a", "b" * 81], max_tokens=20)
+
+
+def test_ids_that_the_model_lacks_are_neither_read_nor_drawn():
+    """Of a tokenizer with more of them than the table has rows."""
+    last = max(TOKENIZER.encode("ab"))
+    for rows, told in ((last + 1, None), (last, f"the text has token id {last}; the model's n_vocab is {last}")):
+        served = dataclasses.replace(SERVED, n_vocab=rows)
+        assert served.n_ids == rows < TOKENIZER.n_vocab
+        if told is None:
+            assert parse_completion({"prompt": "ab"}, served).options.n_ids == rows
+        else:
+            with pytest.raises(RequestError, match=told):
+                parse_completion({"prompt": "ab"}, served)
+
+
+@pytest.mark.parametrize(
+    "body, found",
+    [
+        ({"tokens": [4, 5, 6]}, ([4, 5, 6], 1, 0)),
+        ({"prompt": "ab", "layer": 2, "head": 3}, (TOKENIZER.encode("ab"), 2, 3)),
+        ({"tokens": [4], "layer": 1, "head": 2}, "head is 2; expected a whole number from 0 to 1"),
+        ({"tokens": [4], "layer": 0}, "layer is 0; the layers that attend are 1, 2"),
+        ({"tokens": [4] * 4}, "the text has 4 tokens; expected 1 to 3"),
+        ({"tokens": []}, "the text has 0 tokens; expected 1 to 3"),
+    ],
+    ids=str,
+)
+def test_a_picture_is_of_a_layer_that_attends_and_a_head_of_it(body, found):
+    def parse():
+        return parse_picture(body, SERVED, [1, 2], [8, 2, 4], 3)
+
+    if isinstance(found, tuple):
+        assert parse() == found
+    else:
+        with pytest.raises(RequestError, match=found):
+            parse()
 
 
 @pytest.mark.parametrize("echo", [False, True])
