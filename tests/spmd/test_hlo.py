@@ -1,5 +1,6 @@
 """Kernels of a small program, written as XLA writes them, and what each of them moves, by hand."""
 
+import numpy as np
 import pytest
 
 from gpt_neo.errors import DeviceError
@@ -151,6 +152,52 @@ def test_a_permutation_has_pairs_and_a_scatter_adds_to_what_is_there():
 }"""
     scatter, permuted = Module(text, 1).kernels()
     assert scatter.bytes == (48 + 12 + 48) + 48 and permuted.sent == 48
+
+
+@pytest.mark.parametrize("window", [None, 0, 3, 99])
+@pytest.mark.parametrize("call, products", [("", 2), ("Backward", 5)])
+def test_attention_of_cudnn_computes_what_is_not_masked(call, products, window):
+    told = "" if window is None else f', backend_config={{"sliding_window_length":{window}}}'
+    text = f"""ENTRY %main (q: bf16[2,8,4,16]) -> bf16[2,8,4,16] {{
+  %q = bf16[2,8,4,16]{{3,2,1,0}} parameter(0)
+  ROOT %o = bf16[2,8,4,16]{{3,2,1,0}} custom-call(%q, %q), custom_call_target="__cudnn$fmhaSoftmax{call}"{told}
+}}"""
+    (kernel,) = Module(text, 1).kernels()
+    seen = np.tril(np.ones([8, 8])) - (np.tril(np.ones([8, 8]), -window) if window else 0)
+    assert kernel.flops == {"bf16": 2 * products * 2 * 4 * 16 * seen.sum()}
+
+
+def test_all_branches_run_and_products_of_a_higher_precision_are_exact():
+    def branch(name, precision):
+        dot = "dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+        return f"""%{name} (p: f32[4,4]) -> f32[4,4] {{
+  %p = f32[4,4]{{1,0}} parameter(0)
+  ROOT %d = f32[4,4]{{1,0}} {dot}, operand_precision={{{precision}}}
+}}
+"""
+
+    branches = branch("one", "high,high") + branch("two", "default,default")
+    for told in ("branch_computations={%one, %two}", "true_computation=%one, false_computation=%two"):
+        entry = f"""ENTRY %main (x: f32[4,4], c: pred[]) -> f32[4,4] {{
+  %x = f32[4,4]{{1,0}} parameter(0)
+  %c = pred[] parameter(1)
+  ROOT %y = f32[4,4]{{1,0}} conditional(%c, %x, %x), {told}
+}}"""
+        assert [kernel.flops for kernel in Module(branches + entry, 1).kernels()] == [{"f32": 128}, {"tf32": 128}]
+
+
+def test_slices_of_an_array_read_no_more_than_the_whole():
+    parts = "".join(f"  %s{i} = s4[2,4] slice(%p), slice={{[{i}:{i + 2}], [0:4]}}\n" for i in range(3))
+    text = f"""%parts (p: s4[4,4]) -> (s4[2,4], s4[2,4], s4[2,4]) {{
+  %p = s4[4,4] parameter(0)
+{parts}  ROOT %t = (s4[2,4], s4[2,4], s4[2,4]) tuple(%s0, %s1, %s2)
+}}
+ENTRY %main (x: s4[4,4]) -> (s4[2,4], s4[2,4], s4[2,4]) {{
+  %x = s4[4,4] parameter(0)
+  ROOT %f = (s4[2,4], s4[2,4], s4[2,4]) fusion(%x), kind=kLoop, calls=%parts
+}}"""
+    (kernel,) = Module(text, 1).kernels()
+    assert kernel.bytes == 16 + 24, "a byte each, though it is half of one"
 
 
 def test_what_cannot_be_counted_is_told():

@@ -31,6 +31,25 @@ def test_work_waits_for_a_sum_that_stands_alone():
     assert Links(2, 1.0, 1.0).times(module(alone)) == (2 * 32 * 0.5 / 2, 16.0)  # two chips of two cores
 
 
+def test_a_link_has_bytes_a_second_and_a_cycle_has_seconds():
+    """A sum that is begun and waited for, with work between that hides a part of it."""
+    entry = [
+        "%a = f32[8] parameter(0)",
+        f"%s = f32[8] all-reduce-start(%a), {GROUP}",
+        work("beside", 6),
+        "%d = f32[8] all-reduce-done(%s)",
+        work("after", 100),
+    ]
+    assert LINKS.times(module(entry)) == (24.0, 18.0)
+    assert Links(cores=1, link=2.0, cycle=0.25).times(module(entry)) == (12.0, 10.5)
+
+
+def test_a_sum_that_is_made_narrower_is_kept_whole():
+    narrow = computation("narrow", f"%r = f32[8] all-reduce(%p), {GROUP}")
+    fused = ["%a = f32[8] parameter(0)", "%s = bf16[8] fusion(%a), kind=kCustom, calls=%narrow"]
+    assert LINKS.times(module(fused, narrow)) == (24.0, 24.0)
+
+
 def test_what_comes_and_goes_by_its_kind():
     gathered = ["%a = f32[2] parameter(0)", f"%s = f32[8] all-gather(%a), {GROUP}, dimensions={{0}}"]
     assert LINKS.times(module(gathered)) == (12.0, 12.0)

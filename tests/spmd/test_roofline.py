@@ -45,6 +45,40 @@ def test_each_kernel_takes_the_longer_of_its_products_and_its_memory():
     assert (found["flops"], found["bytes"]) == (3 * flops, 2 * square + 2 * 4 * square + 6 * square)
 
 
+def test_what_a_loop_does_counts_as_often_and_only_the_longest_are_listed():
+    many = "".join(f"  %n.{i} = f32[{i + 1}] negate(%one)\n" for i in range(20))
+    text = f"""%body (x: f32[64,64]) -> f32[64,64] {{
+  %x = f32[64,64] parameter(0)
+  %d.1 = f32[64,64] dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}, operand_precision={{highest,highest}}
+  ROOT %s.1 = f32[64,64] all-reduce(%d.1), replica_groups={{{{0,1}}}}
+}}
+ENTRY %main (x: f32[64,64], one: f32[1]) -> f32[64,64] {{
+  %x = f32[64,64] parameter(0)
+  %one = f32[1] parameter(1)
+{many}  ROOT %w = f32[64,64] while(%x), condition=%c, body=%body
+}}"""  # noqa: E501
+    once, found = roofline(text, 1, H100), roofline(text, 7, H100)
+    flops, square = 2 * 64**3, 4 * 64 * 64
+    small = sum(4 * (i + 2) for i in range(20))
+    assert (found["flops"], found["link_bytes"]) == (7 * flops, 7 * square)  # of two cores each gives it all, in halves
+    assert found["bytes"] == 7 * 2 * square + small
+    assert found["longest"][0] == {**once["longest"][0], "times": 7} | {
+        key: pytest.approx(7 * once["longest"][0][key]) for key in ("flops", "bytes", "seconds")
+    }
+    assert found["longest"][0]["seconds"] == pytest.approx(7 * max(flops / 67e12, 2 * square / 3.35e12))
+    assert [row["makes"] for row in found["longest"][1:]] == [f"f32[{i}]" for i in range(20, 13, -1)]
+    assert found["kernel_seconds"] == pytest.approx(found["longest"][0]["seconds"] + small / 3.35e12)
+
+
+def test_of_several_arrays_the_first_names_a_kernel():
+    text = """ENTRY %main (x: f32[4,2]) -> f32[4] {
+  %x = f32[4,2] parameter(0)
+  ROOT %sort.12.remat.3 = (f32[4], s32[4], f32[2]) custom-call(%x), custom_call_target="x"
+}"""
+    (row,) = roofline(text, 1, H100)["longest"]
+    assert (row["name"], row["makes"]) == ("sort.12.remat", "f32[4] and 2 more")
+
+
 def test_another_card_is_slower_where_it_is():
     times = {name: roofline(TEXT, 1, card) for name, card in CARDS.items()}
     assert times["a100"]["link_seconds"] == 1.5 * times["h100"]["link_seconds"]
