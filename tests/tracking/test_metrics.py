@@ -32,6 +32,24 @@ def test_new_rows_only_and_each_step_once(tmp_path):
     assert metrics.poll() == [Measurement("loss", 50, 1.0)]
 
 
+def test_a_row_that_is_written_in_two_pieces_brings_no_earlier_run_back(tmp_path):
+    """Nor does a step that comes a second time count twice, and 0 is a step."""
+    log = tmp_path / "train_log.jsonl"
+    append(log, {"step": 30, "loss": 9.0})
+    metrics = Metrics(str(tmp_path), "7")
+    append(log, {"step": 0, "loss": 4.0}, {"step": 10, "loss": 3.0}, '{"step": 11, "lo')
+    assert metrics.poll() == [Measurement("loss", 0, 4.0), Measurement("loss", 10, 3.0)]
+    append(log, 'ss": 2.5}\n', {"step": 11, "loss": 2.5}, {"step": 12, "loss": 2.0})
+    assert metrics.poll() == [Measurement("loss", 11, 2.5), Measurement("loss", 12, 2.0)]
+    assert metrics.latest == {"loss": Measurement("loss", 12, 2.0)} and metrics.step == 12
+
+
+def test_the_evaluation_of_the_step_that_a_run_is_taken_back_to_counts():
+    rows = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}, {"step": 10, "taken_back": True}]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    assert module.evaluation_points(data) == [("eval_loss", 10, 3.0)]
+
+
 def test_what_was_read_before_the_storage_failed_comes_later(tmp_path, monkeypatch):
     metrics, read = Metrics(str(tmp_path), "7"), module.storage.open_read
     append(tmp_path / "train_log.jsonl", {"step": 10, "loss": 3.0})

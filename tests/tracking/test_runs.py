@@ -1,9 +1,12 @@
 """The list of runs and their plots, seen in a real browser where there is one."""
 
+import datetime
 import html.parser
 import json
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 
 import numpy as np
@@ -11,7 +14,21 @@ import pytest
 
 from gpt_neo.__main__ import main as gpt_neo
 from gpt_neo.cli.evaluate import give_up_later
-from gpt_neo.tracking.page import COLOURS, MOST_POINTS, axis, draw_png, page_of, thinned
+from gpt_neo.tracking.page import (
+    BOTTOM,
+    COLOURS,
+    HEIGHT,
+    LEFT,
+    MOST_POINTS,
+    RIGHT,
+    TOP,
+    WIDTH,
+    axis,
+    draw_png,
+    page_of,
+    plot,
+    thinned,
+)
 from gpt_neo.tracking.runs import TrackedRun, load_runs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -107,6 +124,59 @@ def test_evaluations_of_a_course_that_was_given_up(tmp_path):
         file.write('{"step": 25, "loss": 2}\n')
     (run,) = load_runs(str(tmp_path))
     assert run.metrics["eval_loss"] == [(10, 7.0), (25, 2.0)]
+
+
+def test_runs_of_a_database(runs):
+    """One that runs has its logs in its folder yet; a run that ended has those that were stored with it."""
+    pytest.importorskip("sqlalchemy")
+    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+    old, log = now - datetime.timedelta(days=2), b'{"step": 7, "loss": 1.5, "lr": 0.5}\n'
+    rows = {  # id: (status, stop, heartbeat, whether its log is stored)
+        "1": ("RUNNING", None, now, False),
+        "2": ("RUNNING", None, old, False),
+        "3": ("COMPLETED", now, now, True),
+        "4": ("FAILED", now, old, False),
+    }
+    with sqlite3.connect(runs / "runs.db") as database:
+        database.execute("create table host (host_id, hostname)")
+        database.execute("create table experiment (experiment_id, name)")
+        database.execute("create table artifact (artifact_id, run_id, filename, content)")
+        names = "id, run_id, status, start_time, stop_time, heartbeat, config, info, host_id, experiment_id"
+        database.execute(f"create table run ({names})")
+        database.execute("insert into host values (4, 'box')")
+        database.execute("insert into experiment values (5, 'night')")
+        for name, (status, stop, beat, stored) in rows.items():
+            times = [time and time.isoformat(" ") for time in (old, stop, beat)]
+            info = json.dumps({"folder": str(runs / "model")})
+            given = (int(name), name, status, *times, '{"lr": 0.5}', info, 4, 5)
+            database.execute(f"insert into run values ({', '.join('?' * len(given))})", given)
+            if stored:
+                database.execute("insert into artifact values (1, ?, 'train_log.jsonl', ?)", (name, log))
+                held_out = b'{"step": 7, "loss": 1.25}\n'
+                database.execute("insert into artifact values (2, ?, 'eval_3.jsonl', ?)", (name, held_out))
+    found = {run.identity: run for run in load_runs(f"sqlite:///{runs / 'runs.db'}")}
+    assert {name: run.status for name, run in found.items()} == {
+        "1": "RUNNING",
+        "2": "DEAD",
+        "3": "COMPLETED",
+        "4": "FAILED",
+    }
+    assert all(run.metrics["loss"][0] == (5, 2.5) for run in (found["1"], found["2"])), "of the folder"
+    assert found["3"].metrics == {"loss": [(7, 1.5)], "learning_rate": [(7, 0.5)], "eval_loss": [(7, 1.25)]}
+    assert found["4"].metrics == {}, "what is in the folder now may be another run's"
+    third = found["3"]
+    assert (third.label, third.host, third.folder, third.config) == ("night 3", "box", str(runs / "model"), {"lr": 0.5})
+    assert (third.ended - third.started).days == 2 and third.started.utcoffset().total_seconds() == 0
+
+
+def test_runs_are_in_the_order_of_their_numbers_and_points_in_that_of_their_steps(runs, tmp_path):
+    for number in ("10", "9"):
+        shutil.copytree(runs / "experiments" / "1", runs / "experiments" / number)
+    assert [run.identity for run in load_runs(str(runs / "experiments"))] == ["1", "2", "9", "10"]
+    for log, step in (("eval_a", 20), ("eval_b", 10)):
+        (runs / "model" / f"{log}.jsonl").write_text(json.dumps({"step": step, "loss": step / 10}) + "\n")
+    (run,) = load_runs(str(runs / "model"))
+    assert run.metrics["eval_loss"] == [(10, 1.0), (20, 2.0)] and run.last("eval_loss") == 2.0 and run.step == 20
 
 
 def test_a_run_of_a_tpu_is_read_from_the_files_of_tensorboard(tmp_path, capsys):
@@ -246,11 +316,42 @@ def test_axes_enclose_their_values(values):
     assert len({round(b - a, 12) for a, b in zip(ticks, ticks[1:])}) == 1
 
 
+def test_a_point_lies_where_its_numbers_are_on_the_axes():
+    """By the labels of the plot itself."""
+    points = [(3, 0.25), (40, 1.75), (90, 0.9), (100, 0.0)]
+    svg = plot([("a", "#123456", points)], "title")
+    label = re.compile(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([\d.,]+)</text>')
+    left, below = {}, {}
+    for x, y, anchor, text in label.findall(svg):
+        side = left if anchor == "end" and float(x) < 100 else below
+        side[float(text.replace(",", ""))] = float(y) - 4 if side is left else float(x)
+    assert min(left) <= 0 < 1.75 <= max(left) and min(below) <= 3 < 100 <= max(below)
+    (x, y), (shown_x, shown_y) = (
+        [np.array(sorted(side)) for side in (below, left)],
+        [np.array([side[tick] for tick in sorted(side)]) for side in (below, left)],
+    )
+    assert (np.diff(shown_x) > 0).all() and (np.diff(shown_y) < 0).all(), "up is more"
+    assert (shown_x[0], shown_x[-1]) == (LEFT, WIDTH - RIGHT) and (shown_y[0], shown_y[-1]) == (HEIGHT - BOTTOM, TOP)
+    (drawn,) = re.findall(r'<polyline[^>]*points="([^"]*)"', svg)
+    drawn = [tuple(map(float, pair.split(","))) for pair in drawn.split()]
+    wanted = [(np.interp(step, x, shown_x), np.interp(value, y, shown_y)) for step, value in points]
+    np.testing.assert_allclose(drawn, wanted, atol=0.1)
+
+
+def test_a_row_of_the_table_has_the_colour_of_its_line():
+    runs = [TrackedRun(str(i), "x", "", None, None, "", "", {}, {"loss": [(1, 2.0)]}) for i in range(12)]
+    page = page_of(runs, [(f"x {i}", "1,234.5", "dead") for i in range(12)], ["run", "step", "status"])
+    keys = re.findall(r'class="key" style="background:(#\w+)"></span>x (\d+)</td>', page)
+    lines = re.findall(r'<circle[^>]* fill="(#\w+)"><title>x (\d+)', page)
+    assert [(*pair,) for pair in keys] == [(COLOURS[i % len(COLOURS)], str(i)) for i in range(12)] == lines
+    assert page.count('<td class="number">1,234.5</td>') == 12 and page.count("<td>dead</td>") == 12
+
+
 def test_long_lines_keep_their_peaks():
-    line = [(step, 1.0) for step in range(50_000)]
-    line[31_234] = (31_234, 9.0)
+    line = [(step, 1.0 + step % 2 / 10) for step in range(50_000)]
+    line[31_234], line[40_001] = (31_234, 9.0), (40_001, 0.5)
     kept = thinned(line)
-    assert len(kept) <= MOST_POINTS and (31_234, 9.0) in kept and kept == sorted(kept)
+    assert len(kept) <= MOST_POINTS and {line[31_234], line[40_001]} < set(kept) and kept == sorted(kept)
     assert thinned([(1, float("nan")), (2, 1.0)]) == [(2, 1.0)]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -81,7 +82,36 @@ def test_what_cannot_be_tracked(tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("where", ["mlflow", "mlflow:mlruns", "mlflow:file://{}/mlruns"])
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_a_client_is_told_of_project_run_config_and_end(tmp_path, monkeypatch, kind, failed):
+    told = []
+    client = types.SimpleNamespace(
+        **{
+            name: lambda *given, _name=name, **more: told.append((_name, *given, more))
+            for name in ("init", "log", "finish")
+        }
+    )
+    monkeypatch.setitem(sys.modules, kind, client)
+    for where, project in ((kind, "gpt-neo"), (f"{kind}:mine", "mine")):
+        with tracked([where], str(tmp_path), "7", {"lr": 0.5}, pytest.fail, name="night") as follower:
+            follower.failed = failed
+        end = {"exit_code": int(failed)} if kind == "wandb" else {}
+        assert told == [("init", {"project": project, "name": "night", "config": {"lr": 0.5}}), ("finish", end)]
+        told.clear()
+
+
+def test_metrics_go_on_in_the_order_of_their_steps(tmp_path):
+    """Evaluations are in a file of their own."""
+    kept = Kept()
+    follower = Follower(Metrics(str(tmp_path), "x"), {"kept": kept}, pytest.fail)
+    (tmp_path / "eval_x.jsonl").write_text('{"step": 15, "loss": 1.0}\n')
+    (tmp_path / "train_log.jsonl").write_text('{"step": 10, "loss": 2.0}\n{"step": 20, "loss": 1.5}\n')
+    follower.look()
+    assert kept.rows == [(10, {"loss": 2.0}), (15, {"eval_loss": 1.0}), (20, {"loss": 1.5})]
+
+
+@pytest.mark.parametrize("where", ["mlflow", "mlflow:mlruns", "mlflow:file://{}/mlruns", "MLFLOW_TRACKING_URI"])
 def test_mlflow_in_a_folder(tmp_path, monkeypatch, where):
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
@@ -91,11 +121,18 @@ def test_mlflow_in_a_folder(tmp_path, monkeypatch, where):
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     place = f"file://{tmp_path}/mlruns"
-    with tracked([where.format(tmp_path)], str(tmp_path), "x", {"lr": 0.001, "datasets": ["a"]}, pytest.fail):
+    config, failed = {"lr": 0.001, "datasets": ["a"], "long": "x" * 9000}, where == "mlflow"
+    if where == "MLFLOW_TRACKING_URI":
+        place = f"file://{tmp_path}/elsewhere"
+        monkeypatch.setenv(where, place)
+        where = "mlflow"
+    with tracked([where.format(tmp_path)], str(tmp_path), "x", config, pytest.fail, name="night") as follower:
         write_rows(tmp_path)
+        follower.failed = failed
     client = MlflowClient(place)
     (run,) = client.search_runs([client.get_experiment_by_name("gpt-neo").experiment_id])
-    assert run.info.status == "FINISHED" and run.data.params == {"lr": "0.001", "datasets": "['a']"}
+    assert (run.info.status, run.info.run_name) == ("FAILED" if failed else "FINISHED", "night")
+    assert run.data.params == {"lr": "0.001", "datasets": "['a']", "long": "x" * 500}
     for name in ("loss", "learning_rate", "tokens_per_second", "eval_loss", "perplexity", "bits_per_byte"):
         history = {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)}
         assert history == {step: values[name] for step, values in WANTED.items() if name in values}
