@@ -157,14 +157,17 @@ class Follower:
         while not self.ended.wait(POLL):
             self.look()
 
-    def look(self) -> None:
-        """Hand on what is new, step after step."""
+    def look(self) -> str:
+        """Hand on what is new, step after step. Returns: why the run's files cannot be read just now; else nothing."""
         steps: dict[int, dict[str, float]] = {}
-        with contextlib.suppress(OSError):  # a bucket that is out of reach for a moment
+        try:
             for found in self.metrics.poll():
                 steps.setdefault(found.step, {})[found.name] = found.value
+        except OSError as error:  # a bucket that is out of reach for a moment
+            return reason_of(error)
         for step, values in sorted(steps.items()):
             self.each(functools.partial(log_step, step=step, values=values))
+        return ""
 
     def each(self, act: Callable[[Tracker], None]) -> None:
         """Do something with every tracker that works."""
@@ -188,7 +191,9 @@ class Follower:
         if self.thread.is_alive():
             self.tell(f"the run has ended; --track {', '.join(self.trackers)}: waiting for an answer")
             self.thread.join()
-        self.look()
+        trouble = self.look()
+        if trouble and self.trackers:
+            self.tell(f"--track {', '.join(self.trackers)}: the last rows of the run cannot be read: {trouble}")
         self.each(lambda tracker: tracker.close(failed=self.failed or error is not None))
 
 

@@ -111,6 +111,22 @@ def test_metrics_go_on_in_the_order_of_their_steps(tmp_path):
     assert kept.rows == [(10, {"loss": 2.0}), (15, {"eval_loss": 1.0}), (20, {"loss": 1.5})]
 
 
+def test_last_rows_that_cannot_be_read_are_told(tmp_path, monkeypatch):
+    """Those before the failure have been handed on; while the run goes on it is no more than a moment."""
+    kept, told, metrics = Kept(), [], Metrics(str(tmp_path), "x")
+    with Follower(metrics, {"kept": kept}, told.append) as follower:
+        write_rows(tmp_path)
+        follower.look()
+
+        def away():
+            raise OSError(5, "no answer")
+
+        monkeypatch.setattr(metrics, "poll", away)
+        assert follower.look() == "no answer" and not told
+    assert told == ["--track kept: the last rows of the run cannot be read: no answer"]
+    assert dict(kept.rows) == WANTED and kept.closed is False
+
+
 @pytest.mark.parametrize("where", ["mlflow", "mlflow:mlruns", "mlflow:file://{}/mlruns", "MLFLOW_TRACKING_URI"])
 def test_mlflow_in_a_folder(tmp_path, monkeypatch, where):
     pytest.importorskip("mlflow")
