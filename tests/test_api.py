@@ -181,3 +181,12 @@ def test_importing_is_quick_and_loading_silent(trained, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stderr == "" and int(done.stdout) < 20, (done.stdout, done.stderr)
+
+
+def test_at_a_prompt_of_python_nothing_is_printed_either(trained):
+    """There, as in a notebook, TensorFlow has its INFO lines on standard output."""
+    typed = f"import gpt_neo\nm = gpt_neo.load({trained!r})\n_ = m.generate('x', max_tokens=2)\nprint('end')\n"
+    command = [sys.executable, "-q", "-i"]
+    done = subprocess.run(command, input=typed, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout == "end\n", done.stdout
+    assert not done.stderr.replace(">>>", "").strip(), done.stderr

@@ -57,6 +57,7 @@ def importing_quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+    hide_logs()  # at a prompt of Python, and in a notebook, TensorFlow has set its own level meanwhile
 
 
 def spare_tpu(name: Optional[str]) -> None:
