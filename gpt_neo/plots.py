@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,8 @@ def picture(path: str, flag: str, rows: int = 1, columns: int = 1, size: tuple =
       DataError: matplotlib is not installed, or the file cannot be written.
     """
     try:
-        from matplotlib.figure import Figure
+        with no_backend_named():
+            from matplotlib.figure import Figure
     except ImportError as error:
         raise DataError(f"{flag} needs the extra plot: {how_to_install('plot')}") from error
     figure = Figure(figsize=size, layout="constrained")  # not pyplot's, which are the whole process's
@@ -31,3 +33,15 @@ def picture(path: str, flag: str, rows: int = 1, columns: int = 1, size: tuple =
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise DataError(f"{flag} {path}: cannot be written: {reason_of(error)}") from error
+
+
+@contextlib.contextmanager
+def no_backend_named() -> Iterator[None]:
+    """For the import of matplotlib: a notebook names, for all that it starts, a backend that only its own Python has.
+    Pictures that go into files need none."""
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
