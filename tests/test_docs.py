@@ -67,6 +67,28 @@ def test_the_notebook_runs(tmp_path):
     assert len(picture) == 1 and float(printed[5].splitlines()[-1]) < 0
 
 
+@pytest.mark.parametrize("where", ["notebooks", "."])
+def test_the_notebook_takes_the_commands_of_its_clone(tmp_path, monkeypatch, where):
+    """Where it lies or in the folder above; they are installed where neither its own Python nor the clone has them."""
+    cell = next(c for c in json.loads(read("notebooks/gpt_neo.ipynb"))["cells"] if c["cell_type"] == "code")
+    code = re.sub(r"^( *)!(.*)$", lambda m: f"{m[1]}asked.append({m[2]!r})", "".join(cell["source"]), flags=re.M)
+    bin_folder, other = tmp_path / ".venv" / "bin", tmp_path / "other"
+    for folder in (tmp_path / "notebooks", bin_folder, other):
+        folder.mkdir(parents=True)
+    (tmp_path / "constraints.txt").touch()
+    monkeypatch.setattr(sys, "executable", str(other / "python"))
+    monkeypatch.setenv("PATH", "")
+    for there, installs in ((None, True), (bin_folder, False), (other, False)):
+        if there:
+            (there / "gpt-neo").touch()
+        monkeypatch.chdir(tmp_path / where)
+        names = {"asked": []}
+        exec(compile(code, "notebook", "exec"), names)
+        assert os.getcwd() == str(tmp_path) and names["commands"] == str(there or bin_folder)
+        assert os.environ["PATH"].split(os.pathsep)[0] == names["commands"]
+        assert any("install" in line and "constraints.txt" in line for line in names["asked"]) == installs
+
+
 def test_the_notebook_is_stored_without_outputs():
     cells = json.loads(read("notebooks/gpt_neo.ipynb"))["cells"]
     assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
