@@ -37,7 +37,7 @@ def key(
 
 
 REQUIRED = dataclasses.MISSING
-LARGEST = 2**31 - 1  # size of a dimension in TensorFlow and Mesh-TensorFlow
+LARGEST = 2**31 - 1  # size of a dimension in TensorFlow and Mesh-TensorFlow, and of its numbers of files
 # What float32 computes with: 1 - decay of a larger one is 0 or has no digit right, and what is smaller added to a root
 # or a square is lost where these are 0, so that 0 / 0 follows.
 LARGEST_DECAY, SMALLEST_ROOT, SMALLEST_SQUARE = 0.999999, 1e-20, 1e-30
@@ -134,8 +134,8 @@ SECOND_POLICIES = ("all", "none", "threshold", "random")
 class MoeConfig:
     """The object `moe_params`: mixture-of-experts layers, under the legacy names."""
 
-    moe_num_experts: int = key(16, "Experts per layer.", low=2)
-    moe_hidden_size: int = key(4096, "Width inside an expert.", low=1)
+    moe_num_experts: int = key(16, "Experts per layer.", low=2, high=LARGEST)
+    moe_hidden_size: int = key(4096, "Width inside an expert.", low=1, high=LARGEST)
     moe_loss_coef: float = key(1e-2, "Weight of the load-balancing loss.", low=0.0)
     moe_group_size: int = key(1024, "Most tokens that are routed together; a sequence is cut evenly.", low=1)
     moe_capacity_factor_train: float = key(1.25, "Places per expert in training, times tokens / experts.", low=0.0)
@@ -158,10 +158,10 @@ class MoeConfig:
 class GlaParams:
     """Options of gated linear attention (`gla_params`), named as in its authors' library fla."""
 
-    num_heads: Optional[int] = key(None, "Heads of gla layers; n_head if absent.", low=1)
+    num_heads: Optional[int] = key(None, "Heads of gla layers; n_head if absent.", low=1, high=LARGEST)
     expand_k: float = key(0.5, "Width of keys over all heads, as a share of n_embd.", low=0.0)
     expand_v: float = key(1.0, "Width of values over all heads, as a share of n_embd.", low=0.0)
-    gate_low_rank_dim: int = key(16, "Rank of the map from a token to its decay.", low=1)
+    gate_low_rank_dim: int = key(16, "Rank of the map from a token to its decay.", low=1, high=LARGEST)
     gate_logit_normalizer: float = key(16.0, "Divides the logarithm of the decay; more of it forgets less.", low=1.0)
     clamp_min: Optional[float] = key(None, "Least logarithm of the decay per token.", high=0.0)
     use_output_gate: bool = key(True, "Multiply the normed output by swish of a map of the token.")
@@ -187,7 +187,7 @@ class ModelConfig:
         "gelu", "Activation of the MLP; gelu is the tanh approximation, gelu_erf the exact one.", choices=ACTIVATIONS
     )
     n_inner: Optional[int] = key(
-        None, "Width inside the MLP; 4 n_embd if absent.", low=1, unit="features", source="GPT-2"
+        None, "Width inside the MLP; 4 n_embd if absent.", low=1, high=LARGEST, unit="features", source="GPT-2"
     )
     scale_by_depth: bool = key(False, "Divide the initial std of c_proj by sqrt(n_layer).")
     scale_by_in: bool = key(False, "Divide the initial std of the MLP and of a head by sqrt(fan_in).")
@@ -260,7 +260,7 @@ class ModelConfig:
         False, "An MLP before attention too, on the bare stream, both MLPs at half weight.", source="arXiv 1906.02762"
     )
     num_mem_kv: int = key(
-        0, "Learned keys and values that every query of a global layer sees.", low=0, source="arXiv 1907.01470"
+        0, "Learned keys and values that every query of global layers sees.", 0, LARGEST, source="arXiv 1907.01470"
     )
     qkv_bias: bool = key(False, "Biases on queries, keys and values; gla layers have none.", source="GPT-2, GPT-NeoX")
     attn_output_bias: bool = key(True, "Bias on the output of attention; GPT-J has none.")
@@ -284,7 +284,8 @@ class ModelConfig:
     lora_rank: int = key(
         0,
         "Rank of adapters on the matrices of blocks; they alone are trained. 0: none.",
-        low=0,
+        0,
+        LARGEST,
         source="arXiv 2106.09685",
     )
     lora_alpha: float = key(
@@ -426,10 +427,10 @@ class MeshConfig:
 class TrainingConfig:
     """How long, on what and from where a run goes."""
 
-    train_batch_size: int = key(REQUIRED, "Sequences per optimizer step.", low=1, unit="sequences")
+    train_batch_size: int = key(REQUIRED, "Sequences per optimizer step.", low=1, high=LARGEST, unit="sequences")
     train_steps: int = key(REQUIRED, "Step at which training ends.", low=0, unit="steps")
     eval_batch_size: Optional[int] = key(
-        None, "Sequences per evaluation batch; train_batch_size if absent.", low=1, unit="sequences"
+        None, "Sequences per evaluation batch; train_batch_size if absent.", low=1, high=LARGEST, unit="sequences"
     )
     predict_batch_size: int = key(1, "Prompts sampled at once.", low=1, unit="prompts")
     eval_steps: int = key(0, "Batches per evaluation; 0 leaves evaluation out.", low=0, unit="batches")
@@ -444,7 +445,7 @@ class TrainingConfig:
         unit="steps",
     )
     keep_checkpoints: int = key(
-        10, "Newest checkpoints that are kept; the best one is kept besides.", low=1, unit="checkpoints"
+        10, "Newest checkpoints that are kept; the best one is kept besides.", 1, LARGEST, unit="checkpoints"
     )
     model_path: Optional[str] = key(None, "Folder of checkpoints; that of the config file if absent.")
     datasets: tuple = key((), "Datasets and their weights.")

@@ -181,6 +181,7 @@ def test_masked_models_see_both_ways(changes, tmp_path):
     assert load_config(write(tmp_path)).model.causal
 
 
+SIZES = ("n_inner", "num_mem_kv", "lora_rank", "train_batch_size", "eval_batch_size", "keep_checkpoints")
 MISTAKES = [
     ({"n_heads": 2}, "unknown key 'n_heads'; nearest known key: 'n_head'"),
     ({"n_head": None}, "key 'n_head' is required"),
@@ -205,6 +206,14 @@ MISTAKES = [
     ({"attention_types": [[["global"], 10**12]]}, "attention_types names 1,000,000,000,000 layers, n_layer is 2"),
     ({"n_layer": 10**9}, "key 'n_layer' is 1000000000; expected between 1 and 10000"),
     ({"n_vocab": 10**12}, "key 'n_vocab' is 1000000000000; expected between 1 and 2147483647"),
+    *(
+        ({name: 2**31}, f"key {name!r} is 2147483648; expected between {low} and 2147483647")
+        for name, low in zip(SIZES, (1, 0, 0, 1, 1, 1))
+    ),
+    ({"moe_params": {"moe_hidden_size": 2**31}}, "'moe_hidden_size' is 2147483648; expected between 1 and 2147483647"),
+    ({"moe_params": {"moe_num_experts": 2**31}}, "'moe_num_experts' is 2147483648; expected between 2 and 2147483647"),
+    ({"gla_params": {"gate_low_rank_dim": 2**31}}, "is 2147483648; expected between 1 and 2147483647"),
+    ({"gla_params": {"num_heads": 2**31}}, "key 'num_heads' is 2147483648; expected between 1 and 2147483647"),
     ({"n_layer": 10**4000}, "0...; expected a whole number of at most 64 bits"),
     ({"train_steps": 10**4000}, "0...; expected a whole number of at most 64 bits"),
     ({"warmup_steps": 1e300}, "key 'warmup_steps' is 1e+300; expected a whole number of at most 64 bits"),
@@ -229,7 +238,10 @@ MISTAKES = [
     ({"head_bias": True}, "head_bias needs untied_head"),
     ({"num_mem_kv": 2, "attention_types": "local"}, "num_mem_kv is 2 and attention_types has no 'global' layer"),
     ({"gla_params": {"expnd_k": 1}}, "gla_params: unknown key 'expnd_k'; nearest known key: 'expand_k'"),
-    ({"gla_params": {"gate_low_rank_dim": 0}}, "gla_params: key 'gate_low_rank_dim' is 0; expected at least 1"),
+    (
+        {"gla_params": {"gate_low_rank_dim": 0}},
+        "gla_params: key 'gate_low_rank_dim' is 0; expected between 1 and 2147483647",
+    ),
     ({"gla_params": {"clamp_min": 0.5}}, "key 'clamp_min' is 0.5; expected at most 0.0"),
     ({"gla_params": 4}, "key 'gla_params' is 4; expected an object"),
     ({"gla_params": {"expand_k": 0.3}, "attention_types": "gla"}, "expand_k is 0.3; expected a share of n_embd (8)"),
