@@ -188,6 +188,8 @@ def allowed_text(rules: Any) -> str:
     low, high = (bound_text(rules[end]) for end in ("low", "high"))
     if low is not None and high is not None:
         return f"{low} to {high}"
+    if high is not None:
+        return f"at most {high}"
     return f"at least {low}" if low is not None else ""
 
 

@@ -447,7 +447,7 @@ class TrainingConfig:
     keep_checkpoints: int = key(
         10, "Newest checkpoints that are kept; the best one is kept besides.", 1, LARGEST, unit="checkpoints"
     )
-    model_path: Optional[str] = key(None, "Folder of checkpoints; that of the config file if absent.")
+    model_path: Optional[str] = key(None, "Folder of checkpoints; absent, the config's if it has some, else runs/NAME.")
     datasets: tuple = key((), "Datasets and their weights.")
     input_fn: Optional[str] = key(
         None,

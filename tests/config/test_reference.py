@@ -8,7 +8,7 @@ from gpt_neo.config import legacy
 from gpt_neo.config.loader import CONFIG_DIR
 from gpt_neo.config.reference import main, reference_page
 from gpt_neo.config.rules import RULES
-from gpt_neo.config.schema import SECTIONS, DatasetConfig
+from gpt_neo.config.schema import LARGEST, SECTIONS, DatasetConfig, GlaParams, MoeConfig
 
 PAGE = os.path.join(os.path.dirname(CONFIG_DIR), "docs", "configs.md")
 
@@ -30,6 +30,22 @@ def test_every_key_and_every_refusal_is_on_it():
     # what the page says of other models names keys and files that exist
     for name in re.findall(r"`(\w+)`", page.split("## Other models as configs")[1].split("## What legacy")[0]):
         assert name in keys or os.path.exists(os.path.join(CONFIG_DIR, f"{name}.json")), name
+
+
+def test_every_bound_is_in_its_row():
+    page = reference_page()
+    for section in (*SECTIONS.values(), DatasetConfig, GlaParams, MoeConfig):
+        for field in dataclasses.fields(section):
+            low, high = (field.metadata[end] for end in ("low", "high"))
+            if low is None and high is None:
+                continue
+            told = []
+            for row in re.findall(rf"^\| `{field.name}` \|.*", page, re.M):
+                words = re.split(r"(at least|at most| to )", row.split(" | ")[-2].replace("2^31 - 1", str(LARGEST)))
+                words = [word.strip() for word in words if word]
+                told.append([float(word) if re.match(r"-?\d", word) else word for word in words])
+            pair = ["at least", low] if high is None else ["at most", high] if low is None else [low, "to", high]
+            assert pair in told, field.name
 
 
 def test_every_row_has_the_cells_of_its_table():
