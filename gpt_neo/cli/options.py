@@ -47,8 +47,9 @@ class ModelOptions(Options):
     def __post_init__(self) -> None:
         """Raises: ConfigError: --checkpoint can mean no checkpoint."""
         super().__post_init__()
-        if self.checkpoint is not None and self.checkpoint not in ("latest", "best") and not self.checkpoint.isdigit():
-            raise ConfigError(f"--checkpoint is {self.checkpoint!r}; expected {WHICH}")
+        which = self.checkpoint
+        if which is not None and which not in ("latest", "best") and not which.isdecimal():
+            raise ConfigError(f"--checkpoint is {which!r}; expected {WHICH}")
 
     @property
     def overrides(self) -> list[str]:

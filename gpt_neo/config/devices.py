@@ -16,7 +16,7 @@ def parse_devices(words: Sequence[str]) -> tuple:
     names = []
     for word in [part for text in words for part in text.replace(",", " ").split()]:
         kind, _, index = word.lower().replace("device:", "").rpartition(":")
-        if not index.isdigit() or kind.strip("/") not in ("", "gpu", "cpu"):
+        if not index.isdecimal() or kind.strip("/") not in ("", "gpu", "cpu"):
             raise DeviceError(f"--gpu_ids has {word!r}; expected numbers, device:GPU:<n> or cpu:<n>")
         names.append(f"/device:{(kind.strip('/') or 'gpu').upper()}:{index}")
     return tuple(names)

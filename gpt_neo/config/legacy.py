@@ -95,7 +95,7 @@ def parse_pairs(value: Any, name: str, where: str, sizes: bool) -> tuple:
         if len(item) != 2 or not all(str(half).strip() for half in item):
             raise ConfigError(f"{where}: {name} has {':'.join(map(str, item))!r}; expected name:value")
         left, right = (str(half).strip() for half in item)
-        if sizes and (not right.isdigit() or int(right) < 1):
+        if sizes and (not right.isdecimal() or int(right) < 1):
             raise ConfigError(f"{where}: {name} gives {left!r} the size {right!r}; expected a positive whole number")
         pairs.append((left, int(right) if sizes else right))
     names = [left for left, _ in pairs]

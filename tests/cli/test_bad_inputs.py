@@ -55,6 +55,8 @@ BAD = [
     ("dataset", {"datasets": ["nowhere"]}, [], "dataset 'nowhere' has no file"),
     ("mesh", {"mesh_shape": "x:4"}, ["--gpu_ids", "cpu:0", "cpu:1"], "multiplies to 4 devices, --gpu_ids names 2"),
     ("device", {}, ["--gpu_ids", "tpu:0"], "--gpu_ids has 'tpu:0'"),
+    ("no_number", {}, ["--gpu_ids", "²"], "--gpu_ids has '²'"),
+    ("no_step", {}, ["--checkpoint", "1²"], "--checkpoint is '1²'"),
     ("gpu", {}, ["--gpu_ids", "0"], "TensorFlow sees no GPU"),
     ("tpu", {}, ["--tpu", "colab"], "COLAB_TPU_ADDR is not set"),
     ("layout", {"mesh_shape": "x:3"}, ["--gpu_ids", "cpu:0", "cpu:1", "cpu:2"], "splits batch of 4 into 3 parts"),

@@ -222,6 +222,7 @@ MISTAKES = [
     ({"attention_types": [[["flash"], 2]]}, "attention_types has 'flash'; allowed: global, local"),
     ({"activation_fn": "relu", "activation_function": "gelu"}, "set one of them, or both alike"),
     ({"mesh_shape": "x:two"}, "mesh_shape gives 'x' the size 'two'"),
+    ({"mesh_shape": "x:2²"}, "mesh_shape gives 'x' the size '2²'"),
     ({"scalenorm": True, "rezero": True}, "scalenorm and rezero exclude each other"),
     ({"axial_pos_emb": [3, 3]}, "whose product is 8"),
     ({"scalenorm": True, "norm_type": "rmsnorm"}, "scalenorm is set and norm_type is 'rmsnorm'"),
