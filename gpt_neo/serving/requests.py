@@ -182,7 +182,8 @@ def number(body: dict, field: str, default: Any, low: float, high: float, whole:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
-        raise RequestError(f"{field} is {shown(value)}; expected {kind} from {low:g} to {high:g}", field)
+        low_text, high_text = (str(end) if whole else f"{end:g}" for end in (low, high))
+        raise RequestError(f"{field} is {shown(value)}; expected {kind} from {low_text} to {high_text}", field)
     return value if whole else float(value)
 
 

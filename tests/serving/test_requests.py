@@ -108,6 +108,7 @@ def test_spellings():
         ({"prompt": ["a"] * 5, "n": 2}, "5 prompts times best_of 2 are more than 8 answers"),
         ({"top_p": 0}, "top_p is 0; expected more than 0"),
         ({"min_tokens": 17}, "min_tokens is 17; expected a whole number from 0 to 16"),
+        ({"top_k": 1.5}, "top_k is 1.5; expected a whole number from -1 to 2147483647"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0; expected more than 0"),
         ({"prompt": [3, 300]}, "prompt has token id 300; expected whole numbers from 0 to 299"),
         ({"prompt": [3, -1]}, "prompt has token id -1; "),
