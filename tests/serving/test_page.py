@@ -154,3 +154,16 @@ def test_phone_dark_and_errors(browser, server):
     assert page.get_attribute("#status", "class") == "error"
     assert page.text_content("#text") == "" and page.is_hidden("#picture") and page.is_hidden("#kind")
     assert page.inner_text("#explain").startswith("Generate a text")
+
+
+def test_a_token_past_the_picture_has_no_words_of_another(browser, server):
+    page, _, _ = open_page(browser, server)
+    page.evaluate("page.model.picture_tokens = 4")
+    generate(page, "The ice of the far", max_tokens=8, seed=1)
+    page.wait_for_selector("#picture:not([hidden])")
+    assert "tokens are left out" in page.inner_text("#explain")
+    page.focus("#text")
+    page.keyboard.press("Home")
+    assert page.inner_text("#cell").startswith("token 1 ")
+    page.keyboard.press("End")
+    assert page.inner_text("#cell") == "The picture ends before this token."

@@ -40,7 +40,7 @@ async function show() {
     $("kind").className = "badge " + data.kind;
     $("kind").textContent = data.kind + (data.radius ? `, window ${data.radius}` : "");
     const rest = tokens.length - cut.length;
-    $("explain").textContent = EXPLAIN[data.kind] + (rest ? ` The last ${rest} tokens are left out.` : "");
+    $("explain").textContent = EXPLAIN[data.kind] + (rest === 0 ? "" : rest === 1 ? " The last token is left out." : ` The last ${rest} tokens are left out.`);
     draw();
   } catch (error) {
     forget();
@@ -101,10 +101,14 @@ function draw() {
   mark();
 }
 
-// The row of the chosen token, in words and framed.
+// The row of the chosen token, in words.
 function mark() {
   const { data } = view, t = page.chosen;
-  if (!data || !data.weights[t]) return;
+  if (!data) return;
+  if (!data.weights[t]) {
+    $("cell").textContent = t < 0 ? "" : "The picture ends before this token.";
+    return;
+  }
   const ranked = data.weights[t].map((weight, u) => [weight, u]).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0]));
   const best = ranked.slice(0, 5).map(([weight, u]) => `“${visible(data.tokens[u])}” (${u + 1}) ${weight.toFixed(3)}`);
   const kept = data.decay ? `; the state keeps ${(100 * data.decay[t]).toFixed(1)} % at this token` : "";
