@@ -156,6 +156,47 @@ def test_phone_dark_and_errors(browser, server):
     assert page.inner_text("#explain").startswith("Generate a text")
 
 
+def test_numbers_that_are_none_are_told(browser, server):
+    """The value of such a field is empty, which would ask for the server's default without a word."""
+    page, _, errors = open_page(browser, server)
+    for name, typed, told in (
+        ("temperature", "0.5-", "temperature is no number"),
+        ("max_tokens", "--5", "max_tokens is no number"),
+        ("seed", "9007199254740993", "seed is 9007199254740993; this page sends whole numbers of at most 9007199254"),
+    ):
+        page.focus("#" + name)
+        page.keyboard.press("Control+A")
+        page.keyboard.type(typed)
+        generate(page, "The ice")
+        assert page.inner_text("#status").startswith(told) and page.get_attribute("#status", "class") == "error"
+        page.fill("#" + name, "1")
+    generate(page, "The ice")
+    assert page.inner_text("#status").startswith("1 token in ")
+    page.evaluate("document.querySelector('#key-field').hidden = false")
+    page.fill("#key", "schlüssel\u20ac")
+    generate(page, "The ice")
+    assert "other characters than those of ASCII" in page.inner_text("#status") and not errors
+
+
+def test_a_lost_connection_is_told_in_words(browser, server):
+    """Also where it ends as if all were well, as behind a proxy: an answer without its end is not a short one."""
+    page, _, _ = open_page(browser, server)
+    generate(page, "The ice", max_tokens=4)
+    page.route("**/v1/completions", lambda route: route.abort("connectionrefused"))
+    generate(page, "The ice")
+    assert page.inner_text("#status") == "the server does not answer"
+    page.unroute("**/v1/completions")
+
+    def cut(route):
+        whole = route.fetch().body()
+        route.fulfill(body=whole[: whole.index(b"data: [DONE]")], content_type="text/event-stream")
+
+    page.route("**/v1/completions", cut)
+    generate(page, "The ice")
+    assert page.inner_text("#status") == "the connection to the server broke off before the text's end"
+    assert page.get_attribute("#status", "class") == "error" and "The ice" in page.text_content("#text")
+
+
 def test_a_token_past_the_picture_has_no_words_of_another(browser, server):
     page, _, _ = open_page(browser, server)
     page.evaluate("page.model.picture_tokens = 4")

@@ -5,22 +5,35 @@ const $ = (id) => document.getElementById(id);
 const page = { model: null, tokens: [], length: 0, chosen: -1, running: null };
 const SETTINGS = ["max_tokens", "temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed"];
 const ALTERNATIVES = 8;
+const BROKEN_OFF = "the connection to the server broke off before the text's end";
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 function headers() {
   const found = { "Content-Type": "application/json" };
-  if ($("key").value) found.Authorization = "Bearer " + $("key").value;
+  const key = $("key").value;
+  if (/[^ -~]/.test(key)) throw new Error("the token is not right: it has other characters than those of ASCII");
+  if (key) found.Authorization = "Bearer " + key;
   return found;
 }
 
 async function ask(path, body, signal) {
-  const answer = await fetch(path, {
+  const answer = await reached("the server does not answer", fetch(path, {
     method: body ? "POST" : "GET", headers: headers(), body: body && JSON.stringify(body), signal,
-  });
+  }));
   if (answer.ok) return answer;
   if (answer.status === 401) $("key-field").hidden = false;
   let message = answer.statusText;
   try { message = (await answer.json()).error.message; } catch { /* not JSON: the status has to do */ }
   throw new Error(message);
+}
+
+// What browsers say of a lost connection is not for people, and each says something else.
+async function reached(message, answer) {
+  try {
+    return await answer;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Error(message);
+  }
 }
 
 function say(text, wrong = false) {
@@ -37,7 +50,14 @@ async function loadModel() {
 
 function request() {
   const body = { prompt: $("prompt").value, stream: true, echo: true, logprobs: ALTERNATIVES, return_token_ids: true };
-  for (const name of SETTINGS) if ($(name).value !== "") body[name] = Number($(name).value);
+  for (const name of SETTINGS) {
+    const { value, validity } = $(name);
+    if (validity.badInput) throw new Error(`${name} is no number`); // its value is empty, as if nothing were asked for
+    if (value === "") continue;
+    body[name] = Number(value);
+    if (Number.isInteger(body[name]) && !Number.isSafeInteger(body[name]))
+      throw new Error(`${name} is ${value}; this page sends whole numbers of at most ${Number.MAX_SAFE_INTEGER}`);
+  }
   if ($("stop").value) body.stop = [$("stop").value.replaceAll("\\n", "\n")];
   return body;
 }
@@ -54,12 +74,13 @@ async function generate() {
   $("halt").disabled = false;
   say("reading the prompt");
   const began = performance.now();
-  let made = 0, first = 0, why = "";
+  let made = 0, first = 0, why = "", whole = false;
   try {
     if (!page.model) await loadModel();
     const answer = await ask("v1/completions", request(), running.signal);
     for await (const data of events(answer.body)) {
-      if (data === "[DONE]") break;
+      whole = data === "[DONE]";
+      if (whole) break;
       const body = JSON.parse(data);
       if (body.error) throw new Error(body.error.message);
       const isPrompt = page.tokens.length === 0;
@@ -71,10 +92,11 @@ async function generate() {
       why = body.choices[0].finish_reason || why;
       if (made > 1) say(`${made} tokens, ${((made - 1) / (performance.now() - first) * 1000).toFixed(1)} per second`);
     }
+    if (!whole) throw new Error(BROKEN_OFF);
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    say(`${made} tokens in ${seconds} s; ended by ${why === "stop" ? "the text's end or the stop string" : "length"}`);
+    say(`${counted(made, "token")} in ${seconds} s; ended by ${why === "stop" ? "the text's end or the stop string" : "length"}`);
   } catch (error) {
-    if (error.name === "AbortError") say(`stopped after ${made} tokens`);
+    if (error.name === "AbortError") say(`stopped after ${counted(made, "token")}`);
     else say(error.message, true);
   }
   page.running = null;
@@ -87,7 +109,7 @@ async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reached(BROKEN_OFF, reader.read());
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
