@@ -22,6 +22,7 @@ from jax._src.lib import xla_client
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kept_programs import KeptPrograms  # beside this script
+from orphans import end_with_parent  # beside this script
 from slices import around, cut, holders, part_key, part_of, uneven  # beside this script
 
 jax.config.update("jax_enable_x64", True)  # or an input of float64 would arrive as float32
@@ -255,6 +256,7 @@ def main() -> None:
     """Answer until the other side closes."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not get between the messages
+    end_with_parent()
     runners: dict[int, Runner] = {}
     while True:
         try:

@@ -15,7 +15,7 @@ import types
 import pytest
 
 from gpt_neo.errors import CheckpointError, DeviceError
-from gpt_neo.spmd import devices, hosts, parts, process
+from gpt_neo.spmd import devices, hosts, orphans, parts, process
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.process import Worker, WorkerLost
 from gpt_neo.spmd.saver import DeviceSaves
@@ -109,6 +109,21 @@ def test_a_signal_takes_processes_along(tmp_path, number):
         assert running.wait(timeout=30) == 128 + number
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_kill_takes_the_process_of_the_devices_along(tmp_path):
+    """Also where it is at work, and would see the end of its input much later."""
+    begin = f"import sys, time; sys.path.insert(0, {os.path.dirname(orphans.__file__)!r}); import orphans\n"
+    (tmp_path / "worker.py").write_text(begin + "orphans.end_with_parent()\nprint('up', flush=True)\ntime.sleep(60)\n")
+    script = "import subprocess, sys; subprocess.run([sys.executable, sys.argv[1]])"
+    words = [sys.executable, "-c", script, str(tmp_path / "worker.py")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "up\n"
+        time.sleep(2 * orphans.LOOK)
+        assert running.poll() is None
+        running.kill()
+        began = time.monotonic()
+        assert running.stdout.read() == "" and time.monotonic() - began < 20, "nobody holds its output any more"
 
 
 def test_what_a_writing_thread_fails_with_is_no_checkpoint(monkeypatch):
