@@ -4,6 +4,7 @@ import numbers
 
 LONGEST = 5000  # characters of a message
 LOST = 69  # exit status of a run that has lost a machine, or a process with its devices: EX_UNAVAILABLE of sysexits.h
+AGAIN = "Start the same commands again: a training goes on from its newest checkpoint"  # after that, whatever the job
 
 
 class GptNeoError(Exception):

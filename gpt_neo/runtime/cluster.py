@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.config.cluster import Cluster, Task
 from gpt_neo.config.schema import MeshConfig
-from gpt_neo.errors import LOST, DeviceError, HostLost
+from gpt_neo.errors import AGAIN, LOST, DeviceError, HostLost
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.mesh import MeshPlan, plan_mesh, session_config
 
@@ -155,7 +155,7 @@ def serve(cluster: Cluster, server: Any, seconds: float, tell: Callable[[str], N
         if status is not None:
             return status
         if pulse.look():
-            tell(f"{cluster.chief} is gone: this task ends too. The same commands go on from the newest checkpoint")
+            tell(f"{cluster.chief} is gone: this task ends too. {AGAIN}")
             return LOST
         if asked.is_set() and not passed_on:
             passed_on = True
@@ -222,7 +222,7 @@ class Lead:
                 self.interrupt()
             gone = pulse.look()
             if gone and not self.over.is_set():
-                self.tell(f"{gone} is gone: the run ends. The same commands go on from the newest checkpoint")
+                self.tell(f"{gone} is gone: the run ends. {AGAIN}")
                 self.dismiss([task for task in self.cluster.others if task != gone], LOST)
                 self.leave(LOST)
                 return

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from gpt_neo.errors import LOST, CheckpointError, DeviceError, GptNeoError, HostLost, reason_of
+from gpt_neo.errors import AGAIN, LOST, CheckpointError, DeviceError, GptNeoError, HostLost, reason_of
 from gpt_neo.runtime.watch import SIGNALS
 from gpt_neo.spmd.messages import receive, send
 from gpt_neo.spmd.parts import Writing, has_room, restore_parts, write_parts
@@ -207,7 +207,7 @@ class Hosts:
         if not self.lost:
             self.missed.wait(GRACE)
         if self.lost:
-            return HostLost(f"{self.lost}: the run ends. The same commands go on from the newest checkpoint")
+            return HostLost(f"{self.lost}: the run ends. {AGAIN}")
         return self.failure or error
 
     def ask_all(self, header: Mapping, arrays: Mapping[str, Any]) -> list[tuple[dict, dict]]:
@@ -421,7 +421,7 @@ def lend(host: Host, connection: socket.socket, tell: Callable[[str], None]) -> 
         while True:
             message = link.following()
             if message is None:
-                tell("host 0 is gone: this one ends too. The same commands go on from the newest checkpoint")
+                tell(f"host 0 is gone: this one ends too. {AGAIN}")
                 return LOST
             header, arrays = message
             if header["do"] == "end":

@@ -287,4 +287,4 @@ def test_gone_chiefs_end_workers(pair, monkeypatch):
     monkeypatch.setattr(module.Pulse, "look", lambda self: self.alive and next(iter(self.alive)))
     notes = []
     assert serve(worker, servers[1], 10, notes.append, threading.Event()) == LOST
-    assert "is gone: this task ends too" in notes[0]
+    assert "is gone: this task ends too. Start the same commands again: a training goes on" in notes[0]

@@ -257,7 +257,7 @@ def test_a_connection_that_ends_ends_the_run(group):
             raise DeviceError("the JAX process ended")
 
     workers[0].act = wait_for_kill
-    with pytest.raises(HostLost, match="host 1 is gone: the run ends. The same commands go on"):
+    with pytest.raises(HostLost, match="host 1 is gone: the run ends. Start the same commands again: a training"):
         devices.step({"step": 0, **BATCH})
 
 
