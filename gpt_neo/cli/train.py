@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 
 from gpt_neo.checkpoint.best import BEST_FILE, forget_after, read_best
 from gpt_neo.checkpoint.fit import check_scale
-from gpt_neo.checkpoint.folder import BEST, Found, settle_state, strangers
+from gpt_neo.checkpoint.folder import BEST, Found, latest_checkpoint, settle_state, strangers
 from gpt_neo.checkpoint.initial import check_initial, write_initial
 from gpt_neo.checkpoint.leftovers import remove_leftovers
 from gpt_neo.checkpoint.names import PREFIX, step_of
@@ -113,7 +113,7 @@ def train(
     status = train_in_folder(job, training, plan.replicas(), device_text(job, plan), steps, here)
     if status == 0 and not trained and not tpu:
         sample_missed(job, training, sampling, beside)
-    records = lacks_evaluation(job, seen)
+    records, tasks = lacks_evaluation(job, seen), tasks if latest_checkpoint(job.folder) else []
     if run.training.eval_steps and status == 0 and (records or tasks):
         return evaluate(job, limit=run.training.eval_steps, keep=True, records=records)
     return status
@@ -191,6 +191,8 @@ def lacks_evaluation(job: Job, seen: set[int], batch_size: Optional[int] = None)
       seen: steps that this command has evaluated.
       batch_size: of an evaluation, where it is not the config's.
     """
+    if latest_checkpoint(job.folder) is None:  # train_steps is 0
+        return False
     last = runtime.current_step(job.folder)
     return evaluates(job.run) and last not in seen and not was_evaluated(job, last, batch_size)
 
@@ -262,7 +264,7 @@ def train_alone(
     if found:
         give_up_later(job.folder, start)
     show_opening(job, found, replicas, devices)
-    if is_complete(job, training, start):
+    if is_complete(job, training, found):
         return 0
     line = ProgressLine()
     stall = stall_minutes(job, training) if here else training.stall_minutes
@@ -309,10 +311,12 @@ def show_opening(job: Job, found: Optional[Found], replicas: int, devices: str) 
     say(f"folder    {job.folder}")
 
 
-def is_complete(job: Job, training: TrainingOptions, start: int) -> bool:
+def is_complete(job: Job, training: TrainingOptions, found: Optional[Found]) -> bool:
     """Whether there is nothing to train; says so."""
-    last, best = job.run.training.train_steps, ended_early(job, training)
-    if start >= last:
+    start, last, best = step_of(found.path) if found else 0, job.run.training.train_steps, ended_early(job, training)
+    if found is None and not last:
+        say("nothing to do: train_steps is 0, and there is no checkpoint")
+    elif start >= last:
         say(f"nothing to do: the newest checkpoint is at step {start:,}, train_steps is {last:,}")
     elif best:
         say(

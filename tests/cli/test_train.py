@@ -143,3 +143,13 @@ def test_records_that_were_added_move_it_too(world, command, capsys, tmp_path):
         text = capsys.readouterr().out
         where = "growing had 9 records in 1 file at step 3 and has 18 records in 2 files: reading goes on where step 3"
         assert (where in text) == told and ("are read again" in text) == told, text
+
+
+@pytest.mark.parametrize("tasks", [0, 1])
+def test_a_training_of_no_steps_says_so_and_evaluates_nothing(world, command, capsys, tmp_path, tasks):
+    words = tmp_path / "words.jsonl"
+    words.write_text('{"text": "the class has a name"}\n')
+    path = world.config("no_steps", train_steps=0, eval_steps=2, eval_tasks=[f"lambada={words}"][:tasks])
+    assert command("--model", path) == 0
+    told = capsys.readouterr()
+    assert "nothing to do: train_steps is 0, and there is no checkpoint" in told.out and "error" not in told.err
