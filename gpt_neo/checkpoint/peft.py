@@ -11,7 +11,7 @@ import numpy as np
 from gpt_neo import storage
 from gpt_neo.checkpoint.arrangements import ByHead, Turned
 from gpt_neo.checkpoint.bundle import Bundle
-from gpt_neo.checkpoint.families import GPT2, Pair, family_of, pairs_of
+from gpt_neo.checkpoint.families import GPT2, Family, Pair, family_of, pairs_of
 from gpt_neo.checkpoint.fit import scale_of
 from gpt_neo.checkpoint.hub import is_hub_name
 from gpt_neo.checkpoint.safetensors import write_safetensors
@@ -23,6 +23,20 @@ from gpt_neo.errors import CheckpointError
 
 PREFIX = "base_model.model."
 F32 = np.dtype(np.float32)
+
+
+def adapted_family(model: ModelConfig, where: str) -> Family:
+    """The family of a model with adapters.
+
+    Raises:
+      CheckpointError: it has none, or Hugging Face has no such model.
+    """
+    if not model.lora_rank:
+        raise CheckpointError(f"{where}: the run has no adapters (lora_rank is 0)")
+    family, reasons = family_of(merged(model))
+    if family is None:
+        raise CheckpointError(f"Hugging Face has no model for this config: {'; '.join(reasons)}")
+    return family
 
 
 def export_adapters(model: ModelConfig, checkpoint: str, base: Optional[str], destination: str) -> None:
@@ -40,11 +54,7 @@ def export_adapters(model: ModelConfig, checkpoint: str, base: Optional[str], de
     Raises:
       CheckpointError: there are none, or Hugging Face has no such model.
     """
-    if not model.lora_rank:
-        raise CheckpointError(f"{checkpoint}: the run has no adapters (lora_rank is 0)")
-    family, reasons = family_of(merged(model))
-    if family is None:
-        raise CheckpointError(f"Hugging Face has no model for this config: {'; '.join(reasons)}")
+    family = adapted_family(model, checkpoint)
     bundle = Bundle(checkpoint)
     pairs = [pair for pair in pairs_of(family, merged(model)) if pair.ours[0] + DOWN in bundle.entries]
     tensors: dict[str, np.ndarray] = {}

@@ -29,9 +29,7 @@ def staged_folder(destination: str) -> Iterator[str]:
         with uploaded_folder(destination) as staging:
             yield staging
         return
-    destination = storage.absolute(destination)
-    if os.path.lexists(destination) and not (os.path.isdir(destination) and not os.listdir(destination)):
-        raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")
+    destination = check_empty(destination)
     parent, name = os.path.split(destination)
     staging = os.path.join(parent, f".{name}.{machine()}.{os.getpid()}.partial")
     rest = "nothing is there"
@@ -52,6 +50,18 @@ def staged_folder(destination: str) -> Iterator[str]:
         raise CheckpointError(f"{destination}: cannot be written: {reason}; {rest}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_empty(destination: str) -> str:
+    """The whole path of a local folder that is absent, or empty.
+
+    Raises:
+      CheckpointError: it holds something.
+    """
+    destination = storage.absolute(destination)
+    if os.path.lexists(destination) and not (os.path.isdir(destination) and not os.listdir(destination)):
+        raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")
+    return destination
 
 
 def remove_stale(parent: str, name: str) -> None:

@@ -15,9 +15,10 @@ from gpt_neo.checkpoint.convert import DTYPES, export_hf
 from gpt_neo.checkpoint.folder import is_hf_folder, read_checkpoint
 from gpt_neo.checkpoint.hub import is_hub_name, push_folder
 from gpt_neo.checkpoint.names import step_of
-from gpt_neo.checkpoint.peft import export_adapters
+from gpt_neo.checkpoint.peft import adapted_family, export_adapters
 from gpt_neo.checkpoint.recast import as_gpt2
 from gpt_neo.checkpoint.remote import small_files
+from gpt_neo.checkpoint.staging import check_empty
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import model_text, say
 from gpt_neo.cli.import_hf import verdict_text
@@ -46,6 +47,10 @@ def export_folder(options: ExportHf) -> int:
     adapted, run = run.model, dataclasses.replace(run, model=merged(run.model))
     recast = as_gpt2(run.model) if options.as_ else None
     folder = model_folder(run, reads_only=True)
+    if options.adapters:  # before a conversion that takes minutes, and leaves DST
+        adapted_family(adapted, folder)
+        if not scheme_of(options.adapters):
+            check_empty(options.adapters)
     if options.push and scheme_of(options.destination):
         raise ConfigError("--push uploads a local folder; copy DST here first")
     began = time.monotonic()

@@ -282,3 +282,20 @@ def test_freezing_by_name(adapted, tmp_path):
     experts = dataclasses.replace(run.model, attention_types=("none",) * layers, moe_layers=tuple(range(layers)))
     with pytest.raises(ConfigError, match="no block has a matrix for one"):
         train(dataclasses.replace(run, model=experts), first, str(tmp_path / "nothing"))
+
+
+def test_adapters_that_cannot_be_written_are_told_before_the_conversion(adapted, tmp_path, capsys, monkeypatch):
+    """Which would leave a model, so that the same command with the mistake mended is refused."""
+    monkeypatch.setattr("gpt_neo.cli.quiet.filter_native_stderr", lambda: None)
+    _, folder, _ = adapted
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    lora = [str(folder / "lora.json"), str(tmp_path / "hf"), "--set", f"model_path={folder / 'run'}"]
+    plain = [str(folder / "plain"), str(tmp_path / "hf")]
+    for words, to, told in (
+        (lora, "full", "full: exists and is not an empty folder"),
+        (plain, "new", "the run has no adapters (lora_rank is 0)"),
+        ([*lora, "--custom_code", "--set", "rezero=true"], "new", "Hugging Face has no model for this config"),
+    ):
+        assert main(["export-hf", *words, "--verify", "none", "--adapters", str(tmp_path / to)]) == 2
+        assert told in capsys.readouterr().err and not os.path.exists(tmp_path / "hf"), words
