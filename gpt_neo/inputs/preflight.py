@@ -68,10 +68,8 @@ def notes(run: RunConfig, sources: Sequence[Source]) -> list[str]:
     held_out = {path for _, dataset in run.datasets for path in listed(dataset.eval_path)}
     both = sorted(held_out & {path for source in sources for path in source.paths})
     if both:
-        found.append(
-            f"{counted(len(both), 'file')} of held-out records are among those trained on, the first of them "
-            f"{both[0]}: held-out losses will look better than they are"
-        )
+        many = f"{counted(len(both), 'file')} of held-out records {'is' if len(both) == 1 else 'are'}"
+        found.append(f"{many} among those trained on, first {both[0]}: held-out losses will look better than they are")
     return found
 
 

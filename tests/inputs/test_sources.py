@@ -116,7 +116,7 @@ def test_held_out_records_that_are_trained_on_are_told(two):
     held = os.path.join(os.path.dirname(two[0].path), "two_a_1_*.tfrecords")
     run = make_run([("a", two[0]), ("b", dataclasses.replace(two[1], eval_path=held))])
     (line,) = preflight.notes(run, training_sources(run))
-    assert line.startswith("1 file of held-out records are among those trained on, the first of them ")
+    assert line.startswith("1 file of held-out records is among those trained on, first ")
     assert "two_a_1_2.tfrecords: held-out losses will look better than they are" in line
     run = make_run([("a", dataclasses.replace(two[0], eval_path=two[1].path))])
     assert preflight.notes(run, training_sources(run)) == []

@@ -125,7 +125,7 @@ def test_records_of_a_bucket_are_looked_at_as_those_of_a_disk(world, gcs_place):
     gcs_place.fail("list", "503", None, "503")
     gcs_place.fail("read", None, "truncate", "503")
     status, text = gcs_place.run("--model", path, "--check_dataset")
-    said = "1 file of held-out records are among those trained on, the first of them gs://"
+    said = "1 file of held-out records is among those trained on, first gs://"
     assert status == 0 and said in text, text
 
 
