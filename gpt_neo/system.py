@@ -54,6 +54,12 @@ def python_path() -> str:
     return os.pathsep.join([CLONE, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+def cache_folder(*names: str) -> str:
+    """A folder below `~/.cache/gpt_neo`; "" where this user has no home folder: no HOME, no entry among the users."""
+    home = os.path.expanduser("~")
+    return os.path.join(home, ".cache", "gpt_neo", *names) if os.path.isabs(home) else ""
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux; macOS has none

@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import os
+import pwd
 import re
 import runpy
 import shlex
@@ -15,6 +16,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from gpt_neo import system
+from gpt_neo.cli import imported
+from gpt_neo.errors import CheckpointError, DeviceError
+from gpt_neo.spmd import environment
+from gpt_neo.spmd.kept_programs import VARIABLE, KeptPrograms
 from tests.conftest import ROOT
 
 PRODUCT = (  # make test-pythons installs these
@@ -29,6 +34,23 @@ def test_cores_without_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert system.cores() == 7
+
+
+def test_a_user_without_a_home_folder(monkeypatch, tmp_path):
+    """As in a container: no HOME, no entry in /etc/passwd. Python leaves `~` as it is, and a folder of that name in the
+    working directory would be a trap for who removes it."""
+    assert system.cache_folder("x") == os.path.join(os.path.expanduser("~"), ".cache", "gpt_neo", "x")
+    for name in ("HOME", imported.FOLDER, environment.FOLDER, VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    monkeypatch.chdir(tmp_path)
+    assert system.cache_folder() == system.cache_folder("x") == KeptPrograms().folder == ""
+    with pytest.raises(CheckpointError, match="no home folder .*GPT_NEO_IMPORTED names a folder"):
+        imported.kept_in()
+    with pytest.raises(DeviceError, match="no home folder .*GPT_NEO_SPMD_FOLDER names a folder"):
+        environment.environment_folder()
+    monkeypatch.setenv(imported.FOLDER, "there")
+    assert imported.kept_in() == "there" and not os.listdir(tmp_path)
 
 
 def test_a_process_is_there_or_gone():

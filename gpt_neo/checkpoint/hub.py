@@ -74,8 +74,12 @@ def small_snapshot(source: str) -> str:
 
 
 def download(source: str, patterns: tuple[str, ...]) -> str:
-    """The files of a model on the hub that match patterns, in the hub's cache. Bars are shown of weights alone."""
-    from huggingface_hub import snapshot_download
+    """The files of a model on the hub that match patterns, in the hub's cache. Bars are shown of weights alone.
+
+    Raises:
+      CheckpointError: they cannot be had, or the cache cannot be written.
+    """
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.utils import tqdm
 
@@ -86,6 +90,11 @@ def download(source: str, patterns: tuple[str, ...]) -> str:
     found = HUB_NAME.fullmatch(source)
     assert found is not None
     name, revision, hub = found["name"], found["revision"], address()
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise CheckpointError(
+            f"{source!r}: no such folder here, and no home folder for a copy from {hub} (HOME is not set); "
+            "HF_HOME names a folder"
+        )
     bar = NoBar if patterns == SMALL else None
     try:
         return str(snapshot_download(name, revision=revision, allow_patterns=list(patterns), tqdm_class=bar))

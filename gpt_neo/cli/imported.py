@@ -11,7 +11,7 @@ from typing import Callable
 from gpt_neo.cli.console import note
 from gpt_neo.config.loader import FOLDER_CONFIG, folder_name, is_hugging_face
 from gpt_neo.errors import CheckpointError, reason_of
-from gpt_neo.system import python_path
+from gpt_neo.system import cache_folder, python_path
 
 FOLDER = "GPT_NEO_IMPORTED"  # where such runs are kept; default ~/.cache/gpt_neo/imported
 SHOWN = ("note", "verified")  # labels of lines of import-hf that are told
@@ -50,8 +50,18 @@ def run_of(name: str, tell: Callable[[str], None] = note) -> str:
 
 
 def kept_in() -> str:
-    """The folder of all such runs."""
-    return os.environ.get(FOLDER) or os.path.join(os.path.expanduser("~"), ".cache", "gpt_neo", "imported")
+    """The folder of all such runs.
+
+    Raises:
+      CheckpointError: no folder is named, and there is no home folder.
+    """
+    folder = os.environ.get(FOLDER) or cache_folder("imported")
+    if not folder:
+        raise CheckpointError(
+            "a model of Hugging Face becomes a run first, and there is no home folder to keep it in (HOME is not set); "
+            f"{FOLDER} names a folder"
+        )
+    return folder
 
 
 def fingerprint(source: str) -> str:

@@ -26,6 +26,7 @@ from gpt_neo.config.network import SCALED, Variable, variables_of
 from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import CheckpointError
 from gpt_neo.fast.silent import Tensor, Type, core, op
+from gpt_neo.system import cache_folder
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 FOLDER = "compressed"  # beside checkpoints
@@ -243,8 +244,10 @@ def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> Bundle:
     content.update(repr((VERSION, sorted(stored.items()), sorted(fit.shapes.items()))).encode())
     name = f"{dtype}-{content.hexdigest()[:16]}"
     beside = os.path.join(os.path.dirname(os.path.abspath(fit.bundle.path)), FOLDER)
-    own = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt_neo", FOLDER)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    own = os.path.join(cache, "gpt_neo", FOLDER) if cache else cache_folder(FOLDER)
     places = [own] if storage.is_remote(fit.bundle.path) else [beside, own]
+    places = [place for place in places if place]
     for folder in places:
         found = whole(os.path.join(folder, name), notes)
         if found is not None:
@@ -256,7 +259,8 @@ def compressed(fit: Fit, stored: dict, dtype: str, notes: list) -> Bundle:
             continue
         if os.access(folder, os.W_OK):
             return Bundle(made(fit, stored, dtype, os.path.join(folder, name), notes))
-    raise CheckpointError(f"no place for weights as {dtype}: none of {', '.join(places)} can be written to")
+    tried = f"{', '.join(places) or 'no home folder'} cannot be written to"
+    raise CheckpointError(f"no place for weights as {dtype}: {tried}; XDG_CACHE_HOME names a folder for them")
 
 
 def whole(folder: str, notes: list) -> Optional[Bundle]:

@@ -14,6 +14,7 @@ from typing import Callable, Optional
 
 from gpt_neo.errors import DeviceError
 from gpt_neo.spmd.gpus import KEPT
+from gpt_neo.system import cache_folder
 
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 CUDA = Path(__file__).with_name("constraints_gpu.txt")
@@ -60,9 +61,15 @@ def worker_python(tell: Callable[[str], None] = lambda line: None, platform: str
 
 
 def environment_folder(files: Sequence[Path] = (CONSTRAINTS,)) -> Path:
-    """The folder of the environment for these versions and this Python."""
+    """The folder of the environment for these versions and this Python.
+
+    Raises:
+      DeviceError: no folder is named, and there is no home folder.
+    """
     wanted = b"".join(path.read_bytes() for path in files) + sys.version.encode()
-    base = os.environ.get(FOLDER) or os.path.join(os.path.expanduser("~"), ".cache", "gpt_neo")
+    base = os.environ.get(FOLDER) or cache_folder()
+    if not base:
+        raise DeviceError(f"no home folder for the JAX environment (HOME is not set); {FOLDER} names a folder")
     return Path(base) / f"spmd-{hashlib.sha256(wanted).hexdigest()[:12]}"
 
 

@@ -12,6 +12,8 @@ import os
 import tempfile
 from typing import Any, Callable, Optional
 
+from gpt_neo.system import cache_folder
+
 VARIABLE = "GPT_NEO_SPMD_PROGRAMS"  # folder; empty: nothing is kept
 ROOM = 8 << 30  # bytes; the ones that were used longest ago make room
 DIGEST = 32  # bytes of a checksum
@@ -21,8 +23,7 @@ class KeptPrograms:
     """A folder of serialised executables."""
 
     def __init__(self, folder: Optional[str] = None) -> None:
-        default = os.path.join(os.path.expanduser("~"), ".cache", "gpt_neo", "programs")
-        self.folder = folder if folder is not None else os.environ.get(VARIABLE, default)
+        self.folder = folder if folder is not None else os.environ.get(VARIABLE, cache_folder("programs"))
 
     def path(self, *facts: str) -> str:
         """The file of a program with all that decides what is compiled of it."""

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import constants
 
-from gpt_neo.checkpoint.hub import is_hub_name
+from gpt_neo.checkpoint.hub import hub_snapshot, is_hub_name
+from gpt_neo.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.fake_hub import COMMIT, fake_hub
 
@@ -79,6 +81,15 @@ def test_weights_of_what_is_none_of_ours_are_not_fetched(folders, tmp_path):
     for line, (_, expected) in zip(told, others.values()):
         assert expected in line
     assert len(told) == 3 and not [path for path in asked if path.endswith(".safetensors") and "resolve" in path]
+
+
+def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
+    """The hub's client would make a folder named `~` in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    with pytest.raises(CheckpointError, match="no home folder .*HF_HOME names a folder"):
+        hub_snapshot("org/good")
+    assert not os.listdir(tmp_path)
 
 
 def test_what_can_be_a_name(tmp_path, monkeypatch):

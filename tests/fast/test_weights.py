@@ -244,6 +244,20 @@ def test_kept_by_content_and_made_once(tmp_path):
     assert len(os.listdir(tmp_path / FOLDER)) == 3
 
 
+def test_no_place_to_keep_them(tmp_path, monkeypatch):
+    """A run that may only be read, of a user without a home folder; and with a cache that is named."""
+    checkpoint = save_random(CONFIG, str(tmp_path), scale=0.1)
+    may_write, run = os.access, str(tmp_path / FOLDER)
+    monkeypatch.setattr(weights.os, "access", lambda path, how: path != run and may_write(path, how))
+    monkeypatch.setattr(weights, "cache_folder", lambda name: "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(CheckpointError, match=f"{run} cannot be written to; XDG_CACHE_HOME names a folder"):
+        Network(CONFIG, checkpoint, dtype="int8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Network(CONFIG, checkpoint, dtype="int8")
+    assert len(os.listdir(tmp_path / "cache" / "gpt_neo" / FOLDER)) == 1
+
+
 @pytest.mark.parametrize("harm", ["cut off", "without its data", "without its index", "an empty index"])
 def test_what_is_left_of_kept_weights_is_made_anew(harm, tmp_path):
     """As a copy of a run that broke off has it: the checkpoint itself is whole."""
