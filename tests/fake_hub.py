@@ -13,12 +13,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextlib.contextmanager
-def fake_hub(models, new=""):
+def fake_hub(models, new="", refused=None):
     """Serve folders as models.
 
     Args:
       models: ORG/NAME -> folder.
       new: folder for those that are made.
+      refused: ORG/NAME -> status and headers of the answer, whatever is asked of it.
 
     Yields:
       (URL, list of paths that were asked for)
@@ -85,6 +86,9 @@ def fake_hub(models, new=""):
             self.json({"success": True, "commitOid": COMMIT, "commitUrl": url})
 
         def about(self, name, rest):
+            if name in (refused or {}):
+                status, headers = refused[name]
+                return self.answer(status, b"{}", headers.items())
             folder = models.get(name)
             if folder is None:
                 return self.missing()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.hf_config import refuse_by_config
@@ -80,7 +80,7 @@ def download(source: str, patterns: tuple[str, ...]) -> str:
       CheckpointError: they cannot be had, or the cache cannot be written.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import tqdm
 
     class NoBar(tqdm):
@@ -98,14 +98,33 @@ def download(source: str, patterns: tuple[str, ...]) -> str:
     bar = NoBar if patterns == SMALL else None
     try:
         return str(snapshot_download(name, revision=revision, allow_patterns=list(patterns), tqdm_class=bar))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{source!r}: no such folder here, and {hub}/{name} is open to those alone who have asked for it there; "
+            "HF_TOKEN says who you are"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"{source!r}: no such folder here, and {name} on {hub} has no revision {revision!r}"
+        ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{source!r}: no such folder here, and no such model on {hub}, or it is private (HF_TOKEN opens it)"
         ) from error
     except Exception as error:  # whatever its HTTP client raises
-        raise CheckpointError(
-            f"{source!r}: no such folder here, and it cannot be had from {hub}: {reason_of(error).splitlines()[0]}"
-        ) from error
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):  # of the cache
+            raise CheckpointError(
+                f"{source!r}: a copy from {hub} cannot be kept: {error.filename or constants.HF_HUB_CACHE}: "
+                f"{reason_of(error)}; HF_HOME names another folder"
+            ) from error
+        reason = reason_of(error).splitlines()[0]
+        reason += "; HF_TOKEN, or the token that is kept, is none it knows" if status_of(error) == 401 else ""
+        raise CheckpointError(f"{source!r}: no such folder here, and it cannot be had from {hub}: {reason}") from error
+
+
+def status_of(error: BaseException) -> Optional[int]:
+    """HTTP's status of what a hub refused."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def push_folder(folder: str, name: str) -> str:

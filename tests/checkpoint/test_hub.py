@@ -92,6 +92,29 @@ def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+def test_why_a_hub_gives_no_model(tmp_path):
+    """Its client's first line is `404 Client Error.` where a revision is missing."""
+    refused = {
+        "org/gated": (403, {"X-Error-Code": "GatedRepo"}),
+        "org/tagged": (404, {"X-Error-Code": "RevisionNotFound"}),
+        "org/token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+        "org/busy": (429, {}),
+    }
+    with fake_hub({}, refused=refused) as (url, _):
+        gated, tagged, token, busy = snapshots(url, tmp_path, "org/gated", "org/tagged@v9", "org/token", "org/busy@v1")
+    assert f"{url}/org/gated is open to those alone who have asked" in gated and "HF_TOKEN" in gated
+    assert f"org/tagged on {url} has no revision 'v9'" in tagged
+    assert "401 Unauthorized" in token and "HF_TOKEN, or the token that is kept, is none" in token
+    assert "429 Too Many Requests" in busy and "HF_TOKEN" not in busy
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_hub_that_refuses(folders, tmp_path):
+    (tmp_path / "file").write_text("")
+    with fake_hub(folders) as (url, _):
+        (told,) = snapshots(url, tmp_path / "file", "org/good")
+    assert "cannot be kept" in told and f"{tmp_path / 'file'}" in told and "HF_HOME names another folder" in told
+
+
 def test_what_can_be_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
