@@ -13,18 +13,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextlib.contextmanager
-def fake_hub(models, new="", refused=None):
+def fake_hub(models, new="", refused=None, silent=()):
     """Serve folders as models.
 
     Args:
       models: ORG/NAME -> folder.
       new: folder for those that are made.
+      silent: ORG/NAME of those that it is asked about and never answers.
       refused: ORG/NAME -> status and headers of the answer, whatever is asked of it.
 
     Yields:
       (URL, list of paths that were asked for)
     """
-    asked = []
+    asked, closed = [], threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *args):
@@ -86,6 +87,8 @@ def fake_hub(models, new="", refused=None):
             self.json({"success": True, "commitOid": COMMIT, "commitUrl": url})
 
         def about(self, name, rest):
+            if name in silent:
+                return closed.wait(60)
             if name in (refused or {}):
                 status, headers = refused[name]
                 return self.answer(status, b"{}", headers.items())
@@ -107,5 +110,6 @@ def fake_hub(models, new="", refused=None):
     try:
         yield f"http://127.0.0.1:{server.server_port}", asked
     finally:
+        closed.set()
         server.shutdown()
         server.server_close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any, Optional
@@ -96,8 +97,13 @@ def download(source: str, patterns: tuple[str, ...]) -> str:
             "HF_HOME names a folder"
         )
     bar = NoBar if patterns == SMALL else None
+    late = not answers(name, revision)
     try:
-        return str(snapshot_download(name, revision=revision, allow_patterns=list(patterns), tqdm_class=bar))
+        return str(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(patterns), tqdm_class=bar, local_files_only=late
+            )
+        )
     except GatedRepoError as error:
         raise CheckpointError(
             f"{source!r}: no such folder here, and {hub}/{name} is open to those alone who have asked for it there; "
@@ -118,8 +124,29 @@ def download(source: str, patterns: tuple[str, ...]) -> str:
                 f"{reason_of(error)}; HF_HOME names another folder"
             ) from error
         reason = reason_of(error).splitlines()[0]
+        if late:
+            reason = (
+                f"no answer in {constants.HF_HUB_ETAG_TIMEOUT} s (HF_HUB_ETAG_TIMEOUT), and no whole copy in the cache"
+            )
         reason += "; HF_TOKEN, or the token that is kept, is none it knows" if status_of(error) == 401 else ""
         raise CheckpointError(f"{source!r}: no such folder here, and it cannot be had from {hub}: {reason}") from error
+
+
+@functools.cache
+def answers(name: str, revision: Optional[str]) -> bool:
+    """Whether the hub answers in time, whatever it says; its client asks without a limit of time.
+
+    A firewall that drops what it does not let through would be minutes of silence.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return True  # it is not asked
+    try:
+        HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of httpx, or of requests in older clients
+        return not any("Timeout" in kind.__name__ for kind in type(error).__mro__)
+    return True
 
 
 def status_of(error: BaseException) -> Optional[int]:

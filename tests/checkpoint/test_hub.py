@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from huggingface_hub import constants
@@ -106,6 +107,18 @@ def test_why_a_hub_gives_no_model(tmp_path):
     assert f"org/tagged on {url} has no revision 'v9'" in tagged
     assert "401 Unauthorized" in token and "HF_TOKEN, or the token that is kept, is none" in token
     assert "429 Too Many Requests" in busy and "HF_TOKEN" not in busy
+
+
+def test_a_hub_that_never_answers(folders, tmp_path, monkeypatch):
+    """As behind a firewall that drops what it does not let through: the cache, or an error in time."""
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+    with fake_hub(folders) as (url, _):
+        (kept,) = snapshots(url, tmp_path / "cache", "org/good")
+    with fake_hub(folders, silent=("org/good", "org/pickled")) as (url, _):
+        began = time.monotonic()
+        again, other = snapshots(url, tmp_path / "cache", "org/good", "org/pickled")
+    assert again == kept and time.monotonic() - began < 30
+    assert f"cannot be had from {url}: no answer in 1 s (HF_HUB_ETAG_TIMEOUT), and no whole copy in the cache" in other
 
 
 def test_a_cache_that_cannot_be_written_is_not_the_hub_that_refuses(folders, tmp_path):
