@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import gpt_neo
 from gpt_neo.cli import options, tool_options
-from gpt_neo.cli.common import run_command
+from gpt_neo.cli.common import complain, run_command
 from gpt_neo.cli.parser import parse
 
 
@@ -104,15 +104,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Find the command and run it; return the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
-        return 0
+        return run_command(print, usage())
     if words[0] == "--version":
-        print(f"gpt-neo {gpt_neo.__version__} on Python {sys.version.split()[0]}")
-        return 0
+        return run_command(print, f"gpt-neo {gpt_neo.__version__} on Python {sys.version.split()[0]}")
     name, *rest = words
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"\n{usage()}"
-        print(f"error: no command {name!r}{hint}", file=sys.stderr)
+        complain(f"error: no command {name!r}{hint}")
         return 2
     return run_command(lambda: call(name, parse(COMMANDS[name].options, rest, f"gpt-neo {name}")))

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TextIO
 
 from gpt_neo.errors import GptNeoError, printable, reason_of
 
@@ -22,26 +22,36 @@ def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
         return status
     except (KeyboardInterrupt, Exception) as error:
         if interrupts or isinstance(error, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
+            complain("interrupted")
             return 128 + signal.SIGINT
         return told(error)
+    finally:
+        forget(sys.stderr)
 
 
 def told(error: Exception) -> int:
     """Say what a command ended with, as far as it is the user's to mend, and return the exit status; others are raised
     again."""
     if isinstance(error, GptNeoError):
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.status
     if isinstance(error, BrokenPipeError):  # who reads has enough, as `| head` has
-        forget_output()
+        forget(sys.stdout)
         return 128 + signal.SIGPIPE
     if isinstance(error, OSError):
         path = f"{error.filename}: " if error.filename else ""
-        print(f"error: {printable(path + reason_of(error))}", file=sys.stderr)
-        forget_output()
+        complain(f"error: {path}{reason_of(error)}")
+        forget(sys.stdout)
         return 2
     raise error
+
+
+def complain(text: str) -> None:
+    """Print to standard error; where that cannot be written, the exit status alone says it."""
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        forget(sys.stderr)
 
 
 def heard_interrupts() -> list[int]:
@@ -94,9 +104,9 @@ def open_standard_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def forget_output() -> None:
-    """Let Python not try again, at its end, what standard output has refused."""
+def forget(stream: TextIO) -> None:
+    """Let Python not try again, at its end, what standard output or error has refused."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -112,8 +112,19 @@ def test_commands_whose_output_is_refused_end_in_one_line():
     assert run("--version | true").returncode == 0
     full = run("plan gpt2_124M > /dev/full")
     assert full.returncode == 2 and full.stderr == b"error: No space left on device\n"
+    for words in ("--help", "--version"):
+        full = run(f"{words} > /dev/full")
+        assert full.returncode == 2 and full.stderr == b"error: No space left on device\n", words
     closed = run("plan gpt2_124M >&-")
     assert closed.returncode == 0 and closed.stderr == b""
+
+
+@pytest.mark.skipif(not os.path.exists(FULL), reason="no /dev/full")
+@pytest.mark.parametrize("words", ["plan no_such_model", "no_such_command", "plan gpt2_124M --no_such_flag"])
+def test_a_mistake_that_cannot_be_told_has_its_status(words):
+    """Status 2 needs a person: whoever restarts runs by status would try any other again without end."""
+    assert run(f"{words} 2> /dev/full").returncode == 2
+    assert run(f"{words} 2> /dev/full > /dev/full").returncode == 2
 
 
 @pytest.mark.skipif(not os.path.exists(FULL), reason="no /dev/full")
