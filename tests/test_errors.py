@@ -1,11 +1,16 @@
 """What is printed of others' texts."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
 from gpt_neo.cli.common import run_command
 from gpt_neo.cli.console import note
 from gpt_neo.errors import LONGEST, DataError, InUseError, printable
 from gpt_neo.mtf_compat import graph_reason, tf
+from tests.conftest import ROOT
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\r\x9b31mb\ud800\u202ec é"
 
@@ -23,6 +28,29 @@ def test_nothing_in_it_is_a_command_to_a_terminal(capsys):
     assert run_command(fail, OSError(28, "No space left on device", EVIL)) == 2
     out, err = capsys.readouterr()
     assert not set("\x1b\x07\r\x9b") & set(out + err) and "No space left on device" in err
+
+
+THREAD = """
+import resource, threading
+from gpt_neo.cli.common import run_command
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+threading.stack_size(1 << 30)
+raise SystemExit(run_command(threading.Thread(target=print).start))
+"""
+
+
+def test_a_limit_of_the_machine_is_a_line(capsys):
+    """Status 1: it may be tried again, as after a process that the system ended for its memory."""
+
+    def too_much():
+        np.ones(1 << 45)
+
+    assert run_command(too_much) == 1 and run_command(fail, MemoryError()) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: no more memory") and "Unable to allocate" in first
+    assert second.endswith("(ulimit -v)")
+    done = subprocess.run([sys.executable, "-c", THREAD], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("error: no more threads: "), done.stderr
 
 
 HTTP = "Error executing an HTTP request: HTTP response code 403 with body '{"

@@ -11,6 +11,8 @@ from typing import Any, Callable, Optional, TextIO
 
 from gpt_neo.errors import GptNeoError, printable, reason_of
 
+NO_THREAD = "can't start new thread"  # Python's words
+
 
 def run_command(command: Callable[..., Optional[int]], *given: Any) -> int:
     """Run a command; return its exit status."""
@@ -43,7 +45,18 @@ def told(error: Exception) -> int:
         complain(f"error: {path}{reason_of(error)}")
         forget(sys.stdout)
         return 2
+    if isinstance(error, MemoryError):
+        complain(f"error: no more memory on this machine, or below its limit (ulimit -v){as_detail(error)}")
+        return 1
+    if str(error) == NO_THREAD:
+        complain("error: no more threads: a limit of processes (ulimit -u, or a container's) or of memory is reached")
+        return 1
     raise error
+
+
+def as_detail(error: Exception) -> str:
+    """What NumPy says of the array; Python itself says nothing."""
+    return f": {error}" if str(error) else ""
 
 
 def complain(text: str) -> None:
