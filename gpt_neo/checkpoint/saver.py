@@ -34,6 +34,11 @@ PASSING = (
     tf.errors.InternalError,
     tf.errors.UnknownError,
 )
+UNREAD = (  # what it says of files that were just deleted, or are another user's
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    ValueError,
+)
 WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
 
 
@@ -62,7 +67,7 @@ class RunSaver(tf.train.Saver):
                 super().restore(sess, save_path)
             except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
                 raise CheckpointError(f"{save_path}: damaged: {graph_reason(error)}; nothing was loaded") from error
-            except (tf.errors.NotFoundError, ValueError) as error:  # what it says of files that were just deleted
+            except UNREAD as error:
                 raise CheckpointError(f"{save_path}: cannot be read: {graph_reason(error)}") from error
         else:
             load_variables(sess, save_path, variables)

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 import types
 
 import pytest
@@ -13,6 +15,7 @@ from gpt_neo.checkpoint.saver import RecordListener, RunSaver, keeping, tried, u
 from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 from tests.checkpoint.test_folder import save
+from tests.conftest import ROOT
 
 HOUR, DAY = 3600.0, 24 * 3600.0
 
@@ -49,6 +52,34 @@ def test_what_is_lost_with_a_file_that_cannot_be_written(tmp_path):
     save(tmp_path, 5)
     text = str(unwritten(str(tmp_path / "model.ckpt-9"), OSError(28, "No space left on device")))
     assert "Nothing is lost: the newest whole checkpoint is that of step 5; once" in text and "goes on" in text
+
+
+UNREADABLE = """
+import os, sys
+from gpt_neo.checkpoint.saver import RunSaver, keeping
+from gpt_neo.errors import CheckpointError
+from gpt_neo.mtf_compat import tf
+from tests.namespaces import drop_capabilities
+drop_capabilities()
+with tf.Graph().as_default(), tf.Session() as session:
+    value = tf.get_variable("value", [], initializer=tf.zeros_initializer())
+    session.run(value.initializer)
+    saver = RunSaver([value], **keeping(2))
+    path = saver.save(session, sys.argv[1], 1)
+    os.chmod(path + ".data-00000-of-00001", 0)
+    try:
+        saver.restore(session, path)
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+def test_a_checkpoint_of_another_user(tmp_path):
+    path = str(tmp_path / "model.ckpt")
+    done = subprocess.run(
+        [sys.executable, "-c", UNREADABLE, path], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.startswith(f"{path}-1: cannot be read: ") and "Permission denied" in done.stdout, done.stderr
 
 
 def disk_error(*given, **options):
