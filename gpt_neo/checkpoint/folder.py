@@ -61,7 +61,7 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
         read twice.
 
     Raises:
-      CheckpointError: there are checkpoints, and every one is damaged, or a bucket does not give one.
+      CheckpointError: there are checkpoints, and every one is damaged, or one is out of reach (`is_out_of_reach`).
     """
     prefixes = sorted(checkpoints_of(folder), key=step_of)
     if not prefixes:
@@ -105,8 +105,11 @@ def find_latest(folder: str, verify: bool = False) -> Optional[Found]:
 
 
 def is_out_of_reach(error: CheckpointError, prefix: str) -> bool:
-    """Whether a bucket did not give what may be a whole checkpoint: to go on from an older one would cost its steps."""
+    """Whether a bucket did not give what may be a whole checkpoint, or it may not be read, as another user's: to go on
+    from an older one would cost its steps."""
     cause = error.__cause__
+    if isinstance(cause, PermissionError):
+        return True
     return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError) and files.is_remote(prefix)
 
 

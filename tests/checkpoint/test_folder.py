@@ -2,6 +2,8 @@
 
 import glob
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from gpt_neo.errors import CheckpointError
 from gpt_neo.mtf_compat import tf
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.storage import write_json
+from tests.conftest import ROOT
 
 F32 = np.dtype(np.float32)
 
@@ -225,6 +228,33 @@ def test_what_a_bucket_does_not_give_is_not_passed_over(tmp_path, monkeypatch, e
     else:
         with pytest.raises(CheckpointError, match=f"-2.index: cannot be read as a checkpoint: {error.strerror}"):
             find_latest(folder)
+
+
+UNREADABLE = """
+import os, sys
+from gpt_neo.checkpoint.folder import find_latest
+from gpt_neo.errors import CheckpointError
+from tests.namespaces import drop_capabilities
+drop_capabilities()
+for suffix in (".index", ".data-00000-of-00001"):
+    os.chmod(sys.argv[1] + suffix, 0)
+    try:
+        print(find_latest(os.path.dirname(sys.argv[1]), verify=True))
+    except CheckpointError as error:
+        print(error)
+    os.chmod(sys.argv[1] + suffix, 0o600)
+"""
+
+
+def test_what_may_not_be_read_is_not_passed_over(tmp_path):
+    """Another user's: a training would go on from an older one, and lose the steps since."""
+    save(tmp_path, 5)
+    save(tmp_path, 9)
+    words = [sys.executable, "-c", UNREADABLE, str(tmp_path / "model.ckpt-9")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    index, data = done.stdout.splitlines()
+    assert index.endswith("model.ckpt-9.index: cannot be read as a checkpoint: Permission denied"), done.stderr
+    assert data.endswith("model.ckpt-9.data-00000-of-00001: cannot be read: Permission denied")
 
 
 def test_incomplete_checkpoints_are_passed_over(tmp_path):
