@@ -35,14 +35,14 @@ def told(error: Exception) -> int:
     """Say what a command ended with, as far as it is the user's to mend, and return the exit status; others are raised
     again."""
     if isinstance(error, GptNeoError):
-        complain(f"error: {error}")
+        complain(f"error: {error}{without_folder()}")
         return error.status
     if isinstance(error, BrokenPipeError):  # who reads has enough, as `| head` has
         forget(sys.stdout)
         return 128 + signal.SIGPIPE
     if isinstance(error, OSError):
         path = f"{error.filename}: " if error.filename else ""
-        complain(f"error: {path}{reason_of(error)}")
+        complain(f"error: {path}{reason_of(error)}{without_folder()}")
         forget(sys.stdout)
         return 2
     if isinstance(error, MemoryError):
@@ -52,6 +52,15 @@ def told(error: Exception) -> int:
         complain("error: no more threads: a limit of processes (ulimit -u, or a container's) or of memory is reached")
         return 1
     raise error
+
+
+def without_folder() -> str:
+    """What no error says by itself: paths that are not absolute begin in a folder that was removed, or made anew."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "\nthe working directory is gone: change to a folder that is there"
+    return ""
 
 
 def as_detail(error: Exception) -> str:

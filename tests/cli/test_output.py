@@ -127,6 +127,16 @@ def test_a_mistake_that_cannot_be_told_has_its_status(words):
     assert run(f"{words} 2> /dev/full > /dev/full").returncode == 2
 
 
+def test_a_working_directory_that_is_gone_is_told(tmp_path):
+    """The system says `No such file or directory` of a path that is there."""
+    command = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} -m gpt_neo plan gpt2_124M"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert done.stderr.endswith("\nthe working directory is gone: change to a folder that is there\n")
+
+
 @pytest.mark.skipif(not os.path.exists(FULL), reason="no /dev/full")
 def test_a_training_begins_although_its_notes_cannot_be_told(tmp_path):
     """They come before the run's folder is known, which later holds what was lost."""
