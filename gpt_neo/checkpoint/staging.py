@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.remote import uploaded_folder
-from gpt_neo.errors import CheckpointError, reason_of
+from gpt_neo.errors import CheckpointError, InUseError, reason_of
 from gpt_neo.system import is_running
 
 
@@ -24,6 +25,7 @@ def staged_folder(destination: str) -> Iterator[str]:
 
     Raises:
       CheckpointError: the destination holds something, or the disk does not take what is written.
+      InUseError: another command has written the same folder meanwhile.
     """
     if storage.is_remote(destination):
         with uploaded_folder(destination) as staging:
@@ -39,9 +41,7 @@ def staged_folder(destination: str) -> Iterator[str]:
         os.mkdir(staging)
         yield staging
         storage.sync(*(os.path.join(top, name) for top, _, names in os.walk(staging) for name in names))
-        if os.path.isdir(destination):
-            os.rmdir(destination)
-        os.rename(staging, destination)
+        take_place(staging, destination)
         rest = "what is there may not outlast a power cut"
         storage.sync(destination)
     except OSError as error:
@@ -62,6 +62,23 @@ def check_empty(destination: str) -> str:
     if os.path.lexists(destination) and not (os.path.isdir(destination) and not os.listdir(destination)):
         raise CheckpointError(f"{destination}: exists and is not an empty folder; choose another, or remove it")
     return destination
+
+
+def take_place(staging: str, destination: str) -> None:
+    """Rename a finished folder to one that is absent or empty.
+
+    Raises:
+      InUseError: it is neither any longer.
+      OSError: the disk does not take it.
+    """
+    try:
+        if os.path.isdir(destination):
+            os.rmdir(destination)
+        os.rename(staging, destination)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise InUseError(f"{destination}: another command has written it meanwhile, and it stays as it is") from error
 
 
 def remove_stale(parent: str, name: str) -> None:
