@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from gpt_neo import storage
-from gpt_neo.errors import DataError
+from gpt_neo.errors import DataError, reason_of
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 # What stands for a byte, and for a space, in tokenizers that are not byte-level.
@@ -255,7 +255,10 @@ def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = N
     import tokenizers
 
     try:
-        backend = tokenizers.Tokenizer.from_file(name)
+        with open(name, "rb"):
+            backend = tokenizers.Tokenizer.from_file(name)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {reason_of(error)}") from error
     except Exception as error:  # the package raises bare Exception
         raise DataError(f"{name}: not a tokenizer.json: {error}") from error
     except BaseException as error:

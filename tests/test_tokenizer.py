@@ -67,6 +67,19 @@ def test_trained_tokenizer(tmp_path):
         load_tokenizer(str(tmp_path / "byte-level-bpe.tokenizer.json"))
 
 
+def test_a_file_that_may_not_be_read_is_no_other_file(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    def refused(path, mode):
+        raise PermissionError(13, "Permission denied", path)
+
+    with pytest.raises(DataError, match="tokenizer.json: not a tokenizer.json: "):
+        load_tokenizer(str(tmp_path))
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(DataError, match="tokenizer.json: cannot be read: Permission denied$"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_vocabulary_that_leaves_ids_out(tmp_path):
     backend = train_tokenizer(["the cat sat on the mat\n" * 20], 262)
     spec = json.loads(backend.to_str())
