@@ -33,7 +33,7 @@ def staged_folder(destination: str) -> Iterator[str]:
         return
     destination = check_empty(destination)
     parent, name = os.path.split(destination)
-    staging = os.path.join(parent, f".{name}.{machine()}.{os.getpid()}.partial")
+    staging = os.path.join(parent, f".{name}.{machine()}.{os.getpid()}-{os.urandom(4).hex()}.partial")
     rest = "nothing is there"
     try:
         storage.make_folder(parent)
@@ -84,11 +84,15 @@ def take_place(staging: str, destination: str) -> None:
 def remove_stale(parent: str, name: str) -> None:
     """Remove what runs of this machine that are no longer alive have left; those of another cannot be asked."""
     for entry in os.listdir(parent):
-        match = re.fullmatch(re.escape(f".{name}.{machine()}.") + r"(\d+)\.partial", entry)
+        match = re.fullmatch(re.escape(f".{name}.{machine()}.") + r"(\d+)-[0-9a-f]{8}\.partial", entry)
         if match and not is_running(int(match[1])):
             shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
 
 
 def machine() -> str:
-    """Name of this machine for a part of a file's name."""
-    return re.sub(r"[^\w-]", "_", socket.gethostname())[:64]
+    """Name for a part of a file's name of what process numbers are unique within: this machine, and this container of
+    it. Containers may share a host's name, and all have a process 1."""
+    space = ""
+    with contextlib.suppress(OSError):
+        space = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    return re.sub(r"[^\w-]", "_", socket.gethostname())[:64] + f"-{space}"

@@ -1,6 +1,7 @@
 """What killed runs leave beside the place of a folder: of this machine, and of others."""
 
 import os
+import shutil
 
 import pytest
 
@@ -11,18 +12,33 @@ from gpt_neo.errors import InUseError
 def test_only_what_a_dead_run_of_this_machine_has_left_is_removed(tmp_path):
     dead, alive = 4_000_000, os.getpid()
     mine, others = (
-        f".run.{machine()}.{dead}.partial",
+        f".run.{machine()}.{dead}-0123abcd.partial",
         [
-            f".run.{machine()}.{alive}1.partial.txt",
-            f".run.elsewhere.{dead}.partial",
-            f".other.{machine()}.{dead}.partial",
+            f".run.{machine()}.{alive}1-0123abcd.partial.txt",
+            f".run.elsewhere.{dead}-0123abcd.partial",
+            f".other.{machine()}.{dead}-0123abcd.partial",
         ],
     )
     for name in (mine, *others):
         (tmp_path / name).mkdir()
     with staged_folder(str(tmp_path / "run")) as staging:
-        assert os.path.basename(staging) == f".run.{machine()}.{alive}.partial"
+        assert os.path.basename(staging).startswith(f".run.{machine()}.{alive}-")
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "run"])
+
+
+def test_containers_of_one_name_have_processes_of_one_number(tmp_path, monkeypatch):
+    """What the process 1 of a container that was killed has left is not in the way of the next one's, and what that of
+    another one is at work on stays."""
+    number = os.getpid()
+    with staged_folder(str(tmp_path / "run")) as killed:
+        shutil.copytree(killed, f"{killed}.kept")
+    os.rename(f"{killed}.kept", killed)
+    os.rmdir(tmp_path / "run")
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026530000]")
+    monkeypatch.setattr("gpt_neo.checkpoint.staging.is_running", lambda pid: pid != number)
+    with staged_folder(str(tmp_path / "run")) as staging:
+        assert staging != killed and os.path.isdir(killed)
+    assert sorted(os.listdir(tmp_path)) == [os.path.basename(killed), "run"]
 
 
 @pytest.mark.parametrize("empty_before", [False, True])
