@@ -59,6 +59,17 @@ def test_imports_point_upwards():
     assert not wrong
 
 
+def test_scripts_of_another_environment_need_nothing_of_ours():
+    """Those that JAX's Python runs, which has no gpt_neo: a script names the files beside it by their bare names."""
+    found = set()
+    for path, tree in TREES.items():
+        beside = {name: os.path.join(os.path.dirname(path), f"{name.split('.')[0]}.py") for name in imported(tree)}
+        near = {other for name, other in beside.items() if other in TREES and not name.startswith("gpt_neo")}
+        found |= {path, *near} if near else set()
+    assert {"worker.py", "kept_programs.py", "slices.py", "orphans.py"} <= set(map(os.path.basename, found))
+    assert not [path for path in found for name in imported(TREES[path]) if name.split(".")[0] == "gpt_neo"]
+
+
 def test_files_import_each_other_in_no_circle():
     """Imports within functions count too: they only put a circle off."""
     left = {

@@ -12,18 +12,23 @@ import os
 import tempfile
 from typing import Any, Callable, Optional
 
-from gpt_neo.system import cache_folder
-
 VARIABLE = "GPT_NEO_SPMD_PROGRAMS"  # folder; empty: nothing is kept
 ROOM = 8 << 30  # bytes; the ones that were used longest ago make room
 DIGEST = 32  # bytes of a checksum
+
+
+def own_folder() -> str:
+    """The folder below the user's; empty where the user has none. `gpt_neo.system.cache_folder`, which is not there in
+    the environment that this runs in."""
+    home = os.path.expanduser("~")
+    return os.path.join(home, ".cache", "gpt_neo", "programs") if os.path.isabs(home) else ""
 
 
 class KeptPrograms:
     """A folder of serialised executables."""
 
     def __init__(self, folder: Optional[str] = None) -> None:
-        self.folder = folder if folder is not None else os.environ.get(VARIABLE, cache_folder("programs"))
+        self.folder = folder if folder is not None else os.environ.get(VARIABLE, own_folder())
 
     def path(self, *facts: str) -> str:
         """The file of a program with all that decides what is compiled of it."""
