@@ -81,7 +81,6 @@ def download(source: str, patterns: tuple[str, ...]) -> str:
       CheckpointError: they cannot be had, or the cache cannot be written.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import tqdm
 
     class NoBar(tqdm):
@@ -90,46 +89,46 @@ def download(source: str, patterns: tuple[str, ...]) -> str:
 
     found = HUB_NAME.fullmatch(source)
     assert found is not None
-    name, revision, hub = found["name"], found["revision"], address()
+    name, revision = found["name"], found["revision"]
     if constants.HF_HUB_CACHE.startswith("~"):
         raise CheckpointError(
-            f"{source!r}: no such folder here, and no home folder for a copy from {hub} (HOME is not set); "
+            f"{source!r}: no such folder here, and no home folder for a copy from {address()} (HOME is not set); "
             "HF_HOME names a folder"
         )
     bar = NoBar if patterns == SMALL else None
     late = not answers(name, revision)
+    how: dict = {"allow_patterns": list(patterns), "tqdm_class": bar, "local_files_only": late}
     try:
-        return str(
-            snapshot_download(
-                name, revision=revision, allow_patterns=list(patterns), tqdm_class=bar, local_files_only=late
-            )
-        )
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{source!r}: no such folder here, and {hub}/{name} is open to those alone who have asked for it there; "
-            "HF_TOKEN says who you are"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"{source!r}: no such folder here, and {name} on {hub} has no revision {revision!r}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{source!r}: no such folder here, and no such model on {hub}, or it is private (HF_TOKEN opens it)"
-        ) from error
+        return str(snapshot_download(name, revision=revision, **how))
     except Exception as error:  # whatever its HTTP client raises
-        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):  # of the cache
-            raise CheckpointError(
-                f"{source!r}: a copy from {hub} cannot be kept: {error.filename or constants.HF_HUB_CACHE}: "
-                f"{reason_of(error)}; HF_HOME names another folder"
-            ) from error
-        reason = reason_of(error).splitlines()[0]
-        if late:
-            reason = (
-                f"no answer in {constants.HF_HUB_ETAG_TIMEOUT} s (HF_HUB_ETAG_TIMEOUT), and no whole copy in the cache"
-            )
-        reason += "; HF_TOKEN, or the token that is kept, is none it knows" if status_of(error) == 401 else ""
-        raise CheckpointError(f"{source!r}: no such folder here, and it cannot be had from {hub}: {reason}") from error
+        raise CheckpointError(f"{source!r}: no such folder here, and {refusal(error, name, revision, late)}") from error
+
+
+def refusal(error: Exception, name: str, revision: Optional[str], late: bool) -> str:
+    """Why there is no copy of a model on the hub.
+
+    Args:
+      late: the hub gave no answer in time, and the cache alone was asked.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    hub = address()
+    if isinstance(error, GatedRepoError):
+        return f"{hub}/{name} is open to those alone who have asked for it there; HF_TOKEN says who you are"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} on {hub} has no revision {revision!r}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"no such model on {hub}, or it is private (HF_TOKEN opens it)"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):  # of the cache
+        place = error.filename or constants.HF_HUB_CACHE
+        return f"a copy from {hub} cannot be kept: {place}: {reason_of(error)}; HF_HOME names another folder"
+    reason = reason_of(error).splitlines()[0]
+    if late:
+        reason = f"no answer in {constants.HF_HUB_ETAG_TIMEOUT} s (HF_HUB_ETAG_TIMEOUT), and no whole copy in the cache"
+    elif status_of(error) == 401:
+        reason += "; HF_TOKEN, or the token that is kept, is none it knows"
+    return f"it cannot be had from {hub}: {reason}"
 
 
 @functools.cache
