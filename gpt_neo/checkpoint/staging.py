@@ -8,12 +8,15 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.remote import uploaded_folder
 from gpt_neo.errors import CheckpointError, InUseError, reason_of
 from gpt_neo.system import is_running
+
+LEFT = 24 * 3600  # seconds
 
 
 @contextlib.contextmanager
@@ -82,11 +85,21 @@ def take_place(staging: str, destination: str) -> None:
 
 
 def remove_stale(parent: str, name: str) -> None:
-    """Remove what runs of this machine that are no longer alive have left; those of another cannot be asked."""
+    """Remove what runs of this machine that are no longer alive have left; of another, or of a container that is gone,
+    what nobody has written to for a day, as they cannot be asked."""
     for entry in os.listdir(parent):
-        match = re.fullmatch(re.escape(f".{name}.{machine()}.") + r"(\d+)-[0-9a-f]{8}\.partial", entry)
-        if match and not is_running(int(match[1])):
-            shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+        match = re.fullmatch(re.escape(f".{name}.") + r"([\w-]+)\.(\d+)-[0-9a-f]{8}\.partial", entry)
+        path = os.path.join(parent, entry)
+        if match and (not is_running(int(match[2])) if match[1] == machine() else is_left(path)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_left(folder: str) -> bool:
+    """Whether nothing of a folder has changed for a day."""
+    inside = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
+    with contextlib.suppress(OSError):  # it has just been renamed, or a file of it
+        return time.time() - max(map(os.path.getmtime, [folder, *inside])) > LEFT
+    return False
 
 
 def machine() -> str:

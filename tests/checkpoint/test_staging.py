@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 import pytest
 
@@ -24,6 +25,22 @@ def test_only_what_a_dead_run_of_this_machine_has_left_is_removed(tmp_path):
     with staged_folder(str(tmp_path / "run")) as staging:
         assert os.path.basename(staging).startswith(f".run.{machine()}.{alive}-")
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "run"])
+
+
+def test_what_another_machine_has_not_written_to_for_a_day_is_removed(tmp_path):
+    """A container that is gone has a name of its own, so nobody else would ever remove what it has left."""
+    gone, inside, fresh = (f".run.elsewhere.{pid}-0123abcd.partial" for pid in (4_000_000, 4_000_001, 4_000_002))
+    for name in (gone, inside, fresh):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "weights").touch()
+    days_ago = time.time() - 2 * 24 * 3600
+    for name in (gone, inside):
+        for entry in ("deep/weights", "deep", "."):
+            os.utime(tmp_path / name / entry, (days_ago, days_ago))
+    os.utime(tmp_path / inside / "deep" / "weights")
+    with staged_folder(str(tmp_path / "run")):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [inside, fresh, "run"]
 
 
 def test_containers_of_one_name_have_processes_of_one_number(tmp_path, monkeypatch):
