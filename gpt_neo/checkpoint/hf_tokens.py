@@ -24,6 +24,7 @@ DRAWN: dict[str, Any] = {
     **dict.fromkeys(("min_new_tokens", "max_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias", "stop_strings")),
 }
+TOKENIZER_JSON = ("tokenizer.json", "vocab.json", "merges.txt")  # the first, or the others
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 NO_TOKENIZER = (
     "no tokenizer came along (tokenizer.json, or vocab.json and merges.txt): put the model's own tokenizer.json into "
@@ -135,6 +136,12 @@ def optional_json(folder: str, name: str) -> dict:
     return storage.read_json(path, CheckpointError) if os.path.isfile(path) else {}
 
 
+def has_tokenizer(folder: str) -> bool:
+    """Whether a tokenizer that is read lies in a folder."""
+    whole, *parts = (os.path.isfile(os.path.join(folder, name)) for name in TOKENIZER_JSON)
+    return whole or all(parts)
+
+
 def copy_tokenizer(source: str, destination: str, n_vocab: int) -> list[str]:
     """Copy the tokenizer files that a folder has, with all that they say in one tokenizer.json.
 
@@ -151,10 +158,10 @@ def copy_tokenizer(source: str, destination: str, n_vocab: int) -> list[str]:
       CheckpointError: a file is damaged, or an id is not the next one, so that the tokenizer would give it another.
     """
     copy_tokenizer_files(source, destination)
-    made, *parts = (os.path.join(destination, name) for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    whole = os.path.isfile(made)
-    if not whole and not all(map(os.path.isfile, parts)):
+    if not has_tokenizer(destination):
         return [NO_TOKENIZER]
+    made, *parts = (os.path.join(destination, name) for name in TOKENIZER_JSON)
+    whole = os.path.isfile(made)
     try:
         if whole:
             backend = load_tokenizer(made).backend

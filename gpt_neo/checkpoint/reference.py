@@ -39,22 +39,28 @@ class Spec:
     by_layer: bool = False  # scores divided by the number of the layer, from 1
 
 
-def reader(source: Any, dtype: Optional[np.dtype] = None) -> Read:
-    """float32 tensors of a source by name, None for one that is not there; rounded to `dtype` on the way if given."""
+def reader(source: Any, dtype: Optional[np.dtype], real: type) -> Read:
+    """Tensors of a source by name in the type `real`, None for one that is not there; rounded to `dtype` if given."""
     names = set(source.names())
 
     def read(name: str) -> Optional[np.ndarray]:
         if name not in names:
             return None
         array = source.read(name)
-        return (array.astype(dtype) if dtype is not None else array).astype(np.float32)
+        return (array.astype(dtype) if dtype is not None else array).astype(real)
 
     return read
 
 
-def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray, dtype: Optional[np.dtype] = None) -> np.ndarray:
-    """float32 [sequence, vocab] of int [sequence], from one of our checkpoints, weights rounded to `dtype` first."""
-    stored = reader(bundle, dtype)
+def our_logits(
+    bundle: Bundle, model: ModelConfig, tokens: np.ndarray, dtype: Optional[np.dtype] = None, real: type = np.float32
+) -> np.ndarray:
+    """[sequence, vocab] of int [sequence], from one of our checkpoints, weights rounded to `dtype` first.
+
+    Args:
+      real: type of the arithmetic and of what is returned.
+    """
+    stored = reader(bundle, dtype, real)
 
     def read(name: str) -> Any:  # with its adapter, if it has one
         value = stored(name)
@@ -112,9 +118,11 @@ def our_logits(bundle: Bundle, model: ModelConfig, tokens: np.ndarray, dtype: Op
     return forward(tokens, spec, layer, ends)
 
 
-def their_logits(folder: HfFolder, tokens: np.ndarray, dtype: Optional[np.dtype] = None) -> np.ndarray:
-    """float32 [sequence, vocab] of int [sequence], from a Hugging Face folder, weights rounded to `dtype` first."""
-    read, theirs = reader(folder, dtype), folder.config
+def their_logits(
+    folder: HfFolder, tokens: np.ndarray, dtype: Optional[np.dtype] = None, real: type = np.float32
+) -> np.ndarray:
+    """[sequence, vocab] of int [sequence], from a Hugging Face folder; the rest as in `our_logits`."""
+    read, theirs = reader(folder, dtype, real), folder.config
     kind = theirs["model_type"]
     base = "gpt_neox." if kind == "gpt_neox" else "transformer."
     if f"{base}{'embed_in' if kind == 'gpt_neox' else 'wte'}.weight" not in folder.places:
@@ -254,7 +262,7 @@ def two_maps(read: Read, up: str, down: str, turned: bool) -> dict:
 
 
 def forward(tokens: np.ndarray, spec: Spec, layer: Callable[[int], dict], ends: dict) -> np.ndarray:
-    """float32 logits [sequence, vocab] of int [sequence].
+    """Logits [sequence, vocab] of int [sequence], in the type of the weights.
 
     Args:
       layer: weights of a block by short names. ends: functions that read what stands before and after the blocks.
@@ -284,7 +292,7 @@ def forward(tokens: np.ndarray, spec: Spec, layer: Callable[[int], dict], ends: 
 def norm(x: np.ndarray, g: np.ndarray, b: np.ndarray, spec: Spec) -> np.ndarray:
     """Layer norm over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(spec.epsilon)) * g + b
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + spec.epsilon) * g + b
 
 
 def attend(x: np.ndarray, w: dict, spec: Spec, window: int, layer: int) -> np.ndarray:
@@ -301,12 +309,12 @@ def attend(x: np.ndarray, w: dict, spec: Spec, window: int, layer: int) -> np.nd
         q, k = rotate(q, spec), rotate(k, spec)
     scores = q @ k.transpose(0, 2, 1)
     if spec.scaled:
-        scores /= np.float32(math.sqrt(q.shape[-1]))
+        scores /= math.sqrt(q.shape[-1])
     if spec.by_layer:
-        scores /= np.float32(layer + 1)
+        scores /= layer + 1
     distance = np.arange(length)[:, None] - np.arange(length)
     allowed = (distance >= 0) & (distance < (window or length))
-    scores = np.where(allowed, scores, np.float32(-1e30))
+    scores = np.where(allowed, scores, -1e30)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     out = (weights @ v).transpose(1, 0, 2).reshape(length, -1) @ w["o"]
@@ -319,7 +327,7 @@ def rotate(x: np.ndarray, spec: Spec) -> np.ndarray:
     turned = np.array(x)
     half = spec.rotary // 2
     angles = np.arange(x.shape[1])[:, None] * spec.base ** (-np.arange(half) / half) / spec.stretch
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
     first = slice(0, spec.rotary, 2) if spec.interleaved else slice(0, half)
     second = slice(1, spec.rotary, 2) if spec.interleaved else slice(half, spec.rotary)
     a, b = x[..., first], x[..., second]
@@ -335,9 +343,9 @@ def maps(x: np.ndarray, w: dict, spec: Spec) -> np.ndarray:
 def activate(x: np.ndarray, name: str) -> np.ndarray:
     """An activation by our name."""
     if name == "gelu":
-        return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     if name == "gelu_erf":
-        return x * (0.5 * (1 + np.vectorize(math.erf, otypes=[np.float32])(x / math.sqrt(2))))
+        return x * (0.5 * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))))
     table: dict[str, Callable] = {
         "relu": lambda y: np.maximum(y, 0),
         "tanh": np.tanh,

@@ -21,6 +21,7 @@ from gpt_neo.checkpoint.custom import own_pairs
 from gpt_neo.checkpoint.families import family_of
 from gpt_neo.checkpoint.folder import checkpoints_of, is_hf_folder, latest_checkpoint
 from gpt_neo.checkpoint.hf_folder import copy_template, copy_tokenizer_files
+from gpt_neo.checkpoint.hf_tokens import has_tokenizer
 from gpt_neo.checkpoint.hub import is_hub_name, push_folder, small_snapshot
 from gpt_neo.checkpoint.initial import write_initial
 from gpt_neo.checkpoint.names import PREFIX, step_of
@@ -207,12 +208,21 @@ def import_model(options: Finetune, out: str, request: dict) -> RunConfig:
 
 
 def import_base(options: Finetune, folder: str) -> None:
-    """The model as a run's folder."""
+    """The model as a run's folder.
+
+    Raises:
+      DataError: it has no tokenizer.
+    """
     if not (is_hub_name(options.source) or is_hf_folder(options.source)):
         import_run(options.source, folder, options.set, options.source)
         return
     from gpt_neo.cli.import_hf import import_folder
 
+    if not has_tokenizer(hf_folder_before(options) or ""):  # before minutes are spent on its weights
+        raise DataError(
+            f"{options.source}: has no tokenizer.json, nor vocab.json and merges.txt; put the model's own there, or "
+            "into a copy of it (GPT-2's would write other ids)"
+        )
     import_folder(ImportHf(options.source, folder, set=("datasets=[]", *options.set), verify=options.verify))
 
 

@@ -12,6 +12,7 @@ from gpt_neo.checkpoint.bundle import Bundle, BundleWriter
 from gpt_neo.checkpoint.convert import export_hf, import_hf
 from gpt_neo.checkpoint.hf_folder import HfFolder
 from gpt_neo.checkpoint.names import step_of
+from gpt_neo.checkpoint.reference import our_logits
 from gpt_neo.checkpoint.tensors import BFLOAT16
 from gpt_neo.config import load_config
 from gpt_neo.errors import CheckpointError
@@ -28,6 +29,7 @@ torch = pytest.importorskip("torch")
 tensor_files = pytest.importorskip("safetensors.torch")
 pytest.importorskip("transformers")
 INNER = 100
+TIGHT = 1e-8  # what float32 cannot keep
 SHORT = 64  # tokens, more than the window of local attention
 FAMILIES = ("gpt_neo", "gpt2", "gptj", "gpt_neox")
 TOKENS = np.random.RandomState(0).randint(0, VOCAB, [1, 600])
@@ -80,6 +82,41 @@ def test_a_model_without_numbers_is_no_wrong_conversion(way, tmp_path):
     run = import_hf(source, str(tmp_path / "run"))
     with pytest.raises(CheckpointError, match="computes nan or infinite logits, here as there"):
         verify(str(tmp_path / "run" / "model.ckpt-0"), run.model, source, way)
+
+
+@pytest.mark.parametrize("way", ["torch", "numpy"])
+def test_float64_decides_where_float32_rounds_by_more_than_the_bound(imported, way, monkeypatch):
+    _, source, run, checkpoint = imported
+    ours = our_logits(Bundle(checkpoint), run.model, TOKENS[0], real=np.float64)
+    with torch.no_grad():
+        exact = peer_logits(source, TOKENS)[1].double()(torch.tensor(TOKENS)).logits[0].numpy()
+    np.testing.assert_allclose(ours, exact, atol=1e-6, rtol=0)  # PyTorch's angles of rotary positions are float32
+    monkeypatch.setattr("gpt_neo.runtime.verify.our_logits", no_sum_alike)
+    verdict = verify(checkpoint, run.model, source, way, bound=TIGHT)
+    assert "in float64; float32 is" in verdict.ways and verdict.difference < 1e-12
+
+
+def no_sum_alike(bundle, model, tokens, rounded, real=np.float32):
+    """Our logits, in float32 as far from float64 as an order of sums of its own takes them."""
+    logits = our_logits(bundle, model, tokens, rounded, real)
+    return logits * (1 + 1e-7) if real == np.float32 else logits
+
+
+def test_what_rounding_could_hide_is_told(imported, tmp_path, monkeypatch):
+    """A weight that is a thousandth off, and a network of ours that rounds far more than theirs."""
+    _, source, run, checkpoint = imported
+    peer = peer_logits(source, TOKENS)[1]
+    with torch.no_grad():
+        peer.get_input_embeddings().weight[0, 0] *= 1.001
+    with pytest.raises(CheckpointError, match=r"conversion is wrong: logits differ by up to .* in float64"):
+        verify(checkpoint, run.model, save_peer(peer, tmp_path / "off"), "torch", bound=1e-6)
+
+    def rounded(*args):
+        return network_logits(*args) + 1e-3
+
+    monkeypatch.setattr("gpt_neo.runtime.verify.network_logits", rounded)
+    with pytest.raises(CheckpointError, match=r"more than allowed, as rounding may; --bound allows more: .* PyTorch\)"):
+        verify(checkpoint, run.model, source, "torch")
 
 
 def test_round_trip_changes_no_bit_and_no_greedy_token(imported, tmp_path):
