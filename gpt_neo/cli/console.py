@@ -158,6 +158,28 @@ class ProgressLine:
             self.open = False
 
 
+class BatchProgress:
+    """How far an evaluation is, and how long it will take: a line that renews itself on a terminal, and is gone in the
+    end; elsewhere a line every minute. The first batch, which builds and compiles, tells nothing of time.
+    """
+
+    def __init__(self) -> None:
+        self.began = self.last = 0.0
+
+    def __call__(self, done: int, batches: int) -> None:
+        """See `runtime.held_out.BatchReport`."""
+        now, terminal = time.monotonic(), sys.stdout.isatty()
+        if done == 1:
+            self.began = self.last = now
+        if done == batches:
+            print("\r\x1b[K" if terminal and batches > 1 else "", end="", flush=True)
+        elif done > 1 and now - self.last >= (0.2 if terminal else 60.0):
+            self.last = now
+            left = time_text((now - self.began) / (done - 1) * (batches - done))
+            text = f"held out  {done:,} of {batches:,} batches  {left} left"
+            print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
+
+
 def task_progress(name: str) -> Callable[[int, int], None]:
     """A callback that renews one line on a terminal, and prints nothing elsewhere."""
     began = time.monotonic()

@@ -12,7 +12,7 @@ from gpt_neo.checkpoint.best import Best, keep_best, read_best
 from gpt_neo.checkpoint.folder import latest_checkpoint
 from gpt_neo.checkpoint.names import PREFIX, step_of
 from gpt_neo.checkpoint.provenance import read_provenance
-from gpt_neo.cli.console import ProgressLine, note
+from gpt_neo.cli.console import BatchProgress, ProgressLine, note
 from gpt_neo.cli.evaluate import append_result, is_appended, result_text
 from gpt_neo.cli.job import Job
 from gpt_neo.cli.options import SamplingOptions, TrainingOptions
@@ -26,7 +26,7 @@ from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.mtf_compat import products_of
 from gpt_neo.runtime import estimator as runtime
 from gpt_neo.runtime.eval_metrics import NothingCountsError
-from gpt_neo.runtime.held_out import Evaluation, HeldOut, held_out_identity
+from gpt_neo.runtime.held_out import BatchReport, Evaluation, HeldOut, held_out_identity
 from gpt_neo.runtime.mesh import MeshPlan
 from gpt_neo.runtime.predict_step import Sampler
 from gpt_neo.runtime.tensorboard import write_result, write_text
@@ -84,6 +84,10 @@ class SessionsBeside:
         """See `Beside`."""
 
 
+class Interrupted(Exception):
+    """A signal came in the middle of an evaluation."""
+
+
 class DuringTraining:
     """Called with each checkpoint that is written; acts at multiples of `steps_per_checkpoint` and at the end.
 
@@ -132,10 +136,11 @@ class DuringTraining:
             return False
         with self.watch.apart():
             best = self.evaluate(step) if self.sources else None
-            if self.samples and step not in self.sampled and not self.was_sampled(step):
+            due = self.samples and step not in self.sampled and self.watch.signal is None
+            if due and not self.was_sampled(step):
                 self.sampled.add(step)
                 self.sample(step)
-        return self.out_of_patience(best, step)
+        return self.watch.signal is not None or self.out_of_patience(best, step)
 
     def can_sample(self) -> bool:
         """Read the prompt, once: standard input has it no second time, and a file may go while the run trains. Whether
@@ -186,13 +191,16 @@ class DuringTraining:
             return best
         if self.held_out is None:
             self.held_out = self.beside.held_out(self.sources, self.batches)
-        self.evaluated.add(step)
         try:
             with runtime.reading(run, self.sources, 0, self.beside.batch_size):
-                result = self.held_out.evaluate(self.path(step), self.watch.mark)
+                result = self.held_out.evaluate(self.path(step), self.between_batches())
+        except Interrupted:  # the command that goes on evaluates it
+            return best
         except NothingCountsError as error:  # no reason to end a run
             note(f"not evaluated: {error}")
+            self.evaluated.add(step)
             return None
+        self.evaluated.add(step)
         if step != self.start or not is_appended(self.job, result):  # a kill came before best.json knew of it
             append_result(self.job, result)
         write_result(self.job.folder, result)
@@ -200,6 +208,23 @@ class DuringTraining:
         mark = ", the best so far" if best and best.step == step else ""
         self.line.say(f"held out  {result_text(result)}{mark}")
         return best
+
+    def between_batches(self) -> BatchReport:
+        """What an evaluation calls after every batch. It may take an hour, a machine that is taken away gives half a
+        minute.
+
+        Raises:
+          Interrupted: a signal came.
+        """
+        shown = BatchProgress()
+
+        def progress(done: int, batches: int) -> None:
+            self.watch.mark()
+            shown(done, batches)
+            if self.watch.signal is not None and done < batches:
+                raise Interrupted
+
+        return progress
 
     def sample(self, step: int) -> None:
         """Texts of the checkpoint: printed, added to the predictions file, shown by TensorBoard."""
@@ -212,6 +237,8 @@ class DuringTraining:
         with self.beside.sampler(self.path(step), options, rows, len(kept) + room) as sampler:
             for event in sampler.generate([ids], options, count):
                 self.watch.mark()
+                if self.watch.signal is not None:
+                    return  # the command that goes on samples it
                 if event.sample in ended:
                     continue  # at a stop string, while others of its batch went on
                 piece = streams[event.sample].advance(Scored(event.token), event.token == eos, event.last)

@@ -12,7 +12,7 @@ from typing import Optional
 from gpt_neo.checkpoint.folder import read_checkpoint
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.checkpoint.saver import writing_to
-from gpt_neo.cli.console import keeps_results, may_write, note, say, task_progress
+from gpt_neo.cli.console import BatchProgress, keeps_results, may_write, note, say, task_progress
 from gpt_neo.cli.devices import device_plan, tpu_options
 from gpt_neo.cli.job import Job
 from gpt_neo.evaluation.batches import check_scorable
@@ -74,7 +74,8 @@ def evaluate_records(job: Job, limit: Optional[int], keep: bool = False) -> None
         estimator = runtime.make_estimator(
             run, place, plan, tpu=tpu_options(job), text_lengths=lengths, eval_sources=count
         )
-        result = runtime.evaluate(estimator, run, job.folder, sources, limit, job.model.checkpoint, keep, note)
+        which, shown = job.model.checkpoint, BatchProgress()
+        result = runtime.evaluate(estimator, run, job.folder, sources, limit, which, keep, note, shown)
     show_records(job, result)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 from gpt_neo.cli import predict
-from gpt_neo.cli.console import ProgressLine, note, say
+from gpt_neo.cli.console import BatchProgress, ProgressLine, note, say
 from gpt_neo.cli.during import DuringTraining, at_checkpoints, evaluates, sample_missed, starts_from_weights
 from gpt_neo.cli.evaluate import show_records
 from gpt_neo.cli.hosts import Put, with_hosts
@@ -161,7 +161,8 @@ def evaluate_on(job: Job, backend: BackendOptions, limit: Optional[int], keep: b
     say(device_text(run, backend))
     for line in held_out_notes(run, sources):
         note(line)
-    result = spmd_evaluation.evaluate(run, job.folder, put, sources, job.model.checkpoint, note, limit, keep)
+    which, shown = job.model.checkpoint, BatchProgress()
+    result = spmd_evaluation.evaluate(run, job.folder, put, sources, which, note, limit, keep, shown)
     show_records(job, result)
     return 0
 

@@ -26,8 +26,8 @@ from gpt_neo.inputs.train_input import evaluation_batches, first_samples, traini
 from gpt_neo.mtf_compat import build_for_tpu, graph_reason, products_of, tf
 from gpt_neo.runtime.access import check_reads
 from gpt_neo.runtime.eval_metrics import summarize
-from gpt_neo.runtime.held_out import held_out_identity
-from gpt_neo.runtime.hooks import SPIKES_SKIPPED, Diverged, Progress
+from gpt_neo.runtime.held_out import BatchReport, held_out_identity
+from gpt_neo.runtime.hooks import SPIKES_SKIPPED, BatchHook, Diverged, Progress
 from gpt_neo.runtime.mesh import MeshPlan, check_layout, on_chief, session_config
 from gpt_neo.runtime.model_fn import TrainingSetup, make_model_fn
 from gpt_neo.runtime.profile import Profile
@@ -231,6 +231,7 @@ def evaluate(
     which: Optional[str] = None,
     keep: bool = False,
     tell: Callable[[str], None] = lambda line: None,
+    progress: BatchReport = lambda done, batches: None,
 ) -> dict:
     """Token-weighted loss, perplexity and bits per byte of the held-out records.
 
@@ -250,7 +251,8 @@ def evaluate(
         return evaluation_batches(run, params["batch_size"], steps, sources)
 
     def measure(checkpoint: str) -> tuple[str, Any]:
-        return checkpoint, estimator.evaluate(input_fn, steps=steps, checkpoint_path=checkpoint)
+        hooks = [BatchHook(progress, steps)]
+        return checkpoint, estimator.evaluate(input_fn, steps=steps, hooks=hooks, checkpoint_path=checkpoint)
 
     with products_of(run.model.precision), finding_cores(), reading(run, sources, 0, eval_batch_size(run)):
         checkpoint, metrics = read_checkpoint(folder, which, measure, tell)

@@ -18,6 +18,8 @@ from gpt_neo.runtime.eval_metrics import batch_sums, summarize
 from gpt_neo.runtime.eval_step import build_eval_step
 from gpt_neo.runtime.mesh import LocalPlacement, MeshPlan, on_chief, session_beside
 
+BatchReport = Callable[[int, int], None]  # called after every batch with those that are done, and all
+
 
 def held_out_identity(run: RunConfig, sources: Sequence[Source], batches: int, batch_size: int) -> str:
     """Which labels an evaluation covers: losses of equal identities can be compared."""
@@ -51,23 +53,22 @@ class Evaluation:
         """What `record_sums` says of the records of the next batch, and the source [batch] of each."""
         raise NotImplementedError
 
-    def evaluate(self, checkpoint: str, alive: Callable[[], None] = lambda: None) -> dict:
+    def evaluate(self, checkpoint: str, progress: BatchReport = lambda done, batches: None) -> dict:
         """What `summarize` says of a checkpoint.
 
         Args:
           checkpoint: its path.
-          alive: called after every batch.
 
         Raises:
           CheckpointError: it does not fit.
         """
         self.load(checkpoint)
         sums = np.zeros([len(self.names), 5, 5])
-        for _ in range(self.batches):
+        for done in range(1, self.batches + 1):
             records, source = self.following()
             wide = records.astype(np.float64)
             np.add.at(sums, source, wide[:, :, np.newaxis] * wide[:, np.newaxis, :])
-            alive()
+            progress(done, self.batches)
         found: dict[str, Any] = {"sums": sums, "global_step": step_of(checkpoint)}
         return summarize(found, self.names, in_nats=not self.run.model.entmax_loss)
 

@@ -223,6 +223,22 @@ class LoopLength(tf.estimator.SessionRunHook):
         self.variable.load(length, session)
 
 
+class BatchHook(tf.estimator.SessionRunHook):
+    """Counts the batches of an evaluation. On a TPU they are one run of the session, which is not counted.
+
+    Args:
+      progress: see `held_out.BatchReport`.
+    """
+
+    def __init__(self, progress: Callable[[int, int], None], batches: int) -> None:
+        self.progress, self.batches, self.done = progress, batches, 0
+
+    def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
+        """One more."""
+        self.done += 1
+        self.progress(self.done, self.batches)
+
+
 class SpikeHook(tf.estimator.SessionRunHook):
     """Feeds the greatest loss that the next update may have, and tells of those that were left out.
 

@@ -16,7 +16,7 @@ from gpt_neo.inputs.train_input import evaluation_batches
 from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.estimator import batches_to_evaluate, eval_batch_size, reading, text_lengths
 from gpt_neo.runtime.eval_metrics import batch_sums
-from gpt_neo.runtime.held_out import Evaluation, held_out_identity
+from gpt_neo.runtime.held_out import BatchReport, Evaluation, held_out_identity
 from gpt_neo.runtime.tensorboard import write_result
 from gpt_neo.spmd.devices import Devices
 from gpt_neo.spmd.program import Program, export_eval_step
@@ -32,6 +32,7 @@ def evaluate(
     tell: Callable[[str], None] = lambda line: None,
     limit: Optional[int] = None,
     keep: bool = False,
+    progress: BatchReport = lambda done, batches: None,
 ) -> dict:
     """Token-weighted loss, perplexity and bits per byte of the held-out records.
 
@@ -53,7 +54,7 @@ def evaluate(
     def measure(checkpoint: str) -> tuple[str, dict]:
         held_out = DeviceHeldOut(run, place, sources, steps, size, text_lengths(run), tell)
         with contextlib.closing(held_out), reading(run, sources, 0, size):
-            return checkpoint, held_out.evaluate(checkpoint)
+            return checkpoint, held_out.evaluate(checkpoint, progress)
 
     checkpoint, result = read_checkpoint(folder, which, measure, tell)
     write_result(folder, result)
@@ -110,11 +111,12 @@ class DeviceHeldOut(Evaluation):
         records = self.session.run(self.records, {**given, self.losses: results["losses"][0]})
         return records, batch["source"]
 
-    def evaluate(self, checkpoint: str, alive: Callable[[], None] = lambda: None) -> dict:
+    def evaluate(self, checkpoint: str, progress: BatchReport = lambda done, batches: None) -> dict:
         """See `Evaluation`."""
-        result = super().evaluate(checkpoint, alive)
-        self.devices.release()
-        return result
+        try:
+            return super().evaluate(checkpoint, progress)
+        finally:
+            self.devices.release()
 
     def close(self) -> None:
         """See `Evaluation`."""

@@ -74,6 +74,33 @@ def test_a_training_fits_and_leaves_lines_to_look_back_at(monkeypatch):
     assert shares == pytest.approx([i / console.LINES for i in range(1, console.LINES + 1)], abs=1e-3)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_evaluation_tells_how_far_it_is(monkeypatch, capsys, terminal):
+    """A compiling batch of 100 seconds, and 9 of 20: 180 are left after the first."""
+    now = [0.0]
+    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: terminal)
+    set_clock(monkeypatch, console, lambda: now[0])
+    show = console.BatchProgress()
+    for done in range(1, 11):
+        now[0] += 100 if done == 1 else 20
+        show(done, 10)
+    out = capsys.readouterr().out
+    if terminal:
+        assert out.split("\r\x1b[K")[1:3] == [
+            "held out  2 of 10 batches  2 min 40 s left",
+            "held out  3 of 10 batches  2 min 20 s left",
+        ]
+        assert out.endswith("9 of 10 batches  20 s left\r\x1b[K"), "gone in the end"
+    else:
+        assert out == "held out  4 of 10 batches  2 min 00 s left\nheld out  7 of 10 batches  1 min 00 s left\n"
+
+
+def test_an_evaluation_of_one_batch_tells_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True)
+    console.BatchProgress()(1, 1)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_losses_of_a_training_are_those_of_batches_with_labels():
     line = console.ProgressLine()
     for step, loss in enumerate([0.0, 5.0, 4.0, 3.0, 0.0], 1):

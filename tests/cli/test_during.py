@@ -23,6 +23,7 @@ from gpt_neo.mtf_compat import tf
 from gpt_neo.runtime.estimator import current_step, eval_batch_size, text_lengths
 from gpt_neo.runtime.held_out import HeldOut
 from gpt_neo.runtime.mesh import MeshPlan
+from gpt_neo.serving.detokenizer import Detokenizer
 from tests.conftest import folder_of
 
 ROUGH = {"lr": 1.0, "lr_decay": "none", "warmup_steps": 6, "gradient_clipping": None}  # it does not get better for long
@@ -46,16 +47,20 @@ def watched(world):
     return path
 
 
-def test_a_validation_curve_grows_as_the_run_trains(watched, command, capsys):
+def test_a_validation_curve_grows_as_the_run_trains(watched, command, capsys, monkeypatch):
     rows = rows_of(watched, "eval_during.jsonl")
     assert [row["step"] for row in rows] == [4, 8, 12]
+    shown = []
+    monkeypatch.setattr("gpt_neo.cli.evaluate.BatchProgress", lambda: lambda *batches: shown.append(batches))
     assert command("--model", watched, "--eval", "--sacred_id", "again", "--set", "eval_steps=2") == 0
     capsys.readouterr()
     whole = rows_of(watched, "eval_again.jsonl")[0]
     run = load_config(watched)
     held_out = HeldOut(run, MeshPlan(), evaluation_sources(run), 99, eval_batch_size(run), text_lengths(run))
     held_out.batches = -(-evaluation_sources(run)[0].samples // eval_batch_size(run))
-    found = held_out.evaluate(os.path.join(folder_of(watched), "model.ckpt-12"))
+    told = []
+    found = held_out.evaluate(os.path.join(folder_of(watched), "model.ckpt-12"), lambda *batches: told.append(batches))
+    assert told == shown == [(i, held_out.batches) for i in range(1, held_out.batches + 1)] and len(told) > 1
     for name in ("loss", "perplexity", "bits_per_byte", "bits_per_character"):
         assert found[name] == pytest.approx(whole[name], rel=1e-6), "the Estimator's evaluation says the same"
     assert {**found, **dict.fromkeys(found, 0)} == dict.fromkeys(whole, 0)
@@ -110,6 +115,39 @@ def test_a_signal_just_as_a_checkpoint_is_written_ends_the_run_there(watched, wo
     assert [row["step"] for row in rows_of(path, "eval_asked.jsonl")] == [4, 8]
     (_, row, _), (_, wanted, *_) = rows_of(path, "train_log.jsonl"), rows_of(watched, "train_log.jsonl")
     assert [row[key] for key in ("step", "loss", "mean_loss")] == [6, wanted["loss"], wanted["mean_loss"]]
+
+
+@pytest.mark.parametrize("where", ["held_out", "sample"])
+def test_a_signal_in_the_middle_of_an_evaluation_or_a_sample_is_heard(watched, world, command, monkeypatch, where):
+    """They take up to an hour of a large model on a CPU. The command that goes on makes them as a whole."""
+    asked, real_step, real_piece = [], HeldOut.following, Detokenizer.advance
+
+    def following(self):
+        if where == "held_out" and not asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        asked.append("batch")
+        return real_step(self)
+
+    def advance(self, *given):
+        if where == "sample" and "token" not in asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        asked.append("token")
+        return real_piece(self, *given)
+
+    name = f"asked_in_{where}"
+    path = world.config(name, eval_steps=2, predict_steps=1, train_steps=12, **ONE)
+    words = ("--model", path, "--steps_per_checkpoint", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldOut, "following", following)
+        patch.setattr(Detokenizer, "advance", advance)
+        assert command(*words) == 143
+    assert (asked.count("batch"), asked.count("token")) == ((1, 0) if where == "held_out" else (2, 1))
+    folder = folder_of(path)
+    assert current_step(folder) == 4 and not os.path.exists(os.path.join(folder, f"predictions_{name}_4.txt"))
+    assert command(*words) == 0
+    rows, wanted = rows_of(path, f"eval_{name}.jsonl"), rows_of(watched, "eval_during.jsonl")
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in wanted], rel=1e-6)
+    assert os.path.exists(os.path.join(folder, f"predictions_{name}_4.txt"))
 
 
 def test_a_kill_before_the_best_is_known_leaves_one_row(world, command, monkeypatch):
