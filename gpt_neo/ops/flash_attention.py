@@ -190,6 +190,9 @@ class FlashAttentionGrad(WholeSequences):
         made = called(stripe, self.radius, q, k, v, out, log_sum, grad)
         if made is not None:
             return tuple(made)
+        # TensorFlow runs what is ready: without this the scores of all layers, in the forward pass, to keep them.
+        with tf.control_dependencies([grad]):
+            q, k, v, wide, log_sum = (tf.identity(x) for x in (q, k, v, wide, log_sum))
         q, k, v, wide, grad = (heads_first(x) for x in (q, stripe.take(k), stripe.take(v), wide, grad))
         inner = last_sum(wide * tf.cast(grad, tf.float32))
         spans, step = blocks(q.shape[2], self.radius, stripe.step), stripe.step
