@@ -141,7 +141,12 @@ def read_checkpoint(
         except CheckpointError:
             if found.path in checkpoints_of(os.path.dirname(found.path)):
                 raise
-        tell(f"{os.path.basename(found.path)} was deleted before it was read (keep_checkpoints); looking again")
+        tell(gone_text(found.path))
+
+
+def gone_text(path: str) -> str:
+    """That a training beside has deleted a checkpoint, and what is done about it."""
+    return f"{os.path.basename(path)} was deleted before it was read (keep_checkpoints); looking again"
 
 
 def find_checkpoint(folder: str, which: Optional[str] = None) -> Found:

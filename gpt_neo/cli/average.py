@@ -6,12 +6,12 @@ import os
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.average import average_checkpoints
-from gpt_neo.checkpoint.folder import checkpoints_of, find_checkpoint, prefix_of
+from gpt_neo.checkpoint.folder import checkpoints_of, find_checkpoint, gone_text, prefix_of
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Average
-from gpt_neo.errors import ConfigError, counted
+from gpt_neo.errors import CheckpointError, ConfigError, counted
 from gpt_neo.storage.tensorflow import is_folder
 
 
@@ -25,17 +25,32 @@ def average(options: Average) -> int:
     given = options.sources
     if any(map(storage.scheme_of, [*given, options.to])):  # which TensorFlow reads and writes
         quiet.silence(False)
-    if len(given) == 1 and is_folder(given[0]):
-        sources = sorted(checkpoints_of(given[0]), key=step_of)[-(options.last or 0) :]
-    elif options.last:
-        raise ConfigError(f"--last {options.last}: takes one folder; given: {', '.join(given)}")
-    else:
-        sources = [newest(path) if is_folder(path) else prefix_of(path) for path in given]
-    path = average_checkpoints(sources, options.to)
+    while True:
+        sources, searched = chosen(options)
+        try:
+            path = average_checkpoints(sources, options.to)
+            break
+        except CheckpointError:
+            gone = sorted(source for source in searched if source not in checkpoints_of(os.path.dirname(source)))
+            if not gone:
+                raise
+        note(gone_text(gone[0]))
     alike = len({os.path.dirname(source) for source in sources}) == 1
     names = ", ".join(os.path.basename(source) if alike else source for source in sources)
     print(f"averaged  {counted(len(sources), 'checkpoint')} ({names}) into {path}")
     return 0
+
+
+def chosen(options: Average) -> tuple[list[str], set[str]]:
+    """The checkpoints, and those of them that were looked for in a folder. Raises: as `average`."""
+    given = options.sources
+    if len(given) == 1 and is_folder(given[0]):
+        sources = sorted(checkpoints_of(given[0]), key=step_of)[-(options.last or 0) :]
+        return sources, set(sources)
+    if options.last:
+        raise ConfigError(f"--last {options.last}: takes one folder; given: {', '.join(given)}")
+    searched = {path: newest(path) for path in given if is_folder(path)}
+    return [searched.get(path) or prefix_of(path) for path in given], set(searched.values())
 
 
 def newest(folder: str) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli.console import keeps_results, memory_text, model_text, note, say
@@ -15,7 +15,6 @@ from gpt_neo.cli.engine import OPENVINO, with_openvino
 from gpt_neo.cli.job import Job, job_checkpoint, load_job, read_job_checkpoint
 from gpt_neo.cli.options import BITS, ModelOptions, Sample, SamplingOptions
 from gpt_neo.config.estimate import sampling_memory
-from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError, DataError, counted, reason_of
 from gpt_neo.inputs.tokenizers import run_tokenizer
 from gpt_neo.sampling.batches import BatchSampler, fit_prompt, room_notes
@@ -23,6 +22,9 @@ from gpt_neo.sampling.filters import SampleOptions
 from gpt_neo.serving.detokenizer import Detokenizer, Scored
 from gpt_neo.storage import tensorflow as files
 from gpt_neo.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt_neo.checkpoint.folder import Found
 
 DEFAULT_PROMPT = (
     "A team of biologists following reindeer across the far north of Norway reported last week that the animals "
@@ -49,9 +51,21 @@ def predict(job: Job, options: Sample) -> int:
             if small is None:
                 made = FastSampler(config, checkpoint, batch, length, dtype, engine.cache)
             else:
-                made = SpeculativeSampler(
-                    config, checkpoint, *small, length=length, dtype=dtype, cache=engine.cache, ids=drawn.n_ids
-                )
+                ahead, newest = small
+
+                def both(path: str) -> BatchSampler:
+                    return SpeculativeSampler(
+                        config,
+                        checkpoint,
+                        ahead.run.model,
+                        path,
+                        length=length,
+                        dtype=dtype,
+                        cache=engine.cache,
+                        ids=drawn.n_ids,
+                    )
+
+                made = read_job_checkpoint(ahead, newest, both)[1]
             return contextlib.nullcontext(made)
 
         return sample(job, options.sampling, OPENVINO, fast, BITS.get(options.model.integers or ""))
@@ -66,8 +80,8 @@ def predict(job: Job, options: Sample) -> int:
     return sample(job, options.sampling, device_text(job, plan), load)
 
 
-def draft_of(job: Job, name: Optional[str]) -> Optional[tuple[ModelConfig, str]]:
-    """Config and checkpoint of the model that runs ahead, if one is named.
+def draft_of(job: Job, name: Optional[str]) -> Optional[tuple[Job, Found]]:
+    """The model that runs ahead, and its checkpoint, if one is named.
 
     Raises:
       ConfigError: its tokenizer is another.
@@ -78,7 +92,7 @@ def draft_of(job: Job, name: Optional[str]) -> Optional[tuple[ModelConfig, str]]
     ours, theirs = (run_tokenizer(x.run, x.folder)[0].fingerprint for x in (job, small))
     if ours != theirs:
         raise ConfigError(f"--draft {name!r}: has another tokenizer than the model")
-    return small.run.model, job_checkpoint(small).path
+    return small, job_checkpoint(small)
 
 
 def sample(

@@ -10,7 +10,7 @@ import numpy as np
 from gpt_neo import storage
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import cost_text, model_text, note, say, size_text
-from gpt_neo.cli.job import Job, job_checkpoint, load_job
+from gpt_neo.cli.job import Job, job_checkpoint, load_job, read_job_checkpoint
 from gpt_neo.cli.options import INTEGERS
 from gpt_neo.cli.tool_options import Quantize
 from gpt_neo.config.schema import ModelConfig
@@ -39,8 +39,14 @@ def quantize(options: Quantize) -> int:
     reason = lacking(job.run.model, devices=False)
     if reason:
         raise ConfigError(f"quantize: {reason}")
-    checkpoint = job_checkpoint(job).path
+    found = job_checkpoint(job)
     say(model_text(job.run))
+    read_job_checkpoint(job, found, lambda checkpoint: compare(job, checkpoint, dtype, options))
+    return 0
+
+
+def compare(job: Job, checkpoint: str, dtype: str, options: Quantize) -> None:
+    """Make the weights of a checkpoint, and say what they cost. Raises: as `quantize`."""
     from gpt_neo.fast.weights import Weights
 
     weights = Weights(job.run.model, checkpoint, dtype)
@@ -52,16 +58,15 @@ def quantize(options: Quantize) -> int:
         check_scorable(job.run.model)
     except ConfigError as error:  # the weights are there, which is what it was for
         note(f"perplexity not compared: {error}")
-        return 0
+        return
     texts = held_out(job, options.text, options.most)
     if not texts:
         note("perplexity not compared: give a held-out text (--text), or name records in the config (eval_path)")
-        return 0
+        return
     exact = perplexity(job.run.model, checkpoint, "float32", texts)
     near = perplexity(job.run.model, checkpoint, dtype, texts)
     count = sum(int(counts.sum()) for _, counts in texts)
     print(cost_text(count, exact, near, dtype))
-    return 0
 
 
 def held_out(job: Job, text: Optional[str], most: int) -> list[Text]:

@@ -55,6 +55,41 @@ def test_sample(deleted, backend, capsys):
     assert os.path.exists(os.path.join(folder_of(deleted), "predictions_beside_9.txt"))
 
 
+def test_a_model_that_runs_ahead(deleted, world, capsys):
+    """Of --draft, whose checkpoint may be one of a run that trains, too."""
+    pytest.importorskip("openvino")
+    large = world.config("large", **TINY)
+    os.makedirs(folder_of(large), exist_ok=True)
+    save_random(load_config(large).model, folder_of(large))
+    assert main(["sample", large, "The class", "--draft", deleted, "--max_tokens", "3"]) == 0
+    assert GONE in capsys.readouterr().out
+
+
+def test_quantize(deleted, capsys):
+    """What is deleted between the weights and what they are compared with."""
+    pytest.importorskip("openvino")
+    text = os.path.join(folder_of(deleted), "beside.txt")
+    with open(text, "w", encoding="utf-8") as handle:
+        handle.write("The class of a class. " * 4)
+    assert main(["quantize", deleted, "--dtype", "int8", "--text", text]) == 0
+    out = capsys.readouterr().out
+    assert GONE in out and "perplexity" in out
+
+
+def test_average(deleted, capsys, tmp_path, monkeypatch):
+    """The checkpoints of one folder, and the newest of several; one that was named is not replaced."""
+    run = folder_of(deleted)
+    for path in glob.glob(os.path.join(glob.escape(run), "model.ckpt-3.*")):
+        shutil.copy(path, path.replace("-3.", "-20."))
+    monkeypatch.setattr("gpt_neo.checkpoint.average.Bundle", fit.Bundle)
+    assert main(["average", f"{run}/model.ckpt-3", f"{run}/model.ckpt-20", "--to", str(tmp_path / "mean")]) == 2
+    assert GONE not in capsys.readouterr().out and not (tmp_path / "mean").exists()
+    replace(run, 9, 3)
+    assert main(["average", run, "--to", str(tmp_path / "mean")]) == 0
+    out = capsys.readouterr().out
+    assert GONE in out and "averaged  2 checkpoints (model.ckpt-9, model.ckpt-20)" in out
+
+
 def test_serve(deleted, capsys, monkeypatch):
     pytest.importorskip("starlette")
     served = []
