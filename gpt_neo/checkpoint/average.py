@@ -43,10 +43,10 @@ def average_checkpoints(sources: Sequence[str], destination: str) -> str:
       CheckpointError: fewer than two, one of them twice, not the same variables, models that compute something else
         with them or were trained on ids of another tokenizer, adapters that began apart, damaged, or the disk is full.
     """
-    if len(sources) < 2:
-        raise CheckpointError(f"averaging takes at least two checkpoints; given: {', '.join(sources) or 'none'}")
     check_once(sources)
     bundles = sorted((Bundle(path) for path in sources), key=lambda bundle: step_of(bundle.path))
+    if len(sources) < 2:
+        raise CheckpointError(f"averaging takes at least two checkpoints; given: {', '.join(sources) or 'none'}")
     newest = bundles[-1]
     names = [name for name in newest.names() if not is_slot(name) and name != STEP]
     records = [read_provenance(bundle.path) or {} for bundle in bundles]

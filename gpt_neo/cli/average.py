@@ -6,7 +6,7 @@ import os
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.average import average_checkpoints
-from gpt_neo.checkpoint.folder import checkpoints_of, find_checkpoint, gone_text, prefix_of
+from gpt_neo.checkpoint.folder import checkpoints_of, find_checkpoint, gone_text, no_checkpoint, prefix_of
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
@@ -46,6 +46,8 @@ def chosen(options: Average) -> tuple[list[str], set[str]]:
     given = options.sources
     if len(given) == 1 and is_folder(given[0]):
         sources = sorted(checkpoints_of(given[0]), key=step_of)[-(options.last or 0) :]
+        if not sources:
+            raise no_checkpoint(given[0])
         return sources, set(sources)
     if options.last:
         raise ConfigError(f"--last {options.last}: takes one folder; given: {', '.join(given)}")

@@ -106,6 +106,15 @@ def test_an_average_is_a_run_of_its_own(tmp_path):
     assert (mean / "added_tokens.json").is_file() and (mean / "special_tokens_map.json").is_file()
 
 
+def test_average_of_nothing_says_what_is_not_there(tmp_path, capsys):
+    """Of one place: not that two are needed."""
+    (tmp_path / "empty").mkdir()
+    assert main(["average", str(tmp_path / "empty"), "--to", str(tmp_path / "mean")]) == 2
+    assert f"no checkpoint in '{tmp_path}/empty'" in capsys.readouterr().err
+    assert main(["average", str(tmp_path / "none"), "--to", str(tmp_path / "mean")]) == 2
+    assert f"{tmp_path}/none" in (err := capsys.readouterr().err) and "at least two" not in err
+
+
 def test_average_of_the_newest_of_several_folders(tmp_path, capsys):
     for name, values in (("a", (1.0, 2.0)), ("b", (9.0, 6.0))):
         (tmp_path / name).mkdir()
