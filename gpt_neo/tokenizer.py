@@ -255,8 +255,8 @@ def load_tokenizer(path_or_name: Optional[str] = None, eos_id: Optional[int] = N
     import tokenizers
 
     try:
-        with open(name, "rb"):
-            backend = tokenizers.Tokenizer.from_file(name)
+        with open(name, "rb") as handle:
+            backend = tokenizers.Tokenizer.from_buffer(handle.read().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {reason_of(error)}") from error
     except Exception as error:  # the package raises bare Exception

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt_neo.checkpoint.hf_folder import copy_tokenizer_files
+from gpt_neo.dataprep.templates import template_of
 from gpt_neo.errors import DataError
 from gpt_neo.tokenizer import TextStream, Tokenizer, gpt2_backend, load_tokenizer, train_tokenizer
 from tests.made_tokenizers import byte_fallback, metaspace
@@ -65,6 +67,27 @@ def test_trained_tokenizer(tmp_path):
         train_tokenizer(["x"], 100)
     with pytest.raises(DataError, match="no tokenizer .*; there is .*/tokenizer.json"):
         load_tokenizer(str(tmp_path / "byte-level-bpe.tokenizer.json"))
+
+
+def test_the_mark_of_editors_before_utf8_is_no_part_of_a_file(tmp_path):
+    """Of a tokenizer.json; and copies are without it, for transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    plain, marked, copied = (tmp_path / name for name in ("plain", "marked", "copied"))
+    for folder in (plain, marked, copied):
+        folder.mkdir()
+    train_tokenizer(["the cat sat on the mat\n" * 20], 270).save(str(plain / "tokenizer.json"))
+    (plain / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    for path in plain.iterdir():
+        (marked / path.name).write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    tokenizer = load_tokenizer(str(marked))
+    assert tokenizer.fingerprint == load_tokenizer(str(plain)).fingerprint
+    message = [{"role": "user", "content": "the cat"}]
+    assert template_of(str(marked), tokenizer).render(message, True) == "the cat"
+    copy_tokenizer_files(str(marked), str(copied))
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(copied))
+    assert theirs("the cat").input_ids == tokenizer.encode("the cat")
+    assert theirs.apply_chat_template(message, tokenize=False) == "the cat"
 
 
 def test_a_file_that_may_not_be_read_is_no_other_file(tmp_path, monkeypatch):

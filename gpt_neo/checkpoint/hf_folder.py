@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,15 +35,21 @@ TOKENIZER_FILES = (
 
 def copy_template(source: str, destination: str) -> None:
     """Copy the file of a folder's chat template, if there is one."""
-    if os.path.isfile(os.path.join(source, TEMPLATE)):
-        shutil.copyfile(os.path.join(source, TEMPLATE), os.path.join(destination, TEMPLATE))
+    copy_texts(source, destination, (TEMPLATE,))
 
 
 def copy_tokenizer_files(source: str, destination: str) -> None:
     """Copy the files of a folder's tokenizer that are there, its chat template among them."""
-    for name in TOKENIZER_FILES:
+    copy_texts(source, destination, TOKENIZER_FILES)
+
+
+def copy_texts(source: str, destination: str, names: Sequence[str]) -> None:
+    """Copy what is there of these files, without the mark that some editors put before UTF-8: transformers and
+    tokenizers do not read files with one."""
+    for name in names:
         if os.path.isfile(os.path.join(source, name)):
-            shutil.copyfile(os.path.join(source, name), os.path.join(destination, name))
+            with open(os.path.join(source, name), "rb") as given, open(os.path.join(destination, name), "wb") as made:
+                made.write(given.read().removeprefix(codecs.BOM_UTF8))
 
 
 class HfFolder:

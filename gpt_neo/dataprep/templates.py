@@ -77,7 +77,7 @@ def template_of(folder: str, tokenizer: Optional[Tokenizer], given: Optional[str
     if given or storage.exists(path):
         where = path
         try:
-            text = storage.read_bytes(path).decode("utf-8")
+            text = storage.read_bytes(path).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
     if not isinstance(text, str):
