@@ -33,7 +33,9 @@ CHOSEN = (  # options that a manifest tells
     "bad",
     "encoding",
     "split_on",
+    "mask_filling",
 )
+SINCE = {"mask_filling": False}  # what manifests from before an option was told of stand for
 
 
 def manifest_path(options: PrepareOptions) -> str:
@@ -130,7 +132,7 @@ def finished(options: PrepareOptions, legacy: bool = False) -> Optional[dict]:
       legacy: they are to be those of the 2021 program.
     """
     found = read_manifest(manifest_path(options), storage)
-    if found is None or asked(options) != {key: found.get(key) for key in asked(options)}:
+    if found is None or asked(options) != {key: {**SINCE, **found}.get(key) for key in asked(options)}:
         return None
     tokenizer = load_tokenizer(options.encoder_path)
     made_with = (found["tokenizer"].get("fingerprint"), found.get("separator"), found.get("legacy", False))

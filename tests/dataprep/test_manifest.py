@@ -24,7 +24,7 @@ def test_records_are_known_by_what_they_were_made_with(tmp_path, small_tokenizer
     assert finished(options) == manifest == json.loads(path.read_text())
     assert finished(dataclasses.replace(options, processes=3, work_dir=str(tmp_path))) == manifest
     other = {"mode": "documents", "chunk_size": 17, "files_per": 9, "minimum_size": 1, "separator": (5,), "seed": 1}
-    other |= dict.fromkeys(("ftfy", "wikitext_detokenize", "deduplicate", "shuffle"), True)
+    other |= dict.fromkeys(("ftfy", "wikitext_detokenize", "deduplicate", "shuffle", "mask_filling"), True)
     other |= {"text_key": "body", "bad": "skip", "encoding": "cp1252", "split_on": "|", "input_dir": "elsewhere"}
     for key, value in other.items():
         assert finished(dataclasses.replace(options, **{key: value})) is None, key
@@ -35,6 +35,10 @@ def test_records_are_known_by_what_they_were_made_with(tmp_path, small_tokenizer
     older = {key: value for key, value in manifest["tokenizer"].items() if key != "encoding_fingerprint"}
     path.write_text(json.dumps({**manifest, "tokenizer": older}))  # manifests once had none
     assert finished(options)["files"] == manifest["files"]
+    assert manifest.pop("mask_filling") is False
+    path.write_text(json.dumps(manifest))  # nor this
+    assert finished(options)["files"] == manifest["files"]
+    assert finished(dataclasses.replace(options, mask_filling=True)) is None
     (tmp_path / "out" / manifest["files"][0]).unlink()
     assert finished(options) is None
 
