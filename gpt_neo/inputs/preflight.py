@@ -156,13 +156,19 @@ def share_read(run: RunConfig, source: Source) -> float:
 
 
 def share_in_windows(run: RunConfig, source: Source) -> float:
-    """The share of the tokens of documents that one pass reads: a sample is one window. 1 where that is not known."""
+    """The share of the tokens of documents that one pass reads: a sample is one window of what is joined, with eos_id
+    between documents. 1 where that is not known."""
     local = itertools.chain.from_iterable(read_records(path) for path in source.paths if os.path.exists(path))
     lengths = [len(row) for row in itertools.islice(local, FIRST_RECORDS * source.stitch)]
     if not lengths:
         return 1.0
-    groups = [sum(lengths[i : i + source.stitch]) for i in range(0, len(lengths), source.stitch)]
-    return sum(min(size, tokens_needed(run)) for size in groups) / max(1, sum(groups))
+    taken = 0
+    for first in range(0, len(lengths), source.stitch):
+        left = tokens_needed(run)
+        for length in lengths[first : first + source.stitch]:
+            taken += min(length, left)
+            left = max(0, left - length - 1)
+    return taken / max(1, sum(lengths))
 
 
 def check_file(path: str, run: RunConfig, source: Source, limit: Optional[int]) -> None:

@@ -96,6 +96,16 @@ def test_notes_tell_of_legacy_readings(two):
     assert line == "stitch 25 of 'a' does nothing: its records are read in chunks"
 
 
+def test_the_share_that_is_read_is_of_tokens_of_documents(shelf):
+    """eos_id, which stands between them, takes its place in a window and is none: held against what is read."""
+    short = shelf.write("short", [[[5] * 3] * 10])
+    run = make_run([(entry("a", 5, "documents_fixed", 1.0), short)], batch_size=2)
+    (source,) = training_sources(run)
+    features = take(lambda: training_batches(run, 2, 0, [source]), 1)[0]
+    row = [*features["inputs"][0], features["labels"][0][-1]]
+    assert preflight.share_in_windows(run, source) == row.count(5) / 15 == 7 / 15
+
+
 def test_notes_tell_which_share_of_held_out_documents_is_scored(two):
     held_out = [dataclasses.replace(one, eval_path=one.path) for one in two]
 
