@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from gpt_neo.config.network import KINDS, clashing_kinds, kinds_of
-from gpt_neo.config.schema import ACTIVATIONS
+from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
 from gpt_neo.errors import ConfigError
 
 
@@ -72,10 +72,10 @@ RULES: tuple = (
         "they say how rotary positions go",
     ),
     Rule(
-        "rotary_scaling without rotary positions",
-        lambda c: c.rotary_scaling != 1 and c.positions != "rotary",
-        "rotary_scaling ({rotary_scaling}) needs rotary_emb",
-        "it says how rotary positions go",
+        "rotary_base or rotary_scaling without rotary positions",
+        lambda c: (c.rotary_base != ModelConfig.rotary_base or c.rotary_scaling != 1) and c.positions != "rotary",
+        "rotary_base ({rotary_base:g}) and rotary_scaling ({rotary_scaling:g}) need rotary_emb",
+        "they say how rotary positions go",
     ),
     Rule(
         "rotary features that are odd, or more than a head has",

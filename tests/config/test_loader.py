@@ -231,6 +231,7 @@ MISTAKES = [
     ({"rotary_emb": True, "axial_pos_emb": [2, 4]}, "axial_pos_emb and rotary_emb exclude each other"),
     ({"rotary_emb": True, "no_pos_emb": True}, "no_pos_emb excludes axial_pos_emb and rotary_emb"),
     ({"rotary_dim": 2}, "rotary_dim (2) and rotary_interleaved (False) need rotary_emb"),
+    ({"rotary_base": 5e5}, "rotary_base (500000) and rotary_scaling (1) need rotary_emb"),
     ({"rotary_emb": True, "rotary_dim": 6}, "rotates 6 features of heads of 4; expected an even number"),
     ({"rotary_emb": True, "rotary_dim": 3}, "rotates 3 features of heads of 4"),
     ({"shared_norm": True}, "shared_norm needs parallel_residual"),
