@@ -21,6 +21,7 @@ from jax._src.interpreters import mlir as jax_mlir
 from jax._src.lib import xla_client
 from jax.experimental import topologies
 from jaxlib.mlir import ir
+from orphans import end_with_parent  # beside this script
 
 UNPRINTED = ("v5p", "v6e")  # the text of their asynchronous operations is refused; they dump it
 
@@ -85,6 +86,7 @@ def refusal(text: str) -> dict:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     with open(sys.argv[2], encoding="utf-8") as given:
         wanted = json.load(given)
     if wanted.get("topology_name", "").startswith(UNPRINTED):  # read when the compiler is loaded

@@ -3,6 +3,9 @@
 import glob
 import json
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -10,7 +13,7 @@ from gpt_neo.config import load_config
 from gpt_neo.config.estimate import step_flops
 from gpt_neo.errors import DeviceError
 from gpt_neo.runtime.mesh import MeshPlan, check_layout
-from gpt_neo.spmd.compile_check import check, compile_program
+from gpt_neo.spmd.compile_check import COMPILER, check, compile_program
 from gpt_neo.spmd.program import Program
 from gpt_neo.spmd.topologies import find_slice
 from tests.spmd.tools import make_run
@@ -36,6 +39,26 @@ def test_what_is_used_counts_donated_memory_once(tmp_path):
 def test_too_little_memory_of_a_core_is_a_verdict(tmp_path):
     report = {"fits": False, "used_bytes": 5e10, "usable_bytes": 1e10, "reason": "out of memory"}
     assert verdict(tmp_path, f"echo '{json.dumps(report)}'") == report
+
+
+def test_a_kill_takes_the_compiler_along(tmp_path):
+    """Which may take half an hour and all memory. What it needs of JAX is stood in for."""
+    names = "jax jax._src jax._src.lib jax._src.interpreters jax._src.interpreters.mlir jax._src.lib.xla_client "
+    names += "jax.experimental jax.experimental.topologies jaxlib jaxlib.mlir jaxlib.mlir.ir"
+    for name in names.split():
+        (tmp_path / name.replace(".", "/")).mkdir()
+        (tmp_path / name.replace(".", "/") / "__init__.py").touch()
+    wait = "import time\ndef get_topology_desc(**target):\n    print('up', flush=True)\n    time.sleep(60)\n"
+    (tmp_path / "jax/experimental/topologies/__init__.py").write_text(wait)
+    (tmp_path / "target.json").write_text("{}")
+    script = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    words = [sys.executable, "-c", script, str(COMPILER), "module", str(tmp_path / "target.json"), "1", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout.readline() == "up\n"
+        running.kill()
+        began = time.monotonic()
+        assert running.stdout.read() == "" and time.monotonic() - began < 20, "nobody holds its output any more"
 
 
 @pytest.mark.parametrize("temporary, fits", [(30, True), (40, False)])
