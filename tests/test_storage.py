@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import subprocess
 import time
 
 import pytest
@@ -334,3 +335,16 @@ def test_a_line_that_was_cut_off_swallows_no_other(tmp_path):
         files.append_text(str(path), '{"step": 2}\n')
         files.append_text(str(path), "½\n")
         assert path.read_text() == after + '{"step": 2}\n½\n'
+
+
+def test_a_copy_of_hard_links_has_logs_of_its_own(tmp_path):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    run.mkdir()
+    (run / "train_log.jsonl").write_text("1\n")
+    subprocess.run(["cp", "-al", str(run), str(copy)], check=True)
+    files.append_text(str(copy / "train_log.jsonl"), "2\n")
+    files.append_text(str(run / "train_log.jsonl"), "3\n")
+    files.append_text(str(copy / "train_log.jsonl"), "4\n")
+    assert (run / "train_log.jsonl").read_text() == "1\n3\n"
+    assert (copy / "train_log.jsonl").read_text() == "1\n2\n4\n"
+    assert sorted(path.name for path in copy.iterdir()) == ["train_log.jsonl"]

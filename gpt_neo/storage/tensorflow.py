@@ -151,8 +151,11 @@ def write_text(path: str, text: str) -> None:
 
 
 def append_text(path: str, text: str) -> None:
-    """Add lines to the end of a file; a last one that was cut off, as a power loss leaves it, is ended first."""
+    """Add lines to the end of a file; a last one that was cut off, as a power loss leaves it, is ended first. Of a file
+    with further names, as `cp -al` copies a run, they get nothing: this one becomes a file of its own."""
     if not is_remote(path):
+        if storage.exists(path) and os.stat(local(path)).st_nlink > 1:
+            storage.write_bytes(path, storage.read_bytes(path))
         with open(local(path), "ab+") as handle:
             handle.seek(max(0, handle.tell() - 1))
             cut = handle.read(1) not in (b"", b"\n")
