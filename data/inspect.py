@@ -16,7 +16,7 @@ if __name__ == "inspect":
 else:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-    from gpt_neo.cli.commands import script
+    from gpt_neo.__main__ import script
 
 
 def main(argv=None) -> int:

@@ -16,7 +16,7 @@ import sysconfig
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from gpt_neo.cli.common import run_command  # noqa: E402
+from gpt_neo.__main__ import run_command  # noqa: E402
 from gpt_neo.errors import DataError  # noqa: E402
 
 HELD_OUT = 20  # one document in so many

@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from gpt_neo.cli.common import run_command  # noqa: E402
+from gpt_neo.__main__ import run_command  # noqa: E402
 
 
 def main(argv=None) -> int:

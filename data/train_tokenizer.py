@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from gpt_neo.cli.commands import script  # noqa: E402
+from gpt_neo.__main__ import script  # noqa: E402
 
 
 def main(argv=None) -> int:

@@ -210,7 +210,10 @@ run(sys.argv[1], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("program", ["main.py", "gpt_neo"])
+NAMES = "create_tfrecords inspect make_demo_corpus plot_loss train_tokenizer".split()
+
+
+@pytest.mark.parametrize("program", ["main.py", "gpt_neo", *(f"data/{name}.py" for name in NAMES)])
 def test_ctrl_c_at_the_very_beginning(program):
     done = subprocess.run([sys.executable, "-c", EARLY, program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
