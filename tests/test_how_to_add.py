@@ -13,7 +13,8 @@ from gpt_neo.checkpoint.families import family_of
 from gpt_neo.checkpoint.fit import fit_checkpoint
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.checkpoint.recast import Recast
-from gpt_neo.config import network, optimizers, schema
+from gpt_neo.config import activations as names
+from gpt_neo.config import network, optimizers
 from gpt_neo.config.estimate import count_parameters, sampling_memory, slot_bytes, training_memory
 from gpt_neo.config.layouts import dimension_sizes
 from gpt_neo.config.network import Cache, Variable, variables_of
@@ -167,7 +168,7 @@ def check_decoding(model, folder):
 
 
 def test_activation(monkeypatch, tmp_path):
-    monkeypatch.setitem(schema.ACTIVATIONS, "cube", {"scale": 0.5})
+    monkeypatch.setitem(names.ACTIVATIONS, "cube", {"scale": 0.5})
     monkeypatch.setitem(activations.LEARNED, "cube", lambda x, v: v["scale"] * x * x * x)
     run = make_run({"activation_function": "cube", "lr": 0.01})
     learned = variables_of(run.model)["gpt2/h1/mlp/activation/scale"]
@@ -179,7 +180,7 @@ def test_activation(monkeypatch, tmp_path):
         own_pairs(run.model)
     with pytest.raises(CheckpointError, match="no model for this config: activation_.*; nor has --custom_code: a"):
         in_their_words(Recast(run.model, run.model), custom_code=False)
-    monkeypatch.setitem(schema.ACTIVATIONS, "flat", {})
+    monkeypatch.setitem(names.ACTIVATIONS, "flat", {})
     monkeypatch.setitem(activations.PLAIN, "flat", lambda x: x * 0.0)
     flat = make_run({"activation_function": "flat"}).model
     checkpoint = save_random(flat, str(tmp_path))

@@ -14,7 +14,8 @@ from typing import Callable, Optional
 
 import regex
 
-from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
+from gpt_neo.config.activations import ACTIVATIONS
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
 
 PATIENCE = 1.0  # seconds for a pattern of a config on one name

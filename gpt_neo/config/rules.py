@@ -7,8 +7,9 @@ import types
 from collections.abc import Mapping
 from typing import Any, Callable
 
+from gpt_neo.config.activations import ACTIVATIONS
 from gpt_neo.config.network import KINDS, clashing_kinds, kinds_of
-from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
 
 

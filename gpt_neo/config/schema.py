@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
+from gpt_neo.config.activations import ACTIVATIONS
 from gpt_neo.config.optimizers import OPTIMIZERS
 
 
@@ -41,56 +42,6 @@ LARGEST = 2**31 - 1  # size of a dimension in TensorFlow and Mesh-TensorFlow, an
 # What float32 computes with: 1 - decay of a larger one is 0 or has no digit right, and what is smaller added to a root
 # or a square is lost where these are 0, so that 0 / 0 follows.
 LARGEST_DECAY, SMALLEST_ROOT, SMALLEST_SQUARE = 0.999999, 1e-20, 1e-30
-# Activations, and the numbers that some learn per layer, with their initial values. What they compute stands in
-# model/activations.py, by the same names; a test holds both lists against each other.
-ACTIVATIONS: dict[str, dict[str, float]] = {
-    "gelu": {},
-    "relu": {},
-    "sigmoid": {},
-    "tanh": {},
-    "selu": {},
-    "elu": {},
-    "abs": {},
-    "sin": {},
-    "cos": {},
-    "sign": {},
-    "silu": {},
-    "softplus": {},
-    "lrelu001": {},
-    "lrelu020": {},
-    "id": {},
-    "triangle_relax": {},
-    "square_relax": {},
-    "spike": {},
-    "spike2": {},
-    "tanhshrink": {},
-    "softsign": {},
-    "softmax": {},
-    "logsoftmax": {},
-    "bipolarsigmoid": {},
-    "rrelu": {},
-    "elish": {},
-    "arcsinh": {},
-    "aria": {"a": 0.0, "k": 1.0, "c": 0.0, "q": 1.0, "b": -1.0, "nu": 0.0},
-    "prelu": {"slope": 0.2},
-    "parcsinh": {"scale": 1.0, "stretch": 0.0},
-    "psoftplus": {"scale": 1.0, "stretch": 1.0, "shift": 0.0},
-    "proottanh": {"power": 0.0, "floor": 0.0, "root": 0.0},
-    "maxsig": {},
-    "cosid": {},
-    "minsin": {},
-    "maxtanh": {},
-    "mish": {},
-    "tanhexp": {},
-    "lisht": {},
-    "seagull": {},
-    "snake": {},
-    "roottanh": {},
-    "softplusmone": {},
-    "swish": {},
-    "leaky_relu": {},
-    "gelu_erf": {},
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""Activations by their config names (`config.schema.ACTIVATIONS`)."""
+"""Activations by their config names (`config.activations.ACTIVATIONS`)."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Callable
 
-from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
+from gpt_neo.config.activations import ACTIVATIONS
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.errors import ConfigError
 from gpt_neo.mtf_compat import Dimension, Tensor, mtf, tf
 from gpt_neo.ops.gelu import gelu

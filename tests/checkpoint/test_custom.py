@@ -15,8 +15,8 @@ from gpt_neo.checkpoint.custom import FILE, FOLDER
 from gpt_neo.checkpoint.initial import hf_values
 from gpt_neo.checkpoint.names import is_slot
 from gpt_neo.config import load_config
+from gpt_neo.config.activations import ACTIVATIONS
 from gpt_neo.config.network import mlp_variables
-from gpt_neo.config.schema import ACTIVATIONS
 from gpt_neo.errors import CheckpointError
 from gpt_neo.model.activations import activate
 from gpt_neo.mtf_compat import lower_locally, mtf, tf

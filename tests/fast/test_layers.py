@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("gpt_neo.fast.silent")
 
-from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
+from gpt_neo.config.activations import ACTIVATIONS
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.fast.activations import LEARNED, PLAIN
 from gpt_neo.fast.layers import LAYERS, unsupported
 from gpt_neo.fast.network import Network

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from gpt_neo.config.activations import ACTIVATIONS
 from gpt_neo.config.network import axial_tables, mlp_variables, norm_variables
-from gpt_neo.config.schema import ACTIVATIONS, ModelConfig
+from gpt_neo.config.schema import ModelConfig
 from gpt_neo.model.activations import LEARNED, OVER_WIDTH, PLAIN, activate
 from gpt_neo.model.attention.softmax import global_attention
 from gpt_neo.model.context import Context
