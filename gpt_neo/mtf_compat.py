@@ -167,6 +167,9 @@ def trace_json(path: str) -> bytes:
     return data if done else b"{}"
 
 
+ANSWER = "with body '"  # that of a server begins so, and ends with a quote
+
+
 def graph_reason(error: Exception) -> str:
     """What went wrong, in one line, of an error of TensorFlow or the system.
 
@@ -178,17 +181,27 @@ def graph_reason(error: Exception) -> str:
     lines = [line.strip() for line in str(getattr(error, "message", None) or error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    marks = [i for i, line in enumerate(lines) if line.startswith("[[{{node")]
-    end = marks[0] if marks and marks[0] else len(lines) if lines[0].startswith("Graph execution error") else 1
-    first = end - 1
+    node = next((i for i, line in enumerate(lines) if line.startswith("[[{{node")), 0)
+    in_graph = node > 0 or lines[0].startswith("Graph execution error")
+    reason = reason_before(lines[: node or None]) if in_graph else reason_at_first(lines)
+    return " ".join(reason).rstrip(".")
+
+
+def reason_before(lines: list[str]) -> list[str]:
+    """The reason at the end of lines: the last one; the answer of a server that ends there, from its beginning; and the
+    lines after either that say when it was."""
+    first = len(lines) - 1
     while first and lines[first].startswith("when "):  # when uploading gs://...
         first -= 1
-    bodies = [i for i in range(first + 1) if "with body '" in lines[i]]
-    if bodies and lines[first].endswith("'"):
-        first = bodies[-1]
-    elif bodies and not first:
-        end = next((i + 1 for i in range(end, len(lines)) if lines[i].endswith("'")), end)
-    return " ".join(lines[first:end]).rstrip(".")
+    answers = [i for i in range(first + 1) if ANSWER in lines[i]]
+    return lines[answers[-1] :] if answers and lines[first].endswith("'") else lines[first:]
+
+
+def reason_at_first(lines: list[str]) -> list[str]:
+    """The reason at the beginning of lines: the first one, or the answer of a server to its end."""
+    if ANSWER in lines[0]:
+        return lines[: next((i + 1 for i, line in enumerate(lines) if line.endswith("'")), 1)]
+    return lines[:1]
 
 
 def lower_locally(graph: Any, mesh: Any) -> Any:
