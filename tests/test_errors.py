@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def test_a_limit_of_the_machine_is_a_line(capsys):
     assert second.endswith("(ulimit -v)")
     done = subprocess.run([sys.executable, "-c", THREAD], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stderr.startswith("error: no more threads: "), done.stderr
+
+
+def test_no_place_for_temporary_files_names_the_variable(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert run_command(tempfile.mkdtemp) == 2
+    assert capsys.readouterr().err.endswith(f"['{tmp_path}/none']; TMPDIR names another\n")
 
 
 HTTP = "Error executing an HTTP request: HTTP response code 403 with body '{"

@@ -42,7 +42,8 @@ def told(error: Exception) -> int:
         return 128 + signal.SIGPIPE
     if isinstance(error, OSError):
         path = f"{error.filename}: " if error.filename else ""
-        complain(f"error: {path}{reason_of(error)}{without_folder()}")
+        advice = "; TMPDIR names another" if "No usable temporary directory" in reason_of(error) else ""
+        complain(f"error: {path}{reason_of(error)}{advice}{without_folder()}")
         forget(sys.stdout)
         return 2
     if isinstance(error, MemoryError):
