@@ -80,8 +80,8 @@ class HeldOutRecords:
     def __init__(self, batches):
         assert batches == 4  # of the 5 asked for: there are no more records
 
-    def evaluate(self, checkpoint, alive):
-        alive()
+    def evaluate(self, checkpoint, progress):
+        progress(1, 1)
         loss = {3: 4.0, 6: 1.0, 9: 2.0, 10: 3.0}.get(step_of(checkpoint), 9.0)
         numbers = {"loss": loss, "perplexity": loss, "bits_per_byte": None, "bits_per_character": None}
         return {
