@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import os
 import re
+from collections.abc import Collection
 from typing import Callable, Optional, TypeVar
 
 from gpt_neo import storage
@@ -19,6 +20,7 @@ from gpt_neo.errors import CheckpointError, reason_of
 from gpt_neo.storage import tensorflow as files
 
 Read = TypeVar("Read")
+Given = TypeVar("Given")
 STATE = "checkpoint"
 PART = re.compile(r"\.(?:index|meta|data-\d+-of-\d+)$")
 NAMED = re.compile(re.escape(PREFIX) + r"\d+")
@@ -131,22 +133,36 @@ def read_checkpoint(
     Raises:
       CheckpointError: there is no such one, or it is damaged.
     """
-    while True:
-        found = find_checkpoint(folder, which) if first is None else Found(first)
-        first = None
+    known = [] if first is None else [Found(first)]
+
+    def find() -> tuple[str, list[str]]:
+        found = known.pop() if known else find_checkpoint(folder, which)
         for line in found.notes:
             tell(line)
+        return found.path, [found.path]
+
+    return read_found(find, read, tell)
+
+
+def read_found(
+    find: Callable[[], tuple[Given, Collection[str]]], read: Callable[[Given], Read], tell: Callable[[str], None]
+) -> Read:
+    """What `read` makes of what `find` gives; of what it gives next where a checkpoint was deleted before it was read.
+
+    Args:
+      find: gives what is read, and the paths of checkpoints in it that may be replaced by others.
+      read: called once more after a CheckpointError if one of these is no longer there.
+      tell: called with lines for the person.
+    """
+    while True:
+        given, paths = find()
         try:
-            return read(found.path)
+            return read(given)
         except CheckpointError:
-            if found.path in checkpoints_of(os.path.dirname(found.path)):
+            gone = sorted(path for path in paths if path not in checkpoints_of(os.path.dirname(path)))
+            if not gone:
                 raise
-        tell(gone_text(found.path))
-
-
-def gone_text(path: str) -> str:
-    """That a training beside has deleted a checkpoint, and what is done about it."""
-    return f"{os.path.basename(path)} was deleted before it was read (keep_checkpoints); looking again"
+        tell(f"{os.path.basename(gone[0])} was deleted before it was read (keep_checkpoints); looking again")
 
 
 def find_checkpoint(folder: str, which: Optional[str] = None) -> Found:

@@ -6,12 +6,12 @@ import os
 
 from gpt_neo import storage
 from gpt_neo.checkpoint.average import average_checkpoints
-from gpt_neo.checkpoint.folder import checkpoints_of, find_checkpoint, gone_text, no_checkpoint, prefix_of
+from gpt_neo.checkpoint.folder import checkpoints_of, find_checkpoint, no_checkpoint, prefix_of, read_found
 from gpt_neo.checkpoint.names import step_of
 from gpt_neo.cli import quiet
 from gpt_neo.cli.console import note
 from gpt_neo.cli.tool_options import Average
-from gpt_neo.errors import CheckpointError, ConfigError, counted
+from gpt_neo.errors import ConfigError, counted
 from gpt_neo.storage.tensorflow import is_folder
 
 
@@ -22,19 +22,13 @@ def average(options: Average) -> int:
       ConfigError: --last with anything but one folder.
       CheckpointError: a folder has no checkpoint, or as `average_checkpoints`.
     """
-    given = options.sources
-    if any(map(storage.scheme_of, [*given, options.to])):  # which TensorFlow reads and writes
+    if any(map(storage.scheme_of, [*options.sources, options.to])):  # which TensorFlow reads and writes
         quiet.silence(False)
-    while True:
-        sources, searched = chosen(options)
-        try:
-            path = average_checkpoints(sources, options.to)
-            break
-        except CheckpointError:
-            gone = sorted(source for source in searched if source not in checkpoints_of(os.path.dirname(source)))
-            if not gone:
-                raise
-        note(gone_text(gone[0]))
+
+    def mean(sources: list[str]) -> tuple[list[str], str]:
+        return sources, average_checkpoints(sources, options.to)
+
+    sources, path = read_found(lambda: chosen(options), mean, note)
     alike = len({os.path.dirname(source) for source in sources}) == 1
     names = ", ".join(os.path.basename(source) if alike else source for source in sources)
     print(f"averaged  {counted(len(sources), 'checkpoint')} ({names}) into {path}")
